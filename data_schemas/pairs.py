@@ -1,0 +1,68 @@
+"""Preference pairs, and the reasons why others were rejected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from focusdpo.data_schemas.subjects import ImageKey, Reference
+
+PairSource = Literal["disrupt", "rank"]
+Reason = Literal[
+    "missing_subject",       # a subject was not found in the would-be winner
+    "duplicate_subject",     # a subject was found more than once in it
+    "weak_winner",           # the winner does not keep identity well enough
+    "no_identity_drop",      # the loser keeps identity nearly as well as the winner
+    "meaning_changed",       # CLIP-T of winner and loser differ by more than the tolerance
+    "background_changed",    # pixels outside the repainted mask differ
+    "too_few_candidates",    # rank: fewer than two usable candidates
+    "small_margin",          # rank: best and worst are too close
+    "surplus",               # more pairs than the scene's quota; the best were kept
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Winner and loser of one scene. R subjects in scene order."""
+
+    id: str
+    scene_id: str
+    partition: str
+    source: PairSource
+    mode: str
+    """disrupt: all, subset or swap; rank: rank."""
+    prompt: str
+    subject_ids: tuple[str, ...]
+    class_names: tuple[str, ...]
+    captions: tuple[str, ...]
+    win_id: str
+    lose_id: str
+    win_image: ImageKey
+    lose_image: ImageKey
+    masks: tuple[ImageKey, ...]
+    """Where each subject stands: for disrupt its instance mask, for rank the union over both."""
+    prior: ImageKey | None
+    """disrupt: the region really repainted. rank: None, meaning the union of `masks`."""
+    references: tuple[Reference, ...]
+    """One reference per subject, the one the generator saw."""
+    win_identity: tuple[float, ...]
+    lose_identity: tuple[float, ...]
+    win_leakage_margin: tuple[float, ...]
+    lose_leakage_margin: tuple[float, ...]
+    win_clip_t: float
+    lose_clip_t: float
+    margin: float
+    """Mean over the subjects that differ of win identity - lose identity."""
+    reason: str
+    """Why it was accepted, in words with its numbers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reject:
+    """A would-be pair that was dropped."""
+
+    scene_id: str
+    candidate_id: str
+    source: PairSource
+    reason: Reason
+    detail: str

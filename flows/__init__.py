@@ -1,0 +1,1 @@
+"""Prefect flows, configuration, wiring, report and the command line."""

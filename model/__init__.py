@@ -1,0 +1,1 @@
+"""Backbones, focus maps, objectives and training: torch, tensors, no folders."""

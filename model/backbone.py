@@ -1,0 +1,141 @@
+"""What a generator must offer to be trained, sampled and repainted with.
+
+Shapes: B images, T text tokens, R references with n_r tokens each, N target tokens, C channels of a
+packed latent token, D feature width. Latents are flow matching's: x_t = (1 - sigma) x_0 + sigma e,
+target velocity v = e - x_0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+Grid = tuple[int, int]
+"""Rows and columns of a token grid."""
+
+
+class FeatureConfig(BaseModel):
+    """Which token features the attention field reads (paper: "mm-attention"; method notes 3.5,
+    rows 4 and 5)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["keys", "queries", "block_output"] = Field(
+        "keys", description="keys and queries are taken after QK norm and before RoPE"
+    )
+    blocks: tuple[str, ...] = Field(
+        (), description='blocks by name, e.g. "double.0", "single.2"; empty: the backbone\'s default'
+    )
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Encoded prompts."""
+
+    embeds_BTD: Tensor
+    pooled_BD: Tensor
+
+    def repeat(self, times: int) -> Prompts:
+        """The batch laid end to end `times` times."""
+        return Prompts(self.embeds_BTD.repeat(times, 1, 1), self.pooled_BD.repeat(times, 1))
+
+
+@dataclass(frozen=True)
+class References:
+    """Encoded references: one entry per subject slot, in prompt order."""
+
+    tokens: tuple[Tensor, ...]
+    """Per reference (B, n_r, C)."""
+    masks: tuple[Tensor, ...]
+    """Per reference (B, n_r), 1 where the token shows the subject."""
+    grids: tuple[Grid, ...]
+
+    def repeat(self, times: int) -> References:
+        """The batch laid end to end `times` times."""
+        return References(
+            tuple(t.repeat(times, 1, 1) for t in self.tokens),
+            tuple(m.repeat(times, 1) for m in self.masks),
+            self.grids,
+        )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A forward pass."""
+
+    velocity_BNC: Tensor
+    target_features: tuple[Tensor, ...] = ()
+    """Per captured block (B, N, D), detached."""
+    reference_features: tuple[tuple[Tensor, ...], ...] = ()
+    """Per captured block, per reference (B, n_r, D), detached."""
+
+
+class Backbone(Protocol):
+    """A multi-reference generator. The adapter is added to `transformer`."""
+
+    transformer: nn.Module
+    image_size: tuple[int, int]
+    """Height and width in pixels."""
+    grid: Grid
+    """Target token grid for `image_size`."""
+    lora_targets: tuple[str, ...]
+    """Module names (suffixes) that a policy LoRA covers by default."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of weights and sampling settings."""
+        ...
+
+    def encode_images(self, images_BCHW: Tensor) -> Tensor:
+        """Images in [-1, 1] -> packed latents (B, N, C): the posterior's mode, no noise."""
+        ...
+
+    def decode(self, latents_BNC: Tensor) -> Tensor:
+        """Packed latents -> images (B, 3, H, W) in [-1, 1]."""
+        ...
+
+    def encode_references(
+        self, images: Sequence[Tensor], masks: Sequence[Tensor]
+    ) -> References:
+        """Per reference slot: images (B, 3, h, w) in [-1, 1] and masks (B, h, w) in {0, 1}."""
+        ...
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Prompts: ...
+
+    def predict(
+        self,
+        noisy_BNC: Tensor,
+        sigma_B: Tensor,
+        prompts: Prompts,
+        references: References,
+        capture: FeatureConfig | None = None,
+    ) -> Prediction:
+        """Velocity for noisy latents; with `capture`, token features from the same pass."""
+        ...
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        seeds: Sequence[int],
+    ) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1]; references per slot as in `encode_references`, slots may
+        be none. The noise of item b comes from seeds[b] alone."""
+        ...
+
+    def inpaint(
+        self,
+        images_BCHW: Tensor,
+        masks_BHW: Tensor,
+        prompts: Sequence[str],
+        images: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        seeds: Sequence[int],
+    ) -> Tensor:
+        """Repaints masks_BHW (1 = repaint) of images_BCHW."""
+        ...

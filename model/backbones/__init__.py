@@ -1,0 +1,1 @@
+"""Generators behind the `Backbone` protocol."""

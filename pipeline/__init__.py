@@ -1,0 +1,1 @@
+"""The dataset stages, the store and the metrics: typed records in, typed records out."""

@@ -1,0 +1,106 @@
+"""What a stage needs from the models: protocols that pocket and real parts fit by shape.
+
+Images are uint8 arrays (H, W, 3), masks bool arrays (H, W). Each part has a `fingerprint`, a hash
+of its weights and settings, which enters the content key of all that it makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceImage:
+    """A subject's picture, white outside the mask."""
+
+    image: Image
+    mask: Mask
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """One region that a segmenter claims for a word."""
+
+    class_name: str
+    mask: Mask
+    box: tuple[int, int, int, int]
+    confidence: float
+
+
+class Part(Protocol):
+    @property
+    def fingerprint(self) -> str: ...
+
+
+class Generator(Part, Protocol):
+    """Paints scenes with references."""
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        references: Sequence[Sequence[ReferenceImage]],
+        seeds: Sequence[int],
+    ) -> list[Image]:
+        """One image per prompt; references[b] in the order of the prompt's subjects, possibly
+        empty (text alone). All items of a call have equally many references. An image depends on
+        its own prompt, references and seed only."""
+        ...
+
+
+class Inpainter(Part, Protocol):
+    """Repaints a region."""
+
+    def inpaint(
+        self,
+        images: Sequence[Image],
+        masks: Sequence[Mask],
+        prompts: Sequence[str],
+        references: Sequence[Sequence[ReferenceImage]],
+        seeds: Sequence[int],
+    ) -> list[Image]:
+        """Each image with its masked region repainted from prompt and references (none: text
+        only). Pixels outside the mask may change slightly; the caller pastes back."""
+        ...
+
+
+class Segmenter(Part, Protocol):
+    """Finds instances of words."""
+
+    def segment(
+        self, images: Sequence[Image], class_names: Sequence[Sequence[str]]
+    ) -> list[list[Detection]]:
+        """All instances of each of the words in each image, best first; words are distinct."""
+        ...
+
+
+class IdentityEncoder(Part, Protocol):
+    """Tells individuals apart (DINO class)."""
+
+    def embed(self, images: Sequence[Image], masks: Sequence[Mask]) -> Vectors:
+        """(B, D), unit length: the masked subject of each image, whatever surrounds it."""
+        ...
+
+
+class TextImageEncoder(Part, Protocol):
+    """Compares images with words (CLIP)."""
+
+    def embed_images(self, images: Sequence[Image]) -> Vectors: ...
+
+    def embed_texts(self, texts: Sequence[str]) -> Vectors: ...
+
+
+class Captioner(Part, Protocol):
+    """Words for an instance."""
+
+    def caption(
+        self, images: Sequence[Image], masks: Sequence[Mask], class_names: Sequence[str]
+    ) -> list[str]: ...

@@ -1,0 +1,1 @@
+"""How each pocket model is trained; `focusdpo pocket train NAME` runs one."""
