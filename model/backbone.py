@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+
+if TYPE_CHECKING:  # configs import this module: keep torch (2 s) out of them
+    from torch import Tensor, nn
 
 Grid = tuple[int, int]
 """Rows and columns of a token grid."""
