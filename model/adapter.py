@@ -1,0 +1,229 @@
+"""The policy: one LoRA on the backbone's transformer; the reference policy is the same weights with
+the LoRA left out.
+
+On disk: `pytorch_lora_weights.safetensors` in diffusers' layout (a pipeline's `load_lora_weights`
+reads it) and `adapter.json`, a card that says what it was trained on and for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.model.backbone import Backbone
+from focusdpo.model.checkpoint import write_file
+from focusdpo.model.configs import LoraConfig
+
+__all__ = [
+    "AdapterCard",
+    "LoraConfig",
+    "add_policy",
+    "load_adapter",
+    "policy_parameters",
+    "reference_policy",
+    "remove_policy",
+    "save_adapter",
+    "set_scale",
+]
+
+NAME = "policy"
+WEIGHTS = "pytorch_lora_weights.safetensors"
+CARD = "adapter.json"
+_PREFIX = "transformer"
+
+
+class AdapterCard(BaseModel):
+    """What an adapter is: enough to refuse it where it does not belong."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = Field(1, description="of this card")
+    lora: LoraConfig = Field(description="with the targets that were really covered")
+    base_fingerprint: str = Field(description="the backbone it was trained on")
+    dataset_version: str = Field(description="the dataset it was trained on")
+    objective: str = Field(description="name of the objective")
+    step: int = Field(description="optimiser steps taken")
+    train_config: dict[str, Any] = Field(default_factory=dict, description="the whole config")
+    weights_digest: str = Field("", description="blake2b of the weights file")
+
+
+def _layers(transformer: nn.Module) -> list[Any]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [module for module in transformer.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def add_policy(transformer: nn.Module, config: LoraConfig, *, seed: int) -> None:
+    """Adds a LoRA that changes nothing yet (its B is zero) and freezes everything else.
+
+    Its start depends on `seed` alone. Weights are float32 whatever the base's type."""
+    import peft
+
+    transformer.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            transformer.add_adapter(
+                peft.LoraConfig(
+                    r=config.rank,
+                    lora_alpha=config.alpha,
+                    target_modules=list(config.targets),
+                    init_lora_weights=True,
+                ),
+                adapter_name=NAME,
+            )
+        except ValueError as error:
+            raise UserError(
+                f"lora.targets {list(config.targets)}: {error}. "
+                "Name modules of the backbone's transformer, or leave it empty for its default."
+            ) from error
+    for parameter in policy_parameters(transformer).values():
+        parameter.data = parameter.data.float()
+
+
+def remove_policy(transformer: nn.Module) -> None:
+    """Takes the LoRA away and leaves the base as it was, frozen."""
+    if _layers(transformer):
+        transformer.unload_lora()
+
+
+def policy_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
+    """The LoRA's parameters by name, in a fixed order."""
+    return {
+        name: parameter
+        for name, parameter in sorted(transformer.named_parameters())
+        if f".{NAME}." in name and "lora_" in name
+    }
+
+
+@contextmanager
+def reference_policy(transformer: nn.Module) -> Iterator[None]:
+    """Inside, the transformer is the reference policy: the LoRA has scale 0.
+
+    Its layers skip the LoRA, so the output equals the base's bit for bit and costs no more. peft's
+    own `disable_adapters` also flips requires_grad, which breaks sharded training and may thaw
+    frozen adapters; this touches no parameter. Use it under no_grad, and never between a
+    checkpointed forward pass and its backward."""
+    layers = _layers(transformer)
+    before = [layer._disable_adapters for layer in layers]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True
+        yield
+    finally:
+        for layer, flag in zip(layers, before, strict=True):
+            layer._disable_adapters = flag
+
+
+def set_scale(transformer: nn.Module, scale: float) -> None:
+    """Multiplies what the LoRA adds by `scale` (1: as trained)."""
+    for layer in _layers(transformer):
+        layer.set_scale(NAME, scale)
+
+
+def _short_name(name: str) -> str:
+    """Module path without peft's adapter name: `x.lora_A.policy.weight` -> `x.lora_A.weight`."""
+    return name.replace(f".{NAME}.", ".")
+
+
+def save_adapter(
+    directory: Path, transformer: nn.Module, card: AdapterCard, weights: dict[str, Tensor]
+) -> None:
+    """Writes weights (by `policy_parameters` names), then the card: a folder with a card whose
+    digest fits is whole."""
+    from safetensors.torch import save
+
+    tensors = {
+        f"{_PREFIX}.{_short_name(name)}": tensor.detach().float().cpu().contiguous()
+        for name, tensor in weights.items()
+    }
+    peft_config = transformer.peft_config[NAME].to_dict()
+    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in peft_config.items()}
+    metadata = {f"{_PREFIX}.{key}": value for key, value in plain.items()}
+    # One metadata key: safetensors writes several in an order that changes from run to run.
+    data = save(tensors, {"lora_adapter_metadata": json.dumps(metadata, sort_keys=True)})
+    card = card.model_copy(update={"weights_digest": _digest(data)})
+    directory.mkdir(parents=True, exist_ok=True)
+    write_file(directory / WEIGHTS, data)
+    write_file(directory / CARD, (card.model_dump_json(indent=2) + "\n").encode())
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def read_card(directory: Path) -> AdapterCard:
+    """The card of an adapter folder."""
+    path = directory / CARD
+    if not path.is_file():
+        raise UserError(
+            f"{directory}: no {CARD} here. Expected the folder that training writes "
+            f"(<run>/adapter with {CARD} and {WEIGHTS})."
+        )
+    try:
+        return AdapterCard.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise UserError(
+            f"{path}: not an adapter card ({error.errors()[0]['msg']}). Train again, or copy the "
+            "folder anew from where it was whole."
+        ) from error
+
+
+def _read_weights(directory: Path, card: AdapterCard) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    path = directory / WEIGHTS
+    if not path.is_file():
+        raise UserError(f"{path} is missing. Copy the adapter folder anew, or train again.")
+    data = path.read_bytes()
+    broken = f"{path} is corrupt or truncated ({len(data)} bytes). Copy it anew, or train again."
+    if card.weights_digest and _digest(data) != card.weights_digest:
+        raise UserError(broken)
+    try:
+        tensors = load(data)
+    except SafetensorError as error:
+        raise UserError(f"{broken} ({error})") from error
+    return {name.removeprefix(f"{_PREFIX}."): tensor for name, tensor in tensors.items()}
+
+
+def load_adapter(backbone: Backbone, directory: Path, scale: float = 1.0) -> AdapterCard:
+    """Puts a trained adapter on the backbone's transformer, replacing one that is there.
+
+    UserError if the folder is incomplete, corrupt, made for another base, or does not fit."""
+    directory = Path(directory)
+    card = read_card(directory)
+    tensors = _read_weights(directory, card)
+    remove_policy(backbone.transformer)
+    if card.base_fingerprint != backbone.fingerprint:
+        raise UserError(
+            f"{directory}: trained on base {card.base_fingerprint}, but the base here is "
+            f"{backbone.fingerprint}. Use the preset and weights it was trained with, or train "
+            "an adapter for this base."
+        )
+    add_policy(backbone.transformer, card.lora, seed=0)
+    parameters = policy_parameters(backbone.transformer)
+    wanted = {_short_name(name): parameter for name, parameter in parameters.items()}
+    wrong = sorted(wanted.keys() ^ tensors.keys()) or [
+        name for name, tensor in tensors.items() if tensor.shape != wanted[name].shape
+    ]
+    if wrong:
+        remove_policy(backbone.transformer)
+        raise UserError(
+            f"{directory / WEIGHTS}: {len(wrong)} tensors do not fit this transformer, the first "
+            f"is {wrong[0]}. It belongs to another architecture; train one for this base."
+        )
+    for name, parameter in wanted.items():
+        parameter.data.copy_(tensors[name])
+        parameter.requires_grad_(False)
+    set_scale(backbone.transformer, scale)
+    return card

@@ -1,0 +1,137 @@
+"""Training state on disk: whole or not there at all.
+
+A checkpoint is a folder `step-000123` with `state.safetensors` and `checkpoint.json`. It is written
+under a temporary name, flushed to the disk and renamed, so a kill at any moment leaves the last one
+as it was. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from focusdpo.data_schemas.errors import UserError
+
+STATE = "state.safetensors"
+META = "checkpoint.json"
+_NAME = re.compile(r"step-(\d{6,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """State after `step` optimiser steps."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+    path: Path
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        raise UserError(
+            f"cannot write {path}: {error.strerror}. Free some space or choose another output "
+            "folder, then run the same command again: it goes on from the last checkpoint."
+        ) from error
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Replaces a file in one step, flushed to the disk."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with _disk_errors(path):
+        temporary.write_bytes(data)
+        _flush(temporary)
+        temporary.replace(path)
+        _flush(path.parent)
+
+
+def save_checkpoint(
+    root: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, Any], *, keep: int = 2
+) -> Path:
+    """Writes one checkpoint and removes all but the newest `keep`."""
+    from safetensors.torch import save
+
+    final = root / f"step-{step:06d}"
+    temporary = root / f".tmp-step-{step:06d}"
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+    text = json.dumps({"step": step, "state_digest": digest, **meta}, indent=1, sort_keys=True)
+    with _disk_errors(final):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        (temporary / STATE).write_bytes(data)
+        (temporary / META).write_text(text)
+        for path in (temporary / STATE, temporary / META, temporary):
+            _flush(path)
+        if final.exists():  # left by a run that was killed between rename and its next step
+            shutil.rmtree(final)
+        temporary.rename(final)
+        _flush(root)
+    for old in list_checkpoints(root)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    if not root.is_dir():
+        return []
+    found = [(int(m[1]), path) for path in root.iterdir() if (m := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Reads and verifies one checkpoint; UserError naming it if it is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    advice = (
+        f"Remove the folder {path} and run the same command again: it goes on from the checkpoint "
+        "before it, or from the start."
+    )
+    try:
+        meta = json.loads((path / META).read_text())
+        data = (path / STATE).read_bytes()
+        step, digest = int(meta.pop("step")), meta.pop("state_digest")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"checkpoint {path} is damaged: {error}. {advice}") from error
+    if hashlib.blake2b(data, digest_size=16).hexdigest() != digest:
+        raise UserError(
+            f"checkpoint {path} is damaged: {STATE} ({len(data)} bytes) is corrupt or truncated. "
+            f"{advice}"
+        )
+    try:
+        tensors = load(data)
+    except SafetensorError as error:
+        raise UserError(f"checkpoint {path} is damaged: {error}. {advice}") from error
+    return Checkpoint(step, tensors, meta, path)
+
+
+def newest_checkpoint(root: Path) -> Checkpoint | None:
+    """The newest complete checkpoint of a run, or None for a fresh start."""
+    found = list_checkpoints(root)
+    return load_checkpoint(found[-1]) if found else None

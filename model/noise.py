@@ -1,0 +1,52 @@
+"""Noise and noise levels of a step: functions of (seed, step, slot) alone.
+
+One noise and one sigma per pair serve both branches and both models. Because no generator lives on
+between steps, a resumed run, another micro-batch size or another number of processes draws the same.
+Flow matching: x_t = (1 - sigma) x_0 + sigma e, target velocity e - x_0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from focusdpo.data_schemas.scenes import stable_hash
+from focusdpo.model.configs import NoiseConfig
+
+__all__ = ["NoiseConfig", "add_noise", "draw_noise", "sigma_from_uniform", "velocity_target"]
+
+
+def sigma_from_uniform(u_B: Tensor, config: NoiseConfig) -> Tensor:
+    """Uniform numbers in (0, 1) -> noise levels in (0, 1), by the inverse of their distribution."""
+    sigma_B = u_B
+    if config.distribution == "logit_normal":
+        sigma_B = torch.sigmoid(config.mean + config.std * torch.special.ndtri(u_B))
+    return config.shift * sigma_B / (1 + (config.shift - 1) * sigma_B)
+
+
+def draw_noise(
+    shape: tuple[int, int], slots: Iterable[int], *, seed: int, step: int, config: NoiseConfig
+) -> tuple[Tensor, Tensor]:
+    """Noise (B, N, C) and sigma (B,) for the pairs at `slots` of this step's batch; float32, CPU.
+
+    `shape` is (N, C)."""
+    noise, uniform = [], []
+    for slot in slots:
+        generator = torch.Generator().manual_seed(stable_hash("noise", seed, step, slot) % 2**63)
+        uniform.append(torch.rand((), generator=generator, dtype=torch.float64))
+        noise.append(torch.randn(shape, generator=generator))
+    u_B = torch.stack(uniform).clamp(1e-4, 1 - 1e-4)
+    return torch.stack(noise), sigma_from_uniform(u_B, config).float()
+
+
+def add_noise(clean_BNC: Tensor, noise_BNC: Tensor, sigma_B: Tensor) -> Tensor:
+    """x_t = (1 - sigma) x_0 + sigma e."""
+    sigma_B11 = sigma_B[:, None, None]
+    return (1 - sigma_B11) * clean_BNC + sigma_B11 * noise_BNC
+
+
+def velocity_target(clean_BNC: Tensor, noise_BNC: Tensor) -> Tensor:
+    """v* = e - x_0."""
+    return noise_BNC - clean_BNC
