@@ -1,0 +1,177 @@
+"""Images as bytes: PNG of our own arrays, and pictures that people bring."""
+
+from __future__ import annotations
+
+import io
+import logging
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps
+
+from focusdpo.data_schemas.errors import UserError
+
+log = logging.getLogger(__name__)
+
+PICTURE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF")
+"""What a picture may really be, whatever its name says (phones name MPO files .jpg)."""
+DECODE_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError,
+    MemoryError, struct.error, zlib.error,
+)  # fmt: skip
+"""What Pillow's decoders raise on damaged bytes (found by feeding them such)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """A decoded picture. H x W pixels, upright."""
+
+    image: NDArray[np.uint8]
+    """(H, W, 3), sRGB; colours under a transparent alpha are as stored."""
+    alpha: NDArray[np.uint8] | None
+    """(H, W), 0 to 255; None when the picture is opaque everywhere."""
+    notes: tuple[str, ...]
+    """What was done to it that its owner may want to know."""
+
+
+def encode_png(array: NDArray[np.generic]) -> bytes:
+    """PNG of (H, W, 3) uint8, (H, W) uint8 or (H, W) bool (0 or 255); same array, same bytes."""
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8) * np.uint8(255)
+    if array.dtype != np.uint8 or not (
+        array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
+    ):
+        raise ValueError(f"image is {array.shape} {array.dtype}, expected uint8 (H, W[, 3])")
+    sink = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(array)).save(sink, format="PNG", compress_level=6)
+    return sink.getvalue()
+
+
+def decode_png(data: bytes, where: str = "image") -> NDArray[np.uint8]:
+    """The array of `encode_png`'s bytes: (H, W, 3) or (H, W). UserError names `where`."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            if image.mode not in ("RGB", "L"):
+                raise UserError(f"{where}: PNG of mode {image.mode}, expected RGB or L")
+            return np.array(image)
+    except UserError:
+        raise
+    except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
+        raise UserError(f"{where}: not a readable PNG ({error})") from error
+
+
+def decode_mask(data: bytes, where: str = "mask") -> NDArray[np.bool_]:
+    """(H, W) bool of a single-channel PNG: above 127."""
+    array = decode_png(data, where)
+    if array.ndim != 2:
+        raise UserError(f"{where}: a mask has one channel, this has {array.shape[2]}")
+    return array > 127
+
+
+def read_picture(path: str | Path, *, min_side: int = 16, max_pixels: int = 50_000_000) -> Picture:
+    """A picture from a user's file, upright, 8-bit sRGB, its alpha apart.
+
+    The size is read from the header and checked before a pixel is decoded. Raises UserError that
+    names the file for anything that is not a whole PNG, JPEG, WebP or GIF, that is narrower than
+    `min_side` or has more than `max_pixels` pixels.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+    try:
+        if path.stat().st_size == 0:
+            raise UserError(f"{path}: the file is empty (0 bytes); replace or remove it")
+        with warnings.catch_warnings():
+            # Our own limit below is stricter and names the file.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=PICTURE_FORMATS) as image:
+                _check_size(path, image.size, min_side, max_pixels)
+                return _decode(path, image)
+    except UserError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UserError(_too_large(path, "hundreds of", max_pixels)) from error
+    except PermissionError as error:
+        raise UserError(f"{path}: no permission to read it") from error
+    except Image.UnidentifiedImageError as error:
+        raise UserError(
+            f"{path}: not an image that can be read; save it as PNG, JPEG or WebP"
+        ) from error
+    except DECODE_ERRORS as error:
+        raise UserError(
+            f"{path}: the image is damaged or truncated ({error}); save it again or remove it"
+        ) from error
+
+
+def _too_large(path: Path, megapixels: object, max_pixels: int) -> str:
+    return (
+        f"{path}: {megapixels} megapixels, at most {max_pixels / 1e6:g} are read; "
+        "scale it down (a subject needs no more than 2000 pixels a side)"
+    )
+
+
+def _check_size(path: Path, size: tuple[int, int], min_side: int, max_pixels: int) -> None:
+    width, height = size
+    if min(size) < min_side:
+        raise UserError(
+            f"{path}: {width} x {height} pixels, each side must have at least {min_side}"
+        )
+    if width * height > max_pixels:
+        megapixels = f"{width} x {height} pixels = {width * height / 1e6:.0f}"
+        raise UserError(_too_large(path, megapixels, max_pixels))
+
+
+def _decode(path: Path, image: Image.Image) -> Picture:
+    notes = []
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+        notes.append(f"animated ({image.n_frames} frames): the first is used")  # type: ignore[attr-defined]
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    if upright.size != image.size or image.getexif().get(0x0112, 1) != 1:
+        notes.append("turned upright by its EXIF orientation")
+    if upright.mode.startswith("I"):
+        notes.append("16-bit grey reduced to 8 bits")
+        upright = _to_8_bit(upright)
+    alpha = None
+    if upright.has_transparency_data:
+        channel = np.array(upright.convert("RGBA").getchannel("A"))
+        alpha = channel if channel.min() < 255 else None
+    rgb = _to_srgb(upright, notes)
+    for note in notes:
+        log.info("%s: %s", path, note)
+    return Picture(image=np.array(rgb), alpha=alpha, notes=tuple(notes))
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    # convert("L") would clip at 255 instead of scaling.
+    wide = np.asarray(image).astype(np.int64)
+    return Image.fromarray((wide.clip(0, 65535) // 257).astype(np.uint8))
+
+
+def _to_srgb(image: Image.Image, notes: list[str]) -> Image.Image:
+    if image.mode == "CMYK":
+        notes.append("CMYK converted to RGB")
+    profile = image.info.get("icc_profile")
+    if profile and image.mode in ("RGB", "CMYK"):
+        try:
+            return _through_profile(image, profile)
+        except (ImageCms.PyCMSError, *DECODE_ERRORS):
+            notes.append("its colour profile cannot be read and is ignored")
+    if image.mode in ("RGB", "RGBA"):
+        return image.convert("RGB")
+    # By way of RGBA, so that palettes with transparency keep their colours.
+    return image.convert("RGBA").convert("RGB") if image.mode != "CMYK" else image.convert("RGB")
+
+
+def _through_profile(image: Image.Image, profile: bytes) -> Image.Image:
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    target = ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+    if converted is None:
+        raise ValueError("no conversion")
+    return converted
