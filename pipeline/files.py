@@ -1,8 +1,8 @@
 """Where a store keeps its bytes: a small interface, and its form on a local disk.
 
 Paths are relative to the root and use "/". A store on another medium is one more class with these
-methods; what they promise is all that the store relies on: a file or folder is either there with
-all its bytes or not there at all.
+methods; what they promise is all that the store relies on: a file is either there with all its
+bytes or not there at all. One object put at once promises the same, so no medium needs a rename.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -23,13 +23,13 @@ from focusdpo.data_schemas.errors import UserError
 
 TEMP = ".tmp"
 FOREIGN_TEMP_SECONDS = 24 * 3600.0
-"""Age from which another machine's unfinished folder counts as left behind."""
+"""Age from which another machine's unfinished file counts as left behind."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 class Files(Protocol):
-    """A root folder with atomic publication."""
+    """A root folder whose files appear whole."""
 
     root: str
 
@@ -41,29 +41,33 @@ class Files(Protocol):
         """Sorted names in a folder; empty when there is none."""
         ...
 
-    def read(self, path: str) -> bytes: ...
-
-    def read_range(self, path: str, offset: int, size: int) -> bytes: ...
-
-    def write(self, path: str, data: bytes) -> None:
-        """Create or replace a file, at once."""
+    def read(self, path: str, offset: int = 0, size: int = -1) -> bytes:
+        """A file's bytes, or a range of them. FileNotFoundError when it is absent."""
         ...
 
-    def create(self, path: str) -> contextmanager[BinaryIO]:  # type: ignore[valid-type]
-        """A file to write into; it appears, or replaces another, when the block ends well."""
+    def create(
+        self, path: str, *, replace: bool = True, sync: bool = True
+    ) -> AbstractContextManager[BinaryIO]:
+        """A file to write into; it appears when the block ends well. When it is there by then, it
+        is replaced, or with `replace=False` stays as it is and the new bytes are dropped. Without
+        `sync` it may be damaged when power fails."""
         ...
 
-    def publish(self, path: str, contents: Mapping[str, bytes]) -> bool:
-        """Make a folder appear with these files; False when it was there (it stays as it is)."""
+    def write(self, path: str, data: bytes, *, replace: bool = True, sync: bool = True) -> None:
+        """`create` with all bytes at hand."""
         ...
 
     def remove(self, path: str) -> None:
-        """Take a file or folder away, at once; nothing happens when there is none."""
+        """Take a file away; nothing happens when there is none."""
+        ...
+
+    def clean(self) -> int:
+        """Remove what dead writers left unfinished; how much that was."""
         ...
 
 
 class LocalFiles:
-    """A root on a local disk: written to `.tmp`, synced, then renamed."""
+    """A root on a local disk: a file is written below `.tmp`, synced, then renamed."""
 
     _numbers = itertools.count()
 
@@ -71,90 +75,63 @@ class LocalFiles:
         self.root = str(root)
         self._root = Path(root)
 
-    def path(self, path: str) -> Path:
-        return self._root / path
-
     def exists(self, path: str) -> bool:
         return os.path.exists(f"{self.root}/{path}")  # noqa: PTH110  # thousands of calls a run
 
     def size(self, path: str) -> int:
-        return self.path(path).stat().st_size
+        return (self._root / path).stat().st_size
 
     def names(self, path: str) -> list[str]:
         try:
-            return sorted(entry.name for entry in self.path(path).iterdir())
+            return sorted(entry.name for entry in (self._root / path).iterdir())
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def read(self, path: str) -> bytes:
-        return self.path(path).read_bytes()
-
-    def read_range(self, path: str, offset: int, size: int) -> bytes:
-        with self.path(path).open("rb") as file:
+    def read(self, path: str, offset: int = 0, size: int = -1) -> bytes:
+        with (self._root / path).open("rb") as file:
             file.seek(offset)
             return file.read(size)
 
-    def write(self, path: str, data: bytes) -> None:
-        with self.create(path) as sink:
+    def write(self, path: str, data: bytes, *, replace: bool = True, sync: bool = True) -> None:
+        with self.create(path, replace=replace, sync=sync) as sink:
             sink.write(data)
 
     @contextmanager
-    def create(self, path: str) -> Iterator[BinaryIO]:
-        target = self.path(path)
+    def create(self, path: str, *, replace: bool = True, sync: bool = True) -> Iterator[BinaryIO]:
+        target = self._root / path
         with self._writing():
             temp = self._new_temp()
             try:
-                with (temp / "file").open("wb") as sink:
+                with temp.open("xb") as sink:
                     yield sink
-                    _sync(sink)
+                    sink.flush()
+                    if sync:
+                        os.fsync(sink.fileno())
                 target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(temp / "file", target)  # noqa: PTH105
-                _sync_folder(target.parent)
+                # The folder is not synced: when power fails, the file is there whole or not at
+                # all, and what is not there is built again.
+                if replace:
+                    os.replace(temp, target)  # noqa: PTH105
+                else:
+                    _link(temp, target)
             finally:
-                shutil.rmtree(temp, ignore_errors=True)
-
-    def publish(self, path: str, contents: Mapping[str, bytes]) -> bool:
-        target = self.path(path)
-        if target.exists():
-            return False
-        with self._writing():
-            temp = self._new_temp()
-            try:
-                for name, data in contents.items():
-                    with (temp / name).open("wb") as sink:
-                        sink.write(data)
-                        _sync(sink)
-                _sync_folder(temp)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                return _rename_folder(temp, target)
-            finally:
-                shutil.rmtree(temp, ignore_errors=True)
+                temp.unlink(missing_ok=True)
 
     def remove(self, path: str) -> None:
         with self._writing():
-            temp = self._new_temp()
-            try:
-                os.rename(self.path(path), temp / "gone")  # noqa: PTH104
-            except FileNotFoundError:
-                pass
-            finally:
-                shutil.rmtree(temp, ignore_errors=True)
+            (self._root / path).unlink(missing_ok=True)
 
     def clean(self) -> int:
-        """Remove what dead writers left unfinished; the number of folders removed. A living
-        writer's are kept, and so are those of other machines for a day."""
-        removed = 0
-        for name in self.names(TEMP):
-            folder = self.path(f"{TEMP}/{name}")
-            if _is_stale(name, folder):
-                shutil.rmtree(folder, ignore_errors=True)
-                removed += 1
-        return removed
+        """A living writer's files are kept, and so are those of other machines for a day."""
+        stale = [name for name in self.names(TEMP) if _is_stale(self._root / TEMP / name)]
+        for name in stale:
+            (self._root / TEMP / name).unlink(missing_ok=True)
+        return len(stale)
 
     def _new_temp(self) -> Path:
         name = f"{_me(os.getpid())}~{next(self._numbers)}"
-        temp = self.path(f"{TEMP}/{name}")
-        temp.mkdir(parents=True)
+        temp = self._root / TEMP / name
+        temp.parent.mkdir(parents=True, exist_ok=True)
         return temp
 
     @contextmanager
@@ -179,30 +156,16 @@ class LocalFiles:
         )
 
 
-def _rename_folder(temp: Path, target: Path) -> bool:
+def _link(temp: Path, target: Path) -> None:
+    """Give `temp` its name unless that is taken: another writer was first, and equal keys mean
+    equal contents."""
     try:
-        os.rename(temp, target)  # noqa: PTH104  # Path.rename is the same; os keeps the pair visible
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            return False  # another writer was first; equal keys mean equal contents
-        raise
-    _sync_folder(target.parent)
-    return True
-
-
-def _sync(sink: BinaryIO) -> None:
-    sink.flush()
-    os.fsync(sink.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return  # folders cannot be opened there
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        os.link(temp, target)
+    except FileExistsError:
+        pass
+    except OSError:
+        # A file system without hard links: replacing equal contents is harmless.
+        os.replace(temp, target)  # noqa: PTH105
 
 
 @functools.cache
@@ -225,14 +188,14 @@ def _started(pid: int) -> str:
     return stat.rpartition(")")[2].split()[19]
 
 
-def _is_stale(name: str, folder: Path) -> bool:
-    host, _, rest = name.partition("~")
+def _is_stale(temp: Path) -> bool:
+    host, _, rest = temp.name.partition("~")
     pid, _, rest = rest.partition("~")
     started = rest.partition("~")[0]
     if host == _host() and pid.isdecimal():
         return not _alive(int(pid)) or _started(int(pid)) != started
     try:
-        return time.time() - folder.stat().st_mtime > FOREIGN_TEMP_SECONDS
+        return time.time() - temp.stat().st_mtime > FOREIGN_TEMP_SECONDS
     except FileNotFoundError:
         return False
 

@@ -1,30 +1,30 @@
 """The dataset root: immutable artefacts under content keys, written once and whole.
 
     dataset.json                              schema version
-    stages/<stage>/<key[:2]>/<key>/           records.parquet, more tables, images.tar, stats.json,
-                                              _DONE.json
+    stages/<stage>/<key[:2]>/<key>.tar        an artefact: artefact.json, records.parquet, more
+                                              tables, *.png
+    stages/<stage>/<key[:2]>/<key>.json       the seconds that it took
     shards/*.tar  versions/<id>/  LATEST      see shard.py and versions.py
     .tmp/                                     what is being written
 
-An artefact is there with all its files or not at all: it is written below .tmp and renamed.
+An artefact is one file, so it is there whole or not at all on any medium, and costs one sync. Its
+first member tells where the others lie: an image is read with one seek.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
+import io
 import json
 import logging
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import decode_mask, decode_png, encode_png
@@ -32,52 +32,22 @@ from focusdpo.data_schemas.runs import SCHEMA_VERSION, Artefact
 from focusdpo.data_schemas.subjects import ImageKey
 from focusdpo.data_schemas.tables import from_parquet, to_parquet
 from focusdpo.pipeline import tars
-from focusdpo.pipeline.files import TEMP, LocalFiles
+from focusdpo.pipeline.files import TEMP, Files, LocalFiles
+from focusdpo.pipeline.keys import KEY, STAGE, digest, image_key, split_image_key
 
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
-MEMBER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.png")
-STAGE = re.compile(r"[a-z][a-z0-9_-]*")
-KEY = re.compile(r"[0-9a-f]{8,64}")
+INDEX = "artefact.json"
+HEAD = 16384
+"""Bytes read for an index in one go; most are smaller."""
 IGNORED = {TEMP, "lost+found", ".DS_Store"}
 """Names that do not make a folder somebody else's."""
-STATS = "stats.json"
-
-
-def config_digest(config: BaseModel | Mapping[str, Any] | None) -> str:
-    """16 hexadecimal digits of a config's values."""
-    values = config.model_dump(mode="json") if isinstance(config, BaseModel) else dict(config or {})
-    return _digest(json.dumps(values, sort_keys=True, allow_nan=False).encode())[:16]
-
-
-def content_key(
-    stage: str,
-    version: int | str,
-    config: BaseModel | Mapping[str, Any] | None,
-    model: str = "",
-    inputs: Iterable[str] = (),
-) -> str:
-    """32 hexadecimal digits of all that an artefact's bytes depend on: the stage's name and code
-    version, its config, the fingerprint of its model, and its inputs in any order."""
-    what = [stage, str(version), config_digest(config), model, sorted(inputs)]
-    return _digest(json.dumps(what).encode())
-
-
-def image_key(stage: str, key: str, member: str) -> ImageKey:
-    """How records name an image of an artefact; `member` ends in .png."""
-    if not MEMBER.fullmatch(member):
-        raise ValueError(f"image member '{member}': letters, digits, '_', '-', '.', then .png")
-    return f"{stage}/{key}/{member}"
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corrupt:
-    """An artefact whose files are not those that were written."""
+    """An artefact whose bytes are not those that were written."""
 
     stage: str
     key: str
@@ -85,20 +55,20 @@ class Corrupt:
 
 
 @dataclass(frozen=True, slots=True)
-class _Done:
-    """What _DONE.json says: the artefact and where its images lie in images.tar."""
+class _Index:
+    """What an artefact's first member says, and where the others lie in the file."""
 
     artefact: Artefact
-    members: Mapping[str, tars.Span]
-    folder: str
+    spans: Mapping[str, tars.Span]
+    path: str
 
 
 class Store:
     """A dataset root. Safe for threads, and for several processes at once."""
 
-    def __init__(self, files: LocalFiles) -> None:
+    def __init__(self, files: Files) -> None:
         self.files = files
-        self._done = functools.lru_cache(maxsize=8192)(self._read_done)
+        self._index = functools.lru_cache(maxsize=8192)(self._read_index)
 
     @classmethod
     def open(cls, root: str | Path, *, create: bool = True) -> Store:
@@ -128,15 +98,15 @@ class Store:
     def root(self) -> Path:
         return Path(self.files.root)
 
-    def folder(self, stage: str, key: str) -> str:
-        """Path of an artefact below the root."""
+    def path(self, stage: str, key: str) -> str:
+        """An artefact's file below the root."""
         if not STAGE.fullmatch(stage) or not KEY.fullmatch(key):
             raise ValueError(f"no artefact can be named '{stage}/{key}'")
-        return f"stages/{stage}/{key[:2]}/{key}"
+        return f"stages/{stage}/{key[:2]}/{key}.tar"
 
     def has(self, stage: str, key: str) -> bool:
         """Whether the artefact is there; costs one stat."""
-        return self.files.exists(f"{self.folder(stage, key)}/_DONE.json")
+        return self.files.exists(self.path(stage, key))
 
     def stages(self) -> list[str]:
         return self.files.names("stages")
@@ -144,9 +114,10 @@ class Store:
     def keys(self, stage: str) -> list[str]:
         """Keys of all artefacts of a stage, sorted."""
         return [
-            key
+            name.removesuffix(".tar")
             for prefix in self.files.names(f"stages/{stage}")
-            for key in self.files.names(f"stages/{stage}/{prefix}")
+            for name in self.files.names(f"stages/{stage}/{prefix}")
+            if name.endswith(".tar")
         ]
 
     def commit(
@@ -166,16 +137,15 @@ class Store:
         """Store the result of a stage for a partition; it appears whole.
 
         `images`: member name ("x.png") -> PNG bytes or an array; `more`: further tables by name;
-        `seconds`: model computation. When the key is there already (another writer was first), the
-        one that is there is returned. UserError when the disk is full.
+        `seconds`: model computation. When the key is there already (another writer was first), what
+        is there stays. UserError when the disk is full.
         """
         contents = {"records.parquet": to_parquet(records, record_type)}
         for name, (row_type, rows) in (more or {}).items():
             contents[f"{name}.parquet"] = to_parquet(rows, row_type)
-        members: dict[str, tars.Span] = {}
-        if images:
-            pngs = {image_key(stage, key, m).rpartition("/")[2]: _png(i) for m, i in images.items()}
-            contents["images.tar"], members = tars.pack(pngs)
+        for member, image in (images or {}).items():
+            name = image_key(stage, key, member).rpartition("/")[2]
+            contents[name] = image if isinstance(image, bytes) else encode_png(image)
         artefact = Artefact(
             stage=stage,
             key=key,
@@ -183,44 +153,32 @@ class Store:
             inputs=tuple(inputs),
             count=len(records),
             seconds=seconds,
-            files={name: _digest(data) for name, data in contents.items()},
+            files={name: digest(data) for name, data in contents.items()},
             versions=dict(versions or {}),
         )
-        contents[STATS] = json.dumps({"seconds": seconds}).encode()
-        contents["_DONE.json"] = _done_bytes(artefact, members)
-        if not self.files.publish(self.folder(stage, key), contents):
-            log.info("%s %s: there already, kept", stage, key)
-            return self.artefact(stage, key)
-        log.debug("%s %s: %d records, %d images", stage, key, len(records), len(members))
+        path = self.path(stage, key)
+        timing = json.dumps({"seconds": seconds}).encode()
+        self.files.write(path.removesuffix("tar") + "json", timing, sync=False)
+        self.files.write(path, _artefact_bytes(artefact, contents), replace=False)
+        log.debug("%s %s: %d records, %d images", stage, key, len(records), len(images or ()))
         return artefact
 
     def artefact(self, stage: str, key: str) -> Artefact:
         """What is known of an artefact; UserError when it is absent or damaged."""
-        return self._done(stage, key).artefact
+        return self._index(stage, key).artefact
 
     def read(self, stage: str, key: str, record_type: type[R], table: str = "records") -> list[R]:
         """A table of an artefact; its bytes are checked against their hash."""
-        data = self._checked(self._done(stage, key), f"{table}.parquet")
-        return from_parquet(data, record_type, f"{self.root}/{self.folder(stage, key)}")
+        where = f"{self.root}/{self.path(stage, key)}"
+        return from_parquet(self._checked(stage, key, f"{table}.parquet"), record_type, where)
 
     def image_bytes(self, key: ImageKey) -> bytes:
         """The PNG bytes that an image key names."""
-        stage, artefact_key, member = _split(key)
-        done = self._done(stage, artefact_key)
-        if member not in done.members:
-            raise UserError(f"{self.root}: artefact {stage}/{artefact_key} has no image '{member}'")
-        offset, size = done.members[member]
-        try:
-            data = self.files.read_range(f"{done.folder}/images.tar", offset, size)
-        except FileNotFoundError as error:
-            raise self._damaged(stage, artefact_key, "images.tar is missing") from error
-        if len(data) != size:
-            raise self._damaged(stage, artefact_key, "images.tar is truncated")
-        return data
+        return self._member(*split_image_key(key))
 
     def image(self, key: ImageKey) -> NDArray[np.uint8]:
         """(H, W, 3) or (H, W) uint8 array."""
-        stage, artefact_key, member = _split(key)
+        stage, artefact_key, member = split_image_key(key)
         data = self.image_bytes(key)
         try:
             return decode_png(data, member)
@@ -229,7 +187,7 @@ class Store:
 
     def mask(self, key: ImageKey) -> NDArray[np.bool_]:
         """(H, W) bool array of a single-channel image."""
-        stage, artefact_key, member = _split(key)
+        stage, artefact_key, member = split_image_key(key)
         data = self.image_bytes(key)
         try:
             return decode_mask(data, member)
@@ -238,10 +196,9 @@ class Store:
 
     def verify(self, stage: str, key: str) -> None:
         """Check every byte of an artefact; UserError names what is damaged."""
-        self._done.cache_clear()
-        done = self._done(stage, key)
-        for name in done.artefact.files:
-            self._checked(done, name)
+        self._index.cache_clear()
+        for name in self._index(stage, key).artefact.files:
+            self._checked(stage, key, name)
 
     def corrupt(self) -> list[Corrupt]:
         """All damaged artefacts of the root; reads everything."""
@@ -256,8 +213,8 @@ class Store:
 
     def drop(self, stage: str, key: str) -> None:
         """Take an artefact away, so that the next run builds it again."""
-        self._done.cache_clear()
-        self.files.remove(self.folder(stage, key))
+        self._index.cache_clear()
+        self.files.remove(self.path(stage, key))
 
     def repair(self) -> list[Corrupt]:
         """Drop all damaged artefacts and return them."""
@@ -267,40 +224,53 @@ class Store:
             self.drop(one.stage, one.key)
         return found
 
-    def _checked(self, done: _Done, name: str) -> bytes:
-        stage, key = done.artefact.stage, done.artefact.key
-        if name not in done.artefact.files:
-            raise UserError(f"{self.root}: artefact {stage}/{key} has no table '{name}'")
-        try:
-            data = self.files.read(f"{done.folder}/{name}")
-        except FileNotFoundError as error:
-            raise self._damaged(stage, key, f"{name} is missing") from error
-        if _digest(data) != done.artefact.files[name]:
-            raise self._damaged(stage, key, f"{name} is not what was written ({len(data)} bytes)")
+    def _checked(self, stage: str, key: str, name: str) -> bytes:
+        data = self._member(stage, key, name)
+        if digest(data) != self._index(stage, key).artefact.files[name]:
+            raise self._damaged(stage, key, f"{name} is not what was written")
         return data
 
-    def _read_done(self, stage: str, key: str) -> _Done:
-        folder = self.folder(stage, key)
+    def _member(self, stage: str, key: str, name: str) -> bytes:
+        index = self._index(stage, key)
+        if name not in index.spans:
+            raise UserError(f"{self.root}: artefact {stage}/{key} has no member '{name}'")
+        offset, size = index.spans[name]
         try:
-            values = json.loads(self.files.read(f"{folder}/_DONE.json"))
-            spans = {name: (int(a), int(b)) for name, (a, b) in values.pop("members").items()}
-            values["inputs"] = tuple(values["inputs"])
-            artefact = Artefact(**values, seconds=self._seconds(folder))
-        except (FileNotFoundError, NotADirectoryError) as error:
-            if self.files.exists(folder):
-                raise self._damaged(stage, key, "_DONE.json is missing") from error
-            raise UserError(
-                f"{self.root}: artefact {stage}/{key} is absent; run `focusdpo build-dataset`"
-            ) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._damaged(stage, key, f"_DONE.json is unreadable ({error})") from error
-        return _Done(artefact, spans, folder)
+            data = self.files.read(index.path, offset, size)
+        except FileNotFoundError as error:
+            raise self._absent(stage, key) from error
+        if len(data) != size:
+            raise self._damaged(stage, key, f"truncated inside {name}")
+        return data
 
-    def _seconds(self, folder: str) -> float:
+    def _read_index(self, stage: str, key: str) -> _Index:
+        path = self.path(stage, key)
         try:
-            return float(json.loads(self.files.read(f"{folder}/{STATS}"))["seconds"])
+            head = self.files.read(path, 0, HEAD)
+            size = tars.first_size(head, path)
+            end = tars.BLOCK + size + (-size % tars.BLOCK)
+            if end > len(head):
+                head = self.files.read(path, 0, end)
+            values = json.loads(head[tars.BLOCK : tars.BLOCK + size])
+            spans = {name: (end + int(a), int(b)) for name, (a, b) in values.pop("spans").items()}
+            values["inputs"] = tuple(values["inputs"])
+            artefact = Artefact(**values, seconds=self._seconds(path))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise self._absent(stage, key) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._damaged(stage, key, f"{INDEX} is unreadable ({error})") from error
+        return _Index(artefact, spans, path)
+
+    def _seconds(self, path: str) -> float:
+        try:
+            return float(json.loads(self.files.read(path.removesuffix("tar") + "json"))["seconds"])
         except (OSError, ValueError, KeyError, TypeError):
             return 0.0  # a figure for reports; nothing depends on it
+
+    def _absent(self, stage: str, key: str) -> UserError:
+        return UserError(
+            f"{self.root}: artefact {stage}/{key} is absent; run `focusdpo build-dataset`"
+        )
 
     def _damaged(self, stage: str, key: str, what: str) -> UserError:
         return UserError(
@@ -328,19 +298,16 @@ def _check_header(files: LocalFiles) -> None:
         )
 
 
-def _png(image: bytes | NDArray[np.generic]) -> bytes:
-    return image if isinstance(image, bytes) else encode_png(image)
-
-
-def _split(key: ImageKey) -> tuple[str, str, str]:
-    parts = key.split("/")
-    if len(parts) != 3:
-        raise UserError(f"image key '{key}': expected <stage>/<artefact>/<member>.png")
-    return parts[0], parts[1], parts[2]
-
-
-def _done_bytes(artefact: Artefact, members: Mapping[str, tars.Span]) -> bytes:
+def _artefact_bytes(artefact: Artefact, contents: Mapping[str, bytes]) -> bytes:
+    """The file of an artefact; spans in its index count from the end of the index."""
+    packed, spans = tars.pack(contents)
     values = dataclasses.asdict(artefact)
-    # Times differ from run to run, and these bytes must not: they lie in stats.json.
+    # Times differ from run to run, and these bytes must not.
     del values["seconds"]
-    return (json.dumps({**values, "members": members}, indent=1, sort_keys=True) + "\n").encode()
+    sink = io.BytesIO()
+    written = tars.append(
+        sink, INDEX, json.dumps({**values, "spans": spans}, sort_keys=True).encode()
+    )
+    sink.write(packed)
+    tars.finish(sink, written + len(packed))
+    return sink.getvalue()

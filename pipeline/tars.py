@@ -37,15 +37,15 @@ def finish(sink: BinaryIO, written: int) -> int:
     return end
 
 
-def pack(members: Mapping[str, bytes]) -> tuple[bytes, dict[str, Span]]:
-    """A whole tar of the members in name order, and where the data of each lies in it."""
+def pack(named: Mapping[str, bytes]) -> tuple[bytes, dict[str, Span]]:
+    """Members one after another in name order, with no end of tar, and where the data of each
+    lies."""
     sink = io.BytesIO()
     spans: dict[str, Span] = {}
     written = 0
-    for name in sorted(members):
-        spans[name] = (written + BLOCK, len(members[name]))
-        written += append(sink, name, members[name])
-    finish(sink, written)
+    for name in sorted(named):
+        spans[name] = (written + BLOCK, len(named[name]))
+        written += append(sink, name, named[name])
     return sink.getvalue(), spans
 
 
@@ -68,3 +68,11 @@ def members(data: bytes, where: str) -> Iterator[tuple[str, bytes]]:
             raise UserError(f"{where}: truncated inside member '{info.name}'")
         yield info.name, data[start : start + info.size]
         offset = start + info.size + (-info.size % BLOCK)
+
+
+def first_size(data: bytes, where: str) -> int:
+    """Size of the first member of the tar that `data` begins; UserError when it begins none."""
+    try:
+        return tarfile.TarInfo.frombuf(data[:BLOCK], "ascii", "strict").size
+    except (tarfile.HeaderError, UnicodeDecodeError) as error:
+        raise UserError(f"{where}: not a tar file ({error})") from error

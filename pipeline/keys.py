@@ -1,0 +1,57 @@
+"""Content keys: names for results that say all that their bytes depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.subjects import ImageKey
+
+STAGE = re.compile(r"[a-z][a-z0-9_-]*")
+KEY = re.compile(r"[0-9a-f]{8,64}")
+MEMBER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.png")
+
+
+def digest(data: bytes) -> str:
+    """blake2b-128 of bytes, 32 hexadecimal digits."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def config_digest(config: BaseModel | Mapping[str, Any] | None) -> str:
+    """16 hexadecimal digits of a config's values."""
+    values = config.model_dump(mode="json") if isinstance(config, BaseModel) else dict(config or {})
+    return digest(json.dumps(values, sort_keys=True, allow_nan=False).encode())[:16]
+
+
+def content_key(
+    stage: str,
+    version: int | str,
+    config: BaseModel | Mapping[str, Any] | None,
+    model: str = "",
+    inputs: Iterable[str] = (),
+) -> str:
+    """32 hexadecimal digits of all that an artefact's bytes depend on: the stage's name and code
+    version, its config, the fingerprint of its model, and its inputs in any order."""
+    what = [stage, str(version), config_digest(config), model, sorted(inputs)]
+    return digest(json.dumps(what).encode())
+
+
+def image_key(stage: str, key: str, member: str) -> ImageKey:
+    """How records name an image of an artefact; `member` ends in .png."""
+    if not MEMBER.fullmatch(member):
+        raise ValueError(f"image member '{member}': letters, digits, '_', '-', '.', then .png")
+    return f"{stage}/{key}/{member}"
+
+
+def split_image_key(key: ImageKey) -> tuple[str, str, str]:
+    """Stage, artefact key and member of an image key."""
+    parts = key.split("/")
+    if len(parts) != 3:
+        raise UserError(f"image key '{key}': expected <stage>/<artefact>/<member>.png")
+    return parts[0], parts[1], parts[2]
