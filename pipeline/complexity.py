@@ -1,0 +1,96 @@
+"""The complexity map M_d: how much a patch has to tell (design 4, step 6; method 3.3, step 8).
+
+Luma is taken as locally Gaussian; its differential entropy 0.5 * log(2 pi e (var + eps)) under a
+Gaussian window says how much detail lies there. It depends on the winner alone, so it is computed
+once, in the data flow, and travels in the shard.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from scipy import ndimage
+
+from focusdpo.pipeline.parts import Image, Mask
+
+VERSION = 1
+LUMA = (0.299, 0.587, 0.114)
+"""ITU-R BT.601 weights of red, green, blue."""
+
+Map = NDArray[np.float32]
+
+
+class ComplexityConfig(BaseModel):
+    """The window and the scaling of M_d."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sigma: float = Field(
+        default=1 / 64,
+        gt=0,
+        le=0.5,
+        description="Standard deviation of the Gaussian window, as a share of the image's height "
+        "(1 px at 64, 8 px at 512).",
+    )
+    eps: float = Field(
+        default=1e-4,
+        gt=0,
+        description="Added to the variance of luma in [0, 1]: the floor of detail.",
+    )
+    low: float = Field(
+        default=0.02, ge=0, lt=1, description="Quantile inside the prior that becomes 0."
+    )
+    high: float = Field(
+        default=0.98, gt=0, le=1, description="Quantile inside the prior that becomes 1."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ComplexityConfig:
+        if self.low >= self.high:
+            raise ValueError(f"low is {self.low}, it must lie below high ({self.high})")
+        return self
+
+
+def luma(image: Image) -> NDArray[np.float64]:
+    """Luma (H, W) in [0, 1] of an RGB image."""
+    weighted: NDArray[np.float64] = image.astype(np.float64) @ np.array(LUMA) / 255
+    return weighted
+
+
+def local_entropy(luma_HW: NDArray[np.float64], sigma: float, eps: float) -> NDArray[np.float64]:
+    """Entropy (H, W) in nats of the local Gaussian; `sigma` in pixels, edges mirrored."""
+    mean = ndimage.gaussian_filter(luma_HW, sigma, mode="reflect")
+    square = ndimage.gaussian_filter(luma_HW**2, sigma, mode="reflect")
+    variance = np.maximum(square - mean**2, 0)
+    entropy: NDArray[np.float64] = 0.5 * np.log(2 * np.pi * np.e * (variance + eps))
+    return entropy
+
+
+def scale_inside(values: NDArray[np.float64], prior: Mask, low: float, high: float) -> Map:
+    """`values` min-max scaled between two quantiles inside `prior`, clipped to [0, 1]; 0 outside.
+
+    A region without variation (or an empty one) has nothing to tell: 0 everywhere.
+    """
+    scaled = np.zeros(values.shape, dtype=np.float32)
+    if not prior.any():
+        return scaled
+    bottom, top = np.quantile(values[prior], [low, high])
+    if top - bottom < 1e-9:
+        return scaled
+    scaled[prior] = np.clip((values[prior] - bottom) / (top - bottom), 0, 1)
+    return scaled
+
+
+def complexity_map(image: Image, prior: Mask, config: ComplexityConfig | None = None) -> Map:
+    """M_d (H, W) in [0, 1] at pixel resolution; `prior` is the region of the pair."""
+    config = config or ComplexityConfig()
+    if image.shape[:2] != prior.shape:
+        raise ValueError(f"prior is {prior.shape}, expected {image.shape[:2]} (height, width)")
+    entropy = local_entropy(luma(image), config.sigma * image.shape[0], config.eps)
+    return scale_inside(entropy, prior, config.low, config.high)
+
+
+def as_bytes(complexity: Map) -> NDArray[np.uint8]:
+    """M_d as the shard stores it: 0 to 255."""
+    return np.rint(complexity * 255).astype(np.uint8)

@@ -1,0 +1,106 @@
+"""Stage generate: scene -> N sampled candidates, painted with one reference per subject."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from focusdpo.data_schemas.candidates import Sampled
+from focusdpo.data_schemas.scenes import Scene, candidate_seed, stable_id
+from focusdpo.data_schemas.subjects import Subject
+from focusdpo.pipeline.parts import Generator, Image, ReferenceImage
+from focusdpo.pipeline.stage import (
+    ImageReader,
+    ReferenceChoice,
+    StageOutput,
+    chunks,
+    image_key,
+    member,
+    read_reference,
+    scene_references,
+)
+
+VERSION = 1
+
+log = logging.getLogger(__name__)
+
+
+class GenerateConfig(BaseModel):
+    """How many candidates a scene gets, and what the generator is shown."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    candidates: int = Field(default=4, ge=1, le=64, description="Sampled candidates per scene.")
+    reference: ReferenceChoice = Field(
+        default="by_scene",
+        description="Which picture of a subject the generator sees: its first, or one chosen by "
+        "the hash of scene and subject.",
+    )
+    batch: int = Field(default=64, ge=1, description="Most images in one call of the generator.")
+
+
+def generate(
+    scenes: Sequence[Scene],
+    subjects: Mapping[str, Subject],
+    images: ImageReader,
+    generator: Generator,
+    config: GenerateConfig,
+    prefix: str,
+) -> StageOutput[Sampled]:
+    """N candidates of each scene of one partition; the seed depends on (scene, index) alone.
+
+    `subjects` maps ids to the scene's subjects. New pictures are named by candidate id.
+    """
+    wanted = [(scene, index) for scene in scenes for index in range(config.candidates)]
+    references = {s.id: _references(s, subjects, images, config.reference) for s in scenes}
+    seeds = [candidate_seed(scene.seed, index) for scene, index in wanted]
+    painted = paint(
+        [scene.prompt for scene, _ in wanted],
+        [references[scene.id] for scene, _ in wanted],
+        seeds,
+        generator,
+        batch=config.batch,
+    )
+    records = [
+        _record(scene, index, seed, prefix)
+        for (scene, index), seed in zip(wanted, seeds, strict=True)
+    ]
+    log.info("generate %s: %d scenes, %d candidates", prefix, len(scenes), len(records))
+    return StageOutput(records, {member(r.id): p for r, p in zip(records, painted, strict=True)})
+
+
+def paint(
+    prompts: Sequence[str],
+    references: Sequence[Sequence[ReferenceImage]],
+    seeds: Sequence[int],
+    generator: Generator,
+    *,
+    batch: int,
+) -> list[Image]:
+    """One image per prompt, in order, in calls of equally many references and at most `batch`."""
+    painted: dict[int, Image] = {}
+    for count in sorted({len(refs) for refs in references}):
+        same = [at for at, refs in enumerate(references) if len(refs) == count]
+        for part in chunks(same, batch):
+            made = generator.generate(
+                [prompts[at] for at in part],
+                [references[at] for at in part],
+                [seeds[at] for at in part],
+            )
+            painted.update(zip(part, made, strict=True))
+    return [painted[at] for at in range(len(prompts))]
+
+
+def _references(
+    scene: Scene, subjects: Mapping[str, Subject], images: ImageReader, choice: ReferenceChoice
+) -> list[ReferenceImage]:
+    return [read_reference(images, r) for r in scene_references(scene, subjects, choice)]
+
+
+def _record(scene: Scene, index: int, seed: int, prefix: str) -> Sampled:
+    name = stable_id("sampled", scene.id, index)
+    return Sampled(
+        id=name, scene_id=scene.id, index=index, seed=seed, image=image_key(prefix, name)
+    )

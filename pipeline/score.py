@@ -1,0 +1,244 @@
+"""Stage score: candidate -> identity, leakage, CLIP scores and background distance.
+
+A disrupted candidate is measured at its parent's places: the masks of the sampled candidate say
+where each subject belongs, whatever the repaint put there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from focusdpo.data_schemas.candidates import Disrupted, Instance, Kind, Sampled, Scored
+from focusdpo.data_schemas.scenes import Scene
+from focusdpo.data_schemas.subjects import Subject
+from focusdpo.pipeline.matching import Matrix, leakage_margins, similarity_matrix
+from focusdpo.pipeline.parts import (
+    IdentityEncoder,
+    Image,
+    Mask,
+    TextImageEncoder,
+    Vectors,
+)
+from focusdpo.pipeline.segment import embed_in_chunks, embed_references
+from focusdpo.pipeline.stage import ImageReader, StageOutput, chunks, read_mask, read_reference
+
+VERSION = 1
+ABSENT = -1.0
+"""The similarity of every reference to an instance that is not there."""
+
+log = logging.getLogger(__name__)
+
+
+class ScoreConfig(BaseModel):
+    """How crops are cut and batched."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    crop_margin: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="White border of a CLIP crop, as a share of the box's side.",
+    )
+    batch: int = Field(default=128, ge=1, description="Most images in one call of an encoder.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A sampled or disrupted candidate as the scorers see it."""
+
+    id: str
+    scene: Scene
+    kind: Kind
+    picture: Image
+    masks: tuple[Mask | None, ...]
+    """Where each subject stands, None when it was not found."""
+    complete: bool
+    background: float
+
+
+def score(
+    scenes: Sequence[Scene],
+    subjects: Mapping[str, Subject],
+    sampled: Sequence[Sampled],
+    disrupted: Sequence[Disrupted],
+    instances: Sequence[Instance],
+    images: ImageReader,
+    identity: IdentityEncoder,
+    clip: TextImageEncoder,
+    config: ScoreConfig,
+) -> StageOutput[Scored]:
+    """A `Scored` for every candidate, sampled first, in the orders given; no new pictures."""
+    candidates = _gather(scenes, sampled, disrupted, instances, images)
+    tables = _identity_tables(candidates, subjects, images, identity, config.batch)
+    clip_i = _clip_i(candidates, subjects, images, clip, config)
+    clip_t = _clip_t(candidates, clip, config.batch)
+    records = []
+    for candidate, table, own, words in zip(candidates, tables, clip_i, clip_t, strict=True):
+        records.append(
+            Scored(
+                candidate_id=candidate.id,
+                scene_id=candidate.scene.id,
+                kind=candidate.kind,
+                similarity=tuple(_floats(row) for row in table),
+                identity=_floats(np.diag(table)),
+                leakage_margin=_floats(leakage_margins(table)),
+                clip_i=_floats(own),
+                clip_t=float(words),
+                background=candidate.background,
+                complete=candidate.complete,
+            )
+        )
+    log.info("score: %d candidates", len(records))
+    return StageOutput(records)
+
+
+def crop_on_white(image: Image, mask: Mask, margin: float) -> Image:
+    """The masked subject on white in a square crop around its box, as a reference shows it.
+
+    `margin` is the border as a share of the box's longer side. An empty mask gives the whole
+    picture white.
+    """
+    white: Image = np.where(mask[..., None], image, 255).astype(np.uint8)
+    if not mask.any():
+        return white
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    top, left = int(rows[0]), int(columns[0])
+    height, width = int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left
+    side = max(height, width)
+    side += 2 * round(margin * side)
+    square = np.full((side, side, 3), 255, dtype=np.uint8)
+    y, x = (side - height) // 2, (side - width) // 2
+    square[y : y + height, x : x + width] = white[top : top + height, left : left + width]
+    return square
+
+
+def background_distance(image: Image, parent: Image, prior: Mask) -> float:
+    """Mean absolute difference outside `prior`, in [0, 1]; 0 when the prior is everything."""
+    outside = ~prior
+    if not outside.any():
+        return 0.0
+    change = np.abs(image[outside].astype(np.int64) - parent[outside].astype(np.int64))
+    return float(change.mean() / 255)
+
+
+def _gather(
+    scenes: Sequence[Scene],
+    sampled: Sequence[Sampled],
+    disrupted: Sequence[Disrupted],
+    instances: Sequence[Instance],
+    images: ImageReader,
+) -> list[_Candidate]:
+    by_id = {scene.id: scene for scene in scenes}
+    found: dict[str, dict[str, Instance]] = {}
+    for instance in instances:
+        found.setdefault(instance.candidate_id, {})[instance.subject_id] = instance
+    gathered = {}
+    for one in sampled:
+        scene, own = by_id[one.scene_id], found.get(one.id, {})
+        looked = [own.get(name) for name in scene.subject_ids]
+        keys = [i.mask if i is not None else None for i in looked]
+        gathered[one.id] = _Candidate(
+            id=one.id,
+            scene=scene,
+            kind="sampled",
+            picture=images(one.image),
+            masks=tuple(read_mask(images, key) if key else None for key in keys),
+            complete=all(i is not None and i.found == "one" for i in looked),
+            background=0.0,
+        )
+    for other in disrupted:
+        parent = gathered[other.parent_id]
+        picture = images(other.image)
+        gathered[other.id] = _Candidate(
+            id=other.id,
+            scene=parent.scene,
+            kind="disrupted",
+            picture=picture,
+            masks=parent.masks,
+            complete=parent.complete,
+            background=background_distance(picture, parent.picture, read_mask(images, other.prior)),
+        )
+    return list(gathered.values())
+
+
+def _crops(candidates: Sequence[_Candidate]) -> list[tuple[int, int, Image, Mask]]:
+    """(candidate, place, picture, mask) of every instance there is."""
+    return [
+        (at, place, one.picture, mask)
+        for at, one in enumerate(candidates)
+        for place, mask in enumerate(one.masks)
+        if mask is not None
+    ]
+
+
+def _identity_tables(
+    candidates: Sequence[_Candidate],
+    subjects: Mapping[str, Subject],
+    images: ImageReader,
+    identity: IdentityEncoder,
+    batch: int,
+) -> list[Matrix]:
+    """S (R, R) of each candidate."""
+    references = embed_references(subjects, images, identity)
+    crops = _crops(candidates)
+    vectors = embed_in_chunks([c[2] for c in crops], [c[3] for c in crops], identity, batch)
+    tables = [np.full((len(one.masks),) * 2, ABSENT) for one in candidates]
+    for (at, place, _, _), vector in zip(crops, vectors, strict=True):
+        own = [references[name] for name in candidates[at].scene.subject_ids]
+        tables[at][:, place] = similarity_matrix(own, vector[None])[:, 0]
+    return tables
+
+
+def _clip_i(
+    candidates: Sequence[_Candidate],
+    subjects: Mapping[str, Subject],
+    images: ImageReader,
+    clip: TextImageEncoder,
+    config: ScoreConfig,
+) -> list[NDArray[np.float64]]:
+    """CLIP-I per subject: mean over its pictures of their cosine to the crop."""
+    owners = [(name, r) for name in sorted(subjects) for r in subjects[name].references]
+    pictures = [read_reference(images, reference) for _, reference in owners]
+    shown = _embed_images(
+        [crop_on_white(p.image, p.mask, config.crop_margin) for p in pictures], clip, config.batch
+    )
+    names = np.array([name for name, _ in owners])
+    crops = _crops(candidates)
+    cut = [crop_on_white(picture, mask, config.crop_margin) for _, _, picture, mask in crops]
+    values = [np.full(len(one.masks), ABSENT) for one in candidates]
+    for (at, place, _, _), vector in zip(
+        crops, _embed_images(cut, clip, config.batch), strict=True
+    ):
+        own = shown[names == candidates[at].scene.subject_ids[place]]
+        values[at][place] = similarity_matrix([own], vector[None])[0, 0]
+    return values
+
+
+def _clip_t(
+    candidates: Sequence[_Candidate], clip: TextImageEncoder, batch: int
+) -> NDArray[np.float64]:
+    """Cosine of each whole picture and its scene's prompt."""
+    prompts = sorted({one.scene.prompt for one in candidates})
+    if not prompts:
+        return np.zeros(0)
+    texts = np.asarray(clip.embed_texts(prompts), dtype=np.float64)
+    whole = _embed_images([one.picture for one in candidates], clip, batch).astype(np.float64)
+    rows = [prompts.index(one.scene.prompt) for one in candidates]
+    cosine: NDArray[np.float64] = (whole * texts[rows]).sum(axis=1)
+    return cosine
+
+
+def _embed_images(images: Sequence[Image], clip: TextImageEncoder, batch: int) -> Vectors:
+    parts = [clip.embed_images(part) for part in chunks(images, batch)]
+    return np.concatenate(parts) if parts else np.zeros((0, 0), dtype=np.float32)
+
+
+def _floats(values: NDArray[np.float64]) -> tuple[float, ...]:
+    return tuple(float(v) for v in values)
