@@ -1,0 +1,202 @@
+"""What each metric means, when a difference counts, and which sentence a report may open with."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from focusdpo.data_schemas.scenes import stable_hash
+from focusdpo.flows.report_view import (
+    Better,
+    EvaluationPart,
+    Interval,
+    MetricRow,
+    Unit,
+    Verdict,
+)
+
+MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True, slots=True)
+class MetricInfo:
+    """How to name, order and read a metric."""
+
+    title: str
+    explain: str
+    unit: Unit
+    better: Better
+
+
+# In the order of the report's table. Names are those of `pipeline.evaluate`.
+METRICS: dict[str, MetricInfo] = {
+    "identity": MetricInfo(
+        "Matched identity",
+        "Judge's cosine of each painted instance and its own references, matched one to one.",
+        "cosine",
+        "higher",
+    ),
+    "leakage_margin": MetricInfo(
+        "Leakage margin",
+        "Similarity to the own reference minus the most similar other one; below zero: confused.",
+        "cosine",
+        "higher",
+    ),
+    "confusion_rate": MetricInfo(
+        "Confusion rate",
+        "Share of instances that resemble another subject's reference more than their own.",
+        "rate",
+        "lower",
+    ),
+    "missing_rate": MetricInfo(
+        "Missing rate", "Share of requested subjects that the judge does not find.", "rate", "lower"
+    ),
+    "duplicate_rate": MetricInfo(
+        "Duplicate rate", "Share of subjects that were painted more than once.", "rate", "lower"
+    ),
+}
+
+
+def metric_info(name: str) -> MetricInfo:
+    """The catalogue's entry; an unknown metric is shown by its name and not judged."""
+    return METRICS.get(name) or MetricInfo(name.replace("_", " "), "", "number", "neither")
+
+
+def judge(difference: Interval | None, better: Better) -> Verdict:
+    """Better or worse only when the whole interval of adapter - base lies on one side of zero."""
+    if difference is None or better == "neither":
+        return "not judged"
+    low, high = difference.low, difference.high
+    if better == "lower":
+        low, high = -high, -low
+    if low > 0:
+        return "better"
+    return "worse" if high < 0 else "undecided"
+
+
+def number(value: float, unit: Unit, *, signed: bool = False) -> str:
+    """A value in its unit: cosines with three decimals, rates in per cent, angles in degrees.
+
+    A signed rate is a difference and so in percentage points (pp).
+    """
+    if value != value:
+        return "n/a"
+    plus = "+" if signed else ""
+    if unit == "rate":
+        text = f"{100 * value:{plus}.1f} {'pp' if signed else '%'}"
+    elif unit == "degrees":
+        text = f"{value:{plus}.1f}°"
+    elif unit == "cosine":
+        text = f"{value:{plus}.3f}"
+    else:
+        text = f"{value:{plus}.4g}"
+    return text.replace("-", MINUS)
+
+
+def bounds(interval: Interval, unit: Unit, *, signed: bool = False) -> str:
+    """The interval in brackets, its unit left to the mean beside it."""
+    low, high = (
+        number(v, unit, signed=signed).removesuffix(" pp").removesuffix(" %").removesuffix("°")
+        for v in (interval.low, interval.high)
+    )
+    return f"[{low}, {high}]"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFigure:
+    """A difference shown large in the header."""
+
+    title: str
+    value: str
+    interval: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """The report's first sentence, its second, and the figures below."""
+
+    text: str
+    detail: str = ""
+    figures: tuple[KeyFigure, ...] = ()
+
+
+HEADLINE_METRICS = ("identity", "leakage_margin", "confusion_rate", "missing_rate")
+DECIDING = ("identity", "leakage_margin")
+"""Metrics that the claim of better focus rests on."""
+
+
+def _overall(evaluation: EvaluationPart) -> dict[str, MetricRow]:
+    return {row.metric: row for row in evaluation.rows if row.group == "all" and row.difference}
+
+
+def headline(evaluation: EvaluationPart) -> Headline:
+    """The key result in one sentence with its interval; it says undecided where it is."""
+    rows = _overall(evaluation)
+    deciding = [rows[name] for name in DECIDING if name in rows]
+    if not deciding:
+        return Headline("The evaluation holds no comparison of base and adapter.")
+    text = "; ".join(_clause(row) for row in deciding)
+    scenes = max(row.scenes for row in deciding)
+    figures = tuple(_key_figure(rows[name]) for name in HEADLINE_METRICS if name in rows)
+    return Headline(f"{text[0].upper()}{text[1:]}.", _detail(rows, scenes), figures)
+
+
+def _clause(row: MetricRow) -> str:
+    assert row.difference is not None
+    name = row.title.lower()
+    mean = number(row.difference.mean, row.unit, signed=True)
+    interval = bounds(row.difference, row.unit, signed=True)
+    if row.verdict == "better":
+        return f"the adapter improves {name} by {mean} {interval}"
+    if row.verdict == "worse":
+        return f"the adapter worsens {name} by {mean} {interval}"
+    return f"{name} is undecided: {mean}, and {interval} holds zero"
+
+
+def _detail(rows: dict[str, MetricRow], scenes: int) -> str:
+    others = [row for name, row in rows.items() if name not in DECIDING]
+    worse = [row.title.lower() for row in others if row.verdict == "worse"]
+    better = [row.title.lower() for row in others if row.verdict == "better"]
+    parts = [f"Brackets are 95 % bootstrap intervals, paired over {scenes} held-out scenes."]
+    if better:
+        parts.append(f"Also better: {', '.join(better)}.")
+    if worse:
+        parts.append(f"Worse: {', '.join(worse)}.")
+    if not worse:
+        parts.append("No other metric is measurably worse.")
+    return " ".join(parts)
+
+
+def _key_figure(row: MetricRow) -> KeyFigure:
+    assert row.difference is not None
+    return KeyFigure(
+        title=row.title,
+        value=number(row.difference.mean, row.unit, signed=True),
+        interval=f"95 % {bounds(row.difference, row.unit, signed=True)}",
+        verdict=row.verdict,
+    )
+
+
+def choose(
+    scores: Sequence[tuple[str, float]], *, extremes: int, randoms: int, seed: str = "report"
+) -> list[tuple[str, str]]:
+    """Which scenes to show, from (scene id, adapter - base oriented so that more is better).
+
+    Returns (why, scene id): worst, median, best by score, and random ones drawn by a hash of the
+    ids alone, so that a rerun shows the same and nobody picks. No scene is shown twice.
+    """
+    ranked = [name for name, _ in sorted(scores, key=lambda item: (item[1], item[0]))]
+    count = min(extremes, len(ranked) // 3)
+    middle = (len(ranked) - count) // 2
+    shown = {
+        "worst": ranked[:count],
+        "median": ranked[middle : middle + count],
+        "best": ranked[len(ranked) - count :][::-1],
+    }
+    taken = {name for names in shown.values() for name in names}
+    rest = sorted(set(ranked) - taken)
+    random.Random(stable_hash(seed, *rest)).shuffle(rest)
+    shown["random"] = sorted(rest[:randoms])
+    return [(why, name) for why, names in shown.items() for name in names]

@@ -1,0 +1,273 @@
+"""Section 3 of the report from a training run's folder: facts, curves, buckets of sigma."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.report_focus import read_focus
+from focusdpo.flows.report_view import (
+    Bucket,
+    BucketChart,
+    Fact,
+    Line,
+    LineChart,
+    Role,
+    TrainingPart,
+)
+
+POINTS = 400
+"""Curves of longer runs are means over so many equal spans of steps."""
+
+Columns = Mapping[str, NDArray[np.float64]]
+
+
+def read_run(train_dir: Path) -> dict[str, Any]:
+    """run.json of a finished training run. Raises UserError where there is none."""
+    path = train_dir / "run.json"
+    if not path.is_file():
+        raise UserError(
+            f"{train_dir}: no run.json, so this is no finished training run; "
+            "give the output folder of `focusdpo train`, and let it end first"
+        )
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); train again into a new folder") from error
+    if not isinstance(run, dict):
+        raise UserError(f"{path}: expected a JSON object; train again into a new folder")
+    return run
+
+
+def collect_training(train_dir: Path) -> TrainingPart:
+    """Curves, buckets of sigma and focus maps of one run."""
+    run = read_run(train_dir)
+    steps = _read_table(train_dir / "steps.parquet")
+    buckets = _read_table(train_dir / "buckets.parquet")
+    return TrainingPart(
+        objective=str(run.get("objective", "unknown")),
+        facts=_facts(run),
+        charts=_charts(steps) if steps else (),
+        buckets=_bucket_charts(buckets) if buckets else (),
+        focus=read_focus(train_dir / "focus.safetensors"),
+        notes=_notes(run, steps),
+    )
+
+
+def _read_table(path: Path) -> dict[str, NDArray[np.float64]]:
+    """Numeric columns of a Parquet file; {} when it is missing."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        return {}
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); train again") from error
+    numeric = [
+        f.name for f in table.schema if pa.types.is_floating(f.type) or pa.types.is_integer(f.type)
+    ]
+    return {name: table[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in numeric}
+
+
+def seconds_text(seconds: float) -> str:
+    """3 h 4 min, 2 min 5 s or 7.3 s."""
+    if seconds >= 3600:
+        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+    if seconds >= 60:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    return f"{seconds:.1f} s"
+
+
+def _facts(run: Mapping[str, Any]) -> tuple[Fact, ...]:
+    config = run.get("config") or {}
+    objective = config.get("objective") if isinstance(config, dict) else None
+    facts = [Fact(label="steps", value=f"{run.get('steps', '?')}")]
+    if "pairs" in run:
+        facts.append(Fact(label="training pairs", value=str(run["pairs"])))
+    if isinstance(run.get("seconds"), int | float):
+        facts.append(Fact(label="time in steps", value=seconds_text(float(run["seconds"]))))
+    for label, source, name in (
+        ("pairs a step", config, "batch_size"),
+        ("learning rate", config, "learning_rate"),
+        ("beta", objective, "beta"),
+        ("seed", run, "seed"),
+    ):
+        value = source.get(name) if isinstance(source, dict) else None
+        if value is not None:
+            facts.append(
+                Fact(label=label, value=f"{value:g}" if isinstance(value, float) else str(value))
+            )
+    if isinstance(run.get("dataset_version"), str) and run["dataset_version"]:
+        facts.append(Fact(label="dataset version", value=run["dataset_version"]))
+    return tuple(facts)
+
+
+def _notes(run: Mapping[str, Any], steps: Columns) -> tuple[str, ...]:
+    notes = []
+    skipped = steps.get("skipped")
+    if skipped is not None and np.nansum(skipped) > 0:
+        notes.append(
+            f"{int(np.nansum(skipped))} steps were skipped: their gradient was not finite."
+        )
+    return tuple(notes)
+
+
+def thin(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
+    """x and y as they are, or as means over `POINTS` equal spans; NaN where a span has no y."""
+    if len(x) > POINTS:
+        spans = np.array_split(np.arange(len(x)), POINTS)
+        x = np.array([x[span].mean() for span in spans])
+        y = np.array([_mean(y[span]) for span in spans])
+    return tuple(float(v) for v in x), tuple(float(v) for v in y)
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    present = values[np.isfinite(values)]
+    return float(present.mean()) if present.size else math.nan
+
+
+def _charts(steps: Columns) -> tuple[LineChart, ...]:
+    charts = [
+        _chart(
+            steps,
+            "Loss",
+            "Dashed: log 2, the loss of a policy equal to the reference policy.",
+            [("loss", "loss", "adapter")],
+            level=math.log(2) if _present(steps, "logit") else None,
+            level_label="log 2",
+        ),
+        _chart(
+            steps,
+            "Implicit accuracy",
+            "Share of pairs whose winner the policy favours more than the reference policy does.",
+            [("implicit_accuracy", "accuracy", "adapter")],
+            level=0.5,
+            level_label="chance",
+        ),
+        _chart(
+            steps,
+            "Error against the reference policy",
+            "Winner: e_w minus e_w of the reference policy; loser alike, unweighted. Below zero "
+            "the policy fits that image better. Healthy: the winner does not rise.",
+            [("win_gap", "winner", "winner"), ("lose_gap", "loser", "loser")],
+            level=0.0,
+        ),
+        _chart(
+            steps,
+            "Where the weighted error lies",
+            "Shares of W e: subject tokens still to be learned (M_s), those already matched, "
+            "background.",
+            [
+                ("share_structure", "M_s", "winner"),
+                ("share_matched", "matched", "base"),
+                ("share_background", "background", "loser"),
+            ],
+        ),
+        _chart(
+            steps,
+            "Token confusion",
+            "Share of a subject's tokens that resemble another subject's reference most "
+            "(scenes of two or three).",
+            [("token_confusion", "confusion", "adapter")],
+        ),
+        _chart(
+            steps,
+            "Gradient norm",
+            "Before clipping.",
+            [("grad_norm", "gradient norm", "adapter")],
+        ),
+    ]
+    return tuple(chart for chart in charts if chart is not None)
+
+
+def _present(steps: Columns, name: str) -> bool:
+    return name in steps and bool(np.isfinite(steps[name]).any())
+
+
+def _chart(
+    steps: Columns,
+    title: str,
+    explain: str,
+    columns: Sequence[tuple[str, str, Role]],
+    *,
+    level: float | None = None,
+    level_label: str = "",
+) -> LineChart | None:
+    lines = []
+    for column, name, role in columns:
+        if not _present(steps, column):
+            continue
+        x, y = thin(steps["step"], steps[column])
+        lines.append(Line(name=name, x=x, y=y, role=role))
+    if not lines:
+        return None
+    return LineChart(
+        title=title,
+        explain=explain,
+        x_label="step",
+        lines=tuple(lines),
+        level=level,
+        level_label=level_label,
+        smooth=True,
+    )
+
+
+_BUCKETS = (
+    (
+        "alignment",
+        "A(t): alignment",
+        "How much of each subject's own place its reference finds by features, mean over steps.",
+    ),
+    (
+        "structure_share",
+        "|M_s| / |M_prior|",
+        "Share of the subject region that the features do not match yet, so that the loss looks "
+        "there. It should fall towards clean images.",
+    ),
+    ("implicit_accuracy", "Implicit accuracy", "By noise level, over the whole run."),
+    ("win_gap", "e_w against the reference policy", "Winner's error, policy minus reference."),
+    ("lose_gap", "e_l against the reference policy", "Loser's error, policy minus reference."),
+)
+
+
+def _bucket_charts(rows: Columns) -> tuple[BucketChart, ...]:
+    charts = []
+    for column, title, explain in _BUCKETS:
+        if _present(rows, column):
+            note = f"{explain} Whiskers: 95 % of the mean over steps."
+            charts.append(BucketChart(title=title, explain=note, buckets=_buckets(rows, column)))
+    return tuple(charts)
+
+
+def _buckets(rows: Columns, column: str) -> tuple[Bucket, ...]:
+    """Weighted means over all steps with normal intervals of the mean."""
+    out = []
+    for bucket in np.unique(rows["bucket"]):
+        inside = (rows["bucket"] == bucket) & np.isfinite(rows[column]) & (rows["count"] > 0)
+        if not inside.any():
+            continue
+        values, counts = rows[column][inside], rows["count"][inside]
+        mean = float(np.average(values, weights=counts))
+        spread = math.sqrt(float(np.average((values - mean) ** 2, weights=counts)))
+        half = 1.96 * spread / math.sqrt(max(1, int(inside.sum()) - 1))
+        start, stop = (float(rows[name][inside][0]) for name in ("sigma_low", "sigma_high"))
+        out.append(
+            Bucket(
+                start=start,
+                stop=stop,
+                mean=mean,
+                low=mean - half,
+                high=mean + half,
+                count=int(counts.sum()),
+            )
+        )
+    return tuple(out)

@@ -1,0 +1,304 @@
+"""What a report shows: plain typed records, numbers and encoded pictures, no I/O.
+
+Collectors (`report_collect`) make a `ReportData` from a store and run folders; `report_render`
+turns it into HTML and JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Better = Literal["higher", "lower", "neither"]
+Unit = Literal["cosine", "rate", "degrees", "number"]
+Verdict = Literal["better", "worse", "undecided", "not judged"]
+Role = Literal["winner", "loser", "base", "adapter", "plain"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """An encoded image and the words for those who do not see it."""
+
+    data: bytes
+    mime: str
+    width: int
+    height: int
+    alt: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A mean with its 95 % interval, in the metric's own unit."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """A labelled value of the header or of a table."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Count:
+    """One bar: how many of `label` there are."""
+
+    label: str
+    count: int
+    explain: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """A curve. Equal lengths of x and y; NaN in y leaves a gap."""
+
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    role: Role = "plain"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineChart:
+    """Curves over one x axis; `level` is a value to compare with (chance, zero)."""
+
+    title: str
+    explain: str
+    x_label: str
+    lines: tuple[Line, ...]
+    level: float | None = None
+    level_label: str = ""
+    smooth: bool = False
+    """Draw a running mean over the raw points."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """Mean over the samples whose noise level lies in [start, stop)."""
+
+    start: float
+    stop: float
+    mean: float
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BucketChart:
+    """A quantity by bucket of sigma (0 clean, 1 noise)."""
+
+    title: str
+    explain: str
+    buckets: tuple[Bucket, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Histogram:
+    """Counts of two roles over common edges; len(edges) = len(counts) + 1."""
+
+    title: str
+    explain: str
+    x_label: str
+    edges: tuple[float, ...]
+    counts: tuple[tuple[str, Role, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubjectScore:
+    """What the scorers gave one subject of a pair."""
+
+    class_name: str
+    win_identity: float
+    lose_identity: float
+    win_leakage_margin: float
+    lose_leakage_margin: float
+    repainted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairCard:
+    """One accepted pair of the gallery."""
+
+    id: str
+    prompt: str
+    source: str
+    mode: str
+    win: Picture
+    lose: Picture
+    prior: Picture
+    """The winner with M_prior drawn over it."""
+    references: tuple[Picture, ...]
+    subjects: tuple[SubjectScore, ...]
+    win_clip_t: float
+    lose_clip_t: float
+    margin: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RejectCard:
+    """One dropped candidate of the gallery."""
+
+    candidate_id: str
+    prompt: str
+    source: str
+    reason: str
+    detail: str
+    image: Picture | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetPart:
+    """Section 2: what was built, what was dropped and why."""
+
+    version: str
+    facts: tuple[Fact, ...]
+    funnel: tuple[Count, ...]
+    reject_reasons: tuple[Count, ...]
+    breakdowns: tuple[tuple[str, tuple[Count, ...]], ...]
+    """Title and bars: pairs by source, by mode, by number of subjects, ..."""
+    histograms: tuple[Histogram, ...]
+    pairs: tuple[PairCard, ...]
+    pairs_chosen: str
+    """How the shown pairs were chosen, a sentence."""
+    rejects: tuple[RejectCard, ...]
+    rejects_chosen: str
+    stages: tuple[tuple[str, ...], ...] = ()
+    """Rows of the table of stages: stage, artefacts, records, seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FocusRow:
+    """One map over all shown noise levels."""
+
+    symbol: str
+    explain: str
+    scale: str
+    """What the darkest and the brightest colour mean."""
+    maps: tuple[Picture, ...]
+    notes: tuple[str, ...] = ()
+    """A number under each map, or nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FocusGrid:
+    """The maps of one pair over noise levels; every row has len(sigmas) maps."""
+
+    explain: str
+    sigmas: tuple[float, ...]
+    context: tuple[Picture, ...]
+    """Winner, loser, references."""
+    rows: tuple[FocusRow, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingPart:
+    """Section 3: one training run."""
+
+    objective: str
+    facts: tuple[Fact, ...]
+    charts: tuple[LineChart, ...]
+    buckets: tuple[BucketChart, ...]
+    focus: FocusGrid | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricRow:
+    """One metric in one group of scenes, base against adapter."""
+
+    metric: str
+    title: str
+    explain: str
+    unit: Unit
+    better: Better
+    group: str
+    scenes: int
+    base: Interval | None
+    adapter: Interval | None
+    difference: Interval | None
+    """Paired, adapter - base."""
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleFigure:
+    """A number of one scene for both models."""
+
+    title: str
+    unit: Unit
+    better: Better
+    base: float
+    adapter: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """References, base and adapter side by side for one scene and seed."""
+
+    why: str
+    """worst, median, best or random."""
+    scene_id: str
+    prompt: str
+    references: tuple[Picture, ...]
+    base: Picture
+    adapter: Picture
+    figures: tuple[ExampleFigure, ...]
+    base_note: str = ""
+    adapter_note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationPart:
+    """Section 4: base against adapter under one protocol."""
+
+    protocol: str
+    facts: tuple[Fact, ...]
+    rows: tuple[MetricRow, ...]
+    examples: tuple[Example, ...]
+    chosen: str
+    """How the examples were chosen, a sentence."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFact:
+    """A model that took part."""
+
+    role: str
+    name: str
+    fingerprint: str
+    licence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineagePart:
+    """Section 5: all that is needed to get the same numbers again."""
+
+    facts: tuple[Fact, ...]
+    models: tuple[ModelFact, ...]
+    commands: tuple[str, ...]
+    configs: tuple[tuple[str, str], ...]
+    """Title and text (YAML or JSON)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportData:
+    """A whole report; parts that were not run are None and left out."""
+
+    title: str
+    what: str
+    created: str
+    """ISO time of the report, UTC."""
+    machine: str
+    software: str
+    dataset: DatasetPart | None
+    training: TrainingPart | None
+    evaluation: EvaluationPart | None
+    lineage: LineagePart
