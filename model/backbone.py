@@ -30,7 +30,8 @@ class FeatureConfig(BaseModel):
         "keys", description="keys and queries are taken after QK norm and before RoPE"
     )
     blocks: tuple[str, ...] = Field(
-        (), description='blocks by name, e.g. "double.0", "single.2"; empty: the backbone\'s default'
+        (),
+        description='blocks by name, e.g. "double.0", "single.2"; empty: the backbone\'s default',
     )
 
 
@@ -100,9 +101,7 @@ class Backbone(Protocol):
         """Packed latents -> images (B, 3, H, W) in [-1, 1]."""
         ...
 
-    def encode_references(
-        self, images: Sequence[Tensor], masks: Sequence[Tensor]
-    ) -> References:
+    def encode_references(self, images: Sequence[Tensor], masks: Sequence[Tensor]) -> References:
         """Per reference slot: images (B, 3, h, w) in [-1, 1] and masks (B, h, w) in {0, 1}."""
         ...
 

@@ -144,6 +144,7 @@ class TrainConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**31, description="decides everything random")
     save_every: int = Field(50, ge=1, description="steps between checkpoints")
     log_every: int = Field(10, ge=1, description="steps between log lines")
+    tensorboard: bool = Field(True, description="also write curves for TensorBoard")
     cache_mib: int = Field(
         2048, ge=0, description="keep encoded pairs in memory up to this size; beyond, encode anew"
     )
@@ -165,7 +166,7 @@ class TrainConfig(BaseModel):
         """Digest of what decides the trajectory: two runs of equal identity may share a folder.
 
         A run with a constant schedule may be lengthened, so its `steps` stay out."""
-        left_out = {"save_every", "log_every", "cache_mib"}
+        left_out = {"save_every", "log_every", "tensorboard"}
         if self.schedule == "constant":
             left_out.add("steps")
         return digest(self.model_dump(mode="json", exclude=left_out))

@@ -186,10 +186,12 @@ def focus_weight(
 
 
 def prior_weight(priors: FocusPriors, config: FocusConfig) -> Tensor:
-    """W (B, N) of masked DPO: M_prior against the background, no features needed."""
+    """W (B, N) without features: M_prior against the background (masked DPO), and M_d where the
+    config has it on without a gate."""
     nothing_BN = torch.zeros_like(priors.prior_BN)
-    off_B = nothing_BN[:, 0]
-    return focus_weight(priors.prior_BN, nothing_BN, nothing_BN, off_B, config)
+    gate_B = torch.full_like(nothing_BN[:, 0], float(config.gate == "always"))
+    detail_BN = priors.detail_BN * priors.prior_BN
+    return focus_weight(priors.prior_BN, nothing_BN, detail_BN, gate_B, config)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Noise and noise levels of a step: functions of (seed, step, slot) alone.
 
 One noise and one sigma per pair serve both branches and both models. Because no generator lives on
-between steps, a resumed run, another micro-batch size or another number of processes draws the same.
+between steps, a resumed run, another micro-batch size or number of processes draws the same.
 Flow matching: x_t = (1 - sigma) x_0 + sigma e, target velocity e - x_0.
 """
 

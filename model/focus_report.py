@@ -1,0 +1,105 @@
+"""Focus maps of one pair over noise levels, as plain arrays for pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from focusdpo.model.adapter import reference_policy
+from focusdpo.model.backbone import Backbone
+from focusdpo.model.batches import PairBatch, PairData, encode_pairs
+from focusdpo.model.checkpoint import write_file
+from focusdpo.model.configs import FocusConfig, TrainConfig
+from focusdpo.model.focus import focus_maps
+from focusdpo.model.noise import add_noise, draw_noise
+
+SIGMAS = (0.95, 0.85, 0.7, 0.55, 0.4, 0.25, 0.1, 0.02)
+Arrays = dict[str, NDArray[Any]]
+
+
+@torch.no_grad()
+def maps_over_sigmas(
+    backbone: Backbone,
+    batch: PairBatch,
+    sigmas: tuple[float, ...],
+    config: FocusConfig,
+    *,
+    seed: int = 0,
+) -> Arrays:
+    """Maps of a batch of one pair at S noise levels with one noise: "win.matched", "lose.weight"
+    and so on, each (S, ...) float32; beside them what the noise level does not change."""
+    if len(batch) != 1:
+        raise ValueError(f"expected a batch of one pair, got {len(batch)}")
+    shape = (batch.win_BNC.shape[1], batch.win_BNC.shape[2])
+    noise_BNC, _ = draw_noise(shape, [0], seed=seed, step=0, config=TrainConfig().noise)
+    num = len(sigmas)
+    sigma_B = torch.tensor(sigmas, dtype=torch.float32).repeat(2).to(batch.win_BNC.device)
+    clean_BNC = torch.cat([batch.win_BNC.repeat(num, 1, 1), batch.lose_BNC.repeat(num, 1, 1)])
+    noisy_BNC = add_noise(clean_BNC, noise_BNC.to(clean_BNC), sigma_B)
+    references = batch.references.repeat(2 * num)
+    prediction = backbone.predict(
+        noisy_BNC, sigma_B, batch.prompts.repeat(2 * num), references, capture=config.features
+    )
+    maps = focus_maps(prediction, references.masks, batch.priors.repeat(2 * num), config)
+    per_sigma = {
+        "matched": maps.matched_BN,
+        "matches": maps.matches_BRN,
+        "structure": maps.structure_BN,
+        "weight": maps.weight_BN,
+        "similarity": maps.similarity_BRN,
+        "alignment": maps.alignment_B,
+        "gate": maps.gate_B,
+        "confusion": maps.confusion_B,
+    }
+    arrays: Arrays = {}
+    for name, both in per_sigma.items():
+        win, lose = both.float().cpu().chunk(2)
+        arrays[f"win.{name}"], arrays[f"lose.{name}"] = win.numpy(), lose.numpy()
+    arrays["sigmas"] = np.array(sigmas, np.float32)
+    arrays["grid"] = np.array(backbone.grid, np.int32)
+    arrays["prior"] = batch.priors.prior_BN[0].cpu().numpy()
+    arrays["subjects"] = batch.priors.subjects_BRN[0].cpu().numpy()
+    arrays["detail"] = maps.detail_BN[0].float().cpu().numpy()
+    return arrays
+
+
+class PairMaps:
+    """The focus maps of the data's first pair with the most subjects, before and after training."""
+
+    def __init__(self, backbone: Backbone, data: PairData, config: TrainConfig, path: Path) -> None:
+        self._backbone, self._config, self._path = backbone, config, path
+        self._sample = data.sample(data.groups()[-1][0])
+        self._batch = encode_pairs(backbone, [self._sample])
+        self._arrays: Arrays = {}
+
+    def draw(self, phase: str) -> None:
+        """`phase` is start (the base: the LoRA left out) or end."""
+        args = (self._backbone, self._batch, SIGMAS, self._config.focus)
+        if phase == "start":
+            with reference_policy(self._backbone.transformer):
+                arrays = maps_over_sigmas(*args, seed=self._config.seed)
+        else:
+            arrays = maps_over_sigmas(*args, seed=self._config.seed)
+        for name, array in arrays.items():
+            self._arrays[f"{phase}.{name}" if "." in name else name] = array
+
+    def write(self) -> None:
+        """Maps and the pair's pictures in one safetensors file, readable without torch."""
+        from safetensors.numpy import save
+
+        images, pair = self._sample.images, self._sample.pair
+        arrays = {
+            **self._arrays,
+            "win": images.win,
+            "lose": images.lose,
+            "prior_mask": images.prior.astype(np.uint8),
+            **{f"ref{i}": image for i, image in enumerate(images.references)},
+        }
+        info = {"pair": pair.id, "prompt": pair.prompt, "class_names": list(pair.class_names)}
+        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        write_file(self._path, save(arrays, {"info": json.dumps(info)}))

@@ -1,0 +1,22 @@
+"""Small, real models and shards for tests: nothing needs the trained weights."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def pair_shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two shards: 5 pairs of two subjects, 3 pairs of one."""
+    from tests.model.samples import write_shards
+
+    return write_shards(tmp_path_factory.mktemp("shards"))

@@ -1,0 +1,96 @@
+"""Pairs of coloured squares, as the data flow would shard them."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+
+from focusdpo.data_schemas.pairs import Pair
+from focusdpo.data_schemas.shards import SampleImages, ShardSample, encode
+from focusdpo.data_schemas.subjects import Reference
+
+SIZE = 64
+_PLACES = ((8, 8), (36, 36), (8, 40))
+_WORDS = ("cat", "dog", "car")
+
+
+def make_sample(index: int, num_subjects: int, source: str = "disrupt") -> ShardSample:
+    """Squares of random colours on a random background; the loser has other colours."""
+    rng = np.random.default_rng(1000 * num_subjects + index)
+    win = np.repeat(np.repeat(rng.integers(0, 256, (8, 8, 3)), 8, 0), 8, 1).astype(np.uint8)
+    lose = win.copy()
+    masks, references, reference_masks = [], [], []
+    for r in range(num_subjects):
+        colour, other = rng.integers(0, 256, (2, 3))
+        mask = np.zeros((SIZE, SIZE), bool)
+        y, x = _PLACES[r]
+        mask[y : y + 20, x : x + 20] = True
+        win[mask], lose[mask] = colour, other
+        reference = np.full((SIZE, SIZE, 3), 255, np.uint8)
+        inside = np.zeros((SIZE, SIZE), bool)
+        inside[12:52, 12:52] = True
+        reference[inside] = colour
+        masks.append(mask)
+        references.append(reference)
+        reference_masks.append(inside)
+    prior = np.logical_or.reduce(masks)
+    if source == "rank":
+        lose = rng.integers(0, 256, win.shape).astype(np.uint8)
+    names = _WORDS[:num_subjects]
+    pair = Pair(
+        id=f"{num_subjects}{index:015x}",
+        scene_id=f"{index:016x}",
+        partition="p",
+        source=source,  # type: ignore[arg-type]
+        mode="all" if source == "disrupt" else "rank",
+        prompt=" and ".join(f"a {name}" for name in names) + " on grass",
+        subject_ids=tuple(f"s{r}" for r in range(num_subjects)),
+        class_names=names,
+        captions=names,
+        win_id="w",
+        lose_id="l",
+        win_image="generate/k/w.png",
+        lose_image="disrupt/k/l.png",
+        masks=tuple(f"segment/k/{r}.png" for r in range(num_subjects)),
+        prior="disrupt/k/p.png" if source == "disrupt" else None,
+        references=tuple(Reference(image="i/k/r.png", mask="i/k/m.png") for _ in names),
+        win_identity=(0.9,) * num_subjects,
+        lose_identity=(0.2,) * num_subjects,
+        win_leakage_margin=(0.5,) * num_subjects,
+        lose_leakage_margin=(0.0,) * num_subjects,
+        win_clip_t=0.3,
+        lose_clip_t=0.3,
+        margin=0.7,
+        reason="margin 0.7",
+    )
+    images = SampleImages(
+        win=win,
+        lose=lose,
+        masks=tuple(masks),
+        prior=prior,
+        complexity=rng.random((SIZE, SIZE), np.float32) * prior,
+        references=tuple(references),
+        reference_masks=tuple(reference_masks),
+    )
+    return ShardSample(pair=pair, split="train", images=images)
+
+
+def write_shard(path: Path, samples: list[ShardSample]) -> Path:
+    """A webdataset tar."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for sample in samples:
+            for field, data in encode(sample.pair, sample.images, sample.split).items():
+                info = tarfile.TarInfo(f"{sample.pair.id}.{field}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def write_shards(folder: Path) -> list[Path]:
+    """5 pairs of two subjects (one of them ranked) and 3 of one."""
+    two = [make_sample(i, 2) for i in range(4)] + [make_sample(4, 2, "rank")]
+    one = [make_sample(i, 1) for i in range(3)]
+    return [write_shard(folder / "two.tar", two), write_shard(folder / "one.tar", one)]
