@@ -1,0 +1,96 @@
+"""From a picture to a reference: find the subject, make it square, put it on white."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from focusdpo.data_schemas.images import Picture
+
+MIN_SHARE, MAX_SHARE = 0.02, 0.98
+"""A background guess that leaves less or more of the picture than this found no subject."""
+CORNERS_APART = 3
+"""Corners may differ by this many tolerances and still show one background."""
+
+
+def cut_out(
+    picture: Picture, size: int, tolerance: int
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_], str]:
+    """Image (size, size, 3) on white, mask (size, size), and what its owner should know or "".
+
+    The mask is the alpha channel; without one, what differs from a uniform background that
+    touches the border; failing that, the whole picture.
+    """
+    note = ""
+    if picture.alpha is not None:
+        alpha = picture.alpha
+    else:
+        # Small enough to be quick, large enough to be exact at `size`.
+        picture = _shrink(picture, 4 * size)
+        found = _subject_before_background(picture.image, tolerance)
+        if found is None:
+            note = "no alpha and no uniform background: the whole picture counts as the subject"
+            found = np.ones(picture.image.shape[:2], dtype=np.bool_)
+        alpha = found.astype(np.uint8) * np.uint8(255)
+    image, opacity = _square(picture.image, alpha, size)
+    return image, opacity > 127, note
+
+
+def _shrink(picture: Picture, side: int) -> Picture:
+    height, width = picture.image.shape[:2]
+    scale = side / max(height, width)
+    if scale >= 1:
+        return picture
+    small = Image.fromarray(picture.image).resize(
+        (max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BOX
+    )
+    return Picture(image=np.array(small), alpha=None, notes=picture.notes)
+
+
+def _subject_before_background(
+    image: NDArray[np.uint8], tolerance: int
+) -> NDArray[np.bool_] | None:
+    """(H, W) bool: what is not background; None when the corners show no single background."""
+    corners = image[[0, 0, -1, -1], [0, -1, 0, -1]].astype(np.int16)
+    colour = np.median(corners, axis=0)
+    if np.abs(corners - colour).max() > CORNERS_APART * tolerance:
+        return None
+    alike = np.abs(image.astype(np.int16) - colour).max(axis=2) <= tolerance
+    # Only what the border reaches: a white belly on white ground belongs to the subject.
+    labels, _ = ndimage.label(alike)
+    border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    background = np.isin(labels, np.unique(border[border > 0]))
+    subject: NDArray[np.bool_] = ndimage.binary_opening(~background, iterations=1)
+    return subject if MIN_SHARE <= subject.mean() <= MAX_SHARE else None
+
+
+def _square(
+    image: NDArray[np.uint8], alpha: NDArray[np.uint8], size: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The picture scaled to fit and centred on a white square, and its opacity."""
+    height, width = alpha.shape
+    scale = size / max(height, width)
+    fit = (max(1, round(width * scale)), max(1, round(height * scale)))
+    # Premultiplied, so that colours under a transparent alpha do not bleed into the edge.
+    weight = alpha.astype(np.float32) / np.float32(255)
+    opacity = _resize(weight, fit)
+    colours = [_resize(image[..., c].astype(np.float32) * weight, fit) for c in range(3)]
+    on_white = np.stack(colours, axis=2) + np.float32(255) * (1 - opacity[..., None])
+    square = np.full((size, size, 3), 255, dtype=np.uint8)
+    cover = np.zeros((size, size), dtype=np.uint8)
+    top, left = (size - fit[1]) // 2, (size - fit[0]) // 2
+    square[top : top + fit[1], left : left + fit[0]] = _to_uint8(on_white)
+    cover[top : top + fit[1], left : left + fit[0]] = _to_uint8(opacity * 255)
+    return square, cover
+
+
+def _resize(plane: NDArray[np.float32], fit: tuple[int, int]) -> NDArray[np.float32]:
+    # BOX has no negative lobes: opacity stays within [0, 1].
+    scaled = Image.fromarray(plane).resize(fit, Image.Resampling.BOX)
+    return np.asarray(scaled, dtype=np.float32)
+
+
+def _to_uint8(plane: NDArray[np.float32]) -> NDArray[np.uint8]:
+    return np.rint(np.clip(plane, 0, 255)).astype(np.uint8)
