@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -72,7 +72,7 @@ def add_policy(transformer: nn.Module, config: LoraConfig, *, seed: int) -> None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            transformer.add_adapter(
+            cast("Any", transformer).add_adapter(
                 peft.LoraConfig(
                     r=config.rank,
                     lora_alpha=config.alpha,
@@ -93,7 +93,7 @@ def add_policy(transformer: nn.Module, config: LoraConfig, *, seed: int) -> None
 def remove_policy(transformer: nn.Module) -> None:
     """Takes the LoRA away and leaves the base as it was, frozen."""
     if _layers(transformer):
-        transformer.unload_lora()
+        cast("Any", transformer).unload_lora()
 
 
 def policy_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
@@ -136,7 +136,7 @@ def _short_name(name: str) -> str:
 
 
 def save_adapter(
-    directory: Path, transformer: nn.Module, card: AdapterCard, weights: dict[str, Tensor]
+    directory: Path, transformer: nn.Module, card: AdapterCard, weights: Mapping[str, Tensor]
 ) -> None:
     """Writes weights (by `policy_parameters` names), then the card: a folder with a card whose
     digest fits is whole."""
@@ -146,7 +146,7 @@ def save_adapter(
         f"{_PREFIX}.{_short_name(name)}": tensor.detach().float().cpu().contiguous()
         for name, tensor in weights.items()
     }
-    peft_config = transformer.peft_config[NAME].to_dict()
+    peft_config = cast("Any", transformer).peft_config[NAME].to_dict()
     plain = {k: sorted(v) if isinstance(v, set) else v for k, v in peft_config.items()}
     metadata = {f"{_PREFIX}.{key}": value for key, value in plain.items()}
     # One metadata key: safetensors writes several in an order that changes from run to run.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +28,8 @@ from focusdpo.model.shard_index import Entry, index_shard, read_entry
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int], None]
-"""Called with a phase's name, how many are done, how many there are."""
+Progress = Callable[[str, int, int, Mapping[str, float]], None]
+"""Called with a phase's name, how many are done, how many there are, and figures to show."""
 
 _ENCODE_AT_ONCE = 16
 
@@ -97,7 +97,8 @@ def join(batches: Sequence[PairBatch]) -> PairBatch:
     def cat(pick: Callable[[PairBatch], Tensor]) -> Tensor:
         return torch.cat([pick(batch) for batch in batches])
 
-    num_references = range(len(first.references.tokens))
+    reference_tokens = zip(*(batch.references.tokens for batch in batches), strict=True)
+    reference_masks = zip(*(batch.references.masks for batch in batches), strict=True)
     return PairBatch(
         sum((batch.keys for batch in batches), ()),
         cat(lambda b: b.win_BNC),
@@ -109,8 +110,8 @@ def join(batches: Sequence[PairBatch]) -> PairBatch:
         ),
         Prompts(cat(lambda b: b.prompts.embeds_BTD), cat(lambda b: b.prompts.pooled_BD)),
         References(
-            tuple(cat(lambda b, r=r: b.references.tokens[r]) for r in num_references),
-            tuple(cat(lambda b, r=r: b.references.masks[r]) for r in num_references),
+            tuple(torch.cat(tokens) for tokens in reference_tokens),
+            tuple(torch.cat(masks) for masks in reference_masks),
             first.references.grids,
         ),
     )
@@ -276,7 +277,7 @@ class PairData:
                 self._cache[item] = batch.take(slice(row, row + 1))
             done += len(chunk)
             if progress:
-                progress("encode pairs", done, len(self._entries))
+                progress("encode pairs", done, len(self._entries), {})
 
     def _chunks(self) -> Iterator[list[int]]:
         for group in self.groups():

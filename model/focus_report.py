@@ -14,7 +14,7 @@ from focusdpo.model.adapter import reference_policy
 from focusdpo.model.backbone import Backbone
 from focusdpo.model.batches import PairBatch, PairData, encode_pairs
 from focusdpo.model.checkpoint import write_file
-from focusdpo.model.configs import FocusConfig, TrainConfig
+from focusdpo.model.configs import FocusConfig, NoiseConfig, TrainConfig
 from focusdpo.model.focus import focus_maps
 from focusdpo.model.noise import add_noise, draw_noise
 
@@ -36,7 +36,7 @@ def maps_over_sigmas(
     if len(batch) != 1:
         raise ValueError(f"expected a batch of one pair, got {len(batch)}")
     shape = (batch.win_BNC.shape[1], batch.win_BNC.shape[2])
-    noise_BNC, _ = draw_noise(shape, [0], seed=seed, step=0, config=TrainConfig().noise)
+    noise_BNC, _ = draw_noise(shape, [0], seed=seed, step=0, config=NoiseConfig())
     num = len(sigmas)
     sigma_B = torch.tensor(sigmas, dtype=torch.float32).repeat(2).to(batch.win_BNC.device)
     clean_BNC = torch.cat([batch.win_BNC.repeat(num, 1, 1), batch.lose_BNC.repeat(num, 1, 1)])

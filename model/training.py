@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ import torch
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.adapter import AdapterCard, remove_policy, save_adapter
 from focusdpo.model.backbone import Backbone
-from focusdpo.model.batches import PairData, Schedule
+from focusdpo.model.batches import PairData, Progress, Schedule
 from focusdpo.model.checkpoint import list_checkpoints, newest_checkpoint, save_checkpoint
 from focusdpo.model.configs import TrainConfig, digest
 from focusdpo.model.focus_report import PairMaps
@@ -39,9 +39,6 @@ from focusdpo.model.step import autocast, pair_step
 __all__ = ["Progress", "TrainConfig", "TrainResult", "learning_rate", "train"]
 
 log = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int, Mapping[str, float]], None]
-"""Called with a phase's name, how many are done, how many there are, and figures to show."""
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -88,14 +85,14 @@ def train(
         split=split,
         only=only,
         cache_mib=config.cache_mib,
-        progress=None if progress is None else lambda *counts: progress(*counts, {}),
+        progress=progress,
     )
     try:
         return _Run(backbone, data, config, out_dir, identity, dataset_version).go(progress)
     finally:
         remove_policy(backbone.transformer)
         if config.gradient_checkpointing:
-            backbone.transformer.disable_gradient_checkpointing()
+            cast("Any", backbone.transformer).disable_gradient_checkpointing()
 
 
 class _Run:
@@ -124,7 +121,7 @@ class _Run:
             )
         self._schedule = Schedule(data.groups(), config.batch_pairs, config.seed)
         if config.gradient_checkpointing:
-            backbone.transformer.enable_gradient_checkpointing()
+            cast("Any", backbone.transformer).enable_gradient_checkpointing()
         self._state = RunState(backbone, config)
         saved = newest_checkpoint(self._checkpoints)
         if saved is not None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from pair_samples import write_shards
+from tiny_backbone import TinyBackbone
 
 torch.set_num_threads(1)
 
@@ -17,6 +19,10 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def pair_shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two shards: 5 pairs of two subjects, 3 pairs of one."""
-    from tests.model.samples import write_shards
-
     return write_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture
+def backbone() -> TinyBackbone:
+    """Random weights, always the same."""
+    return TinyBackbone()

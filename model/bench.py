@@ -1,0 +1,83 @@
+"""What a FocusDPO step costs beside a plain DPO step, on this machine."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from focusdpo.model.adapter import remove_policy
+from focusdpo.model.backbone import Backbone
+from focusdpo.model.batches import PairBatch
+from focusdpo.model.configs import ObjectiveConfig, TrainConfig
+from focusdpo.model.monitor import observe
+from focusdpo.model.noise import draw_noise
+from focusdpo.model.run_state import RunState
+from focusdpo.model.step import autocast, pair_step
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Seconds per step of both objectives, medians over interleaved repeats."""
+
+    focus_seconds: float
+    dpo_seconds: float
+    ratio: float
+    """Median over neighbouring steps of focus / dpo: other load on the machine hits both alike."""
+    pairs: int
+    repeats: int
+
+
+def step_cost(
+    backbone: Backbone, batch: PairBatch, config: TrainConfig | None = None, *, repeats: int = 20
+) -> StepCost:
+    """Times whole steps (forward passes, backward, optimiser, diagnostics), in the order A B B A."""
+    config = config or TrainConfig()
+    remove_policy(backbone.transformer)
+    state = RunState(backbone, config)
+    steps = {name: _step(backbone, batch, config, state, name) for name in ("focus_dpo", "dpo")}
+    times: dict[str, list[float]] = {"focus_dpo": [], "dpo": []}
+    try:
+        for name in ("focus_dpo", "dpo") * 2:  # warm-up: allocations, kernel choice
+            steps[name]()
+        for i in range(repeats):
+            order = ("focus_dpo", "dpo") if i % 2 == 0 else ("dpo", "focus_dpo")
+            for name in order:
+                times[name].append(_timed(steps[name]))
+    finally:
+        remove_policy(backbone.transformer)
+    focus, dpo = (statistics.median(times[name]) for name in ("focus_dpo", "dpo"))
+    ratio = statistics.median(f / d for f, d in zip(*times.values(), strict=True))
+    return StepCost(focus, dpo, ratio, len(batch), repeats)
+
+
+def _timed(run: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _step(
+    backbone: Backbone, batch: PairBatch, config: TrainConfig, state: RunState, name: str
+) -> Callable[[], None]:
+    objective = ObjectiveConfig.model_validate(config.objective.model_dump() | {"name": name})
+    config = config.model_copy(update={"objective": objective})
+    device = batch.win_BNC.device
+    shape = (batch.win_BNC.shape[1], batch.win_BNC.shape[2])
+    noise_BNC, sigma_B = draw_noise(shape, range(len(batch)), seed=0, step=0, config=config.noise)
+    cast = autocast(device, config.mixed_precision)
+
+    def run() -> None:
+        state.optimizer.zero_grad(set_to_none=True)
+        output = pair_step(backbone, batch, noise_BNC.to(device), sigma_B.to(device), config, cast)
+        output.loss.value.backward()
+        observe(output, batch, config.focus)
+        torch.nn.utils.clip_grad_norm_(state.parameters.values(), config.grad_clip)
+        state.update(config.lr)
+
+    return run
