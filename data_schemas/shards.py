@@ -106,7 +106,10 @@ def pair_digest(pair: Pair) -> str:
 def encode(pair: Pair, images: SampleImages, split: Split) -> dict[str, bytes]:
     """Field name -> bytes, in `field_names` order. ValueError when sizes or counts disagree."""
     _check(pair, images)
-    header = {"schema_version": SCHEMA_VERSION, "split": split, "pair": dataclasses.asdict(pair)}
+    values = dataclasses.asdict(pair)
+    # Readers that infer a column's type from the first samples must not meet null among strings.
+    values["prior"] = pair.prior or ""
+    header = {"schema_version": SCHEMA_VERSION, "split": split, "pair": values}
     levels = np.rint(np.clip(images.complexity, 0.0, 1.0) * 255.0).astype(np.uint8)
     fields = {
         "json": json.dumps(header, sort_keys=True, allow_nan=False).encode(),
@@ -181,7 +184,8 @@ def _header(fields: Mapping[str, Any], where: str) -> _Header:
             f"{where}: schema version {header.schema_version}, this focusdpo reads "
             f"{SCHEMA_VERSION}; build the dataset again"
         )
-    return header
+    pair = dataclasses.replace(header.pair, prior=header.pair.prior or None)
+    return dataclasses.replace(header, pair=pair)
 
 
 def _check(pair: Pair, images: SampleImages) -> None:

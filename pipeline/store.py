@@ -34,6 +34,7 @@ from focusdpo.data_schemas.tables import from_parquet, to_parquet
 from focusdpo.pipeline import tars
 from focusdpo.pipeline.files import TEMP, Files, LocalFiles
 from focusdpo.pipeline.keys import KEY, STAGE, digest, image_key, split_image_key
+from focusdpo.pipeline.keys import content_key as content_key
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,272 @@
+"""Dataset versions: which pairs in which shards, how they came about, and the pointer LATEST.
+
+versions/<id>/index.parquet       one IndexRow per pair
+versions/<id>/lineage.parquet     one Artefact per result that the version rests on
+versions/<id>/manifest.json       for people; written last, so a version with one is whole
+LATEST                            id of the newest version
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import logging
+import platform
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.runs import SCHEMA_VERSION, Artefact
+from focusdpo.data_schemas.shards import IndexRow, ShardSample, Split
+from focusdpo.data_schemas.subjects import Subject
+from focusdpo.data_schemas.tables import from_parquet, to_parquet
+from focusdpo.pipeline.keys import digest
+from focusdpo.pipeline.shard import FOLDER, damaged_shard, read_sample
+from focusdpo.pipeline.store import Corrupt, Store
+
+PACKAGES = ("focusdpo", "torch", "diffusers", "transformers", "numpy", "pillow", "pyarrow")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DatasetVersion:
+    """A published version: immutable, and readable for as long as its shards are there."""
+
+    store: Store
+    id: str
+    manifest: Mapping[str, Any]
+    rows: Sequence[IndexRow]
+    """By pair id."""
+    new: bool = False
+    """This call made it the newest."""
+
+    def rows_of(self, split: Split | None = None) -> list[IndexRow]:
+        """Rows of a split, or all."""
+        return [row for row in self.rows if split in (None, row.split)]
+
+    def shards(self, split: Split | None = None) -> list[Path]:
+        """The tars of a split, sorted. They may hold retired samples: see `ids`."""
+        names = sorted({row.shard for row in self.rows_of(split)})
+        return [self.store.root / FOLDER / name for name in names]
+
+    def ids(self, split: Split | None = None) -> frozenset[str]:
+        """Ids of the pairs that count."""
+        return frozenset(row.pair_id for row in self.rows_of(split))
+
+    def read(self, row: IndexRow) -> ShardSample:
+        """One sample, its bytes checked."""
+        return read_sample(self.store, row)
+
+    def subjects(self) -> list[Subject]:
+        """The subjects it was made from, from the store."""
+        return [
+            self.store.read("subjects", one["artefact"], Subject)[0]
+            for one in self.manifest["subjects"]
+        ]
+
+    def verify(self) -> None:
+        """Check every byte of every shard; UserError names the first damaged one."""
+        for shard in self.manifest["shards"]:
+            _verify_shard(self.store, shard)
+
+
+def latest_id(store: Store) -> str | None:
+    """Id of the newest version; None before the first."""
+    try:
+        return store.files.read("LATEST").decode().strip() or None
+    except FileNotFoundError:
+        return None
+
+
+def latest_rows(store: Store) -> list[IndexRow]:
+    """Rows of the newest version; empty before the first."""
+    name = latest_id(store)
+    return [] if name is None else list(open_version(store, name).rows)
+
+
+def open_version(root: str | Path | Store, id: str = "latest") -> DatasetVersion:
+    """A version of a dataset; UserError when there is none of that name or it is damaged."""
+    store = root if isinstance(root, Store) else Store.open(root, create=False)
+    name = latest_id(store) if id == "latest" else id
+    if name is None:
+        raise UserError(f"{store.root}: no dataset version yet; run `focusdpo build-dataset`")
+    folder = f"versions/{name}"
+    where = f"{store.root}/{folder}"
+    try:
+        manifest = json.loads(store.files.read(f"{folder}/manifest.json"))
+        rows = from_parquet(
+            store.files.read(f"{folder}/index.parquet"), IndexRow, f"{where}/index.parquet"
+        )
+    except FileNotFoundError as error:
+        there = store.files.names("versions")
+        raise UserError(f"{where}: no such version; there are {there or 'none'}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{where}/manifest.json: damaged ({error}); remove {where} and build again"
+        ) from error
+    return DatasetVersion(store, name, manifest, rows)
+
+
+def publish(
+    store: Store,
+    rows: Sequence[IndexRow],
+    *,
+    subjects: Sequence[Subject],
+    artefacts: Iterable[tuple[str, str]],
+    config: Mapping[str, Any],
+    rejects: Mapping[str, int],
+    seeds: Mapping[str, int] | None = None,
+) -> DatasetVersion:
+    """Make the rows a version and LATEST point at it.
+
+    The id is a hash of rows, subjects and artefact keys: with nothing changed the version that is
+    there is returned and nothing is written. `artefacts` are (stage, key).
+    """
+    lineage = sorted(set(artefacts))
+    name = _version_id(rows, subjects, lineage)
+    parent = latest_id(store)
+    folder = f"versions/{name}"
+    if not store.files.exists(f"{folder}/manifest.json"):
+        known = [store.artefact(stage, key) for stage, key in lineage]
+        manifest = {
+            "id": name,
+            "parent": parent,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "schema_version": SCHEMA_VERSION,
+            "packages": _packages(),
+            "pairs": _pair_counts(rows),
+            "rejects": dict(sorted(rejects.items())),
+            "stages": _stage_summary(known),
+            "subjects": [_subject_entry(one) for one in sorted(subjects, key=lambda s: s.id)],
+            "seeds": dict(seeds or {}),
+            "shards": _shard_entries(store, rows, parent),
+            "config": dict(config),
+        }
+        store.files.write(f"{folder}/index.parquet", to_parquet(rows, IndexRow))
+        store.files.write(f"{folder}/lineage.parquet", to_parquet(known, Artefact))
+        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+        store.files.write(f"{folder}/manifest.json", text.encode())
+    if parent != name:
+        store.files.write("LATEST", f"{name}\n".encode())
+        log.info("%s: version %s, %d pairs", store.root, name, len(rows))
+    version = open_version(store, name)
+    return DatasetVersion(store, name, version.manifest, version.rows, new=parent != name)
+
+
+def lineage_of(version: DatasetVersion) -> list[Artefact]:
+    """The artefacts that a version rests on."""
+    path = f"versions/{version.id}/lineage.parquet"
+    data = version.store.files.read(path)
+    return from_parquet(data, Artefact, f"{version.store.root}/{path}")
+
+
+def corrupt_shards(store: Store) -> list[Corrupt]:
+    """Damaged or missing shards of the newest version; reads all of them."""
+    if latest_id(store) is None:
+        return []
+    found = []
+    for shard in open_version(store).manifest["shards"]:
+        try:
+            _verify_shard(store, shard)
+        except UserError as error:
+            found.append(Corrupt(stage=FOLDER, key=shard["name"], what=str(error)))
+    return found
+
+
+def repair(store: Store) -> list[Corrupt]:
+    """Drop damaged artefacts and shards, so that the next build makes them anew; what was
+    dropped."""
+    shards = corrupt_shards(store)
+    for shard in shards:
+        log.warning("dropped %s", shard.what)
+        store.files.remove(f"{FOLDER}/{shard.key}")
+    return store.repair() + shards
+
+
+def _version_id(
+    rows: Sequence[IndexRow], subjects: Sequence[Subject], lineage: Sequence[tuple[str, str]]
+) -> str:
+    where = [(row.pair_id, row.digest, row.shard, row.offset, row.checksum) for row in rows]
+    who = sorted((one.id, one.digest, one.licence) for one in subjects)
+    return digest(json.dumps([where, who, lineage]).encode())[:16]
+
+
+def _verify_shard(store: Store, shard: Mapping[str, Any]) -> None:
+    try:
+        data = store.files.read(f"{FOLDER}/{shard['name']}")
+    except FileNotFoundError as error:
+        raise damaged_shard(store, shard["name"], "the file is missing") from error
+    if len(data) != shard["bytes"]:
+        what = f"{len(data)} bytes instead of {shard['bytes']}"
+        raise damaged_shard(store, shard["name"], what)
+    if digest(data) != shard["blake2b"]:
+        raise damaged_shard(store, shard["name"], "its bytes are not those that were written")
+
+
+def _packages() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _pair_counts(rows: Sequence[IndexRow]) -> dict[str, Any]:
+    return {
+        "total": len(rows),
+        "by_split": dict(sorted(Counter(row.split for row in rows).items())),
+        "by_source": dict(sorted(Counter(row.source for row in rows).items())),
+        "by_mode": dict(sorted(Counter(row.mode for row in rows).items())),
+        "by_subjects": dict(sorted(Counter(str(row.num_subjects) for row in rows).items())),
+    }
+
+
+def _stage_summary(artefacts: Sequence[Artefact]) -> dict[str, dict[str, Any]]:
+    """Yield and cost per stage, and the code and models behind it."""
+    stages: dict[str, dict[str, Any]] = {}
+    for one in artefacts:
+        entry = stages.setdefault(
+            one.stage, {"artefacts": 0, "records": 0, "seconds": 0.0, "versions": one.versions}
+        )
+        entry["artefacts"] += 1
+        entry["records"] += one.count
+        entry["seconds"] = round(entry["seconds"] + one.seconds, 3)
+    return stages
+
+
+def _subject_entry(subject: Subject) -> dict[str, Any]:
+    return {
+        "id": subject.id,
+        "class_name": subject.class_name,
+        "references": len(subject.references),
+        "licence": subject.licence,
+        "digest": subject.digest,
+        "artefact": subject.references[0].image.split("/")[1],
+    }
+
+
+def _shard_entries(
+    store: Store, rows: Sequence[IndexRow], parent: str | None
+) -> list[dict[str, Any]]:
+    """What lies in each shard; only those that the parent does not have are read."""
+    known = {} if parent is None else _known_shards(store, parent)
+    entries = []
+    for name, count in sorted(Counter(row.shard for row in rows).items()):
+        if name in known:
+            entries.append({**known[name], "pairs": count, "new": False})
+            continue
+        data = store.files.read(f"{FOLDER}/{name}")
+        whole = {"name": name, "bytes": len(data), "blake2b": digest(data)}
+        entries.append({**whole, "pairs": count, "new": True})
+    return entries
+
+
+def _known_shards(store: Store, version: str) -> dict[str, Mapping[str, Any]]:
+    return {one["name"]: one for one in open_version(store, version).manifest["shards"]}
