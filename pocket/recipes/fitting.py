@@ -1,0 +1,184 @@
+"""The loop that trains the small pocket scorers: AdamW, cosine decay, EMA, exact resume.
+
+The batch of a step depends on the seed and the step alone, so a resumed run is the run that was
+not stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from focusdpo.data_schemas.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+
+class FitConfig(BaseModel):
+    """How a pocket scorer is trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(1000, description="optimizer steps", ge=1)
+    batch: int = Field(32, description="items per step", ge=2)
+    lr: float = Field(1e-3, description="peak learning rate of AdamW", gt=0)
+    warmup: int = Field(50, description="steps of linear warm-up", ge=0)
+    weight_decay: float = Field(0.02, description="AdamW's decay", ge=0)
+    clip_norm: float = Field(1.0, description="largest gradient norm", gt=0)
+    ema: float = Field(0.995, description="decay of the averaged weights", ge=0, lt=1)
+    seed: int = Field(11, description="seed of initial weights and of all samples", ge=0)
+    save_every: int = Field(100, description="steps between checkpoints", ge=1)
+    threads: int = Field(1, description="CPU threads of torch", ge=1)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a training left."""
+
+    losses: tuple[float, ...]
+    seconds: float
+    """Wall time over all starts of this training."""
+
+
+def fit(
+    module: nn.Module, loss_of_step: Callable[[int], Tensor], config: FitConfig, out_dir: Path
+) -> Fitted:
+    """Trains `module` in place and leaves it with the averaged weights, in eval mode.
+
+    `loss_of_step(step)` makes that step's batch and returns its loss. Resumes from a checkpoint
+    that lies in `out_dir`. Raises UserError where that was made with another config.
+    """
+    import torch
+
+    torch.set_num_threads(config.threads)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    optimizer = torch.optim.AdamW(
+        module.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98)
+    )
+    average = {key: value.detach().clone() for key, value in module.state_dict().items()}
+    losses, before = _resume(out_dir, module, optimizer, average, config)
+    module.train()
+    started = time.monotonic()
+    for step in range(len(losses), config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * _schedule(step, config)
+        loss = loss_of_step(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), config.clip_norm)
+        optimizer.step()
+        _update_average(average, module, min(config.ema, (1 + step) / (10 + step)))
+        losses.append(float(loss.detach()))
+        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+            seconds = before + time.monotonic() - started
+            _save(out_dir, module, optimizer, average, config, losses, seconds)
+            recent = losses[-config.save_every :]
+            log.info(
+                "step %d of %d: loss %.4f, %.0f s", step + 1, config.steps,
+                sum(recent) / len(recent), seconds,
+            )  # fmt: skip
+    module.load_state_dict(average)
+    module.eval()
+    return Fitted(tuple(losses), before + time.monotonic() - started)
+
+
+def _schedule(step: int, config: FitConfig) -> float:
+    """Share of the peak learning rate: linear up, cosine down to 1 %."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    position = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * position))
+
+
+def _update_average(average: dict[str, Tensor], module: nn.Module, decay: float) -> None:
+    import torch
+
+    with torch.no_grad():
+        for key, value in module.state_dict().items():
+            if value.is_floating_point():
+                average[key].lerp_(value, 1 - decay)
+            else:
+                average[key].copy_(value)
+
+
+def _save(
+    out_dir: Path,
+    module: nn.Module,
+    optimizer: object,
+    average: dict[str, Tensor],
+    config: FitConfig,
+    losses: list[float],
+    seconds: float,
+) -> None:
+    """One file, replaced atomically: weights, averages, moments, and the series so far."""
+    import torch
+    from safetensors.torch import save_file
+
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    tensors = {f"module.{k}": v.contiguous() for k, v in module.state_dict().items()}
+    tensors |= {f"average.{k}": v.contiguous() for k, v in average.items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"moment.{index}.{k}": v.contiguous() for k, v in moments.items()}
+    meta = {"config": config.model_dump(), "losses": losses, "seconds": seconds}
+    partial = out_dir / "checkpoint.partial"
+    # Clones: state_dict may hold tied tensors, which safetensors refuses.
+    save_file({k: v.clone() for k, v in tensors.items()}, partial, {"meta": json.dumps(meta)})
+    os.replace(partial, out_dir / "checkpoint.safetensors")
+
+
+def _resume(
+    out_dir: Path,
+    module: nn.Module,
+    optimizer: object,
+    average: dict[str, Tensor],
+    config: FitConfig,
+) -> tuple[list[float], float]:
+    """Losses so far and seconds spent; nothing without a checkpoint."""
+    import torch
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
+
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    path = out_dir / "checkpoint.safetensors"
+    if not path.exists():
+        return [], 0.0
+    try:
+        with safe_open(path, "pt") as file:
+            meta = json.loads(file.metadata()["meta"])
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a checkpoint ({error}); delete it to start anew") from error
+    free = {"threads", "save_every"}
+    if {k: v for k, v in meta["config"].items() if k not in free} != config.model_dump(
+        exclude=free
+    ):
+        raise UserError(
+            f"{path}: made with another configuration; delete it to start anew, or choose another"
+            f" output folder. It has {meta['config']}"
+        )
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    module.load_state_dict(part("module."))
+    for key, value in part("average.").items():
+        average[key].copy_(value)
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in part("moment.").items():
+        index, name = key.split(".", 1)
+        moments.setdefault(int(index), {})[name] = value
+    state = optimizer.state_dict()
+    optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
+    return list(meta["losses"]), float(meta["seconds"])

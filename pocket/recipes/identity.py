@@ -1,0 +1,90 @@
+"""Trains the identity encoder: `python -m focusdpo.pocket.recipes.identity --out DIR`.
+
+Two views of each identity meet in a batch: cut from a spoilt scene by a ragged mask, and from a
+reference picture. The batch holds look-alikes, so that class alone and hue alone do not help.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from focusdpo.pocket.cards import Figure, write_card
+from focusdpo.pocket.crops import crop_subjects
+from focusdpo.pocket.figures import identity_figures
+from focusdpo.pocket.identities import Identity, class_names
+from focusdpo.pocket.identity import IdentityModelConfig, IdentityNet, PocketIdentity
+from focusdpo.pocket.recipes.fitting import FitConfig, fit
+from focusdpo.pocket.recipes.running import run_recipe
+from focusdpo.pocket.recipes.samples import lookalikes, ragged, spoil
+from focusdpo.pocket.weightfiles import save_weights
+from focusdpo.pocket.world import render_references, render_scenes
+
+
+class IdentityRecipe(BaseModel):
+    """How the identity encoder is made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: IdentityModelConfig = IdentityModelConfig()
+    fit: FitConfig = FitConfig(steps=500, batch=64, lr=1e-3, seed=21)
+    temperature: float = Field(0.07, description="of the contrastive loss", gt=0)
+
+
+def train(config: IdentityRecipe, out_dir: Path) -> list[Figure]:
+    """Writes identity.safetensors, .json and .md to `out_dir`; returns the held-out figures."""
+    torch.manual_seed(config.fit.seed)
+    net = IdentityNet(config.model)
+    classes = class_names("train")
+
+    def loss_of_step(step: int) -> Tensor:
+        seed = config.fit.seed * 1_000_000 + step
+        identities = lookalikes(classes, "train", config.fit.batch // 4, seed)
+        first, second = two_views(identities, config.model.size, seed)
+        both = net(torch.cat([first, second]))
+        return contrastive_loss(*both.chunk(2), config.temperature)
+
+    fitted = fit(net, loss_of_step, config.fit, out_dir)
+    save_weights("identity", net, {"model": config.model.model_dump()}, out_dir)
+    figures = identity_figures(PocketIdentity(out_dir))
+    write_card(
+        "identity",
+        out_dir,
+        what="a DINOv2 (transformers) with a linear head that tells individuals apart",
+        data=f"{config.fit.steps * config.fit.batch} identities of the 32 training classes, each"
+        " seen in a spoilt scene and in a reference picture; look-alikes in every batch",
+        seconds=fitted.seconds,
+        figures=figures,
+        module=net,
+    )
+    return figures
+
+
+def two_views(identities: list[Identity], size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Crops (B, 3, S, S) of each identity: from a scene (1 to 3 subjects) and from a reference."""
+    rng = torch.Generator().manual_seed(seed)
+    seeds = torch.randint(2**31, (2, len(identities)), generator=rng).tolist()
+    count = int(torch.randint(1, 4, (), generator=rng))
+    padded = identities + identities[: -len(identities) % count]
+    rows = [padded[i : i + count] for i in range(0, len(padded), count)]
+    scenes = render_scenes(rows, seeds[0][: len(rows)])
+    images = spoil(scenes.images, seed)
+    masks = ragged(scenes.masks.flatten(0, 1), seed)
+    crops = crop_subjects(images.repeat_interleave(count, 0), masks, size)[: len(identities)]
+    pictures, bodies = render_references(identities, seeds[1])
+    return crops, crop_subjects(pictures, bodies, size)
+
+
+def contrastive_loss(first_BD: Tensor, second_BD: Tensor, temperature: float) -> Tensor:
+    """InfoNCE both ways on unit vectors: row i of one belongs to row i of the other."""
+    logits = first_BD @ second_BD.T / temperature
+    target = torch.arange(len(logits))
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+if __name__ == "__main__":
+    run_recipe("identity", IdentityRecipe, train)

@@ -1,0 +1,140 @@
+"""Training samples for the scorers: scenes of the pocket world, spoilt like painted images.
+
+Everything is a function of a seed. B items, R subjects, H = W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from focusdpo.pocket.identities import (
+    PATTERNS,
+    Identity,
+    Split,
+    cell_split,
+    draw_identity,
+    sample_identities,
+)
+from focusdpo.pocket.world import Scenes, render_scenes
+
+TWIN_SHARE = 0.15
+"""Share of scenes in which two subjects have the same class."""
+
+
+@dataclass(frozen=True)
+class SceneBatch:
+    """Scenes with equally many subjects and who stands in them."""
+
+    scenes: Scenes
+    identities: list[list[Identity]]
+    images: Tensor
+    """(B, 3, H, W) in [0, 1]: the scenes, perhaps spoilt."""
+
+
+def scene_batch(
+    seed: int, batch: int, classes: Sequence[str], split: Split, *, spoilt: bool = True
+) -> SceneBatch:
+    """Scenes with 1, 2 or 3 subjects each (20, 45, 35 % of the seeds)."""
+    rng = np.random.default_rng([seed, 0x5A])
+    count = int(rng.choice([1, 2, 3], p=[0.2, 0.45, 0.35]))
+    drawn = sample_identities(split, classes, batch * count, int(rng.integers(2**31)))
+    rows = [drawn[i * count : (i + 1) * count] for i in range(batch)]
+    if count > 1:
+        for row in rows:
+            if rng.random() < TWIN_SHARE:
+                row[1] = sample_identities(
+                    split, [row[0].class_name], 1, int(rng.integers(2**31))
+                )[0]
+    scenes = render_scenes(rows, [int(s) for s in rng.integers(2**31, size=batch)])
+    images = spoil(scenes.images, int(rng.integers(2**31))) if spoilt else scenes.images
+    return SceneBatch(scenes, rows, images)
+
+
+def spoil(images_BCHW: Tensor, seed: int) -> Tensor:
+    """Images with the faults of small painters: soft, noisy, a little bent, a little off in
+    light. Hue is left alone; a fifth stays clean."""
+    rng = torch.Generator().manual_seed(seed)
+    b = len(images_BCHW)
+
+    def draw() -> Tensor:
+        return torch.rand(b, 1, 1, 1, generator=rng)
+
+    height, width = images_BCHW.shape[-2:]
+    bent = F.grid_sample(
+        images_BCHW,
+        _bent_grid(b, height, width, rng),
+        padding_mode="border",
+        align_corners=False,
+    )
+    out = torch.where(draw() < 0.5, bent, images_BCHW)
+    soft = F.avg_pool2d(F.pad(out, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    out = torch.lerp(out, soft, draw() * (draw() < 0.6))
+    small = F.interpolate(out, scale_factor=0.5, mode="area")
+    small = F.interpolate(small, size=(height, width), mode="bilinear", align_corners=False)
+    out = torch.lerp(out, small, draw() * (draw() < 0.3))
+    grain = torch.randn(out.shape, generator=rng) * 0.5
+    grain = grain + F.interpolate(
+        torch.randn(b, 3, height // 4, width // 4, generator=rng), size=(height, width),
+        mode="bilinear", align_corners=False,
+    )  # fmt: skip
+    out = out + 0.06 * draw() * grain
+    out = (out - 0.5) * (1 + 0.2 * (draw() - 0.5)) + 0.5 + 0.08 * (draw() - 0.5)
+    return torch.where(draw() < 0.2, images_BCHW, out.clamp(0, 1))
+
+
+def _bent_grid(b: int, height: int, width: int, rng: torch.Generator) -> Tensor:
+    """A smooth field of shifts of about one pixel."""
+    flow = torch.randn(b, 2, 8, 8, generator=rng) * (2.2 / width)
+    flow = F.interpolate(flow, size=(height, width), mode="bicubic", align_corners=False)
+    identity = torch.eye(2, 3)[None].expand(b, -1, -1)
+    base = F.affine_grid(identity, [b, 3, height, width], align_corners=False)
+    return base + flow.permute(0, 2, 3, 1)
+
+
+def ragged(masks_BHW: Tensor, seed: int) -> Tensor:
+    """Masks as a segmenter finds them: some grown or shrunk by a pixel, never emptied."""
+    rng = torch.Generator().manual_seed(seed)
+    soft = masks_BHW.float()[:, None]
+    grown = F.max_pool2d(soft, 3, 1, 1)[:, 0] > 0.5
+    shrunk = -F.max_pool2d(-soft, 3, 1, 1)[:, 0] > 0.5
+    shrunk = torch.where(shrunk.sum((1, 2), keepdim=True) > 40, shrunk, masks_BHW)
+    choice = torch.rand(len(masks_BHW), 1, 1, generator=rng)
+    return torch.where(choice < 0.2, grown, torch.where(choice < 0.4, shrunk, masks_BHW))
+
+
+def lookalikes(classes: Sequence[str], split: Split, groups: int, seed: int) -> list[Identity]:
+    """4 identities a group that are easily taken for one another: one, its class in another hue,
+    its class with another pattern, another class in its hue and pattern."""
+    rng = np.random.default_rng([seed, 0x10])
+    out: list[Identity] = []
+    while len(out) < 4 * groups:
+        first = draw_identity(str(rng.choice(list(classes))), rng)
+        if first.split != split:
+            continue
+        out.append(first)
+        out += [_near(first, kind, classes, split, rng) for kind in ("hue", "pattern", "class")]
+    return out
+
+
+def _near(
+    one: Identity, kind: str, classes: Sequence[str], split: Split, rng: np.random.Generator
+) -> Identity:
+    """`one` with one thing changed; after some vain tries any identity of the split."""
+    for _ in range(20):
+        hue, pattern, name = one.hue, one.pattern, one.class_name
+        if kind == "hue":
+            hue = float((hue + rng.uniform(0.07, 0.93)) % 1)
+        elif kind == "pattern":
+            pattern = PATTERNS[int(rng.integers(len(PATTERNS)))]
+        else:
+            name = str(rng.choice(list(classes)))
+        bin_ = Identity(name, hue, one.saturation, one.lightness, pattern)
+        if bin_ != one and cell_split(*bin_.cell) == split:
+            return bin_
+    return sample_identities(split, classes, 1, int(rng.integers(2**31)))[0]
