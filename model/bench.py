@@ -34,7 +34,7 @@ class StepCost:
 def step_cost(
     backbone: Backbone, batch: PairBatch, config: TrainConfig | None = None, *, repeats: int = 20
 ) -> StepCost:
-    """Times whole steps (forward passes, backward, optimiser, diagnostics), in the order A B B A."""
+    """Times whole steps (forward, backward, optimiser, diagnostics), in the order A B B A."""
     config = config or TrainConfig()
     remove_policy(backbone.transformer)
     state = RunState(backbone, config)
