@@ -50,8 +50,10 @@ MATERIALS = _set(
 )
 APPEARANCE = COLOURS | PATTERNS | MATERIALS
 
-_GLUE = frozenset("and at beside by from in its made near of on or over to under wearing with")
-_ARTICLES = frozenset(["a", "an", "the"])
+_JOINTS = _set("and or ,")
+_LEADING = _set("a an the at beside by from in its made near of on over to under wearing with")
+_GAP = ""
+"""Stands where a word was taken out."""
 _WORD = re.compile(r"[a-z0-9'-]+|,")
 
 
@@ -112,10 +114,11 @@ def without_appearance(caption: str, class_name: str, max_words: int = 12) -> st
     if not found:
         return class_name
     lead: list[str] = []
-    for word in _meaningful(before):
-        lead = [] if _leads_on(word) else [*lead, word]
-    words = _drop_dangling([*lead[-2:], class_name, *_meaningful(after)][:max_words])
-    return " ".join(words if class_name in words else [class_name]).replace(" ,", ",")
+    for word in _without_looks(before):
+        lead = [] if word in _LEADING | _JOINTS else [*lead, word]
+    words = [word for word in lead if word][-2:] + [class_name]
+    words += _joined(_without_looks(after))
+    return " ".join(_trimmed(words[:max_words], class_name)).replace(" ,", ",")
 
 
 def _split_at(text: str, name: str) -> tuple[str, bool, str]:
@@ -124,30 +127,34 @@ def _split_at(text: str, name: str) -> tuple[str, bool, str]:
     return (text[: hit.start()], True, text[hit.end() :]) if hit else (text, False, "")
 
 
-def _meaningful(text: str) -> list[str]:
-    """The words that do not tell looks; a hyphenated one goes if any of its parts does."""
+def _without_looks(text: str) -> list[str]:
+    """The words, with `_GAP` for those that tell looks; a hyphenated one goes if a part does."""
     return [
-        word
+        _GAP if word in APPEARANCE or APPEARANCE.intersection(word.split("-")) else word
         for word in _WORD.findall(text)
-        if word not in APPEARANCE and not APPEARANCE.intersection(word.split("-"))
     ]
 
 
-def _leads_on(word: str) -> bool:
-    """Whether a word only leads to another."""
-    return word in _GLUE or word in _ARTICLES or word == ","
-
-
-def _drop_dangling(words: Sequence[str]) -> list[str]:
-    """Takes out what lost the word it led to: of "with a , sitting" stays ", sitting"."""
+def _joined(words: Sequence[str]) -> list[str]:
+    """Closes the gaps: "with a _ and _ hat" is "with a hat", "in _ with a hat" is "with a hat"."""
     kept: list[str] = []
+    gap = False
     for word in words:
-        if word in _GLUE or word == ",":
-            while kept and _leads_on(kept[-1]):
+        dangling = bool(kept) and kept[-1] in _LEADING | _JOINTS
+        if word == _GAP or (word in _JOINTS and (dangling or gap)):
+            gap = True
+            continue
+        if word in _LEADING and gap:
+            while kept and kept[-1] in _LEADING | _JOINTS:
                 kept.pop()
-        elif word in _ARTICLES and kept and kept[-1] in _ARTICLES:
-            kept.pop()
         kept.append(word)
-    while kept and _leads_on(kept[-1]):
-        kept.pop()
+        gap = False
     return kept
+
+
+def _trimmed(words: Sequence[str], class_name: str) -> list[str]:
+    """Without words at the end that lead to nothing; the class name alone if it was cut."""
+    kept = list(words)
+    while kept and kept[-1] in _LEADING | _JOINTS:
+        kept.pop()
+    return kept if class_name in kept else [class_name]

@@ -18,7 +18,7 @@ def grow(mask: Mask, pixels: int, keep: Mask) -> Mask:
 
 
 def feather_alpha(region: Mask, solid: Mask, pixels: int) -> NDArray[np.float32]:
-    """Opacity (H, W): 0 outside `region`, 1 on `solid` and deeper than `pixels`, a ramp between.
+    """Opacity (H, W): 0 outside `region`, a ramp of `pixels` steps, 1 beyond it and on `solid`.
 
     Above 0 everywhere in `region`, so that `region` is exactly what is repainted.
     """
