@@ -21,7 +21,7 @@ MINUS = "\N{MINUS SIGN}"
 
 @dataclass(frozen=True, slots=True)
 class MetricInfo:
-    """How to name, order and read a metric."""
+    """How to name and read a metric."""
 
     title: str
     explain: str
@@ -29,38 +29,24 @@ class MetricInfo:
     better: Better
 
 
-# In the order of the report's table. Names are those of `pipeline.evaluate`.
-METRICS: dict[str, MetricInfo] = {
-    "identity": MetricInfo(
-        "Matched identity",
-        "Judge's cosine of each painted instance and its own references, matched one to one.",
-        "cosine",
-        "higher",
-    ),
-    "leakage_margin": MetricInfo(
-        "Leakage margin",
-        "Similarity to the own reference minus the most similar other one; below zero: confused.",
-        "cosine",
-        "higher",
-    ),
-    "confusion_rate": MetricInfo(
-        "Confusion rate",
-        "Share of instances that resemble another subject's reference more than their own.",
-        "rate",
-        "lower",
-    ),
-    "missing_rate": MetricInfo(
-        "Missing rate", "Share of requested subjects that the judge does not find.", "rate", "lower"
-    ),
-    "duplicate_rate": MetricInfo(
-        "Duplicate rate", "Share of subjects that were painted more than once.", "rate", "lower"
-    ),
+_UNITS: dict[str, Unit] = {
+    "share": "rate",
+    "cosine": "cosine",
+    "correlation": "cosine",
+    "degrees": "degrees",
 }
 
 
 def metric_info(name: str) -> MetricInfo:
-    """The catalogue's entry; an unknown metric is shown by its name and not judged."""
-    return METRICS.get(name) or MetricInfo(name.replace("_", " "), "", "number", "neither")
+    """What `pipeline.metrics` says of it; an unknown metric goes by its name and is not judged."""
+    from focusdpo.pipeline.metrics import METRICS
+
+    metric = METRICS.get(name)
+    if metric is None:
+        return MetricInfo(name.replace("_", " "), "", "number", "neither")
+    return MetricInfo(
+        metric.label, metric.meaning, _UNITS.get(metric.unit, "number"), metric.better
+    )
 
 
 def judge(difference: Interval | None, better: Better) -> Verdict:
@@ -122,7 +108,7 @@ class Headline:
     figures: tuple[KeyFigure, ...] = ()
 
 
-HEADLINE_METRICS = ("identity", "leakage_margin", "confusion_rate", "missing_rate")
+HEADLINE_METRICS = ("identity", "leakage_margin", "confusion", "missing")
 DECIDING = ("identity", "leakage_margin")
 """Metrics that the claim of better focus rests on."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.report_files import read_json, seconds_text
 from focusdpo.flows.report_focus import read_focus
 from focusdpo.flows.report_view import (
     Bucket,
@@ -29,31 +29,26 @@ POINTS = 400
 Columns = Mapping[str, NDArray[np.float64]]
 
 
+AGAIN = "let `focusdpo train` end in this folder first"
+
+
 def read_run(train_dir: Path) -> dict[str, Any]:
     """run.json of a finished training run. Raises UserError where there is none."""
-    path = train_dir / "run.json"
-    if not path.is_file():
-        raise UserError(
-            f"{train_dir}: no run.json, so this is no finished training run; "
-            "give the output folder of `focusdpo train`, and let it end first"
-        )
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); train again into a new folder") from error
+    run = read_json(train_dir / "run.json", AGAIN)
     if not isinstance(run, dict):
-        raise UserError(f"{path}: expected a JSON object; train again into a new folder")
+        raise UserError(f"{train_dir / 'run.json'}: expected a JSON object; {AGAIN}")
     return run
 
 
 def collect_training(train_dir: Path) -> TrainingPart:
     """Curves, buckets of sigma and focus maps of one run."""
     run = read_run(train_dir)
+    config = read_json(train_dir / "config.json", AGAIN, default={})
     steps = _read_table(train_dir / "steps.parquet")
     buckets = _read_table(train_dir / "buckets.parquet")
     return TrainingPart(
         objective=str(run.get("objective", "unknown")),
-        facts=_facts(run),
+        facts=_facts(run, config),
         charts=_charts(steps) if steps else (),
         buckets=_bucket_charts(buckets) if buckets else (),
         focus=read_focus(train_dir / "focus.safetensors"),
@@ -78,36 +73,30 @@ def _read_table(path: Path) -> dict[str, NDArray[np.float64]]:
     return {name: table[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in numeric}
 
 
-def seconds_text(seconds: float) -> str:
-    """3 h 4 min, 2 min 5 s or 7.3 s."""
-    if seconds >= 3600:
-        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
-    if seconds >= 60:
-        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
-    return f"{seconds:.1f} s"
-
-
-def _facts(run: Mapping[str, Any]) -> tuple[Fact, ...]:
-    config = run.get("config") or {}
-    objective = config.get("objective") if isinstance(config, dict) else None
+def _facts(run: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Fact, ...]:
+    objective = config.get("objective", {})
+    lora = config.get("lora", {})
     facts = [Fact(label="steps", value=f"{run.get('steps', '?')}")]
     if "pairs" in run:
         facts.append(Fact(label="training pairs", value=str(run["pairs"])))
     if isinstance(run.get("seconds"), int | float):
         facts.append(Fact(label="time in steps", value=seconds_text(float(run["seconds"]))))
     for label, source, name in (
-        ("pairs a step", config, "batch_size"),
-        ("learning rate", config, "learning_rate"),
+        ("pairs a step", config, "batch_pairs"),
+        ("peak learning rate", config, "lr"),
         ("beta", objective, "beta"),
+        ("LoRA rank", lora, "rank"),
         ("seed", run, "seed"),
     ):
-        value = source.get(name) if isinstance(source, dict) else None
+        value = source.get(name)
         if value is not None:
-            facts.append(
-                Fact(label=label, value=f"{value:g}" if isinstance(value, float) else str(value))
-            )
-    if isinstance(run.get("dataset_version"), str) and run["dataset_version"]:
-        facts.append(Fact(label="dataset version", value=run["dataset_version"]))
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+            facts.append(Fact(label=label, value=text))
+    if run.get("dataset_version"):
+        facts.append(Fact(label="dataset version", value=str(run["dataset_version"])))
+    machine = run.get("machine") or {}
+    if machine:
+        facts.append(Fact(label="trained on", value=" ".join(str(machine[k]) for k in machine)))
     return tuple(facts)
 
 

@@ -1,8 +1,4 @@
-"""What a report shows: plain typed records, numbers and encoded pictures, no I/O.
-
-Collectors (`report_collect`) make a `ReportData` from a store and run folders; `report_render`
-turns it into HTML and JSON.
-"""
+"""What a report shows: typed records, numbers and encoded pictures, no I/O."""
 
 from __future__ import annotations
 
@@ -151,6 +147,8 @@ class RejectCard:
     reason: str
     detail: str
     image: Picture | None
+    against: Picture | None = None
+    """The picture that it was compared with: a disrupted candidate's parent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +164,7 @@ class DatasetPart:
     histograms: tuple[Histogram, ...]
     pairs: tuple[PairCard, ...]
     pairs_chosen: str
-    """How the shown pairs were chosen, a sentence."""
+    """A sentence."""
     rejects: tuple[RejectCard, ...]
     rejects_chosen: str
     stages: tuple[tuple[str, ...], ...] = ()
@@ -240,7 +238,7 @@ class ExampleFigure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """References, base and adapter side by side for one scene and seed."""
+    """Base and adapter side by side for one scene and seed."""
 
     why: str
     """worst, median, best or random."""

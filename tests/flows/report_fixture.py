@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from focusdpo.flows.report_images import heat_map, overlay, picture
-from focusdpo.flows.report_metrics import METRICS, choose, judge
+from focusdpo.flows.report_metrics import choose, judge, metric_info
 from focusdpo.flows.report_view import (
     Bucket,
     BucketChart,
@@ -257,13 +257,13 @@ def _rows() -> tuple[MetricRow, ...]:
     values = {
         "identity": (0.512, 0.041, 0.018),
         "leakage_margin": (0.221, 0.012, 0.03),
-        "confusion_rate": (0.182, -0.061, 0.03),
-        "missing_rate": (0.091, 0.022, 0.012),
-        "duplicate_rate": (0.031, 0.0, 0.01),
+        "confusion": (0.182, -0.061, 0.03),
+        "missing": (0.091, 0.022, 0.012),
+        "duplicate": (0.031, 0.0, 0.01),
     }
     rows = []
     for metric, (base, change, spread) in values.items():
-        info = METRICS[metric]
+        info = metric_info(metric)
         for index, group in enumerate(("all", "2 subjects", "3 subjects", "held-out classes")):
             wide = spread * (1 + 0.6 * index)
             difference = Interval(mean=change, low=change - wide, high=change + wide)

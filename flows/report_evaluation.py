@@ -1,0 +1,230 @@
+"""Section 4 of the report from an evaluation's folder: table, and scenes side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.report_files import read_json, seconds_text
+from focusdpo.flows.report_images import picture
+from focusdpo.flows.report_metrics import choose, judge, metric_info
+from focusdpo.flows.report_view import (
+    EvaluationPart,
+    Example,
+    ExampleFigure,
+    Fact,
+    Interval,
+    MetricRow,
+    Picture,
+)
+
+if TYPE_CHECKING:
+    from focusdpo.data_schemas.evaluations import EvalScene
+
+AGAIN = "run `focusdpo evaluate` again into a new folder"
+BY = "identity"
+"""The metric by whose change the shown scenes are ordered."""
+SHOWN = ("identity", "leakage_margin", "hue_error")
+"""Metrics printed under every shown scene."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """What an evaluation left."""
+
+    path: Path
+    run: Mapping[str, Any]
+    subjects: Mapping[str, Any]
+    prompts: Mapping[str, str]
+    base: Mapping[str, EvalScene]
+    """Scene id -> the first picture's record."""
+    adapter: Mapping[str, EvalScene]
+
+
+def collect_evaluation(directory: Path, *, extremes: int = 2, randoms: int = 6) -> EvaluationPart:
+    """The table and the chosen examples. Raises UserError for a folder that did not finish."""
+    from focusdpo.data_schemas.evaluations import EvalScene
+    from focusdpo.data_schemas.tables import from_parquet
+
+    run = read_json(directory / "run.json", AGAIN)
+    path = directory / "scenes.parquet"
+    try:
+        records = from_parquet(path.read_bytes(), EvalScene, str(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from error
+    first = [record for record in records if record.index == 0]
+    folder = _Folder(
+        path=directory,
+        run=run,
+        subjects=read_json(directory / "subjects.json", AGAIN, default={}),
+        prompts=read_json(directory / "prompts.json", AGAIN, default={}),
+        base={record.scene_id: record for record in first if record.model == "base"},
+        adapter={record.scene_id: record for record in first if record.model == "adapter"},
+    )
+    examples = _examples(folder, extremes=extremes, randoms=randoms)
+    rows = metric_rows(read_json(directory / "rows.json", AGAIN))
+    return EvaluationPart(
+        protocol=str(run.get("protocol", "unknown")),
+        facts=_facts(folder, records),
+        rows=rows,
+        examples=examples,
+        chosen=_chosen(len(folder.adapter), examples),
+        notes=_notes(rows),
+    )
+
+
+def metric_rows(values: Sequence[Mapping[str, Any]]) -> tuple[MetricRow, ...]:
+    """EvalRow dicts -> one row per metric and group, in the order of first appearance."""
+    cells: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+    for value in values:
+        key = (str(value["metric"]), str(value["group"]))
+        cells.setdefault(key, {})[str(value["model"])] = value
+    return tuple(_row(metric, group, models) for (metric, group), models in cells.items())
+
+
+def _row(metric: str, group: str, models: Mapping[str, Mapping[str, Any]]) -> MetricRow:
+    info = metric_info(metric)
+    difference = _interval(models.get("adapter - base"))
+    return MetricRow(
+        metric=metric,
+        title=info.title,
+        explain=info.explain,
+        unit=info.unit,
+        better=info.better,
+        group=group,
+        scenes=max((int(value.get("scenes") or 0) for value in models.values()), default=0),
+        base=_interval(models.get("base")),
+        adapter=_interval(models.get("adapter")),
+        difference=difference,
+        verdict=judge(difference, info.better),
+    )
+
+
+def _interval(value: Mapping[str, Any] | None) -> Interval | None:
+    if value is None or any(value.get(name) is None for name in ("mean", "low", "high")):
+        return None
+    mean, low, high = (float(value[name]) for name in ("mean", "low", "high"))
+    return Interval(mean=mean, low=low, high=high) if math.isfinite(mean) else None
+
+
+def _facts(folder: _Folder, records: Sequence[EvalScene]) -> tuple[Fact, ...]:
+    run = folder.run
+    classes = {name for record in records for name in record.class_names}
+    new = {name for record in records if record.held_out for name in record.class_names}
+    facts = [
+        Fact(label="scenes", value=str(len(folder.base))),
+        Fact(label="pictures judged", value=str(len(records))),
+        Fact(label="subjects", value=str(len({s for r in records for s in r.subject_ids}))),
+        Fact(label="classes", value=str(len(classes)), note=f"{len(new)} in held-out scenes"),
+    ]
+    if isinstance(run.get("wall_seconds"), int | float):
+        facts.append(Fact(label="time", value=seconds_text(float(run["wall_seconds"]))))
+    for name, label in (("seed", "seed of the bootstrap"), ("adapter", "adapter")):
+        if run.get(name) is not None:
+            facts.append(Fact(label=label, value=str(run[name])))
+    return tuple(facts)
+
+
+def _notes(rows: Sequence[MetricRow]) -> tuple[str, ...]:
+    least = min((row.scenes for row in rows if row.group == "all"), default=0)
+    if rows and not any(row.difference for row in rows):
+        return ("Only one model was evaluated, so there is nothing to compare.",)
+    if 0 < least < 30:
+        return (f"Some metrics rest on {least} scenes: their intervals are rough.",)
+    return ()
+
+
+def _chosen(total: int, examples: Sequence[Example]) -> str:
+    if not examples:
+        return ""
+    return (
+        f"{len(examples)} of {total} scenes. The adapter's change of matched identity orders them: "
+        "the worst, the median and the best are shown, and random ones drawn by a hash of the "
+        "scenes' ids. Nobody picked. Of a scene with several pictures the first is shown; the mark "
+        "on each line is that picture's alone, without an interval."
+    )
+
+
+def _examples(folder: _Folder, *, extremes: int, randoms: int) -> tuple[Example, ...]:
+    scores = []
+    for scene_id, base in folder.base.items():
+        adapter = folder.adapter.get(scene_id)
+        if adapter is not None and math.isfinite(change := adapter.identity - base.identity):
+            scores.append((scene_id, change))
+    return tuple(
+        _example(folder, why, scene_id)
+        for why, scene_id in choose(scores, extremes=extremes, randoms=randoms)
+    )
+
+
+def _example(folder: _Folder, why: str, scene_id: str) -> Example:
+    base, adapter = folder.base[scene_id], folder.adapter[scene_id]
+    words = ", ".join(base.class_names)
+    figures = []
+    for name in SHOWN:
+        info = metric_info(name)
+        values = float(getattr(base, name)), float(getattr(adapter, name))
+        if all(math.isfinite(value) for value in values):
+            figures.append(
+                ExampleFigure(
+                    title=info.title,
+                    unit=info.unit,
+                    better=info.better,
+                    base=values[0],
+                    adapter=values[1],
+                )
+            )
+    return Example(
+        why=why,
+        scene_id=scene_id,
+        prompt=folder.prompts.get(scene_id, words),
+        references=_references(folder, base),
+        base=_image(folder.path / base.image, f"base model: {words}. {verdict_words(base)}"),
+        adapter=_image(
+            folder.path / adapter.image, f"with the adapter: {words}. {verdict_words(adapter)}"
+        ),
+        figures=tuple(figures),
+        base_note=verdict_words(base),
+        adapter_note=verdict_words(adapter),
+    )
+
+
+def verdict_words(record: EvalScene) -> str:
+    """What the judge says of one picture."""
+    subjects = len(record.subject_ids)
+    lost = [name for name, box in zip(record.class_names, record.boxes, strict=True) if not box]
+    parts = []
+    if lost:
+        parts.append(f"{', '.join(lost)} missing")
+    if math.isfinite(record.confusion) and record.confusion > 0:
+        confused = round(record.confusion * (subjects - len(lost)))
+        parts.append(f"{confused} of {subjects - len(lost)} found look like another subject")
+    if record.duplicate > 0:
+        parts.append(f"{round(record.duplicate * subjects)} painted more than once")
+    if not parts:
+        return "all found, none confused" if subjects > 1 else "found"
+    return "; ".join(parts)
+
+
+def _references(folder: _Folder, record: EvalScene) -> tuple[Picture, ...]:
+    pictures = []
+    for subject_id, name in zip(record.subject_ids, record.class_names, strict=True):
+        paths = (folder.subjects.get(subject_id) or {}).get("pictures") or []
+        if paths:
+            pictures.append(_image(folder.path / str(paths[0]), f"reference: {name}"))
+    return tuple(pictures)
+
+
+def _image(path: Path, alt: str) -> Picture:
+    try:
+        with Image.open(path) as image:
+            return picture(np.asarray(image.convert("RGB")), alt)
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from error

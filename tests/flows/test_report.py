@@ -1,0 +1,226 @@
+"""The report's page: self-contained, escaped, honest; and in a real browser without a complaint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.report import write_report
+from focusdpo.flows.report_charts import nice_ticks, running_mean
+from focusdpo.flows.report_metrics import bounds, choose, headline, judge, number
+from focusdpo.flows.report_render import as_json, render, report_json
+from focusdpo.flows.report_view import EvaluationPart, Interval, ReportData
+from tests.flows.browser import CHROMIUM, chromium
+from tests.flows.report_fixture import HOSTILE, make_report
+
+finite = st.floats(-1e6, 1e6, allow_nan=False)
+
+
+class Elements(HTMLParser):
+    """All start tags with their attributes, and the text outside script and style."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text: list[str] = []
+        self._raw = ""
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        self._raw = tag if tag in ("script", "style") else ""
+
+    def handle_endtag(self, tag: str) -> None:
+        self._raw = "" if tag == self._raw else self._raw
+
+    def handle_data(self, data: str) -> None:
+        if not self._raw:
+            self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def data() -> ReportData:
+    return make_report()
+
+
+@pytest.fixture(scope="module")
+def page(data: ReportData) -> str:
+    return render(data)
+
+
+@pytest.fixture(scope="module")
+def elements(page: str) -> Elements:
+    return Elements(page)
+
+
+def test_page_asks_for_nothing_from_outside(page: str, elements: Elements) -> None:
+    for tag, attributes in elements.tags:
+        for name in ("src", "href", "srcset", "poster", "action", "data", "xlink:href"):
+            assert re.match(r"^(data:|#|$)", attributes.get(name, "")), (tag, attributes)
+    style = page.split("<style>")[1].split("</style>")[0]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert len(page) < 8_000_000
+
+
+def test_policy_allows_only_the_own_script_and_style(elements: Elements) -> None:
+    policies = [a["content"] for t, a in elements.tags if a.get("http-equiv")]
+    assert len(policies) == 1
+    assert policies[0].startswith("default-src 'none'; img-src data:;")
+    assert "unsafe" not in policies[0]
+    assert sum(tag == "script" for tag, _ in elements.tags) == 1
+    handlers = [(t, n) for t, a in elements.tags for n in a if n.startswith("on") or n == "style"]
+    assert handlers == []
+
+
+def test_hostile_words_are_shown_and_do_nothing(elements: Elements) -> None:
+    text = "".join(elements.text)
+    assert text.count(HOSTILE) >= 4, "prompt, reject detail, reject prompt, configuration"
+    assert not [a for t, a in elements.tags if "evil.example" in a.get("src", "")]
+
+
+def test_every_picture_has_words_and_every_link_a_target(elements: Elements) -> None:
+    pictures = [a for t, a in elements.tags if t == "img"]
+    assert len(pictures) > 50
+    assert all(picture["alt"].strip() for picture in pictures)
+    ids = [a["id"] for _, a in elements.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    links = {a["href"][1:] for t, a in elements.tags if t == "a"}
+    assert links <= set(ids)
+    charts = [a for t, a in elements.tags if t == "svg" and a.get("role") == "img"]
+    assert charts
+    assert all(len(chart["aria-label"]) > 20 for chart in charts)
+
+
+def test_parts_are_optional(data: ReportData) -> None:
+    alone = dataclasses.replace(data, training=None, evaluation=None)
+    text = "".join(Elements(render(alone)).text)
+    assert "312 preference pairs" in text
+    assert "have not been compared" in text
+    assert "Evaluation" not in text
+
+
+def test_json_holds_the_numbers_and_no_pictures(data: ReportData) -> None:
+    values = json.loads(report_json(data))
+    assert values["dataset"]["pairs"][0]["win"].keys() == {"alt", "mime", "size", "blake2b"}
+    assert values["evaluation"]["rows"][0]["difference"]["low"] == pytest.approx(0.023)
+    assert as_json((math.nan, math.inf, 1.5)) == [None, None, 1.5]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_page_in_a_browser(page: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(page, encoding="utf-8")
+    with chromium(tmp_path / "profile") as tab:
+        tab.open(path, width=390)
+        assert tab.js("document.documentElement.scrollWidth") <= 390, "no sideways scrolling"
+        broken = "[...document.images].filter(i => i.complete && !i.naturalWidth).length"
+        assert tab.js(broken) == 0
+        first = "document.querySelector('figure.flip img').src"
+        winner = tab.js(first)
+        tab.js("document.querySelector('figure.flip button').click()")
+        assert tab.js(first) == tab.js("document.querySelector('img.lose').src") != winner
+        tab.js("document.querySelector('figure.flip button').click()")
+        assert tab.js(first) == winner
+        tab.js("document.getElementById('flip-all').click()")
+        pressed = "document.querySelectorAll('figure.flip button[aria-pressed=true]').length"
+        assert tab.js(pressed) == tab.js("document.querySelectorAll('figure.flip').length")
+        assert tab.complaints() == []
+        assert tab.requests() == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_page_works_without_scripts(page: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(page, encoding="utf-8")
+    with chromium(tmp_path / "profile") as tab:
+        tab.open(path, scripts=False)
+        document = tab.call("DOM.getDocument")["root"]["nodeId"]
+        losers = tab.call("DOM.querySelectorAll", nodeId=document, selector="img.lose")["nodeIds"]
+        assert len(losers) == 12, "losers stand beside winners, no flip needed"
+        assert tab.requests() == []
+
+
+@given(finite, finite, st.sampled_from(["higher", "lower"]))
+def test_verdict_mirrors_with_the_direction(a: float, b: float, better: str) -> None:
+    low, high = min(a, b), max(a, b)
+    verdict = judge(Interval(mean=(a + b) / 2, low=low, high=high), better)  # type: ignore[arg-type]
+    mirrored = judge(Interval(mean=-(a + b) / 2, low=-high, high=-low), better)  # type: ignore[arg-type]
+    opposite = {"better": "worse", "worse": "better", "undecided": "undecided"}
+    assert mirrored == opposite[verdict]
+    assert (verdict == "undecided") == (low <= 0 <= high)
+
+
+def _with_difference(data: ReportData, low: float, high: float) -> EvaluationPart:
+    assert data.evaluation is not None
+    difference = Interval(mean=(low + high) / 2, low=low, high=high)
+    rows = tuple(
+        dataclasses.replace(row, difference=difference, verdict=judge(difference, row.better))
+        for row in data.evaluation.rows
+    )
+    return dataclasses.replace(data.evaluation, rows=rows)
+
+
+def test_headline_says_what_the_intervals_allow(data: ReportData) -> None:
+    undecided = headline(_with_difference(data, -0.01, 0.03)).text
+    assert "undecided" in undecided
+    assert "improves" not in undecided
+    better = headline(_with_difference(data, 0.01, 0.03))
+    assert "improves matched identity by +0.020 [+0.010, +0.030]" in better.text
+    assert "Worse: confusion rate, missing rate, duplicate rate." in better.detail
+    worse = headline(_with_difference(data, -0.03, -0.01)).text
+    assert "worsens leakage margin by \N{MINUS SIGN}0.020" in worse
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=4), finite, max_size=60), st.integers(0, 4))
+def test_examples_are_chosen_by_rule(scores: dict[str, float], extremes: int) -> None:
+    items = list(scores.items())
+    chosen = choose(items, extremes=extremes, randoms=5)
+    assert chosen == choose(items[::-1], extremes=extremes, randoms=5), "order must not matter"
+    names = [name for _, name in chosen]
+    assert len(names) == len(set(names))
+    worst = [scores[name] for why, name in chosen if why == "worst"]
+    others = [value for name, value in scores.items() if ("worst", name) not in chosen]
+    assert not worst or not others or max(worst) <= min(others)
+
+
+@given(finite, finite)
+def test_ticks_lie_in_the_range(a: float, b: float) -> None:
+    low, high = min(a, b), max(a, b)
+    ticks = nice_ticks(low, high)
+    assert 1 <= len(ticks) <= 12
+    span = max(high - low, 1e-12)
+    assert all(low - 1e-6 * span <= tick <= high + 1e-6 * span for tick in ticks)
+
+
+def test_running_mean_skips_gaps() -> None:
+    assert running_mean([1.0, math.nan, 3.0], 3) == [1.0, 2.0, 3.0]
+    assert math.isnan(running_mean([math.nan], 1)[0])
+
+
+def test_numbers_carry_their_unit() -> None:
+    assert number(-0.061, "rate", signed=True) == "\N{MINUS SIGN}6.1 pp"
+    assert number(0.121, "rate") == "12.1 %"
+    assert number(float("nan"), "cosine") == "n/a"
+    assert bounds(Interval(mean=0, low=-3, high=4), "degrees") == "[\N{MINUS SIGN}3.0, 4.0]"
+
+
+def test_nothing_given_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing to report"):
+        write_report(tmp_path / "report.html")
+
+
+def test_unfinished_training_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"run\.json: missing, so this run did not finish"):
+        write_report(tmp_path / "report.html", train_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
