@@ -18,8 +18,8 @@ from focusdpo.data_schemas.errors import UserError
 
 log = logging.getLogger(__name__)
 
-PICTURE_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF")
-"""What a picture may really be, whatever its name says (phones name MPO files .jpg)."""
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+"""What a picture may really be, whatever its name says."""
 DECODE_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError,
     MemoryError, struct.error, zlib.error,
