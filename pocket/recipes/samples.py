@@ -21,7 +21,7 @@ from focusdpo.pocket.identities import (
     draw_identity,
     sample_identities,
 )
-from focusdpo.pocket.world import Scenes, render_scenes
+from focusdpo.pocket.world import prompt_for, render_scenes
 
 TWIN_SHARE = 0.15
 """Share of scenes in which two subjects have the same class."""
@@ -31,16 +31,21 @@ TWIN_SHARE = 0.15
 class SceneBatch:
     """Scenes with equally many subjects and who stands in them."""
 
-    scenes: Scenes
-    identities: list[list[Identity]]
     images: Tensor
-    """(B, 3, H, W) in [0, 1]: the scenes, perhaps spoilt."""
+    """(B, 3, H, W) in [0, 1]."""
+    masks: Tensor
+    """(B, R, H, W) bool, disjoint; empty for a subject that is not there."""
+    identities: list[list[Identity]]
+    """R per scene."""
+    prompts: list[str]
+    """The scenes' captions; one who crowded in later is not named."""
 
 
 def scene_batch(
-    seed: int, batch: int, classes: Sequence[str], split: Split, *, spoilt: bool = True
+    seed: int, batch: int, classes: Sequence[str], split: Split, *, crowd: float = 0.3
 ) -> SceneBatch:
-    """Scenes with 1, 2 or 3 subjects each (20, 45, 35 % of the seeds)."""
+    """Scenes with 1, 2 or 3 subjects (20, 45, 35 % of the seeds), spoilt; a share `crowd` gets one
+    more subject that touches or covers another."""
     rng = np.random.default_rng([seed, 0x5A])
     count = int(rng.choice([1, 2, 3], p=[0.2, 0.45, 0.35]))
     drawn = sample_identities(split, classes, batch * count, int(rng.integers(2**31)))
@@ -52,8 +57,54 @@ def scene_batch(
                     split, [row[0].class_name], 1, int(rng.integers(2**31))
                 )[0]
     scenes = render_scenes(rows, [int(s) for s in rng.integers(2**31, size=batch)])
-    images = spoil(scenes.images, int(rng.integers(2**31))) if spoilt else scenes.images
-    return SceneBatch(scenes, rows, images)
+    prompts = [
+        prompt_for([one.class_name for one in row], background)
+        for row, background in zip(rows, scenes.backgrounds, strict=True)
+    ]
+    images, masks = scenes.images, scenes.masks
+    if crowd > 0:
+        images, masks, rows = _crowd_in(images, masks, rows, crowd, rng)
+    return SceneBatch(spoil(images, int(rng.integers(2**31))), masks, rows, prompts)
+
+
+def _crowd_in(
+    images: Tensor,
+    masks: Tensor,
+    rows: list[list[Identity]],
+    share: float,
+    rng: np.random.Generator,
+) -> tuple[Tensor, Tensor, list[list[Identity]]]:
+    """Pastes a subject of the next scene beside or upon one of this scene, in some scenes."""
+    images = images.clone()
+    masks = torch.cat([masks, torch.zeros_like(masks[:, :1])], 1)
+    source_images, source_masks = images.clone(), masks.clone()
+    size = images.shape[-1]
+    guests = []
+    for b, row in enumerate(rows):
+        other = (b + 1) % len(rows)
+        guest, host = int(rng.integers(len(row))), int(rng.integers(len(row)))
+        guests.append(rows[other][guest])
+        angle, near = rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 1.0)
+        if rng.random() >= share:
+            continue
+        body = source_masks[other, guest]
+        x0, y0, x1, y1 = _box(body)
+        u0, v0, u1, v1 = _box(source_masks[b, host])
+        reach = near * (max(x1 - x0, y1 - y0) + max(u1 - u0, v1 - v0)) / 2
+        dx = (u0 + u1 - x0 - x1) / 2 + reach * np.cos(angle)
+        dy = (v0 + v1 - y0 - y1) / 2 + reach * np.sin(angle)
+        shift = (int(np.clip(dy, -y0, size - y1)), int(np.clip(dx, -x0, size - x1)))
+        moved = torch.roll(body, shift, (0, 1))
+        pixels = torch.roll(source_images[other], shift, (1, 2))
+        images[b] = torch.where(moved, pixels, images[b])
+        masks[b] &= ~moved
+        masks[b, -1] = moved
+    return images, masks, [[*row, guest] for row, guest in zip(rows, guests, strict=True)]
+
+
+def _box(mask: Tensor) -> tuple[int, int, int, int]:
+    rows, cols = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+    return int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1
 
 
 def spoil(images_BCHW: Tensor, seed: int) -> Tensor:

@@ -66,7 +66,7 @@ def train(config: SegmenterRecipe, out_dir: Path) -> list[Figure]:
 
 def dense_targets(batch: SceneBatch, index: dict[str, int]) -> tuple[Tensor, Tensor]:
     """Foreground (B, H, W) in {0, 1} and the word of each pixel (B, H, W), -1 on background."""
-    masks = batch.scenes.masks
+    masks = batch.masks
     words = torch.tensor([[index[i.class_name] for i in row] for row in batch.identities])
     owner = torch.where(masks, words[:, :, None, None], -1).amax(1)
     return masks.any(1).float(), owner
