@@ -24,6 +24,8 @@ Pattern = Literal["plain", "horizontal", "vertical", "diagonal", "dots", "checke
 
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
 HUE_BINS = 12
+BACKGROUNDS = ("sand", "grass", "water", "snow", "bricks", "wood", "asphalt", "tiles")
+"""Here, and not with the renderer, so that a plan needs no torch."""
 ASSETS = Path(__file__).parent / "assets"
 
 SATURATION_RANGE = (0.55, 0.95)

@@ -18,7 +18,14 @@ from PIL import Image
 from torch import Tensor
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.pocket.identities import ASSETS, PATTERNS, Identity, class_names, class_table
+from focusdpo.pocket.identities import (
+    ASSETS,
+    BACKGROUNDS,
+    PATTERNS,
+    Identity,
+    class_names,
+    class_table,
+)
 
 SCENE_SIZE = 64
 SPRITE_SIZE = 64
@@ -37,7 +44,6 @@ PATTERN_PERIOD = 0.64
 PATTERN_DEPTH = 0.17
 SHADING = 0.36
 
-BACKGROUNDS = ("sand", "grass", "water", "snow", "bricks", "wood", "asphalt", "tiles")
 _COLOURS = (
     ((0.80, 0.74, 0.62), (0.74, 0.67, 0.55)),
     ((0.56, 0.64, 0.48), (0.48, 0.57, 0.42)),
