@@ -6,6 +6,7 @@ neither torch nor Prefect.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
 import os
@@ -141,7 +142,8 @@ def _write(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UserError(
             f"{path}: cannot be written ({error.strerror}); choose a folder that can be written, "
             "on a disk that is not full"

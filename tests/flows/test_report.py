@@ -10,8 +10,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from browser import CHROMIUM, chromium
 from hypothesis import given
 from hypothesis import strategies as st
+from report_fixture import HOSTILE, make_report
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.report import write_report
@@ -19,8 +21,6 @@ from focusdpo.flows.report_charts import nice_ticks, running_mean
 from focusdpo.flows.report_metrics import bounds, choose, headline, judge, number
 from focusdpo.flows.report_render import as_json, render, report_json
 from focusdpo.flows.report_view import EvaluationPart, Interval, ReportData
-from tests.flows.browser import CHROMIUM, chromium
-from tests.flows.report_fixture import HOSTILE, make_report
 
 finite = st.floats(-1e6, 1e6, allow_nan=False)
 

@@ -1,0 +1,231 @@
+"""What the report reads is what the store, training and evaluation wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import CHROMIUM, chromium
+from PIL import Image
+from report_fixture import HOSTILE
+from small_root import grey, small_version
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.evaluations import EvalScene
+from focusdpo.data_schemas.tables import to_parquet
+from focusdpo.flows.report import write_report
+from focusdpo.flows.report_dataset import choose_pairs, collect_dataset
+from focusdpo.flows.report_evaluation import collect_evaluation, verdict_words
+from focusdpo.flows.report_training import collect_training
+from focusdpo.model.backbones.flux import FluxBackbone
+from focusdpo.model.configs import TrainConfig
+from focusdpo.pipeline.compare import rows
+from focusdpo.pipeline.evaluate import EvaluateConfig
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("dataset")
+    small_version(root, prompt=HOSTILE)
+    return root
+
+
+def test_dataset_counts_are_the_stores(root: Path) -> None:
+    part = collect_dataset(root, "latest", pairs=3, rejects=2)
+    assert {step.label: step.count for step in part.funnel} == {
+        "scenes": 5,
+        "sampled": 10,
+        "complete": 5,
+        "disrupted": 5,
+        "pairs": 5,
+    }
+    assert [(r.label, r.count) for r in part.reject_reasons] == [("missing subject", 5)]
+    assert dict(part.breakdowns)["By mode"][0].count == 5
+    assert [card.margin for card in part.pairs] == pytest.approx([0.5, 0.52, 0.54])
+    repainted = [(s.class_name, s.repainted) for s in part.pairs[0].subjects]
+    assert repainted == [("cat", True), ("dog", False)]
+    assert len(part.rejects) == 2
+    assert part.rejects[0].image is not None
+    assert part.rejects[0].prompt == HOSTILE
+    win = next(h for h in part.histograms if h.title.startswith("Identity")).counts[0]
+    assert sum(win[2]) == 10, "every winner's identity lies in a bin"
+    assert ("generate", "5", "10", "10.0") in part.stages
+
+
+def test_dataset_without_its_stages_still_reports(root: Path, tmp_path: Path) -> None:
+    """A copy of versions and shards alone, as a team would share it."""
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy, ignore=shutil.ignore_patterns("stages"))
+    part = collect_dataset(copy, "latest", pairs=3, rejects=2)
+    assert len(part.pairs) == 3
+    assert part.rejects == ()
+    assert part.funnel[-1].count == 5
+
+
+def test_pairs_are_taken_from_each_mode(root: Path) -> None:
+    from focusdpo.pipeline.versions import open_version
+
+    many = [
+        dataclasses.replace(row, mode=mode, pair_id=f"{mode}{n}{row.pair_id}")
+        for row in open_version(root).rows
+        for mode, copies in (("all", 9), ("rank", 1))
+        for n in range(copies)
+    ]
+    modes = [row.mode for row in choose_pairs(many, 8)]
+    assert modes.count("all") == modes.count("rank") == 4
+    assert len(choose_pairs(many, 500)) == len(many)
+
+
+def test_dataset_report_in_a_browser(root: Path, tmp_path: Path) -> None:
+    out = write_report(tmp_path / "report.html", root=root, commands=["focusdpo demo"])
+    numbers = json.loads(out.with_suffix(".json").read_text())
+    assert numbers["dataset"]["funnel"][0] == {"label": "scenes", "count": 5, "explain": ""}
+    assert numbers["training"] is None
+    assert "MIT" in json.dumps(numbers["lineage"])
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    with chromium(tmp_path / "profile") as tab:
+        tab.open(out, width=390)
+        assert tab.complaints() == []
+        assert tab.js("document.querySelectorAll('.pairs script, main script').length") == 0
+        assert tab.js("document.documentElement.scrollWidth") <= 390
+
+
+def test_report_loads_no_model(root: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from focusdpo.flows.report import write_report; "
+        "write_report(Path(sys.argv[2]), root=Path(sys.argv[1])); "
+        "assert not {'torch', 'prefect', 'matplotlib'} & set(sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(root), str(tmp_path / "report.html")]
+    subprocess.run(command, check=True, timeout=120)
+
+
+def test_training_run_is_read(
+    backbone: FluxBackbone, pair_shards: list[Path], tmp_path: Path
+) -> None:
+    from focusdpo.model.training import train
+
+    config = TrainConfig(steps=3, batch_pairs=2, micro_pairs=2, warmup=1, mixed_precision="no")
+    train(backbone, pair_shards, config, tmp_path)
+    part = collect_training(tmp_path)
+    assert part.objective == "focus_dpo"
+    loss = next(chart for chart in part.charts if chart.title == "Loss")
+    assert loss.lines[0].x == (1.0, 2.0, 3.0)
+    assert np.isfinite(loss.lines[0].y).all()
+    titles = {chart.title for chart in part.buckets}
+    assert {"A(t): alignment", "|M_s| / |M_prior|"} <= titles
+    assert part.focus is not None
+    assert [row.symbol for row in part.focus.rows][:5] == ["M_prior", "M_d", "M'", "M_s", "W"]
+    assert all(len(row.maps) == len(part.focus.sigmas) for row in part.focus.rows)
+    out = write_report(tmp_path / "report.html", train_dir=tmp_path)
+    assert "Where the loss looks" in out.read_text()
+
+
+def _record(model: str, index: int, identity: float, **changes: object) -> EvalScene:
+    values = {
+        "protocol": "pocket",
+        "model": model,
+        "scene_id": f"scene{index:02d}",
+        "index": 0,
+        "image": f"images/{model}/scene{index:02d}-0.png",
+        "subject_ids": ("a", "b"),
+        "class_names": ("cat", "dog"),
+        "held_out": index % 2 == 0,
+        "seen": 2,
+        "boxes": ((0, 0, 9, 9), (20, 20, 40, 40)),
+        "matched": (identity, identity),
+        "identity": identity,
+        "leakage_margin": identity - 0.2,
+        "confusion": 0.0,
+        "missing": 0.0,
+        "duplicate": 0.0,
+        "class_recognition": 1.0,
+        "hue_error": float("nan"),
+        "scr_40": 0.0,
+        "scr_50": 0.0,
+        "scr_60": 0.0,
+        "copy_paste": 0.3,
+    }
+    return EvalScene(**(values | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path) -> Path:
+    """Twelve scenes; the adapter gains 0.1 in identity, but loses 0.3 in scene 3."""
+    base = [_record("base", i, 0.5 + 0.01 * i) for i in range(12)]
+    gain = [0.1 - 0.4 * (i == 3) + 0.001 * i for i in range(12)]
+    adapter = [_record("adapter", i, 0.5 + 0.01 * i + gain[i]) for i in range(12)]
+    for record in base + adapter:
+        path = tmp_path / record.image
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(grey(100)).save(path)
+    reference = tmp_path / "references" / "a" / "0.png"
+    reference.parent.mkdir(parents=True)
+    Image.fromarray(grey(200)).save(reference)
+    table = rows(base, adapter, EvaluateConfig(resamples=200))
+    files = {
+        "rows.json": [dataclasses.asdict(row) for row in table],
+        "subjects.json": {"a": {"pictures": ["references/a/0.png"]}},
+        "prompts.json": {"scene03": HOSTILE},
+        "config.json": {},
+        "run.json": {"protocol": "pocket", "seed": 0, "fingerprints": {"judge": "j1"}},
+    }
+    (tmp_path / "scenes.parquet").write_bytes(to_parquet(base + adapter, EvalScene))
+    for name, value in files.items():
+        (tmp_path / name).write_text(json.dumps(value))
+    return tmp_path
+
+
+def test_evaluation_is_read(evaluation: Path) -> None:
+    part = collect_evaluation(evaluation, extremes=1, randoms=2)
+    row = next(r for r in part.rows if (r.metric, r.group) == ("identity", "all"))
+    assert row.difference is not None
+    assert row.difference.mean == pytest.approx(0.1 - 0.4 / 12 + 0.0055)
+    assert row.scenes == 12
+    assert {r.group for r in part.rows} == {"all", "2 subjects", "held-out classes"}
+    assert not [r for r in part.rows if r.metric == "hue_error"], "never measured, so no row"
+    worst = part.examples[0]
+    assert (worst.why, worst.scene_id, worst.prompt) == ("worst", "scene03", HOSTILE)
+    assert len(worst.references) == 1
+    assert [example.why for example in part.examples] == [
+        "worst",
+        "median",
+        "best",
+        *["random"] * 2,
+    ]
+    assert "12 scenes" in part.notes[0]
+
+
+def test_verdict_words_of_a_picture() -> None:
+    assert verdict_words(_record("base", 0, 0.5)) == "all found, none confused"
+    lost = _record("base", 0, 0.5, boxes=((), (20, 20, 40, 40)), missing=0.5, confusion=1.0)
+    assert verdict_words(lost) == "cat missing; 1 of 1 found look like another subject"
+    twice = _record("base", 0, 0.5, duplicate=0.5)
+    assert verdict_words(twice) == "1 painted more than once"
+
+
+@pytest.mark.parametrize("name", ["run.json", "rows.json", "scenes.parquet"])
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_damaged_evaluation_is_named(evaluation: Path, name: str, damage: str) -> None:
+    path = evaluation / name
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(UserError, match=name):
+        write_report(evaluation / "out.html", evaluate_dir=evaluation)
+    assert not (evaluation / "out.html").exists()
+
+
+def test_unwritable_place_is_named(evaluation: Path) -> None:
+    (evaluation / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_report(evaluation / "file" / "report.html", evaluate_dir=evaluation)
