@@ -174,26 +174,16 @@ class Store:
         return from_parquet(self._checked(stage, key, f"{table}.parquet"), record_type, where)
 
     def image_bytes(self, key: ImageKey) -> bytes:
-        """The PNG bytes that an image key names."""
-        return self._member(*split_image_key(key))
+        """The PNG bytes that an image key names, checked against their hash."""
+        return self._checked(*split_image_key(key))
 
     def image(self, key: ImageKey) -> NDArray[np.uint8]:
         """(H, W, 3) or (H, W) uint8 array."""
-        stage, artefact_key, member = split_image_key(key)
-        data = self.image_bytes(key)
-        try:
-            return decode_png(data, member)
-        except UserError as error:
-            raise self._damaged(stage, artefact_key, f"image {error}") from error
+        return decode_png(self.image_bytes(key), f"{self.root}: {key}")
 
     def mask(self, key: ImageKey) -> NDArray[np.bool_]:
         """(H, W) bool array of a single-channel image."""
-        stage, artefact_key, member = split_image_key(key)
-        data = self.image_bytes(key)
-        try:
-            return decode_mask(data, member)
-        except UserError as error:
-            raise self._damaged(stage, artefact_key, f"image {error}") from error
+        return decode_mask(self.image_bytes(key), f"{self.root}: {key}")
 
     def verify(self, stage: str, key: str) -> None:
         """Check every byte of an artefact; UserError names what is damaged."""
@@ -253,6 +243,8 @@ class Store:
             if end > len(head):
                 head = self.files.read(path, 0, end)
             values = json.loads(head[tars.BLOCK : tars.BLOCK + size])
+            if values.pop("digest") != digest(_canonical(values)):
+                raise ValueError("its bytes are not those that were written")
             spans = {name: (end + int(a), int(b)) for name, (a, b) in values.pop("spans").items()}
             values["inputs"] = tuple(values["inputs"])
             artefact = Artefact(**values, seconds=self._seconds(path))
@@ -305,10 +297,13 @@ def _artefact_bytes(artefact: Artefact, contents: Mapping[str, bytes]) -> bytes:
     values = dataclasses.asdict(artefact)
     # Times differ from run to run, and these bytes must not.
     del values["seconds"]
+    index = {**values, "spans": spans}
     sink = io.BytesIO()
-    written = tars.append(
-        sink, INDEX, json.dumps({**values, "spans": spans}, sort_keys=True).encode()
-    )
+    written = tars.append(sink, INDEX, _canonical({**index, "digest": digest(_canonical(index))}))
     sink.write(packed)
     tars.finish(sink, written + len(packed))
     return sink.getvalue()
+
+
+def _canonical(values: Mapping[str, Any]) -> bytes:
+    return json.dumps(values, sort_keys=True).encode()
