@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from pair_samples import write_shards
-from tiny_backbone import TinyBackbone
+from tiny_backbone import tiny_backbone
+
+from focusdpo.model.backbones.flux import FluxBackbone
 
 torch.set_num_threads(1)
 
@@ -23,6 +25,6 @@ def pair_shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture
-def backbone() -> TinyBackbone:
+def backbone() -> FluxBackbone:
     """Random weights, always the same."""
-    return TinyBackbone()
+    return tiny_backbone()

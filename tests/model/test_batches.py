@@ -1,0 +1,182 @@
+"""Shards to batches: what is read, in which order, and what a damaged shard says."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+import webdataset as wds
+from hypothesis import given
+from hypothesis import strategies as st
+from pair_samples import make_sample, write_shard
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.shards import decode
+from focusdpo.model.backbones.flux import FluxBackbone
+from focusdpo.model.batches import PairData, Schedule, encode_pairs, join, near_prior
+from focusdpo.model.shard_index import index_shard, read_entry
+
+
+def test_index_reads_what_webdataset_reads(pair_shards: list[Path]) -> None:
+    theirs = [
+        decode(sample)
+        for path in pair_shards
+        for sample in wds.WebDataset(f"file:{path}", shardshuffle=False)
+    ]
+    ours = [read_entry(entry) for path in pair_shards for entry in index_shard(path)]
+    assert [s.pair for s in ours] == [s.pair for s in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.images.win == b.images.win).all()
+        assert (a.images.complexity == b.images.complexity).all()
+
+
+def test_loser_is_the_winner_away_from_the_repainted_region(backbone: FluxBackbone) -> None:
+    repainted, ranked = make_sample(0, 2), make_sample(1, 2, "rank")
+    batch = encode_pairs(backbone, [repainted, ranked])
+    prior = torch.from_numpy(repainted.images.prior).float()[None]
+    near = near_prior(prior, backbone.grid)[0].bool()
+    assert 0 < near.sum() < len(near)
+    assert torch.equal(batch.win_BNC[0, ~near], batch.lose_BNC[0, ~near])
+    assert not torch.equal(batch.win_BNC[0, near], batch.lose_BNC[0, near])
+    # Two different images share no region.
+    assert (batch.win_BNC[1] != batch.lose_BNC[1]).any(1).all()
+
+
+def test_near_prior_is_the_touched_tokens_and_a_ring() -> None:
+    prior = torch.zeros(1, 32, 32)
+    prior[0, 17, 9] = 1
+    near = near_prior(prior, (4, 4)).view(4, 4)
+    want = torch.zeros(4, 4)
+    want[1:4, 0:3] = 1
+    assert torch.equal(near, want)
+
+
+def test_token_maps_are_the_images_means(backbone: FluxBackbone) -> None:
+    sample = make_sample(0, 2)
+    priors = encode_pairs(backbone, [sample]).priors
+    mask = sample.images.masks[1].reshape(8, 8, 8, 8).mean((1, 3)).reshape(-1)
+    assert priors.subjects_BRN[0, 1].tolist() == (mask >= 0.5).astype(float).tolist()
+    detail = sample.images.complexity.reshape(8, 8, 8, 8).mean((1, 3)).reshape(-1)
+    torch.testing.assert_close(priors.detail_BN[0], torch.from_numpy(detail))
+
+
+@pytest.mark.parametrize("cache_mib", [0, 100])
+def test_cached_or_not_a_batch_is_the_same(
+    backbone: FluxBackbone, pair_shards: list[Path], cache_mib: int
+) -> None:
+    data = PairData(backbone, pair_shards, cache_mib=cache_mib)
+    items = data.groups()[1][:3]
+    want = encode_pairs(backbone, [data.sample(item) for item in items])
+    got = data.batch(items)
+    assert got.keys == want.keys
+    for a, b in zip(got.tensors(), want.tensors(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_splits_and_retired_pairs_are_left_out(
+    backbone: FluxBackbone, pair_shards: list[Path]
+) -> None:
+    everything = PairData(backbone, pair_shards)
+    assert [len(group) for group in everything.groups()] == [3, 5]
+    few = everything.keys()[1:3]
+    assert PairData(backbone, pair_shards, only=frozenset(few)).keys() == few
+    with pytest.raises(UserError, match="no pair of split 'val'"):
+        PairData(backbone, pair_shards, split="val")
+
+
+def test_batches_of_unlike_shapes_are_refused(
+    backbone: FluxBackbone, pair_shards: list[Path]
+) -> None:
+    data = PairData(backbone, pair_shards)
+    one, two = (group[0] for group in data.groups())
+    with pytest.raises(UserError, match="differ in image or reference sizes"):
+        join([data.batch([one]), data.batch([two])])
+
+
+@given(
+    sizes=st.lists(st.integers(0, 9), min_size=1, max_size=3).filter(any),
+    batch=st.integers(1, 6),
+    seed=st.integers(0, 99),
+)
+def test_schedule_is_a_fair_function_of_the_step(sizes: list[int], batch: int, seed: int) -> None:
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    groups = [list(range(s, s + n)) for s, n in zip(starts, sizes, strict=True)]
+    steps = 3 * sum(sizes)
+    schedule = Schedule(groups, batch, seed)
+    got = [schedule.items(step) for step in range(steps)]
+    assert Schedule(groups, batch, seed).items(steps - 1) == got[-1]
+    assert schedule.items(steps // 2) == got[steps // 2]  # backwards, too
+    seen: dict[int, list[int]] = {}
+    for items in got:
+        (owner,) = {i for i, group in enumerate(groups) for item in items if item in group}
+        seen.setdefault(owner, []).extend(items)
+    for owner, items in seen.items():
+        size = len(groups[owner])
+        for start in range(0, len(items) - size + 1, size):
+            assert sorted(items[start : start + size]) == groups[owner]
+    for owner, group in enumerate(groups):  # its share of the steps, give or take one
+        taken = len(seen.get(owner, [])) / batch
+        assert abs(taken - steps * len(group) / sum(sizes)) <= 1
+
+
+def test_orders_differ_between_epochs_and_seeds() -> None:
+    group = [list(range(20))]
+    schedule = Schedule(group, 20, 0)
+    assert schedule.items(0) != schedule.items(1)
+    assert Schedule(group, 20, 1).items(0) != schedule.items(0)
+
+
+def damage(path: Path, tmp_path: Path, change: str) -> Path:
+    data = bytearray(path.read_bytes())
+    if change == "truncated":
+        data = data[: len(data) // 2]
+    elif change == "no end":
+        data = data[: -len(data) % 512 - 1024 * 10]
+        data = bytearray(path.read_bytes().rstrip(b"\0"))
+        data += bytes(-len(data) % 512)
+    elif change == "header":
+        second = next(o for o in range(512, len(data), 512) if data[o + 257 : o + 262] == b"ustar")
+        data[second + 5] ^= 1
+    elif change == "pixels":
+        place = data.index(b"IDAT") + 20
+        data[place] ^= 255
+    elif change == "empty":
+        data = bytearray()
+    broken = tmp_path / "broken.tar"
+    broken.write_bytes(bytes(data))
+    return broken
+
+
+@pytest.mark.parametrize("change", ["truncated", "no end", "header", "pixels", "empty"])
+def test_a_damaged_shard_is_named(
+    backbone: FluxBackbone, pair_shards: list[Path], tmp_path: Path, change: str
+) -> None:
+    broken = damage(pair_shards[0], tmp_path, change)
+    with pytest.raises(UserError, match="broken.tar"):
+        PairData(backbone, [pair_shards[1], broken])
+
+
+def test_a_missing_shard_is_named(backbone: FluxBackbone, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere.tar does not exist"):
+        PairData(backbone, [tmp_path / "nowhere.tar"])
+
+
+class _Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (exec, ("raise SystemExit('unpickled')",))
+
+
+def test_a_pickle_in_a_shard_is_not_opened(backbone: FluxBackbone, tmp_path: Path) -> None:
+    path = write_shard(tmp_path / "bomb.tar", [make_sample(0, 1)])
+    key = make_sample(0, 1).pair.id
+    bomb = pickle.dumps(_Bomb())
+    with tarfile.open(path, "a") as tar:
+        for field in ("pyd", "pickle", "pth"):
+            info = tarfile.TarInfo(f"{key}.{field}")
+            info.size = len(bomb)
+            tar.addfile(info, io.BytesIO(bomb))
+    assert PairData(backbone, [path]).keys() == [key]
