@@ -1,0 +1,187 @@
+"""build-dataset without an engine: subjects in, plan, stages, shards, version, summary.
+
+`prepare` reads subjects and plans; `execute` runs what is missing through a `Dispatch`, which is a
+plain call here and a Prefect task in `flows/build_dataset.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.builder import Builder, ChunkFailed, Outcome
+from focusdpo.flows.config import BuildRun
+from focusdpo.flows.preview import first_pictures
+from focusdpo.flows.progress import Watch, quiet
+from focusdpo.flows.settings import save_config
+from focusdpo.flows.stages import STAGES
+from focusdpo.flows.wiring import resident_parts, vocabulary
+from focusdpo.pipeline.compose import compose
+from focusdpo.pipeline.ingest import ingest
+from focusdpo.pipeline.store import Store
+from focusdpo.pipeline.versions import DatasetVersion
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One task's work."""
+
+    stage: str
+    partitions: list[str]
+    number: int
+    """From 1."""
+    tasks: int
+    done: int
+    """Partitions of the stage before this chunk."""
+    total: int
+
+
+Dispatch = Callable[[Builder, Chunk, Watch], list[Outcome]]
+"""Runs a chunk; failures of single partitions come back as outcomes."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A planned run."""
+
+    builder: Builder
+    problems: list[str]
+    """Subjects that were left out, and why."""
+    started: float = field(default_factory=time.perf_counter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildResult:
+    """What a build did."""
+
+    root: str
+    version: str
+    new: bool
+    """Whether a version was published; False when nothing had changed."""
+    pairs: int
+    partitions: int
+    made: dict[str, int]
+    """Stage -> partitions computed now."""
+    failed: list[str]
+    problems: list[str]
+    rejects: dict[str, int]
+    model_seconds: float
+    load_seconds: float
+    wall_seconds: float
+
+    @property
+    def whole(self) -> bool:
+        """Nothing was left out."""
+        return not self.failed and not self.problems
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {"command": "build-dataset", **asdict(self)}
+
+
+def prepare(run: BuildRun) -> Prepared:
+    """Open the root, read the subjects, compose scenes, plan. Loads no model.
+
+    UserError when no subject is usable, or with `strict` at the first that is not.
+    """
+    started = time.perf_counter()
+    store = Store.open(run.root)
+    folder = subject_folder(run, store)
+    backgrounds, classes = vocabulary(run.suite)
+    found = ingest(folder, store, run.ingest, known_classes=classes, strict=run.strict)
+    problems = [f"{one.subject}: {one.message}" for one in found.problems if one.fatal]
+    scenes = compose(found.subjects, backgrounds, run.compose)
+    builder = Builder(run, store, found.subjects, scenes, resident_parts(run.suite))
+    return Prepared(builder, problems, started)
+
+
+def subject_folder(run: BuildRun, store: Store) -> Path:
+    """Where the subjects lie: as given, or individuals of the pocket world below the root."""
+    if run.subjects is not None:
+        folder = Path(run.subjects)
+        if not folder.is_dir():
+            raise UserError(
+                f"{folder}: no such folder; --subjects takes a folder that holds one folder of "
+                "pictures per subject"
+            )
+        return folder
+    from focusdpo.flows.world_subjects import export
+
+    folder = store.root / "subjects"
+    export(folder, run.world)
+    return folder
+
+
+def direct(builder: Builder, chunk: Chunk, watch: Watch) -> list[Outcome]:
+    """A chunk in this process, without an engine."""
+    try:
+        return builder.run_chunk(
+            chunk.stage, chunk.partitions, watch, done=chunk.done, total=chunk.total
+        )
+    except ChunkFailed as error:
+        return error.outcomes
+
+
+def chunks_of(builder: Builder, stage: str) -> list[Chunk]:
+    """A stage's tasks."""
+    lists = builder.chunks(stage)
+    total = sum(map(len, lists))
+    made, done = [], 0
+    for number, names in enumerate(lists, 1):
+        made.append(Chunk(stage, names, number, len(lists), done, total))
+        done += len(names)
+    return made
+
+
+def execute(
+    prepared: Prepared,
+    dispatch: Dispatch = direct,
+    watch: Watch = quiet,
+    publish: Callable[[Builder, dict[str, Any]], DatasetVersion] = Builder.publish,
+) -> BuildResult:
+    """Run what is missing and publish. UserError when nothing at all could be built."""
+    builder = prepared.builder
+    run = builder.run
+    loaded = builder.parts.meter.load_seconds
+    outcomes: list[Outcome] = []
+    for stage in STAGES:
+        for chunk in chunks_of(builder, stage):
+            outcomes += dispatch(builder, chunk, watch)
+            if stage == "generate":
+                first_pictures(builder)
+    failed = failures(outcomes)
+    if failed and not any(builder.finished()):
+        raise UserError("every partition failed:\n  " + "\n  ".join(failed[:5]))
+    version = publish(builder, run.model_dump(mode="json"))
+    save_config(run, builder.store.root / "versions" / version.id / "config.yaml")
+    return BuildResult(
+        root=run.root,
+        version=version.id,
+        new=version.new,
+        pairs=len(version.rows),
+        partitions=len(builder.partitions),
+        made=dict(Counter(o.stage for o in outcomes if o.status == "made")),
+        failed=failed,
+        problems=prepared.problems,
+        rejects=dict(version.manifest.get("rejects", {})),
+        model_seconds=round(sum(o.seconds for o in outcomes), 3),
+        load_seconds=round(builder.parts.meter.load_seconds - loaded, 3),
+        wall_seconds=round(time.perf_counter() - prepared.started, 3),
+    )
+
+
+def failures(outcomes: Sequence[Outcome]) -> list[str]:
+    """One line per partition that failed; those skipped because of it are not told again."""
+    return [
+        f"{o.stage} of partition {o.partition}: {o.message}"
+        for o in outcomes
+        if o.status == "failed"
+    ]

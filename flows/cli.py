@@ -1,0 +1,90 @@
+"""The command line: `focusdpo --help`.
+
+Exit codes: 0 all done; 1 a mistake of ours, with its traceback; 2 bad input, with what is wrong
+and what to do; 3 done, but some subjects or partitions were left out; 130 stopped by the user.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.commands import bench as bench_commands
+from focusdpo.flows.commands import look, pocket, run
+
+app = typer.Typer(
+    name="focusdpo",
+    help="Subjects in; preference pairs, a FocusDPO adapter and an honest evaluation out.\n\n"
+    "Start with `focusdpo demo`: the whole job on the embedded pocket suite, without network.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+app.command("demo")(run.demo)
+app.command("build-dataset")(run.build_dataset)
+app.command("train")(run.train)
+app.command("evaluate")(run.evaluate)
+app.command("report")(run.report)
+app.command("generate")(look.generate)
+app.command("inspect")(look.inspect)
+app.command("doctor")(look.doctor)
+app.command("bench")(bench_commands.bench)
+app.add_typer(pocket.app, name="pocket")
+
+LEVELS = {0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(metadata.version("focusdpo"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    verbose: Annotated[
+        int, typer.Option("--verbose", "-v", count=True, help="Log more; twice: everything.")
+    ] = 0,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Configures logging: it goes to stderr, results go to stdout."""
+    logging.basicConfig(
+        stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING
+    )
+    logging.getLogger("focusdpo").setLevel(LEVELS[min(verbose, 2)])
+    # tokenizers and OpenMP: no forks here, no warnings about them.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit with its code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app(given)
+    except UserError as error:
+        _complain(str(error), 2, "--json" in given)
+    except KeyboardInterrupt:
+        _complain("stopped; what was finished is kept, the same command goes on", 130, False)
+
+
+def _complain(message: str, code: int, as_json: bool) -> None:
+    sys.stderr.write(f"error: {message}\n")
+    if as_json:
+        sys.stdout.write(json.dumps({"error": message, "exit_code": code}) + "\n")
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The commands of `focusdpo`, by what they are about."""

@@ -1,0 +1,88 @@
+"""What commands share: options, output, and the choice of engine."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from focusdpo.flows.settings import merge, parse_overrides
+
+Result = TypeVar("Result")
+
+PRESET = Annotated[
+    str, typer.Option("--preset", help="A shipped preset, or the path of a YAML file.")
+]
+SET = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="SECTION.FIELD=VALUE",
+        help="Change one setting, as in `--set train.steps=200`; may be repeated.",
+    ),
+]
+JSON = Annotated[
+    bool, typer.Option("--json", help="Print one machine-readable line last on stdout.")
+]
+PREFECT = Annotated[
+    bool,
+    typer.Option(
+        "--prefect/--no-prefect",
+        help="Run as a Prefect flow (its server starts by itself), or by plain calls.",
+    ),
+]
+STRICT = Annotated[
+    bool, typer.Option("--strict", help="Stop at the first bad subject or partition.")
+]
+ROOT = Annotated[str, typer.Option("--root", help="Folder of the dataset.")]
+
+INCOMPLETE = 3
+"""Exit code of a run that finished, but left something out."""
+
+
+class State:
+    """What `main` must know of the command that ran, to answer errors in its manner."""
+
+    as_json = False
+
+
+def tree(preset: str, overrides: Sequence[str], **given: Any) -> dict[str, Any]:
+    """The nested mapping that a run's model is made of; options that were left out stay out."""
+    named = {name: value for name, value in given.items() if value is not None}
+    return merge({"preset": preset, **parse_overrides(overrides)}, named)
+
+
+def say(text: str = "") -> None:
+    """A line for people."""
+    typer.echo(text)
+
+
+def finish(result: Mapping[str, Any], as_json: bool) -> None:
+    """The machine-readable line, last on stdout."""
+    if as_json:
+        sys.stdout.flush()
+        typer.echo(json.dumps(result, sort_keys=True, allow_nan=False, default=str))
+
+
+@contextmanager
+def engine(prefect: bool, work_folder: str) -> Iterator[None]:
+    """Prefect's environment, when it is wanted; nothing otherwise."""
+    if prefect:
+        from focusdpo.flows.engine import described, prepare
+
+        prepare(work_folder)
+        logging.getLogger(__name__).info("Prefect records this run at %s", described())
+    yield
+
+
+def choose(
+    prefect: bool, work_folder: str, flow: Callable[[], Result], plain: Callable[[], Result]
+) -> Result:
+    """Run as a Prefect flow or by plain calls."""
+    with engine(prefect, work_folder):
+        return flow() if prefect else plain()

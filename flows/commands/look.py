@@ -1,0 +1,108 @@
+"""Commands that look or paint once: generate, inspect, doctor."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.commands.common import INCOMPLETE, JSON, finish, say
+
+
+def generate(
+    reference: Annotated[
+        list[Path],
+        typer.Option("--reference", help="A picture of a subject; repeat for up to three."),
+    ],
+    class_name: Annotated[
+        list[str], typer.Option("--class-name", help="What it is; one per reference, in order.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The PNG to write.")],
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", help="Default: the subjects on the suite's first background."),
+    ] = None,
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", help="Folder that `train` wrote; none: the base.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="The noise.")] = 0,
+    count: Annotated[
+        int, typer.Option("--count", min=1, max=64, help="Pictures of seeds from --seed on.")
+    ] = 1,
+    suite: Annotated[str, typer.Option("--suite", help="Which models paint.")] = "pocket",
+    json: JSON = False,
+) -> None:
+    """Paint subjects from reference pictures, with or without an adapter.
+
+    With --count above 1 the file is a contact sheet. The PNG tells how it was made.
+    """
+    from focusdpo.flows.painting import Request, paint
+
+    request = Request(
+        references=tuple(reference),
+        class_names=tuple(class_name),
+        prompt=prompt,
+        seed=seed,
+        count=count,
+        adapter=adapter,
+        suite=suite,
+    )
+    about = paint(request, out)
+    say(f"{out}: {about['prompt']}")
+    finish({"command": "generate", "out": str(out), **about}, json)
+
+
+def inspect(
+    root: Annotated[str, typer.Argument(help="Folder of a dataset.")],
+    version: Annotated[str, typer.Option("--version", help="Which version.")] = "latest",
+    pair: Annotated[
+        str | None, typer.Option("--pair", help="Id of a pair: where it came from, to the picture.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check every byte of the version's shards.")
+    ] = False,
+    json: JSON = False,
+) -> None:
+    """Show a dataset: versions, stages with yields and costs, rejects, shards; or a pair's
+    lineage."""
+    from focusdpo.flows import inspection
+
+    found = (
+        inspection.pair_lineage(root, version, pair)
+        if pair
+        else inspection.overview(root, version, verify=verify)
+    )
+    for line in inspection.as_lines(found):
+        say(line)
+    finish({"command": "inspect", **found}, json)
+
+
+def doctor(
+    root: Annotated[
+        str | None, typer.Option("--root", help="Also check every byte of this dataset.")
+    ] = None,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair", help="Drop what is damaged, so that the next build makes it anew."
+        ),
+    ] = False,
+    json: JSON = False,
+) -> None:
+    """Check what a run needs: packages, weights, disk, memory, a dataset's bytes."""
+    from focusdpo.flows.health import checks, dataset_check
+
+    results = checks()
+    if root is not None:
+        results.append(dataset_check(root, repair=repair))
+    elif repair:
+        raise UserError("--repair needs --root: which dataset is to be mended?")
+    for check in results:
+        say(f"{'ok  ' if check.ok else 'BAD '} {check.name}: {check.told}")
+    told: list[dict[str, Any]] = [asdict(check) for check in results]
+    finish({"command": "doctor", "ok": all(c.ok for c in results), "checks": told}, json)
+    if not all(check.ok for check in results):
+        raise typer.Exit(INCOMPLETE)

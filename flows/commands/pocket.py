@@ -1,0 +1,100 @@
+"""`focusdpo pocket`: the embedded models and their world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.commands.common import INCOMPLETE, JSON, SET, finish, say
+
+app = typer.Typer(
+    help="The pocket suite: train its models, check them, see its world.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@app.command("train")
+def train(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="autoencoder, generator, clip, identity, segmenter or judge.", metavar="NAME"
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for checkpoints and weights; default runs/pocket/NAME."),
+    ] = None,
+    set_: SET = [],  # noqa: B006
+    json: JSON = False,
+) -> None:
+    """Train a pocket model from the rendered world; the same command again goes on."""
+    from focusdpo.flows.recipes import train_recipe
+
+    folder = out or Path("runs") / "pocket" / name
+    figures = train_recipe(name, folder, set_)
+    for told in figures:
+        say(told)
+    say(f"weights: {folder}; copy {name}.safetensors and {name}.json into pocket/weights to use")
+    finish({"command": "pocket train", "name": name, "out": str(folder), "figures": figures}, json)
+
+
+@app.command("check")
+def check(json: JSON = False) -> None:
+    """Measure the packaged models on held-out individuals, against what each must reach."""
+    from focusdpo.pocket.check import check_all
+
+    figures = check_all()
+    for figure in figures:
+        wanted = f"  (wanted {figure.wanted})" if figure.wanted else ""
+        mark = "ok  " if figure.ok else "LOW "
+        say(f"{mark}{figure.model:<12}{figure.name:<44}{figure.value:>10.4f}{wanted}")
+    told = [
+        {"model": f.model, "name": f.name, "value": f.value, "wanted": f.wanted, "ok": f.ok}
+        for f in figures
+    ]
+    finish({"command": "pocket check", "figures": told}, json)
+    if not all(figure.ok for figure in figures):
+        raise typer.Exit(INCOMPLETE)
+
+
+@app.command("subjects")
+def subjects(
+    folder: Annotated[Path, typer.Argument(help="Folder to write, new or empty.")],
+    count: Annotated[int, typer.Option("--count", min=1, help="Individuals.")] = 16,
+    references: Annotated[int, typer.Option("--references", min=1, help="Pictures of each.")] = 2,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Which individuals.")] = 7,
+    json: JSON = False,
+) -> None:
+    """Write individuals of the training split as a folder that --subjects takes."""
+    from focusdpo.flows.world_subjects import WorldConfig, export
+
+    config = WorldConfig(subjects=count, references=references, seed=seed)
+    written = export(folder, config)
+    say(f"{folder}: {written} subjects written" if written else f"{folder}: there already")
+    finish({"command": "pocket subjects", "folder": str(folder), "written": written}, json)
+
+
+@app.command("world-preview")
+def world_preview(
+    out: Annotated[Path, typer.Argument(help="The PNG to write.")],
+    count: Annotated[int, typer.Option("--count", min=1, max=400, help="Scenes.")] = 32,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Which scenes.")] = 0,
+    json: JSON = False,
+) -> None:
+    """Render scenes of the world: what the models learned from."""
+    from focusdpo.flows.preview import contact_sheet
+    from focusdpo.flows.world_subjects import scenes_of_world
+
+    sheet = contact_sheet(scenes_of_world(count, seed), columns=8, scale=2)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(out)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{out}: cannot be written ({error})") from error
+    say(f"{out}: {count} scenes")
+    finish({"command": "pocket world-preview", "out": str(out), "scenes": count}, json)

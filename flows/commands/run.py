@@ -1,0 +1,234 @@
+"""The main job's commands: build-dataset, train, evaluate, report, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from focusdpo.flows.commands.common import (
+    INCOMPLETE,
+    JSON,
+    PREFECT,
+    PRESET,
+    ROOT,
+    SET,
+    STRICT,
+    choose,
+    finish,
+    say,
+    tree,
+)
+from focusdpo.flows.config import BuildRun, DemoRun, EvaluateRun, TrainRun
+from focusdpo.flows.progress import Bars
+from focusdpo.flows.settings import resolve
+
+SUBJECTS = Annotated[
+    str | None,
+    typer.Option(
+        "--subjects",
+        metavar="DIR",
+        help="A folder that holds one folder of pictures per subject (png, jpg, webp; alpha is the "
+        "mask), each with an optional subject.yaml (class_name, licence). Without it: individuals "
+        "of the pocket world.",
+    ),
+]
+SUFFIX = {True: "", False: " (nothing had changed)"}
+
+
+def build_dataset(
+    root: ROOT,
+    subjects: SUBJECTS = None,
+    strict: STRICT = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Tell what would be computed, and stop.")
+    ] = False,
+    prefect: PREFECT = True,
+    preset: PRESET = "pocket",
+    set_: SET = [],  # noqa: B006 - typer copies it
+    json: JSON = False,
+) -> None:
+    """Make preference pairs from subjects: compose, generate, segment, describe, disrupt, score,
+    pair, shard.
+
+    Only what is missing is computed; run it again after a stop, a new subject or a changed setting.
+    """
+    given = tree(preset, set_, root=root, subjects=subjects, strict=strict or None)
+    run = resolve(BuildRun, given)
+    result = build(run, plan=plan, prefect=prefect)
+    finish(result, json)
+    if not plan and (result["failed"] or result["problems"]):
+        raise typer.Exit(INCOMPLETE)
+
+
+def build(run: BuildRun, *, plan: bool = False, prefect: bool = True) -> dict[str, Any]:
+    """build-dataset with progress; the engine is left out when nothing is missing."""
+    from focusdpo.flows.building import execute, prepare
+
+    prepared = prepare(run)
+    missing = prepared.builder.plan.missing()
+    show_plan(prepared.builder.plan.counts(), len(prepared.builder.subjects))
+    if plan:
+        counts = {stage: absent for stage, (_, absent) in prepared.builder.plan.counts().items()}
+        return {"command": "build-dataset", "plan": counts, "root": run.root}
+    if not missing:
+        say("nothing is missing: no model is loaded and no engine started")
+    with Bars() as watch:
+
+        def flow() -> Any:
+            from focusdpo.flows.build_dataset import run_here
+
+            return run_here(prepared, watch)
+
+        result = choose(
+            prefect and bool(missing), run.root, flow, lambda: execute(prepared, watch=watch)
+        )
+    for line in [*result.problems, *result.failed]:
+        say(f"left out: {line}")
+    say(
+        f"dataset {result.version}{SUFFIX[result.new]}: {result.pairs} pairs in {result.root}; "
+        f"{result.model_seconds:.1f} s of model computation, {result.wall_seconds:.1f} s in all"
+    )
+    return dict(result.as_dict())
+
+
+def show_plan(counts: dict[str, tuple[int, int]], subjects: int) -> None:
+    """What there is and what is missing."""
+    partitions = max((total for total, _ in counts.values()), default=0)
+    todo = ", ".join(f"{stage} {absent}" for stage, (_, absent) in counts.items() if absent)
+    say(f"{subjects} subjects, {partitions} partitions; to compute: {todo or 'nothing'}")
+
+
+def train(
+    root: ROOT,
+    out: Annotated[str, typer.Option("--out", help="Folder of the run, made when absent.")],
+    version: Annotated[str, typer.Option("--version", help="Dataset version.")] = "latest",
+    prefect: PREFECT = True,
+    preset: PRESET = "pocket",
+    set_: SET = [],  # noqa: B006
+    json: JSON = False,
+) -> None:
+    """Train an adapter on a dataset version: FocusDPO, or with `--set train.objective.name=` dpo,
+    dpo_prior, sft.
+
+    The same command again goes on from the newest checkpoint.
+    """
+    run = resolve(TrainRun, tree(preset, set_, root=root, out=out, version=version))
+    finish(train_run(run, prefect=prefect), json)
+
+
+def train_run(run: TrainRun, *, prefect: bool = True) -> dict[str, Any]:
+    """train with progress."""
+    with Bars() as watch:
+
+        def flow() -> Any:
+            from focusdpo.flows.train import run_here
+
+            return run_here(run, watch)
+
+        def plain() -> Any:
+            from focusdpo.flows.training import train
+
+            return train(run, watch)
+
+        outcome = choose(prefect, run.root, flow, plain)
+    say(
+        f"adapter {outcome.adapter}: {outcome.objective}, {outcome.steps} steps on "
+        f"{outcome.pairs} pairs in {outcome.seconds:.0f} s"
+    )
+    return dict(outcome.as_dict())
+
+
+def evaluate(
+    adapter: Annotated[str, typer.Option("--adapter", help="Folder that `train` wrote.")],
+    out: Annotated[str, typer.Option("--out", help="Folder of the evaluation.")],
+    prefect: PREFECT = True,
+    preset: PRESET = "pocket",
+    set_: SET = [],  # noqa: B006
+    json: JSON = False,
+) -> None:
+    """Compare the base model with an adapter on individuals that neither has seen, through a judge
+    that the dataset never used."""
+    run = resolve(EvaluateRun, tree(preset, set_, adapter=adapter, out=out))
+    finish(evaluate_run(run, prefect=prefect), json)
+
+
+def evaluate_run(run: EvaluateRun, *, prefect: bool = True) -> dict[str, Any]:
+    """evaluate with progress and its table."""
+    with Bars() as watch:
+
+        def flow() -> Any:
+            from focusdpo.flows.evaluate import run_here
+
+            return run_here(run, watch)
+
+        def plain() -> Any:
+            from focusdpo.flows.evaluation import evaluate
+
+            return evaluate(run, watch)
+
+        result = choose(prefect, run.out, flow, plain)
+    show_rows(result)
+    return dict(result.as_dict())
+
+
+def show_rows(result: Any) -> None:
+    """The table over all scenes, a line per metric."""
+    by_metric: dict[str, dict[str, Any]] = {}
+    for row in result.rows:
+        if row.group == "all":
+            by_metric.setdefault(row.metric, {})[row.model] = row
+    say(f"{result.scenes} scenes, {result.out}" + (" (finished before)" if result.resumed else ""))
+    say(f"{'metric':<20}{'base':>9}{'adapter':>9}{'adapter - base':>26}")
+    for metric, rows in by_metric.items():
+        base, other, gap = (rows.get(name) for name in ("base", "adapter", "adapter - base"))
+        told = f"{gap.mean:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]" if gap else "-"
+        say(
+            f"{metric:<20}{base.mean if base else float('nan'):>9.4f}"
+            f"{other.mean if other else float('nan'):>9.4f}{told:>26}"
+        )
+
+
+def report(
+    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
+    root: Annotated[
+        Path | None, typer.Option("--root", help="Folder of a dataset to show.")
+    ] = None,
+    version: Annotated[str, typer.Option("--version", help="Its version.")] = "latest",
+    train_dir: Annotated[
+        Path | None, typer.Option("--train", help="Folder of a training run to show.")
+    ] = None,
+    evaluate_dir: Annotated[
+        Path | None, typer.Option("--evaluate", help="Folder of an evaluation to show.")
+    ] = None,
+    json: JSON = False,
+) -> None:
+    """Write one self-contained HTML page about a dataset, a training run, an evaluation, or all
+    three."""
+    from focusdpo.flows.report import write_report
+
+    page = write_report(
+        out, root=root, version=version, train_dir=train_dir, evaluate_dir=evaluate_dir
+    )
+    say(f"report: {page}")
+    finish({"command": "report", "report": str(page)}, json)
+
+
+def demo(
+    out: Annotated[str, typer.Option("--out", help="Folder of everything that is made.")] = "demo",
+    subjects: SUBJECTS = None,
+    strict: STRICT = False,
+    prefect: PREFECT = True,
+    preset: PRESET = "pocket",
+    set_: SET = [],  # noqa: B006
+    json: JSON = False,
+) -> None:
+    """The whole job on the pocket suite: dataset, training, evaluation, report."""
+    from focusdpo.flows.demo import run_demo
+
+    given = tree(preset, set_, out=out, subjects=subjects, strict=strict or None)
+    result = run_demo(resolve(DemoRun, given), prefect=prefect)
+    finish(result, json)
+    if result["build"]["failed"] or result["build"]["problems"]:
+        raise typer.Exit(INCOMPLETE)

@@ -1,0 +1,160 @@
+"""What each command can be told: one closed, typed tree per flow, composed of the components' own.
+
+Every field has a default but those that vary by user (which root, where to write). A preset lies
+under what is given, so that a Prefect parameter or `--set` names only what differs from it.
+Importing this module imports no torch and no Prefect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.held_out import HeldOutConfig
+from focusdpo.flows.settings import load_preset, merge
+from focusdpo.flows.world_subjects import WorldConfig
+from focusdpo.model.configs import TrainConfig
+from focusdpo.pipeline.complexity import ComplexityConfig
+from focusdpo.pipeline.compose import ComposeConfig
+from focusdpo.pipeline.describe import DescribeConfig
+from focusdpo.pipeline.disrupt import DisruptConfig
+from focusdpo.pipeline.evaluate import EvaluateConfig
+from focusdpo.pipeline.generate import GenerateConfig
+from focusdpo.pipeline.ingest import IngestConfig
+from focusdpo.pipeline.pair import PairConfig
+from focusdpo.pipeline.score import ScoreConfig
+from focusdpo.pipeline.segment import SegmentConfig
+from focusdpo.pipeline.shard import ShardConfig
+
+CLOSED = ConfigDict(extra="forbid", frozen=True)
+
+
+class ReportConfig(BaseModel):
+    """How much the report shows."""
+
+    model_config = CLOSED
+
+    pairs: int = Field(24, ge=1, description="pairs with pictures")
+    rejects: int = Field(18, ge=0, description="rejected pairs with pictures")
+
+
+class _Run(BaseModel):
+    """What all runs share. A preset is laid under the given fields before they are checked."""
+
+    model_config = CLOSED
+
+    preset: str = Field("pocket", description="a shipped preset, or the path of a YAML file")
+    suite: Literal["pocket"] = Field("pocket", description="which models do the work")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _over_preset(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        tree = load_preset(str(given.get("preset", "pocket")))
+        unknown = sorted(set(tree) - set(SECTIONS))
+        if unknown:
+            raise UserError(
+                f"preset '{given.get('preset')}': no such section: {', '.join(unknown)}; "
+                f"sections: {', '.join(SECTIONS)}"
+            )
+        return merge({name: tree[name] for name in tree if name in cls.model_fields}, given)
+
+
+class _Stages(BaseModel):
+    """One section per stage of build-dataset."""
+
+    model_config = CLOSED
+
+    world: WorldConfig = Field(WorldConfig(), description="subjects, when none are given")
+    ingest: IngestConfig = Field(IngestConfig(), description="reading a folder of subjects")
+    compose: ComposeConfig = Field(ComposeConfig(), description="subjects -> scenes")
+    generate: GenerateConfig = Field(GenerateConfig(), description="scene -> sampled candidates")
+    segment: SegmentConfig = Field(SegmentConfig(), description="candidate -> instances")
+    describe: DescribeConfig = Field(DescribeConfig(), description="instance -> words")
+    disrupt: DisruptConfig = Field(DisruptConfig(), description="repaints without a reference")
+    score: ScoreConfig = Field(ScoreConfig(), description="identity, leakage, meaning")
+    pair: PairConfig = Field(PairConfig(), description="scores -> pairs and rejects")
+    complexity: ComplexityConfig = Field(ComplexityConfig(), description="the map M_d")
+    shard: ShardConfig = Field(ShardConfig(), description="pairs -> webdataset shards")
+
+
+class BuildRun(_Stages, _Run):
+    """`build-dataset`: subjects -> a dataset version in `root`."""
+
+    root: str = Field(description="folder of the dataset, made when absent")
+    subjects: str | None = Field(
+        None,
+        description="folder with a folder of pictures per subject; none: the subjects that the "
+        "root has, or individuals of the pocket world",
+    )
+    strict: bool = Field(False, description="stop at the first bad subject or partition")
+    partitions_per_task: int = Field(
+        0, ge=0, description="partitions of one task; 0: so many that a stage has about 8 tasks"
+    )
+
+
+class TrainRun(_Run):
+    """`train`: a dataset version -> an adapter in `out`."""
+
+    root: str = Field(description="folder of the dataset")
+    version: str = Field("latest", description="dataset version")
+    out: str = Field(description="folder of the run; the adapter lies in `adapter` below it")
+    train: TrainConfig = Field(TrainConfig(), description="objective, optimiser, focus")
+
+
+class EvaluateRun(_Run):
+    """`evaluate`: base against adapter on held-out identities -> rows and pictures in `out`."""
+
+    adapter: str = Field(description="folder of the adapter")
+    out: str = Field(description="folder of the evaluation")
+    held_out: HeldOutConfig = Field(HeldOutConfig(), description="the scenes that are painted")
+    evaluate: EvaluateConfig = Field(
+        EvaluateConfig(), description="pictures, thresholds, intervals"
+    )
+
+
+class DemoRun(_Stages, _Run):
+    """`demo`: the whole job in one folder."""
+
+    out: str = Field("demo", description="folder of everything that is made")
+    subjects: str | None = Field(None, description="folder of subjects; none: the pocket world's")
+    strict: bool = Field(False, description="stop at the first bad subject or partition")
+    partitions_per_task: int = Field(0, ge=0, description="as for build-dataset")
+    train: TrainConfig = Field(TrainConfig(), description="objective, optimiser, focus")
+    held_out: HeldOutConfig = Field(HeldOutConfig(), description="the scenes that are painted")
+    evaluate: EvaluateConfig = Field(
+        EvaluateConfig(), description="pictures, thresholds, intervals"
+    )
+    report: ReportConfig = Field(ReportConfig(), description="how much the report shows")
+
+    def _shared(self, model: type[BaseModel]) -> dict[str, Any]:
+        values = self.model_dump()
+        return {name: values[name] for name in model.model_fields if name in values}
+
+    def build_run(self) -> BuildRun:
+        """Its build-dataset part."""
+        return BuildRun.model_validate(self._shared(BuildRun) | {"root": f"{self.out}/dataset"})
+
+    def train_run(self) -> TrainRun:
+        """Its train part."""
+        own = {"root": f"{self.out}/dataset", "out": f"{self.out}/train"}
+        return TrainRun.model_validate(self._shared(TrainRun) | own)
+
+    def evaluate_run(self) -> EvaluateRun:
+        """Its evaluate part."""
+        own = {"adapter": f"{self.out}/train/adapter", "out": f"{self.out}/evaluate"}
+        return EvaluateRun.model_validate(self._shared(EvaluateRun) | own)
+
+
+SECTIONS = tuple(
+    sorted(
+        {"suite", "partitions_per_task"}
+        | set(_Stages.model_fields)
+        | {"train", "held_out", "evaluate", "report"}
+    )
+)
+"""What a preset file may hold."""

@@ -1,0 +1,203 @@
+"""evaluate without an engine: held-out scenes painted by base and adapter, judged, written down.
+
+Files in the folder of an evaluation: config.yaml, rows.json (the table), scenes.parquet (one record
+per picture and model), images/<model>/, references/, subjects.json, and run.json, written last:
+an evaluation without it is unfinished and is made again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.evaluations import EvalScene
+from focusdpo.data_schemas.images import encode_png
+from focusdpo.data_schemas.runs import EvalRow
+from focusdpo.data_schemas.tables import to_parquet
+from focusdpo.flows.config import EvaluateRun
+from focusdpo.flows.held_out import HeldOut, held_out_scenes
+from focusdpo.flows.machine import machine, packages
+from focusdpo.flows.progress import Watch, quiet
+from focusdpo.flows.settings import save_config
+from focusdpo.flows.wiring import build_part, fingerprint_of, vocabulary
+from focusdpo.pipeline.compare import rows as table_of
+from focusdpo.pipeline.evaluate import measure, paint_scenes
+from focusdpo.pipeline.keys import config_digest, digest
+
+log = logging.getLogger(__name__)
+
+MODELS = ("base", "adapter")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateResult:
+    """What an evaluation found."""
+
+    out: str
+    adapter: str
+    rows: list[EvalRow]
+    scenes: int
+    seconds: float
+    resumed: bool
+    """True when it was finished before and nothing was painted."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`: the differences, and where the rest lies."""
+        return {
+            "command": "evaluate",
+            "out": self.out,
+            "adapter": self.adapter,
+            "scenes": self.scenes,
+            "seconds": self.seconds,
+            "resumed": self.resumed,
+            "rows": [asdict(row) for row in self.rows if row.group == "all"],
+        }
+
+
+def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
+    """Paint, judge and compare; returns at once when this very evaluation is finished already.
+
+    UserError when the adapter is absent, damaged or made for another base.
+    """
+    started = time.perf_counter()
+    out = Path(run.out)
+    identity = _identity(run)
+    done = _finished(out, identity)
+    if done is not None:
+        log.info("%s: finished before, nothing to paint", out)
+        return done
+    backgrounds, _ = vocabulary(run.suite)
+    held_out = held_out_scenes(run.held_out, backgrounds)
+    save_config(run, out / "config.yaml")
+    _write_subjects(out, held_out)
+    judge = build_part(run.suite, "judge")
+    records: dict[str, list[EvalScene]] = {}
+    fingerprints = {"judge": judge.fingerprint}
+    for model in MODELS:
+        generator = build_part(
+            run.suite, "generator", adapter=run.adapter if model == "adapter" else None
+        )
+        fingerprints[model] = generator.fingerprint
+        names, pictures = _paint(out, model, held_out, generator, run, watch)
+        records[model] = measure(
+            model,
+            held_out.scenes,
+            pictures,
+            held_out.references,
+            judge,
+            run.evaluate,
+            held_out_classes=held_out.held_out_classes,
+            names=names,
+        )
+    rows = table_of(records["base"], records["adapter"], run.evaluate)
+    both = [record for model in MODELS for record in records[model]]
+    (out / "scenes.parquet").write_bytes(to_parquet(both, EvalScene))
+    _write_json(out / "rows.json", [asdict(row) for row in rows])
+    seconds = round(time.perf_counter() - started, 3)
+    about = {
+        "identity": identity,
+        "protocol": rows[0].protocol if rows else "",
+        "seconds": seconds,
+        "adapter": run.adapter,
+        "seed": run.held_out.seed,
+        "scenes": len(held_out.scenes),
+        "pictures": len(both),
+        "fingerprints": fingerprints,
+        "machine": machine(),
+        "packages": packages(),
+    }
+    _write_json(out / "run.json", about)
+    return EvaluateResult(
+        out=run.out,
+        adapter=run.adapter,
+        rows=rows,
+        scenes=len(held_out.scenes),
+        seconds=seconds,
+        resumed=False,
+    )
+
+
+def _identity(run: EvaluateRun) -> str:
+    """Digest of what decides the result: settings, base, judge and the adapter's weights."""
+    card = Path(run.adapter) / "adapter.json"
+    weights = Path(run.adapter) / "pytorch_lora_weights.safetensors"
+    for file in (card, weights):
+        if not file.is_file():
+            raise UserError(f"{file}: absent; --adapter takes the folder that `train` wrote")
+    settings = run.model_dump(mode="json", exclude={"adapter", "out", "preset"})
+    parts = {role: fingerprint_of(run.suite, role) for role in ("generator", "judge")}
+    return config_digest({"settings": settings, "parts": parts, "a": digest(weights.read_bytes())})
+
+
+def _finished(out: Path, identity: str) -> EvaluateResult | None:
+    file = out / "run.json"
+    if not file.exists():
+        return None
+    about = json.loads(file.read_text("utf-8"))
+    if about["identity"] != identity:
+        return None
+    rows = [EvalRow(**row) for row in json.loads((out / "rows.json").read_text("utf-8"))]
+    return EvaluateResult(
+        out=str(out),
+        adapter=about["adapter"],
+        rows=rows,
+        scenes=about["scenes"],
+        seconds=about["seconds"],
+        resumed=True,
+    )
+
+
+def _paint(
+    out: Path, model: str, held_out: HeldOut, generator: Any, run: EvaluateRun, watch: Watch
+) -> tuple[list[str], list[NDArray[np.uint8]]]:
+    """Pictures of all scenes and where they lie below `out`."""
+    names: list[str] = []
+    pictures: list[NDArray[np.uint8]] = []
+    folder = out / "images" / model
+    folder.mkdir(parents=True, exist_ok=True)
+    step = max(1, run.evaluate.batch // run.evaluate.images_per_scene)
+    for start in range(0, len(held_out.scenes), step):
+        part = held_out.scenes[start : start + step]
+        painted = paint_scenes(part, held_out.references, generator, run.evaluate)
+        for at, picture in enumerate(painted):
+            scene = part[at // run.evaluate.images_per_scene]
+            name = f"images/{model}/{scene.id}-{at % run.evaluate.images_per_scene}.png"
+            (out / name).write_bytes(encode_png(picture))
+            names.append(name)
+        pictures += painted
+        watch(f"paint {model}", start + len(part), len(held_out.scenes), {})
+    return names, pictures
+
+
+def _write_subjects(out: Path, held_out: HeldOut) -> None:
+    (out / "run.json").unlink(missing_ok=True)
+    about: dict[str, Any] = {}
+    for name, subject in held_out.subjects.items():
+        folder = out / "references" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        files = []
+        for number, picture in enumerate(subject.pictures):
+            (folder / f"{number}.png").write_bytes(encode_png(picture.image))
+            files.append(f"references/{name}/{number}.png")
+        about[name] = {
+            "class_name": subject.identity.class_name,
+            "held_out_class": subject.identity.class_name in held_out.held_out_classes,
+            "identity": asdict(subject.identity),
+            "pictures": files,
+        }
+    prompts = {scene.id: scene.prompt for scene in held_out.scenes}
+    _write_json(out / "subjects.json", {"subjects": about, "prompts": prompts})
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)

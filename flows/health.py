@@ -1,0 +1,96 @@
+"""`focusdpo doctor`: what a run needs, checked before it is started."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.wiring import Parts, fingerprint_of
+
+FREE_DISK = 2 * 2**30
+FREE_MEMORY = 3 * 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    told: str
+
+
+def checks() -> list[Check]:
+    """Python, packages that must fit together, weights, disk, memory."""
+    return [_guarded(name, check) for name, check in CHECKS.items()]
+
+
+def dataset_check(root: str, *, repair: bool = False) -> Check:
+    """Every byte of a dataset; with `repair`, damaged artefacts and shards are dropped."""
+    from focusdpo.pipeline import versions
+    from focusdpo.pipeline.store import Store
+
+    store = Store.open(root, create=False)
+    if repair:
+        dropped = versions.repair(store)
+        told = f"{len(dropped)} damaged, dropped; run the same build again" if dropped else "whole"
+        return Check("dataset", True, f"{root}: {told}")
+    bad = store.corrupt() + versions.corrupt_shards(store)
+    told = f"{len(bad)} damaged, first: {bad[0].what}" if bad else "whole"
+    return Check("dataset", not bad, f"{root}: {told}")
+
+
+def _guarded(name: str, check: Callable[[], tuple[bool, str]]) -> Check:
+    try:
+        ok, told = check()
+    except UserError as error:
+        return Check(name, False, str(error))
+    return Check(name, ok, told)
+
+
+def _python() -> tuple[bool, str]:
+    return sys.version_info >= (3, 11), sys.version.split()[0]
+
+
+def _engine() -> tuple[bool, str]:
+    prefect, fastapi = metadata.version("prefect"), metadata.version("fastapi")
+    major, minor = (int(part) for part in fastapi.split(".")[:2])
+    fits = (major, minor) < (0, 151)
+    told = f"prefect {prefect}, fastapi {fastapi}"
+    return fits, told if fits else f"{told}: every flow fails; pip install 'fastapi<0.151'"
+
+
+def _weights() -> tuple[bool, str]:
+    for role in (*Parts.ROLES, "judge"):
+        fingerprint_of("pocket", role)
+    return True, f"pocket: {len(Parts.ROLES) + 1} parts have their weights"
+
+
+def _disk() -> tuple[bool, str]:
+    free = shutil.disk_usage(Path.cwd()).free
+    return (
+        free >= FREE_DISK,
+        f"{free / 2**30:.1f} GiB free here, {FREE_DISK / 2**30:.0f} are wanted",
+    )
+
+
+def _memory() -> tuple[bool, str]:
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    told = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free, {FREE_MEMORY / 2**30:.0f} wanted"
+    return total >= FREE_MEMORY, told
+
+
+CHECKS: dict[str, Callable[[], tuple[bool, str]]] = {
+    "python": _python,
+    "engine": _engine,
+    "weights": _weights,
+    "disk": _disk,
+    "memory": _memory,
+}

@@ -1,0 +1,103 @@
+"""The evaluation's scenes: individuals that no model and no dataset has seen.
+
+Every scene has individuals of its own, so that scenes are independent and a bootstrap over them
+means what it says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from focusdpo.data_schemas.scenes import Scene, stable_hash, stable_id
+from focusdpo.flows.world_subjects import WorldSubject, draw
+from focusdpo.pipeline.compose import TEMPLATES
+from focusdpo.pipeline.parts import ReferenceImage
+from focusdpo.pocket.identities import class_names
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Scenes and the pictures of who stands in them."""
+
+    scenes: list[Scene]
+    subjects: dict[str, WorldSubject]
+    held_out_classes: tuple[str, ...]
+
+    @property
+    def references(self) -> Mapping[str, tuple[ReferenceImage, ...]]:
+        """Subject id -> pictures."""
+        return {name: subject.pictures for name, subject in self.subjects.items()}
+
+
+class HeldOutConfig(BaseModel):
+    """How many scenes of which kind the protocol `pocket` paints."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    singles: int = Field(16, ge=0, description="scenes of one subject")
+    pairs: int = Field(40, ge=0, description="scenes of two subjects of different classes")
+    same_class_pairs: int = Field(8, ge=0, description="scenes of two subjects of one class")
+    triples: int = Field(16, ge=0, description="scenes of three subjects")
+    new_classes: float = Field(
+        0.25, ge=0, le=1, description="share of scenes whose classes no model was trained on"
+    )
+    references: int = Field(2, ge=1, le=16, description="pictures of a subject")
+    seed: int = Field(1, ge=0, lt=2**31, description="decides individuals, backgrounds and noise")
+
+    @property
+    def kinds(self) -> list[tuple[int, int, bool]]:
+        """(scenes, subjects in each, all of one class)."""
+        return [
+            (self.singles, 1, False),
+            (self.pairs, 2, False),
+            (self.same_class_pairs, 2, True),
+            (self.triples, 3, False),
+        ]
+
+
+def held_out_scenes(config: HeldOutConfig, backgrounds: tuple[str, ...]) -> HeldOut:
+    """The protocol's scenes; equal configs give equal pixels."""
+    scenes: list[Scene] = []
+    subjects: dict[str, WorldSubject] = {}
+    for kind, (count, size, same) in enumerate(config.kinds):
+        new = round(count * config.new_classes)
+        for number in range(count):
+            seed = stable_hash("held out", config.seed, kind, number) % 2**31
+            rng = np.random.default_rng(seed)
+            known = class_names("held_out" if number < new else "train")
+            words = [
+                str(word) for word in rng.choice(known, size=1 if same else size, replace=False)
+            ]
+            name = stable_id("held out", config.seed, kind, number)
+            members = _members(name, words * (size if same else 1), config.references, seed)
+            subjects |= {member.id: member for member in members}
+            scenes.append(_scene(name, members, str(rng.choice(backgrounds)), number, seed))
+    return HeldOut(scenes, subjects, class_names("held_out"))
+
+
+def _members(name: str, words: list[str], references: int, seed: int) -> list[WorldSubject]:
+    members = []
+    for place, word in enumerate(words):
+        one = draw("held_out", [word], 1, references, stable_hash(seed, place) % 2**31)[0]
+        own = f"{name[:8]}-{place}-{word.replace(' ', '-')}"
+        members.append(WorldSubject(id=own, identity=one.identity, pictures=one.pictures))
+    return members
+
+
+def _scene(
+    name: str, members: list[WorldSubject], background: str, number: int, seed: int
+) -> Scene:
+    words = tuple(member.identity.class_name for member in members)
+    return Scene(
+        id=name,
+        partition=name,
+        subject_ids=tuple(member.id for member in members),
+        class_names=words,
+        prompt=TEMPLATES[len(words)].format(*words, background=background),
+        variant=number,
+        seed=seed,
+    )

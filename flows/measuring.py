@@ -1,0 +1,126 @@
+"""What `focusdpo bench` measures. Each command runs in a process of its own, as a user's would."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from focusdpo.data_schemas.errors import UserError
+
+OVERHEAD, NOTHING_SECONDS, STEP_RATIO, MEMORY_GIB = 1.15, 10.0, 1.05, 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class BenchFigure:
+    """A measured figure, and what it should stay under."""
+
+    name: str
+    value: float
+    unit: str
+    limit: float | None = None
+
+    @property
+    def ok(self) -> bool | None:
+        """None where nothing is promised."""
+        return None if self.limit is None else self.value <= self.limit
+
+    @property
+    def wanted(self) -> str:
+        return "" if self.limit is None else f"<= {self.limit:g}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {**asdict(self), "ok": self.ok}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that ended well."""
+
+    result: dict[str, Any]
+    """Its `--json` line."""
+    wall: float
+    cpu: float
+    peak_bytes: int
+
+
+def measure(
+    out: Path, *, prefect: bool, repeats: int, preset: str, overrides: Sequence[str]
+) -> list[BenchFigure]:
+    """Build twice, then compare training steps. UserError when a command fails."""
+    root = out / "dataset"
+    if root.exists():
+        raise UserError(f"{root}: is there already; bench measures a first build, give a new --out")
+    common = ["--root", str(root), "--preset", preset, *_sets(overrides)]
+    common += [] if prefect else ["--no-prefect"]
+    first = run_command(["build-dataset", *common])
+    second = run_command(["build-dataset", *common])
+    if second.result["new"] or second.result["made"]:
+        raise RuntimeError(f"the second build was not idle: {second.result}")
+    model = first.result["model_seconds"]
+    return [
+        BenchFigure("pairs", first.result["pairs"], ""),
+        BenchFigure("build-dataset: model computation", model, "s"),
+        BenchFigure("build-dataset: whole command", first.wall, "s"),
+        BenchFigure("build-dataset: wall / model computation", first.wall / model, "", OVERHEAD),
+        BenchFigure("build-dataset: peak memory", first.peak_bytes / 2**30, "GiB", MEMORY_GIB),
+        BenchFigure("nothing changed: whole command", second.wall, "s", NOTHING_SECONDS),
+        BenchFigure("nothing changed: processor time", second.cpu, "s"),
+        BenchFigure("nothing changed: model computation", second.result["model_seconds"], "s", 0.0),
+        *step_figures(root, preset, overrides, repeats),
+    ]
+
+
+def run_command(arguments: Sequence[str]) -> Finished:
+    """A focusdpo command in a process of its own, with its time and memory."""
+    command = [sys.executable, "-m", "focusdpo.flows.cli", *arguments, "--json"]
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+    assert process.stdout is not None
+    lines = process.stdout.read().splitlines()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    wall = time.perf_counter() - started
+    if process.returncode != 0:
+        raise UserError(f"`focusdpo {' '.join(arguments)}` ended with {process.returncode}")
+    return Finished(
+        json.loads(lines[-1]), wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+    )
+
+
+def step_figures(
+    root: Path, preset: str, overrides: Sequence[str], repeats: int
+) -> list[BenchFigure]:
+    """A FocusDPO step beside a plain DPO step, on pairs of the dataset."""
+    from focusdpo.flows.config import TrainRun
+    from focusdpo.flows.settings import merge, parse_overrides, resolve
+    from focusdpo.flows.wiring import build_part
+    from focusdpo.model.batches import PairData
+    from focusdpo.model.bench import step_cost
+    from focusdpo.pipeline.versions import open_version
+
+    wanted = {name: value for name, value in parse_overrides(overrides).items() if name == "train"}
+    tree = merge({"preset": preset, "root": str(root), "out": "-"}, wanted)
+    config = resolve(TrainRun, tree).train
+    version = open_version(str(root))
+    backbone = build_part("pocket", "backbone")
+    data = PairData(backbone, version.shards("train"), only=version.ids("train"), split="train")
+    # All pairs of a batch have equally many subjects.
+    items = max(data.groups(), key=len)[: config.batch_pairs]
+    cost = step_cost(backbone, data.batch(items), config, repeats=repeats)
+    return [
+        BenchFigure("DPO step", cost.dpo_seconds, "s"),
+        BenchFigure("FocusDPO step", cost.focus_seconds, "s"),
+        BenchFigure("FocusDPO step / DPO step", cost.ratio, "", STEP_RATIO),
+    ]
+
+
+def _sets(overrides: Sequence[str]) -> list[str]:
+    return [word for item in overrides for word in ("--set", item)]

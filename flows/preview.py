@@ -1,0 +1,52 @@
+"""A contact sheet of the first pictures, so that a long run shows early what it makes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+
+from focusdpo.data_schemas.candidates import Sampled
+from focusdpo.flows.builder import Builder
+
+log = logging.getLogger(__name__)
+
+FIRST = "first.png"
+
+
+def first_pictures(builder: Builder, limit: int = 32) -> Path | None:
+    """Write `first.png` below the root from the partitions generated so far; once."""
+    target = builder.store.root / FIRST
+    if target.exists():
+        return target
+    pictures: list[NDArray[np.uint8]] = []
+    for partition in builder.partitions:
+        key = builder.plan.units["generate", partition].key
+        if builder.store.has("generate", key) and len(pictures) < limit:
+            records = builder.store.read("generate", key, Sampled)
+            pictures += [builder.store.image(record.image) for record in records]
+    if not pictures:
+        return None
+    contact_sheet(pictures[:limit], columns=8, scale=2).save(target)
+    log.info("first pictures: %s", target)
+    return target
+
+
+def contact_sheet(
+    pictures: Sequence[NDArray[np.uint8]], *, columns: int, scale: int = 1
+) -> PillowImage.Image:
+    """Pictures of equal size (H, W, 3) in rows, a white line between them."""
+    height, width = pictures[0].shape[:2]
+    rows = -(-len(pictures) // columns)
+    sheet = np.full((rows * (height + 2) + 2, columns * (width + 2) + 2, 3), 255, dtype=np.uint8)
+    for at, picture in enumerate(pictures):
+        y = 2 + at // columns * (height + 2)
+        x = 2 + at % columns * (width + 2)
+        sheet[y : y + height, x : x + width] = picture
+    image = PillowImage.fromarray(sheet)
+    size = (image.width * scale, image.height * scale)
+    return image.resize(size, PillowImage.Resampling.NEAREST)

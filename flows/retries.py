@@ -1,0 +1,26 @@
+"""Which failures of a Prefect task are worth another try."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.builder import disk_is_full
+
+log = logging.getLogger(__name__)
+
+
+def worth_retrying(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Bad input and a full disk stay as they are; an I/O or model error may pass. The reason is
+    logged, because a run that needed retries should say so."""
+    error = state.result(raise_on_failure=False)
+    again = isinstance(error, (OSError, RuntimeError)) and not (
+        isinstance(error, UserError) or disk_is_full(error)
+    )
+    if again:
+        log.warning("%s: another try because of %s: %s", run.name, type(error).__name__, error)
+    return again

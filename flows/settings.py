@@ -1,0 +1,165 @@
+"""How a run is described: a preset file, overrides over it, one typed model that checks both.
+
+The command line and Prefect parameters go through the same models (`flows/config.py`), so a wrong
+field gets the same message from either: its name, the names that exist, and what was expected.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from focusdpo.data_schemas.errors import UserError
+
+Tree = dict[str, Any]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def preset_names() -> list[str]:
+    """The presets that ship with the package."""
+    folder = resources.files("focusdpo.flows").joinpath("presets")
+    return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def load_preset(name: str) -> Tree:
+    """A shipped preset by name, or a YAML file by path, as a nested mapping."""
+    if name in preset_names():
+        text = resources.files("focusdpo.flows").joinpath(f"presets/{name}.yaml").read_text("utf-8")
+        return _mapping(text, f"preset '{name}'")
+    path = Path(name)
+    if path.suffix not in {".yaml", ".yml"}:
+        raise UserError(
+            f"preset '{name}': no such preset; there are {', '.join(preset_names())}, "
+            "or give the path of a .yaml file"
+        )
+    try:
+        return _mapping(path.read_text("utf-8"), str(path))
+    except OSError as error:
+        raise UserError(f"preset {path}: cannot be read ({error.strerror})") from error
+
+
+def _mapping(text: str, where: str) -> Tree:
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: not YAML: {error}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(
+            f"{where}: expected 'section: {{field: value}}', found {type(tree).__name__}"
+        )
+    return tree
+
+
+def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
+    """`over` laid on `under`, mappings merged key by key, everything else replaced."""
+    result = dict(under)
+    for key, value in over.items():
+        below = result.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            result[key] = merge(below, value)
+        else:
+            result[key] = value
+    return result
+
+
+def parse_overrides(items: Sequence[str]) -> Tree:
+    """["a.b=1", "a.c=[x]"] -> {"a": {"b": 1, "c": ["x"]}}; values are YAML."""
+    tree: Tree = {}
+    for item in items:
+        path, sign, text = item.partition("=")
+        names = path.strip().split(".")
+        if not sign or not all(names):
+            raise UserError(f"--set {item}: expected section.field=value, as in train.steps=200")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {item}: the value is not YAML: {error}") from error
+        for name in reversed(names):
+            value = {name: value}
+        tree = merge(tree, value)
+    return tree
+
+
+def resolve(model: type[Model], tree: Mapping[str, Any]) -> Model:
+    """The typed model of a tree; a `UserError` that names every wrong field otherwise."""
+    try:
+        return model.model_validate(dict(tree))
+    except ValidationError as error:
+        raise UserError(explain(error, model)) from error
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """One line per wrong field: path, what was found, what was expected, near names."""
+    return "\n".join(_explain_one(dict(one), model) for one in error.errors(include_url=False))
+
+
+def _explain_one(one: Mapping[str, Any], model: type[BaseModel]) -> str:
+    path = [str(part) for part in one["loc"]]
+    where = ".".join(path)
+    if one["type"] == "extra_forbidden":
+        owner = model_at(model, path[:-1])
+        names = sorted(owner.model_fields) if owner else []
+        near = difflib.get_close_matches(path[-1], names, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        section = ".".join(path[:-1]) or "the run"
+        return f"{where}: no such field; {hint}fields of {section}: {', '.join(names)}"
+    if one["type"] == "missing":
+        return f"{where}: required, but not given"
+    if one["type"] == "value_error":
+        text = one["msg"].removeprefix("Value error, ")
+        return f"{where}: {text}" if where else text
+    return f"{where}: got {_short(one['input'])}; {_lower(one['msg'])}"
+
+
+def model_at(model: type[BaseModel], path: Sequence[str]) -> type[BaseModel] | None:
+    """The model that holds the fields at a dotted path, or None when the path leaves the tree."""
+    here: type[BaseModel] | None = model
+    for name in path:
+        if here is None:
+            return None
+        if name in here.model_fields:
+            here = _inner_model(here.model_fields[name].annotation)
+    return here
+
+
+def _inner_model(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in {typing.Union, types.UnionType, typing.Annotated}:
+        for choice in typing.get_args(annotation):
+            found = _inner_model(choice)
+            if found is not None:
+                return found
+    return None
+
+
+def _short(value: object, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]
+
+
+def as_yaml(model: BaseModel) -> str:
+    """The resolved configuration, every field written out."""
+    return yaml.safe_dump(model.model_dump(mode="json"), sort_keys=False)
+
+
+def save_config(model: BaseModel, path: Path) -> None:
+    """The resolved configuration, beside what it made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(as_yaml(model), encoding="utf-8")
+    temporary.replace(path)

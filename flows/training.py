@@ -1,0 +1,81 @@
+"""train without an engine: a dataset version -> an adapter."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.config import TrainRun
+from focusdpo.flows.progress import Watch, quiet
+from focusdpo.flows.settings import save_config
+from focusdpo.flows.wiring import build_part
+from focusdpo.pipeline.versions import open_version
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOutcome:
+    """What a training run left."""
+
+    out: str
+    adapter: str
+    version: str
+    """The dataset version it learned from."""
+    objective: str
+    steps: int
+    pairs: int
+    seconds: float
+    """Sum of the steps."""
+    wall_seconds: float
+    resumed_from: int
+    final: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {"command": "train", **asdict(self)}
+
+
+def train(run: TrainRun, watch: Watch = quiet) -> TrainOutcome:
+    """Train on a version's training split; goes on from the newest checkpoint in `out`.
+
+    UserError for a damaged shard, an unknown version, or a folder of another run.
+    """
+    started = time.perf_counter()
+    version = open_version(run.root, run.version)
+    version.verify()
+    shards = version.shards("train")
+    if not shards:
+        raise UserError(
+            f"{run.root}: version {version.id} has no pair in its training split; build from more "
+            "subjects, or lower shard.val_share"
+        )
+    save_config(run, Path(run.out) / "run.yaml")
+    from focusdpo.model import training
+
+    result = training.train(
+        build_part(run.suite, "backbone"),
+        shards,
+        run.train,
+        Path(run.out),
+        only=version.ids("train"),
+        split="train",
+        dataset_version=version.id,
+        progress=watch,
+    )
+    return TrainOutcome(
+        out=run.out,
+        adapter=str(result.adapter),
+        version=version.id,
+        objective=run.train.objective.name,
+        steps=result.steps,
+        pairs=result.pairs,
+        seconds=round(result.seconds, 3),
+        wall_seconds=round(time.perf_counter() - started, 3),
+        resumed_from=result.resumed_from,
+        final=dict(result.final),
+    )

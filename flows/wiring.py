@@ -1,0 +1,176 @@
+"""Names -> parts: the one place that knows which models do the work.
+
+Parts are loaded on their first call and stay for the process's life; their fingerprints are known
+without loading them, so planning a run costs no model. The time inside their calls is metered: it
+is the model computation that orchestration is compared with.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.pipeline.parts import (
+    Captioner,
+    Generator,
+    IdentityEncoder,
+    Inpainter,
+    Segmenter,
+    TextImageEncoder,
+)
+
+log = logging.getLogger(__name__)
+
+
+class Meter:
+    """Seconds spent inside models."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.load_seconds = 0.0
+
+    def take(self) -> float:
+        """Seconds since the last call of `take`."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
+
+
+class Resident:
+    """A part that is loaded when first called, then kept; its calls are metered."""
+
+    def __init__(self, role: str, fingerprint: str, load: Callable[[], Any], meter: Meter) -> None:
+        self.role = role
+        self.fingerprint = fingerprint
+        self._load = load
+        self._meter = meter
+        self._part: Any = None
+
+    @property
+    def part(self) -> Any:
+        """The model itself."""
+        if self._part is None:
+            start = time.perf_counter()
+            self._part = self._load()
+            took = time.perf_counter() - start
+            self._meter.load_seconds += took
+            log.info("%s: loaded in %.1f s", self.role, took)
+            if self._part.fingerprint != self.fingerprint:
+                raise RuntimeError(
+                    f"{self.role}: fingerprint {self._part.fingerprint} after loading, "
+                    f"{self.fingerprint} before: content keys would lie"
+                )
+        return self._part
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.part, name)
+        if not callable(value):
+            return value
+
+        @functools.wraps(value)
+        def metered(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return value(*args, **kwargs)
+            finally:
+                self._meter.seconds += time.perf_counter() - start
+
+        return metered
+
+
+class Parts:
+    """The models of a suite by role."""
+
+    ROLES = ("generator", "inpainter", "segmenter", "identity", "clip", "captioner")
+
+    def __init__(self, suite: str) -> None:
+        self.suite = suite
+        self.meter = Meter()
+        self._residents = {role: self._resident(role) for role in self.ROLES}
+
+    def _resident(self, role: str) -> Resident:
+        family = suite(self.suite)
+        return Resident(
+            role, family.fingerprint(role), functools.partial(family.build, role), self.meter
+        )
+
+    def fingerprint(self, role: str) -> str:
+        """Hash of a part's weights and settings; loads nothing."""
+        return self._residents[role].fingerprint
+
+    @property
+    def generator(self) -> Generator:
+        return cast(Generator, self._residents["generator"])
+
+    @property
+    def inpainter(self) -> Inpainter:
+        return cast(Inpainter, self._residents["inpainter"])
+
+    @property
+    def segmenter(self) -> Segmenter:
+        return cast(Segmenter, self._residents["segmenter"])
+
+    @property
+    def identity(self) -> IdentityEncoder:
+        return cast(IdentityEncoder, self._residents["identity"])
+
+    @property
+    def clip(self) -> TextImageEncoder:
+        return cast(TextImageEncoder, self._residents["clip"])
+
+    @property
+    def captioner(self) -> Captioner:
+        return cast(Captioner, self._residents["captioner"])
+
+
+class Suite(Protocol):
+    """A family of models: a module with these functions."""
+
+    def fingerprint(self, role: str) -> str:
+        """Hash of a part's weights and settings; loads nothing."""
+        ...
+
+    def build(self, role: str, *, adapter: str | None = None) -> Any:
+        """Load a part; `adapter` (a folder) is for the generator."""
+        ...
+
+    def vocabulary(self) -> tuple[tuple[str, ...], frozenset[str]]:
+        """The backgrounds that prompts may name, and the class words that were taught."""
+        ...
+
+
+def suite(name: str) -> Suite:
+    """A suite by name; UserError with the names there are."""
+    if name not in SUITES:
+        raise UserError(f"suite '{name}': there are {', '.join(sorted(SUITES))}")
+    module = importlib.import_module(SUITES[name])
+    return cast(Suite, module)
+
+
+SUITES = {"pocket": "focusdpo.flows.pocket_suite"}
+"""Suite -> the module that knows its parts. Importing it loads no model."""
+
+
+def build_part(name: str, role: str, *, adapter: str | None = None) -> Any:
+    """A part of a suite, freshly loaded."""
+    return suite(name).build(role, adapter=adapter)
+
+
+def fingerprint_of(name: str, role: str) -> str:
+    """A part's fingerprint, without loading it."""
+    return suite(name).fingerprint(role)
+
+
+def vocabulary(name: str) -> tuple[tuple[str, ...], frozenset[str]]:
+    """A suite's backgrounds and class words."""
+    return suite(name).vocabulary()
+
+
+@functools.lru_cache(maxsize=2)
+def resident_parts(name: str) -> Parts:
+    """The process's one set of parts of a suite."""
+    return Parts(name)
