@@ -58,10 +58,11 @@ class EvaluateConfig(BaseModel):
         description="Least area of an instance, as a share of the picture.",
     )
     class_weight: float = Field(
-        default=1.0,
+        default=2.0,
         ge=0,
         description="Weight of the class probability beside identity when subjects are matched "
-        "to instances. 0 matches by identity alone, which forgives two subjects that traded looks.",
+        "to instances. At 2 a sure class outweighs any looks; 0 matches by looks alone, which "
+        "forgives two subjects that traded them.",
     )
     claim: float = Field(
         default=0.3,
@@ -81,7 +82,7 @@ class _Known:
 
     vectors: Vectors
     hue: float
-    thumbs: tuple[Image, ...]
+    thumbs: tuple[ReferenceImage, ...]
 
 
 def paint_scenes(
@@ -154,7 +155,7 @@ def measure(
                 ),
                 class_recognition=_recognised(scene, hits, judge.class_names),
                 hue_error=_hue_error(hits, own),
-                copy_paste=_copied(picture, hits, own),
+                copy_paste=_copy_guard(picture, hits, own),
                 **identity_values(similarity, given, claim=config.claim),
             )
         )
@@ -220,25 +221,41 @@ def _hue_error(hits: Sequence[Seen | None], own: Sequence[_Known]) -> float:
     return nan_mean(np.array(errors))
 
 
-def _copied(picture: Image, hits: Sequence[Seen | None], own: Sequence[_Known]) -> float:
-    """Mean over found subjects of the greatest correlation with one of their references."""
+def _copy_guard(picture: Image, hits: Sequence[Seen | None], own: Sequence[_Known]) -> float:
+    """Mean over found subjects of `copied` against the nearest of their references."""
     best = [
-        max(_correlation(_thumb(picture, hit.mask), thumb) for thumb in known.thumbs)
+        max(copied(_thumb(picture, hit.mask), thumb) for thumb in known.thumbs)
         for hit, known in zip(hits, own, strict=True)
         if hit is not None
     ]
     return nan_mean(np.array(best))
 
 
-def _thumb(image: Image, mask: Mask) -> Image:
-    crop = PillowImage.fromarray(crop_on_white(image, mask, margin=0.0))
-    small = crop.resize((COPY_SIDE, COPY_SIDE), PillowImage.Resampling.BILINEAR)
-    return np.asarray(small)
+def _thumb(image: Image, mask: Mask) -> ReferenceImage:
+    """The subject cut to its box, small: place and size in the picture do not matter."""
+    side = (COPY_SIDE, COPY_SIDE)
+    colour, hole = (
+        np.asarray(
+            PillowImage.fromarray(crop_on_white(pixels, mask, margin=0.0)).resize(
+                side, PillowImage.Resampling.BILINEAR
+            ),
+            dtype=np.float64,
+        )
+        for pixels in (image, np.zeros_like(image))
+    )
+    # `hole` is the white that resizing mixed in: taken out, edges tell nothing of the outline.
+    inside = np.clip((colour - hole) / np.maximum(1 - hole / 255, 0.5), 0, 255)
+    return ReferenceImage(image=np.rint(inside).astype(np.uint8), mask=hole[..., 0] < 128)
 
 
-def _correlation(a: Image, b: Image) -> float:
-    """Pearson correlation of two pictures' values; 0 when one is flat."""
-    x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
-    x, y = x - x.mean(), y - y.mean()
+def copied(a: ReferenceImage, b: ReferenceImage) -> float:
+    """How far `a` is `b` over again: overlap of the masks (IoU) times the correlation of the
+    pixels that both cover, each channel about its own mean; 0 when there is nothing to compare."""
+    both = a.mask & b.mask
+    if not both.any():
+        return 0.0
+    x, y = (one.image[both].astype(np.float64) for one in (a, b))
+    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
     norm = float(np.linalg.norm(x) * np.linalg.norm(y))
-    return float(x @ y) / norm if norm else 0.0
+    correlation = float((x * y).sum()) / norm if norm else 0.0
+    return correlation * float(both.sum() / (a.mask | b.mask).sum())

@@ -73,8 +73,8 @@ METRICS: dict[str, Metric] = {
     ),
     "copy_paste": Metric(
         "Copy-paste guard", "lower", "correlation",
-        "Pixel correlation of a found subject's crop and its reference: a rise without a rise of "
-        "identity means that the picture is copied, pose and all.",
+        "Outline overlap times pixel correlation of a found subject's crop and its nearest "
+        "reference: a rise without a rise of identity means copied pictures, pose and all.",
     ),
 }  # fmt: skip
 """Every metric of the protocol, in the order of its table."""
