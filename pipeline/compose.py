@@ -130,10 +130,9 @@ def _scene(
     config: ComposeConfig,
 ) -> Scene:
     ids = [one.id for one in members]
-    order = sorted(
-        members, key=lambda one: stable_hash("order", config.seed, variant, one.id, *ids)
-    )
-    # Walks through the backgrounds, so that the variants of a set differ.
+    # Both walk on with the variant, so that the variants of a set differ and favour no order.
+    orders = list(itertools.permutations(members))
+    order = orders[(stable_hash("order", config.seed, *ids) + variant) % len(orders)]
     start = stable_hash("background", config.seed, *ids)
     background = backgrounds[(start + variant) % len(backgrounds)]
     classes = tuple(one.class_name for one in order)

@@ -201,8 +201,8 @@ def _subject(
         raise UserError(f"{path}: a subject's folder is named with letters, digits, '-' and '_'")
     _stay_inside(path, path.parent)
     card = _card(path)
-    class_name = _class_name(path, card, known_classes)
     pictures = _pictures(path)
+    class_name = _class_name(path, card, known_classes)
     if len(pictures) > config.max_references:
         notes.append(f"{len(pictures)} pictures, the first {config.max_references} are used")
     references = []
@@ -253,8 +253,10 @@ def _card(path: Path) -> SubjectCard:
         return SubjectCard()
     _stay_inside(file, path)
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        return SubjectCard.model_validate({} if values is None else values)
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        if not isinstance(values, dict):
+            raise UserError(f"{file}: expected lines such as 'class_name: cat'")
+        return SubjectCard.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "the file"

@@ -1,0 +1,262 @@
+"""A team's own folder: what it may hold, what is refused and how it is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.images import Picture
+from focusdpo.pipeline.cutout import cut_out
+from focusdpo.pipeline.ingest import IngestConfig, Ingested, clean_name, ingest, put_subject
+from focusdpo.pipeline.store import Store
+
+CONFIG = IngestConfig()
+CLASSES = ("cat", "dog", "teddy bear", "object")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "root")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "subjects"
+    path.mkdir()
+    return path
+
+
+def disc(side: int = 64, radius: float = 0.3) -> np.ndarray:
+    """(side, side) bool"""
+    y, x = np.mgrid[:side, :side] / (side - 1) - 0.5
+    return x**2 + y**2 < radius**2
+
+
+def with_alpha(side: int = 64, colour: tuple[int, int, int] = (200, 30, 30)) -> Image.Image:
+    mask = disc(side)
+    image = np.zeros((side, side, 4), np.uint8)
+    image[mask] = (*colour, 255)
+    return Image.fromarray(image)
+
+
+def add(folder: Path, name: str, card: str | None = None, **pictures: Image.Image) -> Path:
+    path = folder / name
+    path.mkdir()
+    for stem, picture in (pictures or {"a": with_alpha()}).items():
+        picture.save(path / f"{stem}.png")
+    if card is not None:
+        (path / "subject.yaml").write_text(card)
+    return path
+
+
+def messages(result: Ingested) -> dict[str, str]:
+    return {problem.subject: problem.message for problem in result.problems if problem.fatal}
+
+
+def test_a_folder_becomes_subjects(folder: Path, store: Store) -> None:
+    add(folder, "dog", a=with_alpha(), b=with_alpha(colour=(0, 0, 200)))
+    add(folder, "cat-02", "licence: CC-BY 4.0, Ann\n")
+    add(folder, "Rex", "class_name: dog\n")
+    add(folder, "my_teddy-bear")
+    result = ingest(folder, store, CONFIG, known_classes=CLASSES, strict=True)
+    assert result.problems == []
+    by_id = {subject.id: subject for subject in result.subjects}
+    assert {name: one.class_name for name, one in by_id.items()} == {
+        "dog": "dog", "cat-02": "cat", "Rex": "dog", "my_teddy-bear": "teddy bear",
+    }  # fmt: skip
+    assert by_id["cat-02"].licence == "CC-BY 4.0, Ann"
+    assert len(by_id["dog"].references) == 2
+    image = store.image(by_id["dog"].references[0].image)
+    mask = store.mask(by_id["dog"].references[0].mask)
+    np.testing.assert_array_equal(mask, disc())
+    assert (image[mask] == (200, 30, 30)).all()
+    assert (image[~mask] == 255).all()
+
+
+def test_a_second_run_writes_nothing_and_gives_the_same(folder: Path, store: Store) -> None:
+    add(folder, "cat")
+    first = ingest(folder, store, CONFIG)
+    files = {p: p.stat().st_mtime_ns for p in store.root.rglob("*") if p.is_file()}
+    assert ingest(folder, store, CONFIG) == first
+    assert files == {p: p.stat().st_mtime_ns for p in store.root.rglob("*") if p.is_file()}
+
+
+def test_the_digest_is_of_class_and_pixels(folder: Path, store: Store) -> None:
+    add(folder, "cat", "licence: a\n")
+    add(folder, "other", "licence: b\nclass_name: cat\n")
+    add(folder, "dog")
+    add(folder, "blue", "class_name: cat\n", a=with_alpha(colour=(0, 0, 9)))
+    digests = {s.id: s.digest for s in ingest(folder, store, CONFIG).subjects}
+    assert digests["cat"] == digests["other"]
+    assert len(set(digests.values())) == 3
+
+
+def test_a_finished_reference_is_stored_as_it_is(folder: Path, store: Store) -> None:
+    mask = disc()
+    image = np.where(mask[..., None], np.uint8(90), np.uint8(255)).repeat(3, axis=2)[..., :3]
+    given = put_subject(store, id="cat", class_name="cat", pictures=[(image, mask)])
+    np.testing.assert_array_equal(store.image(given.references[0].image), image)
+    rgba = np.dstack([image, mask.astype(np.uint8) * 255])
+    add(folder, "cat", a=Image.fromarray(rgba))
+    (read,) = ingest(folder, store, CONFIG).subjects
+    assert read == given
+
+
+# Masks
+
+
+def picture(image: np.ndarray) -> Picture:
+    return Picture(image=image.astype(np.uint8), alpha=None, notes=())
+
+
+@pytest.mark.parametrize("ground", [(255, 255, 255), (40, 90, 60)])
+def test_a_uniform_background_is_found(ground: tuple[int, int, int]) -> None:
+    noise = np.random.default_rng(0).integers(-4, 5, (200, 200, 3))
+    inside = disc(200)
+    image = np.clip(np.where(inside[..., None], (200, 30, 30), ground) + noise, 0, 255)
+    image[90:110, 90:110] = ground  # a hole of the background's colour belongs to the subject
+    cut, mask, note = cut_out(picture(image), 64, 24)
+    assert note == ""
+    expected = np.asarray(Image.fromarray(inside).resize((64, 64)))
+    assert (mask & expected).sum() / (mask | expected).sum() > 0.95
+    assert (cut[~mask].mean(axis=0) > 200).all(), "white outside"
+
+
+def test_without_alpha_or_uniform_background_the_whole_picture_is_the_subject(
+    folder: Path, store: Store
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    add(folder, "cat", a=Image.fromarray(noise))
+    result = ingest(folder, store, CONFIG)
+    (note,) = result.problems
+    assert not note.fatal
+    assert note.message.startswith("a.png: no alpha and no uniform background")
+    (subject,) = result.subjects
+    assert store.mask(subject.references[0].mask).all()
+    np.testing.assert_array_equal(store.image(subject.references[0].image), noise)
+
+
+@pytest.mark.parametrize("shape", [(300, 100), (100, 300), (64, 64), (7000, 16)])
+def test_any_shape_becomes_a_centred_square(shape: tuple[int, int]) -> None:
+    image = np.full((*shape, 3), 90, np.uint8)
+    full = Picture(image=image, alpha=np.full(shape, 255, np.uint8), notes=())
+    cut, mask, _ = cut_out(full, 64, 24)
+    assert cut.shape == (64, 64, 3)
+    share = min(shape) / max(shape)
+    assert mask.mean() == pytest.approx(share, abs=1 / 64)
+    assert (cut[mask] == 90).all()
+    assert (cut[~mask] == 255).all()
+    rows, columns = np.nonzero(mask)
+    assert abs(rows.mean() - 31.5) <= 0.5
+    assert abs(columns.mean() - 31.5) <= 0.5
+
+
+def test_colours_under_transparency_do_not_bleed() -> None:
+    """A cut-out on magenta must not get a magenta rim."""
+    inside = disc(256)
+    image = np.where(inside[..., None], (0, 160, 0), (255, 0, 255)).astype(np.uint8)
+    cut, _, _ = cut_out(Picture(image=image, alpha=inside.astype(np.uint8) * 255, notes=()), 64, 24)
+    assert (cut[..., 1].astype(int) >= np.minimum(cut[..., 0], cut[..., 2])).all()
+
+
+# Bad input
+
+
+def test_one_bad_subject_does_not_stop_the_others_unless_strict(folder: Path, store: Store) -> None:
+    add(folder, "cat")
+    bad = add(folder, "dog")
+    (bad / "b.png").write_bytes(b"")
+    result = ingest(folder, store, CONFIG, known_classes=CLASSES)
+    assert [subject.id for subject in result.subjects] == ["cat"]
+    assert "b.png: the file is empty" in messages(result)["dog"]
+    with pytest.raises(UserError, match="b.png: the file is empty"):
+        ingest(folder, store, CONFIG, known_classes=CLASSES, strict=True)
+
+
+def test_every_kind_of_bad_subject_is_told(folder: Path, store: Store, tmp_path: Path) -> None:
+    add(folder, "good", "class_name: cat\n")
+    (folder / "nothing").mkdir()
+    (add(folder, "heic", "class_name: cat\n") / "a.png").rename(folder / "heic" / "a.heic")
+    add(folder, "Twin-1")
+    add(folder, "twin_1")
+    add(folder, "cta")
+    add(folder, "spaced name")
+    add(folder, "007")
+    add(folder, "field", "class_name: cat\nlicense: CC0\n")
+    add(folder, "type", "class_name: [cat]\n")
+    add(folder, "yaml", "class_name: {cat\n")
+    add(folder, "list", "- cat\n")
+    add(folder, "clear", "class_name: cat\n", a=Image.new("RGBA", (64, 64)))
+    add(folder, "dot", "class_name: cat\n", a=Image.new("RGB", (1, 1)))
+    add(tmp_path, "elsewhere")
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    add(folder, "peek", "class_name: cat\n")
+    (folder / "peek" / "b.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    (folder / "notes.txt").write_text("not a subject")
+    result = ingest(folder, store, CONFIG, known_classes=CLASSES)
+    assert [subject.id for subject in result.subjects] == ["good"]
+    told = messages(result)
+    expected = {
+        "nothing": "no picture; put at least one .png, .jpg or .webp there",
+        "heic": "no picture (only ['a.heic'])",
+        "Twin-1": "subjects ['Twin-1', 'twin_1'] have the same name",
+        "twin_1": "subjects ['Twin-1', 'twin_1'] have the same name",
+        "cta": "does not know the class 'cta' (near: cat)",
+        "spaced name": "named with letters, digits",
+        "007": "write class_name into",
+        "field": "subject.yaml: license: Extra inputs are not permitted; allowed are class_name",
+        "type": "subject.yaml: class_name: Input should be a valid string",
+        "yaml": "subject.yaml: not readable YAML",
+        "list": "subject.yaml: expected lines such as 'class_name: cat'",
+        "clear": "a.png: nothing is visible",
+        "dot": "a.png: 1 x 1 pixels",
+        "linked": "a link that leads out of",
+        "peek": "b.png: a link that leads out of",
+    }
+    assert sorted(told) == sorted(expected)
+    for name, text in expected.items():
+        assert text in told[name], told[name]
+    assert "class_name: object" in told["cta"]
+
+
+def test_hostile_yaml_is_just_unreadable(folder: Path, store: Store, tmp_path: Path) -> None:
+    add(folder, "cat", f"!!python/object/apply:os.mkdir [{tmp_path / 'made'}]\n")
+    with pytest.raises(UserError, match="not readable YAML"):
+        ingest(folder, store, CONFIG, strict=True)
+    assert not (tmp_path / "made").exists()
+
+
+def test_without_a_usable_subject_there_is_an_error(folder: Path, store: Store) -> None:
+    with pytest.raises(UserError, match="no subject folders; expected .*/<subject>/"):
+        ingest(folder, store, CONFIG)
+    with pytest.raises(UserError, match="no such folder"):
+        ingest(folder / "absent", store, CONFIG)
+    (folder / "cat").mkdir()
+    with pytest.raises(UserError, match="none of 1 subjects is usable.*no picture"):
+        ingest(folder, store, CONFIG)
+
+
+def test_notes_about_pictures_are_kept(folder: Path, store: Store) -> None:
+    path = add(folder, "cat")
+    with_alpha().convert("CMYK").save(path / "b.jpg")
+    notes = [p.message for p in ingest(folder, store, CONFIG).problems if not p.fatal]
+    assert "b.jpg: CMYK converted to RGB" in notes
+
+
+def test_more_pictures_than_are_used_are_told(folder: Path, store: Store) -> None:
+    add(folder, "cat", **{f"p{i}": with_alpha() for i in range(4)})
+    result = ingest(folder, store, IngestConfig(max_references=3))
+    assert len(result.subjects[0].references) == 3
+    assert result.problems[0].message == "4 pictures, the first 3 are used"
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [("cat", "cat"), ("Teddy_bear-02", "teddy bear"), ("CAT-007", "cat"), ("42", "")],
+)
+def test_a_folders_name_suggests_the_class(name: str, word: str) -> None:
+    assert clean_name(name) == word
