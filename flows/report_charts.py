@@ -1,7 +1,7 @@
 """Charts of the report as inline SVG: coloured by CSS classes, so they follow light and dark.
 
-Bars and forest rows place by percentages and so fit any width; line charts have a view box as
-wide as a phone. Every text and attribute passes through `element`, which escapes it.
+The view box is as wide as a phone, so text keeps its size there. Every text and attribute passes
+through `element`, which escapes it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from markupsafe import Markup, escape
 from focusdpo.flows.report_view import (
     BucketChart,
     Histogram,
-    Interval,
     Line,
     LineChart,
-    MetricRow,
+    Scatter,
 )
 
 WIDTH, HEIGHT = 420, 230
@@ -199,60 +198,24 @@ def histogram_chart(chart: Histogram) -> Markup:
     return _svg(f"{chart.title}. {names}.", parts)
 
 
-def bar(count: float, most: float, class_: str = "") -> Markup:
-    """A horizontal bar, count / most of the full width."""
-    share = 100.0 * count / most if most > 0 else 0.0
-    rect = element(
-        "rect", width=f"{max(share, 0.4 if count else 0):.2f}%", height="100%", class_="fill"
-    )
-    return element("svg", rect, class_=f"bar {class_}".strip(), aria_hidden="true")
-
-
-def forest_scale(rows: Sequence[MetricRow]) -> float:
-    """Half width of the axis: covers every interval of the rows."""
-    reach = max(
-        (
-            max(abs(row.difference.low), abs(row.difference.high))
-            for row in rows
-            if row.difference is not None
-        ),
-        default=0.0,
-    )
-    return reach * 1.08 if reach > 0 and math.isfinite(reach) else 1.0
-
-
-def forest_row(row: MetricRow, half: float) -> Markup:
-    """One interval about a zero line; the right half is always the adapter's favour."""
-    if row.difference is None:
-        return Markup("")
-    sign = -1.0 if row.better == "lower" else 1.0
-
-    def place(value: float) -> str:
-        return f"{50 + 50 * max(-1.0, min(1.0, sign * value / half)):.2f}%"
-
-    d: Interval = row.difference
-    class_ = row.verdict.replace(" ", "-")
-    parts = [
-        element("line", x1="50%", x2="50%", y1="0", y2="100%", class_="level"),
-        element(
-            "line",
-            x1=place(d.low),
-            x2=place(d.high),
-            y1="50%",
-            y2="50%",
-            class_=f"interval {class_}",
-        ),
-        element("circle", cx=place(d.mean), cy="50%", r=4.5, class_=f"mean {class_}"),
-    ]
-    return element("svg", *parts, class_="forest", aria_hidden="true")
-
-
-def forest_axis(half: float, *, scale: float = 1.0) -> Markup:
-    """Ticks under forest rows: distance from zero in favour of one side."""
-    parts = []
-    for tick in nice_ticks(-half * scale, half * scale, 4):
-        at = 50 + 50 * tick / (half * scale)
-        anchor = "start" if at < 6 else "end" if at > 94 else "middle"
-        text = tick_text(abs(tick))
-        parts.append(element("text", text, x=f"{at:.2f}%", y="12", text_anchor=anchor))
-    return element("svg", *parts, class_="forest-axis", aria_hidden="true")
+def scatter_chart(chart: Scatter) -> Markup:
+    """Base across, adapter up, one dot a scene; on the dashed diagonal nothing changed. Dots on
+    the adapter's side are filled, the others hollow."""
+    both = [*chart.base, *chart.adapter]
+    frame = _Frame(both, both)
+    frame.x0, frame.x1 = frame.y0, frame.y1
+    parts = frame.axes(f"base: {chart.title.lower()}")
+    parts.append(element("text", "adapter", x=LEFT + 6, y=TOP + 10, class_="axis"))
+    ends = {"x1": frame.x(frame.x0), "y1": frame.y(frame.y0)}
+    ends |= {"x2": frame.x(frame.x1), "y2": frame.y(frame.y1)}
+    parts.append(element("line", **ends, class_="level"))
+    sign = -1 if chart.better == "lower" else 1
+    won = lost = 0
+    for base, adapter, label in zip(chart.base, chart.adapter, chart.labels, strict=True):
+        change = sign * (adapter - base)
+        won, lost = won + (change > 0), lost + (change < 0)
+        words = f"{label}: {tick_text(round(base, 3))} to {tick_text(round(adapter, 3))}"
+        side = "better" if change > 0 else "worse" if change < 0 else "same"
+        at = {"cx": frame.x(base), "cy": frame.y(adapter), "r": 3.4}
+        parts.append(element("circle", element("title", words), **at, class_=f"scene {side}"))
+    return _svg(f"{chart.title} of every scene: {won} better, {lost} worse.", parts)

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.report_files import read_json, seconds_text
 from focusdpo.flows.report_images import picture
-from focusdpo.flows.report_metrics import choose, judge, metric_info
+from focusdpo.flows.report_metrics import DECIDING, choose, judge, metric_info
 from focusdpo.flows.report_view import (
     EvaluationPart,
     Example,
@@ -23,6 +23,7 @@ from focusdpo.flows.report_view import (
     Interval,
     MetricRow,
     Picture,
+    Scatter,
 )
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def collect_evaluation(directory: Path, *, extremes: int = 2, randoms: int = 6) 
         protocol=str(run.get("protocol", "unknown")),
         facts=_facts(folder, records),
         rows=rows,
+        scatters=_scatters(folder),
         examples=examples,
         chosen=_chosen(len(folder.adapter), examples),
         notes=_notes(rows),
@@ -150,6 +152,32 @@ def _chosen(total: int, examples: Sequence[Example]) -> str:
         "scenes' ids. Nobody picked. Of a scene with several pictures the first is shown; the mark "
         "on each line is that picture's alone, without an interval."
     )
+
+
+def _scatters(folder: _Folder) -> tuple[Scatter, ...]:
+    """Every scene, so that no choice of examples hides one."""
+    scatters = []
+    for name in DECIDING:
+        info = metric_info(name)
+        points = [
+            (float(getattr(base, name)), float(getattr(folder.adapter[scene], name)), scene)
+            for scene, base in folder.base.items()
+            if scene in folder.adapter
+        ]
+        points = [p for p in points if math.isfinite(p[0]) and math.isfinite(p[1])]
+        if points:
+            base, adapter, scenes = zip(*points, strict=True)
+            scatters.append(
+                Scatter(
+                    title=info.title,
+                    unit=info.unit,
+                    better=info.better,
+                    base=base,
+                    adapter=adapter,
+                    labels=tuple(folder.prompts.get(one, one) for one in scenes),
+                )
+            )
+    return tuple(scatters)
 
 
 def _examples(folder: _Folder, *, extremes: int, randoms: int) -> tuple[Example, ...]:

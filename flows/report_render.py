@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
+from focusdpo.flows import report_bars as bars
 from focusdpo.flows import report_charts as charts
 from focusdpo.flows import report_images as images
 from focusdpo.flows.report_metrics import Headline, bounds, headline, judge, number
@@ -30,6 +31,7 @@ from focusdpo.flows.report_view import (
     PairCard,
     Picture,
     ReportData,
+    Scatter,
     Unit,
     Verdict,
 )
@@ -122,10 +124,11 @@ def _environment() -> Environment:
         data_uri=images.data_uri,
         line_chart=charts.line_chart,
         bucket_chart=charts.bucket_chart,
+        scatter_chart=charts.scatter_chart,
         histogram_chart=charts.histogram_chart,
-        bar=charts.bar,
-        forest_row=charts.forest_row,
-        forest_axis=charts.forest_axis,
+        bar=bars.bar,
+        forest_row=bars.forest_row,
+        forest_axis=bars.forest_axis,
         thousands=lambda value: f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}"),
         percent=lambda value: f"{value:.0f}\N{NARROW NO-BREAK SPACE}%",
         signed2=lambda value: number(value, "cosine").removesuffix("0"),
@@ -133,6 +136,7 @@ def _environment() -> Environment:
         interval=_interval,
         symbol=_symbol,
         keep_brackets=_keep_brackets,
+        moved=_moved,
         example_verdict=_example_verdict,
         order_why=_order_why,
     )
@@ -161,6 +165,16 @@ def _example_verdict(figure: ExampleFigure) -> Verdict:
     """Of one scene there is no interval: the sign decides, and equal is undecided."""
     change = figure.adapter - figure.base
     return judge(Interval(mean=change, low=change, high=change), figure.better)
+
+
+def _moved(chart: Scatter) -> str:
+    """How many scenes moved which way, in words."""
+    sign = -1 if chart.better == "lower" else 1
+    changes = [sign * (a - b) for a, b in zip(chart.adapter, chart.base, strict=True)]
+    won, lost = sum(c > 0 for c in changes), sum(c < 0 for c in changes)
+    return (
+        f"{won} scenes better (filled), {lost} worse (hollow), {len(changes) - won - lost} the same"
+    )
 
 
 def _order_why(groups: Any) -> list[Any]:
@@ -198,7 +212,7 @@ def _forests(rows: Sequence[MetricRow]) -> list[_Forest]:
             and row.better != "neither"
         )
         if members:
-            out.append(_Forest(title, axis, charts.forest_scale(members), scale, members))
+            out.append(_Forest(title, axis, bars.forest_scale(members), scale, members))
     return out
 
 

@@ -13,7 +13,7 @@ Role = Literal["winner", "loser", "base", "adapter", "plain"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """An encoded image and the words for those who do not see it."""
+    """An encoded image and words for those who do not see it."""
 
     data: bytes
     mime: str
@@ -42,7 +42,7 @@ class Fact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Count:
-    """One bar: how many of `label` there are."""
+    """One bar."""
 
     label: str
     count: int
@@ -253,12 +253,25 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Scatter:
+    """Every scene's base value against its adapter value; equal lengths."""
+
+    title: str
+    unit: Unit
+    better: Better
+    base: tuple[float, ...]
+    adapter: tuple[float, ...]
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationPart:
     """Section 4: base against adapter under one protocol."""
 
     protocol: str
     facts: tuple[Fact, ...]
     rows: tuple[MetricRow, ...]
+    scatters: tuple[Scatter, ...]
     examples: tuple[Example, ...]
     chosen: str
     """How the examples were chosen, a sentence."""

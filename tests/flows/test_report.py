@@ -85,7 +85,7 @@ def test_policy_allows_only_the_own_script_and_style(elements: Elements) -> None
 
 def test_hostile_words_are_shown_and_do_nothing(elements: Elements) -> None:
     text = "".join(elements.text)
-    assert text.count(HOSTILE) >= 4, "prompt, reject detail, reject prompt, configuration"
+    assert text.count(HOSTILE) >= 4, "prompt, reject, tooltip, configuration"
     assert not [a for t, a in elements.tags if "evil.example" in a.get("src", "")]
 
 
@@ -100,6 +100,24 @@ def test_every_picture_has_words_and_every_link_a_target(elements: Elements) -> 
     charts = [a for t, a in elements.tags if t == "svg" and a.get("role") == "img"]
     assert charts
     assert all(len(chart["aria-label"]) > 20 for chart in charts)
+
+
+def _luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb, WCAG 2."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_text_colours_have_contrast_in_light_and_dark(page: str) -> None:
+    themes = re.findall(r":root \{(.*?)\}", page, re.DOTALL)[:2]
+    assert len(themes) == 2
+    for theme in themes:
+        colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", theme))
+        ground = _luminance(colours["bg"])
+        for name in "ink muted base adapter winner loser better worse undecided".split():
+            light, dark = sorted((ground, _luminance(colours[name])), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (name, theme)
 
 
 def test_parts_are_optional(data: ReportData) -> None:

@@ -30,6 +30,7 @@ from focusdpo.flows.report_view import (
     Picture,
     RejectCard,
     ReportData,
+    Scatter,
     SubjectScore,
     TrainingPart,
 )
@@ -315,8 +316,21 @@ def _evaluation(rng: np.random.Generator) -> EvaluationPart:
         protocol="pocket",
         facts=(Fact(label="scenes", value="96"), Fact(label="seeds a scene", value="1")),
         rows=_rows(),
+        scatters=(_scatter(rng, change),),
         examples=tuple(examples),
         chosen="By change of matched identity; random ones by a hash of the scene's id.",
+    )
+
+
+def _scatter(rng: np.random.Generator, change: dict[str, float]) -> Scatter:
+    base = tuple(float(v) for v in rng.uniform(0.2, 0.8, len(change)))
+    return Scatter(
+        title="Matched identity",
+        unit="cosine",
+        better="higher",
+        base=base,
+        adapter=tuple(b + c for b, c in zip(base, change.values(), strict=True)),
+        labels=(HOSTILE, *list(change)[1:]),
     )
 
 
