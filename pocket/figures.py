@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from focusdpo.pipeline.parts import IdentityEncoder, Image, Mask, Segmenter, Vectors
+from focusdpo.pipeline.parts import (
+    IdentityEncoder,
+    Image,
+    Mask,
+    Segmenter,
+    TextImageEncoder,
+    Vectors,
+)
 from focusdpo.pocket.cards import Figure
-from focusdpo.pocket.identities import Identity, class_names, sample_identities
-from focusdpo.pocket.world import Scenes, render_references, render_scenes
+from focusdpo.pocket.crops import crop_subjects
+from focusdpo.pocket.identities import PATTERNS, Identity, class_names, sample_identities
+from focusdpo.pocket.world import BACKGROUNDS, Scenes, prompt_for, render_references, render_scenes
+
+if TYPE_CHECKING:
+    from focusdpo.pocket.judge import PocketJudge
 
 GALLERY = 50
 
@@ -128,3 +140,81 @@ def iou(first: Mask, second: Mask) -> float:
     """Intersection over union; 0 where both are empty."""
     union = (first | second).sum()
     return float((first & second).sum() / union) if union else 0.0
+
+
+def clip_figures(part: TextImageEncoder, count: int = 120) -> list[Figure]:
+    """Zero-shot class of instance crops; the right prompt among those with one class changed."""
+    classes = class_names("train")
+    rows, scenes = held_out_scenes(count, 2, 7201)
+    crops = crop_subjects(scenes.images.repeat_interleave(2, 0), scenes.masks.flatten(0, 1), 40)
+    words = part.embed_texts([f"a {name}" for name in classes])
+    guess = (part.embed_images(to_images(crops)) @ words.T).argmax(1)
+    names = [one.class_name for row in rows for one in row]
+    right = np.array([classes[g] == name for g, name in zip(guess, names, strict=True)])
+    pictures = part.embed_images(to_images(scenes.images))
+    grounds = [
+        [prompt_for([one.class_name for one in row], ground) for ground in BACKGROUNDS]
+        for row in rows
+    ]
+    ground = [
+        BACKGROUNDS[int((part.embed_texts(texts) @ picture).argmax())]
+        for texts, picture in zip(grounds, pictures, strict=True)
+    ]
+    told = [
+        _tells_classes(part, picture, row, name)
+        for picture, row, name in zip(pictures, rows, scenes.backgrounds, strict=True)
+    ]
+    named = np.mean([a == b for a, b in zip(ground, scenes.backgrounds, strict=True)])
+    return [
+        Figure("clip", "zero-shot class of an instance", float(right.mean()), ">= 0.80"),
+        Figure("clip", "prompt above all with one class changed", float(np.mean(told)), ""),
+        Figure("clip", "zero-shot background", float(named), ""),
+    ]
+
+
+def _tells_classes(
+    part: TextImageEncoder, picture: Vectors, row: list[Identity], background: str
+) -> bool:
+    """Whether a scene of two is nearer to its prompt than to each with its second class changed."""
+    first, second = (one.class_name for one in row)
+    others = [name for name in class_names("train") if name not in (first, second)]
+    texts = [prompt_for([first, name], background) for name in (second, *others)]
+    return bool((part.embed_texts(texts) @ picture).argmax() == 0)
+
+
+def judge_figures(part: PocketJudge, count: int = 60) -> list[Figure]:
+    """How well the judge finds bodies and tells class, individual, pattern and hue."""
+    known, new = class_names("train"), class_names("val") + class_names("held_out")
+    found, false, hits, new_hits = [], 0, [], []
+    for subjects in (1, 2, 3):
+        for classes, right in ((known, hits), (new, new_hits)):
+            rows, scenes = held_out_scenes(count, subjects, 7300 + subjects, classes)
+            for b, seen in enumerate(part.look(to_images(scenes.images))):
+                false += max(0, len(seen) - subjects)
+                for r, one in enumerate(rows[b]):
+                    truth = scenes.masks[b, r].numpy()
+                    best = max(seen, key=lambda s: iou(s.mask, truth), default=None)
+                    hit = best is not None and iou(best.mask, truth) > 0.5
+                    found.append(hit)
+                    if best is not None and hit:
+                        guess = part.class_names[int(best.class_scores.argmax())]
+                        right.append(guess == one.class_name)
+    identities, refs, bodies, pictures, masks = gallery(known, 200, 7400)
+    hue = np.array([one.hue * 360 for one in identities])
+    miss = np.abs((part.hue(pictures, masks) - hue + 180) % 360 - 180)
+    pattern = [PATTERNS[k] for k in part.patterns(pictures, masks).argmax(1)]
+    named = np.mean([a == one.pattern for a, one in zip(pattern, identities, strict=True)])
+    ranks = [
+        rank_one(part.embed_references(s, m), part.embed_references(r, b))
+        for _, r, b, s, m in (gallery(known, GALLERY, 7000 + seed) for seed in range(8))
+    ]
+    return [
+        Figure("judge", "bodies found", float(np.mean(found)), ">= 0.95"),
+        Figure("judge", "false bodies per scene", false / (count * 6), ""),
+        Figure("judge", "class of an instance", float(np.mean(hits)), ">= 0.90"),
+        Figure("judge", "class of an instance, classes new to the scorers",
+               float(np.mean(new_hits)), ">= 0.90"),
+        Figure("judge", f"rank-1 among {GALLERY}", float(np.mean(ranks)), ">= 0.80"),
+        Figure("judge", "pattern", float(named), ""),
+        Figure("judge", "hue error in degrees", float(np.nanmean(miss)), "< 10"),
+    ]  # fmt: skip

@@ -1,15 +1,14 @@
 """The pocket segmenter: words to masks of all their instances.
 
-Language-driven segmentation (LSeg, arXiv 2201.03546) on a small diffusers U-Net: an embedding per
-pixel is compared with an embedding per word; beside it a foreground channel that knows no words,
-which answers for `object` and for every word that training never saw. Connected regions of the
-foreground are the instances; a region over which the asked words disagree is divided among them.
+Open-vocabulary segmentation in two steps, as OpenSeg (arXiv 2112.12143) and Grounded-SAM do it: a
+SegFormer (arXiv 2105.15203) proposes the bodies in a scene whatever their class, then a RegNet
+(arXiv 2003.13678) embeds each and compares it with an embedding per word. The word `object`, and
+every word that training never saw, is answered by the proposals alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,27 +16,32 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from scipy import ndimage
 from torch import Tensor, nn
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.pipeline.parts import Detection, Image, Mask
+from focusdpo.pocket.bodies import REACH, BodiesConfig, box_of, find_bodies
+from focusdpo.pocket.crops import crops_of
 from focusdpo.pocket.weightfiles import WEIGHTS, fingerprint, load_weights, read_settings
 
 OBJECT = "object"
 """The word for all subjects, whatever their class."""
 
 SCENE = 64
+"""Side of the scenes that it reads, in pixels."""
 
 
 class SegmenterModelConfig(BaseModel):
-    """Shape of the segmenter."""
+    """Shape of the segmenter's two networks."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    words: tuple[str, ...] = Field((), description="classes it was trained on")
-    channels: tuple[int, ...] = Field((16, 48, 96, 96), description="U-Net widths from 32 x 32 down")
-    embedding: int = Field(24, description="length of a pixel's and of a word's embedding", ge=2)
+    words: tuple[str, ...] = Field((), description="classes that it was trained on")
+    widths: tuple[int, ...] = Field((24, 48, 96), description="SegFormer widths")
+    depths: tuple[int, ...] = Field((1, 2, 2), description="SegFormer layers")
+    region: str = Field("regnetx_002", description="timm name of the region network")
+    size: int = Field(48, description="side of a region's crop in pixels", ge=16)
+    embedding: int = Field(64, description="length of a region's and a word's embedding", ge=2)
 
 
 class SegmentConfig(BaseModel):
@@ -45,50 +49,50 @@ class SegmentConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    foreground: float = Field(0.5, description="least foreground probability of a pixel")
-    min_area: int = Field(14, description="least pixels of an instance", ge=1)
+    bodies: BodiesConfig = BodiesConfig()
     confidence: float = Field(0.25, description="least confidence of a detection")
-    split_share: float = Field(
-        0.25, description="share of a region that a second word must own to divide it"
-    )
 
 
 class SegmenterNet(nn.Module):
-    """Images (B, 3, 64, 64) in [0, 1] -> foreground logits (B, 64, 64), word logits (B, W, 64, 64)."""
+    """Both networks and the words."""
 
     def __init__(self, config: SegmenterModelConfig) -> None:
         super().__init__()
-        from diffusers import UNet2DModel
+        import timm
+        from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
         self.config = config
-        depth = len(config.channels)
-        # 2 x 2 pixels to a cell: a quarter of the arithmetic at little loss of edge.
-        self.unet = UNet2DModel(
-            sample_size=SCENE // 2,
-            in_channels=12,
-            out_channels=4 * (config.embedding + 1),
-            block_out_channels=config.channels,
-            layers_per_block=1,
-            down_block_types=("DownBlock2D",) * depth,
-            up_block_types=("UpBlock2D",) * depth,
-            norm_num_groups=8,
-            add_attention=False,
+        stages = len(config.widths)
+        self.proposals = SegformerForSemanticSegmentation(
+            SegformerConfig(
+                num_encoder_blocks=stages,
+                depths=list(config.depths),
+                sr_ratios=[2 ** (stages - 1 - i) for i in range(stages)],
+                hidden_sizes=list(config.widths),
+                patch_sizes=[5] + [3] * (stages - 1),
+                strides=[2] * stages,
+                num_attention_heads=[2**i for i in range(stages)],
+                mlp_ratios=[2] * stages,
+                decoder_hidden_size=32,
+                num_labels=12,
+            )
+        )
+        self.regions = timm.create_model(
+            config.region, pretrained=False, num_classes=config.embedding
         ).to(memory_format=torch.channels_last)
         self.words = nn.Embedding(max(1, len(config.words)), config.embedding)
+        nn.init.normal_(self.words.weight, std=config.embedding**-0.5)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        cells = F.pixel_unshuffle(images * 4 - 2, 2).contiguous(memory_format=torch.channels_last)
-        out = F.pixel_shuffle(self.unet(cells, torch.zeros((), device=images.device)).sample, 2)
-        words = torch.einsum("bdhw,nd->bnhw", out[:, 1:], self.words.weight)
-        return out[:, 0], words
+    def bodies(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, 64, 64) in [0, 1] -> foreground logits (B, 64, 64) and offsets to the
+        body's centre (B, 2, 64, 64) as x, y in pixels."""
+        out = F.pixel_shuffle(self.proposals(images * 4 - 2).logits, 2)
+        return out[:, 0], out[:, 1:] * REACH
 
-
-@dataclass(frozen=True, slots=True)
-class _Region:
-    mask: NDArray[np.bool_]
-    foreground: float
-    words: NDArray[np.float32]
-    """Mean probability of each known word, (W,)."""
+    def match(self, crops: Tensor) -> Tensor:
+        """Crops (B, 3, S, S) in [0, 1] -> logits over the known words (B, W)."""
+        features = self.regions((crops * 4 - 2).contiguous(memory_format=torch.channels_last))
+        return F.normalize(features, dim=1) @ F.normalize(self.words.weight, dim=1).T * 20
 
 
 class PocketSegmenter:
@@ -99,7 +103,7 @@ class PocketSegmenter:
         folder: Path = WEIGHTS,
         config: SegmentConfig | None = None,
         *,
-        batch: int = 32,
+        batch: int = 64,
         device: str = "cpu",
     ) -> None:
         self.config = config or SegmentConfig()
@@ -109,7 +113,7 @@ class PocketSegmenter:
         self.net.eval().to(device)
         self._index = {word: i for i, word in enumerate(model.words)}
         self._batch, self._device = batch, device
-        self.fingerprint = f"{fingerprint('segmenter', folder)}-{self.config.model_dump_json()}"
+        self.fingerprint = fingerprint("segmenter", folder, config)
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -119,92 +123,58 @@ class PocketSegmenter:
     def segment(
         self, images: Sequence[Image], class_names: Sequence[Sequence[str]]
     ) -> list[list[Detection]]:
-        """All instances of each of the words in each image, best first. A word it does not know
-        is looked for among the regions that no other asked word explains."""
+        """All instances of each of the words in each image, best first. A word that it does not
+        know is looked for among the bodies that no other asked word explains.
+
+        Raises UserError for images that are not 64 x 64 RGB.
+        """
         if len(images) != len(class_names):
             raise ValueError(f"{len(images)} images and {len(class_names)} word lists")
-        foreground, words = self._predict(images)
-        return [
-            self._detect(fg, ws, asked)
-            for fg, ws, asked in zip(foreground, words, class_names, strict=True)
+        found = [
+            (b, mask, confidence)
+            for b, bodies in enumerate(self._propose(images))
+            for mask, confidence in bodies
         ]
+        words = self._match([images[b] for b, _, _ in found], [mask for _, mask, _ in found])
+        out: list[list[Detection]] = [[] for _ in images]
+        for (b, mask, body), probabilities in zip(found, words, strict=True):
+            for word in class_names[b]:
+                confidence = body * self._claim(word, probabilities, class_names[b])
+                if confidence >= self.config.confidence:
+                    out[b].append(Detection(word, mask, box_of(mask), confidence))
+        return [sorted(row, key=lambda d: (-d.confidence, d.class_name, d.box)) for row in out]
 
-    def _predict(
-        self, images: Sequence[Image]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Foreground (B, H, W) and word probabilities (B, W, H, W)."""
+    def _claim(self, word: str, probabilities: NDArray[np.float32], asked: Sequence[str]) -> float:
+        """How well a body fits a word, in [0, 1]."""
+        if word in self._index:
+            return float(probabilities[self._index[word]])
+        if word == OBJECT:
+            return 1.0
+        known = [self._index[other] for other in asked if other in self._index]
+        return float(1 - probabilities[known].sum())
+
+    def _propose(self, images: Sequence[Image]) -> list[list[tuple[Mask, float]]]:
         wrong = [image.shape for image in images if image.shape != (SCENE, SCENE, 3)]
         if wrong:
             raise UserError(
                 f"pocket segmenter: got an image of shape {wrong[0]}; it reads"
                 f" {SCENE} x {SCENE} RGB scenes only. Resize scenes, or use another segmenter"
             )
-        if not images:
-            empty = np.zeros((0, SCENE, SCENE), np.float32)
-            return empty, empty[:, None]
-        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
-        foreground, words = [], []
+        out: list[list[tuple[Mask, float]]] = []
+        for start in range(0, len(images), self._batch):
+            stack = np.stack(images[start : start + self._batch])
+            pixels = torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255
+            with torch.inference_mode():
+                logits, offsets = self.net.bodies(pixels.to(self._device))
+            maps = zip(logits.sigmoid().cpu().numpy(), offsets.cpu().numpy(), strict=True)
+            out += [find_bodies(p, o, self.config.bodies) for p, o in maps]
+        return out
+
+    def _match(self, images: Sequence[Image], masks: Sequence[Mask]) -> NDArray[np.float32]:
+        """(B, W) probabilities of the known words."""
+        crops = crops_of(images, masks, self.net.config.size)
+        if not len(crops):
+            return np.zeros((0, len(self._index)), np.float32)
         with torch.inference_mode():
-            for chunk in pixels.split(self._batch):
-                fg, ws = self.net(chunk.to(self._device))
-                foreground.append(fg.sigmoid().cpu())
-                words.append(ws.softmax(1).cpu())
-        return torch.cat(foreground).numpy(), torch.cat(words).numpy()
-
-    def _detect(
-        self, foreground: NDArray[np.float32], words: NDArray[np.float32], asked: Sequence[str]
-    ) -> list[Detection]:
-        known = [self._index[word] for word in asked if word in self._index]
-        found = []
-        for region in self._regions(foreground, words, known):
-            for word in asked:
-                confidence = region.foreground * self._claim(word, region.words, known)
-                if confidence >= self.config.confidence:
-                    found.append(Detection(word, region.mask, box_of(region.mask), confidence))
-        return sorted(found, key=lambda d: (-d.confidence, d.class_name, d.box))
-
-    def _claim(self, word: str, probabilities: NDArray[np.float32], known: list[int]) -> float:
-        """How well a region fits a word, in [0, 1]."""
-        if word in self._index:
-            return float(probabilities[self._index[word]])
-        if word == OBJECT:
-            return 1.0
-        return float(1 - probabilities[known].sum())
-
-    def _regions(
-        self, foreground: NDArray[np.float32], words: NDArray[np.float32], known: list[int]
-    ) -> list[_Region]:
-        labels, count = ndimage.label(foreground > self.config.foreground)
-        regions = []
-        for label in range(1, count + 1):
-            mask: NDArray[np.bool_] = labels == label
-            if mask.sum() < self.config.min_area:
-                continue
-            for part in self._divide(mask, words, known):
-                regions.append(
-                    _Region(part, float(foreground[part].mean()), words[:, part].mean(1))
-                )
-        return regions
-
-    def _divide(
-        self, mask: NDArray[np.bool_], words: NDArray[np.float32], known: list[int]
-    ) -> list[NDArray[np.bool_]]:
-        """The parts of a region that different asked words own; the region itself if one does."""
-        if len(known) < 2:
-            return [mask]
-        # Smoothed, so that a part is a body and not a sprinkle of pixels.
-        smooth = ndimage.gaussian_filter(words[known] * mask, (0, 1.5, 1.5))
-        owner = np.where(mask, smooth.argmax(0), -1)
-        least = max(self.config.min_area, self.config.split_share * mask.sum())
-        owners = [k for k in range(len(known)) if (owner == k).sum() >= least]
-        sure = [k for k in owners if words[known[k]][owner == k].mean() >= 0.5]
-        if len(sure) < 2:
-            return [mask]
-        share = np.where(mask, smooth[sure].argmax(0), -1)
-        return [share == k for k in range(len(sure))]
-
-
-def box_of(mask: Mask) -> tuple[int, int, int, int]:
-    """x0, y0, x1, y1 of a mask that is not empty, end exclusive."""
-    rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1
+            parts = [self.net.match(c.to(self._device)) for c in crops.split(self._batch)]
+        return torch.cat(parts).softmax(1).cpu().numpy()

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.scenes import stable_hash
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 WEIGHTS = Path(__file__).parent / "weights"
+CODE_VERSION = 1
+"""Raised when the code of the scorers changes what they return."""
 
 
 def weight_path(name: str, folder: Path = WEIGHTS) -> Path:
@@ -42,9 +46,16 @@ def file_digest(*paths: Path) -> str:
     return digest.hexdigest()
 
 
+def fingerprint(name: str, folder: Path = WEIGHTS, config: BaseModel | None = None) -> str:
+    """Hash of a pocket model: its weights, its settings, the version of its code, and the
+    configuration where one is given. Raises UserError where a file lacks."""
+    files = _digest_of(name, folder)
+    options = "" if config is None else config.model_dump_json()
+    return f"{stable_hash(name, CODE_VERSION, files, options):016x}"
+
+
 @cache
-def fingerprint(name: str, folder: Path = WEIGHTS) -> str:
-    """Hash of weights and settings of a pocket model. Raises UserError where they lack."""
+def _digest_of(name: str, folder: Path) -> str:
     return file_digest(weight_path(name, folder), settings_path(name, folder))
 
 
@@ -78,10 +89,10 @@ def save_weights(
     partial = path.with_suffix(".partial")
     save_file(state, partial)
     partial.chmod(0o644)  # safetensors writes for the owner alone
-    os.replace(partial, path)
+    partial.replace(path)
     partial = settings_path(name, folder).with_suffix(".partial")
     partial.write_text(json.dumps(settings, indent=1) + "\n")
-    os.replace(partial, settings_path(name, folder))
+    partial.replace(settings_path(name, folder))
     return path
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -136,7 +135,7 @@ def _save(
     partial = out_dir / "checkpoint.partial"
     # Clones: state_dict may hold tied tensors, which safetensors refuses.
     save_file({k: v.clone() for k, v in tensors.items()}, partial, {"meta": json.dumps(meta)})
-    os.replace(partial, out_dir / "checkpoint.safetensors")
+    partial.replace(out_dir / "checkpoint.safetensors")
 
 
 def _resume(

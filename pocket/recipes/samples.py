@@ -53,9 +53,9 @@ def scene_batch(
     if count > 1:
         for row in rows:
             if rng.random() < TWIN_SHARE:
-                row[1] = sample_identities(
-                    split, [row[0].class_name], 1, int(rng.integers(2**31))
-                )[0]
+                row[1] = sample_identities(split, [row[0].class_name], 1, int(rng.integers(2**31)))[
+                    0
+                ]
     scenes = render_scenes(rows, [int(s) for s in rng.integers(2**31, size=batch)])
     prompts = [
         prompt_for([one.class_name for one in row], background)

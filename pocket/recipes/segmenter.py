@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from focusdpo.pocket.cards import Figure, write_card
+from focusdpo.pocket.crops import crop_subjects
 from focusdpo.pocket.figures import segmenter_figures
 from focusdpo.pocket.identities import class_names
+from focusdpo.pocket.recipes.bodies import body_loss
 from focusdpo.pocket.recipes.fitting import FitConfig, fit
 from focusdpo.pocket.recipes.running import run_recipe
-from focusdpo.pocket.recipes.samples import SceneBatch, scene_batch
+from focusdpo.pocket.recipes.samples import SceneBatch, ragged, scene_batch
 from focusdpo.pocket.segmenter import PocketSegmenter, SegmenterModelConfig, SegmenterNet
 from focusdpo.pocket.weightfiles import save_weights
 
@@ -25,60 +28,61 @@ class SegmenterRecipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: SegmenterModelConfig = SegmenterModelConfig()
-    fit: FitConfig = FitConfig(steps=600, batch=24, lr=2e-3, seed=31)
-    word_weight: float = Field(0.5, description="of the word loss beside the mask loss", ge=0)
+    proposals: FitConfig = FitConfig(steps=500, batch=24, lr=3e-3, seed=31)
+    words: FitConfig = FitConfig(steps=500, batch=64, lr=2e-3, seed=32)
+    offset_weight: float = Field(1.0, description="of the centre offsets", ge=0)
 
 
 def train(config: SegmenterRecipe, out_dir: Path) -> list[Figure]:
     """Writes segmenter.safetensors, .json and .md to `out_dir`; returns the held-out figures."""
-    torch.manual_seed(config.fit.seed)
+    torch.manual_seed(config.proposals.seed)
     classes = class_names("train")
     model = config.model.model_copy(update={"words": classes})
     net = SegmenterNet(model)
-    index = {word: i for i, word in enumerate(classes)}
 
-    def loss_of_step(step: int) -> Tensor:
-        batch = scene_batch(
-            config.fit.seed * 1_000_000 + step, config.fit.batch, classes, "train"
-        )
-        foreground, words = net(batch.images)
-        target, owner = dense_targets(batch, index)
-        return mask_loss(foreground, target) + config.word_weight * F.cross_entropy(
-            words, owner, ignore_index=-1
-        )
+    def proposal_loss(step: int) -> Tensor:
+        seed = config.proposals.seed * 1_000_000 + step
+        batch = scene_batch(seed, config.proposals.batch, classes, "train")
+        return body_loss(*net.bodies(batch.images), batch.masks, config.offset_weight)
 
-    fitted = fit(net, loss_of_step, config.fit, out_dir)
+    def word_loss(step: int) -> Tensor:
+        seed = config.words.seed * 1_000_000 + step
+        batch = scene_batch(seed, config.words.batch // 2, classes, "train")
+        crops, names = body_crops(batch, model.size, config.words.batch, seed)
+        target = torch.tensor([classes.index(name) for name in names])
+        return F.cross_entropy(net.match(crops), target, label_smoothing=0.05)
+
+    first = fit(net.proposals, proposal_loss, config.proposals, out_dir / "proposals")
+    both = torch.nn.ModuleList([net.regions, net.words])
+    second = fit(both, word_loss, config.words, out_dir / "words")
     save_weights("segmenter", net, {"model": model.model_dump()}, out_dir)
     figures = segmenter_figures(PocketSegmenter(out_dir))
     write_card(
         "segmenter",
         out_dir,
-        what="an LSeg-style segmenter (diffusers U-Net, one embedding per pixel and per word,"
-        " a wordless foreground channel) that finds all instances of a class word",
-        data=f"{config.fit.steps * config.fit.batch} scenes of the 32 training classes, four"
-        " fifths spoilt like painted images",
-        seconds=fitted.seconds,
+        what="a text-prompted segmenter: a SegFormer (transformers) proposes bodies of any class,"
+        " a RegNet (timm) compares each with the words",
+        data=f"{config.proposals.steps * config.proposals.batch} scenes for the proposals and"
+        f" {config.words.steps * config.words.batch} bodies for the words, of the 32 training"
+        " classes, four fifths spoilt like painted images",
+        seconds=first.seconds + second.seconds,
         figures=figures,
         module=net,
     )
     return figures
 
 
-def dense_targets(batch: SceneBatch, index: dict[str, int]) -> tuple[Tensor, Tensor]:
-    """Foreground (B, H, W) in {0, 1} and the word of each pixel (B, H, W), -1 on background."""
-    masks = batch.masks
-    words = torch.tensor([[index[i.class_name] for i in row] for row in batch.identities])
-    owner = torch.where(masks, words[:, :, None, None], -1).amax(1)
-    return masks.any(1).float(), owner
-
-
-def mask_loss(logits_BHW: Tensor, target_BHW: Tensor) -> Tensor:
-    """Binary cross-entropy plus soft Dice."""
-    probability = logits_BHW.sigmoid()
-    overlap = (probability * target_BHW).sum((1, 2))
-    total = probability.sum((1, 2)) + target_BHW.sum((1, 2))
-    dice = 1 - (2 * overlap + 1) / (total + 1)
-    return F.binary_cross_entropy_with_logits(logits_BHW, target_BHW) + dice.mean()
+def body_crops(
+    batch: SceneBatch, size: int, count: int, seed: int, margin: float = 0.06
+) -> tuple[Tensor, list[str]]:
+    """`count` visible subjects cut out of the scenes, on white, and their classes."""
+    rng = np.random.default_rng([seed, 0xC1])
+    visible = np.argwhere(batch.masks.sum((2, 3)).numpy() > 60)
+    chosen = visible[rng.integers(len(visible), size=count)]
+    scene, place = torch.from_numpy(chosen).unbind(1)
+    masks = ragged(batch.masks[scene, place], seed)
+    crops = crop_subjects(batch.images[scene], masks, size, margin)
+    return crops, [batch.identities[b][r].class_name for b, r in chosen.tolist()]
 
 
 if __name__ == "__main__":
