@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import pytest
 import toy_world
+from hypothesis import settings
+
+# A busy machine is slow, not wrong.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture
