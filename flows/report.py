@@ -10,13 +10,13 @@ import contextlib
 import datetime
 import logging
 import os
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
 from pathlib import Path
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.machine import machine
 from focusdpo.flows.report_render import render, report_json
 from focusdpo.flows.report_view import ReportData
 
@@ -131,7 +131,11 @@ def collect(
 
 
 def _machine() -> str:
-    return f"{os.cpu_count() or 1} x {platform.machine()}, Python {platform.python_version()}"
+    about = machine()
+    return (
+        f"{about['cores']} cores, {about['processor']}, {about['memory_gib']} GiB, "
+        f"Python {about['python']}"
+    )
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -60,12 +60,13 @@ def collect_evaluation(directory: Path, *, extremes: int = 2, randoms: int = 6) 
         records = from_parquet(path.read_bytes(), EvalScene, str(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from error
+    about = read_json(directory / "subjects.json", AGAIN)
     first = [record for record in records if record.index == 0]
     folder = _Folder(
         path=directory,
         run=run,
-        subjects=read_json(directory / "subjects.json", AGAIN, default={}),
-        prompts=read_json(directory / "prompts.json", AGAIN, default={}),
+        subjects=about.get("subjects", {}),
+        prompts=about.get("prompts", {}),
         base={record.scene_id: record for record in first if record.model == "base"},
         adapter={record.scene_id: record for record in first if record.model == "adapter"},
     )
@@ -126,9 +127,9 @@ def _facts(folder: _Folder, records: Sequence[EvalScene]) -> tuple[Fact, ...]:
         Fact(label="subjects", value=str(len({s for r in records for s in r.subject_ids}))),
         Fact(label="classes", value=str(len(classes)), note=f"{len(new)} in held-out scenes"),
     ]
-    if isinstance(run.get("wall_seconds"), int | float):
-        facts.append(Fact(label="time", value=seconds_text(float(run["wall_seconds"]))))
-    for name, label in (("seed", "seed of the bootstrap"), ("adapter", "adapter")):
+    if isinstance(run.get("seconds"), int | float):
+        facts.append(Fact(label="time", value=seconds_text(float(run["seconds"]))))
+    for name, label in (("seed", "seed of the scenes"), ("adapter", "adapter")):
         if run.get(name) is not None:
             facts.append(Fact(label=label, value=str(run[name])))
     return tuple(facts)

@@ -21,6 +21,14 @@ def read_json(path: Path, again: str, *, default: Any = None) -> Any:
         raise UserError(f"{path}: cannot be read ({error}); {again}") from error
 
 
+def read_text(path: Path) -> str:
+    """A text file; bytes that are no UTF-8 are shown as replacement signs."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
 def seconds_text(seconds: float) -> str:
     """3 h 4 min, 2 min 5 s or 7.3 s."""
     if seconds >= 3600:

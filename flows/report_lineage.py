@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from focusdpo.flows.report_files import read_json
+from focusdpo.flows.report_files import read_json, read_text
 from focusdpo.flows.report_view import Fact, LineagePart, ModelFact
 
 LICENCES = {"pocket": "Apache-2.0, trained on renders of MIT-licensed 3D emoji"}
@@ -41,8 +41,11 @@ def collect_lineage(
         run = read_json(folder / "run.json", AGAIN)
         facts += _run_facts(title, run)
         models += _run_models(title, run, suite)
-        config = read_json(folder / "config.json", AGAIN, default={})
-        configs.append((f"{title} configuration", _text(config)))
+        configs += [
+            (f"{title} configuration ({name})", read_text(folder / name))
+            for name in ("config.yaml", "config.json")
+            if (folder / name).is_file()
+        ]
         configs.append((f"{title} run", _text(run)))
     return LineagePart(
         facts=tuple(facts), models=tuple(models), commands=tuple(commands), configs=tuple(configs)

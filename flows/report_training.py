@@ -96,7 +96,8 @@ def _facts(run: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Fact, ...
         facts.append(Fact(label="dataset version", value=str(run["dataset_version"])))
     machine = run.get("machine") or {}
     if machine:
-        facts.append(Fact(label="trained on", value=" ".join(str(machine[k]) for k in machine)))
+        words = ", ".join(f"{name} {value}" for name, value in sorted(machine.items()))
+        facts.append(Fact(label="trained on", value=words))
     return tuple(facts)
 
 

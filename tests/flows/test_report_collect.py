@@ -173,9 +173,10 @@ def evaluation(tmp_path: Path) -> Path:
     table = rows(base, adapter, EvaluateConfig(resamples=200))
     files = {
         "rows.json": [dataclasses.asdict(row) for row in table],
-        "subjects.json": {"a": {"pictures": ["references/a/0.png"]}},
-        "prompts.json": {"scene03": HOSTILE},
-        "config.json": {},
+        "subjects.json": {
+            "subjects": {"a": {"pictures": ["references/a/0.png"]}},
+            "prompts": {"scene03": HOSTILE},
+        },
         "run.json": {"protocol": "pocket", "seed": 0, "fingerprints": {"judge": "j1"}},
     }
     (tmp_path / "scenes.parquet").write_bytes(to_parquet(base + adapter, EvalScene))
