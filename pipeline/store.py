@@ -141,6 +141,8 @@ class Store:
         `seconds`: model computation. When the key is there already (another writer was first), what
         is there stays. UserError when the disk is full.
         """
+        if self.has(stage, key):
+            return self.artefact(stage, key)
         contents = {"records.parquet": to_parquet(records, record_type)}
         for name, (row_type, rows) in (more or {}).items():
             contents[f"{name}.parquet"] = to_parquet(rows, row_type)

@@ -1,0 +1,80 @@
+"""Who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "data_schemas": set(),
+    "model": {"data_schemas"},
+    "pipeline": {"data_schemas"},
+    "pocket": {"data_schemas", "model", "pipeline.parts", "pipeline.judge"},
+    "flows": {"data_schemas", "model", "pipeline", "pocket"},
+}
+HEAVY = ("torch", "diffusers", "transformers", "prefect", "open_clip", "matplotlib")
+LIGHT = (
+    "data_schemas.tables",
+    "data_schemas.shards",
+    "pipeline.store",
+    "pipeline.ingest",
+    "pipeline.compose",
+    "pipeline.shard",
+    "pipeline.versions",
+    "flows.config",
+    "flows.cli",
+)
+
+
+def own_imports(path: Path) -> set[str]:
+    """Dotted names below focusdpo that a file imports, at its top or in a function."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return {name.removeprefix("focusdpo.") for name in names if name.startswith("focusdpo.")}
+
+
+def is_allowed(name: str, layer: str) -> bool:
+    return any(
+        name == allowed or name.startswith(f"{allowed}.") for allowed in {layer, *MAY_IMPORT[layer]}
+    )
+
+
+def test_imports_point_one_way() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for layer in MAY_IMPORT
+        for path in sorted((ROOT / layer).rglob("*.py"))
+        for name in sorted(own_imports(path))
+        if not is_allowed(name, layer)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_relative_imports() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for layer in MAY_IMPORT
+        for path in sorted((ROOT / layer).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.level
+    ]
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_importing_loads_nothing_heavy(module: str) -> None:
+    """`--help` and a look at a store must not wait for torch."""
+    code = f"import sys, focusdpo.{module}; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = sorted(set(run.stdout.split()) & set(HEAVY))
+    assert not loaded, f"focusdpo.{module} loads {loaded}"
