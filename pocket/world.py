@@ -89,9 +89,7 @@ def _sprites() -> _Sprites:
     shades, alphas, extents, centres, reach = [], [], [], [], []
     for row in class_table().values():
         with Image.open(ASSETS / row["file"]) as image:
-            small = image.convert("RGBA").resize(
-                (SPRITE_SIZE, SPRITE_SIZE), Image.Resampling.BOX
-            )
+            small = image.convert("RGBA").resize((SPRITE_SIZE, SPRITE_SIZE), Image.Resampling.BOX)
         rgba = torch.from_numpy(np.asarray(small).copy()).float() / 255
         alpha = rgba[..., 3]
         luma = rgba[..., :3] @ torch.tensor([0.299, 0.587, 0.114])
@@ -252,10 +250,9 @@ def _layout(rng: np.random.Generator, identities: Sequence[Identity]) -> NDArray
 def _apart(centres_TR2: NDArray[np.float64], boxes_R4: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which of T placements keep all boxes GAP apart in x or in y."""
     low, high = centres_TR2 + boxes_R4[:, :2], centres_TR2 + boxes_R4[:, 2:]
-    clear = (low[:, :, None] - high[:, None] >= GAP).any(-1)
+    clear: NDArray[np.bool_] = (low[:, :, None] - high[:, None] >= GAP).any(-1)
     same = np.eye(len(boxes_R4), dtype=bool)
-    fine: NDArray[np.bool_] = (clear | clear.swapaxes(1, 2) | same).all((1, 2))
-    return fine
+    return np.asarray((clear | np.swapaxes(clear, 1, 2) | same).all((1, 2)))
 
 
 def _reference_pose(rng: np.random.Generator) -> NDArray[np.float64]:
@@ -275,9 +272,7 @@ def _render_bodies(
     sprites = _sprites()
     index = torch.tensor([sprites.index[i.class_name] for i in identities])
     x, y, side, tilt = torch.from_numpy(layout_B4).float().unbind(1)
-    left, top = (
-        (centre - window / 2).round().clamp(0, SCENE_SIZE - window) for centre in (x, y)
-    )
+    left, top = ((centre - window / 2).round().clamp(0, SCENE_SIZE - window) for centre in (x, y))
     inner = window * size // SCENE_SIZE
     pixel = (torch.arange(inner * SUPERSAMPLE) + 0.5) / (inner * SUPERSAMPLE) * window
     dx = (pixel[None] + (left - x)[:, None])[:, None]
@@ -336,9 +331,9 @@ def _tint(shade: Tensor, pattern: Tensor, identities: Sequence[Identity]) -> Ten
     )
     light = (lightness + SHADING * (shade - 0.45) - PATTERN_DEPTH * pattern).clamp(0.1, 0.9)
     chroma = (1 - (2 * light - 1).abs()) * saturation
-    ramp = torch.stack(
-        [((hue * 6 + offset) % 6 - 3).abs() - 1 for offset in (0, 4, 2)], 1
-    ).clamp(0, 1)
+    ramp = torch.stack([((hue * 6 + offset) % 6 - 3).abs() - 1 for offset in (0, 4, 2)], 1).clamp(
+        0, 1
+    )
     return light[:, None] + chroma[:, None] * (ramp - 0.5)
 
 
@@ -351,7 +346,8 @@ def _shadow(alpha_BHW: Tensor) -> Tensor:
 def _paint_backgrounds(names: Sequence[str], rngs: Sequence[np.random.Generator]) -> Tensor:
     """(B, 3, H, W): two near colours mixed by noise and a regular figure."""
     noise = torch.tensor(np.stack([rng.random((1, 8, 8)) for rng in rngs])).float()
-    noise = F.interpolate(noise, size=(SCENE_SIZE, SCENE_SIZE), mode="bicubic", align_corners=False)[:, 0]
+    full = (SCENE_SIZE, SCENE_SIZE)
+    noise = F.interpolate(noise, size=full, mode="bicubic", align_corners=False)[:, 0]
     shift = torch.tensor(np.stack([rng.random(2) for rng in rngs])).float() * 16
     kinds = [BACKGROUNDS.index(name) for name in names]
     pixel = torch.arange(SCENE_SIZE) + 0.5

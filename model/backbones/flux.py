@@ -1,0 +1,341 @@
+"""Flow-matching transformers of the FLUX family with references as further image tokens.
+
+Letters: B images, T text tokens, R references with n_r tokens each, N target tokens, C channels of
+a packed latent token, D feature width, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, lru_cache
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.model.backbone import FeatureConfig, Grid, Prediction, Prompts, References
+from focusdpo.model.tokens import image_ids, mask_to_tokens, pack, text_ids, unpack
+
+LORA_TARGETS = (
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "add_q_proj",
+    "add_k_proj",
+    "add_v_proj",
+    "to_add_out",
+    "ff.net.0.proj",
+    "ff.net.2",
+    "proj_mlp",
+)
+
+
+class SamplingConfig(BaseModel):
+    """Euler sampling of the flow with classifier-free guidance."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(16, description="Euler steps", ge=1)
+    guidance: float = Field(
+        2.0, description="scale on (prompt and references) - (neither); 1: one pass per step", ge=1
+    )
+    shift: float = Field(1.0, description="resolution shift of sigma; 1: evenly spaced", gt=0)
+    strength: float = Field(1.0, description="sigma at which a repaint starts", gt=0, le=1)
+
+
+@runtime_checkable
+class LatentCodec(Protocol):
+    """Images to latents of mean 0 and standard deviation 1, and back. No noise."""
+
+    def encode_latents(self, images_BCHW: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, c, H / f, W / f)."""
+        ...
+
+    def decode_latents(self, latents_Bchw: Tensor) -> Tensor:
+        """(B, c, H / f, W / f) -> (B, 3, H, W) in [-1, 1]."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+
+class KLCodec(nn.Module):
+    """diffusers' AutoencoderKL as a codec: the posterior's mode, FLUX's shift and scale."""
+
+    autoencoder: Any
+
+    def __init__(self, autoencoder: nn.Module) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def encode_latents(self, images_BCHW: Tensor) -> Tensor:
+        config, weight = self.autoencoder.config, next(self.autoencoder.parameters())
+        mode = self.autoencoder.encode(images_BCHW.to(weight.dtype)).latent_dist.mode()
+        return (mode.float() - (config.shift_factor or 0.0)) * config.scaling_factor
+
+    def decode_latents(self, latents_Bchw: Tensor) -> Tensor:
+        config, weight = self.autoencoder.config, next(self.autoencoder.parameters())
+        latents = latents_Bchw.float() / config.scaling_factor + (config.shift_factor or 0.0)
+        return self.autoencoder.decode(latents.to(weight.dtype)).sample.float()
+
+
+class FluxBackbone:
+    """Fits the `Backbone` protocol with diffusers' FluxTransformer2DModel.
+
+    The prompt encoder is a callable from texts to `Prompts`; its weights stay as they are.
+    The autoencoder is a `LatentCodec` or diffusers' AutoencoderKL; either says by its config's
+    `block_out_channels` how often it halves the picture. References are resized to
+    `reference_size` (rows, columns in pixels) before encoding.
+    """
+
+    lora_targets: tuple[str, ...] = LORA_TARGETS
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        autoencoder: Any,
+        encode_prompts: Callable[[Sequence[str]], Prompts],
+        *,
+        image_size: tuple[int, int],
+        reference_size: tuple[int, int],
+        default_blocks: tuple[str, ...],
+        sampling: SamplingConfig | None = None,
+    ) -> None:
+        self.transformer = transformer
+        self.codec: LatentCodec = (
+            autoencoder if isinstance(autoencoder, LatentCodec) else KLCodec(autoencoder)
+        )
+        self._encode_prompts = encode_prompts
+        self.image_size = image_size
+        self.reference_size = reference_size
+        self.default_blocks = default_blocks
+        self.sampling = sampling or SamplingConfig()
+        self.token_pixels = 2 ** len(autoencoder.config.block_out_channels)
+        """Side of a token in pixels: the autoencoder's factor times the 2 x 2 packing."""
+        self.grid: Grid = self._grid_of(image_size)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the base weights and sampling settings; a LoRA on top does not count. The prompt
+        encoder counts through its embedding of a fixed text."""
+        digest = hashlib.blake2b(digest_size=16)
+        for module in (unwrap(self.transformer), self.codec):
+            for name, value in sorted(module.state_dict().items()):
+                if ".lora_" not in name:
+                    digest.update(name.replace(".base_layer", "").encode())
+                    digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+        probe = self.encode_prompts(["a object and a object on object"])
+        digest.update(probe.embeds_BTD.detach().float().cpu().numpy().tobytes())
+        settings = (self.sampling.model_dump_json(), self.image_size, self.reference_size)
+        digest.update(repr(settings).encode())
+        return digest.hexdigest()
+
+    def _grid_of(self, size: tuple[int, int]) -> Grid:
+        return size[0] // self.token_pixels, size[1] // self.token_pixels
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.transformer.parameters()).device
+
+    @torch.no_grad()
+    def encode_images(self, images_BCHW: Tensor) -> Tensor:
+        """Images in [-1, 1] -> packed latents (B, N, C): the posterior's mode, no noise."""
+        return pack(self.codec.encode_latents(images_BCHW.to(self.device)))
+
+    @torch.no_grad()
+    def decode(self, latents_BNC: Tensor) -> Tensor:
+        """Packed latents -> images (B, 3, H, W) in [-1, 1]."""
+        return self.codec.decode_latents(unpack(latents_BNC.float(), self.grid)).clamp(-1, 1)
+
+    def encode_references(self, images: Sequence[Tensor], masks: Sequence[Tensor]) -> References:
+        """Per reference slot: images (B, 3, h, w) in [-1, 1] and masks (B, h, w) in {0, 1}."""
+        grid = self._grid_of(self.reference_size)
+        return References(
+            tokens=tuple(self.encode_images(_resize(i, self.reference_size)) for i in images),
+            masks=tuple(mask_to_tokens(mask, grid).to(self.device) for mask in masks),
+            grids=(grid,) * len(images),
+        )
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
+        return self._encode_prompts(prompts)
+
+    def predict(
+        self,
+        noisy_BNC: Tensor,
+        sigma_B: Tensor,
+        prompts: Prompts,
+        references: References,
+        capture: FeatureConfig | None = None,
+    ) -> Prediction:
+        """Velocity for noisy latents; with `capture`, token features from the same pass."""
+        count = noisy_BNC.shape[1]
+        tokens = torch.cat([noisy_BNC, *references.tokens], 1)
+        ids = _image_ids(self.grid, references.grids).to(noisy_BNC.device)
+        core = unwrap(self.transformer)
+        guidance = torch.ones_like(sigma_B) if core.config.guidance_embeds else None
+        with capture_features(core, capture, self.default_blocks, tokens.shape[1]) as features:
+            output = self.transformer(
+                hidden_states=tokens,
+                encoder_hidden_states=prompts.embeds_BTD,
+                pooled_projections=prompts.pooled_BD,
+                timestep=sigma_B,
+                img_ids=ids,
+                txt_ids=text_ids(prompts.embeds_BTD.shape[1]).to(noisy_BNC.device),
+                guidance=guidance,
+                return_dict=False,
+            )[0]
+        parts = [f.split([count, *(t.shape[1] for t in references.tokens)], 1) for f in features]
+        return Prediction(
+            velocity_BNC=output[:, :count],
+            target_features=tuple(part[0] for part in parts),
+            reference_features=tuple(tuple(part[1:]) for part in parts),
+        )
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        seeds: Sequence[int],
+    ) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1]; references per slot as in `encode_references`, slots may
+        be none. The noise of item b comes from seeds[b] alone."""
+        noise = self._noise(seeds)
+        references = self.encode_references(images, masks)
+        return self.decode(self._sample(noise, self.sigmas(1.0), prompts, references))
+
+    def inpaint(
+        self,
+        images_BCHW: Tensor,
+        masks_BHW: Tensor,
+        prompts: Sequence[str],
+        images: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        seeds: Sequence[int],
+    ) -> Tensor:
+        """Repaints masks_BHW (1 = repaint) of images_BCHW: masked sampling. After each step the
+        latents outside the mask are those of the image at the step's noise. Latents that the mask
+        touches at all are repainted."""
+        noise = self._noise(seeds)
+        clean = self.encode_images(images_BCHW)
+        rows, cols = self.grid[0] * 2, self.grid[1] * 2
+        touched = mask_to_tokens(masks_BHW, (rows, cols), 0.0).view(-1, 1, rows, cols)
+        channels = clean.shape[-1] // 4
+        inside = pack(touched.expand(-1, channels, -1, -1)).to(clean.device)
+        references = self.encode_references(images, masks)
+        sigmas = self.sigmas(self.sampling.strength)
+        start = (1 - sigmas[0]) * clean + sigmas[0] * noise
+
+        def keep_outside(latents: Tensor, sigma: Tensor) -> Tensor:
+            return inside * latents + (1 - inside) * ((1 - sigma) * clean + sigma * noise)
+
+        return self.decode(self._sample(start, sigmas, prompts, references, keep_outside))
+
+    def sigmas(self, strength: float) -> Tensor:
+        """Noise levels from `strength` down to 0."""
+        even = torch.linspace(strength, 0, self.sampling.steps + 1)
+        shift = self.sampling.shift
+        return shift * even / (1 + (shift - 1) * even)
+
+    @torch.no_grad()
+    def _sample(
+        self,
+        latents: Tensor,
+        sigmas: Tensor,
+        prompts: Sequence[str],
+        references: References,
+        after_step: Callable[[Tensor, Tensor], Tensor] = lambda latents, sigma: latents,
+    ) -> Tensor:
+        given, empty = self.encode_prompts(prompts), self.encode_prompts([""] * len(prompts))
+        nothing = References((), (), ())
+        for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+            level = sigma.expand(len(latents)).to(latents.device)
+            velocity = self.predict(latents, level, given, references).velocity_BNC
+            if self.sampling.guidance != 1:
+                free = self.predict(latents, level, empty, nothing).velocity_BNC
+                velocity = free + self.sampling.guidance * (velocity - free)
+            latents = after_step(latents + (following - sigma) * velocity, following)
+        return latents
+
+    def _noise(self, seeds: Sequence[int]) -> Tensor:
+        """Drawn on the CPU, one generator per item, so that no batch and no device matters."""
+        core = unwrap(self.transformer)
+        shape = (self.grid[0] * self.grid[1], core.config.in_channels)
+        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        return torch.stack(noise).to(self.device)
+
+
+def unwrap(module: nn.Module) -> Any:
+    """The model inside DistributedDataParallel and its like."""
+    while isinstance(inner := getattr(module, "module", None), nn.Module):
+        module = inner
+    return module
+
+
+@contextmanager
+def capture_features(
+    transformer: Any, config: FeatureConfig | None, default_blocks: tuple[str, ...], tokens: int
+) -> Iterator[list[Tensor]]:
+    """Collects features of the last `tokens` positions (the image tokens; single blocks have the
+    text before them) of each block, (B, tokens, D) detached, in the order of the blocks asked for.
+
+    Hooks read what the pass computes anyway, so its output does not change by a bit.
+    """
+    if config is None:
+        yield []
+        return
+    names = config.blocks or default_blocks
+    found: list[Tensor] = []
+    by_name: dict[str, Tensor] = {}
+    handles = []
+    for name in names:
+        block = find_block(transformer, name)
+
+        def store(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
+            # Blocks return (text, image); norms return (B, tokens, heads, width).
+            value = output[1] if isinstance(output, tuple) else output.flatten(2)
+            by_name[name] = value[:, -tokens:].detach()
+
+        source = {"keys": "norm_k", "queries": "norm_q"}.get(config.kind)
+        hooked = block if source is None else getattr(block.attn, source)
+        handles.append(hooked.register_forward_hook(store))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+        found.extend(by_name[name] for name in names if name in by_name)
+
+
+def find_block(transformer: Any, name: str) -> Any:
+    """The block called "double.i" or "single.i"; raises UserError with the names there are."""
+    lists = {
+        "double": transformer.transformer_blocks,
+        "single": transformer.single_transformer_blocks,
+    }
+    kind, _, index = name.partition(".")
+    if kind not in lists or not index.isdigit() or int(index) >= len(lists[kind]):
+        known = ", ".join(f"{k}.0 to {k}.{len(v) - 1}" for k, v in lists.items() if len(v))
+        raise UserError(f"features.blocks: no block {name!r} in this model; it has {known}")
+    return lists[kind][int(index)]
+
+
+@lru_cache(maxsize=32)
+def _image_ids(target: Grid, references: tuple[Grid, ...]) -> Tensor:
+    return image_ids(target, references)
+
+
+def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Area averages when shrinking by a whole factor, else antialiased bilinear."""
+    height, width = images.shape[-2:]
+    if (height, width) == size:
+        return images
+    if height % size[0] == 0 and width % size[1] == 0:
+        return F.adaptive_avg_pool2d(images, size)
+    return F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)

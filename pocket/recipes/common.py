@@ -1,0 +1,144 @@
+"""What the recipes share: schedules, EMA, exact checkpoints, weight files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS = Path(__file__).parents[1] / "weights"
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The random numbers of one training step: a function of seed and step, so that a resumed run
+    draws what an unbroken one would."""
+    digest = hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+@dataclass
+class Clock:
+    """Progress of a run in [0, 1]: by steps, or by training minutes where they run out first."""
+
+    steps: int
+    minutes: float
+    step: int = 0
+    seconds: float = 0.0
+    """Training time, earlier parts of a resumed run included."""
+    _last: float = field(default_factory=time.monotonic)
+
+    def tick(self) -> None:
+        now = time.monotonic()
+        self.step += 1
+        self.seconds += now - self._last
+        self._last = now
+
+    @property
+    def progress(self) -> float:
+        by_time = self.seconds / (60 * self.minutes) if self.minutes else 0.0
+        return min(1.0, max(self.step / self.steps, by_time))
+
+
+def learning_rate(
+    peak: float, step: int, warmup: int, progress: float, floor: float = 0.02
+) -> float:
+    """Linear warm-up, then linear decay to `floor` of the peak at progress 1."""
+    return peak * min(1.0, (step + 1) / warmup) * max(floor, 1 - progress)
+
+
+class Ema:
+    """Exponential moving average of parameters; the decay grows with the step, so that early
+    weights are forgotten soon."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.shadow = {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        decay = min(self.decay, (step + 1) / (step + 10))
+        values = model.state_dict()
+        shadow = list(self.shadow.values())
+        torch._foreach_lerp_(shadow, [values[k] for k in self.shadow], 1 - decay)
+
+
+def save_checkpoint(
+    path: Path, model: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, clock: Clock
+) -> None:
+    """Everything that an exact resume needs, in one safetensors file, replaced at once."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors |= {f"ema.{k}": v for k, v in ema.shadow.items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
+    meta = {"step": str(clock.step), "seconds": repr(clock.seconds)}
+    temporary = path.with_suffix(".tmp")
+    save_file({k: v.detach().clone().contiguous() for k, v in tensors.items()}, temporary, meta)
+    temporary.replace(path)
+
+
+def load_checkpoint(
+    path: Path, model: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, clock: Clock
+) -> None:
+    """Takes up where `save_checkpoint` left."""
+    groups: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
+    for key, value in load_file(path).items():
+        kind, _, name = key.partition(".")
+        groups[kind][name] = value
+    model.load_state_dict(groups["model"])
+    ema.shadow = groups["ema"]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in groups["optimizer"].items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    with safe_open(path, "pt") as handle:
+        meta = handle.metadata()
+    clock.step, clock.seconds = int(meta["step"]), float(meta["seconds"])
+    logger.info("resumed at step %d, %.1f minutes", clock.step, clock.seconds / 60)
+
+
+def save_weights(stem: Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """`<stem>.safetensors` in half precision and `<stem>.json`."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        k: (v.half() if v.is_floating_point() else v).clone().contiguous() for k, v in state.items()
+    }
+    temporary = stem.with_suffix(".tmp")
+    save_file(tensors, temporary)
+    stem.with_suffix(".json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+    temporary.replace(stem.with_suffix(".safetensors"))
+
+
+def load_weights(stem: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights in float32 and the config beside them."""
+    state = {k: v.float() for k, v in load_file(stem.with_suffix(".safetensors")).items()}
+    config: dict[str, Any] = json.loads(stem.with_suffix(".json").read_text())
+    return state, config
+
+
+def count_parameters(modules: Iterable[nn.Module]) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+class JsonLines:
+    """Appends one JSON object a line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, **row: float | int | str) -> None:
+        with self.path.open("a") as handle:
+            handle.write(json.dumps(row) + "\n")
