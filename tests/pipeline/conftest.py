@@ -7,7 +7,7 @@ import toy_world
 from hypothesis import settings
 
 # A busy machine is slow, not wrong.
-settings.register_profile("patient", deadline=None)
+settings.register_profile("patient", deadline=None, max_examples=60)
 settings.load_profile("patient")
 
 
