@@ -250,7 +250,7 @@ def _layout(rng: np.random.Generator, identities: Sequence[Identity]) -> NDArray
 def _apart(centres_TR2: NDArray[np.float64], boxes_R4: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which of T placements keep all boxes GAP apart in x or in y."""
     low, high = centres_TR2 + boxes_R4[:, :2], centres_TR2 + boxes_R4[:, 2:]
-    clear: NDArray[np.bool_] = (low[:, :, None] - high[:, None] >= GAP).any(-1)
+    clear = np.any(low[:, :, None] - high[:, None] >= GAP, axis=-1)
     same = np.eye(len(boxes_R4), dtype=bool)
     return np.asarray((clear | np.swapaxes(clear, 1, 2) | same).all((1, 2)))
 

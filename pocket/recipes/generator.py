@@ -113,7 +113,8 @@ def train(
     if checkpoint.exists():
         load_checkpoint(checkpoint, model, ema, optimizer, clock)
     if config.compile:
-        model["transformer"].compile_repeated_blocks(dynamic=True)
+        compile_blocks: Any = model["transformer"]
+        compile_blocks.compile_repeated_blocks(dynamic=True)
     _loop(config, out_dir, model, ema, optimizer, clock)
     save_checkpoint(checkpoint, model, ema, optimizer, clock)
     publish(ema, out_dir)
