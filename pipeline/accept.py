@@ -25,6 +25,13 @@ class PairConfig(BaseModel):
     min_winner_identity: float = Field(
         default=0.5, ge=-1, le=1, description="Least identity of the winner's worst subject."
     )
+    min_winner_margin: float = Field(
+        default=0.0,
+        ge=-2,
+        le=2,
+        description="Least leakage margin of the winner's worst subject: below 0 its "
+        "reference fits another subject's place better. Scenes of one subject always pass.",
+    )
     min_drop: float = Field(
         default=0.08,
         ge=0,
@@ -78,6 +85,17 @@ def incomplete(found: Sequence[Instance]) -> Why | None:
     return None
 
 
+def _weak(win: Scored, config: PairConfig) -> Why | None:
+    """Why a complete candidate is no winner: a subject has lost its looks, or traded them."""
+    worst = min(win.identity)
+    if worst < config.min_winner_identity:
+        return "weak_winner", f"least identity {worst:.3f} < {config.min_winner_identity:.3f}"
+    margin = min(win.leakage_margin)
+    if len(win.identity) > 1 and margin < config.min_winner_margin:
+        return "weak_winner", f"least leakage margin {margin:.3f} < {config.min_winner_margin:.3f}"
+    return None
+
+
 def judge_disrupted(
     win: Scored, lose: Scored, places: Sequence[int], config: PairConfig
 ) -> Why | None:
@@ -85,9 +103,9 @@ def judge_disrupted(
 
     `places` are the repainted subjects: identity is compared there alone.
     """
-    worst = min(win.identity)
-    if worst < config.min_winner_identity:
-        return "weak_winner", f"least identity {worst:.3f} < {config.min_winner_identity:.3f}"
+    weak = _weak(win, config)
+    if weak is not None:
+        return weak
     drops = [win.identity[p] - lose.identity[p] for p in places]
     mean = float(np.mean(drops))
     if mean < config.min_drop:
@@ -104,9 +122,9 @@ def judge_disrupted(
 
 def judge_ranked(win: Scored, lose: Scored, config: PairConfig) -> Why | None:
     """Why best and worst of a scene make no pair; None when they do."""
-    worst = min(win.identity)
-    if worst < config.min_winner_identity:
-        return "weak_winner", f"least identity {worst:.3f} < {config.min_winner_identity:.3f}"
+    weak = _weak(win, config)
+    if weak is not None:
+        return weak
     gap = mean(win.identity) - mean(lose.identity)
     if gap < config.rank_margin:
         return "small_margin", f"identity gap {gap:.3f} < {config.rank_margin:.3f}"

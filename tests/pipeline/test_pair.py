@@ -168,6 +168,15 @@ def test_reasons_of_disrupt(bench, win, lose, changed, reason, detail):
     assert reasons(output, "disrupt") == [("d", reason, detail)]
 
 
+def test_a_winner_that_leaks_is_weak_in_both_sources(bench):
+    bench.sample("c", (0.9, 0.8), margin=(0.3, -0.1)).disrupt("d", "c", (0.1, 0.1))
+    bench.sample("e", (0.6, 0.6), margin=(0.0, -0.2))
+    output = bench.pair()
+    why = ("weak_winner", "least leakage margin -0.100 < 0.000")
+    assert reasons(output, "disrupt") == [("d", *why)]
+    assert reasons(output, "rank") == [("e", *why)]
+
+
 def test_incomplete_candidates_are_rejected_by_name(bench):
     bench.sample("m", (0.9, -1.0), found=("one", "missing"))
     bench.sample("t", (0.9, 0.9), found=("duplicate", "one"))
