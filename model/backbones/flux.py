@@ -88,8 +88,8 @@ class FluxBackbone:
     """Fits the `Backbone` protocol with diffusers' FluxTransformer2DModel.
 
     The prompt encoder is a callable from texts to `Prompts`; its weights stay as they are.
-    The autoencoder is a `LatentCodec` or diffusers' AutoencoderKL; either says by its config's
-    `block_out_channels` how often it halves the picture. References are resized to
+    The autoencoder is a `LatentCodec` or diffusers' AutoencoderKL. A token covers `token_pixels` x
+    `token_pixels`: the autoencoder's factor times the 2 x 2 packing. References are resized to
     `reference_size` (rows, columns in pixels) before encoding.
     """
 
@@ -104,6 +104,7 @@ class FluxBackbone:
         image_size: tuple[int, int],
         reference_size: tuple[int, int],
         default_blocks: tuple[str, ...],
+        token_pixels: int = 8,
         sampling: SamplingConfig | None = None,
     ) -> None:
         self.transformer = transformer
@@ -115,8 +116,7 @@ class FluxBackbone:
         self.reference_size = reference_size
         self.default_blocks = default_blocks
         self.sampling = sampling or SamplingConfig()
-        self.token_pixels = 2 ** len(autoencoder.config.block_out_channels)
-        """Side of a token in pixels: the autoencoder's factor times the 2 x 2 packing."""
+        self.token_pixels = token_pixels
         self.grid: Grid = self._grid_of(image_size)
 
     @cached_property
