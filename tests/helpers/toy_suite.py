@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import toy_world
 from PIL import Image
 
 from focusdpo.pipeline.describe import ClassNameCaptioner
 
 
-def _toy_world() -> Any:
-    path = Path(__file__).parents[1] / "pipeline" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("toy_world", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules["toy_world"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-TOY = _toy_world()
-GENERATOR = TOY.Generator(faults=0.3)
+GENERATOR = toy_world.Generator(faults=0.3)
 PARTS = {
     "generator": GENERATOR,
     "inpainter": GENERATOR,
-    "segmenter": TOY.Segmenter(),
-    "identity": TOY.Identity(),
-    "clip": TOY.Clip(),
+    "segmenter": toy_world.Segmenter(),
+    "identity": toy_world.Identity(),
+    "clip": toy_world.Clip(),
     "captioner": ClassNameCaptioner(),
 }
 FINGERPRINTS = {role: part.fingerprint for role, part in PARTS.items()}
@@ -54,9 +41,9 @@ def write_subjects(folder: Path, hues: dict[str, tuple[str, float]]) -> Path:
     for name, (word, hue) in hues.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for at in range(2):
-            mask = TOY.shape_mask(word, 24, 24, radius=10 + 3 * at)
-            rgba = np.zeros((TOY.SIDE, TOY.SIDE, 4), np.uint8)
-            rgba[mask] = [*TOY.colour_of(hue), 255]
+            mask = toy_world.shape_mask(word, 24, 24, radius=10 + 3 * at)
+            rgba = np.zeros((toy_world.SIDE, toy_world.SIDE, 4), np.uint8)
+            rgba[mask] = [*toy_world.colour_of(hue), 255]
             Image.fromarray(rgba, "RGBA").save(folder / name / f"{at}.png")
         (folder / name / "subject.yaml").write_text(f"class_name: {word}\n")
     return folder

@@ -1,0 +1,48 @@
+# make demo: the whole job on the embedded pocket suite. make test: every quick check.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up
+DEMO ?= demo
+
+# Tests and the demo share two cores with whatever else runs; one OpenMP thread per test process.
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help setup demo test test-slow lint types format bench clean
+
+help:  ## what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
+
+setup: $(STAMP)  ## a virtual environment with everything; does nothing when it is there
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make setup PYTHON=/path/to/python"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## subjects -> pairs -> adapter -> evaluation -> report, in ./demo
+	$(BIN)/focusdpo demo --out $(DEMO)
+
+test: $(STAMP) lint types  ## lint, types, and all quick tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP)  ## tests that take minutes, or use the trained weights at length
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)  ## ruff's rules and layout
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## mypy
+	MYPYPATH=.typing $(BIN)/mypy -p focusdpo
+
+format: $(STAMP)  ## put the layout right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## the promised figures, measured here
+	$(BIN)/focusdpo bench --out runs/bench-$(shell date +%Y%m%d-%H%M%S)
+
+clean:  ## what was built and cached, but neither .venv nor demo
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,158 @@
+"""One typed model checks presets, --set and Prefect parameters, and names what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows import config
+from focusdpo.flows.config import SECTIONS, BuildRun, DemoRun, EvaluateRun, TrainRun
+from focusdpo.flows.settings import (
+    as_yaml,
+    load_preset,
+    merge,
+    parse_overrides,
+    preset_names,
+    resolve,
+)
+
+RUNS = (BuildRun, TrainRun, EvaluateRun, DemoRun)
+REQUIRED = {"root": "r", "out": "o", "adapter": "a"}
+
+
+def given_for(model: type) -> dict[str, object]:
+    return {name: value for name, value in REQUIRED.items() if name in model.model_fields}
+
+
+@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("model", RUNS)
+def test_every_preset_is_valid_for_every_run(name: str, model: type) -> None:
+    run = resolve(model, {"preset": name, **given_for(model)})
+    assert run.preset == name
+
+
+def test_a_section_of_the_preset_lies_under_what_is_given() -> None:
+    preset = load_preset("pocket")
+    run = resolve(BuildRun, {"root": "r", "generate": {"batch": 7}})
+    assert run.generate.batch == 7
+    assert run.generate.candidates == preset["generate"]["candidates"]
+    assert run.compose.pair_rate == preset["compose"]["pair_rate"]
+
+
+def test_the_resolved_run_read_again_is_the_same_run() -> None:
+    run = resolve(DemoRun, {"out": "o", **parse_overrides(["train.steps=3", "pair.min_drop=0.2"])})
+    again = resolve(DemoRun, yaml.safe_load(as_yaml(run)))
+    assert again == run
+    assert again.train.steps == 3
+
+
+def test_the_demo_hands_its_sections_on() -> None:
+    demo = resolve(DemoRun, {"out": "o", **parse_overrides(["train.steps=3", "world.subjects=4"])})
+    assert demo.build_run().world.subjects == 4
+    assert demo.build_run().root == "o/dataset"
+    assert demo.train_run().train.steps == 3
+    assert demo.evaluate_run().adapter == demo.train_run().out + "/adapter"
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        ("pair.min_dropp=1", ["pair.min_dropp", "did you mean 'min_drop'?"]),
+        ("pear.min_drop=1", ["pear", "did you mean 'pair'?"]),
+        ("pair.min_drop=much", ["pair.min_drop", "'much'", "number"]),
+        ("pair.min_drop=-1", ["pair.min_drop", "-1", "greater than or equal to 0"]),
+        ("suite=huge", ["suite", "'huge'", "pocket"]),
+        ("compose.variants=1.5", ["compose.variants", "1.5", "integer"]),
+        ("disrupt={dilate: 1, feather: 3}", ["disrupt", "feather", "dilate"]),
+    ],
+)
+def test_a_wrong_field_is_named_with_what_was_expected(item: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve(BuildRun, {"root": "r", **parse_overrides([item])})
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_all_wrong_fields_are_named_at_once() -> None:
+    tree = {"root": "r", **parse_overrides(["pair.x=1", "generate.y=1"])}
+    with pytest.raises(UserError) as caught:
+        resolve(BuildRun, tree)
+    assert "pair.x" in str(caught.value) and "generate.y" in str(caught.value)
+
+
+def test_a_nested_wrong_field_of_training_is_named() -> None:
+    tree = {"root": "r", "out": "o", **parse_overrides(["train.objective.betta=1"])}
+    with pytest.raises(UserError, match=r"train\.objective\.betta.*did you mean 'beta'"):
+        resolve(TrainRun, tree)
+
+
+def test_what_is_required_must_be_given() -> None:
+    with pytest.raises(UserError, match="root: required"):
+        resolve(BuildRun, {})
+
+
+@pytest.mark.parametrize("item", ["pair", "=1", "pair.=1", ".x=1", "pair.x=[1"])
+def test_an_override_that_is_none_is_refused(item: str) -> None:
+    with pytest.raises(UserError, match="--set"):
+        parse_overrides([item])
+
+
+def test_a_preset_of_ones_own(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("generate: {candidates: 9}\n")
+    assert resolve(BuildRun, {"preset": str(mine), "root": "r"}).generate.candidates == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [("nonsense: 1\n", "nonsense"), ("- a\n", "section"), ("a: [\n", "not YAML")],
+)
+def test_a_bad_preset_is_named(tmp_path: Path, text: str, word: str) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(text)
+    with pytest.raises(UserError, match=word):
+        resolve(BuildRun, {"preset": str(mine), "root": "r"})
+
+
+def test_an_absent_preset_names_those_there_are() -> None:
+    with pytest.raises(UserError, match="there are .*pocket"):
+        resolve(BuildRun, {"preset": "socket", "root": "r"})
+
+
+def test_a_preset_may_hold_every_section_of_every_run() -> None:
+    own = {"preset", "root", "out", "adapter", "version", "subjects", "strict"}
+    fields = {name for model in RUNS for name in model.model_fields} - own
+    assert fields == set(SECTIONS)
+
+
+def test_every_field_tells_what_it_is() -> None:
+    silent = [
+        f"{model.__name__}.{name}"
+        for model in vars(config).values()
+        if isinstance(model, type) and hasattr(model, "model_fields")
+        for name, field in model.model_fields.items()
+        if not field.description
+    ]
+    assert not silent
+
+
+TREES = st.recursive(
+    st.integers() | st.text(max_size=3),
+    lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    max_leaves=8,
+)
+MAPPINGS = st.dictionaries(st.sampled_from("abc"), TREES, max_size=3)
+
+
+@given(MAPPINGS, MAPPINGS, MAPPINGS)
+def test_merge_is_associative_and_the_last_word_wins(a: dict, b: dict, c: dict) -> None:
+    assert merge(merge(a, b), b) == merge(a, b)
+    assert merge({}, a) == a == merge(a, {})
+    for key, value in c.items():
+        if not isinstance(value, dict):
+            assert merge(a, c)[key] == value
