@@ -9,15 +9,15 @@ from focusdpo.data_schemas.subjects import ImageKey, Reference
 
 PairSource = Literal["disrupt", "rank"]
 Reason = Literal[
-    "missing_subject",       # a subject was not found in the would-be winner
-    "duplicate_subject",     # a subject was found more than once in it
-    "weak_winner",           # the winner does not keep identity well enough
-    "no_identity_drop",      # the loser keeps identity nearly as well as the winner
-    "meaning_changed",       # CLIP-T of winner and loser differ by more than the tolerance
-    "background_changed",    # pixels outside the repainted mask differ
-    "too_few_candidates",    # rank: fewer than two usable candidates
-    "small_margin",          # rank: best and worst are too close
-    "surplus",               # more pairs than the scene's quota; the best were kept
+    "missing_subject",  # a subject was not found in the would-be winner
+    "duplicate_subject",  # a subject was found more than once in it
+    "weak_winner",  # the winner does not keep identity well enough
+    "no_identity_drop",  # the loser keeps identity nearly as well as the winner
+    "meaning_changed",  # CLIP-T of winner and loser differ by more than the tolerance
+    "background_changed",  # pixels outside the repainted mask differ
+    "too_few_candidates",  # rank: fewer than two usable candidates
+    "small_margin",  # rank: best and worst are too close
+    "surplus",  # more pairs than the scene's quota; the best were kept
 ]
 
 

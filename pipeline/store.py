@@ -28,13 +28,13 @@ from numpy.typing import NDArray
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import decode_mask, decode_png, encode_png
-from focusdpo.data_schemas.runs import SCHEMA_VERSION, Artefact
+from focusdpo.data_schemas.runs import Artefact
 from focusdpo.data_schemas.subjects import ImageKey
 from focusdpo.data_schemas.tables import from_parquet, to_parquet
 from focusdpo.pipeline import tars
-from focusdpo.pipeline.files import TEMP, Files, LocalFiles
+from focusdpo.pipeline.files import Files
 from focusdpo.pipeline.keys import KEY, STAGE, digest, image_key, split_image_key
-from focusdpo.pipeline.keys import content_key as content_key
+from focusdpo.pipeline.roots import open_root
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +42,6 @@ R = TypeVar("R")
 INDEX = "artefact.json"
 HEAD = 16384
 """Bytes read for an index in one go; most are smaller."""
-IGNORED = {TEMP, "lost+found", ".DS_Store"}
-"""Names that do not make a folder somebody else's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,24 +73,9 @@ class Store:
     def open(cls, root: str | Path, *, create: bool = True) -> Store:
         """The store at `root`, made when absent and `create`. UserError for a root of another
         schema version, a folder that holds something else, or no root."""
-        files = LocalFiles(root)
-        path = Path(root)
-        if path.exists() and not path.is_dir():
-            raise UserError(f"{root}: a file, not a dataset root; choose a folder")
-        if not files.exists("dataset.json"):
-            others = set(files.names("")) - IGNORED
-            if others:
-                raise UserError(
-                    f"{root}: not a FocusDPO dataset root, but it holds {sorted(others)[:3]}; "
-                    "choose an empty or new folder"
-                )
-            if not create:
-                raise UserError(f"{root}: no dataset here; run `focusdpo build-dataset` first")
-            header = {"kind": "focusdpo dataset", "schema_version": SCHEMA_VERSION}
-            files.write("dataset.json", (json.dumps(header, indent=1) + "\n").encode())
-        _check_header(files)
+        files = open_root(root, create=create)
         if removed := files.clean():
-            log.info("%s: removed %d unfinished artefacts of a stopped run", root, removed)
+            log.info("%s: removed %d unfinished files of a stopped run", root, removed)
         return cls(files)
 
     @property
@@ -272,24 +255,6 @@ class Store:
             f"{self.root}: artefact {stage}/{key} is damaged: {what}. "
             f"Run `focusdpo doctor --root {self.root} --repair`, then the same build again: it "
             "makes this artefact anew and keeps all others"
-        )
-
-
-def _check_header(files: LocalFiles) -> None:
-    where = f"{files.root}/dataset.json"
-    try:
-        header = json.loads(files.read("dataset.json"))
-        version = header["schema_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{where}: damaged ({error}); write "
-            f'{{"kind": "focusdpo dataset", "schema_version": {SCHEMA_VERSION}}} into it if this '
-            "version of focusdpo made the root"
-        ) from error
-    if version != SCHEMA_VERSION:
-        raise UserError(
-            f"{where}: schema version {version}, this focusdpo reads {SCHEMA_VERSION}; build into "
-            "a new root, or use the focusdpo that made this one"
         )
 
 

@@ -208,7 +208,6 @@ def test_webdataset_reads_them(store: Store) -> None:
         assert sorted(k for k in sample if not k.startswith("__")) == field_names(2)
 
 
-@pytest.mark.slow
 def test_datasets_reads_them_with_equal_columns(store: Store, tmp_path: Path) -> None:
     import datasets
 

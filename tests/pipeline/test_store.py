@@ -413,6 +413,31 @@ def test_two_writers_of_the_same_keys_agree(tmp_path: Path) -> None:
         assert len(store.read("generate", key_of(number), Sampled)) == 4
 
 
+OPENER = """
+import sys
+from focusdpo.pipeline.store import Store
+print("ready", flush=True)
+sys.stdin.readline()
+Store.open(sys.argv[1])
+"""
+
+
+def test_many_may_make_the_same_root_at_once(tmp_path: Path) -> None:
+    openers = [
+        subprocess.Popen(
+            [sys.executable, "-c", OPENER, str(tmp_path / "root")],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for _ in range(4)
+    ]  # fmt: skip
+    for opener in openers:
+        assert opener.stdout is not None
+        assert opener.stdout.readline().strip() == "ready"
+    results = [opener.communicate("go\n") for opener in openers]
+    assert [opener.returncode for opener in openers] == [0] * 4, results
+    Store.open(tmp_path / "root", create=False)
+
+
 def test_threads_may_share_a_store(store: Store) -> None:
     failures: list[BaseException] = []
 
