@@ -10,7 +10,8 @@ from torch import nn
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.backbone import Prompts
-from focusdpo.model.backbones.flux import FluxBackbone, LatentCodec, SamplingConfig
+from focusdpo.model.backbones.flux import FluxBackbone, SamplingConfig
+from focusdpo.model.codec import LatentCodec
 from focusdpo.pocket.autoencoder import load_autoencoder
 from focusdpo.pocket.recipes.common import WEIGHTS, load_weights
 from focusdpo.pocket.vocabulary import PromptEncoder, tokenize, words

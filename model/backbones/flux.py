@@ -7,18 +7,18 @@ a packed latent token, D feature width, H x W pixels.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.backbone import FeatureConfig, Grid, Prediction, Prompts, References
+from focusdpo.model.codec import KLCodec, LatentCodec
+from focusdpo.model.features import capture_features, unwrap
 from focusdpo.model.tokens import image_ids, mask_to_tokens, pack, text_ids, unpack
 
 LORA_TARGETS = (
@@ -47,41 +47,6 @@ class SamplingConfig(BaseModel):
     )
     shift: float = Field(1.0, description="resolution shift of sigma; 1: evenly spaced", gt=0)
     strength: float = Field(1.0, description="sigma at which a repaint starts", gt=0, le=1)
-
-
-@runtime_checkable
-class LatentCodec(Protocol):
-    """Images to latents of mean 0 and standard deviation 1, and back. No noise."""
-
-    def encode_latents(self, images_BCHW: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, c, H / f, W / f)."""
-        ...
-
-    def decode_latents(self, latents_Bchw: Tensor) -> Tensor:
-        """(B, c, H / f, W / f) -> (B, 3, H, W) in [-1, 1]."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-
-class KLCodec(nn.Module):
-    """diffusers' AutoencoderKL as a codec: the posterior's mode, FLUX's shift and scale."""
-
-    autoencoder: Any
-
-    def __init__(self, autoencoder: nn.Module) -> None:
-        super().__init__()
-        self.autoencoder = autoencoder
-
-    def encode_latents(self, images_BCHW: Tensor) -> Tensor:
-        config, weight = self.autoencoder.config, next(self.autoencoder.parameters())
-        mode = self.autoencoder.encode(images_BCHW.to(weight.dtype)).latent_dist.mode()
-        return (mode.float() - (config.shift_factor or 0.0)) * config.scaling_factor
-
-    def decode_latents(self, latents_Bchw: Tensor) -> Tensor:
-        config, weight = self.autoencoder.config, next(self.autoencoder.parameters())
-        latents = latents_Bchw.float() / config.scaling_factor + (config.shift_factor or 0.0)
-        return self.autoencoder.decode(latents.to(weight.dtype)).sample.float()
 
 
 class FluxBackbone:
@@ -269,61 +234,6 @@ class FluxBackbone:
         shape = (self.grid[0] * self.grid[1], core.config.in_channels)
         noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
         return torch.stack(noise).to(self.device)
-
-
-def unwrap(module: nn.Module) -> Any:
-    """The model inside DistributedDataParallel and its like."""
-    while isinstance(inner := getattr(module, "module", None), nn.Module):
-        module = inner
-    return module
-
-
-@contextmanager
-def capture_features(
-    transformer: Any, config: FeatureConfig | None, default_blocks: tuple[str, ...], tokens: int
-) -> Iterator[list[Tensor]]:
-    """Collects features of the last `tokens` positions (the image tokens; single blocks have the
-    text before them) of each block, (B, tokens, D) detached, in the order of the blocks asked for.
-
-    Hooks read what the pass computes anyway, so its output does not change by a bit.
-    """
-    if config is None:
-        yield []
-        return
-    names = config.blocks or default_blocks
-    found: list[Tensor] = []
-    by_name: dict[str, Tensor] = {}
-    handles = []
-    for name in names:
-        block = find_block(transformer, name)
-
-        def store(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
-            # Blocks return (text, image); norms return (B, tokens, heads, width).
-            value = output[1] if isinstance(output, tuple) else output.flatten(2)
-            by_name[name] = value[:, -tokens:].detach()
-
-        source = {"keys": "norm_k", "queries": "norm_q"}.get(config.kind)
-        hooked = block if source is None else getattr(block.attn, source)
-        handles.append(hooked.register_forward_hook(store))
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-        found.extend(by_name[name] for name in names if name in by_name)
-
-
-def find_block(transformer: Any, name: str) -> Any:
-    """The block called "double.i" or "single.i"; raises UserError with the names there are."""
-    lists = {
-        "double": transformer.transformer_blocks,
-        "single": transformer.single_transformer_blocks,
-    }
-    kind, _, index = name.partition(".")
-    if kind not in lists or not index.isdigit() or int(index) >= len(lists[kind]):
-        known = ", ".join(f"{k}.0 to {k}.{len(v) - 1}" for k, v in lists.items() if len(v))
-        raise UserError(f"features.blocks: no block {name!r} in this model; it has {known}")
-    return lists[kind][int(index)]
 
 
 @lru_cache(maxsize=32)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from focusdpo.model.backbones.flux import LatentCodec
+from focusdpo.model.codec import LatentCodec
 from focusdpo.model.tokens import pack
 from focusdpo.pocket.identities import class_names, class_table, sample_identities
 from focusdpo.pocket.world import BACKGROUNDS, render_references, render_scenes
