@@ -26,7 +26,8 @@ class StepCost:
     focus_seconds: float
     dpo_seconds: float
     ratio: float
-    """Median over neighbouring steps of focus / dpo: other load on the machine hits both alike."""
+    """Median over neighbouring steps of focus / dpo; on a CPU of processor time, which other load
+    on the machine disturbs less than the clock."""
     pairs: int
     repeats: int
 
@@ -39,27 +40,32 @@ def step_cost(
     remove_policy(backbone.transformer)
     state = RunState(backbone, config)
     steps = {name: _step(backbone, batch, config, state, name) for name in ("focus_dpo", "dpo")}
-    times: dict[str, list[float]] = {"focus_dpo": [], "dpo": []}
+    on_cpu = batch.win_BNC.device.type == "cpu"
+    walls: dict[str, list[float]] = {"focus_dpo": [], "dpo": []}
+    works: dict[str, list[float]] = {"focus_dpo": [], "dpo": []}
     try:
         for name in ("focus_dpo", "dpo") * 2:  # warm-up: allocations, kernel choice
             steps[name]()
         for i in range(repeats):
             order = ("focus_dpo", "dpo") if i % 2 == 0 else ("dpo", "focus_dpo")
             for name in order:
-                times[name].append(_timed(steps[name]))
+                wall, processor = _timed(steps[name])
+                walls[name].append(wall)
+                works[name].append(processor if on_cpu else wall)
     finally:
         remove_policy(backbone.transformer)
-    focus, dpo = (statistics.median(times[name]) for name in ("focus_dpo", "dpo"))
-    ratio = statistics.median(f / d for f, d in zip(*times.values(), strict=True))
+    focus, dpo = (statistics.median(walls[name]) for name in ("focus_dpo", "dpo"))
+    ratio = statistics.median(f / d for f, d in zip(*works.values(), strict=True))
     return StepCost(focus, dpo, ratio, len(batch), repeats)
 
 
-def _timed(run: Callable[[], None]) -> float:
-    started = time.perf_counter()
+def _timed(run: Callable[[], None]) -> tuple[float, float]:
+    """Seconds by the clock, and of this process's processor time."""
+    wall, processor = time.perf_counter(), time.process_time()
     run()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return time.perf_counter() - wall, time.process_time() - processor
 
 
 def _step(
