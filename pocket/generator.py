@@ -12,8 +12,8 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.backbone import Prompts
 from focusdpo.model.backbones.flux import FluxBackbone, SamplingConfig
 from focusdpo.model.codec import LatentCodec
+from focusdpo.pocket import weightfiles
 from focusdpo.pocket.autoencoder import load_autoencoder
-from focusdpo.pocket.recipes.common import WEIGHTS, load_weights
 from focusdpo.pocket.vocabulary import PromptEncoder, tokenize, words
 from focusdpo.pocket.world import SCENE_SIZE
 
@@ -32,6 +32,8 @@ ARCHITECTURE: dict[str, Any] = {
     "axes_dims_rope": [16, 16, 16],
 }
 DEFAULT_BLOCKS = ("single.0", "single.1")
+SAMPLING = SamplingConfig(steps=16, guidance=2.0, shift=3.0)
+"""Shifted towards noise, where places, shapes and colours are settled."""
 
 
 def build_generator(config: dict[str, Any] | None = None) -> nn.ModuleDict:
@@ -50,23 +52,23 @@ def load_generator(
 ) -> FluxBackbone:
     """The trained generator as a backbone, float32, on the CPU, in evaluation mode.
 
-    Raises UserError where the weights are absent or made for another vocabulary.
+    Raises UserError where weights are absent, broken or made for another vocabulary.
     """
-    stem = (folder or WEIGHTS) / "generator"
-    if not stem.with_suffix(".safetensors").exists():
+    return as_backbone(load_model(folder), load_autoencoder(folder), sampling)
+
+
+def load_model(folder: Path | None = None) -> nn.ModuleDict:
+    """What `build_generator` builds, with trained weights; errors as in `load_generator`."""
+    folder = folder or weightfiles.WEIGHTS
+    settings = weightfiles.read_settings("generator", folder)
+    if settings.get("words") != list(words()):
         raise UserError(
-            f"{stem}.safetensors: no pocket generator here; train one with"
-            " `focusdpo pocket train generator`"
+            f"{weightfiles.settings_path('generator', folder)}: made for another vocabulary; train"
+            " it again with `focusdpo pocket train generator`"
         )
-    state, config = load_weights(stem)
-    if config["words"] != list(words()):
-        raise UserError(
-            f"{stem}.json: made for another vocabulary; train it again with"
-            " `focusdpo pocket train generator`"
-        )
-    model = build_generator(config["transformer"])
-    model.load_state_dict(state)
-    return as_backbone(model, load_autoencoder(folder), sampling)
+    model = build_generator(settings["transformer"])
+    weightfiles.load_weights("generator", model, folder)
+    return model
 
 
 def as_backbone(
@@ -87,5 +89,5 @@ def as_backbone(
         image_size=(SCENE_SIZE, SCENE_SIZE),
         reference_size=(REFERENCE_SIZE, REFERENCE_SIZE),
         default_blocks=DEFAULT_BLOCKS,
-        sampling=sampling,
+        sampling=sampling or SAMPLING,
     )

@@ -118,6 +118,7 @@ def save_weights(stem: Path, state: Mapping[str, Tensor], config: Mapping[str, A
     temporary = stem.with_suffix(".tmp")
     save_file(tensors, temporary)
     stem.with_suffix(".json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+    temporary.chmod(0o644)  # safetensors writes for the owner alone
     temporary.replace(stem.with_suffix(".safetensors"))
 
 

@@ -16,17 +16,21 @@ from torch import Tensor
 
 from focusdpo.model.codec import LatentCodec
 from focusdpo.model.tokens import pack
-from focusdpo.pocket.identities import class_names, class_table, sample_identities
-from focusdpo.pocket.world import BACKGROUNDS, render_references, render_scenes
+from focusdpo.pocket.identities import (
+    BACKGROUNDS,
+    class_names,
+    class_table,
+    sample_identities,
+)
+from focusdpo.pocket.world import render_references, render_scenes
 
-CHUNK = 512
 PATTERN = (2, 3, 2, 1, 2, 2, 3, 2, 1, 2, 3, 2, 2, 1, 2, 3, 2, 1, 2, 3)
 """Subjects per scene of chunk k: 20 % one, 55 % two, 25 % three."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """CHUNK scenes with R subjects: normalised packed latents and what is in them."""
+    """B scenes with R subjects: normalised packed latents and what is in them."""
 
     target: Tensor
     """(B, N, C)."""
@@ -50,22 +54,22 @@ def encode(codec: LatentCodec, images: Tensor) -> Tensor:
     return pack(codec.encode_latents(images * 2 - 1))
 
 
-def make_chunk(codec: LatentCodec, seed: int, index: int) -> Chunk:
-    """Renders and encodes chunk `index`: train classes and identities only."""
+def make_chunk(codec: LatentCodec, seed: int, index: int, scenes: int) -> Chunk:
+    """Renders and encodes chunk `index` of `scenes` scenes: train classes and identities only."""
     count = PATTERN[index % len(PATTERN)]
     names = list(class_table())
-    base = (seed * 100_003 + index + 1) * CHUNK
+    base = (seed * 100_003 + index + 1) * scenes
     classes = class_names("train")
-    people = sample_identities("train", classes, CHUNK * count, base)
-    rows = [people[i * count : (i + 1) * count] for i in range(CHUNK)]
+    people = sample_identities("train", classes, scenes * count, base)
+    rows = [people[i * count : (i + 1) * count] for i in range(scenes)]
     targets, references, coverage, backgrounds = [], [], [], []
-    for start in range(0, CHUNK, 64):
+    for start in range(0, scenes, 64):
         part = rows[start : start + 64]
         seeds = list(range(base + start, base + start + len(part)))
-        scenes = render_scenes(part, seeds)
-        targets.append(encode(codec, scenes.images))
-        coverage.append(F.avg_pool2d(scenes.masks.any(1).float(), 8).flatten(1))
-        backgrounds += [BACKGROUNDS.index(name) for name in scenes.backgrounds]
+        shown = render_scenes(part, seeds)
+        targets.append(encode(codec, shown.images))
+        coverage.append(F.avg_pool2d(shown.masks.any(1).float(), 8).flatten(1))
+        backgrounds += [BACKGROUNDS.index(name) for name in shown.backgrounds]
         flat = [person for row in part for person in row]
         poses = [(base + start) * 8 + i for i in range(len(flat))]
         images, _ = render_references(flat, poses, 32)
@@ -83,13 +87,13 @@ def chunk_path(folder: Path, index: int) -> Path:
     return folder / f"chunk-{index:04d}.safetensors"
 
 
-def write_corpus(codec: LatentCodec, folder: Path, seed: int, count: int) -> None:
+def write_corpus(codec: LatentCodec, folder: Path, seed: int, count: int, scenes: int) -> None:
     """Writes the chunks that are missing, in order."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
         path = chunk_path(folder, index)
         if not path.exists():
-            chunk = make_chunk(codec, seed, index)
+            chunk = make_chunk(codec, seed, index, scenes)
             temporary = path.with_suffix(".tmp")
             save_file(
                 {

@@ -13,19 +13,17 @@ import logging
 import math
 import sys
 import time
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from focusdpo.model.tokens import image_ids, text_ids
 from focusdpo.pocket.autoencoder import load_autoencoder
-from focusdpo.pocket.generator import ARCHITECTURE, build_generator
-from focusdpo.pocket.identities import class_table
+from focusdpo.pocket.cards import Figure, write_card
+from focusdpo.pocket.generator import ARCHITECTURE, as_backbone, build_generator, load_model
 from focusdpo.pocket.recipes.common import (
     Clock,
     Ema,
@@ -34,79 +32,70 @@ from focusdpo.pocket.recipes.common import (
     learning_rate,
     load_checkpoint,
     save_checkpoint,
-    save_weights,
-    step_generator,
 )
-from focusdpo.pocket.recipes.corpus import Chunk, chunk_path, read_chunk, write_corpus
-from focusdpo.pocket.vocabulary import LENGTH, OBJECT, UNKNOWN, tokenize, words
-from focusdpo.pocket.world import BACKGROUNDS, prompt_for
+from focusdpo.pocket.recipes.corpus import chunk_path, write_corpus
+from focusdpo.pocket.recipes.flow_batches import Batch, BatchConfig, draw_batch
+from focusdpo.pocket.recipes.gallery import save_gallery
+from focusdpo.pocket.vocabulary import LENGTH, words
+from focusdpo.pocket.weightfiles import save_weights
 
 logger = logging.getLogger(__name__)
 
 
-class GeneratorConfig(BaseModel):
+class GeneratorConfig(BatchConfig):
     """Recipe of the generator."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: int = Field(40_000, description="training steps at most", ge=1)
     minutes: float = Field(80.0, description="training minutes at most; 0 for no limit", ge=0)
-    batch: int = Field(16, description="scenes per step", ge=1)
-    chunks: int = Field(80, description="corpus chunks of 512 scenes", ge=20)
-    first_chunks: int = Field(10, description="chunks in use at step 0", ge=10)
-    steps_per_chunk: int = Field(20, description="steps until one more chunk is used", ge=1)
     peak: float = Field(1.5e-3, description="learning rate after warm-up", gt=0)
     warmup: int = Field(200, description="warm-up steps", ge=1)
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay")
     ema: float = Field(0.999, description="decay of the averaged weights", ge=0, lt=1)
-    drop_references: float = Field(0.2, description="share of batches without references", ge=0)
-    drop_prompt: float = Field(0.1, description="share of samples without prompt", ge=0)
-    drop_both: float = Field(
-        0.25, description="share of samples without prompt in batches without references", ge=0
-    )
-    anonymous: float = Field(0.1, description="share of class words replaced by `object`", ge=0)
-    subject_weight: float = Field(
-        2.0, description="extra weight of the error on tokens that show a subject", ge=0
-    )
     bfloat16: bool = Field(
         False, description="autocast to bfloat16; only for CPUs that compute in it (AVX512-BF16)"
     )
     compile: bool = Field(False, description="torch.compile the transformer blocks")
     threads: int = Field(1, description="CPU threads", ge=1)
-    seed: int = Field(0, ge=0, description="seed of weights, corpus and noise")
     checkpoint_minutes: float = Field(4.0, gt=0, description="minutes between checkpoints")
     snapshot_minutes: float = Field(5.0, gt=0, description="minutes between published weights")
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One step's data; references is (B, R, n, C) or None."""
-
-    target: Tensor
-    references: Tensor | None
-    weight: Tensor
-    """(B, N), mean 1 per scene."""
-    tokens: Tensor
-    sigma: Tensor
-    noise: Tensor
+def make_corpus(
+    config: GeneratorConfig, out_dir: Path, autoencoder_dir: Path | None = None
+) -> None:
+    """Writes the chunks of `out_dir/corpus` that are missing."""
+    codec = load_autoencoder(autoencoder_dir)
+    folder = out_dir / "corpus"
+    write_corpus(codec, folder, config.seed, config.chunks, config.chunk_scenes)
 
 
 def train(
     config: GeneratorConfig, out_dir: Path, autoencoder_dir: Path | None = None
-) -> dict[str, float]:
+) -> list[Figure]:
     """Trains (or resumes from `out_dir/checkpoint.safetensors`) on `out_dir/corpus`, which is made
-    here unless another process makes it. Writes `generator.*` into `out_dir`."""
+    here unless another process makes it. Writes weights, card and sample grid `generator*` into
+    `out_dir` and returns what the judge measures on identities that training never saw."""
+    clock = fit(config, out_dir, autoencoder_dir)
+    return describe(out_dir, clock, config, autoencoder_dir)
+
+
+def fit(config: GeneratorConfig, out_dir: Path, autoencoder_dir: Path | None = None) -> Clock:
+    """The training itself; leaves checkpoint, log and weights in `out_dir`."""
     torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)
     torch.manual_seed(config.seed)
     corpus = out_dir / "corpus"
     if not chunk_path(corpus, 0).exists():
-        write_corpus(load_autoencoder(autoencoder_dir), corpus, config.seed, config.chunks)
+        make_corpus(config, out_dir, autoencoder_dir)
     model = build_generator()
     logger.info("generator: %d parameters", count_parameters([model]))
     ema = Ema(model, config.ema)
     optimizer = torch.optim.AdamW(
-        model.parameters(), config.peak, (0.9, 0.99), weight_decay=config.weight_decay
+        model.parameters(),
+        config.peak,
+        (0.9, 0.99),
+        weight_decay=config.weight_decay,
+        fused=True,
     )
     clock = Clock(config.steps, config.minutes)
     checkpoint = out_dir / "checkpoint.safetensors"
@@ -118,7 +107,7 @@ def train(
     _loop(config, out_dir, model, ema, optimizer, clock)
     save_checkpoint(checkpoint, model, ema, optimizer, clock)
     publish(ema, out_dir)
-    return {"steps": float(clock.step), "minutes": clock.seconds / 60}
+    return clock
 
 
 def _loop(
@@ -194,62 +183,38 @@ def flow_loss(velocity_BNC: Tensor, batch: Batch) -> Tensor:
     return (batch.weight * error).mean()
 
 
-def draw_batch(config: GeneratorConfig, corpus: Path, step: int) -> Batch:
-    """The batch of a step: a function of config and step (and the corpus) alone. Scenes of one
-    batch have equally many subjects; the batch has references or not."""
-    rng = step_generator(config.seed, step)
-    window = min(config.chunks, config.first_chunks + step // config.steps_per_chunk)
-    chunk = _wait_for(corpus, int(torch.randint(window, (), generator=rng)))
-    rows = torch.randperm(len(chunk.target), generator=rng)[: config.batch]
-    with_references = float(torch.rand((), generator=rng)) >= config.drop_references
-    drop = config.drop_prompt if with_references else config.drop_both
-    weight = 1 + config.subject_weight * chunk.coverage[rows].float()
-    target = chunk.target[rows].float()
-    return Batch(
-        target=target,
-        references=chunk.references[rows].float() if with_references else None,
-        weight=weight / weight.mean(1, keepdim=True),
-        tokens=tokenize(_prompts(chunk, rows, rng, drop, config.anonymous)),
-        sigma=torch.sigmoid(torch.randn(len(rows), generator=rng)),
-        noise=torch.randn(target.shape, generator=rng),
-    )
-
-
-def _prompts(
-    chunk: Chunk, rows: Tensor, rng: torch.Generator, drop: float, anonymous: float
-) -> list[str]:
-    names = list(class_table())
-    dropped = (torch.rand(len(rows), generator=rng) < drop).tolist()
-    chance = torch.rand((len(rows), chunk.subjects), generator=rng).tolist()
-    prompts = []
-    for b, row in enumerate(rows.tolist()):
-        classes = [names[c] for c in chunk.classes[row].tolist()]
-        for r, value in enumerate(chance[b]):
-            if value < anonymous:
-                # Mostly `object`; sometimes <unk>, as words from outside the world become.
-                classes[r] = OBJECT if value > 0.2 * anonymous else UNKNOWN
-        prompt = prompt_for(classes, BACKGROUNDS[int(chunk.backgrounds[row])])
-        prompts.append("" if dropped[b] else prompt)
-    return prompts
-
-
-def _wait_for(corpus: Path, index: int) -> Chunk:
-    path = chunk_path(corpus, index)
-    while not path.exists():
-        logger.info("waiting for %s", path)
-        time.sleep(2)
-    return _cached_chunk(path)
-
-
-@lru_cache(maxsize=200)
-def _cached_chunk(path: Path) -> Chunk:
-    return read_chunk(path)
-
-
 def publish(ema: Ema, out_dir: Path) -> None:
     """Writes the averaged weights as `generator.safetensors` and `generator.json`."""
-    config: dict[str, Any] = {"transformer": ARCHITECTURE, "words": list(words())}
-    save_weights(out_dir / "generator", ema.shadow, config)
+    model = build_generator()
+    model.load_state_dict(ema.shadow)
+    save_weights("generator", model, {"transformer": ARCHITECTURE, "words": list(words())}, out_dir)
+
+
+def describe(
+    out_dir: Path, clock: Clock, config: GeneratorConfig, autoencoder_dir: Path | None = None
+) -> list[Figure]:
+    """Measures the published weights with the packaged judge; writes card and sample grid."""
+    from focusdpo.pocket import parts
+    from focusdpo.pocket.check import generator_figures
+    from focusdpo.pocket.parts_generator import PocketGenerator
+
+    model = load_model(out_dir)
+    backbone = as_backbone(model, load_autoencoder(autoencoder_dir))
+    save_gallery(backbone, out_dir / "generator_samples.png")
+    figures = generator_figures(PocketGenerator(backbone), parts.build("judge"))
+    write_card(
+        "generator",
+        out_dir,
+        what="a FluxTransformer2DModel (diffusers) with references as further image tokens, and"
+        " the word embeddings that are its prompt encoder",
+        data=f"{clock.step * config.batch} samples in {clock.step} steps from"
+        f" {config.chunks * config.chunk_scenes} scenes of 1 to 3 subjects of the 32 training"
+        " classes, with references of 32 pixels",
+        seconds=clock.seconds,
+        figures=figures,
+        module=model,
+    )
+    return figures
 
 
 def main(command: str, out_dir: Path, overrides: dict[str, Any]) -> None:
@@ -257,7 +222,7 @@ def main(command: str, out_dir: Path, overrides: dict[str, Any]) -> None:
     config = GeneratorConfig(**overrides)
     if command == "corpus":
         torch.set_num_threads(1)
-        write_corpus(load_autoencoder(), out_dir / "corpus", config.seed, config.chunks)
+        make_corpus(config, out_dir)
     else:
         train(config, out_dir)
 
