@@ -11,13 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup, escape
 
-from focusdpo.flows.report_view import (
-    BucketChart,
-    Histogram,
-    Line,
-    LineChart,
-    Scatter,
-)
+from focusdpo.flows.report_chart_data import BucketChart, Histogram, Line, LineChart, Scatter
 
 WIDTH, HEIGHT = 420, 230
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 12, 40

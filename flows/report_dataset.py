@@ -11,13 +11,12 @@ import numpy as np
 
 from focusdpo.data_schemas.pairs import Reject
 from focusdpo.data_schemas.scenes import stable_hash
+from focusdpo.flows.report_chart_data import Count, Histogram
 from focusdpo.flows.report_images import overlay, picture
 from focusdpo.flows.report_records import Records
 from focusdpo.flows.report_view import (
-    Count,
     DatasetPart,
     Fact,
-    Histogram,
     PairCard,
     Picture,
     RejectCard,
@@ -158,7 +157,7 @@ def _funnel(dataset: DatasetVersion, records: Records) -> tuple[Count, ...]:
 
 
 def _share(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.0f} %" if whole else "none"
+    return f"{100 * part / whole:.0f}\N{NO-BREAK SPACE}%" if whole else "none"
 
 
 def _reasons(rejects: Mapping[str, int]) -> tuple[Count, ...]:

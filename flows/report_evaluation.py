@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.report_chart_data import Scatter
 from focusdpo.flows.report_files import read_json, seconds_text
 from focusdpo.flows.report_images import picture
 from focusdpo.flows.report_metrics import DECIDING, choose, judge, metric_info
@@ -23,7 +24,6 @@ from focusdpo.flows.report_view import (
     Interval,
     MetricRow,
     Picture,
-    Scatter,
 )
 
 if TYPE_CHECKING:

@@ -7,14 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from focusdpo.data_schemas.scenes import stable_hash
-from focusdpo.flows.report_view import (
-    Better,
-    EvaluationPart,
-    Interval,
-    MetricRow,
-    Unit,
-    Verdict,
-)
+from focusdpo.flows.report_chart_data import Better, Unit
+from focusdpo.flows.report_view import EvaluationPart, Interval, MetricRow, Verdict
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -50,10 +44,13 @@ def metric_info(name: str) -> MetricInfo:
 
 
 def judge(difference: Interval | None, better: Better) -> Verdict:
-    """Better or worse only when the whole interval of adapter - base lies on one side of zero."""
+    """Better or worse only when the whole interval of adapter - base lies on one side of zero;
+    unchanged when every scene is."""
     if difference is None or better == "neither":
         return "not judged"
     low, high = difference.low, difference.high
+    if low == high == 0:
+        return "unchanged"
     if better == "lower":
         low, high = -high, -low
     if low > 0:
@@ -119,26 +116,36 @@ def _overall(evaluation: EvaluationPart) -> dict[str, MetricRow]:
 
 def headline(evaluation: EvaluationPart) -> Headline:
     """The key result in one sentence with its interval; it says undecided where it is."""
-    rows = _overall(evaluation)
-    deciding = [rows[name] for name in DECIDING if name in rows]
+    overall = _overall(evaluation)
+    deciding = [overall[name] for name in DECIDING if name in overall]
     if not deciding:
         return Headline("The evaluation holds no comparison of base and adapter.")
-    text = "; ".join(_clause(row) for row in deciding)
+    order: tuple[Verdict, ...] = ("better", "worse", "undecided", "unchanged", "not judged")
+    groups = [(verdict, [row for row in deciding if row.verdict == verdict]) for verdict in order]
+    text = "; ".join(_clause(verdict, rows) for verdict, rows in groups if rows)
     scenes = max(row.scenes for row in deciding)
-    figures = tuple(_key_figure(rows[name]) for name in HEADLINE_METRICS if name in rows)
-    return Headline(f"{text[0].upper()}{text[1:]}.", _detail(rows, scenes), figures)
+    figures = tuple(_key_figure(overall[n]) for n in HEADLINE_METRICS if n in overall)
+    return Headline(f"{text[0].upper()}{text[1:]}.", _detail(overall, scenes), figures)
 
 
-def _clause(row: MetricRow) -> str:
+def _clause(verdict: Verdict, rows: Sequence[MetricRow]) -> str:
+    names = " and ".join(row.title.lower() for row in rows)
+    if verdict in ("better", "worse"):
+        verb = "improves" if verdict == "better" else "worsens"
+        parts = [f"{row.title.lower()} by {_with_bounds(row)}" for row in rows]
+        return f"the adapter {verb} {' and '.join(parts)}"
+    are = "are" if len(rows) > 1 else "is"
+    if verdict == "unchanged":
+        return f"{names} {are} unchanged"
+    numbers = " and ".join(_with_bounds(row) for row in rows)
+    hold = "both intervals hold zero" if len(rows) > 1 else "the interval holds zero"
+    return f"{names} {are} undecided: {numbers}, {hold}"
+
+
+def _with_bounds(row: MetricRow) -> str:
     assert row.difference is not None
-    name = row.title.lower()
     mean = number(row.difference.mean, row.unit, signed=True)
-    interval = bounds(row.difference, row.unit, signed=True)
-    if row.verdict == "better":
-        return f"the adapter improves {name} by {mean} {interval}"
-    if row.verdict == "worse":
-        return f"the adapter worsens {name} by {mean} {interval}"
-    return f"{name} is undecided: {mean}, and {interval} holds zero"
+    return f"{mean} {bounds(row.difference, row.unit, signed=True)}"
 
 
 def _detail(rows: dict[str, MetricRow], scenes: int) -> str:

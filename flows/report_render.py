@@ -21,6 +21,7 @@ from markupsafe import Markup, escape
 from focusdpo.flows import report_bars as bars
 from focusdpo.flows import report_charts as charts
 from focusdpo.flows import report_images as images
+from focusdpo.flows.report_chart_data import Scatter, Unit
 from focusdpo.flows.report_metrics import Headline, bounds, headline, judge, number
 from focusdpo.flows.report_view import (
     Example,
@@ -31,8 +32,6 @@ from focusdpo.flows.report_view import (
     PairCard,
     Picture,
     ReportData,
-    Scatter,
-    Unit,
     Verdict,
 )
 
@@ -172,9 +171,9 @@ def _moved(chart: Scatter) -> str:
     sign = -1 if chart.better == "lower" else 1
     changes = [sign * (a - b) for a, b in zip(chart.adapter, chart.base, strict=True)]
     won, lost = sum(c > 0 for c in changes), sum(c < 0 for c in changes)
-    return (
-        f"{won} scenes better (filled), {lost} worse (hollow), {len(changes) - won - lost} the same"
-    )
+    same = len(changes) - won - lost
+    end = f", {same} unchanged" if same else ""
+    return f"{won} scenes better (filled), {lost} worse (hollow){end}"
 
 
 def _order_why(groups: Any) -> list[Any]:

@@ -11,17 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.report_chart_data import Bucket, BucketChart, Line, LineChart, Role
 from focusdpo.flows.report_files import read_json, seconds_text
 from focusdpo.flows.report_focus import read_focus
-from focusdpo.flows.report_view import (
-    Bucket,
-    BucketChart,
-    Fact,
-    Line,
-    LineChart,
-    Role,
-    TrainingPart,
-)
+from focusdpo.flows.report_view import Fact, TrainingPart
 
 POINTS = 400
 """Curves of longer runs are means over so many equal spans of steps."""

@@ -5,10 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Better = Literal["higher", "lower", "neither"]
-Unit = Literal["cosine", "rate", "degrees", "number"]
-Verdict = Literal["better", "worse", "undecided", "not judged"]
-Role = Literal["winner", "loser", "base", "adapter", "plain"]
+from focusdpo.flows.report_chart_data import (
+    Better,
+    BucketChart,
+    Count,
+    Histogram,
+    LineChart,
+    Scatter,
+    Unit,
+)
+
+Verdict = Literal["better", "worse", "undecided", "unchanged", "not judged"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,71 +45,6 @@ class Fact:
     label: str
     value: str
     note: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Count:
-    """One bar."""
-
-    label: str
-    count: int
-    explain: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """A curve. Equal lengths of x and y; NaN in y leaves a gap."""
-
-    name: str
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    role: Role = "plain"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LineChart:
-    """Curves over one x axis; `level` is a value to compare with (chance, zero)."""
-
-    title: str
-    explain: str
-    x_label: str
-    lines: tuple[Line, ...]
-    level: float | None = None
-    level_label: str = ""
-    smooth: bool = False
-    """Draw a running mean over the raw points."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bucket:
-    """Mean over the samples whose noise level lies in [start, stop)."""
-
-    start: float
-    stop: float
-    mean: float
-    low: float
-    high: float
-    count: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BucketChart:
-    """A quantity by bucket of sigma (0 clean, 1 noise)."""
-
-    title: str
-    explain: str
-    buckets: tuple[Bucket, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Histogram:
-    """Counts of two roles over common edges; len(edges) = len(counts) + 1."""
-
-    title: str
-    explain: str
-    x_label: str
-    edges: tuple[float, ...]
-    counts: tuple[tuple[str, Role, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,18 +192,6 @@ class Example:
     figures: tuple[ExampleFigure, ...]
     base_note: str = ""
     adapter_note: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scatter:
-    """Every scene's base value against its adapter value; equal lengths."""
-
-    title: str
-    unit: Unit
-    better: Better
-    base: tuple[float, ...]
-    adapter: tuple[float, ...]
-    labels: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,12 +6,18 @@ import math
 
 import numpy as np
 
-from focusdpo.flows.report_images import heat_map, overlay, picture
-from focusdpo.flows.report_metrics import choose, judge, metric_info
-from focusdpo.flows.report_view import (
+from focusdpo.flows.report_chart_data import (
     Bucket,
     BucketChart,
     Count,
+    Histogram,
+    Line,
+    LineChart,
+    Scatter,
+)
+from focusdpo.flows.report_images import heat_map, overlay, picture
+from focusdpo.flows.report_metrics import choose, judge, metric_info
+from focusdpo.flows.report_view import (
     DatasetPart,
     EvaluationPart,
     Example,
@@ -19,18 +25,14 @@ from focusdpo.flows.report_view import (
     Fact,
     FocusGrid,
     FocusRow,
-    Histogram,
     Interval,
-    Line,
     LineagePart,
-    LineChart,
     MetricRow,
     ModelFact,
     PairCard,
     Picture,
     RejectCard,
     ReportData,
-    Scatter,
     SubjectScore,
     TrainingPart,
 )
