@@ -25,9 +25,7 @@ class ClipModelConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     size: int = Field(64, description="side of the picture in pixels", ge=16)
-    patch: int = Field(8, description="side of a patch in pixels", ge=1)
-    width: int = Field(128, description="width of the image tower", ge=32)
-    layers: int = Field(5, description="layers of the image tower", ge=1)
+    tower: str = Field("regnetx_002", description="timm name of the image tower")
     text_width: int = Field(96, description="width of the text tower", ge=32)
     text_layers: int = Field(2, description="layers of the text tower", ge=1)
     embedding: int = Field(96, description="length of the common embedding", ge=2)
@@ -45,10 +43,10 @@ class ClipNet(nn.Module):
             embed_dim=config.embedding,
             vision_cfg=CLIPVisionCfg(
                 image_size=config.size,
-                patch_size=config.patch,
-                width=config.width,
-                layers=config.layers,
-                head_width=32,
+                # A convolutional tower: it learns from far fewer pictures than a ViT.
+                timm_model_name=config.tower,
+                timm_pool="avg",
+                timm_proj="linear",
             ),
             # The first token of every prompt is "a"; without a causal mask it sees all the others.
             text_cfg=CLIPTextCfg(

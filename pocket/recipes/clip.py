@@ -32,7 +32,7 @@ class ClipRecipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: ClipModelConfig = ClipModelConfig()
-    fit: FitConfig = FitConfig(steps=900, batch=64, lr=1e-3, warmup=100, seed=41)
+    fit: FitConfig = FitConfig(steps=500, batch=80, lr=2e-3, warmup=50, seed=41)
     margin: float = Field(0.1, description="largest border of a crop, share of its side", ge=0)
 
 
@@ -65,7 +65,7 @@ def train(config: ClipRecipe, out_dir: Path) -> list[Figure]:
     write_card(
         "clip",
         out_dir,
-        what="an open_clip model (ViT and text transformer, own words) that compares pictures with"
+        what="an open_clip model (RegNet, text transformer, own words) that compares pictures with"
         " prompts",
         data=f"{config.fit.steps * config.fit.batch // 2} scenes with prompts and as many"
         " instance crops of the 32 training classes, four fifths spoilt like painted images",

@@ -31,7 +31,7 @@ class IdentityRecipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: IdentityModelConfig = IdentityModelConfig()
-    fit: FitConfig = FitConfig(steps=500, batch=64, lr=1e-3, seed=21)
+    fit: FitConfig = FitConfig(steps=240, batch=64, lr=1e-3, warmup=30, seed=21)
     temperature: float = Field(0.07, description="of the contrastive loss", gt=0)
 
 

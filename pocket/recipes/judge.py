@@ -31,8 +31,8 @@ class JudgeRecipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: JudgeModelConfig = JudgeModelConfig()
-    sight: FitConfig = FitConfig(steps=400, batch=24, lr=2e-3, seed=910)
-    look: FitConfig = FitConfig(steps=900, batch=64, lr=2e-3, seed=920)
+    sight: FitConfig = FitConfig(steps=350, batch=24, lr=2e-3, seed=910)
+    look: FitConfig = FitConfig(steps=500, batch=64, lr=2e-3, seed=920)
     temperature: float = Field(0.07, description="of the contrastive loss", gt=0)
     offset_weight: float = Field(1.0, description="of the centre offsets", ge=0)
 

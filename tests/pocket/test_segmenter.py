@@ -1,0 +1,92 @@
+"""The segmenter: its part, its rules for words, its figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_scorers import arrays, save_random, small_scenes
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.pocket.bodies import box_of
+from focusdpo.pocket.figures import iou, segmenter_figures
+from focusdpo.pocket.identities import class_names
+from focusdpo.pocket.recipes.samples import scene_batch
+from focusdpo.pocket.recipes.segmenter import body_crops
+from focusdpo.pocket.segmenter import (
+    PocketSegmenter,
+    SegmentConfig,
+    SegmenterModelConfig,
+    SegmenterNet,
+)
+
+TINY = SegmenterModelConfig(words=("cat", "fish", "car"), widths=(8, 16), depths=(1, 1), size=32)
+
+
+@pytest.fixture
+def part(tmp_path: Path) -> PocketSegmenter:
+    torch.manual_seed(0)
+    net = SegmenterNet(TINY)
+    return PocketSegmenter(save_random("segmenter", net, TINY, tmp_path))
+
+
+def test_maps_have_the_size_of_the_scene(part: PocketSegmenter) -> None:
+    logits, offsets = part.net.bodies(torch.rand(2, 3, 64, 64))
+    assert logits.shape == (2, 64, 64)
+    assert offsets.shape == (2, 2, 64, 64)
+
+
+def test_detections_are_sorted_boxed_and_independent_of_the_batch(part: PocketSegmenter) -> None:
+    scenes, _ = small_scenes(4)
+    images = arrays(scenes.images)
+    words = [["cat", "object"], ["fish", "owl"], ["car"], ["object"]]
+    found = part.segment(images, words)
+    for row, asked in zip(found, words, strict=True):
+        assert {d.class_name for d in row} <= set(asked)
+        confidences = [d.confidence for d in row]
+        assert confidences == sorted(confidences, reverse=True)
+        assert all(d.box == box_of(d.mask) and 0.25 <= d.confidence <= 1 for d in row)
+    alone = part.segment(images[1:2], words[1:2])[0]
+    assert [d.box for d in alone] == [d.box for d in found[1]]
+    assert part.segment([], []) == []
+
+
+def test_a_word_it_does_not_know_claims_what_no_other_explains(part: PocketSegmenter) -> None:
+    sure_cat = np.array([0.9, 0.05, 0.05], np.float32)
+    claim = part._claim
+    assert claim("cat", sure_cat, ["cat", "owl"]) == pytest.approx(0.9)
+    assert claim("owl", sure_cat, ["cat", "owl"]) == pytest.approx(0.1)
+    assert claim("owl", sure_cat, ["fish", "owl"]) == pytest.approx(0.95)
+    assert claim("owl", sure_cat, ["owl", "whale"]) == pytest.approx(1.0)
+    assert claim("object", sure_cat, ["cat", "object"]) == 1.0
+
+
+def test_fingerprint_follows_the_config(part: PocketSegmenter, tmp_path: Path) -> None:
+    other = PocketSegmenter(tmp_path, SegmentConfig(confidence=0.5))
+    assert other.fingerprint != part.fingerprint
+
+
+def test_images_of_another_size_are_refused(part: PocketSegmenter) -> None:
+    with pytest.raises(UserError, match="32, 32"):
+        part.segment([np.zeros((32, 32, 3), np.uint8)], [["cat"]])
+
+
+def test_body_crops_name_what_they_show() -> None:
+    batch = scene_batch(3, 4, class_names("train"), "train")
+    crops, names = body_crops(batch, 32, 10, 1)
+    assert crops.shape == (10, 3, 32, 32)
+    assert set(names) <= {one.class_name for row in batch.identities for one in row}
+
+
+def test_iou_of_known_masks() -> None:
+    first, second = np.zeros((4, 4), bool), np.zeros((4, 4), bool)
+    assert iou(first, second) == 0
+    first[:2], second[1:3] = True, True
+    assert iou(first, second) == pytest.approx(1 / 3)
+
+
+@pytest.mark.slow
+def test_packaged_weights_reach_what_is_wanted() -> None:
+    assert [figure for figure in segmenter_figures(PocketSegmenter()) if not figure.ok] == []
