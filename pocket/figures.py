@@ -185,7 +185,10 @@ def _tells_classes(
 def judge_figures(part: PocketJudge, count: int = 60) -> list[Figure]:
     """How well the judge finds bodies and tells class, individual, pattern and hue."""
     known, new = class_names("train"), class_names("val") + class_names("held_out")
-    found, false, hits, new_hits = [], 0, [], []
+    found: list[bool] = []
+    hits: list[bool] = []
+    new_hits: list[bool] = []
+    false = 0
     for subjects in (1, 2, 3):
         for classes, right in ((known, hits), (new, new_hits)):
             rows, scenes = held_out_scenes(count, subjects, 7300 + subjects, classes)
@@ -195,7 +198,7 @@ def judge_figures(part: PocketJudge, count: int = 60) -> list[Figure]:
                     truth = scenes.masks[b, r].numpy()
                     best = max(seen, key=lambda s: iou(s.mask, truth), default=None)
                     hit = best is not None and iou(best.mask, truth) > 0.5
-                    found.append(hit)
+                    found.append(bool(hit))
                     if best is not None and hit:
                         guess = part.class_names[int(best.class_scores.argmax())]
                         right.append(guess == one.class_name)

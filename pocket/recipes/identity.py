@@ -45,8 +45,8 @@ def train(config: IdentityRecipe, out_dir: Path) -> list[Figure]:
         seed = config.fit.seed * 1_000_000 + step
         identities = lookalikes(classes, "train", config.fit.batch // 4, seed)
         first, second = two_views(identities, config.model.size, seed)
-        both = net(torch.cat([first, second]))
-        return contrastive_loss(*both.chunk(2), config.temperature)
+        here, there = net(torch.cat([first, second])).chunk(2)
+        return contrastive_loss(here, there, config.temperature)
 
     fitted = fit(net, loss_of_step, config.fit, out_dir)
     save_weights("identity", net, {"model": config.model.model_dump()}, out_dir)

@@ -54,12 +54,13 @@ def train(config: JudgeRecipe, out_dir: Path) -> list[Figure]:
         identities = lookalikes(classes, "train", config.look.batch // 4, seed)
         views = torch.cat(two_views(identities, model.size, seed))
         names, vectors, patterns = net.describe(views)
+        here, there = vectors.chunk(2)
         name = torch.tensor([classes.index(one.class_name) for one in identities]).repeat(2)
         pattern = torch.tensor([PATTERNS.index(one.pattern) for one in identities]).repeat(2)
         return (
             F.cross_entropy(names, name)
             + 0.5 * F.cross_entropy(patterns, pattern)
-            + contrastive_loss(*vectors.chunk(2), config.temperature)
+            + contrastive_loss(here, there, config.temperature)
         )
 
     sight = fit(net.sight, sight_loss, config.sight, out_dir / "sight")
