@@ -36,6 +36,7 @@ from focusdpo.pocket.recipes.common import (
 from focusdpo.pocket.recipes.corpus import chunk_path, write_corpus
 from focusdpo.pocket.recipes.flow_batches import Batch, BatchConfig, draw_batch
 from focusdpo.pocket.recipes.gallery import save_gallery
+from focusdpo.pocket.recipes.muon import Muon
 from focusdpo.pocket.vocabulary import LENGTH, words
 from focusdpo.pocket.weightfiles import save_weights
 
@@ -49,7 +50,7 @@ class GeneratorConfig(BatchConfig):
     minutes: float = Field(80.0, description="training minutes at most; 0 for no limit", ge=0)
     peak: float = Field(1.5e-3, description="learning rate after warm-up", gt=0)
     warmup: int = Field(200, description="warm-up steps", ge=1)
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
     ema: float = Field(0.999, description="decay of the averaged weights", ge=0, lt=1)
     bfloat16: bool = Field(
         False, description="autocast to bfloat16; only for CPUs that compute in it (AVX512-BF16)"
@@ -90,13 +91,7 @@ def fit(config: GeneratorConfig, out_dir: Path, autoencoder_dir: Path | None = N
     model = build_generator()
     logger.info("generator: %d parameters", count_parameters([model]))
     ema = Ema(model, config.ema)
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        config.peak,
-        (0.9, 0.99),
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+    optimizer = build_optimizer(model, config)
     clock = Clock(config.steps, config.minutes)
     checkpoint = out_dir / "checkpoint.safetensors"
     if checkpoint.exists():
@@ -108,6 +103,16 @@ def fit(config: GeneratorConfig, out_dir: Path, autoencoder_dir: Path | None = N
     save_checkpoint(checkpoint, model, ema, optimizer, clock)
     publish(ema, out_dir)
     return clock
+
+
+def build_optimizer(model: nn.ModuleDict, config: GeneratorConfig) -> Muon:
+    """Muon on the matrices of attention and MLP; AdamW on embeddings, modulation, biases, ends."""
+    hidden: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        inner = "transformer_blocks" in name and "norm" not in name and parameter.ndim == 2
+        (hidden if inner else others).append(parameter)
+    return Muon(hidden, others, lr=config.peak, weight_decay=config.weight_decay)
 
 
 def _loop(
