@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -11,8 +13,11 @@ from focusdpo.data_schemas.images import Picture
 
 MIN_SHARE, MAX_SHARE = 0.02, 0.98
 """A background guess that leaves less or more of the picture than this found no subject."""
-CORNERS_APART = 3
-"""Corners may differ by this many tolerances and still show one background."""
+FITS = 3
+"""Rounds of fitting the background, each without what the last one could not explain."""
+BORDER_SHARE = 0.9
+"""So much of the picture's border must show the background: a photograph's seldom does, and a
+subject may touch one side."""
 
 
 def cut_out(
@@ -31,7 +36,10 @@ def cut_out(
         picture = _shrink(picture, 4 * size)
         found = _subject_before_background(picture.image, tolerance)
         if found is None:
-            note = "no alpha and no uniform background: the whole picture counts as the subject"
+            note = (
+                "no alpha and no uniform background: the whole picture counts as the subject; "
+                "for better pairs cut it out (transparent background)"
+            )
             found = np.ones(picture.image.shape[:2], dtype=np.bool_)
         alpha = found.astype(np.uint8) * np.uint8(255)
     image, opacity = _square(picture.image, alpha, size)
@@ -52,18 +60,37 @@ def _shrink(picture: Picture, side: int) -> Picture:
 def _subject_before_background(
     image: NDArray[np.uint8], tolerance: int
 ) -> NDArray[np.bool_] | None:
-    """(H, W) bool: what is not background; None when the corners show no single background."""
-    corners = image[[0, 0, -1, -1], [0, -1, 0, -1]].astype(np.int16)
-    colour = np.median(corners, axis=0)
-    if np.abs(corners - colour).max() > CORNERS_APART * tolerance:
+    """(H, W) bool: what is not background; None when the border shows no single background."""
+    alike = np.abs(image - _smooth_background(image)).max(axis=2) <= tolerance
+    if _border(alike).mean() < BORDER_SHARE:
         return None
-    alike = np.abs(image.astype(np.int16) - colour).max(axis=2) <= tolerance
     # Only what the border reaches: a white belly on white ground belongs to the subject.
     labels, _ = ndimage.label(alike)
-    border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
-    background = np.isin(labels, np.unique(border[border > 0]))
+    reached = np.unique(_border(labels))
+    background = np.isin(labels, reached[reached > 0])
     subject: NDArray[np.bool_] = ndimage.binary_opening(~background, iterations=1)
     return subject if MIN_SHARE <= subject.mean() <= MAX_SHARE else None
+
+
+def _smooth_background(image: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """(H, W, 3): the quadratic surface per channel that the border's colours suggest. Even
+    studio light falls off towards a corner, so one colour is too strict."""
+    height, width = image.shape[:2]
+    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
+    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=2)
+    rows, colours = _border(terms), _border(image).astype(np.float64)
+    kept = np.ones(len(rows), dtype=np.bool_)
+    for _ in range(FITS):
+        fit, *_ = np.linalg.lstsq(rows[kept], colours[kept], rcond=None)
+        error = np.abs(rows @ fit - colours).max(axis=1)
+        # A subject that touches the border must not bend the surface.
+        kept = error <= max(2 * float(np.median(error)), 1.0)
+    return np.asarray(terms @ fit)
+
+
+def _border(plane: NDArray[Any]) -> NDArray[Any]:
+    """The outermost pixels of (H, W, ...) in a row."""
+    return np.concatenate([plane[0], plane[-1], plane[1:-1, 0], plane[1:-1, -1]])
 
 
 def _square(

@@ -126,6 +126,37 @@ def test_a_uniform_background_is_found(ground: tuple[int, int, int]) -> None:
     assert (cut[~mask].mean(axis=0) > 200).all(), "white outside"
 
 
+def test_light_that_falls_off_is_still_one_background() -> None:
+    y, x = np.mgrid[:200, :200] / 199 - 0.5
+    light = 245 - 120 * (x**2 + y**2) - 30 * x
+    inside = disc(200)
+    image = np.where(inside[..., None], (60, 30, 30), light[..., None])
+    _, mask, note = cut_out(picture(image), 64, 24)
+    expected = np.asarray(Image.fromarray(inside).resize((64, 64)))
+    assert note == ""
+    assert (mask & expected).sum() / (mask | expected).sum() > 0.95
+
+
+def test_a_subject_that_touches_one_side_is_found() -> None:
+    inside = np.zeros((200, 200), np.bool_)
+    inside[80:, 80:140] = True
+    image = np.where(inside[..., None], (60, 30, 30), (240, 240, 240))
+    _, mask, note = cut_out(picture(image), 64, 24)
+    assert note == ""
+    assert mask.mean() == pytest.approx(inside.mean(), rel=0.05)
+
+
+def test_a_photographs_background_is_not_guessed_at() -> None:
+    """Sky above, meadow below: half of the border is alike, which is no uniform background."""
+    y, x = np.mgrid[:200, :200]
+    image = np.where((y < 110)[..., None], (150, 190, 230), (70, 120, 50))
+    image = image + 25 * ((x // 7 + y // 5) % 2)[..., None] * (y >= 110)[..., None]
+    image[disc(200, 0.2)] = (200, 30, 30)
+    _, mask, note = cut_out(picture(image), 64, 24)
+    assert "no uniform background" in note
+    assert mask.all()
+
+
 def test_without_alpha_or_uniform_background_the_whole_picture_is_the_subject(
     folder: Path, store: Store
 ) -> None:
