@@ -23,6 +23,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.scenes import stable_hash
 from focusdpo.data_schemas.shards import ShardSample
 from focusdpo.model.backbone import Backbone, Grid, Prompts, References
+from focusdpo.model.configs import digest
 from focusdpo.model.focus import FocusPriors, pool_to_grid
 from focusdpo.model.shard_index import Entry, index_shard, read_entry
 
@@ -134,6 +135,17 @@ def near_prior(prior_BHW: Tensor, grid: Grid) -> Tensor:
     return F.max_pool2d(touched_B1hw, kernel_size=3, stride=1, padding=1).flatten(1)
 
 
+def _check_sizes(backbone: Backbone, samples: Sequence[ShardSample]) -> None:
+    for sample in samples:
+        size = sample.images.win.shape[:2]
+        if size != backbone.image_size:
+            raise UserError(
+                f"pair {sample.pair.id} is {size[0]} x {size[1]} pixels, the backbone paints "
+                f"{backbone.image_size[0]} x {backbone.image_size[1]}: build the dataset with "
+                "the preset that you train with"
+            )
+
+
 @torch.no_grad()
 def encode_pairs(backbone: Backbone, samples: Sequence[ShardSample]) -> PairBatch:
     """Samples of equal R and sizes -> a batch on the backbone's device, float32.
@@ -141,6 +153,7 @@ def encode_pairs(backbone: Backbone, samples: Sequence[ShardSample]) -> PairBatc
     Where a loser is a repainted winner, its latents outside the repainted region are the winner's:
     an autoencoder smears the region over its surroundings, and those differences say nothing."""
     device = next(backbone.transformer.parameters()).device
+    _check_sizes(backbone, samples)
     images = [sample.images for sample in samples]
     num = range(len(samples[0].pair.subject_ids))
     grid = backbone.grid
@@ -208,12 +221,15 @@ class Schedule:
         return order[place]
 
 
-class PairData:
-    """The pairs of some shards, encoded for one backbone.
+Which = Collection[str] | Collection[tuple[str, str]]
+"""Which pairs count: (shard file name, pair id), or ids where no two shards share one."""
 
-    `only` are the ids of the pairs that count: a shard may hold pairs that a newer version of the
-    dataset left out. Encoded pairs stay in memory up to `cache_mib`; beyond that they are read
-    again by offset and encoded when a batch needs them."""
+
+class PairData:
+    """The pairs of some shards, for one backbone.
+
+    `only` leaves out what a newer version of a dataset no longer counts. Batches are encoded when
+    they are asked for, unless `encode` has done it before."""
 
     def __init__(
         self,
@@ -221,16 +237,14 @@ class PairData:
         shards: Sequence[str | Path],
         *,
         split: str = "train",
-        only: Collection[str] | None = None,
-        cache_mib: int = 2048,
-        progress: Progress | None = None,
+        only: Which | None = None,
     ) -> None:
         self._backbone = backbone
         self._entries = [
             entry
             for path in shards
             for entry in index_shard(path)
-            if entry.split == split and (only is None or entry.key in only)
+            if entry.split == split and (only is None or _counts(entry, only))
         ]
         if not self._entries:
             raise UserError(
@@ -238,7 +252,6 @@ class PairData:
                 "loosen the pair stage's thresholds: its rejects say why pairs were dropped."
             )
         self._cache: dict[int, PairBatch] = {}
-        self._fill(cache_mib * 2**20, progress)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -246,6 +259,10 @@ class PairData:
     def keys(self) -> list[str]:
         """Ids of the pairs, by item."""
         return [entry.key for entry in self._entries]
+
+    def fingerprint(self) -> str:
+        """Digest of the pairs' records and their order; records name images by content."""
+        return digest([entry.digest for entry in self._entries])
 
     def groups(self) -> list[list[int]]:
         """Items by number of subjects, fewest first."""
@@ -264,13 +281,14 @@ class PairData:
         """The pair as it lies in its shard."""
         return read_entry(self._entries[item])
 
-    def _fill(self, budget: int, progress: Progress | None) -> None:
+    def encode(self, cache_mib: int, progress: Progress | None = None) -> None:
+        """Encodes all pairs and keeps them, or none if they take more than `cache_mib`."""
         used, done = 0, 0
         for chunk in self._chunks():
             batch = encode_pairs(self._backbone, [self.sample(item) for item in chunk])
             used += sum(t.numel() * t.element_size() for t in batch.tensors())
-            if used > budget:
-                log.info("encoded pairs exceed the cache; encoding batches as they come")
+            if used > cache_mib * 2**20:
+                log.info("encoded pairs exceed train.cache_mib: encoding batches as they come")
                 self._cache.clear()
                 return
             for row, item in enumerate(chunk):
@@ -283,6 +301,10 @@ class PairData:
         for group in self.groups():
             for start in range(0, len(group), _ENCODE_AT_ONCE):
                 yield group[start : start + _ENCODE_AT_ONCE]
+
+
+def _counts(entry: Entry, only: Which) -> bool:
+    return entry.key in only or (Path(entry.shard).name, entry.key) in only
 
 
 __all__ = ["Entry", "PairBatch", "PairData", "Schedule", "encode_pairs", "join", "near_prior"]

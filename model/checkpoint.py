@@ -59,6 +59,15 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """The folder and those above it; UserError where it cannot be."""
+    with _disk_errors(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UserError(f"{path} is, or lies below, a file; choose another folder") from error
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Replaces a file in one step, flushed to the disk."""
     temporary = path.with_name(f".{path.name}.tmp")

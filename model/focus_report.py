@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from focusdpo.model.adapter import reference_policy
 from focusdpo.model.backbone import Backbone
@@ -37,16 +38,29 @@ def maps_over_sigmas(
         raise ValueError(f"expected a batch of one pair, got {len(batch)}")
     shape = (batch.win_BNC.shape[1], batch.win_BNC.shape[2])
     noise_BNC, _ = draw_noise(shape, [0], seed=seed, step=0, config=NoiseConfig())
-    num = len(sigmas)
-    sigma_B = torch.tensor(sigmas, dtype=torch.float32).repeat(2).to(batch.win_BNC.device)
-    clean_BNC = torch.cat([batch.win_BNC.repeat(num, 1, 1), batch.lose_BNC.repeat(num, 1, 1)])
-    noisy_BNC = add_noise(clean_BNC, noise_BNC.to(clean_BNC), sigma_B)
-    references = batch.references.repeat(2 * num)
+    levels = [_level(backbone, batch, noise_BNC.to(batch.win_BNC), s, config) for s in sigmas]
+    arrays = {name: np.stack([level[name] for level in levels]) for name in levels[0]}
+    arrays["sigmas"] = np.array(sigmas, np.float32)
+    arrays["grid"] = np.array(backbone.grid, np.int32)
+    arrays["prior"] = batch.priors.prior_BN[0].cpu().numpy()
+    arrays["subjects"] = batch.priors.subjects_BRN[0].cpu().numpy()
+    arrays["detail"] = (batch.priors.detail_BN * batch.priors.prior_BN)[0].cpu().numpy()
+    return arrays
+
+
+def _level(
+    backbone: Backbone, batch: PairBatch, noise_BNC: Tensor, sigma: float, config: FocusConfig
+) -> Arrays:
+    """One noise level: winner and loser in one pass, as in training."""
+    clean_BNC = torch.cat([batch.win_BNC, batch.lose_BNC])
+    sigma_B = clean_BNC.new_full((2,), sigma)
+    noisy_BNC = add_noise(clean_BNC, noise_BNC.repeat(2, 1, 1), sigma_B)
+    references = batch.references.repeat(2)
     prediction = backbone.predict(
-        noisy_BNC, sigma_B, batch.prompts.repeat(2 * num), references, capture=config.features
+        noisy_BNC, sigma_B, batch.prompts.repeat(2), references, capture=config.features
     )
-    maps = focus_maps(prediction, references.masks, batch.priors.repeat(2 * num), config)
-    per_sigma = {
+    maps = focus_maps(prediction, references.masks, batch.priors.repeat(2), config)
+    named = {
         "matched": maps.matched_BN,
         "matches": maps.matches_BRN,
         "structure": maps.structure_BN,
@@ -57,14 +71,8 @@ def maps_over_sigmas(
         "confusion": maps.confusion_B,
     }
     arrays: Arrays = {}
-    for name, both in per_sigma.items():
-        win, lose = both.float().cpu().chunk(2)
-        arrays[f"win.{name}"], arrays[f"lose.{name}"] = win.numpy(), lose.numpy()
-    arrays["sigmas"] = np.array(sigmas, np.float32)
-    arrays["grid"] = np.array(backbone.grid, np.int32)
-    arrays["prior"] = batch.priors.prior_BN[0].cpu().numpy()
-    arrays["subjects"] = batch.priors.subjects_BRN[0].cpu().numpy()
-    arrays["detail"] = maps.detail_BN[0].float().cpu().numpy()
+    for name, both in named.items():
+        arrays[f"win.{name}"], arrays[f"lose.{name}"] = both.float().cpu().numpy()
     return arrays
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.model.checkpoint import write_file
+from focusdpo.model.checkpoint import make_folder, write_file
 from focusdpo.model.configs import TrainConfig
 from focusdpo.model.monitor import mean_present
 
@@ -38,6 +38,7 @@ class TrainResult:
 
 def write_config(out_dir: Path, config: TrainConfig) -> None:
     """The resolved settings, before the first step."""
+    make_folder(out_dir)
     text = json.dumps(config.model_dump(mode="json"), indent=2)
     write_file(out_dir / "config.json", text.encode())
 

@@ -76,11 +76,7 @@ class RunState:
                 if self._decay:
                     self._average[name].copy_(saved.tensors[f"ema/{name}"])
                 self.optimizer.state[parameter] = {
-                    key: saved.tensors[f"adam.{key}/{name}"].to(
-                        "cpu"
-                        if key == "step" and parameter.device.type == "cpu"
-                        else parameter.device
-                    )
+                    key: saved.tensors[f"adam.{key}/{name}"].to(parameter.device)
                     for key in _MOMENTS
                     if f"adam.{key}/{name}" in saved.tensors
                 }
@@ -100,4 +96,13 @@ def require_same(saved: dict[str, Any], now: dict[str, Any], where: Path) -> Non
         raise UserError(
             f"{where} holds a run with other {' and '.join(other)}. Train into a new folder, or "
             "remove this one to start over."
+        )
+
+
+def require_not_past(taken: int, wanted: int, where: Path) -> None:
+    """UserError if a folder's run is longer than what is asked for."""
+    if taken > wanted:
+        raise UserError(
+            f"{where} holds a run of {taken} steps, train.steps is {wanted}. Train into a new "
+            "folder, or ask for at least as many steps."
         )

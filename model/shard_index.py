@@ -6,6 +6,7 @@ shard, not the end of the data.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import tarfile
@@ -31,6 +32,8 @@ class Entry:
     key: str
     split: str
     num_subjects: int
+    digest: str
+    """Of its record: where its images come from, their scores, its prompt."""
     spans: dict[str, tuple[int, int]]
     """Field -> offset and size in bytes."""
 
@@ -79,8 +82,10 @@ def index_shard(path: str | Path) -> list[Entry]:
                 spans.setdefault(key, {})[field] = (offset, size)
         for key, fields in spans.items():
             num = sum(1 for field in fields if re.fullmatch(r"ref\d+\.png", field))
-            split = _split_of(_read(stream, fields, "json"), f"shard {path}, sample {key}")
-            entries.append(Entry(path, key, split, num, fields))
+            header = _read(stream, fields, "json")
+            split = _split_of(header, f"shard {path}, sample {key}")
+            record = hashlib.blake2b(header["json"], digest_size=8).hexdigest()
+            entries.append(Entry(path, key, split, num, record, fields))
     return entries
 
 

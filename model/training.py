@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,9 +20,9 @@ import torch
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.adapter import AdapterCard, remove_policy, save_adapter
 from focusdpo.model.backbone import Backbone
-from focusdpo.model.batches import PairData, Progress, Schedule
+from focusdpo.model.batches import PairBatch, PairData, Progress, Schedule, Which
 from focusdpo.model.checkpoint import list_checkpoints, newest_checkpoint, save_checkpoint
-from focusdpo.model.configs import TrainConfig, digest
+from focusdpo.model.configs import TrainConfig
 from focusdpo.model.focus_report import PairMaps
 from focusdpo.model.monitor import Monitor, Table, mean_present, observe
 from focusdpo.model.noise import draw_noise
@@ -33,7 +33,7 @@ from focusdpo.model.run_folder import (
     write_config,
     write_summary,
 )
-from focusdpo.model.run_state import RunState, require_same, resolved_lora
+from focusdpo.model.run_state import RunState, require_not_past, require_same, resolved_lora
 from focusdpo.model.step import autocast, pair_step
 
 __all__ = ["Progress", "TrainConfig", "TrainResult", "learning_rate", "train"]
@@ -60,33 +60,30 @@ def train(
     out_dir: Path,
     *,
     split: str = "train",
-    only: Collection[str] | None = None,
+    only: Which | None = None,
     dataset_version: str = "",
     progress: Progress | None = None,
 ) -> TrainResult:
-    """Trains an adapter on the pairs of `shards` (`only`: the ids that count) into `out_dir`.
+    """Trains an adapter on the pairs of `shards` (`only`: those that count) into `out_dir`.
 
     Started again with the same settings it goes on from the newest checkpoint, or returns at once
     when it is done. The backbone is left without an adapter. UserError for damaged shards or
     checkpoints, a folder that holds another run, a full disk, a loss that is not finite."""
     out_dir = Path(out_dir)
     remove_policy(backbone.transformer)
-    identity = {"config": config.identity(), "base": backbone.fingerprint}
+    data = PairData(backbone, shards, split=split, only=only)
+    identity = {
+        "config": config.identity(),
+        "base": backbone.fingerprint,
+        "pairs": data.fingerprint(),
+    }
     summary = read_summary(out_dir)
     if summary is not None:
-        require_same(
-            summary["identity"], {"pairs": summary["identity"]["pairs"]} | identity, out_dir
-        )
-        if summary["steps"] >= config.steps:
+        require_same(summary["identity"], identity, out_dir)
+        require_not_past(summary["steps"], config.steps, out_dir)
+        if summary["steps"] == config.steps:
             return result_of(out_dir, summary, resumed_from=summary["steps"])
-    data = PairData(
-        backbone,
-        shards,
-        split=split,
-        only=only,
-        cache_mib=config.cache_mib,
-        progress=progress,
-    )
+    data.encode(config.cache_mib, progress)
     try:
         return _Run(backbone, data, config, out_dir, identity, dataset_version).go(progress)
     finally:
@@ -110,7 +107,7 @@ class _Run:
         from accelerate import Accelerator
 
         self._backbone, self._data, self._config, self._out_dir = backbone, data, config, out_dir
-        self._identity = identity | {"pairs": digest(data.keys())}
+        self._identity = identity
         self._dataset_version = dataset_version
         self._device = next(backbone.transformer.parameters()).device
         self._accelerator = Accelerator(cpu=self._device.type == "cpu")
@@ -126,6 +123,7 @@ class _Run:
         saved = newest_checkpoint(self._checkpoints)
         if saved is not None:
             require_same(saved.meta.get("identity", {}), self._identity, out_dir)
+            require_not_past(saved.step, config.steps, out_dir)
             self._state.restore(saved)
             log.info("going on from step %d of %d", saved.step, config.steps)
 
@@ -134,21 +132,24 @@ class _Run:
         return self._out_dir / "checkpoints"
 
     def go(self, progress: Progress | None) -> TrainResult:
-        """All remaining steps, with checkpoints; then the results."""
-        state, config, resumed_from = self._state, self._config, self._state.step
-        if not self._accelerator.is_main_process:
-            while state.step < config.steps:
+        """All remaining steps and what a run leaves; one process writes, the others compute."""
+        resumed_from = self._state.step
+        if self._accelerator.is_main_process:
+            self._lead(progress)
+        else:
+            while self._state.step < self._config.steps:
                 self._one_step()
-            return result_of(
-                self._out_dir,
-                {"steps": state.step, "seconds": 0.0, "pairs": 0, "final": {}},
-                resumed_from,
-            )
-        self._out_dir.mkdir(parents=True, exist_ok=True)
-        write_config(self._out_dir, config)
-        maps = PairMaps(self._backbone, self._data, config, self._out_dir / "focus.safetensors")
+        self._accelerator.wait_for_everyone()
+        summary = read_summary(self._out_dir)
+        assert summary is not None
+        return result_of(self._out_dir, summary, resumed_from)
+
+    def _lead(self, progress: Progress | None) -> None:
+        state, config, out_dir = self._state, self._config, self._out_dir
+        write_config(out_dir, config)
+        maps = PairMaps(self._backbone, self._data, config, out_dir / "focus.safetensors")
         maps.draw("start")
-        monitor = Monitor(self._out_dir, start=state.step, tensorboard=config.tensorboard)
+        monitor = Monitor(out_dir, start=state.step, tensorboard=config.tensorboard)
         try:
             while state.step < config.steps:
                 row = monitor.add(*self._one_step())
@@ -161,7 +162,7 @@ class _Run:
                     progress("train", state.step, config.steps, row)
             state.use_average()
             maps.draw("end")
-            return self._finish(monitor, maps, resumed_from)
+            self._finish(monitor, maps)
         finally:
             monitor.close()
 
@@ -208,7 +209,7 @@ class _Run:
             num_subjects = batch.priors.subjects_BRN.shape[1]
         return loss, _concatenate(tables), num_subjects
 
-    def _micro(self, slots: range, batch: Any, share: float) -> tuple[float, Table]:
+    def _micro(self, slots: range, batch: PairBatch, share: float) -> tuple[float, Table]:
         config = self._config
         noise_BNC, sigma_B = draw_noise(
             (batch.win_BNC.shape[1], batch.win_BNC.shape[2]),
@@ -244,7 +245,7 @@ class _Run:
         meta = {"identity": self._identity, "guard": self._state.guard.state()}
         save_checkpoint(self._checkpoints, self._state.step, self._state.tensors(), meta)
 
-    def _finish(self, monitor: Monitor, maps: PairMaps, resumed_from: int) -> TrainResult:
+    def _finish(self, monitor: Monitor, maps: PairMaps) -> None:
         """Adapter, focus maps, tables and, last, the summary."""
         config, state, out_dir = self._config, self._state, self._out_dir
         card = AdapterCard(
@@ -266,9 +267,6 @@ class _Run:
             dataset_version=self._dataset_version,
             device=str(self._device),
         )
-        summary = read_summary(out_dir)
-        assert summary is not None
-        return result_of(out_dir, summary, resumed_from)
 
 
 def _concatenate(tables: Sequence[Table]) -> Table:

@@ -68,7 +68,8 @@ def test_token_maps_are_the_images_means(backbone: FluxBackbone) -> None:
 def test_cached_or_not_a_batch_is_the_same(
     backbone: FluxBackbone, pair_shards: list[Path], cache_mib: int
 ) -> None:
-    data = PairData(backbone, pair_shards, cache_mib=cache_mib)
+    data = PairData(backbone, pair_shards)
+    data.encode(cache_mib)
     items = data.groups()[1][:3]
     want = encode_pairs(backbone, [data.sample(item) for item in items])
     got = data.batch(items)
@@ -84,6 +85,8 @@ def test_splits_and_retired_pairs_are_left_out(
     assert [len(group) for group in everything.groups()] == [3, 5]
     few = everything.keys()[1:3]
     assert PairData(backbone, pair_shards, only=frozenset(few)).keys() == few
+    by_shard = {("one.tar", key) for key in everything.keys()}  # noqa: SIM118
+    assert len(PairData(backbone, pair_shards, only=by_shard)) == 3
     with pytest.raises(UserError, match="no pair of split 'val'"):
         PairData(backbone, pair_shards, split="val")
 
@@ -157,7 +160,7 @@ def test_a_damaged_shard_is_named(
 ) -> None:
     broken = damage(pair_shards[0], tmp_path, change)
     with pytest.raises(UserError, match="broken.tar"):
-        PairData(backbone, [pair_shards[1], broken])
+        PairData(backbone, [pair_shards[1], broken]).encode(cache_mib=100)
 
 
 def test_a_missing_shard_is_named(backbone: FluxBackbone, tmp_path: Path) -> None:
@@ -180,3 +183,9 @@ def test_a_pickle_in_a_shard_is_not_opened(backbone: FluxBackbone, tmp_path: Pat
             info.size = len(bomb)
             tar.addfile(info, io.BytesIO(bomb))
     assert PairData(backbone, [path]).keys() == [key]
+
+
+def test_a_pair_of_another_size_is_named(backbone: FluxBackbone, tmp_path: Path) -> None:
+    backbone.image_size = (128, 128)
+    with pytest.raises(UserError, match="is 64 x 64 pixels, the backbone paints 128 x 128"):
+        encode_pairs(backbone, [make_sample(0, 1)])

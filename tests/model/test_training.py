@@ -175,7 +175,9 @@ def test_a_folder_with_another_run_is_refused(straight: Path, pair_shards: list[
     with pytest.raises(UserError, match="other base model"):
         train(tiny_backbone(seed=3), pair_shards, settings(), straight)
     with pytest.raises(UserError, match="other training pairs"):
-        train(tiny_backbone(), pair_shards[:1], settings(steps=20), straight)
+        train(tiny_backbone(), pair_shards[:1], settings(), straight)
+    with pytest.raises(UserError, match="a run of 12 steps, train.steps is 5"):
+        train(tiny_backbone(), pair_shards, settings(steps=5), straight)
 
 
 def test_micro_batches_follow_the_same_course(
