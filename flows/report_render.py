@@ -22,7 +22,7 @@ from focusdpo.flows import report_bars as bars
 from focusdpo.flows import report_charts as charts
 from focusdpo.flows import report_images as images
 from focusdpo.flows.report_chart_data import Scatter, Unit
-from focusdpo.flows.report_metrics import Headline, bounds, headline, judge, number
+from focusdpo.flows.report_metrics import MINUS, Headline, bounds, headline, judge, number
 from focusdpo.flows.report_view import (
     Example,
     ExampleFigure,
@@ -130,7 +130,7 @@ def _environment() -> Environment:
         forest_axis=bars.forest_axis,
         thousands=lambda value: f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}"),
         percent=lambda value: f"{value:.0f}\N{NARROW NO-BREAK SPACE}%",
-        signed2=lambda value: number(value, "cosine").removesuffix("0"),
+        two=lambda value: f"{value:.2f}".replace("-", MINUS),
         value=number,
         interval=_interval,
         symbol=_symbol,
@@ -151,8 +151,8 @@ def _interval(value: Interval | None, unit: Unit, signed: bool = False) -> Marku
 
 
 def _symbol(text: str) -> Markup:
-    """The text with M_prior, M_s, M_d as M with a subscript."""
-    return Markup(re.sub(r"\bM_(prior|s|d)\b", r"M<sub>\1</sub>", str(escape(text))))
+    """The text with M_prior, M_s, M_d, e_w, e_l as letters with a subscript."""
+    return Markup(re.sub(r"\b(M|e)_(prior|s|d|w|l)\b", r"\1<sub>\2</sub>", str(escape(text))))
 
 
 def _keep_brackets(text: str) -> str:

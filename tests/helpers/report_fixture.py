@@ -156,7 +156,7 @@ def _dataset(rng: np.random.Generator) -> DatasetPart:
 
 
 def _focus(rng: np.random.Generator) -> FocusGrid:
-    sigmas = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
+    sigmas = (0.95, 0.8, 0.65, 0.5, 0.35, 0.2, 0.05)
     prior = np.zeros((8, 8))
     prior[2:6, 1:4] = prior[2:6, 5:7] = 1
     rows = []
