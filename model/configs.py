@@ -139,7 +139,11 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(0.01, ge=0, description="AdamW's")
     grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights; 0: none")
-    mixed_precision: Literal["no", "bf16"] = Field("bf16", description="autocast; errors are fp32")
+    mixed_precision: Literal["auto", "no", "bf16"] = Field(
+        "auto",
+        description="autocast; errors are float32 in any case. auto: bf16 where the device has "
+        "instructions for it (without them it is many times slower)",
+    )
     gradient_checkpointing: bool = Field(False, description="less memory, about 50 % more time")
     seed: int = Field(0, ge=0, lt=2**31, description="decides everything random")
     save_every: int = Field(50, ge=1, description="steps between checkpoints")

@@ -34,7 +34,7 @@ from focusdpo.model.run_folder import (
     write_summary,
 )
 from focusdpo.model.run_state import RunState, require_not_past, require_same, resolved_lora
-from focusdpo.model.step import autocast, pair_step
+from focusdpo.model.step import autocast, pair_step, resolve_precision
 
 __all__ = ["Progress", "TrainConfig", "TrainResult", "learning_rate", "train"]
 
@@ -71,6 +71,9 @@ def train(
     checkpoints, a folder that holds another run, a full disk, a loss that is not finite."""
     out_dir = Path(out_dir)
     remove_policy(backbone.transformer)
+    device = next(backbone.transformer.parameters()).device
+    precision = resolve_precision(device, config.mixed_precision)
+    config = config.model_copy(update={"mixed_precision": precision})
     data = PairData(backbone, shards, split=split, only=only)
     identity = {
         "config": config.identity(),
