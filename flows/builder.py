@@ -7,7 +7,6 @@ done; running again with everything present loads no model.
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from focusdpo.flows.stages import STAGES, Stage, Work
 from focusdpo.flows.wiring import Parts
 from focusdpo.pipeline.complexity import complexity_map
 from focusdpo.pipeline.compose import by_partition
+from focusdpo.pipeline.files import FULL
 from focusdpo.pipeline.keys import content_key
 from focusdpo.pipeline.shard import write_shards
 from focusdpo.pipeline.store import Store
@@ -252,7 +252,7 @@ class Builder:
 def disk_is_full(error: BaseException | None) -> bool:
     """Whether an error, or what caused it, is a full disk or quota."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        if isinstance(error, OSError) and error.errno in FULL:
             return True
         error = error.__cause__
     return False

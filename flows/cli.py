@@ -36,6 +36,7 @@ app.command("train")(run.train)
 app.command("evaluate")(run.evaluate)
 app.command("report")(run.report)
 app.command("generate")(look.generate)
+app.command("settings")(look.settings)
 app.command("inspect")(look.inspect)
 app.command("doctor")(look.doctor)
 app.command("bench")(bench_commands.bench)
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app(given)
+        app(given, prog_name="focusdpo")
     except UserError as error:
         _complain(str(error), 2, "--json" in given)
     except KeyboardInterrupt:

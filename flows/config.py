@@ -131,13 +131,19 @@ class DemoRun(_Stages, _Run):
     )
     report: ReportConfig = Field(ReportConfig(), description="how much the report shows")
 
+    @property
+    def subject_folder(self) -> str:
+        """The folder of subjects: as given, or made in `out`."""
+        return self.subjects or f"{self.out}/subjects"
+
     def _shared(self, model: type[BaseModel]) -> dict[str, Any]:
         values = self.model_dump()
         return {name: values[name] for name in model.model_fields if name in values}
 
     def build_run(self) -> BuildRun:
         """Its build-dataset part."""
-        return BuildRun.model_validate(self._shared(BuildRun) | {"root": f"{self.out}/dataset"})
+        own = {"root": f"{self.out}/dataset", "subjects": self.subject_folder}
+        return BuildRun.model_validate(self._shared(BuildRun) | own)
 
     def train_run(self) -> TrainRun:
         """Its train part."""

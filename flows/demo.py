@@ -24,10 +24,13 @@ def run_demo(run: DemoRun, *, prefect: bool = True) -> dict[str, Any]:
     `run.out`. Raises what the steps raise.
     """
     from focusdpo.flows.report import ReportLimits, write_report
+    from focusdpo.flows.world_subjects import export
 
     started = time.perf_counter()
     out = Path(run.out)
     save_config(run, out / "config.yaml")
+    if run.subjects is None:
+        export(out / "subjects", run.world)
     seconds: dict[str, float] = {}
     # One engine for all three flows: its database lies in the demo's folder.
     with engine(prefect, run.out):

@@ -43,11 +43,26 @@ def _processor() -> str:
 
 
 def peak_memory_bytes() -> int:
-    """Largest resident size of this process so far, children that ended included."""
+    """Most resident memory of this process so far, and of its children beside it: an upper bound
+    of what was used at once."""
     import resource
 
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if platform.system() == "Darwin" else 1024
-    return int(max(own, children) * unit)
+    return own * unit + max(ended * unit, _living_children())
+
+
+def _living_children() -> int:
+    """Sum of the children's own peaks, where the system tells them."""
+    total = 0
+    for task in Path("/proc/self/task").glob("*/children"):
+        for child in task.read_text("utf-8").split():
+            try:
+                status = Path(f"/proc/{child}/status").read_text("utf-8")
+            except OSError:
+                continue  # ended between the two reads
+            peaks = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
+            total += sum(int(kib) * 1024 for kib in peaks)
+    return total

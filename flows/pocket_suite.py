@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from focusdpo.pocket import identities
+from focusdpo.pocket import identities, parts
 
 
 def vocabulary() -> tuple[tuple[str, ...], frozenset[str]]:
@@ -14,13 +14,12 @@ def vocabulary() -> tuple[tuple[str, ...], frozenset[str]]:
 
 def fingerprint(role: str) -> str:
     """Hash of a part's weights and settings."""
-    from focusdpo.pocket import parts
-
-    return parts.fingerprint(role)
+    return parts.fingerprint("generator" if role == "backbone" else role)
 
 
 def build(role: str, *, adapter: str | None = None) -> Any:
-    """Load a part; `adapter` (a folder) is for the generator."""
-    from focusdpo.pocket import parts
-
-    return parts.build(role) if adapter is None else parts.build(role, adapter=adapter)
+    """Load a part, once per process; `adapter` (a folder) is for the generator. The role
+    `backbone` is the generator's model, for training."""
+    if role == "backbone":
+        return parts.build("generator").backbone
+    return parts.build(role, adapter=adapter)

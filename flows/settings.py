@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -163,3 +163,14 @@ def save_config(model: BaseModel, path: Path) -> None:
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(as_yaml(model), encoding="utf-8")
     temporary.replace(path)
+
+
+def described(model: BaseModel, path: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Every field of a resolved tree: dotted name, value, what it means."""
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            yield from described(value, f"{path}{name}.")
+        else:
+            shown = model.model_dump(mode="json")[name]
+            yield f"{path}{name}", shown, field.description or ""

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.commands.common import INCOMPLETE, JSON, finish, say
+from focusdpo.flows.commands.common import INCOMPLETE, JSON, PRESET, SET, finish, say, tree
 
 
 def generate(
@@ -53,6 +53,36 @@ def generate(
     about = paint(request, out)
     say(f"{out}: {about['prompt']}")
     finish({"command": "generate", "out": str(out), **about}, json)
+
+
+def settings(
+    command: Annotated[
+        str, typer.Argument(help="build-dataset, train, evaluate or demo.", metavar="COMMAND")
+    ] = "demo",
+    preset: PRESET = "pocket",
+    set_: SET = [],  # noqa: B006 - typer copies it
+    json: JSON = False,
+) -> None:
+    """Print every setting of a command with its value and meaning; --set takes any of them."""
+    from focusdpo.flows import config
+    from focusdpo.flows.settings import described, resolve
+
+    runs = {
+        "build-dataset": config.BuildRun,
+        "train": config.TrainRun,
+        "evaluate": config.EvaluateRun,
+        "demo": config.DemoRun,
+    }
+    if command not in runs:
+        raise UserError(f"settings {command}: there are {', '.join(runs)}")
+    model = runs[command]
+    required = [name for name, field in model.model_fields.items() if field.is_required()]
+    run = resolve(model, tree(preset, set_) | {name: "..." for name in required})
+    fields = list(described(run))
+    for name, value, meaning in fields:
+        say(f"{name} = {value!r}" + (f"   # {meaning}" if meaning else ""))
+    values = {name: value for name, value, _ in fields}
+    finish({"command": "settings", "of": command, "settings": values}, json)
 
 
 def inspect(

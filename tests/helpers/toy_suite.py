@@ -11,7 +11,6 @@ from PIL import Image
 
 from focusdpo.pipeline.describe import ClassNameCaptioner
 
-
 GENERATOR = toy_world.Generator(faults=0.3)
 PARTS = {
     "generator": GENERATOR,
