@@ -26,6 +26,14 @@ STEP_RIGHT = 6
 """Pixels by which a subject's centre lies right of the one named before it."""
 SIZES = {1: (30, 40), 2: (25, 31), 3: (19, 24)}
 """Longer side of an upright subject in pixels by the number of subjects."""
+TIDY_CENTRES = {
+    1: ((32.0, 32.0),),
+    2: ((16.5, 32.0), (47.5, 32.0)),
+    3: ((13.5, 20.0), (32.0, 46.0), (50.5, 20.0)),
+}
+TIDY_SIZES = {1: (34, 38, 2.0, 2.0), 2: (25, 27, 1.2, 2.5), 3: (19, 21, 1.2, 1.5)}
+"""Longer side from and to, jitter of the centre in x and y: of tidy scenes."""
+TIDY_TILT = 5
 WINDOWS = {1: 52, 2: 40, 3: 32}
 """Side of the square in which one subject is rendered: no tilted body reaches beyond it."""
 
@@ -47,10 +55,14 @@ def render_scenes(
     identities: Sequence[Sequence[Identity]],
     seeds: Sequence[int],
     backgrounds: Sequence[str] | None = None,
+    *,
+    tidy: bool = False,
 ) -> Scenes:
     """Scenes of identities[b] (R each, 1 to 3), subjects from left to right in that order.
 
-    Without `backgrounds` each seed chooses its own. Raises UserError for an unknown background.
+    Without `backgrounds` each seed chooses its own. `tidy` scenes have a place for each subject and
+    little tilt, which a generator learns with much less training. Raises UserError for an unknown
+    background.
     """
     counts = {len(row) for row in identities}
     if len(counts) != 1 or not counts <= set(SIZES) or len(identities) != len(seeds):
@@ -61,7 +73,8 @@ def render_scenes(
     rngs = [np.random.default_rng([seed, 0x5C]) for seed in seeds]
     names = _choose_backgrounds(rngs, backgrounds)
     count = counts.pop()
-    layouts = np.stack([_layout(rng, row) for rng, row in zip(rngs, identities, strict=True)])
+    place = _tidy_layout if tidy else _layout
+    layouts = np.stack([place(rng, row) for rng, row in zip(rngs, identities, strict=True)])
     image = paint_backgrounds(names, rngs)
     bodies = [
         render_bodies([row[r] for row in identities], layouts[:, r], SCENE_SIZE, WINDOWS[count])
@@ -162,6 +175,16 @@ def _layout(rng: np.random.Generator, identities: Sequence[Identity]) -> NDArray
         if good.any():
             return np.concatenate([tries[good.argmax()], sizes[:, None], tilts[:, None]], 1)
         sizes = sizes * 0.97
+
+
+def _tidy_layout(rng: np.random.Generator, identities: Sequence[Identity]) -> NDArray[np.float64]:
+    """As `_layout`: around fixed centres, with sizes that cannot meet."""
+    count = len(identities)
+    low, high, jitter_x, jitter_y = TIDY_SIZES[count]
+    centres = np.array(TIDY_CENTRES[count]) + rng.uniform(-1, 1, (count, 2)) * (jitter_x, jitter_y)
+    sizes = rng.uniform(low, high, count)
+    tilts = rng.integers(-TIDY_TILT, TIDY_TILT + 1, count)
+    return np.concatenate([centres, sizes[:, None], tilts[:, None]], 1)
 
 
 def _apart(centres_TR2: NDArray[np.float64], boxes_R4: NDArray[np.float64]) -> NDArray[np.bool_]:

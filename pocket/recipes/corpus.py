@@ -24,8 +24,8 @@ from focusdpo.pocket.identities import (
 )
 from focusdpo.pocket.world import render_references, render_scenes
 
-PATTERN = (2, 3, 2, 1, 2, 2, 3, 2, 1, 2, 3, 2, 2, 1, 2, 3, 2, 1, 2, 3)
-"""Subjects per scene of chunk k: 20 % one, 55 % two, 25 % three."""
+PATTERN = (2, 1, 2, 3, 2, 2, 1, 2, 2, 1, 2, 3, 2, 1, 2, 2, 1, 2, 2, 3)
+"""Subjects per scene of chunk k: 25 % one, 60 % two, 15 % three."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def make_chunk(codec: LatentCodec, seed: int, index: int, scenes: int) -> Chunk:
     for start in range(0, scenes, 64):
         part = rows[start : start + 64]
         seeds = list(range(base + start, base + start + len(part)))
-        shown = render_scenes(part, seeds)
+        shown = render_scenes(part, seeds, tidy=True)
         targets.append(encode(codec, shown.images))
         coverage.append(F.avg_pool2d(shown.masks.any(1).float(), 8).flatten(1))
         backgrounds += [BACKGROUNDS.index(name) for name in shown.backgrounds]
