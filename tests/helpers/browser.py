@@ -39,7 +39,7 @@ class Page:
         self._sent += 1
         self._socket.send(json.dumps({"id": self._sent, "method": method, "params": params}))
         while True:
-            message = json.loads(self._socket.recv(timeout=60))
+            message = json.loads(self._socket.recv(timeout=180))
             if message.get("id") == self._sent:
                 if "error" in message:
                     raise RuntimeError(f"{method}: {message['error']}")
@@ -59,10 +59,10 @@ class Page:
             mobile=width < 600,
         )
         self.call("Page.navigate", url=path.resolve().as_uri())
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not any(e.get("method") == "Page.loadEventFired" for e in self.events):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{path} did not load in 60 seconds")
+                raise TimeoutError(f"{path} did not load in 3 minutes")
             time.sleep(0.05)
             self.call("Runtime.getIsolateId")
 
@@ -115,12 +115,12 @@ def chromium(profile: Path) -> Iterator[Page]:
 
 
 def _port(path: Path, process: subprocess.Popen[bytes]) -> int:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline and process.poll() is None:
         if path.is_file() and (lines := path.read_text().split()):
             return int(lines[0])
         time.sleep(0.1)
-    raise TimeoutError("Chromium did not open its debugging port in 60 seconds")
+    raise TimeoutError("Chromium did not open its debugging port in 3 minutes")
 
 
 def _tab(port: int) -> str:
