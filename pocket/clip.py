@@ -48,7 +48,8 @@ class ClipNet(nn.Module):
                 timm_pool="avg",
                 timm_proj="linear",
             ),
-            # The first token of every prompt is "a"; without a causal mask it sees all the others.
+            # Pooled at the token of the highest id: the background of a scene, the class of a
+            # crop. Without a causal mask it sees all the others.
             text_cfg=CLIPTextCfg(
                 context_length=LENGTH,
                 vocab_size=len(words()),
@@ -56,7 +57,7 @@ class ClipNet(nn.Module):
                 heads=config.text_width // 32,
                 layers=config.text_layers,
                 no_causal_mask=True,
-                pool_type="first",
+                pool_type="argmax",
             ),
         )
 

@@ -8,7 +8,7 @@ every word that training never saw, is answered by the proposals alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +51,13 @@ class SegmentConfig(BaseModel):
 
     bodies: BodiesConfig = BodiesConfig()
     confidence: float = Field(0.25, description="least confidence of a detection")
+    expect: float = Field(
+        0.3,
+        gt=0,
+        lt=1,
+        description="prior probability that a body is one of the asked words; the words that were"
+        " not asked share the rest",
+    )
 
 
 class SegmenterNet(nn.Module):
@@ -138,20 +145,12 @@ class PocketSegmenter:
         words = self._match([images[b] for b, _, _ in found], [mask for _, mask, _ in found])
         out: list[list[Detection]] = [[] for _ in images]
         for (b, mask, body), probabilities in zip(found, words, strict=True):
-            for word in class_names[b]:
-                confidence = body * self._claim(word, probabilities, class_names[b])
+            fit = claims(probabilities, class_names[b], self._index, self.config.expect)
+            for word, claim in zip(class_names[b], fit, strict=True):
+                confidence = body * claim
                 if confidence >= self.config.confidence:
                     out[b].append(Detection(word, mask, box_of(mask), confidence))
         return [sorted(row, key=lambda d: (-d.confidence, d.class_name, d.box)) for row in out]
-
-    def _claim(self, word: str, probabilities: NDArray[np.float32], asked: Sequence[str]) -> float:
-        """How well a body fits a word, in [0, 1]."""
-        if word in self._index:
-            return float(probabilities[self._index[word]])
-        if word == OBJECT:
-            return 1.0
-        known = [self._index[other] for other in asked if other in self._index]
-        return float(1 - probabilities[known].sum())
 
     def _propose(self, images: Sequence[Image]) -> list[list[tuple[Mask, float]]]:
         wrong = [image.shape for image in images if image.shape != (SCENE, SCENE, 3)]
@@ -178,3 +177,31 @@ class PocketSegmenter:
         with torch.inference_mode():
             parts = [self.net.match(c.to(self._device)) for c in crops.split(self._batch)]
         return torch.cat(parts).softmax(1).cpu().numpy()
+
+
+def claims(
+    probabilities_W: NDArray[np.float32],
+    asked: Sequence[str],
+    index: Mapping[str, int],
+    expect: float,
+) -> list[float]:
+    """How well a body fits each of the asked words, in [0, 1].
+
+    The probabilities of the known words are taken under a prior that expects the asked ones. A
+    word that is not known fits as well as no known asked word does; `object` fits every body.
+    """
+    known = sorted({index[word] for word in asked if word in index})
+    others = len(probabilities_W) - len(known)
+    prior = np.full(len(probabilities_W), (1 - expect) / max(1, others))
+    prior[known] = expect / max(1, len(known))
+    posterior = probabilities_W * prior
+    posterior = posterior / max(posterior.sum(), 1e-12)
+    unknown = 1 - posterior[known].sum()
+    return [
+        float(posterior[index[word]])
+        if word in index
+        else 1.0
+        if word == OBJECT
+        else float(unknown)
+        for word in asked
+    ]

@@ -96,11 +96,8 @@ def save_weights(
     return path
 
 
-def load_weights(name: str, module: nn.Module, folder: Path = WEIGHTS) -> None:
-    """Fills a module from its file, cast to the module's types.
-
-    Raises UserError for a missing, truncated or foreign file.
-    """
+def load_tensors(name: str, folder: Path = WEIGHTS) -> dict[str, Tensor]:
+    """The tensors of a weight file in float32. Raises UserError for a missing or broken file."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -111,10 +108,19 @@ def load_weights(name: str, module: nn.Module, folder: Path = WEIGHTS) -> None:
         raise _missing(path) from error
     except (SafetensorError, OSError) as error:
         raise _broken(path, str(error)) from error
+    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+
+
+def load_weights(name: str, module: nn.Module, folder: Path = WEIGHTS) -> None:
+    """Fills a module from its file.
+
+    Raises UserError for a missing, truncated or foreign file.
+    """
+    state = load_tensors(name, folder)
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        raise _broken(path, str(error).splitlines()[0]) from error
+        raise _broken(weight_path(name, folder), str(error).splitlines()[0]) from error
 
 
 def _missing(path: Path) -> UserError:

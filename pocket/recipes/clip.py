@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from focusdpo.data_schemas.errors import UserError
 from focusdpo.pocket.cards import Figure, write_card
 from focusdpo.pocket.clip import ClipModelConfig, ClipNet, PocketClip
 from focusdpo.pocket.figures import clip_figures
@@ -22,7 +23,7 @@ from focusdpo.pocket.recipes.fitting import FitConfig, fit
 from focusdpo.pocket.recipes.running import run_recipe
 from focusdpo.pocket.recipes.samples import SceneBatch, scene_batch
 from focusdpo.pocket.recipes.segmenter import body_crops
-from focusdpo.pocket.weightfiles import save_weights
+from focusdpo.pocket.weightfiles import WEIGHTS, load_tensors, save_weights
 from focusdpo.pocket.world import BACKGROUNDS, prompt_for
 
 
@@ -32,7 +33,12 @@ class ClipRecipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: ClipModelConfig = ClipModelConfig()
-    fit: FitConfig = FitConfig(steps=500, batch=80, lr=2e-3, warmup=50, seed=41)
+    fit: FitConfig = FitConfig(steps=400, batch=80, lr=1e-3, warmup=30, seed=41)
+    start: Path | None = Field(
+        None,
+        description="folder of a segmenter whose region network the image tower starts from;"
+        " default: the packaged one",
+    )
     margin: float = Field(0.1, description="largest border of a crop, share of its side", ge=0)
 
 
@@ -40,6 +46,7 @@ def train(config: ClipRecipe, out_dir: Path) -> list[Figure]:
     """Writes clip.safetensors, .json and .md to `out_dir`; returns the held-out figures."""
     torch.manual_seed(config.fit.seed)
     net = ClipNet(config.model)
+    start_from_regions(net, config.start or WEIGHTS)
     classes = class_names("train")
 
     def loss_of_step(step: int) -> Tensor:
@@ -68,12 +75,32 @@ def train(config: ClipRecipe, out_dir: Path) -> list[Figure]:
         what="an open_clip model (RegNet, text transformer, own words) that compares pictures with"
         " prompts",
         data=f"{config.fit.steps * config.fit.batch // 2} scenes with prompts and as many"
-        " instance crops of the 32 training classes, four fifths spoilt like painted images",
+        " instance crops of the 32 training classes, four fifths spoilt like painted images; the"
+        " image tower starts from the segmenter's region network",
         seconds=fitted.seconds,
         figures=figures,
         module=net,
     )
     return figures
+
+
+def start_from_regions(net: ClipNet, folder: Path) -> None:
+    """Copies the segmenter's region network into the image tower: both are the same RegNet, and it
+    knows shapes already. From nothing, the tower learned backgrounds and no class."""
+    prefix = "regions."
+    tensors = {
+        name.removeprefix(prefix): value
+        for name, value in load_tensors("segmenter", folder).items()
+        if name.startswith(prefix) and ".fc." not in name
+    }
+    trunk: torch.nn.Module = net.towers.visual.trunk
+    left = trunk.load_state_dict(tensors, strict=False)
+    if left.unexpected_keys or left.missing_keys:
+        raise UserError(
+            f"{folder}: the segmenter's region network does not fit the CLIP tower"
+            f" {net.config.tower!r} ({[*left.missing_keys, *left.unexpected_keys][:3]});"
+            " train the segmenter with the same network first"
+        )
 
 
 def scene_texts(batch: SceneBatch, seed: int) -> tuple[list[str], Tensor]:

@@ -20,6 +20,7 @@ from focusdpo.pocket.segmenter import (
     SegmentConfig,
     SegmenterModelConfig,
     SegmenterNet,
+    claims,
 )
 
 TINY = SegmenterModelConfig(words=("cat", "fish", "car"), widths=(8, 16), depths=(1, 1), size=32)
@@ -53,14 +54,24 @@ def test_detections_are_sorted_boxed_and_independent_of_the_batch(part: PocketSe
     assert part.segment([], []) == []
 
 
-def test_a_word_it_does_not_know_claims_what_no_other_explains(part: PocketSegmenter) -> None:
+INDEX = {"cat": 0, "fish": 1, "car": 2}
+
+
+def test_a_word_it_does_not_know_claims_what_no_other_explains() -> None:
     sure_cat = np.array([0.9, 0.05, 0.05], np.float32)
-    claim = part._claim
-    assert claim("cat", sure_cat, ["cat", "owl"]) == pytest.approx(0.9)
-    assert claim("owl", sure_cat, ["cat", "owl"]) == pytest.approx(0.1)
-    assert claim("owl", sure_cat, ["fish", "owl"]) == pytest.approx(0.95)
-    assert claim("owl", sure_cat, ["owl", "whale"]) == pytest.approx(1.0)
-    assert claim("object", sure_cat, ["cat", "object"]) == 1.0
+    # One of three words asked, expected in a third of the cases: the prior changes nothing.
+    assert claims(sure_cat, ["cat", "owl"], INDEX, 1 / 3) == pytest.approx([0.9, 0.1])
+    assert claims(sure_cat, ["fish", "owl"], INDEX, 1 / 3) == pytest.approx([0.05, 0.95])
+    assert claims(sure_cat, ["owl", "whale"], INDEX, 1 / 3) == pytest.approx([1.0, 1.0])
+    assert claims(sure_cat, ["cat", "object"], INDEX, 1 / 3)[1] == 1.0
+
+
+def test_asked_words_are_expected() -> None:
+    unsure = np.array([0.3, 0.1, 0.6], np.float32)
+    shy, bold = (claims(unsure, ["cat", "fish"], INDEX, expect) for expect in (0.5, 0.9))
+    assert shy[0] < bold[0]
+    assert bold[0] / bold[1] == pytest.approx(3.0)
+    assert claims(unsure, ["cat", "fish", "car"], INDEX, 0.3) == pytest.approx(list(unsure))
 
 
 def test_fingerprint_follows_the_config(part: PocketSegmenter, tmp_path: Path) -> None:
