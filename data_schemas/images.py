@@ -81,9 +81,9 @@ def read_picture(path: str | Path, *, min_side: int = 16, max_pixels: int = 50_0
     `min_side` or has more than `max_pixels` pixels.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     try:
+        if not path.is_file():
+            raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
         if path.stat().st_size == 0:
             raise UserError(f"{path}: the file is empty (0 bytes); replace or remove it")
         with warnings.catch_warnings():

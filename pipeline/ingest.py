@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import yaml
@@ -72,6 +73,15 @@ class Ingested:
     problems: list[Problem]
 
 
+class _Found(NamedTuple):
+    """A subject that was read and is not yet stored."""
+
+    id: str
+    class_name: str
+    licence: str
+    pictures: list[Cutout]
+
+
 class SubjectCard(BaseModel):
     """What subject.yaml may say."""
 
@@ -104,12 +114,15 @@ def ingest(
         try:
             if path.name in doubles:
                 raise UserError(doubles[path.name])
-            subjects.append(_subject(path, store, config, known_classes, notes))
+            found = _read_subject(path, config, known_classes, notes)
         except UserError as error:
             if strict:
                 raise
             log.warning("subject '%s' is left out: %s", path.name, error)
             problems.append(Problem(subject=path.name, message=str(error), fatal=True))
+        else:
+            # Outside the try: what goes wrong in the store is not this subject's fault.
+            subjects.append(_put(store, found))
         problems += [Problem(subject=path.name, message=note, fatal=False) for note in notes]
     if not subjects:
         raise UserError(
@@ -129,6 +142,11 @@ def put_subject(
     licence: str = "",
 ) -> Subject:
     """Store a subject whose references are ready: images (S, S, 3) uint8, masks (S, S) bool."""
+    return _put(store, _Found(id, class_name, licence, list(pictures)))
+
+
+def _put(store: Store, found: _Found) -> Subject:
+    id, class_name, licence, pictures = found
     if not NAME.fullmatch(id):
         raise UserError(f"subject '{id}': a name has letters, digits, '-' and '_' only")
     if not pictures:
@@ -190,34 +208,27 @@ def _doubles(folders: Sequence[Path]) -> dict[str, str]:
     }
 
 
-def _subject(
-    path: Path,
-    store: Store,
-    config: IngestConfig,
-    known_classes: Collection[str] | None,
-    notes: list[str],
-) -> Subject:
+def _read_subject(
+    path: Path, config: IngestConfig, known_classes: Collection[str] | None, notes: list[str]
+) -> _Found:
     if not NAME.fullmatch(path.name):
         raise UserError(f"{path}: a subject's folder is named with letters, digits, '-' and '_'")
-    _stay_inside(path, path.parent)
-    card = _card(path)
-    pictures = _pictures(path)
-    class_name = _class_name(path, card, known_classes)
-    if len(pictures) > config.max_references:
-        notes.append(f"{len(pictures)} pictures, the first {config.max_references} are used")
-    references = []
-    for file in pictures[: config.max_references]:
-        _stay_inside(file, path)
-        picture = read_picture(file, min_side=config.min_side, max_pixels=config.max_pixels)
-        notes += [f"{file.name}: {note}" for note in picture.notes]
-        references.append(_reference(file, picture, config, notes))
-    return put_subject(
-        store,
-        id=path.name,
-        class_name=class_name,
-        pictures=references,
-        licence=card.licence,
-    )
+    try:
+        _stay_inside(path, path.parent)
+        card = _card(path)
+        files = _pictures(path)
+        class_name = _class_name(path, card, known_classes)
+        if len(files) > config.max_references:
+            notes.append(f"{len(files)} pictures, the first {config.max_references} are used")
+        references = []
+        for file in files[: config.max_references]:
+            _stay_inside(file, path)
+            picture = read_picture(file, min_side=config.min_side, max_pixels=config.max_pixels)
+            notes += [f"{file.name}: {note}" for note in picture.notes]
+            references.append(_reference(file, picture, config, notes))
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: cannot be read ({error.strerror})") from error
+    return _Found(path.name, class_name, card.licence, references)
 
 
 def _reference(file: Path, picture: Picture, config: IngestConfig, notes: list[str]) -> Cutout:

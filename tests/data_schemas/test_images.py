@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageCms
+from unprivileged import unprivileged
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import decode_mask, decode_png, encode_png, read_picture
@@ -229,13 +229,14 @@ def test_bad_files_are_refused_by_name(tmp_path: Path) -> None:
         assert expected in str(error.value)
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read everything")
-def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
+def test_what_one_may_not_read_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(encode_png(quadrants()))
-    path.chmod(0)
-    with pytest.raises(UserError, match="no permission"):
-        read_picture(path)
+    for forbidden in (path, tmp_path):
+        forbidden.chmod(0)
+        with unprivileged(tmp_path), pytest.raises(UserError, match="a.png: no permission"):
+            read_picture(path)
+        forbidden.chmod(0o755)
 
 
 BOMB = """

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_disk import small_disk
+from unprivileged import unprivileged
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import Picture
@@ -252,6 +254,28 @@ def test_every_kind_of_bad_subject_is_told(folder: Path, store: Store, tmp_path:
     for name, text in expected.items():
         assert text in told[name], told[name]
     assert "class_name: object" in told["cta"]
+
+
+def test_a_folder_that_may_not_be_read_is_that_subjects_problem(folder: Path, store: Store) -> None:
+    add(folder, "cat")
+    ingest(folder, store, CONFIG)
+    add(folder, "dog").chmod(0)
+    with unprivileged(folder):
+        result = ingest(folder, store, CONFIG)
+    assert [subject.id for subject in result.subjects] == ["cat"]
+    assert "dog" in messages(result)["dog"]
+    assert "Permission denied" in messages(result)["dog"]
+
+
+def test_a_full_disk_is_no_subjects_problem(folder: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 1) as disk:
+        store = Store.open(disk / "root")
+        (disk / "ballast").write_bytes(bytes(1000 * 1024))
+        for i in range(8):
+            noise = np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            add(folder, f"cat-{i}", a=Image.fromarray(noise))
+        with pytest.raises(UserError, match="the disk is full"):
+            ingest(folder, store, CONFIG)
 
 
 def test_hostile_yaml_is_just_unreadable(folder: Path, store: Store, tmp_path: Path) -> None:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
+from small_disk import small_disk
+from unprivileged import unprivileged
 
 from focusdpo.data_schemas.candidates import Sampled
 from focusdpo.data_schemas.errors import UserError
@@ -28,6 +27,10 @@ from focusdpo.data_schemas.runs import SCHEMA_VERSION
 from focusdpo.pipeline.files import LocalFiles
 from focusdpo.pipeline.keys import config_digest, content_key, image_key
 from focusdpo.pipeline.store import Store
+
+HERE = Path(__file__).parent
+IMPORT_PATHS = [str(HERE), str(HERE.parent / "helpers")]
+"""Where the programs below find this module and its helpers."""
 
 
 def key_of(number: int) -> str:
@@ -259,20 +262,6 @@ def assert_nothing_lost(root: Path, error: UserError) -> None:
     assert list((root / ".tmp").iterdir()) == []
 
 
-@contextmanager
-def small_disk(folder: Path, mebibytes: int) -> Iterator[Path]:
-    """A tmpfs of this size; skips where one may not mount."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)]
-    made = shutil.which("mount") and subprocess.run(mount, capture_output=True, check=False)
-    if not made or made.returncode != 0:
-        pytest.skip("no right to mount a tmpfs")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_full_disk_loses_nothing_and_work_goes_on(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 3) as disk:
         ballast = disk / "ballast"
@@ -307,17 +296,16 @@ def test_a_file_size_limit_loses_nothing(tmp_path: Path) -> None:
     """The same without the right to mount: the kernel refuses to let a file grow."""
     root = tmp_path / "root"
     run = subprocess.run(
-        [sys.executable, "-c", QUOTA, str(root), str(Path(__file__).parent)],
+        [sys.executable, "-c", QUOTA, str(root), *IMPORT_PATHS],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert run.stdout.startswith("UserError")
     assert_nothing_lost(root, UserError(run.stdout))
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_root_without_the_right_to_write_is_named(store: Store) -> None:
-    (store.root / ".tmp").chmod(0o500)
-    with pytest.raises(UserError, match="no permission to write"):
+    (store.root / ".tmp").chmod(0o555)
+    with unprivileged(store.root), pytest.raises(UserError, match="no permission to write"):
         put(store, 1)
 
 
@@ -339,7 +327,7 @@ for number in range(int(sys.argv[2]), 10_000):
 
 def start_writer(root: Path, first: int = 0) -> subprocess.Popen[str]:
     writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(root), str(first), str(Path(__file__).parent)],
+        [sys.executable, "-c", WRITER, str(root), str(first), *IMPORT_PATHS],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert writer.stdout is not None
