@@ -59,6 +59,8 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             if group["orthogonal"]:
                 self._muon(parameters, group)

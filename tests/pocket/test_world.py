@@ -28,7 +28,7 @@ from focusdpo.pocket.world import (
 )
 
 
-def people(count: int, seed: int = 0, split: str = "train") -> list[Identity]:
+def people(count: int, seed: int = 0) -> list[Identity]:
     return sample_identities("train", class_names(), count, seed)
 
 
@@ -56,10 +56,12 @@ def test_sampled_identities_belong_to_their_split(seed: int, split: str) -> None
     assert found == sample_identities(split, class_names("val"), 6, seed)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("tidy", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_masks_are_disjoint_and_boxes_apart(count: int) -> None:
+def test_masks_are_disjoint_and_boxes_apart(count: int, tidy: bool) -> None:
     ids = people(24 * count, seed=count)
-    scenes = render_scenes([ids[i * count : (i + 1) * count] for i in range(24)], range(24))
+    rows = [ids[i * count : (i + 1) * count] for i in range(24)]
+    scenes = render_scenes(rows, range(24), tidy=tidy)
     assert scenes.images.shape == (24, 3, 64, 64)
     assert scenes.images.min() >= 0 and scenes.images.max() <= 1
     assert scenes.masks.sum(1).max() == 1

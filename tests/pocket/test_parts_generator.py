@@ -1,0 +1,98 @@
+"""The generator as a part: uint8 in and out. Random weights; the real architecture."""
+
+import numpy as np
+import pytest
+import torch
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.model.backbones.flux import SamplingConfig
+from focusdpo.pipeline.parts import ReferenceImage
+from focusdpo.pocket.autoencoder import build_autoencoder
+from focusdpo.pocket.generator import as_backbone, build_generator
+from focusdpo.pocket.identities import class_names, sample_identities
+from focusdpo.pocket.parts_generator import PocketGenerator
+from focusdpo.pocket.world import render_references
+
+PROMPTS = ["a cat and a key on sand", "a duck and a bell on wood"]
+
+
+@pytest.fixture(scope="module")
+def generator() -> PocketGenerator:
+    torch.manual_seed(0)
+    autoencoder = build_autoencoder()
+    autoencoder.fit([torch.rand(8, 3, 64, 64) * 2 - 1])
+    model = build_generator()
+    with torch.no_grad():  # its output layer starts at zero, and nothing would depend on anything
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    return PocketGenerator(as_backbone(model, autoencoder.eval(), SamplingConfig(steps=3)))
+
+
+@pytest.fixture(scope="module")
+def references() -> list[list[ReferenceImage]]:
+    people = sample_identities("train", class_names(), 4, 0)
+    images, masks = render_references(people, range(4))
+    pictures = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    made = [ReferenceImage(p, m) for p, m in zip(pictures, masks.numpy(), strict=True)]
+    return [made[:2], made[2:]]
+
+
+def test_images_do_not_depend_on_the_batch(
+    generator: PocketGenerator, references: list[list[ReferenceImage]]
+) -> None:
+    both = generator.generate(PROMPTS, references, [1, 2])
+    alone = generator.generate(PROMPTS[1:], references[1:], [2])
+    assert [image.shape for image in both] == [(64, 64, 3)] * 2 and both[0].dtype == np.uint8
+    assert np.abs(both[1].astype(int) - alone[0].astype(int)).max() <= 1
+    other = generator.generate(PROMPTS[1:], references[1:], [3])
+    assert np.abs(other[0].astype(int) - alone[0].astype(int)).mean() > 1
+
+
+def test_references_may_have_any_size(
+    generator: PocketGenerator, references: list[list[ReferenceImage]]
+) -> None:
+    def grown(one: ReferenceImage) -> ReferenceImage:
+        image = one.image.repeat(3, 0).repeat(3, 1)
+        mask = one.mask.repeat(3, 0).repeat(3, 1)
+        # Wide, with something that the mask leaves out.
+        wide = np.full((192, 300, 3), 40, np.uint8)
+        wide[:, 54:246] = image
+        around = np.zeros((192, 300), bool)
+        around[:, 54:246] = mask
+        return ReferenceImage(wide, around)
+
+    wide = generator.generate(PROMPTS, [[grown(r) for r in row] for row in references], [1, 2])
+    assert [image.shape for image in wide] == [(64, 64, 3)] * 2
+
+
+def test_repaint_without_a_mask_gives_the_image_back(generator: PocketGenerator) -> None:
+    image = generator.generate(PROMPTS[:1], [[]], [4])[0]
+    mask = np.zeros((64, 64), bool)
+    kept = generator.inpaint([image], [mask], PROMPTS[:1], [[]], [5])[0]
+    rebuilt = generator.backbone.decode(
+        generator.backbone.encode_images(
+            torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1
+        )
+    )
+    expected = ((rebuilt[0] + 1) * 127.5).round().permute(1, 2, 0).numpy()
+    assert np.abs(kept - expected).max() <= 1
+    mask[16:48, 16:48] = True
+    painted = generator.inpaint([image], [mask], PROMPTS[:1], [[]], [5])[0].astype(int)
+    assert np.abs(painted - kept)[20:44, 20:44].mean() > 1
+
+
+def test_wrong_calls_are_refused(
+    generator: PocketGenerator, references: list[list[ReferenceImage]]
+) -> None:
+    with pytest.raises(UserError, match="equally many"):
+        generator.generate(PROMPTS, [references[0], references[1][:1]], [1, 2])
+    with pytest.raises(UserError, match="2 prompts"):
+        generator.generate(PROMPTS, references, [1])
+    small = np.zeros((32, 32, 3), np.uint8)
+    with pytest.raises(UserError, match="32 x 32"):
+        generator.inpaint([small], [np.ones((32, 32), bool)], PROMPTS[:1], [[]], [1])
+
+
+def test_fingerprint_is_stable(generator: PocketGenerator) -> None:
+    assert generator.fingerprint == generator.backbone.fingerprint
+    assert PocketGenerator(generator.backbone, "known").fingerprint == "known"
