@@ -45,6 +45,13 @@ class SamplingConfig(BaseModel):
     guidance: float = Field(
         2.0, description="scale on (prompt and references) - (neither); 1: one pass per step", ge=1
     )
+    guidance_above: float = Field(
+        0.0,
+        description="sigma below which steps go without guidance: a second pass less, and no"
+        " overdrawn texture (arXiv 2404.07724)",
+        ge=0,
+        lt=1,
+    )
     shift: float = Field(1.0, description="resolution shift of sigma; 1: evenly spaced", gt=0)
     strength: float = Field(1.0, description="sigma at which a repaint starts", gt=0, le=1)
 
@@ -222,7 +229,7 @@ class FluxBackbone:
         for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
             level = sigma.expand(len(latents)).to(latents.device)
             velocity = self.predict(latents, level, given, references).velocity_BNC
-            if self.sampling.guidance != 1:
+            if self.sampling.guidance != 1 and sigma > self.sampling.guidance_above:
                 free = self.predict(latents, level, empty, nothing).velocity_BNC
                 velocity = free + self.sampling.guidance * (velocity - free)
             latents = after_step(latents + (following - sigma) * velocity, following)

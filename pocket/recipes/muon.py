@@ -77,7 +77,8 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_lerp_(average, gradients, 1 - group["momentum"])
             nesterov = torch.stack(gradients).lerp_(torch.stack(average), group["momentum"])
             scale = 0.2 * max(shape) ** 0.5 * group["lr"]
-            torch._foreach_sub_(alike, list((orthogonalise(nesterov) * scale).unbind()))
+            updates = orthogonalise(nesterov) * scale
+            torch._foreach_sub_([p.data for p in alike], list(updates.unbind()))
 
     def _adam(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         first = [self._state(p, "exp_avg") for p in parameters]

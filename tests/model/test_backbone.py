@@ -168,3 +168,21 @@ def test_unknown_block_is_refused_with_the_names_there_are(
 ) -> None:
     with pytest.raises(UserError, match=r"single\.7.*double\.0 to double\.0"):
         backbone.predict(*inputs, capture=FeatureConfig(blocks=("single.7",)))
+
+
+def test_guidance_ends_below_its_sigma(backbone: FluxBackbone, slots: Slots) -> None:
+    """Above 1 no step is guided; the generated image is that of guidance 1."""
+    images, masks = slots
+    pictures = []
+    for sampling in (
+        SamplingConfig(steps=4, guidance=1),
+        SamplingConfig(steps=4, guidance=3, guidance_above=0.99, strength=0.9),
+        SamplingConfig(steps=4, guidance=3),
+    ):
+        backbone.sampling = sampling
+        latents = torch.randn(2, 64, 16, generator=torch.Generator().manual_seed(1))
+        references = backbone.encode_references(images, masks)
+        levels = backbone.sigmas(0.9)
+        pictures.append(backbone._sample(latents, levels, PROMPTS, references))
+    assert torch.equal(pictures[0], pictures[1])
+    assert not torch.allclose(pictures[0], pictures[2], atol=1e-3)
