@@ -69,11 +69,11 @@ def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
     """
     started = time.perf_counter()
     out = Path(run.out)
-    identity = _identity(run)
-    done = _finished(out, identity)
+    done = finished(run)
     if done is not None:
         log.info("%s: finished before, nothing to paint", out)
         return done
+    identity = _identity(run)
     backgrounds, _ = vocabulary(run.suite)
     held_out = held_out_scenes(run.held_out, backgrounds)
     save_config(run, out / "config.yaml")
@@ -137,7 +137,10 @@ def _identity(run: EvaluateRun) -> str:
     return config_digest({"settings": settings, "parts": parts, "a": digest(weights.read_bytes())})
 
 
-def _finished(out: Path, identity: str) -> EvaluateResult | None:
+def finished(run: EvaluateRun) -> EvaluateResult | None:
+    """The result of this very evaluation, when it is in its folder already. Loads no model."""
+    out = Path(run.out)
+    identity = _identity(run)
     file = out / "run.json"
     if not file.exists():
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from focusdpo.pipeline.describe import ClassNameCaptioner
 from focusdpo.pocket import identities, parts
 
 
@@ -14,6 +15,8 @@ def vocabulary() -> tuple[tuple[str, ...], frozenset[str]]:
 
 def fingerprint(role: str) -> str:
     """Hash of a part's weights and settings."""
+    if role == "captioner":
+        return ClassNameCaptioner.fingerprint
     return parts.fingerprint("generator" if role == "backbone" else role)
 
 
@@ -22,4 +25,6 @@ def build(role: str, *, adapter: str | None = None) -> Any:
     `backbone` is the generator's model, for training."""
     if role == "backbone":
         return parts.build("generator").backbone
+    if role == "captioner":
+        return ClassNameCaptioner()
     return parts.build(role, adapter=adapter)

@@ -132,7 +132,9 @@ def train_run(run: TrainRun, *, prefect: bool = True) -> dict[str, Any]:
 
             return train(run, watch)
 
-        outcome = choose(prefect, run.root, flow, plain)
+        # A finished run is only looked at: no engine for that.
+        finished = (Path(run.out) / "run.json").exists()
+        outcome = choose(prefect and not finished, run.root, flow, plain)
     say(
         f"adapter {outcome.adapter}: {outcome.objective}, {outcome.steps} steps on "
         f"{outcome.pairs} pairs in {outcome.seconds:.0f} s"
@@ -168,7 +170,9 @@ def evaluate_run(run: EvaluateRun, *, prefect: bool = True) -> dict[str, Any]:
 
             return evaluate(run, watch)
 
-        result = choose(prefect, run.out, flow, plain)
+        from focusdpo.flows.evaluation import finished
+
+        result = choose(prefect and finished(run) is None, run.out, flow, plain)
     show_rows(result)
     return dict(result.as_dict())
 

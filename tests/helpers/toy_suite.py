@@ -19,6 +19,7 @@ PARTS = {
     "identity": toy_world.Identity(),
     "clip": toy_world.Clip(),
     "captioner": ClassNameCaptioner(),
+    "judge": toy_world.Judge(),
 }
 FINGERPRINTS = {role: part.fingerprint for role, part in PARTS.items()}
 
