@@ -32,8 +32,8 @@ ARCHITECTURE: dict[str, Any] = {
     "axes_dims_rope": [16, 16, 16],
 }
 DEFAULT_BLOCKS = ("single.0", "single.1")
-SAMPLING = SamplingConfig(steps=16, guidance=2.0, shift=3.0)
-"""Shifted towards noise, where places, shapes and colours are settled."""
+SAMPLING = SamplingConfig(steps=16, guidance=3.5, guidance_above=0.5, shift=3.0)
+"""Shifted towards noise, where places, shapes and colours are settled; no guidance after that."""
 
 
 def build_generator(config: dict[str, Any] | None = None) -> nn.ModuleDict:
