@@ -71,7 +71,12 @@ class ObjectiveConfig(BaseModel):
     beta: float = Field(
         1000.0, gt=0, description="strength, for errors that are means over tokens and channels"
     )
-    eta: float = Field(0.0, ge=0, description="anchor: adds eta times the winner's error")
+    eta: float = Field(
+        0.0,
+        ge=0,
+        description="anchor: adds eta times the winner's error; the preference itself starts by "
+        "pulling on that error with beta / 4",
+    )
 
     @property
     def is_preference(self) -> bool:

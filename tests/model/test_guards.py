@@ -1,0 +1,55 @@
+"""Guards: what stops a run, what is skipped, what is said."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.model.configs import GuardConfig
+from focusdpo.model.guards import Guard
+
+
+@pytest.mark.parametrize("loss, norm", [(float("nan"), 1.0), (1.0, float("inf"))])
+def test_what_is_not_finite_stops(loss: float, norm: float) -> None:
+    guard = Guard(GuardConfig())
+    guard.check_finite(1, 0.5, 1.0, "")
+    with pytest.raises(UserError, match="step 7.*The last good checkpoint is x.*Lower lr"):
+        guard.check_finite(7, loss, norm, "The last good checkpoint is x.")
+
+
+def test_a_spike_is_skipped_and_forgotten(caplog: pytest.LogCaptureFixture) -> None:
+    guard = Guard(GuardConfig(spike=5.0))
+    assert not guard.is_spike(1, 1000.0)  # too early to know what is usual
+    for step in range(2, 14):
+        assert not guard.is_spike(step, 1.0)
+    assert guard.is_spike(14, 6.0)
+    assert "step 14 skipped" in caplog.text
+    assert guard.is_spike(15, 6.0)  # a spike does not become the usual
+
+
+def test_a_drifting_winner_is_said_once_per_window(caplog: pytest.LogCaptureFixture) -> None:
+    guard = Guard(GuardConfig(window=5, winner_rise=0.1))
+    with caplog.at_level(logging.WARNING):
+        for step in range(1, 16):
+            guard.watch_winner(step, gap=0.05, error=0.25)  # 25 % above the reference policy
+    assert len(caplog.records) == 3
+    assert "25.0 % above" in caplog.text
+    caplog.clear()
+    calm = Guard(GuardConfig(window=5, winner_rise=0.1))
+    for step in range(1, 16):
+        calm.watch_winner(step, gap=-0.05, error=0.25)
+        calm.watch_winner(step, gap=float("nan"), error=0.25)  # sft has no reference
+    assert not caplog.records
+
+
+def test_its_state_survives_json() -> None:
+    guard = Guard(GuardConfig(window=12))
+    for step in range(1, 20):
+        guard.is_spike(step, 1 / step)
+        guard.watch_winner(step, gap=0.1 / 3, error=0.5)
+    again = Guard(GuardConfig(window=12), json.loads(json.dumps(guard.state())))
+    assert again.state() == guard.state()
+    assert guard.is_spike(20, 3.0) == again.is_spike(20, 3.0)
