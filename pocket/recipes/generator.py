@@ -46,9 +46,14 @@ logger = logging.getLogger(__name__)
 class GeneratorConfig(BatchConfig):
     """Recipe of the generator."""
 
-    steps: int = Field(40_000, description="training steps at most", ge=1)
-    minutes: float = Field(80.0, description="training minutes at most; 0 for no limit", ge=0)
-    peak: float = Field(1.5e-3, description="learning rate after warm-up", gt=0)
+    steps: int = Field(7000, description="training steps at most", ge=1)
+    minutes: float = Field(
+        0.0,
+        description="training minutes at most, 0 for no limit; the learning rate decays to the end"
+        " of whichever comes first",
+        ge=0,
+    )
+    peak: float = Field(2e-3, description="learning rate after warm-up", gt=0)
     warmup: int = Field(200, description="warm-up steps", ge=1)
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
     ema: float = Field(0.999, description="decay of the averaged weights", ge=0, lt=1)
