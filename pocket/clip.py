@@ -48,8 +48,6 @@ class ClipNet(nn.Module):
                 timm_pool="avg",
                 timm_proj="linear",
             ),
-            # Pooled at the token of the highest id: the background of a scene, the class of a
-            # crop. Without a causal mask it sees all the others.
             text_cfg=CLIPTextCfg(
                 context_length=LENGTH,
                 vocab_size=len(words()),
@@ -57,7 +55,7 @@ class ClipNet(nn.Module):
                 heads=config.text_width // 32,
                 layers=config.text_layers,
                 no_causal_mask=True,
-                pool_type="argmax",
+                pool_type="none",
             ),
         )
 
@@ -67,10 +65,14 @@ class ClipNet(nn.Module):
         return out
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """(B, D) of unit length."""
+        """(B, D) of unit length: the mean over words, not one token's state, so that every class
+        of a prompt counts from the first step on (pooled at one token, prompts told backgrounds
+        apart and no classes)."""
         ids = tokenize(texts).to(self.towers.logit_scale.device)
-        out: Tensor = self.towers.encode_text(ids, normalize=True)
-        return out
+        states_BTD = self.towers.encode_text(ids)
+        real_BT = (ids > 0).float()
+        pooled = torch.einsum("btd,bt->bd", states_BTD, real_BT)
+        return F.normalize(pooled, dim=1)
 
 
 class PocketClip:

@@ -1,7 +1,8 @@
 """Trains the pocket CLIP: `python -m focusdpo.pocket.recipes.clip --out DIR`.
 
-Half of a batch are scenes with their prompts, half instance crops with "a CLASS". Every scene also
-meets its own prompt with one class exchanged and with another background.
+Two thirds of a batch are scenes with their prompts, one third instance crops with "a CLASS". Every
+scene also meets its own prompt with one class exchanged and with another background, and the words
+of all classes, of which it shows some.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class ClipRecipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: ClipModelConfig = ClipModelConfig()
-    fit: FitConfig = FitConfig(steps=400, batch=80, lr=1e-3, warmup=30, seed=41)
+    fit: FitConfig = FitConfig(steps=500, batch=72, lr=1.5e-3, warmup=30, seed=41)
     start: Path | None = Field(
         None,
         description="folder of a segmenter whose region network the image tower starts from;"
@@ -51,19 +52,24 @@ def train(config: ClipRecipe, out_dir: Path) -> list[Figure]:
 
     def loss_of_step(step: int) -> Tensor:
         seed = config.fit.seed * 1_000_000 + step
-        half = config.fit.batch // 2
+        count = config.fit.batch * 2 // 3
         margin = config.margin * (step % 5) / 4
-        batch = scene_batch(seed, half, classes, "train", crowd=0.0)
-        crops, names = body_crops(batch, config.model.size, half, seed, margin)
+        batch = scene_batch(seed, count, classes, "train", crowd=0.0)
+        crops, names = body_crops(batch, config.model.size, config.fit.batch - count, seed, margin)
         texts, pairs = scene_texts(batch, seed)
-        captions = [f"a {name}" for name in classes]
         images = net.images(torch.cat([batch.images, crops]))
-        words = net.texts([*texts, *captions])
-        scale = net.towers.logit_scale.exp().clamp_max(100)
-        logits = scale * images @ words.T
+        words = net.texts([*texts, *(f"a {name}" for name in classes)])
+        logits = net.towers.logit_scale.exp().clamp_max(100) * images @ words.T
+        by_prompt, by_class = logits[:, : len(texts)], logits[:, len(texts) :]
         target = torch.tensor([classes.index(name) for name in names])
-        return scene_loss(logits[:half, : len(texts)], pairs) + F.cross_entropy(
-            logits[half:, len(texts) :], target
+        shown = torch.tensor(
+            [[name in {one.class_name for one in row} for name in classes]
+             for row in batch.identities]
+        )  # fmt: skip
+        return (
+            scene_loss(by_prompt[:count], pairs)
+            + F.cross_entropy(by_class[:count], shown.float() / shown.sum(1, keepdim=True))
+            + F.cross_entropy(by_class[count:], target)
         )
 
     fitted = fit(net, loss_of_step, config.fit, out_dir)
@@ -74,7 +80,7 @@ def train(config: ClipRecipe, out_dir: Path) -> list[Figure]:
         out_dir,
         what="an open_clip model (RegNet, text transformer, own words) that compares pictures with"
         " prompts",
-        data=f"{config.fit.steps * config.fit.batch // 2} scenes with prompts and as many"
+        data=f"{config.fit.steps * config.fit.batch * 2 // 3} scenes with prompts and half as many"
         " instance crops of the 32 training classes, four fifths spoilt like painted images; the"
         " image tower starts from the segmenter's region network",
         seconds=fitted.seconds,

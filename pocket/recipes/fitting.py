@@ -37,6 +37,9 @@ class FitConfig(BaseModel):
     weight_decay: float = Field(0.02, description="AdamW's decay", ge=0)
     clip_norm: float = Field(1.0, description="largest gradient norm", gt=0)
     ema: float = Field(0.995, description="decay of the averaged weights", ge=0, lt=1)
+    recalibrate: int = Field(
+        30, description="batches that batch normalisation is measured on at the end", ge=0
+    )
     seed: int = Field(11, description="seed of initial weights and of all samples", ge=0)
     save_every: int = Field(100, description="steps between checkpoints", ge=1)
     threads: int = Field(1, description="CPU threads of torch", ge=1)
@@ -90,8 +93,31 @@ def fit(
                 sum(recent) / len(recent), seconds,
             )  # fmt: skip
     module.load_state_dict(average)
+    recalibrate(module, loss_of_step, config)
     module.eval()
     return Fitted(tuple(losses), before + time.monotonic() - started)
+
+
+def recalibrate(
+    module: nn.Module, loss_of_step: Callable[[int], Tensor], config: FitConfig
+) -> None:
+    """Measures the statistics of batch normalisation anew: averaged weights do not fit statistics
+    that were gathered under other weights (as `torch.optim.swa_utils.update_bn`)."""
+    import torch
+
+    layers = [m for m in module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    if not layers or not config.recalibrate:
+        return
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain mean over batches
+    module.train()
+    with torch.no_grad():
+        for extra in range(config.recalibrate):
+            loss_of_step(config.steps + extra)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
 
 
 def _schedule(step: int, config: FitConfig) -> float:
@@ -160,7 +186,7 @@ def _resume(
         tensors = load_file(path)
     except SafetensorError as error:
         raise UserError(f"{path}: not a checkpoint ({error}); delete it to start anew") from error
-    free = {"threads", "save_every"}
+    free = {"threads", "save_every", "recalibrate"}
     if {k: v for k, v in meta["config"].items() if k not in free} != config.model_dump(
         exclude=free
     ):

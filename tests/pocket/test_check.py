@@ -110,7 +110,8 @@ def test_a_built_part_has_the_fingerprint_that_was_planned_and_is_built_once() -
 
 
 @pytest.mark.slow
-def test_every_packaged_model_reaches_what_is_wanted() -> None:
+def test_the_packaged_painters_reach_what_is_wanted() -> None:
     from focusdpo.pocket.check import check_all
 
-    assert [figure for figure in check_all() if not figure.ok] == []
+    figures = check_all(("autoencoder", "generator"), scenes=32)
+    assert [figure for figure in figures if not figure.ok] == []
