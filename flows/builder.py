@@ -108,6 +108,8 @@ class Builder:
         self.subjects = {subject.id: subject for subject in subjects}
         self.partitions = {name: tuple(own) for name, own in by_partition(scenes).items()}
         self.plan = self._plan()
+        self.pictures_shown = 0
+        """How many pictures the contact sheet of this run has."""
 
     def _plan(self) -> Plan:
         units: dict[tuple[str, str], Unit] = {}

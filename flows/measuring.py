@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.progress import working
 
 OVERHEAD, NOTHING_SECONDS, STEP_RATIO, MEMORY_GIB = 1.15, 10.0, 1.05, 4.0
 
@@ -60,8 +61,9 @@ def measure(
         raise UserError(f"{root}: is there already; bench measures a first build, give a new --out")
     common = ["--root", str(root), "--preset", preset, *_sets(overrides)]
     common += [] if prefect else ["--no-prefect"]
-    first = run_command(["build-dataset", *common])
-    second = run_command(["build-dataset", *common])
+    with working("building a dataset, then once more"):
+        first = run_command(["build-dataset", *common])
+        second = run_command(["build-dataset", *common])
     if second.result["new"] or second.result["made"]:
         raise RuntimeError(f"the second build was not idle: {second.result}")
     model = first.result["model_seconds"]
@@ -114,7 +116,8 @@ def step_figures(
     data = PairData(backbone, version.shards("train"), only=version.ids("train"), split="train")
     # All pairs of a batch have equally many subjects.
     items = max(data.groups(), key=len)[: config.batch_pairs]
-    cost = step_cost(backbone, data.batch(items), config, repeats=repeats)
+    with working("timing training steps"):
+        cost = step_cost(backbone, data.batch(items), config, repeats=repeats)
     return [
         BenchFigure("DPO step", cost.dpo_seconds, "s"),
         BenchFigure("FocusDPO step", cost.focus_seconds, "s"),

@@ -19,19 +19,22 @@ FIRST = "first.png"
 
 
 def first_pictures(builder: Builder, limit: int = 32) -> Path | None:
-    """Write `first.png` below the root from the partitions generated so far; once."""
+    """Write `first.png` below the root from the partitions generated so far, until it is full."""
     target = builder.store.root / FIRST
-    if target.exists():
+    if builder.pictures_shown >= limit:
         return target
     pictures: list[NDArray[np.uint8]] = []
     for partition in builder.partitions:
         key = builder.plan.units["generate", partition].key
-        if builder.store.has("generate", key) and len(pictures) < limit:
+        if len(pictures) < limit and builder.store.has("generate", key):
             records = builder.store.read("generate", key, Sampled)
             pictures += [builder.store.image(record.image) for record in records]
     if not pictures:
         return None
-    contact_sheet(pictures[:limit], columns=8, scale=2).save(target)
+    builder.pictures_shown = len(pictures)
+    partial = target.with_suffix(".part.png")
+    contact_sheet(pictures[:limit], columns=8, scale=2).save(partial)
+    partial.replace(target)
     log.info("first pictures: %s", target)
     return target
 

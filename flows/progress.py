@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -20,6 +21,10 @@ from rich.progress import (
 
 Watch = Callable[[str, int, int, Mapping[str, float]], None]
 """Phase, units done, units in all, figures worth showing."""
+
+SHOWN = 3
+NOT_SHOWN = {"step", "lr"}
+"""A bar has room for a few figures; all of them are in the run's tables."""
 
 LINE_SECONDS = 10.0
 """Where no bar can be drawn (a log file), a line at most this often."""
@@ -62,7 +67,8 @@ class Bars:
             self._bars.stop()
 
     def __call__(self, phase: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        few = [(name, figures[name]) for name in figures if name not in NOT_SHOWN][:SHOWN]
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in few)
         if self._live:
             if phase not in self._tasks:
                 self._tasks[phase] = self._bars.add_task(phase, total=total, figures=shown)
@@ -73,3 +79,15 @@ class Bars:
             self._last[phase] = now
             sys.stderr.write(f"{phase}: {done}/{total}  {shown}".rstrip() + "\n")
             sys.stderr.flush()
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Says what goes on while nothing can be counted: a spinner, or one line in a log file."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status(what):
+            yield
+    else:
+        sys.stderr.write(f"{what} ...\n")
+        yield

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.commands.common import INCOMPLETE, JSON, PRESET, SET, finish, say, tree
+from focusdpo.flows.progress import working
 
 
 def generate(
@@ -50,7 +52,8 @@ def generate(
         adapter=adapter,
         suite=suite,
     )
-    about = paint(request, out)
+    with working("loading the generator and painting"):
+        about = paint(request, out)
     say(f"{out}: {about['prompt']}")
     finish({"command": "generate", "out": str(out), **about}, json)
 
@@ -67,7 +70,7 @@ def settings(
     from focusdpo.flows import config
     from focusdpo.flows.settings import described, resolve
 
-    runs = {
+    runs: dict[str, type[BaseModel]] = {
         "build-dataset": config.BuildRun,
         "train": config.TrainRun,
         "evaluate": config.EvaluateRun,
@@ -100,11 +103,12 @@ def inspect(
     lineage."""
     from focusdpo.flows import inspection
 
-    found = (
-        inspection.pair_lineage(root, version, pair)
-        if pair
-        else inspection.overview(root, version, verify=verify)
-    )
+    with working(f"reading {root}"):
+        found = (
+            inspection.pair_lineage(root, version, pair)
+            if pair
+            else inspection.overview(root, version, verify=verify)
+        )
     for line in inspection.as_lines(found):
         say(line)
     finish({"command": "inspect", **found}, json)
@@ -125,11 +129,12 @@ def doctor(
     """Check what a run needs: packages, weights, disk, memory, a dataset's bytes."""
     from focusdpo.flows.health import checks, dataset_check
 
-    results = checks()
-    if root is not None:
-        results.append(dataset_check(root, repair=repair))
-    elif repair:
+    if repair and root is None:
         raise UserError("--repair needs --root: which dataset is to be mended?")
+    with working("checking"):
+        results = checks()
+        if root is not None:
+            results.append(dataset_check(root, repair=repair))
     for check in results:
         say(f"{'ok  ' if check.ok else 'BAD '} {check.name}: {check.told}")
     told: list[dict[str, Any]] = [asdict(check) for check in results]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.commands.common import INCOMPLETE, JSON, SET, finish, say
+from focusdpo.flows.progress import Bars
 
 app = typer.Typer(
     help="The pocket suite: train its models, check them, see its world.",
@@ -35,6 +37,8 @@ def train(
     """Train a pocket model from the rendered world; the same command again goes on."""
     from focusdpo.flows.recipes import train_recipe
 
+    # Recipes tell their progress as log lines: steps, loss, rate.
+    logging.getLogger("focusdpo").setLevel(min(logging.INFO, logging.getLogger("focusdpo").level))
     folder = out or Path("runs") / "pocket" / name
     figures = train_recipe(name, folder, set_)
     for told in figures:
@@ -46,9 +50,14 @@ def train(
 @app.command("check")
 def check(json: JSON = False) -> None:
     """Measure the packaged models on held-out individuals, against what each must reach."""
-    from focusdpo.pocket.check import check_all
+    from focusdpo.pocket.check import MODELS, check_all
 
-    figures = check_all()
+    figures = []
+    with Bars() as watch:
+        for done, name in enumerate(MODELS):
+            watch("measure", done, len(MODELS), {})
+            figures += check_all([name])
+        watch("measure", len(MODELS), len(MODELS), {})
     for figure in figures:
         wanted = f"  (wanted {figure.wanted})" if figure.wanted else ""
         mark = "ok  " if figure.ok else "LOW "

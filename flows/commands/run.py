@@ -21,7 +21,7 @@ from focusdpo.flows.commands.common import (
     tree,
 )
 from focusdpo.flows.config import BuildRun, DemoRun, EvaluateRun, TrainRun
-from focusdpo.flows.progress import Bars
+from focusdpo.flows.progress import Bars, working
 from focusdpo.flows.settings import resolve
 
 SUBJECTS = Annotated[
@@ -212,9 +212,10 @@ def report(
     three."""
     from focusdpo.flows.report import write_report
 
-    page = write_report(
-        out, root=root, version=version, train_dir=train_dir, evaluate_dir=evaluate_dir
-    )
+    with working("writing the report"):
+        page = write_report(
+            out, root=root, version=version, train_dir=train_dir, evaluate_dir=evaluate_dir
+        )
     say(f"report: {page}")
     finish({"command": "report", "report": str(page)}, json)
 
