@@ -73,7 +73,7 @@ def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
     if done is not None:
         log.info("%s: finished before, nothing to paint", out)
         return done
-    identity = _identity(run)
+    key = _key(run)
     backgrounds, _ = vocabulary(run.suite)
     held_out = held_out_scenes(run.held_out, backgrounds)
     save_config(run, out / "config.yaml")
@@ -103,7 +103,7 @@ def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
     _write_json(out / "rows.json", [asdict(row) for row in rows])
     seconds = round(time.perf_counter() - started, 3)
     about = {
-        "identity": identity,
+        "key": key,
         "protocol": rows[0].protocol if rows else "",
         "seconds": seconds,
         "adapter": run.adapter,
@@ -125,7 +125,7 @@ def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
     )
 
 
-def _identity(run: EvaluateRun) -> str:
+def _key(run: EvaluateRun) -> str:
     """Digest of what decides the result: settings, base, judge and the adapter's weights."""
     card = Path(run.adapter) / "adapter.json"
     weights = Path(run.adapter) / "pytorch_lora_weights.safetensors"
@@ -140,12 +140,12 @@ def _identity(run: EvaluateRun) -> str:
 def finished(run: EvaluateRun) -> EvaluateResult | None:
     """The result of this very evaluation, when it is in its folder already. Loads no model."""
     out = Path(run.out)
-    identity = _identity(run)
+    key = _key(run)
     file = out / "run.json"
     if not file.exists():
         return None
     about = json.loads(file.read_text("utf-8"))
-    if about["identity"] != identity:
+    if about.get("key") != key:
         return None
     rows = [EvalRow(**row) for row in json.loads((out / "rows.json").read_text("utf-8"))]
     return EvaluateResult(
