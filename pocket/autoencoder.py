@@ -26,6 +26,11 @@ ARCHITECTURE: dict[str, Any] = {
 }
 
 
+def _zero(layer: nn.Module) -> None:
+    for values in layer.parameters():
+        nn.init.zeros_(values)
+
+
 class Residual(nn.Module):
     """Two 3 x 3 convolutions beside the identity; starts as the identity."""
 
@@ -33,8 +38,7 @@ class Residual(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.second = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        _zero(self.second)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(F.silu(self.first(F.silu(x))))
@@ -42,6 +46,10 @@ class Residual(nn.Module):
 
 class PatchAutoencoder(nn.Module):
     """Images (B, 3, H, W) in [-1, 1] <-> latents (B, 16, H/4, W/4) of about unit scale."""
+
+    mean: Tensor
+    analysis: Tensor
+    synthesis: Tensor
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -51,14 +59,14 @@ class PatchAutoencoder(nn.Module):
         self.register_buffer("mean", torch.zeros(values))
         self.register_buffer("analysis", torch.zeros(channels, values))
         self.register_buffer("synthesis", torch.zeros(values, channels))
+        last = nn.Conv2d(width, values, 3, padding=1)
         self.refine = nn.Sequential(
             nn.Conv2d(channels, width, 3, padding=1),
             *[Residual(width) for _ in range(config["blocks"])],
             nn.SiLU(),
-            nn.Conv2d(width, values, 3, padding=1),
+            last,
         )
-        nn.init.zeros_(self.refine[-1].weight)
-        nn.init.zeros_(self.refine[-1].bias)
+        _zero(last)
 
     def fit(self, images: list[Tensor]) -> None:
         """Sets the projection to the principal components of the images' patches.
