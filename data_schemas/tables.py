@@ -54,13 +54,18 @@ def from_parquet(data: bytes, record_type: type[R], where: str = "table") -> lis
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    column = _record(cast(type, record_type))
+    expected = pa.schema(list(column.arrow))
     try:
         table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
-    except (pa.ArrowException, OSError) as error:
+        _check_schema(table.schema, expected, record_type.__name__, where)
+        rows = table.to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{where}: not a readable Parquet table ({_first_line(error)})") from error
-    column = _record(cast(type, record_type))
-    _check_schema(table.schema, pa.schema(list(column.arrow)), record_type.__name__, where)
-    return [column.decode(row) for row in table.to_pylist()]
+    try:
+        return [column.decode(row) for row in rows]
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def _check_schema(found: Any, expected: Any, name: str, where: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from focusdpo.data_schemas.candidates import Described, Disrupted, Instance, Sampled, Scored
@@ -126,6 +126,7 @@ def test_a_truncated_table_is_refused(cut: int) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(at=st.integers(4, len(sample_table()) - 5), bit=st.integers(0, 7))
+@example(at=551, bit=7)  # a field's name that is no UTF-8
 def test_a_flipped_bit_never_raises_anything_else(at: int, bit: int) -> None:
     """What bytes the page checksums do not cover, the store's hash does (test_store)."""
     damaged = bytearray(sample_table())
