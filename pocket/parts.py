@@ -15,7 +15,7 @@ from focusdpo.pocket import weightfiles
 
 PAINTERS = ("generator", "inpainter")
 SCORERS = ("segmenter", "identity", "clip", "judge")
-NAMES = (*PAINTERS, *SCORERS, "captioner")
+NAMES = (*PAINTERS, *SCORERS)
 
 
 def fingerprint(name: str, *, adapter: str | Path | None = None) -> str:
@@ -26,10 +26,6 @@ def fingerprint(name: str, *, adapter: str | Path | None = None) -> str:
     _check(name, adapter)
     if name in SCORERS:
         return weightfiles.fingerprint(name)
-    if name == "captioner":
-        from focusdpo.pipeline.describe import ClassNameCaptioner
-
-        return ClassNameCaptioner().fingerprint
     base = [weightfiles.fingerprint(each) for each in ("autoencoder", "generator")]
     own = [] if adapter is None else [weightfiles.file_digest(*_adapter_files(adapter))]
     return f"{stable_hash('pocket painter', *base, *own):016x}"
@@ -44,7 +40,7 @@ def build(name: str, *, adapter: str | Path | None = None) -> Any:
     _check(name, adapter)
     if name in PAINTERS:
         return _painter(None if adapter is None else str(adapter))
-    return _other(name)
+    return _scorer(name)
 
 
 @cache
@@ -55,7 +51,7 @@ def _painter(adapter: str | None) -> Any:
 
 
 @cache
-def _other(name: str) -> Any:
+def _scorer(name: str) -> Any:
     if name == "segmenter":
         from focusdpo.pocket.segmenter import PocketSegmenter
 
@@ -68,13 +64,9 @@ def _other(name: str) -> Any:
         from focusdpo.pocket.clip import PocketClip
 
         return PocketClip()
-    if name == "judge":
-        from focusdpo.pocket.judge import PocketJudge
+    from focusdpo.pocket.judge import PocketJudge
 
-        return PocketJudge()
-    from focusdpo.pipeline.describe import ClassNameCaptioner
-
-    return ClassNameCaptioner()
+    return PocketJudge()
 
 
 def _check(name: str, adapter: str | Path | None) -> None:

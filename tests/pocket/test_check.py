@@ -104,14 +104,13 @@ def test_fingerprints_cost_no_torch() -> None:
 
 
 def test_a_built_part_has_the_fingerprint_that_was_planned_and_is_built_once() -> None:
-    for name in ("segmenter", "identity", "clip", "judge", "captioner"):
+    for name in ("segmenter", "identity", "clip", "judge"):
         assert parts.build(name).fingerprint == parts.fingerprint(name)
         assert parts.build(name) is parts.build(name)
 
 
 @pytest.mark.slow
-def test_the_packaged_painters_reach_what_is_wanted() -> None:
+def test_the_packaged_autoencoder_reaches_what_is_wanted() -> None:
     from focusdpo.pocket.check import check_all
 
-    figures = check_all(("autoencoder", "generator"), scenes=32)
-    assert [figure for figure in figures if not figure.ok] == []
+    assert [figure for figure in check_all(("autoencoder",)) if not figure.ok] == []
