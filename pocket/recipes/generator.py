@@ -24,6 +24,7 @@ from focusdpo.model.tokens import image_ids, text_ids
 from focusdpo.pocket.autoencoder import load_autoencoder
 from focusdpo.pocket.cards import Figure, write_card
 from focusdpo.pocket.generator import ARCHITECTURE, as_backbone, build_generator, load_model
+from focusdpo.pocket.identities import class_names, class_table
 from focusdpo.pocket.recipes.common import (
     Clock,
     Ema,
@@ -37,7 +38,7 @@ from focusdpo.pocket.recipes.corpus import chunk_path, write_corpus
 from focusdpo.pocket.recipes.flow_batches import Batch, BatchConfig, draw_batch
 from focusdpo.pocket.recipes.gallery import save_gallery
 from focusdpo.pocket.recipes.muon import Muon
-from focusdpo.pocket.vocabulary import LENGTH, words
+from focusdpo.pocket.vocabulary import LENGTH, OBJECT, words
 from focusdpo.pocket.weightfiles import save_weights
 
 logger = logging.getLogger(__name__)
@@ -194,9 +195,13 @@ def flow_loss(velocity_BNC: Tensor, batch: Batch) -> Tensor:
 
 
 def publish(ema: Ema, out_dir: Path) -> None:
-    """Writes the averaged weights as `generator.safetensors` and `generator.json`."""
+    """Writes the averaged weights as `generator.safetensors` and `generator.json`. Class words that
+    training never showed get the vector of `object`, which it did show in place of class words."""
     model = build_generator()
     model.load_state_dict(ema.shadow)
+    embedding = model["prompts"].get_parameter("word.weight").data
+    unseen = set(class_table()) - set(class_names("train"))
+    embedding[[words().index(word) for word in unseen]] = embedding[words().index(OBJECT)].clone()
     save_weights("generator", model, {"transformer": ARCHITECTURE, "words": list(words())}, out_dir)
 
 

@@ -117,3 +117,14 @@ def test_learning_rate_warms_up_and_decays_to_its_floor() -> None:
     assert learning_rate(1.0, 0, 10, 0.0) == pytest.approx(0.1)
     assert learning_rate(1.0, 20, 10, 0.25) == pytest.approx(0.75)
     assert learning_rate(1.0, 99, 10, 1.0) == pytest.approx(0.02)
+
+
+def test_published_words_of_unseen_classes_are_those_of_object(tmp_path: Path) -> None:
+    from focusdpo.pocket.generator import build_generator, load_model
+    from focusdpo.pocket.recipes.common import Ema
+
+    recipe.publish(Ema(build_generator(), 0.9), tmp_path)
+    table = load_model(tmp_path)["prompts"].get_parameter("word.weight")
+    rows = {word: table[words().index(word)] for word in (OBJECT, "owl", "rabbit", "cat")}
+    assert torch.equal(rows["owl"], rows[OBJECT]) and torch.equal(rows["rabbit"], rows[OBJECT])
+    assert not torch.equal(rows["cat"], rows[OBJECT])
