@@ -184,13 +184,13 @@ def show_rows(result: Any) -> None:
         if row.group == "all":
             by_metric.setdefault(row.metric, {})[row.model] = row
     say(f"{result.scenes} scenes, {result.out}" + (" (finished before)" if result.resumed else ""))
-    say(f"{'metric':<20}{'base':>9}{'adapter':>9}{'adapter - base':>26}")
+    say(f"{'metric':<20}{'base':>9}{'adapter':>9}{'adapter - base':>30}")
     for metric, rows in by_metric.items():
         base, other, gap = (rows.get(name) for name in ("base", "adapter", "adapter - base"))
         told = f"{gap.mean:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]" if gap else "-"
         say(
             f"{metric:<20}{base.mean if base else float('nan'):>9.4f}"
-            f"{other.mean if other else float('nan'):>9.4f}{told:>26}"
+            f"{other.mean if other else float('nan'):>9.4f}{told:>30}"
         )
 
 
