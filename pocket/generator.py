@@ -32,7 +32,7 @@ ARCHITECTURE: dict[str, Any] = {
     "axes_dims_rope": [16, 16, 16],
 }
 DEFAULT_BLOCKS = ("single.0", "single.1")
-SAMPLING = SamplingConfig(steps=16, guidance=3.5, guidance_above=0.5, shift=3.0)
+SAMPLING = SamplingConfig(steps=16, guidance=3.0, guidance_above=0.5, shift=3.0)
 """Shifted towards noise, where places, shapes and colours are settled; no guidance after that."""
 
 
@@ -50,10 +50,14 @@ def build_generator(config: dict[str, Any] | None = None) -> nn.ModuleDict:
 def load_generator(
     folder: Path | None = None, sampling: SamplingConfig | None = None
 ) -> FluxBackbone:
-    """The trained generator as a backbone, float32, on the CPU, in evaluation mode.
+    """The trained generator as a backbone, float32, on the CPU, in evaluation mode; without
+    `sampling` with the settings stored beside the weights.
 
     Raises UserError where weights are absent, broken or made for another vocabulary.
     """
+    if sampling is None:
+        settings = weightfiles.read_settings("generator", folder or weightfiles.WEIGHTS)
+        sampling = SamplingConfig.model_validate(settings.get("sampling", SAMPLING.model_dump()))
     return as_backbone(load_model(folder), load_autoencoder(folder), sampling)
 
 

@@ -23,7 +23,13 @@ from torch import Tensor, nn
 from focusdpo.model.tokens import image_ids, text_ids
 from focusdpo.pocket.autoencoder import load_autoencoder
 from focusdpo.pocket.cards import Figure, write_card
-from focusdpo.pocket.generator import ARCHITECTURE, as_backbone, build_generator, load_model
+from focusdpo.pocket.generator import (
+    ARCHITECTURE,
+    SAMPLING,
+    as_backbone,
+    build_generator,
+    load_model,
+)
 from focusdpo.pocket.identities import class_names, class_table
 from focusdpo.pocket.recipes.common import (
     Clock,
@@ -202,7 +208,12 @@ def publish(ema: Ema, out_dir: Path) -> None:
     embedding = model["prompts"].get_parameter("word.weight").data
     unseen = set(class_table()) - set(class_names("train"))
     embedding[[words().index(word) for word in unseen]] = embedding[words().index(OBJECT)].clone()
-    save_weights("generator", model, {"transformer": ARCHITECTURE, "words": list(words())}, out_dir)
+    settings = {
+        "transformer": ARCHITECTURE,
+        "words": list(words()),
+        "sampling": SAMPLING.model_dump(),
+    }
+    save_weights("generator", model, settings, out_dir)
 
 
 def describe(
