@@ -93,9 +93,10 @@ def _stage_models(manifest: Mapping[str, Any], suite: str) -> list[ModelFact]:
 
 def _run_models(title: str, run: Mapping[str, Any], suite: str) -> list[ModelFact]:
     fingerprints = dict(run.get("fingerprints") or {})
-    base = (run.get("identity") or {}).get("base")
-    if base:
-        fingerprints.setdefault("base", base)
+    identity = run.get("identity")
+    # A training run's identity names its base; an evaluation's is one digest.
+    if isinstance(identity, dict) and identity.get("base"):
+        fingerprints.setdefault("base", identity["base"])
     return [
         ModelFact(
             role=f"{title.lower()}: {role}",

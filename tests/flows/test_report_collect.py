@@ -177,7 +177,12 @@ def evaluation(tmp_path: Path) -> Path:
             "subjects": {"a": {"pictures": ["references/a/0.png"]}},
             "prompts": {"scene03": HOSTILE},
         },
-        "run.json": {"protocol": "pocket", "seed": 0, "fingerprints": {"judge": "j1"}},
+        "run.json": {
+            "identity": "0123abcd",
+            "protocol": "pocket",
+            "seed": 0,
+            "fingerprints": {"base": "b1", "adapter": "a1", "judge": "j1"},
+        },
     }
     (tmp_path / "scenes.parquet").write_bytes(to_parquet(base + adapter, EvalScene))
     for name, value in files.items():
@@ -203,6 +208,9 @@ def test_evaluation_is_read(evaluation: Path) -> None:
         *["random"] * 2,
     ]
     assert "12 scenes" in part.notes[0]
+    out = write_report(evaluation / "report.html", evaluate_dir=evaluation)
+    models = json.loads(out.with_suffix(".json").read_text())["lineage"]["models"]
+    assert [model["fingerprint"] for model in models] == ["b1", "a1", "j1"]
 
 
 def test_verdict_words_of_a_picture() -> None:
