@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from focusdpo.data_schemas.candidates import Sampled
+from focusdpo.data_schemas.images import encode_png
 from focusdpo.flows.builder import Builder
 
 log = logging.getLogger(__name__)
@@ -32,9 +33,8 @@ def first_pictures(builder: Builder, limit: int = 32) -> Path | None:
     if not pictures:
         return None
     builder.pictures_shown = len(pictures)
-    partial = target.with_suffix(".part.png")
-    contact_sheet(pictures[:limit], columns=8, scale=2).save(partial)
-    partial.replace(target)
+    sheet = contact_sheet(pictures[:limit], columns=8, scale=2)
+    builder.store.files.write(FIRST, encode_png(np.asarray(sheet)))
     log.info("first pictures: %s", target)
     return target
 

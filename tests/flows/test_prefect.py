@@ -142,7 +142,7 @@ def test_bad_input_fails_the_flow_without_a_retry(server: None, toy: Toy) -> Non
         build_dataset(run)
     found = newest_flow_run()
     assert found.state_name == "Failed"
-    publish = [one for one in task_runs(found, 8) if one.name.startswith("publish")]
+    publish = [one for one in task_runs(found, 15) if one.name.startswith("publish")]
     assert [one.run_count for one in publish] == [1]
 
 
