@@ -30,7 +30,7 @@ def forest_scale(rows: Sequence[MetricRow]) -> float:
         ),
         default=0.0,
     )
-    return reach * 1.08 if reach > 0 and math.isfinite(reach) else 1.0
+    return reach * 1.08 if reach > 0 and math.isfinite(reach) else 0.1
 
 
 def forest_row(row: MetricRow, half: float) -> Markup:

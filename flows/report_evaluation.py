@@ -95,6 +95,7 @@ def metric_rows(values: Sequence[Mapping[str, Any]]) -> tuple[MetricRow, ...]:
 def _row(metric: str, group: str, models: Mapping[str, Mapping[str, Any]]) -> MetricRow:
     info = metric_info(metric)
     difference = _interval(models.get("adapter - base"))
+    scenes = max((int(value.get("scenes") or 0) for value in models.values()), default=0)
     return MetricRow(
         metric=metric,
         title=info.title,
@@ -102,11 +103,11 @@ def _row(metric: str, group: str, models: Mapping[str, Mapping[str, Any]]) -> Me
         unit=info.unit,
         better=info.better,
         group=group,
-        scenes=max((int(value.get("scenes") or 0) for value in models.values()), default=0),
+        scenes=scenes,
         base=_interval(models.get("base")),
         adapter=_interval(models.get("adapter")),
         difference=difference,
-        verdict=judge(difference, info.better),
+        verdict=judge(difference, info.better, scenes),
     )
 
 

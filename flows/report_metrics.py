@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,11 +44,17 @@ def metric_info(name: str) -> MetricInfo:
     )
 
 
-def judge(difference: Interval | None, better: Better) -> Verdict:
+FEWEST = 10
+"""Scenes below which a bootstrap interval is too narrow to be believed."""
+
+
+def judge(difference: Interval | None, better: Better, scenes: int) -> Verdict:
     """Better or worse only when the whole interval of adapter - base lies on one side of zero;
-    unchanged when every scene is."""
+    unchanged when every scene is; no judgement on fewer than `FEWEST` scenes."""
     if difference is None or better == "neither":
         return "not judged"
+    if scenes < FEWEST:
+        return "too few scenes"
     low, high = difference.low, difference.high
     if low == high == 0:
         return "unchanged"
@@ -58,32 +65,47 @@ def judge(difference: Interval | None, better: Better) -> Verdict:
     return "worse" if high < 0 else "undecided"
 
 
-def number(value: float, unit: Unit, *, signed: bool = False) -> str:
+_DECIMALS: dict[Unit, int] = {"cosine": 3, "rate": 1, "degrees": 1, "number": 3}
+_SUFFIX: dict[Unit, str] = {"cosine": "", "rate": " %", "degrees": "°", "number": ""}
+
+
+def number(value: float, unit: Unit, *, signed: bool = False, decimals: int | None = None) -> str:
     """A value in its unit: cosines with three decimals, rates in per cent, angles in degrees.
 
     A signed rate is a difference and so in percentage points (pp).
     """
     if value != value:
         return "n/a"
-    plus = "+" if signed else ""
-    if unit == "rate":
-        text = f"{100 * value:{plus}.1f} {'pp' if signed else '%'}"
-    elif unit == "degrees":
-        text = f"{value:{plus}.1f}°"
-    elif unit == "cosine":
-        text = f"{value:{plus}.3f}"
-    else:
-        text = f"{value:{plus}.4g}"
-    return text.replace("-", MINUS)
+    suffix = " pp" if signed and unit == "rate" else _SUFFIX[unit]
+    return _digits(value, unit, signed, decimals) + suffix
+
+
+def _digits(value: float, unit: Unit, signed: bool, decimals: int | None) -> str:
+    shown = _DECIMALS[unit] if decimals is None else decimals
+    scaled = round(100 * value if unit == "rate" else value, shown) + 0.0  # no minus zero
+    if signed and scaled == 0:
+        return f"{0:.{shown}f}"
+    return f"{scaled:{'+' if signed else ''}.{shown}f}".replace("-", MINUS)
+
+
+def decimals_of(interval: Interval, unit: Unit) -> int:
+    """As many decimals as tell the interval's ends apart, at most 6."""
+    width = (interval.high - interval.low) * (100 if unit == "rate" else 1)
+    if not 0 < width < math.inf:
+        return _DECIMALS[unit]
+    return min(6, max(_DECIMALS[unit], 1 - math.floor(math.log10(width))))
+
+
+def mean_text(interval: Interval, unit: Unit, *, signed: bool = False) -> str:
+    """The mean in its unit, with the decimals that its interval deserves."""
+    return number(interval.mean, unit, signed=signed, decimals=decimals_of(interval, unit))
 
 
 def bounds(interval: Interval, unit: Unit, *, signed: bool = False) -> str:
     """The interval in brackets, its unit left to the mean beside it."""
-    low, high = (
-        number(v, unit, signed=signed).removesuffix(" pp").removesuffix(" %").removesuffix("°")
-        for v in (interval.low, interval.high)
-    )
-    return f"[{low}, {high}]"
+    decimals = decimals_of(interval, unit)
+    ends = (_digits(v, unit, signed, decimals) for v in (interval.low, interval.high))
+    return f"[{', '.join(ends)}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +142,7 @@ def headline(evaluation: EvaluationPart) -> Headline:
     deciding = [overall[name] for name in DECIDING if name in overall]
     if not deciding:
         return Headline("The evaluation holds no comparison of base and adapter.")
-    order: tuple[Verdict, ...] = ("better", "worse", "undecided", "unchanged", "not judged")
+    order: tuple[Verdict, ...] = ("better", "worse", "undecided", "unchanged", "too few scenes")
     groups = [(verdict, [row for row in deciding if row.verdict == verdict]) for verdict in order]
     text = "; ".join(_clause(verdict, rows) for verdict, rows in groups if rows)
     scenes = max(row.scenes for row in deciding)
@@ -137,6 +159,8 @@ def _clause(verdict: Verdict, rows: Sequence[MetricRow]) -> str:
     are = "are" if len(rows) > 1 else "is"
     if verdict == "unchanged":
         return f"{names} {are} unchanged"
+    if verdict == "too few scenes":
+        return f"{names}: too few scenes to tell"
     numbers = " and ".join(_with_bounds(row) for row in rows)
     hold = "both intervals hold zero" if len(rows) > 1 else "the interval holds zero"
     return f"{names} {are} undecided: {numbers}, {hold}"
@@ -144,7 +168,7 @@ def _clause(verdict: Verdict, rows: Sequence[MetricRow]) -> str:
 
 def _with_bounds(row: MetricRow) -> str:
     assert row.difference is not None
-    mean = number(row.difference.mean, row.unit, signed=True)
+    mean = mean_text(row.difference, row.unit, signed=True)
     return f"{mean} {bounds(row.difference, row.unit, signed=True)}"
 
 
@@ -166,7 +190,7 @@ def _key_figure(row: MetricRow) -> KeyFigure:
     assert row.difference is not None
     return KeyFigure(
         title=row.title,
-        value=number(row.difference.mean, row.unit, signed=True),
+        value=mean_text(row.difference, row.unit, signed=True),
         interval=f"95 % {bounds(row.difference, row.unit, signed=True)}",
         verdict=row.verdict,
     )

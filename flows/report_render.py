@@ -22,7 +22,16 @@ from focusdpo.flows import report_bars as bars
 from focusdpo.flows import report_charts as charts
 from focusdpo.flows import report_images as images
 from focusdpo.flows.report_chart_data import Scatter, Unit
-from focusdpo.flows.report_metrics import MINUS, Headline, bounds, headline, judge, number
+from focusdpo.flows.report_metrics import (
+    FEWEST,
+    MINUS,
+    Headline,
+    bounds,
+    headline,
+    judge,
+    mean_text,
+    number,
+)
 from focusdpo.flows.report_view import (
     Example,
     ExampleFigure,
@@ -57,6 +66,7 @@ def render(data: ReportData) -> str:
             style_hash=_source_hash(style),
             script_hash=_source_hash(script),
             pixel_art=images.PIXEL_ART,
+            fewest=FEWEST,
             headline=_headline(data),
             hero=_median_example(data),
             hero_note=_HERO_NOTE,
@@ -146,7 +156,7 @@ def _interval(value: Interval | None, unit: Unit, signed: bool = False) -> Marku
     if value is None:
         return Markup("n/a")
     return Markup('<span class="iv"><b>{}</b> <small>{}</small></span>').format(
-        number(value.mean, unit, signed=signed), bounds(value, unit, signed=signed)
+        mean_text(value, unit, signed=signed), bounds(value, unit, signed=signed)
     )
 
 
@@ -161,9 +171,11 @@ def _keep_brackets(text: str) -> str:
 
 
 def _example_verdict(figure: ExampleFigure) -> Verdict:
-    """Of one scene there is no interval: the sign decides, and equal is undecided."""
+    """Of one picture there is no interval: the sign decides, unless both print alike."""
+    if number(figure.base, figure.unit) == number(figure.adapter, figure.unit):
+        return "unchanged"
     change = figure.adapter - figure.base
-    return judge(Interval(mean=change, low=change, high=change), figure.better)
+    return judge(Interval(mean=change, low=change, high=change), figure.better, FEWEST)
 
 
 def _moved(chart: Scatter) -> str:

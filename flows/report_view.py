@@ -15,7 +15,7 @@ from focusdpo.flows.report_chart_data import (
     Unit,
 )
 
-Verdict = Literal["better", "worse", "undecided", "unchanged", "not judged"]
+Verdict = Literal["better", "worse", "undecided", "unchanged", "too few scenes", "not judged"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

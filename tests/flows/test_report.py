@@ -18,7 +18,7 @@ from report_fixture import HOSTILE, make_report
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.report import write_report
 from focusdpo.flows.report_charts import nice_ticks, running_mean
-from focusdpo.flows.report_metrics import bounds, choose, headline, judge, number
+from focusdpo.flows.report_metrics import bounds, choose, headline, judge, mean_text, number
 from focusdpo.flows.report_render import as_json, render, report_json
 from focusdpo.flows.report_view import EvaluationPart, Interval, ReportData
 
@@ -175,8 +175,8 @@ def test_page_works_without_scripts(page: str, tmp_path: Path) -> None:
 @given(finite, finite, st.sampled_from(["higher", "lower"]))
 def test_verdict_mirrors_with_the_direction(a: float, b: float, better: str) -> None:
     low, high = min(a, b), max(a, b)
-    verdict = judge(Interval(mean=(a + b) / 2, low=low, high=high), better)  # type: ignore[arg-type]
-    mirrored = judge(Interval(mean=-(a + b) / 2, low=-high, high=-low), better)  # type: ignore[arg-type]
+    verdict = judge(Interval(mean=(a + b) / 2, low=low, high=high), better, 50)  # type: ignore[arg-type]
+    mirrored = judge(Interval(mean=-(a + b) / 2, low=-high, high=-low), better, 50)  # type: ignore[arg-type]
     opposite = {"better": "worse", "worse": "better", "undecided": "undecided"}
     opposite["unchanged"] = "unchanged"
     assert mirrored == opposite[verdict]
@@ -187,7 +187,7 @@ def _with_difference(data: ReportData, low: float, high: float) -> EvaluationPar
     assert data.evaluation is not None
     difference = Interval(mean=(low + high) / 2, low=low, high=high)
     rows = tuple(
-        dataclasses.replace(row, difference=difference, verdict=judge(difference, row.better))
+        dataclasses.replace(row, difference=difference, verdict=judge(difference, row.better, 50))
         for row in data.evaluation.rows
     )
     return dataclasses.replace(data.evaluation, rows=rows)
@@ -237,6 +237,20 @@ def test_numbers_carry_their_unit() -> None:
     assert number(0.121, "rate") == "12.1 %"
     assert number(float("nan"), "cosine") == "n/a"
     assert bounds(Interval(mean=0, low=-3, high=4), "degrees") == "[\N{MINUS SIGN}3.0, 4.0]"
+
+
+def test_small_differences_keep_their_digits() -> None:
+    tiny = Interval(mean=-0.0001234, low=-0.0004, high=0.0002)
+    assert bounds(tiny, "cosine", signed=True) == "[\N{MINUS SIGN}0.00040, +0.00020]"
+    assert mean_text(tiny, "cosine", signed=True) == "\N{MINUS SIGN}0.00012"
+    none = Interval(mean=0.0, low=0.0, high=0.0)
+    assert mean_text(none, "rate", signed=True) == "0.0 pp"
+
+
+def test_few_scenes_get_no_verdict() -> None:
+    clear = Interval(mean=0.2, low=0.1, high=0.3)
+    assert judge(clear, "higher", 9) == "too few scenes"
+    assert judge(clear, "higher", 10) == "better"
 
 
 def test_nothing_given_is_an_error(tmp_path: Path) -> None:

@@ -282,7 +282,7 @@ def _rows() -> tuple[MetricRow, ...]:
                     base=Interval(mean=base, low=base - 0.03, high=base + 0.03),
                     adapter=Interval(mean=base + change, low=base + change - 0.03, high=base + 0.1),
                     difference=difference,
-                    verdict=judge(difference, info.better),
+                    verdict=judge(difference, info.better, 96 // (index + 1)),
                 )
             )
     return tuple(rows)
