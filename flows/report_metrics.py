@@ -89,11 +89,11 @@ def _digits(value: float, unit: Unit, signed: bool, decimals: int | None) -> str
 
 
 def decimals_of(interval: Interval, unit: Unit) -> int:
-    """As many decimals as tell the interval's ends apart, at most 6."""
+    """As many decimals as tell the interval's ends apart, at most 4."""
     width = (interval.high - interval.low) * (100 if unit == "rate" else 1)
     if not 0 < width < math.inf:
         return _DECIMALS[unit]
-    return min(6, max(_DECIMALS[unit], 1 - math.floor(math.log10(width))))
+    return min(4, max(_DECIMALS[unit], 1 - math.floor(math.log10(width))))
 
 
 def mean_text(interval: Interval, unit: Unit, *, signed: bool = False) -> str:

