@@ -32,14 +32,17 @@ def _number(value: object) -> str:
 
 def nice_ticks(low: float, high: float, target: int = 5) -> list[float]:
     """Round values (1, 2, 2.5 or 5 times a power of ten) that cover low..high from within."""
-    if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
+    span = high - low
+    # Where floats can no longer tell neighbours apart there is one tick.
+    if not math.isfinite(span) or span <= 1e-12 * max(abs(low), abs(high), 1e-200):
         return [low]
-    rough = (high - low) / max(target, 1)
-    power = 10.0 ** math.floor(math.log10(rough))
+    rough = span / max(target, 1)
+    exponent = math.floor(math.log10(rough))
+    power = 10.0**exponent
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * (1 - 1e-9))
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+    return [round(index * step, 3 - exponent) for index in range(first, last + 1)]
 
 
 def tick_text(value: float) -> str:
