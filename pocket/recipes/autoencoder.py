@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from focusdpo.pocket.autoencoder import ARCHITECTURE, PatchAutoencoder, build_autoencoder
+from focusdpo.pocket.cards import Figure, write_card
 from focusdpo.pocket.identities import Split, class_names, sample_identities
 from focusdpo.pocket.recipes.common import (
     Clock,
@@ -85,7 +86,23 @@ def train(config: AutoencoderConfig, out_dir: Path) -> dict[str, float]:
         if time.monotonic() - saved > 60 * config.checkpoint_minutes:
             save_checkpoint(checkpoint, model, ema, optimizer, clock)
             saved = time.monotonic()
-    return publish(ema, out_dir, clock)
+    figures = publish(ema, out_dir, clock)
+    write_card(
+        "autoencoder",
+        out_dir,
+        what="a linear patch encoder (principal components) with a residual convolutional decoder",
+        data=f"{config.fit_batches} batches for the encoder, {clock.step} steps of "
+        f"{config.scenes} scenes and {config.crops} references for the decoder",
+        seconds=clock.seconds,
+        figures=[
+            Figure("autoencoder", "PSNR of scenes in dB", figures["psnr_scenes_held_out"], ">= 30"),
+            Figure(
+                "autoencoder", "PSNR of 32 px references", figures["psnr_references_held_out"], ""
+            ),
+        ],
+        module=model,
+    )
+    return figures
 
 
 @torch.no_grad()
