@@ -1,5 +1,7 @@
 """The evaluation's scenes: individuals that no model and no dataset has seen.
 
+Settings are chosen on individuals of the split `val`, results are told on those of `held_out`.
+
 Every scene has individuals of its own, so that scenes are independent and a bootstrap over them
 means what it says.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -26,6 +29,7 @@ class HeldOut:
     scenes: list[Scene]
     subjects: dict[str, WorldSubject]
     held_out_classes: tuple[str, ...]
+    """Those that no generator and no scorer was trained on."""
 
     @property
     def references(self) -> Mapping[str, tuple[ReferenceImage, ...]]:
@@ -38,6 +42,10 @@ class HeldOutConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    split: Literal["held_out", "val"] = Field(
+        "held_out",
+        description="whose individuals: held_out to tell results, val to choose settings",
+    )
     singles: int = Field(16, ge=0, description="scenes of one subject")
     pairs: int = Field(40, ge=0, description="scenes of two subjects of different classes")
     same_class_pairs: int = Field(8, ge=0, description="scenes of two subjects of one class")
@@ -66,23 +74,24 @@ def held_out_scenes(config: HeldOutConfig, backgrounds: tuple[str, ...]) -> Held
     for kind, (count, size, same) in enumerate(config.kinds):
         new = round(count * config.new_classes)
         for number in range(count):
-            seed = stable_hash("held out", config.seed, kind, number) % 2**31
+            seed = stable_hash(config.split, config.seed, kind, number) % 2**31
             rng = np.random.default_rng(seed)
-            known = class_names("held_out" if number < new else "train")
+            known = class_names(config.split if number < new else "train")
             words = [
                 str(word) for word in rng.choice(known, size=1 if same else size, replace=False)
             ]
-            name = stable_id("held out", config.seed, kind, number)
-            members = _members(name, words * (size if same else 1), config.references, seed)
+            name = stable_id(config.split, config.seed, kind, number)
+            members = _members(name, words * (size if same else 1), config, seed)
             subjects |= {member.id: member for member in members}
             scenes.append(_scene(name, members, str(rng.choice(backgrounds)), number, seed))
-    return HeldOut(scenes, subjects, class_names("held_out"))
+    return HeldOut(scenes, subjects, class_names(config.split))
 
 
-def _members(name: str, words: list[str], references: int, seed: int) -> list[WorldSubject]:
+def _members(name: str, words: list[str], config: HeldOutConfig, seed: int) -> list[WorldSubject]:
     members = []
     for place, word in enumerate(words):
-        one = draw("held_out", [word], 1, references, stable_hash(seed, place) % 2**31)[0]
+        own_seed = stable_hash(seed, place) % 2**31
+        one = draw(config.split, [word], 1, config.references, own_seed)[0]
         own = f"{name[:8]}-{place}-{word.replace(' ', '-')}"
         members.append(WorldSubject(id=own, identity=one.identity, pictures=one.pictures))
     return members

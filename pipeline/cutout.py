@@ -18,6 +18,9 @@ FITS = 3
 BORDER_SHARE = 0.9
 """So much of the picture's border must show the background: a photograph's seldom does, and a
 subject may touch one side."""
+NEAR_BELOW, RIM = 0.5, 0.1
+"""A subject whose longer side is a smaller share of the picture's is gone near to, with a rim of
+this share of it around."""
 
 
 def cut_out(
@@ -96,7 +99,9 @@ def _border(plane: NDArray[Any]) -> NDArray[Any]:
 def _square(
     image: NDArray[np.uint8], alpha: NDArray[np.uint8], size: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The picture scaled to fit and centred on a white square, and its opacity."""
+    """The picture, or the part of it around a small subject, scaled to fit and centred on a white
+    square, and its opacity."""
+    image, alpha = _near(image, alpha)
     height, width = alpha.shape
     scale = size / max(height, width)
     fit = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -111,6 +116,27 @@ def _square(
     square[top : top + fit[1], left : left + fit[0]] = _to_uint8(on_white)
     cover[top : top + fit[1], left : left + fit[0]] = _to_uint8(opacity * 255)
     return square, cover
+
+
+def _near(
+    image: NDArray[np.uint8], alpha: NDArray[np.uint8]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A subject that fills less than half of its picture, with a rim around: it would have no
+    detail left at the size of a stored reference. Others are left as they are."""
+    shape = alpha.shape
+    solid = alpha > 127
+    rows, cols = np.flatnonzero(solid.any(axis=1)), np.flatnonzero(solid.any(axis=0))
+    if not rows.size:
+        return image, alpha
+    side = max(rows[-1] - rows[0], cols[-1] - cols[0]) + 1
+    if side >= NEAR_BELOW * max(shape):
+        return image, alpha
+    rim = round(side * RIM)
+    window = tuple(
+        slice(max(0, line[0] - rim), min(size, line[-1] + 1 + rim))
+        for line, size in zip((rows, cols), shape, strict=True)
+    )
+    return image[window], alpha[window]
 
 
 def _resize(plane: NDArray[np.float32], fit: tuple[int, int]) -> NDArray[np.float32]:

@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from focusdpo.data_schemas.errors import UserError
-from focusdpo.pocket.recipes.common import WEIGHTS, load_weights
+from focusdpo.pocket import weightfiles
 
 ARCHITECTURE: dict[str, Any] = {
     "patch": 4,
@@ -104,14 +103,8 @@ def build_autoencoder(config: dict[str, Any] | None = None) -> PatchAutoencoder:
 def load_autoencoder(folder: Path | None = None) -> PatchAutoencoder:
     """The trained autoencoder in evaluation mode, float32.
 
-    Raises UserError where the weights are absent."""
-    stem = (folder or WEIGHTS) / "autoencoder"
-    if not stem.with_suffix(".safetensors").exists():
-        raise UserError(
-            f"{stem}.safetensors: no pocket autoencoder here; train one with"
-            " `focusdpo pocket train autoencoder`"
-        )
-    state, config = load_weights(stem)
-    model = build_autoencoder(config)
-    model.load_state_dict(state)
+    Raises UserError where the weights are absent or damaged."""
+    folder = folder or weightfiles.WEIGHTS
+    model = build_autoencoder(weightfiles.read_settings("autoencoder", folder))
+    weightfiles.load_weights("autoencoder", model, folder)
     return model.eval().requires_grad_(False)

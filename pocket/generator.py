@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.backbone import Prompts
@@ -14,10 +16,14 @@ from focusdpo.model.backbones.flux import FluxBackbone, SamplingConfig
 from focusdpo.model.codec import LatentCodec
 from focusdpo.pocket import weightfiles
 from focusdpo.pocket.autoencoder import load_autoencoder
+from focusdpo.pocket.crops import crop_subjects
 from focusdpo.pocket.vocabulary import PromptEncoder, tokenize, words
 from focusdpo.pocket.world import SCENE_SIZE
 
 REFERENCE_SIZE = 32
+REFERENCE_SUBJECT = 26
+"""Longer side of a subject in a framed reference: about what it has in a scene of two, so that the
+model has to move it and not to scale it."""
 TEXT_WIDTH = 96
 ARCHITECTURE: dict[str, Any] = {
     "patch_size": 1,
@@ -93,5 +99,16 @@ def as_backbone(
         image_size=(SCENE_SIZE, SCENE_SIZE),
         reference_size=(REFERENCE_SIZE, REFERENCE_SIZE),
         default_blocks=DEFAULT_BLOCKS,
+        frame=frame_references,
         sampling=sampling or SAMPLING,
     )
+
+
+def frame_references(images_BCHW: Tensor, masks_BHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Pictures in [-1, 1] and masks in {0, 1} of any one size -> REFERENCE_SIZE: the masked subject
+    alone, on white and centred, its longer side REFERENCE_SUBJECT, wherever it stood."""
+    margin = (REFERENCE_SIZE / REFERENCE_SUBJECT - 1) / 2
+    both = torch.cat([images_BCHW / 2 + 0.5, torch.zeros_like(images_BCHW[:, :1])], 1)
+    # Twice the size, then averaged: cropping alone would skip pixels of larger pictures.
+    framed = F.avg_pool2d(crop_subjects(both, masks_BHW > 0.5, 2 * REFERENCE_SIZE, margin), 2)
+    return framed[:, :3] * 2 - 1, (framed[:, 3] < 0.5).float()

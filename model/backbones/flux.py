@@ -36,6 +36,11 @@ LORA_TARGETS = (
 )
 
 
+Frame = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Pictures (B, 3, H, W) in [-1, 1] and masks (B, H, W) in {0, 1} of references -> those of the size
+that the transformer sees."""
+
+
 class SamplingConfig(BaseModel):
     """Euler sampling of the flow with classifier-free guidance."""
 
@@ -62,7 +67,7 @@ class FluxBackbone:
     The prompt encoder is a callable from texts to `Prompts`; its weights stay as they are.
     The autoencoder is a `LatentCodec` or diffusers' AutoencoderKL. A token covers `token_pixels` x
     `token_pixels`: the autoencoder's factor times the 2 x 2 packing. References are resized to
-    `reference_size` (rows, columns in pixels) before encoding.
+    `reference_size` (rows, columns in pixels) before encoding, or brought to it by `frame`.
     """
 
     lora_targets: tuple[str, ...] = LORA_TARGETS
@@ -77,6 +82,7 @@ class FluxBackbone:
         reference_size: tuple[int, int],
         default_blocks: tuple[str, ...],
         token_pixels: int = 8,
+        frame: Frame | None = None,
         sampling: SamplingConfig | None = None,
     ) -> None:
         self.transformer = transformer
@@ -89,6 +95,7 @@ class FluxBackbone:
         self.default_blocks = default_blocks
         self.sampling = sampling or SamplingConfig()
         self.token_pixels = token_pixels
+        self._frame = frame or self._resized
         self.grid: Grid = self._grid_of(image_size)
 
     @cached_property
@@ -127,11 +134,15 @@ class FluxBackbone:
     def encode_references(self, images: Sequence[Tensor], masks: Sequence[Tensor]) -> References:
         """Per reference slot: images (B, 3, h, w) in [-1, 1] and masks (B, h, w) in {0, 1}."""
         grid = self._grid_of(self.reference_size)
+        framed = [self._frame(image, mask) for image, mask in zip(images, masks, strict=True)]
         return References(
-            tokens=tuple(self.encode_images(_resize(i, self.reference_size)) for i in images),
-            masks=tuple(mask_to_tokens(mask, grid).to(self.device) for mask in masks),
+            tokens=tuple(self.encode_images(image) for image, _ in framed),
+            masks=tuple(mask_to_tokens(mask, grid).to(self.device) for _, mask in framed),
             grids=(grid,) * len(images),
         )
+
+    def _resized(self, images_BCHW: Tensor, masks_BHW: Tensor) -> tuple[Tensor, Tensor]:
+        return _resize(images_BCHW, self.reference_size), masks_BHW
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts:

@@ -25,9 +25,9 @@ from focusdpo.pocket.recipes.common import (
     learning_rate,
     load_checkpoint,
     save_checkpoint,
-    save_weights,
     step_generator,
 )
+from focusdpo.pocket.weightfiles import save_weights
 from focusdpo.pocket.world import render_references, render_scenes
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def train(config: AutoencoderConfig, out_dir: Path) -> dict[str, float]:
     clock = Clock(config.steps, config.minutes)
     checkpoint = out_dir / "checkpoint.safetensors"
     if checkpoint.exists():
-        load_checkpoint(checkpoint, model, ema, optimizer, clock)
+        clock.restore(load_checkpoint(checkpoint, model, ema, optimizer))
     else:
         fit(model, config)
         ema = Ema(model, 0.995)
@@ -84,7 +84,7 @@ def train(config: AutoencoderConfig, out_dir: Path) -> dict[str, float]:
         if clock.step % 25 == 0:
             log.write(step=clock.step, seconds=round(clock.seconds, 1), loss=float(loss))
         if time.monotonic() - saved > 60 * config.checkpoint_minutes:
-            save_checkpoint(checkpoint, model, ema, optimizer, clock)
+            save_checkpoint(checkpoint, model, ema, optimizer, clock.meta)
             saved = time.monotonic()
     figures = publish(ema, out_dir, clock)
     write_card(
@@ -156,7 +156,7 @@ def publish(ema: Ema, out_dir: Path, clock: Clock) -> dict[str, float]:
     model = build_autoencoder()
     model.load_state_dict(ema.shadow)
     model.eval()
-    save_weights(out_dir / "autoencoder", ema.shadow, ARCHITECTURE)
+    save_weights("autoencoder", model, ARCHITECTURE, out_dir)
     figures = {"steps": float(clock.step), "minutes": clock.seconds / 60}
     for index, name in enumerate(("scenes", "references")):
         target = torch.cat([batch(32, 64, "held_out", 2 * 10**6 + i)[index] for i in range(3)])

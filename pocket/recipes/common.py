@@ -1,4 +1,4 @@
-"""What the recipes share: schedules, EMA, exact checkpoints, weight files."""
+"""What the recipes share: schedules, averaged weights, exact checkpoints, logs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-logger = logging.getLogger(__name__)
+from focusdpo.data_schemas.errors import UserError
 
-WEIGHTS = Path(__file__).parents[1] / "weights"
+logger = logging.getLogger(__name__)
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -38,6 +38,16 @@ class Clock:
     seconds: float = 0.0
     """Training time, earlier parts of a resumed run included."""
     _last: float = field(default_factory=time.monotonic)
+
+    @property
+    def meta(self) -> dict[str, float]:
+        """For a checkpoint."""
+        return {"step": self.step, "seconds": self.seconds}
+
+    def restore(self, meta: Mapping[str, Any]) -> None:
+        """As `meta` says."""
+        self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
+        logger.info("resumed at step %d, %.1f minutes", self.step, self.seconds / 60)
 
     def tick(self) -> None:
         now = time.monotonic()
@@ -59,8 +69,8 @@ def learning_rate(
 
 
 class Ema:
-    """Exponential moving average of parameters; the decay grows with the step, so that early
-    weights are forgotten soon."""
+    """Exponential moving average of a model's state; the decay grows with the step, so that early
+    weights are forgotten soon. What is not a floating-point number is copied."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -68,30 +78,52 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
+        """After `step` steps."""
         decay = min(self.decay, (step + 1) / (step + 10))
         values = model.state_dict()
-        shadow = list(self.shadow.values())
-        torch._foreach_lerp_(shadow, [values[k] for k in self.shadow], 1 - decay)
+        floats = [k for k, v in self.shadow.items() if v.is_floating_point()]
+        torch._foreach_lerp_(
+            [self.shadow[k] for k in floats], [values[k] for k in floats], 1 - decay
+        )
+        for key in self.shadow.keys() - set(floats):
+            self.shadow[key].copy_(values[key])
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, clock: Clock
+    path: Path,
+    model: nn.Module,
+    ema: Ema,
+    optimizer: torch.optim.Optimizer,
+    meta: Mapping[str, Any],
 ) -> None:
-    """Everything that an exact resume needs, in one safetensors file, replaced at once."""
+    """Everything that an exact resume needs, in one safetensors file, replaced at once; `meta` is
+    JSON-able."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"ema.{k}": v for k, v in ema.shadow.items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
-    meta = {"step": str(clock.step), "seconds": repr(clock.seconds)}
-    temporary = path.with_suffix(".tmp")
-    save_file({k: v.detach().clone().contiguous() for k, v in tensors.items()}, temporary, meta)
+    temporary = path.with_suffix(".partial")
+    # Clones: state_dict may hold tied tensors, which safetensors refuses.
+    copies = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
+    save_file(copies, temporary, {"meta": json.dumps(meta)})
     temporary.replace(path)
 
 
+def read_meta(path: Path) -> dict[str, Any]:
+    """The `meta` of a checkpoint. Raises UserError for a damaged file."""
+    try:
+        with safe_open(path, "pt") as file:
+            meta: dict[str, Any] = json.loads(file.metadata()["meta"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a checkpoint ({error}); delete it to start anew") from error
+    return meta
+
+
 def load_checkpoint(
-    path: Path, model: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer, clock: Clock
-) -> None:
-    """Takes up where `save_checkpoint` left."""
+    path: Path, model: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Takes up where `save_checkpoint` left; returns its `meta`. Errors as in `read_meta`."""
+    meta = read_meta(path)
     groups: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
     for key, value in load_file(path).items():
         kind, _, name = key.partition(".")
@@ -103,30 +135,7 @@ def load_checkpoint(
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    with safe_open(path, "pt") as handle:
-        meta = handle.metadata()
-    clock.step, clock.seconds = int(meta["step"]), float(meta["seconds"])
-    logger.info("resumed at step %d, %.1f minutes", clock.step, clock.seconds / 60)
-
-
-def save_weights(stem: Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """`<stem>.safetensors` in half precision and `<stem>.json`."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        k: (v.half() if v.is_floating_point() else v).clone().contiguous() for k, v in state.items()
-    }
-    temporary = stem.with_suffix(".tmp")
-    save_file(tensors, temporary)
-    stem.with_suffix(".json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
-    temporary.chmod(0o644)  # safetensors writes for the owner alone
-    temporary.replace(stem.with_suffix(".safetensors"))
-
-
-def load_weights(stem: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights in float32 and the config beside them."""
-    state = {k: v.float() for k, v in load_file(stem.with_suffix(".safetensors")).items()}
-    config: dict[str, Any] = json.loads(stem.with_suffix(".json").read_text())
-    return state, config
+    return meta
 
 
 def count_parameters(modules: Iterable[nn.Module]) -> int:

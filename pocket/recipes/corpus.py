@@ -16,6 +16,7 @@ from torch import Tensor
 
 from focusdpo.model.codec import LatentCodec
 from focusdpo.model.tokens import pack
+from focusdpo.pocket.generator import frame_references
 from focusdpo.pocket.identities import (
     BACKGROUNDS,
     class_names,
@@ -50,8 +51,8 @@ class Chunk:
 
 @torch.no_grad()
 def encode(codec: LatentCodec, images: Tensor) -> Tensor:
-    """Images in [0, 1] -> packed normalised latents."""
-    return pack(codec.encode_latents(images * 2 - 1))
+    """Images in [-1, 1] -> packed normalised latents."""
+    return pack(codec.encode_latents(images))
 
 
 def make_chunk(codec: LatentCodec, seed: int, index: int, scenes: int) -> Chunk:
@@ -67,13 +68,14 @@ def make_chunk(codec: LatentCodec, seed: int, index: int, scenes: int) -> Chunk:
         part = rows[start : start + 64]
         seeds = list(range(base + start, base + start + len(part)))
         shown = render_scenes(part, seeds, tidy=True)
-        targets.append(encode(codec, shown.images))
+        targets.append(encode(codec, shown.images * 2 - 1))
         coverage.append(F.avg_pool2d(shown.masks.any(1).float(), 8).flatten(1))
         backgrounds += [BACKGROUNDS.index(name) for name in shown.backgrounds]
         flat = [person for row in part for person in row]
         poses = [(base + start) * 8 + i for i in range(len(flat))]
-        images, _ = render_references(flat, poses, 32)
-        references.append(encode(codec, images).unflatten(0, (len(part), count)))
+        pictures, bodies = render_references(flat, poses)
+        framed, _ = frame_references(pictures * 2 - 1, bodies.float())
+        references.append(encode(codec, framed).unflatten(0, (len(part), count)))
     return Chunk(
         torch.cat(targets),
         torch.cat(references),

@@ -6,21 +6,19 @@ not stopped.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
 
 from focusdpo.data_schemas.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from focusdpo.pocket.recipes.common import Ema, load_checkpoint, read_meta, save_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -62,16 +60,15 @@ def fit(
     `loss_of_step(step)` makes that step's batch and returns its loss. Resumes from a checkpoint
     that lies in `out_dir`. Raises UserError where that was made with another config.
     """
-    import torch
-
     torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)  # tiny averages would slow some CPUs down tenfold
     out_dir.mkdir(parents=True, exist_ok=True)
     optimizer = torch.optim.AdamW(
         module.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98)
     )
-    average = {key: value.detach().clone() for key, value in module.state_dict().items()}
-    losses, before = _resume(out_dir, module, optimizer, average, config)
+    average = Ema(module, config.ema)
+    checkpoint = out_dir / "checkpoint.safetensors"
+    losses, before = _resume(checkpoint, module, optimizer, average, config)
     module.train()
     started = time.monotonic()
     for step in range(len(losses), config.steps):
@@ -82,17 +79,18 @@ def fit(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), config.clip_norm)
         optimizer.step()
-        _update_average(average, module, min(config.ema, (1 + step) / (10 + step)))
+        average.update(module, step)
         losses.append(float(loss.detach()))
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
             seconds = before + time.monotonic() - started
-            _save(out_dir, module, optimizer, average, config, losses, seconds)
+            meta = {"config": config.model_dump(), "losses": losses, "seconds": seconds}
+            save_checkpoint(checkpoint, module, average, optimizer, meta)
             recent = losses[-config.save_every :]
             log.info(
                 "step %d of %d: loss %.4f, %.0f s", step + 1, config.steps,
                 sum(recent) / len(recent), seconds,
             )  # fmt: skip
-    module.load_state_dict(average)
+    module.load_state_dict(average.shadow)
     recalibrate(module, loss_of_step, config)
     module.eval()
     return Fitted(tuple(losses), before + time.monotonic() - started)
@@ -103,8 +101,6 @@ def recalibrate(
 ) -> None:
     """Measures the statistics of batch normalisation anew: averaged weights do not fit statistics
     that were gathered under other weights (as `torch.optim.swa_utils.update_bn`)."""
-    import torch
-
     layers = [m for m in module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     if not layers or not config.recalibrate:
         return
@@ -128,83 +124,22 @@ def _schedule(step: int, config: FitConfig) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * position))
 
 
-def _update_average(average: dict[str, Tensor], module: nn.Module, decay: float) -> None:
-    import torch
-
-    with torch.no_grad():
-        for key, value in module.state_dict().items():
-            if value.is_floating_point():
-                average[key].lerp_(value, 1 - decay)
-            else:
-                average[key].copy_(value)
-
-
-def _save(
-    out_dir: Path,
-    module: nn.Module,
-    optimizer: object,
-    average: dict[str, Tensor],
-    config: FitConfig,
-    losses: list[float],
-    seconds: float,
-) -> None:
-    """One file, replaced atomically: weights, averages, moments, and the series so far."""
-    import torch
-    from safetensors.torch import save_file
-
-    assert isinstance(optimizer, torch.optim.Optimizer)
-    tensors = {f"module.{k}": v.contiguous() for k, v in module.state_dict().items()}
-    tensors |= {f"average.{k}": v.contiguous() for k, v in average.items()}
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"moment.{index}.{k}": v.contiguous() for k, v in moments.items()}
-    meta = {"config": config.model_dump(), "losses": losses, "seconds": seconds}
-    partial = out_dir / "checkpoint.partial"
-    # Clones: state_dict may hold tied tensors, which safetensors refuses.
-    save_file({k: v.clone() for k, v in tensors.items()}, partial, {"meta": json.dumps(meta)})
-    partial.replace(out_dir / "checkpoint.safetensors")
-
-
 def _resume(
-    out_dir: Path,
+    checkpoint: Path,
     module: nn.Module,
-    optimizer: object,
-    average: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    average: Ema,
     config: FitConfig,
 ) -> tuple[list[float], float]:
     """Losses so far and seconds spent; nothing without a checkpoint."""
-    import torch
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import load_file
-
-    assert isinstance(optimizer, torch.optim.Optimizer)
-    path = out_dir / "checkpoint.safetensors"
-    if not path.exists():
+    if not checkpoint.exists():
         return [], 0.0
-    try:
-        with safe_open(path, "pt") as file:
-            meta = json.loads(file.metadata()["meta"])
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a checkpoint ({error}); delete it to start anew") from error
+    made_with = read_meta(checkpoint)["config"]
     free = {"threads", "save_every", "recalibrate"}
-    if {k: v for k, v in meta["config"].items() if k not in free} != config.model_dump(
-        exclude=free
-    ):
+    if {k: v for k, v in made_with.items() if k not in free} != config.model_dump(exclude=free):
         raise UserError(
-            f"{path}: made with another configuration; delete it to start anew, or choose another"
-            f" output folder. It has {meta['config']}"
+            f"{checkpoint}: made with another configuration; delete it to start anew, or choose"
+            f" another output folder. It has {made_with}"
         )
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-    module.load_state_dict(part("module."))
-    for key, value in part("average.").items():
-        average[key].copy_(value)
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in part("moment.").items():
-        index, name = key.split(".", 1)
-        moments.setdefault(int(index), {})[name] = value
-    state = optimizer.state_dict()
-    optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
+    meta = load_checkpoint(checkpoint, module, average, optimizer)
     return list(meta["losses"]), float(meta["seconds"])

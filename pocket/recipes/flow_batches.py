@@ -114,6 +114,6 @@ def _wait_for(corpus: Path, index: int) -> Chunk:
     return _cached_chunk(path)
 
 
-@lru_cache(maxsize=200)
+@lru_cache(maxsize=512)  # 6 MiB each
 def _cached_chunk(path: Path) -> Chunk:
     return read_chunk(path)

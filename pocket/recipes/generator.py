@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from focusdpo.model.tokens import image_ids, text_ids
 from focusdpo.pocket.autoencoder import load_autoencoder
@@ -68,6 +69,9 @@ class GeneratorConfig(BatchConfig):
         False, description="autocast to bfloat16; only for CPUs that compute in it (AVX512-BF16)"
     )
     compile: bool = Field(False, description="torch.compile the transformer blocks")
+    start: str = Field(
+        "", description="folder with `generator.*` to start from; none: random weights"
+    )
     threads: int = Field(1, description="CPU threads", ge=1)
     checkpoint_minutes: float = Field(4.0, gt=0, description="minutes between checkpoints")
     snapshot_minutes: float = Field(5.0, gt=0, description="minutes between published weights")
@@ -96,23 +100,26 @@ def fit(config: GeneratorConfig, out_dir: Path, autoencoder_dir: Path | None = N
     """The training itself; leaves checkpoint, log and weights in `out_dir`."""
     torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(config.bfloat16)  # CPUs heed it too
     torch.manual_seed(config.seed)
     corpus = out_dir / "corpus"
     if not chunk_path(corpus, 0).exists():
         make_corpus(config, out_dir, autoencoder_dir)
-    model = build_generator()
+    model = load_model(Path(config.start)) if config.start else build_generator()
     logger.info("generator: %d parameters", count_parameters([model]))
     ema = Ema(model, config.ema)
     optimizer = build_optimizer(model, config)
     clock = Clock(config.steps, config.minutes)
     checkpoint = out_dir / "checkpoint.safetensors"
     if checkpoint.exists():
-        load_checkpoint(checkpoint, model, ema, optimizer, clock)
+        clock.restore(load_checkpoint(checkpoint, model, ema, optimizer))
     if config.compile:
         compile_blocks: Any = model["transformer"]
         compile_blocks.compile_repeated_blocks(dynamic=True)
-    _loop(config, out_dir, model, ema, optimizer, clock)
-    save_checkpoint(checkpoint, model, ema, optimizer, clock)
+    # The fused attention's backward pass on CPUs takes longer than all the rest of a block.
+    with sdpa_kernel(SDPBackend.MATH):
+        _loop(config, out_dir, model, ema, optimizer, clock)
+    save_checkpoint(checkpoint, model, ema, optimizer, clock.meta)
     publish(ema, out_dir)
     return clock
 
@@ -124,7 +131,8 @@ def build_optimizer(model: nn.ModuleDict, config: GeneratorConfig) -> Muon:
     for name, parameter in model.named_parameters():
         inner = "transformer_blocks" in name and "norm" not in name and parameter.ndim == 2
         (hidden if inner else others).append(parameter)
-    return Muon(hidden, others, lr=config.peak, weight_decay=config.weight_decay)
+    dtype = torch.bfloat16 if config.bfloat16 else torch.float32
+    return Muon(hidden, others, lr=config.peak, weight_decay=config.weight_decay, dtype=dtype)
 
 
 def _loop(
@@ -135,7 +143,7 @@ def _loop(
     optimizer: torch.optim.Optimizer,
     clock: Clock,
 ) -> None:
-    log = JsonLines(out_dir / "log.jsonl")
+    log, checkpoint = JsonLines(out_dir / "log.jsonl"), out_dir / "checkpoint.safetensors"
     saved = published = time.monotonic()
     losses: list[float] = []
     while clock.progress < 1:
@@ -163,7 +171,7 @@ def _loop(
             )
             losses.clear()
         if time.monotonic() - saved > 60 * config.checkpoint_minutes:
-            save_checkpoint(out_dir / "checkpoint.safetensors", model, ema, optimizer, clock)
+            save_checkpoint(checkpoint, model, ema, optimizer, clock.meta)
             saved = time.monotonic()
         if time.monotonic() - published > 60 * config.snapshot_minutes:
             publish(ema, out_dir)

@@ -1,5 +1,5 @@
-"""Muon for hidden matrices, AdamW for all else, in one optimizer. In float32, which
-torch.optim.Muon is not: its bfloat16 is very slow on CPUs without AVX512-BF16.
+"""Muon for hidden matrices, AdamW for all else, in one optimizer. Unlike torch.optim.Muon it
+orthogonalises in float32 where asked to: bfloat16 is very slow on CPUs without AVX512-BF16.
 
 Source: K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; the
 update's scale is that of "Muon is Scalable for LLM Training", arXiv 2502.16982, section 2.2.
@@ -17,20 +17,23 @@ from torch import Tensor, nn
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
-def orthogonalise(matrices_KMN: Tensor, steps: int = 5) -> Tensor:
-    """Roughly the nearest semi-orthogonal matrices: singular values come to about 0.7 to 1.2."""
+def orthogonalise(
+    matrices_KMN: Tensor, steps: int = 5, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Roughly the nearest semi-orthogonal matrices: singular values come to about 0.7 to 1.2.
+    `dtype` is what it computes in; the result has the matrices' own."""
     tall = matrices_KMN.shape[-2] > matrices_KMN.shape[-1]
     x = matrices_KMN.mT if tall else matrices_KMN
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype)
     for _ in range(steps):
         gram = x @ x.mT
         x = _A * x + (_B * gram + _C * gram @ gram) @ x
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(matrices_KMN.dtype)
 
 
 class Muon(torch.optim.Optimizer):
     """`hidden` are matrices: their momentum is orthogonalised, at a scale where an AdamW learning
-    rate fits. `others` get AdamW."""
+    rate fits, computed in `dtype`. `others` get AdamW."""
 
     def __init__(
         self,
@@ -41,7 +44,9 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float,
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.99),
+        dtype: torch.dtype = torch.float32,
     ) -> None:
+        self._dtype = dtype
         groups: list[dict[str, Any]] = [
             {"params": list(hidden), "orthogonal": True},
             {"params": list(others), "orthogonal": False},
@@ -77,7 +82,7 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_lerp_(average, gradients, 1 - group["momentum"])
             nesterov = torch.stack(gradients).lerp_(torch.stack(average), group["momentum"])
             scale = 0.2 * max(shape) ** 0.5 * group["lr"]
-            updates = orthogonalise(nesterov) * scale
+            updates = orthogonalise(nesterov, dtype=self._dtype) * scale
             torch._foreach_sub_([p.data for p in alike], list(updates.unbind()))
 
     def _adam(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from focusdpo.flows.held_out import HeldOutConfig, held_out_scenes
 from focusdpo.flows.world_subjects import WorldConfig, draw, export
@@ -13,9 +14,11 @@ from focusdpo.pocket.identities import BACKGROUNDS, class_names
 SMALL = HeldOutConfig(singles=4, pairs=8, same_class_pairs=2, triples=4, new_classes=0.5)
 
 
-def test_every_individual_is_of_a_held_out_cell_and_stands_in_one_scene() -> None:
-    held_out = held_out_scenes(SMALL, BACKGROUNDS)
-    assert {one.identity.split for one in held_out.subjects.values()} == {"held_out"}
+@pytest.mark.parametrize("split", ["held_out", "val"])
+def test_every_individual_is_of_the_split_and_stands_in_one_scene(split: str) -> None:
+    held_out = held_out_scenes(SMALL.model_copy(update={"split": split}), BACKGROUNDS)
+    assert {one.identity.split for one in held_out.subjects.values()} == {split}
+    assert set(held_out.held_out_classes) == set(class_names(split))
     names = [name for scene in held_out.scenes for name in scene.subject_ids]
     assert len(names) == len(set(names)) == 4 + 16 + 4 + 12
     build = draw("train", class_names("train"), 32, 1, seed=7)

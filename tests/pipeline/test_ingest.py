@@ -315,3 +315,18 @@ def test_more_pictures_than_are_used_are_told(folder: Path, store: Store) -> Non
 )
 def test_a_folders_name_suggests_the_class(name: str, word: str) -> None:
     assert clean_name(name) == word
+
+
+def test_a_small_subject_is_gone_near_to_and_a_large_one_is_left_alone() -> None:
+    image = np.full((400, 600, 3), 255, np.uint8)
+    alpha = np.zeros((400, 600), np.uint8)
+    image[300:340, 520:600] = (200, 30, 30)
+    alpha[300:340, 520:600] = 255  # 80 x 40 pixels at the border of 600 x 400
+    cut, mask, _ = cut_out(Picture(image=image, alpha=alpha, notes=()), 64, 24)
+    rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    assert cols[-1] - cols[0] + 1 >= 50 and rows[-1] - rows[0] + 1 >= 25
+    assert (cut[mask] == (200, 30, 30)).all(axis=1).mean() > 0.9
+    whole = np.zeros((64, 64), np.uint8)
+    whole[10:50, 20:60] = 255
+    _, same, _ = cut_out(Picture(image=image[:64, :64], alpha=whole, notes=()), 64, 24)
+    assert (same == (whole > 0)).all()

@@ -8,7 +8,13 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.backbones.flux import SamplingConfig
 from focusdpo.pipeline.parts import ReferenceImage
 from focusdpo.pocket.autoencoder import build_autoencoder
-from focusdpo.pocket.generator import as_backbone, build_generator
+from focusdpo.pocket.generator import (
+    REFERENCE_SIZE,
+    REFERENCE_SUBJECT,
+    as_backbone,
+    build_generator,
+    frame_references,
+)
 from focusdpo.pocket.identities import class_names, sample_identities
 from focusdpo.pocket.parts_generator import PocketGenerator
 from focusdpo.pocket.world import render_references
@@ -96,3 +102,23 @@ def test_wrong_calls_are_refused(
 def test_fingerprint_is_stable(generator: PocketGenerator) -> None:
     assert generator.fingerprint == generator.backbone.fingerprint
     assert PocketGenerator(generator.backbone, "known").fingerprint == "known"
+
+
+def test_a_framed_subject_is_centred_at_one_size_wherever_it_stood() -> None:
+    image, mask = render_references(sample_identities("train", ["house"], 1, 0), [5])
+    bare = torch.where(mask[:, None], image, torch.ones(())) * 2 - 1
+    moved, there = bare.roll((5, -4), (2, 3)), mask.roll((5, -4), (1, 2))
+    large = torch.nn.functional.interpolate(bare, scale_factor=2)
+    one, inside = frame_references(bare, mask.float())
+    assert one.shape == (1, 3, REFERENCE_SIZE, REFERENCE_SIZE)
+    spans = [torch.nonzero(inside[0].any(axis)).flatten() for axis in (0, 1)]
+    low, high = [int(s[0]) for s in spans], [int(s[-1]) + 1 for s in spans]
+    longest = max(b - a for a, b in zip(low, high, strict=True))
+    assert abs(longest - REFERENCE_SUBJECT) <= 1
+    assert all(abs(a + b - REFERENCE_SIZE) <= 2 for a, b in zip(low, high, strict=True))
+    assert (one[0][:, inside[0] == 0] > 0.5).float().mean() > 0.95
+    torch.testing.assert_close(frame_references(moved, there.float())[0], one)
+    doubled, _ = frame_references(
+        large, mask.float().repeat_interleave(2, 1).repeat_interleave(2, 2)
+    )
+    assert (doubled - one).abs().mean() < 0.02
