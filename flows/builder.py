@@ -137,6 +137,11 @@ class Builder:
     def _models(self, stage: Stage) -> str:
         return "+".join(self.parts.fingerprint(role) for role in stage.roles)
 
+    def missing_roles(self) -> list[str]:
+        """The models that this run will use, in the order in which it will."""
+        stages = dict.fromkeys(unit.stage for unit in self.plan.missing())
+        return list(dict.fromkeys(role for name in stages for role in STAGES[name].roles))
+
     def chunks(self, stage: str) -> list[list[str]]:
         """The partitions of a stage that are missing, in tasks."""
         names = [unit.partition for unit in self.plan.missing(stage)]

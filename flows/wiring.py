@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, cast
 
 from focusdpo.data_schemas.errors import UserError
@@ -49,10 +50,15 @@ class Resident:
         self._load = load
         self._meter = meter
         self._part: Any = None
+        self._lock = threading.Lock()
 
     @property
     def part(self) -> Any:
         """The model itself."""
+        with self._lock:
+            return self._loaded()
+
+    def _loaded(self) -> Any:
         if self._part is None:
             start = time.perf_counter()
             self._part = self._load()
@@ -101,6 +107,20 @@ class Parts:
     def fingerprint(self, role: str) -> str:
         """Hash of a part's weights and settings; loads nothing."""
         return self._residents[role].fingerprint
+
+    def load_beside(self, roles: Iterable[str]) -> threading.Thread:
+        """Load parts in a thread, while this one waits for something else."""
+
+        def load() -> None:
+            for role in roles:
+                try:
+                    _ = self._residents[role].part
+                except UserError as error:  # told when the part is used
+                    log.info("%s: not loaded ahead: %s", role, error)
+
+        thread = threading.Thread(target=load, name="load-parts", daemon=True)
+        thread.start()
+        return thread
 
     @property
     def generator(self) -> Generator:

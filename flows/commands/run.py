@@ -77,6 +77,8 @@ def build(run: BuildRun, *, plan: bool = False, prefect: bool = True) -> dict[st
     with Bars() as watch:
 
         def flow() -> Any:
+            # Prefect's server takes some ten seconds to start, mostly in a process of its own.
+            prepared.builder.parts.load_beside(prepared.builder.missing_roles())
             from focusdpo.flows.build_dataset import run_here
 
             return run_here(prepared, watch)
