@@ -1,7 +1,8 @@
 """`focusdpo pocket check`: what the packaged models reach on individuals that no training saw.
 
-The generator is measured by the independent judge, in scenes of two subjects of different training
-classes, painted once with references and once from the words alone.
+The generator is measured by the independent judge: in scenes of two subjects of different training
+classes, painted once with references and once from the words alone, and beside it in scenes of one
+and three subjects and of classes that it was never shown.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from focusdpo.pocket import figures, parts
 from focusdpo.pocket.autoencoder import load_autoencoder
 from focusdpo.pocket.cards import Figure
 from focusdpo.pocket.generator import REFERENCE_SIZE
-from focusdpo.pocket.identities import Identity
+from focusdpo.pocket.identities import Identity, class_names
 from focusdpo.pocket.world import prompt_for, render_references
 
 log = logging.getLogger(__name__)
@@ -70,37 +71,60 @@ def autoencoder_figures(count: int = 64) -> list[Figure]:
 
 @dataclass(frozen=True)
 class Painted:
-    """What the judge sees of two requested subjects in each of B pictures. Hue in degrees."""
+    """What the judge sees of the R subjects requested in each of B pictures. Hue in degrees."""
 
     recognised: NDArray[np.bool_]
-    """(B, 2): an instance of its own shows the requested class."""
+    """(B, R): an instance of its own shows the requested class."""
     hue_error: NDArray[np.float32]
-    """(B, 2) between the instance and the reference; NaN where it was not recognised."""
+    """(B, R) between the instance and the reference; NaN where it was not recognised."""
     confused: NDArray[np.bool_]
-    """(B,): a subject lacks or comes twice, or an instance is nearer to the other's reference."""
+    """(B,): a subject lacks or comes twice, or an instance is nearer to another's reference."""
+
+    @property
+    def share(self) -> float:
+        """Subjects recognised."""
+        return float(self.recognised.mean())
 
 
 def generator_figures(generator: Generator, judge: Judge, count: int = 64) -> list[Figure]:
     """Classes recognised, hue error with and without references, share of confused scenes."""
-    rows, scenes = figures.held_out_scenes(count, 2, 7600)
+    told, blind = _look(generator, judge, count, 2), _look(generator, judge, count, 2, bare=True)
+    with_, without = float(np.nanmean(told.hue_error)), float(np.nanmean(blind.hue_error))
+    new = class_names("val") + class_names("held_out")
+    one, three = _look(generator, judge, count, 1), _look(generator, judge, count, 3)
+    unseen = _look(generator, judge, count, 2, classes=new)
+    return [
+        Figure("generator", "class recognised", told.share, ">= 0.80"),
+        Figure("generator", "class recognised, text alone", blind.share, ""),
+        Figure("generator", "hue error in degrees", with_, ""),
+        Figure("generator", "hue error in degrees, text alone", without, ""),
+        Figure("generator", "hue error, with over without references", with_ / without, "< 0.50"),
+        Figure("generator", "scenes with confused subjects", float(told.confused.mean()), ""),
+        Figure("generator", "class recognised, one subject", one.share, ""),
+        Figure("generator", "class recognised, three subjects", three.share, ""),
+        Figure("generator", "class recognised, two of new classes", unseen.share, ""),
+    ]
+
+
+def _look(
+    generator: Generator,
+    judge: Judge,
+    count: int,
+    subjects: int,
+    *,
+    classes: Sequence[str] | None = None,
+    bare: bool = False,
+) -> Painted:
+    """`count` painted scenes as the judge sees them; `bare` ones from their words alone."""
+    rows, scenes = figures.held_out_scenes(count, subjects, 7600, classes)
     prompts = [
         prompt_for([one.class_name for one in row], background)
         for row, background in zip(rows, scenes.backgrounds, strict=True)
     ]
     references = _references(rows)
-    seeds = [76_000 + i for i in range(count)]
-    told = judge_scenes(judge, _paint(generator, prompts, references, seeds), rows, references)
-    bare: list[list[ReferenceImage]] = [[] for _ in rows]
-    blind = judge_scenes(judge, _paint(generator, prompts, bare, seeds), rows, references)
-    with_, without = float(np.nanmean(told.hue_error)), float(np.nanmean(blind.hue_error))
-    return [
-        Figure("generator", "class recognised", float(told.recognised.mean()), ">= 0.80"),
-        Figure("generator", "class recognised, text alone", float(blind.recognised.mean()), ""),
-        Figure("generator", "hue error in degrees", with_, ""),
-        Figure("generator", "hue error in degrees, text alone", without, ""),
-        Figure("generator", "hue error, with over without references", with_ / without, "< 0.50"),
-        Figure("generator", "scenes with confused subjects", float(told.confused.mean()), ""),
-    ]
+    shown = [[] for _ in rows] if bare else references
+    painted = _paint(generator, prompts, shown, [76_000 + i for i in range(count)])
+    return judge_scenes(judge, painted, rows, references)
 
 
 def judge_scenes(
@@ -109,7 +133,8 @@ def judge_scenes(
     rows: Sequence[Sequence[Identity]],
     references: Sequence[Sequence[ReferenceImage]],
 ) -> Painted:
-    """What the judge sees of the requested subjects."""
+    """What the judge sees of the requested subjects, equally many in each picture."""
+    subjects = len(rows[0])
     flat = [one for row in references for one in row]
     vectors = judge.embed_references([one.image for one in flat], [one.mask for one in flat])
     hues = judge.hue([one.image for one in flat], [one.mask for one in flat])
@@ -117,13 +142,13 @@ def judge_scenes(
     for b, seen in enumerate(judge.look(images)):
         wanted = [judge.class_names.index(one.class_name) for one in rows[b]]
         places = match_classes(seen, wanted)
-        own = slice(2 * b, 2 * b + 2)
+        own = slice(subjects * b, subjects * (b + 1))
         recognised.append([place is not None for place in places])
         errors.append([
             np.nan if place is None else abs((seen[place].hue - hue + 180) % 360 - 180)
             for place, hue in zip(places, hues[own], strict=True)
         ])  # fmt: skip
-        confused.append(len(seen) != 2 or is_confused(seen, places, vectors[own]))
+        confused.append(len(seen) != subjects or is_confused(seen, places, vectors[own]))
     return Painted(np.array(recognised), np.array(errors, np.float32), np.array(confused))
 
 
@@ -159,7 +184,8 @@ def _references(rows: Sequence[Sequence[Identity]]) -> list[list[ReferenceImage]
         ReferenceImage(image, mask)
         for image, mask in zip(figures.to_images(pictures), figures.to_masks(bodies), strict=True)
     ]
-    return [made[2 * b : 2 * b + 2] for b in range(len(rows))]
+    subjects = len(rows[0])
+    return [made[subjects * b : subjects * (b + 1)] for b in range(len(rows))]
 
 
 def _paint(
