@@ -122,7 +122,10 @@ class GuardConfig(BaseModel):
         "both branches drift and the loss only looks good",
     )
     spike: float = Field(
-        20.0, gt=1, description="skip a step whose gradient norm is above this many medians"
+        20.0,
+        gt=1,
+        description="skip a step whose gradient norm is above this many times the usual one, the "
+        "highest running median so far",
     )
 
 

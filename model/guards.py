@@ -20,15 +20,21 @@ class Guard:
     """Running means of a run; its state goes into checkpoints, so a resumed run decides alike."""
 
     def __init__(self, config: GuardConfig, state: dict[str, Any] | None = None) -> None:
-        state = state or {"norms": [], "rises": [], "warned": 0}
+        state = state or {"norms": [], "rises": [], "warned": 0, "usual": 0.0}
         self._config = config
         self._norms: deque[float] = deque(state["norms"], maxlen=config.window)
         self._rises: deque[float] = deque(state["rises"], maxlen=config.window)
         self._warned = int(state["warned"])
+        self._usual = float(state["usual"])
 
     def state(self) -> dict[str, Any]:
         """For JSON; numbers survive exactly."""
-        return {"norms": list(self._norms), "rises": list(self._rises), "warned": self._warned}
+        return {
+            "norms": list(self._norms),
+            "rises": list(self._rises),
+            "warned": self._warned,
+            "usual": self._usual,
+        }
 
     def check_finite(self, step: int, loss: float, norm: float, good: str) -> None:
         """UserError when there is nothing sensible to go on with; `good` says what is safe."""
@@ -40,11 +46,16 @@ class Guard:
         )
 
     def is_spike(self, step: int, norm: float) -> bool:
-        """Whether this step's gradient is so far out of line that it is better left out."""
+        """Whether this step's gradient is so far out of line that it is better left out.
+
+        Usual is the highest running median so far: a preference that most pairs have learned has
+        hardly any gradient, and the few hard pairs that are left must not look like spikes."""
         if len(self._norms) >= _MIN_HISTORY:
-            usual = statistics.median(self._norms)
-            if norm > self._config.spike * usual > 0:
-                log.warning("step %d skipped: gradient norm %.3g, usual %.3g", step, norm, usual)
+            self._usual = max(self._usual, statistics.median(self._norms))
+            if norm > self._config.spike * self._usual > 0:
+                log.warning(
+                    "step %d skipped: gradient norm %.3g, usual %.3g", step, norm, self._usual
+                )
                 return True
         self._norms.append(norm)
         return False

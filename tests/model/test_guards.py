@@ -30,6 +30,16 @@ def test_a_spike_is_skipped_and_forgotten(caplog: pytest.LogCaptureFixture) -> N
     assert guard.is_spike(15, 6.0)  # a spike does not become the usual
 
 
+def test_a_hard_pair_among_learned_ones_is_no_spike() -> None:
+    guard = Guard(GuardConfig(window=20, spike=5.0))
+    for step in range(1, 21):
+        assert not guard.is_spike(step, 10.0)
+    for step in range(21, 61):
+        assert not guard.is_spike(step, 0.01)  # saturated
+    assert not guard.is_spike(61, 10.0)
+    assert guard.is_spike(62, 60.0)
+
+
 def test_a_drifting_winner_is_said_once_per_window(caplog: pytest.LogCaptureFixture) -> None:
     guard = Guard(GuardConfig(window=5, winner_rise=0.1))
     with caplog.at_level(logging.WARNING):
@@ -51,5 +61,5 @@ def test_its_state_survives_json() -> None:
         guard.is_spike(step, 1 / step)
         guard.watch_winner(step, gap=0.1 / 3, error=0.5)
     again = Guard(GuardConfig(window=12), json.loads(json.dumps(guard.state())))
-    assert again.state() == guard.state()
+    assert again.state() == guard.state() and guard.state()["usual"] > 0
     assert guard.is_spike(20, 3.0) == again.is_spike(20, 3.0)
