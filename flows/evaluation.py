@@ -23,13 +23,13 @@ from focusdpo.data_schemas.images import encode_png
 from focusdpo.data_schemas.runs import EvalRow
 from focusdpo.data_schemas.tables import to_parquet
 from focusdpo.flows.config import EvaluateRun
-from focusdpo.flows.held_out import HeldOut, held_out_scenes
+from focusdpo.flows.held_out import HeldOut, HeldOutConfig, held_out_scenes
 from focusdpo.flows.machine import machine, packages
 from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.settings import save_config
 from focusdpo.flows.wiring import build_part, fingerprint_of, vocabulary
 from focusdpo.pipeline.compare import rows as table_of
-from focusdpo.pipeline.evaluate import measure, paint_scenes
+from focusdpo.pipeline.evaluate import PROTOCOL, measure, paint_scenes
 from focusdpo.pipeline.keys import config_digest, digest
 
 log = logging.getLogger(__name__)
@@ -96,6 +96,7 @@ def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
             run.evaluate,
             held_out_classes=held_out.held_out_classes,
             names=names,
+            protocol=protocol_of(run.held_out),
         )
     rows = table_of(records["base"], records["adapter"], run.evaluate)
     both = [record for model in MODELS for record in records[model]]
@@ -123,6 +124,11 @@ def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
         seconds=seconds,
         resumed=False,
     )
+
+
+def protocol_of(held_out: HeldOutConfig) -> str:
+    """The id that every table prints, so that validation is never taken for results."""
+    return PROTOCOL if held_out.split == "held_out" else f"{PROTOCOL}/{held_out.split}"
 
 
 def _key(run: EvaluateRun) -> str:

@@ -147,7 +147,9 @@ def headline(evaluation: EvaluationPart) -> Headline:
     text = "; ".join(_clause(verdict, rows) for verdict, rows in groups if rows)
     scenes = max(row.scenes for row in deciding)
     figures = tuple(_key_figure(overall[n]) for n in HEADLINE_METRICS if n in overall)
-    return Headline(f"{text[0].upper()}{text[1:]}.", _detail(overall, scenes), figures)
+    return Headline(
+        f"{text[0].upper()}{text[1:]}.", _detail(overall, scenes, evaluation.protocol), figures
+    )
 
 
 def _clause(verdict: Verdict, rows: Sequence[MetricRow]) -> str:
@@ -172,11 +174,12 @@ def _with_bounds(row: MetricRow) -> str:
     return f"{mean} {bounds(row.difference, row.unit, signed=True)}"
 
 
-def _detail(rows: dict[str, MetricRow], scenes: int) -> str:
+def _detail(rows: dict[str, MetricRow], scenes: int, protocol: str) -> str:
     others = [row for name, row in rows.items() if name not in DECIDING]
     worse = [row.title.lower() for row in others if row.verdict == "worse"]
     better = [row.title.lower() for row in others if row.verdict == "better"]
-    parts = [f"Brackets are 95 % bootstrap intervals, paired over {scenes} held-out scenes."]
+    split = "validation" if protocol.endswith("/val") else "held-out"
+    parts = [f"Brackets are 95 % bootstrap intervals, paired over {scenes} {split} scenes."]
     if better:
         parts.append(f"Also better: {', '.join(better)}.")
     if worse:

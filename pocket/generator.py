@@ -38,8 +38,9 @@ ARCHITECTURE: dict[str, Any] = {
     "axes_dims_rope": [16, 16, 16],
 }
 DEFAULT_BLOCKS = ("single.0", "single.1")
-SAMPLING = SamplingConfig(steps=16, guidance=3.0, guidance_above=0.5, shift=3.0)
-"""Shifted towards noise, where places, shapes and colours are settled; no guidance after that."""
+SAMPLING = SamplingConfig(steps=16, guidance=1.0, shift=3.0)
+"""Shifted towards noise, where places, shapes and colours are settled. One pass a step, without
+classifier-free guidance, as FLUX.1-dev samples."""
 
 
 def build_generator(config: dict[str, Any] | None = None) -> nn.ModuleDict:

@@ -10,12 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from pair_samples import write_shards
 from tiny_backbone import tiny_backbone
 
 from focusdpo.model.backbones.flux import FluxBackbone
 
 torch.set_num_threads(1)
+# How fast a busy machine draws and runs an example says nothing about the code.
+settings.register_profile(
+    "busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("busy machine")
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from focusdpo.flows.evaluation import protocol_of
 from focusdpo.flows.held_out import HeldOutConfig, held_out_scenes
 from focusdpo.flows.world_subjects import WorldConfig, draw, export
 from focusdpo.pocket.identities import BACKGROUNDS, class_names
@@ -24,6 +25,15 @@ def test_every_individual_is_of_the_split_and_stands_in_one_scene(split: str) ->
     build = draw("train", class_names("train"), 32, 1, seed=7)
     cells = {one.identity.cell for one in build}
     assert cells.isdisjoint(one.identity.cell for one in held_out.subjects.values())
+
+
+def test_validation_has_a_protocol_of_its_own_and_no_scene_of_the_results() -> None:
+    val = SMALL.model_copy(update={"split": "val"})
+    assert (protocol_of(SMALL), protocol_of(val)) == ("pocket", "pocket/val")
+    mine, theirs = held_out_scenes(SMALL, BACKGROUNDS), held_out_scenes(val, BACKGROUNDS)
+    assert {one.id for one in mine.scenes}.isdisjoint(one.id for one in theirs.scenes)
+    cells = {one.identity.cell for one in mine.subjects.values()}
+    assert cells.isdisjoint(one.identity.cell for one in theirs.subjects.values())
 
 
 def test_half_of_the_scenes_have_classes_that_no_model_was_trained_on() -> None:
