@@ -1,7 +1,7 @@
 """evaluate without an engine: held-out scenes painted by base and adapter, judged, written down.
 
 Files in the folder of an evaluation: config.yaml, rows.json (the table), scenes.parquet (one record
-per picture and model), images/<model>/, references/, subjects.json, and run.json, written last:
+per picture and model), grid.png, images/<model>/, references/, subjects.json, and run.json, last:
 an evaluation without it is unfinished and is made again.
 """
 
@@ -25,6 +25,7 @@ from focusdpo.data_schemas.tables import to_parquet
 from focusdpo.flows.config import EvaluateRun
 from focusdpo.flows.held_out import HeldOut, HeldOutConfig, held_out_scenes
 from focusdpo.flows.machine import machine, packages
+from focusdpo.flows.preview import comparison_sheet
 from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.settings import save_config
 from focusdpo.flows.wiring import build_part, fingerprint_of, vocabulary
@@ -35,6 +36,8 @@ from focusdpo.pipeline.keys import config_digest, digest
 log = logging.getLogger(__name__)
 
 MODELS = ("base", "adapter")
+GRID = "grid.png"
+"""References of some scenes, and below them what each model painted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,7 @@ def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
     _write_subjects(out, held_out)
     judge = build_part(run.suite, "judge")
     records: dict[str, list[EvalScene]] = {}
+    first: dict[str, list[NDArray[np.uint8]]] = {}
     fingerprints = {"judge": judge.fingerprint}
     for model in MODELS:
         generator = build_part(
@@ -87,6 +91,7 @@ def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
         )
         fingerprints[model] = generator.fingerprint
         names, pictures = _paint(out, model, held_out, generator, run, watch)
+        first[model] = pictures[:: run.evaluate.images_per_scene]
         records[model] = measure(
             model,
             held_out.scenes,
@@ -98,6 +103,8 @@ def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
             names=names,
             protocol=protocol_of(run.held_out),
         )
+    sheet = comparison_sheet(held_out.scenes, held_out.references, first)
+    (out / GRID).write_bytes(encode_png(np.asarray(sheet)))
     rows = table_of(records["base"], records["adapter"], run.evaluate)
     both = [record for model in MODELS for record in records[model]]
     (out / "scenes.parquet").write_bytes(to_parquet(both, EvalScene))

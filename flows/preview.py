@@ -1,9 +1,9 @@
-"""A contact sheet of the first pictures, so that a long run shows early what it makes."""
+"""Contact sheets: the first pictures of a long run, and base beside adapter of an evaluation."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,9 @@ from PIL import Image as PillowImage
 
 from focusdpo.data_schemas.candidates import Sampled
 from focusdpo.data_schemas.images import encode_png
+from focusdpo.data_schemas.scenes import Scene
 from focusdpo.flows.builder import Builder
+from focusdpo.pipeline.parts import ReferenceImage
 
 log = logging.getLogger(__name__)
 
@@ -53,3 +55,29 @@ def contact_sheet(
     image = PillowImage.fromarray(sheet)
     size = (image.width * scale, image.height * scale)
     return image.resize(size, PillowImage.Resampling.NEAREST)
+
+
+def comparison_sheet(
+    scenes: Sequence[Scene],
+    references: Mapping[str, Sequence[ReferenceImage]],
+    pictures: Mapping[str, Sequence[NDArray[np.uint8]]],
+    limit: int = 16,
+) -> PillowImage.Image:
+    """A column per scene: its references, then what each model painted (`pictures`: model -> a
+    picture (H, W, 3) per scene). Scenes of two subjects where there are some, evenly spaced and in
+    their order: none is chosen for its looks."""
+    twos = [at for at, scene in enumerate(scenes) if len(scene.subject_ids) == 2]
+    pool = twos or list(range(len(scenes)))
+    chosen = [pool[at * len(pool) // limit] for at in range(min(limit, len(pool)))]
+    height, width = next(iter(pictures.values()))[0].shape[:2]
+    blank = np.full((height, width, 3), 255, dtype=np.uint8)
+    rows: list[NDArray[np.uint8]] = []
+    for place in range(max(len(scenes[at].subject_ids) for at in chosen)):
+        for at in chosen:
+            names = scenes[at].subject_ids
+            shown = references[names[place]][0].image if place < len(names) else blank
+            fitted = PillowImage.fromarray(shown).resize((width, height))
+            rows.append(np.asarray(fitted, dtype=np.uint8))
+    for painted in pictures.values():
+        rows += [painted[at] for at in chosen]
+    return contact_sheet(rows, columns=len(chosen), scale=1)

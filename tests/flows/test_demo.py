@@ -58,7 +58,7 @@ def test_the_demo_leaves_all_four_parts(demo: tuple[Path, dict[str, Any]]) -> No
     assert told["evaluate"]["scenes"] == 8
     page = (out / "report.html").read_text()
     assert "<html" in page and "data:image/png" in page
-    for name in ("dataset/first.png", "evaluate/scenes.parquet", "demo.json"):
+    for name in ("dataset/first.png", "evaluate/grid.png", "evaluate/scenes.parquet", "demo.json"):
         assert (out / name).stat().st_size > 0
     with Image.open(out / "dataset/first.png") as image:
         assert image.width > 100
