@@ -68,7 +68,8 @@ def comparison_sheet(
     their order: none is chosen for its looks."""
     twos = [at for at, scene in enumerate(scenes) if len(scene.subject_ids) == 2]
     pool = twos or list(range(len(scenes)))
-    chosen = [pool[at * len(pool) // limit] for at in range(min(limit, len(pool)))]
+    count = min(limit, len(pool))
+    chosen = [pool[at * len(pool) // count] for at in range(count)]
     height, width = next(iter(pictures.values()))[0].shape[:2]
     blank = np.full((height, width, 3), 255, dtype=np.uint8)
     rows: list[NDArray[np.uint8]] = []
