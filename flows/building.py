@@ -56,6 +56,8 @@ class Prepared:
     problems: list[str]
     """Subjects that were left out, and why."""
     started: float = field(default_factory=time.perf_counter)
+    loaded: float = 0.0
+    """Seconds that loading models had taken in this process by then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +102,7 @@ def prepare(run: BuildRun) -> Prepared:
     problems = [f"{one.subject}: {one.message}" for one in found.problems if one.fatal]
     scenes = compose(found.subjects, backgrounds, run.compose)
     builder = Builder(run, store, found.subjects, scenes, resident_parts(run.suite))
-    return Prepared(builder, problems, started)
+    return Prepared(builder, problems, started, builder.parts.meter.load_seconds)
 
 
 def subject_folder(run: BuildRun, store: Store) -> Path:
@@ -150,7 +152,6 @@ def execute(
     """Run what is missing and publish. UserError when nothing at all could be built."""
     builder = prepared.builder
     run = builder.run
-    loaded = builder.parts.meter.load_seconds
     outcomes: list[Outcome] = []
     for stage in STAGES:
         for chunk in chunks_of(builder, stage):
@@ -173,7 +174,7 @@ def execute(
         problems=prepared.problems,
         rejects=dict(version.manifest.get("rejects", {})),
         model_seconds=round(sum(o.seconds for o in outcomes), 3),
-        load_seconds=round(builder.parts.meter.load_seconds - loaded, 3),
+        load_seconds=round(builder.parts.meter.load_seconds - prepared.loaded, 3),
         wall_seconds=round(time.perf_counter() - prepared.started, 3),
     )
 
