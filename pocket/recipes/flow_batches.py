@@ -29,18 +29,18 @@ class BatchConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    batch: int = Field(16, description="scenes per step", ge=1)
-    chunks: int = Field(160, description="corpus chunks", ge=1)
+    batch: int = Field(64, description="scenes per step", ge=1)
+    chunks: int = Field(480, description="corpus chunks", ge=1)
     chunk_scenes: int = Field(512, description="scenes per chunk", ge=1)
-    first_chunks: int = Field(10, description="chunks in use at step 0", ge=1)
-    steps_per_chunk: int = Field(10, description="steps until one more chunk is used", ge=1)
+    first_chunks: int = Field(40, description="chunks in use at step 0", ge=1)
+    steps_per_chunk: int = Field(3, description="steps until one more chunk is used", ge=1)
     sigma_mean: float = Field(
-        1.0,
+        0.8,
         description="mean of logit(sigma); above 0 since places, shapes and colours of these"
         " redundant latents are settled at sigma 0.7 to 0.97",
     )
-    sigma_std: float = Field(1.0, gt=0, description="standard deviation of logit(sigma)")
-    drop_references: float = Field(0.2, description="share of batches without references", ge=0)
+    sigma_std: float = Field(1.1, gt=0, description="standard deviation of logit(sigma)")
+    drop_references: float = Field(0.25, description="share of batches without references", ge=0)
     drop_prompt: float = Field(0.1, description="share of samples without prompt", ge=0)
     drop_both: float = Field(
         0.25, description="share of samples without prompt in batches without references", ge=0

@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from focusdpo.model.step import Precision, autocast, resolve_precision
 from focusdpo.model.tokens import image_ids, text_ids
 from focusdpo.pocket.autoencoder import load_autoencoder
 from focusdpo.pocket.cards import Figure, write_card
@@ -54,7 +55,7 @@ logger = logging.getLogger(__name__)
 class GeneratorConfig(BatchConfig):
     """Recipe of the generator."""
 
-    steps: int = Field(7000, description="training steps at most", ge=1)
+    steps: int = Field(10_000, description="training steps at most", ge=1)
     minutes: float = Field(
         0.0,
         description="training minutes at most, 0 for no limit; the learning rate decays to the end"
@@ -65,9 +66,7 @@ class GeneratorConfig(BatchConfig):
     warmup: int = Field(200, description="warm-up steps", ge=1)
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
     ema: float = Field(0.999, description="decay of the averaged weights", ge=0, lt=1)
-    bfloat16: bool = Field(
-        False, description="autocast to bfloat16; only for CPUs that compute in it (AVX512-BF16)"
-    )
+    precision: Precision = Field("auto", description="bf16 where the CPU computes in it, or not")
     compile: bool = Field(False, description="torch.compile the transformer blocks")
     start: str = Field(
         "", description="folder with `generator.*` to start from; none: random weights"
@@ -100,7 +99,7 @@ def fit(config: GeneratorConfig, out_dir: Path, autoencoder_dir: Path | None = N
     """The training itself; leaves checkpoint, log and weights in `out_dir`."""
     torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(config.bfloat16)  # CPUs heed it too
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # CPUs heed it too
     torch.manual_seed(config.seed)
     corpus = out_dir / "corpus"
     if not chunk_path(corpus, 0).exists():
@@ -131,7 +130,8 @@ def build_optimizer(model: nn.ModuleDict, config: GeneratorConfig) -> Muon:
     for name, parameter in model.named_parameters():
         inner = "transformer_blocks" in name and "norm" not in name and parameter.ndim == 2
         (hidden if inner else others).append(parameter)
-    dtype = torch.bfloat16 if config.bfloat16 else torch.float32
+    halves = resolve_precision(torch.device("cpu"), config.precision) == "bf16"
+    dtype = torch.bfloat16 if halves else torch.float32
     return Muon(hidden, others, lr=config.peak, weight_decay=config.weight_decay, dtype=dtype)
 
 
@@ -143,6 +143,7 @@ def _loop(
     optimizer: torch.optim.Optimizer,
     clock: Clock,
 ) -> None:
+    cast = autocast(torch.device("cpu"), config.precision)
     log, checkpoint = JsonLines(out_dir / "log.jsonl"), out_dir / "checkpoint.safetensors"
     saved = published = time.monotonic()
     losses: list[float] = []
@@ -151,7 +152,7 @@ def _loop(
         for group in optimizer.param_groups:
             group["lr"] = rate
         batch = draw_batch(config, out_dir / "corpus", clock.step)
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
+        with cast():
             velocity = forward(model, batch)
         loss = flow_loss(velocity, batch)
         loss.backward()
