@@ -47,7 +47,7 @@ class AutoencoderConfig(BaseModel):
     crops: int = Field(32, description="32 px references per step", ge=1)
     peak: float = Field(2e-3, description="learning rate after warm-up", gt=0)
     noise: float = Field(
-        0.05, ge=0, description="noise on the latents, so that painted latents decode well"
+        0.12, ge=0, description="noise on the latents, so that painted latents decode well"
     )
     threads: int = Field(1, description="CPU threads", ge=1)
     seed: int = Field(0, ge=0, description="seed of weights and data")
