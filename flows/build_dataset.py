@@ -1,6 +1,8 @@
 """Prefect flow `build-dataset`: a task per stage and chunk of partitions, then publish.
 
 Prefect schedules, retries and shows; what is done is the store's to say, so its task cache is off.
+Tasks have no tags: for each tagged task the server looks for a concurrency limit, in a transaction
+that a busy SQLite refuses, and the client then sleeps for two seconds.
 """
 
 from __future__ import annotations
@@ -30,7 +32,6 @@ PUBLISHED = "focusdpo.dataset.published"
 @task(
     name="stage",
     task_run_name="{chunk.stage} {chunk.number} of {chunk.tasks}",
-    tags={"focusdpo-stage"},
     retries=2,
     retry_delay_seconds=[2, 20],
     retry_condition_fn=worth_retrying,

@@ -23,7 +23,6 @@ _WATCH: dict[str, Watch] = {}
 
 @task(
     name="evaluate-adapter",
-    tags={"focusdpo-evaluate"},
     retries=2,
     retry_delay_seconds=[2, 20],
     retry_condition_fn=worth_retrying,

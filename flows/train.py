@@ -27,7 +27,6 @@ _WATCH: dict[str, Watch] = {}
 
 @task(
     name="train-adapter",
-    tags={"focusdpo-train"},
     retries=2,
     retry_delay_seconds=[2, 20],
     retry_condition_fn=worth_retrying,
