@@ -77,6 +77,9 @@ class BuildResult:
     rejects: dict[str, int]
     model_seconds: float
     load_seconds: float
+    start_seconds: float
+    """Until the first stage began: reading subjects, planning, and the engine's start, beside which
+    models are loaded."""
     wall_seconds: float
 
     @property
@@ -152,6 +155,7 @@ def execute(
     """Run what is missing and publish. UserError when nothing at all could be built."""
     builder = prepared.builder
     run = builder.run
+    begun = time.perf_counter()
     outcomes: list[Outcome] = []
     for stage in STAGES:
         for chunk in chunks_of(builder, stage):
@@ -175,6 +179,7 @@ def execute(
         rejects=dict(version.manifest.get("rejects", {})),
         model_seconds=round(sum(o.seconds for o in outcomes), 3),
         load_seconds=round(builder.parts.meter.load_seconds - prepared.loaded, 3),
+        start_seconds=round(begun - prepared.started, 3),
         wall_seconds=round(time.perf_counter() - prepared.started, 3),
     )
 

@@ -67,11 +67,14 @@ def measure(
     if second.result["new"] or second.result["made"]:
         raise RuntimeError(f"the second build was not idle: {second.result}")
     model = first.result["model_seconds"]
+    running = first.result["wall_seconds"] - first.result["start_seconds"]
     return [
         BenchFigure("pairs", first.result["pairs"], ""),
         BenchFigure("build-dataset: model computation", model, "s"),
         BenchFigure("build-dataset: whole command", first.wall, "s"),
         BenchFigure("build-dataset: wall / model computation", first.wall / model, "", OVERHEAD),
+        BenchFigure("build-dataset: start-up", first.wall - running, "s"),
+        BenchFigure("build-dataset: after start-up, wall / model", running / model, "", OVERHEAD),
         BenchFigure("build-dataset: peak memory", first.peak_bytes / 2**30, "GiB", MEMORY_GIB),
         BenchFigure("nothing changed: whole command", second.wall, "s", NOTHING_SECONDS),
         BenchFigure("nothing changed: processor time", second.cpu, "s"),
