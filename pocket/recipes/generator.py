@@ -13,6 +13,7 @@ import logging
 import math
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def fit(config: GeneratorConfig, out_dir: Path, autoencoder_dir: Path | None = N
     """The training itself; leaves checkpoint, log and weights in `out_dir`."""
     torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # CPUs heed it too
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(halves(config))  # CPUs heed it too
     torch.manual_seed(config.seed)
     corpus = out_dir / "corpus"
     if not chunk_path(corpus, 0).exists():
@@ -115,12 +116,17 @@ def fit(config: GeneratorConfig, out_dir: Path, autoencoder_dir: Path | None = N
     if config.compile:
         compile_blocks: Any = model["transformer"]
         compile_blocks.compile_repeated_blocks(dynamic=True)
-    # The fused attention's backward pass on CPUs takes longer than all the rest of a block.
-    with sdpa_kernel(SDPBackend.MATH):
+    # In bfloat16 the fused attention's backward pass is slower on CPUs than plain products are.
+    with sdpa_kernel(SDPBackend.MATH) if halves(config) else nullcontext():
         _loop(config, out_dir, model, ema, optimizer, clock)
     save_checkpoint(checkpoint, model, ema, optimizer, clock.meta)
     publish(ema, out_dir)
     return clock
+
+
+def halves(config: GeneratorConfig) -> bool:
+    """Whether this machine trains in bfloat16."""
+    return resolve_precision(torch.device("cpu"), config.precision) == "bf16"
 
 
 def build_optimizer(model: nn.ModuleDict, config: GeneratorConfig) -> Muon:
@@ -130,8 +136,7 @@ def build_optimizer(model: nn.ModuleDict, config: GeneratorConfig) -> Muon:
     for name, parameter in model.named_parameters():
         inner = "transformer_blocks" in name and "norm" not in name and parameter.ndim == 2
         (hidden if inner else others).append(parameter)
-    halves = resolve_precision(torch.device("cpu"), config.precision) == "bf16"
-    dtype = torch.bfloat16 if halves else torch.float32
+    dtype = torch.bfloat16 if halves(config) else torch.float32
     return Muon(hidden, others, lr=config.peak, weight_decay=config.weight_decay, dtype=dtype)
 
 
