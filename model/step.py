@@ -7,6 +7,7 @@ Shapes: B pairs, 2B images (winners, then losers), N target tokens, C channels.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -64,6 +65,8 @@ def autocast(device: torch.device, precision: Precision) -> Autocast:
     """What to wrap forward passes in."""
     if resolve_precision(device, precision) == "no":
         return nullcontext
+    # Norms keep float32 weights under autocast, as they should; torch says so once per process.
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
 
 
