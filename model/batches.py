@@ -8,7 +8,6 @@ Shapes: B pairs, R subjects, N target tokens, C channels.
 from __future__ import annotations
 
 import logging
-import random
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.scenes import stable_hash
 from focusdpo.data_schemas.shards import ShardSample
 from focusdpo.model.backbone import Backbone, Grid, Prompts, References
 from focusdpo.model.configs import digest
@@ -180,47 +178,6 @@ def encode_pairs(backbone: Backbone, samples: Sequence[ShardSample]) -> PairBatc
     )
 
 
-class Schedule:
-    """Which items make up step s: a function of (seed, s).
-
-    Items come in groups that cannot share a batch. Each step takes the group that is furthest
-    behind its share; within a group every item comes once before any comes again."""
-
-    def __init__(self, groups: Sequence[Sequence[int]], batch: int, seed: int) -> None:
-        self._groups = [list(group) for group in groups if group]
-        self._batch = batch
-        self._seed = seed
-        self._taken = [0] * len(self._groups)
-        self._next = 0
-
-    def items(self, step: int) -> list[int]:
-        """The items of `step` (from 0); any order of calls gives the same."""
-        if step < self._next:
-            self._taken, self._next = [0] * len(self._groups), 0
-        chosen = 0
-        while self._next <= step:
-            chosen = self._furthest_behind()
-            self._taken[chosen] += 1
-            self._next += 1
-        start = (self._taken[chosen] - 1) * self._batch
-        return [self._item(chosen, start + i) for i in range(self._batch)]
-
-    def _furthest_behind(self) -> int:
-        sizes = [len(group) for group in self._groups]
-        due = [
-            size * (self._next + 1) - taken * sum(sizes)
-            for size, taken in zip(sizes, self._taken, strict=True)
-        ]
-        return due.index(max(due))
-
-    def _item(self, group: int, position: int) -> int:
-        members = self._groups[group]
-        epoch, place = divmod(position, len(members))
-        order = list(members)
-        random.Random(stable_hash("order", self._seed, group, epoch)).shuffle(order)
-        return order[place]
-
-
 Which = Collection[str] | Collection[tuple[str, str]]
 """Which pairs count: (shard file name, pair id), or ids where no two shards share one."""
 
@@ -307,4 +264,4 @@ def _counts(entry: Entry, only: Which) -> bool:
     return entry.key in only or (Path(entry.shard).name, entry.key) in only
 
 
-__all__ = ["Entry", "PairBatch", "PairData", "Schedule", "encode_pairs", "join", "near_prior"]
+__all__ = ["Entry", "PairBatch", "PairData", "encode_pairs", "join", "near_prior"]

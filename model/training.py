@@ -20,7 +20,7 @@ import torch
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.adapter import AdapterCard, remove_policy, save_adapter
 from focusdpo.model.backbone import Backbone
-from focusdpo.model.batches import PairBatch, PairData, Progress, Schedule, Which
+from focusdpo.model.batches import PairBatch, PairData, Progress, Which
 from focusdpo.model.checkpoint import list_checkpoints, newest_checkpoint, save_checkpoint
 from focusdpo.model.configs import TrainConfig
 from focusdpo.model.focus_report import PairMaps
@@ -34,6 +34,7 @@ from focusdpo.model.run_folder import (
     write_summary,
 )
 from focusdpo.model.run_state import RunState, require_not_past, require_same, resolved_lora
+from focusdpo.model.schedule import Schedule
 from focusdpo.model.step import autocast, pair_step, resolve_precision
 
 __all__ = ["Progress", "TrainConfig", "TrainResult", "learning_rate", "train"]

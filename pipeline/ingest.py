@@ -26,7 +26,7 @@ from focusdpo.pipeline.cutout import cut_out
 from focusdpo.pipeline.keys import content_key, digest, image_key
 from focusdpo.pipeline.store import Store
 
-VERSION = 1
+VERSION = 2
 STAGE = "subjects"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 CARD = "subject.yaml"

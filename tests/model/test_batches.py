@@ -17,7 +17,8 @@ from pair_samples import make_sample, write_shard
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.shards import decode
 from focusdpo.model.backbones.flux import FluxBackbone
-from focusdpo.model.batches import PairData, Schedule, encode_pairs, join, near_prior
+from focusdpo.model.batches import PairData, encode_pairs, join, near_prior
+from focusdpo.model.schedule import Schedule
 from focusdpo.model.shard_index import index_shard, read_entry
 
 
