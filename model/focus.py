@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from focusdpo.model.backbone import Grid, Prediction
-from focusdpo.model.configs import FocusConfig
+from focusdpo.model.focus_config import FocusConfig
 
 __all__ = [
     "FocusConfig",

@@ -15,8 +15,9 @@ from focusdpo.model.adapter import reference_policy
 from focusdpo.model.backbone import Backbone
 from focusdpo.model.batches import PairBatch, PairData, encode_pairs
 from focusdpo.model.checkpoint import write_file
-from focusdpo.model.configs import FocusConfig, NoiseConfig, TrainConfig
+from focusdpo.model.configs import TrainConfig
 from focusdpo.model.focus import focus_maps
+from focusdpo.model.focus_config import FocusConfig, NoiseConfig
 from focusdpo.model.noise import add_noise, draw_noise
 
 SIGMAS = (0.95, 0.85, 0.7, 0.55, 0.4, 0.25, 0.1, 0.02)

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from focusdpo.model.batches import PairBatch
 from focusdpo.model.checkpoint import write_file
-from focusdpo.model.configs import FocusConfig
 from focusdpo.model.focus import FocusMaps, focus_weight
+from focusdpo.model.focus_config import FocusConfig
 from focusdpo.model.objectives import implicit_accuracy
 from focusdpo.model.step import StepOutput
 

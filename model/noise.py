@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from focusdpo.data_schemas.scenes import stable_hash
-from focusdpo.model.configs import NoiseConfig
+from focusdpo.model.focus_config import NoiseConfig
 
 __all__ = ["NoiseConfig", "add_noise", "draw_noise", "sigma_from_uniform", "velocity_target"]
 

@@ -19,8 +19,9 @@ from torch import Tensor
 from focusdpo.model.adapter import reference_policy
 from focusdpo.model.backbone import Backbone, Prediction
 from focusdpo.model.batches import PairBatch
-from focusdpo.model.configs import FocusConfig, TrainConfig
+from focusdpo.model.configs import TrainConfig
 from focusdpo.model.focus import FocusMaps, focus_maps, prior_weight
+from focusdpo.model.focus_config import FocusConfig
 from focusdpo.model.noise import add_noise, velocity_target
 from focusdpo.model.objectives import (
     Loss,

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from focusdpo.model.backbone import Prediction
-from focusdpo.model.configs import FocusConfig
 from focusdpo.model.focus import (
     FocusMaps,
     FocusPriors,
@@ -21,6 +20,7 @@ from focusdpo.model.focus import (
     prior_weight,
     top_k,
 )
+from focusdpo.model.focus_config import FocusConfig
 
 Case = tuple[Prediction, tuple[Tensor, ...], FocusPriors]
 N = 16

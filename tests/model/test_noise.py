@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from focusdpo.model.configs import NoiseConfig
+from focusdpo.model.focus_config import NoiseConfig
 from focusdpo.model.noise import add_noise, draw_noise, sigma_from_uniform, velocity_target
 
 

@@ -13,7 +13,8 @@ from focusdpo.model.adapter import add_policy, policy_parameters
 from focusdpo.model.backbones.flux import FluxBackbone
 from focusdpo.model.batches import PairBatch, encode_pairs
 from focusdpo.model.bench import step_cost
-from focusdpo.model.configs import FocusConfig, LoraConfig, ObjectiveConfig, TrainConfig
+from focusdpo.model.configs import LoraConfig, ObjectiveConfig, TrainConfig
+from focusdpo.model.focus_config import FocusConfig
 from focusdpo.model.monitor import PER_PAIR, bucket_rows, observe
 from focusdpo.model.noise import draw_noise
 from focusdpo.model.step import StepOutput, autocast, pair_step
