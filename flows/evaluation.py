@@ -10,16 +10,16 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.evaluations import EvalScene
-from focusdpo.data_schemas.images import encode_png
+from focusdpo.data_schemas.images import decode_png, encode_png
 from focusdpo.data_schemas.runs import EvalRow
 from focusdpo.data_schemas.tables import to_parquet
 from focusdpo.flows.config import EvaluateRun
@@ -30,8 +30,10 @@ from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.settings import save_config
 from focusdpo.flows.wiring import build_part, fingerprint_of, vocabulary
 from focusdpo.pipeline.compare import rows as table_of
-from focusdpo.pipeline.evaluate import PROTOCOL, measure, paint_scenes
+from focusdpo.pipeline.evaluate import PROTOCOL, EvaluateConfig, measure, paint_scenes
+from focusdpo.pipeline.judge import Judge
 from focusdpo.pipeline.keys import config_digest, digest
+from focusdpo.pipeline.parts import Generator, Image
 
 log = logging.getLogger(__name__)
 
@@ -83,26 +85,18 @@ def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
     _write_subjects(out, held_out)
     judge = build_part(run.suite, "judge")
     records: dict[str, list[EvalScene]] = {}
-    first: dict[str, list[NDArray[np.uint8]]] = {}
     fingerprints = {"judge": judge.fingerprint}
     for model in MODELS:
-        generator = build_part(
-            run.suite, "generator", adapter=run.adapter if model == "adapter" else None
-        )
+        adapter = run.adapter if model == "adapter" else None
+        generator = build_part(run.suite, "generator", adapter=adapter)
         fingerprints[model] = generator.fingerprint
-        names, pictures = _paint(out, model, held_out, generator, run, watch)
-        first[model] = pictures[:: run.evaluate.images_per_scene]
-        records[model] = measure(
-            model,
-            held_out.scenes,
-            pictures,
-            held_out.references,
-            judge,
-            run.evaluate,
-            held_out_classes=held_out.held_out_classes,
-            names=names,
-            protocol=protocol_of(run.held_out),
+        records[model] = evaluate_model(
+            model, held_out, generator, judge, run.evaluate, out, watch, protocol_of(run.held_out)
         )
+    first = {
+        model: pictures_of(out, [one for one in records[model] if one.index == 0])
+        for model in MODELS
+    }
     sheet = comparison_sheet(held_out.scenes, held_out.references, first)
     (out / GRID).write_bytes(encode_png(np.asarray(sheet)))
     rows = table_of(records["base"], records["adapter"], run.evaluate)
@@ -131,6 +125,39 @@ def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
         seconds=seconds,
         resumed=False,
     )
+
+
+def evaluate_model(
+    model: str,
+    held_out: HeldOut,
+    generator: Generator,
+    judge: Judge,
+    config: EvaluateConfig,
+    out: Path,
+    watch: Watch = quiet,
+    protocol: str = PROTOCOL,
+) -> list[EvalScene]:
+    """Paint all scenes with one model and measure them; one record per picture, scene by scene.
+
+    `model` names it in the records and is the folder of its pictures: `out`/images/`model`.
+    """
+    names, pictures = _paint(out, model, held_out, generator, config, watch)
+    return measure(
+        model,
+        held_out.scenes,
+        pictures,
+        held_out.references,
+        judge,
+        config,
+        held_out_classes=held_out.held_out_classes,
+        names=names,
+        protocol=protocol,
+    )
+
+
+def pictures_of(out: Path, records: Sequence[EvalScene]) -> list[Image]:
+    """The pictures (H, W, 3) that the records speak of, from the folder of their evaluation."""
+    return [decode_png((out / one.image).read_bytes(), one.image) for one in records]
 
 
 def protocol_of(held_out: HeldOutConfig) -> str:
@@ -172,20 +199,24 @@ def finished(run: EvaluateRun) -> EvaluateResult | None:
 
 
 def _paint(
-    out: Path, model: str, held_out: HeldOut, generator: Any, run: EvaluateRun, watch: Watch
-) -> tuple[list[str], list[NDArray[np.uint8]]]:
+    out: Path,
+    model: str,
+    held_out: HeldOut,
+    generator: Generator,
+    config: EvaluateConfig,
+    watch: Watch,
+) -> tuple[list[str], list[Image]]:
     """Pictures of all scenes and where they lie below `out`."""
     names: list[str] = []
-    pictures: list[NDArray[np.uint8]] = []
-    folder = out / "images" / model
-    folder.mkdir(parents=True, exist_ok=True)
-    step = max(1, run.evaluate.batch // run.evaluate.images_per_scene)
+    pictures: list[Image] = []
+    (out / "images" / model).mkdir(parents=True, exist_ok=True)
+    step = max(1, config.batch // config.images_per_scene)
     for start in range(0, len(held_out.scenes), step):
         part = held_out.scenes[start : start + step]
-        painted = paint_scenes(part, held_out.references, generator, run.evaluate)
+        painted = paint_scenes(part, held_out.references, generator, config)
         for at, picture in enumerate(painted):
-            scene = part[at // run.evaluate.images_per_scene]
-            name = f"images/{model}/{scene.id}-{at % run.evaluate.images_per_scene}.png"
+            scene = part[at // config.images_per_scene]
+            name = f"images/{model}/{scene.id}-{at % config.images_per_scene}.png"
             (out / name).write_bytes(encode_png(picture))
             names.append(name)
         pictures += painted
