@@ -1,8 +1,8 @@
 """One sample of a shard: its fields by name, and the way from a pair to bytes and back.
 
-Fields: json, win.png, lose.png, prior.png, complexity.png, and for each of the R subjects in scene
-order mask{i}.png, ref{i}.png, refmask{i}.png. A shard holds samples of one R only, because
-readers want the same fields in every sample.
+Fields: json, win.png, lose.png, prior.png, complexity.png, losecomplexity.png, and for each of the
+R subjects in scene order mask{i}.png, ref{i}.png, refmask{i}.png. A shard holds samples of one R
+only, because readers want the same fields in every sample.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from pydantic import TypeAdapter, ValidationError
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import decode_mask, decode_png, encode_png
 from focusdpo.data_schemas.pairs import Pair, PairSource
-from focusdpo.data_schemas.runs import SCHEMA_VERSION
 
+SAMPLE_VERSION = 2
+"""Version of a sample's fields, apart from the store's: shards are cheap to write anew from a store
+whose stages are in place."""
 Split = Literal["train", "val"]
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -42,7 +44,9 @@ class SampleImages:
     prior: Mask
     """(H, W): the region really repainted (disrupt), or the union of `masks` (rank)."""
     complexity: NDArray[np.float32]
-    """(H, W) in [0, 1]; the shard keeps 8 bits of it."""
+    """(H, W) in [0, 1], of the winner; the shard keeps 8 bits of it."""
+    lose_complexity: NDArray[np.float32]
+    """The same of the loser."""
     references: tuple[Image, ...]
     """R of (h, w, 3), white outside the mask."""
     reference_masks: tuple[Mask, ...]
@@ -94,7 +98,8 @@ def field_names(num_subjects: int) -> list[str]:
     per_subject = [
         f"{part}{i}.png" for i in range(num_subjects) for part in ("mask", "ref", "refmask")
     ]
-    return sorted(["json", "win.png", "lose.png", "prior.png", "complexity.png", *per_subject])
+    shared = [f"{name}.png" for name in ("win", "lose", "prior", "complexity", "losecomplexity")]
+    return sorted(["json", *shared, *per_subject])
 
 
 def pair_digest(pair: Pair) -> str:
@@ -109,20 +114,25 @@ def encode(pair: Pair, images: SampleImages, split: Split) -> dict[str, bytes]:
     values = dataclasses.asdict(pair)
     # Readers that infer a column's type from the first samples must not meet null among strings.
     values["prior"] = pair.prior or ""
-    header = {"schema_version": SCHEMA_VERSION, "split": split, "pair": values}
-    levels = np.rint(np.clip(images.complexity, 0.0, 1.0) * 255.0).astype(np.uint8)
+    header = {"schema_version": SAMPLE_VERSION, "split": split, "pair": values}
     fields = {
         "json": json.dumps(header, sort_keys=True, allow_nan=False).encode(),
         "win.png": encode_png(images.win),
         "lose.png": encode_png(images.lose),
         "prior.png": encode_png(images.prior),
-        "complexity.png": encode_png(levels),
+        "complexity.png": encode_png(_levels(images.complexity)),
+        "losecomplexity.png": encode_png(_levels(images.lose_complexity)),
     }
     for i in range(len(pair.subject_ids)):
         fields[f"mask{i}.png"] = encode_png(images.masks[i])
         fields[f"ref{i}.png"] = encode_png(images.references[i])
         fields[f"refmask{i}.png"] = encode_png(images.reference_masks[i])
     return {name: fields[name] for name in field_names(len(pair.subject_ids))}
+
+
+def _levels(share_HW: NDArray[np.float32]) -> NDArray[np.uint8]:
+    levels: NDArray[np.uint8] = np.rint(np.clip(share_HW, 0.0, 1.0) * 255.0).astype(np.uint8)
+    return levels
 
 
 def decode(fields: Mapping[str, Any], where: str = "sample") -> ShardSample:
@@ -144,13 +154,17 @@ def decode(fields: Mapping[str, Any], where: str = "sample") -> ShardSample:
     def mask(name: str) -> Mask:
         return decode_mask(fields[f"{name}.png"], f"{where}, {name}.png")
 
+    def share(name: str) -> NDArray[np.float32]:
+        levels = decode_png(fields[f"{name}.png"], f"{where}, {name}.png")
+        return levels.astype(np.float32) / np.float32(255.0)
+
     num = range(len(pair.subject_ids))
-    levels = decode_png(fields["complexity.png"], f"{where}, complexity.png")
     images = SampleImages(
         win=image("win"),
         lose=image("lose"),
         prior=mask("prior"),
-        complexity=levels.astype(np.float32) / np.float32(255.0),
+        complexity=share("complexity"),
+        lose_complexity=share("losecomplexity"),
         masks=tuple(mask(f"mask{i}") for i in num),
         references=tuple(image(f"ref{i}") for i in num),
         reference_masks=tuple(mask(f"refmask{i}") for i in num),
@@ -179,10 +193,10 @@ def _header(fields: Mapping[str, Any], where: str) -> _Header:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "json"
         raise UserError(f"{where}: json, {place}: {first['msg']}") from error
-    if header.schema_version != SCHEMA_VERSION:
+    if header.schema_version != SAMPLE_VERSION:
         raise UserError(
             f"{where}: schema version {header.schema_version}, this focusdpo reads "
-            f"{SCHEMA_VERSION}; build the dataset again"
+            f"{SAMPLE_VERSION}; build the dataset again"
         )
     pair = dataclasses.replace(header.pair, prior=header.pair.prior or None)
     return dataclasses.replace(header, pair=pair)
@@ -198,6 +212,7 @@ def _check(pair: Pair, images: SampleImages) -> None:
         ("lose", images.lose),
         ("prior", images.prior),
         ("complexity", images.complexity),
+        ("lose_complexity", images.lose_complexity),
         *((f"mask{i}", mask) for i, mask in enumerate(images.masks)),
     ):
         if array.shape[:2] != size:

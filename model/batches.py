@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +19,11 @@ from torch import Tensor
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.shards import ShardSample
-from focusdpo.model.backbone import Backbone, Grid, Prompts, References
-from focusdpo.model.configs import digest
+from focusdpo.model.backbone import Backbone, Grid
+from focusdpo.model.configs import PatchConfig, digest
 from focusdpo.model.focus import FocusPriors, pool_to_grid
+from focusdpo.model.pair_batch import PairBatch, join
+from focusdpo.model.patch_quality import patch_quality
 from focusdpo.model.shard_index import Entry, index_shard, read_entry
 
 log = logging.getLogger(__name__)
@@ -31,89 +32,6 @@ Progress = Callable[[str, int, int, Mapping[str, float]], None]
 """Called with a phase's name, how many are done, how many there are, and figures to show."""
 
 _ENCODE_AT_ONCE = 16
-
-
-@dataclass(frozen=True)
-class PairBatch:
-    """Pairs with the same number of subjects, ready for a forward pass."""
-
-    keys: tuple[str, ...]
-    win_BNC: Tensor
-    lose_BNC: Tensor
-    priors: FocusPriors
-    """Shared by winner and loser."""
-    prompts: Prompts
-    references: References
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def take(self, rows: slice) -> PairBatch:
-        """Some of the pairs."""
-        return PairBatch(
-            self.keys[rows],
-            self.win_BNC[rows],
-            self.lose_BNC[rows],
-            FocusPriors(
-                self.priors.prior_BN[rows],
-                self.priors.subjects_BRN[rows],
-                self.priors.detail_BN[rows],
-            ),
-            Prompts(self.prompts.embeds_BTD[rows], self.prompts.pooled_BD[rows]),
-            References(
-                tuple(t[rows] for t in self.references.tokens),
-                tuple(m[rows] for m in self.references.masks),
-                self.references.grids,
-            ),
-        )
-
-    def tensors(self) -> list[Tensor]:
-        """All tensors, to count bytes."""
-        return [
-            self.win_BNC,
-            self.lose_BNC,
-            self.priors.prior_BN,
-            self.priors.subjects_BRN,
-            self.priors.detail_BN,
-            self.prompts.embeds_BTD,
-            self.prompts.pooled_BD,
-            *self.references.tokens,
-            *self.references.masks,
-        ]
-
-
-def join(batches: Sequence[PairBatch]) -> PairBatch:
-    """Batches laid end to end. UserError where their shapes differ."""
-    first = batches[0]
-    shapes = [[tuple(t.shape[1:]) for t in batch.tensors()] for batch in batches]
-    for batch, shape in zip(batches, shapes, strict=True):
-        if shape != shapes[0]:
-            raise UserError(
-                f"pairs {first.keys[0]} and {batch.keys[0]} differ in image or reference sizes; "
-                "build the dataset with one size"
-            )
-
-    def cat(pick: Callable[[PairBatch], Tensor]) -> Tensor:
-        return torch.cat([pick(batch) for batch in batches])
-
-    reference_tokens = zip(*(batch.references.tokens for batch in batches), strict=True)
-    reference_masks = zip(*(batch.references.masks for batch in batches), strict=True)
-    return PairBatch(
-        sum((batch.keys for batch in batches), ()),
-        cat(lambda b: b.win_BNC),
-        cat(lambda b: b.lose_BNC),
-        FocusPriors(
-            cat(lambda b: b.priors.prior_BN),
-            cat(lambda b: b.priors.subjects_BRN),
-            cat(lambda b: b.priors.detail_BN),
-        ),
-        Prompts(cat(lambda b: b.prompts.embeds_BTD), cat(lambda b: b.prompts.pooled_BD)),
-        References(
-            tuple(torch.cat(tokens) for tokens in reference_tokens),
-            tuple(torch.cat(masks) for masks in reference_masks),
-            first.references.grids,
-        ),
-    )
 
 
 def _images(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:
@@ -145,8 +63,11 @@ def _check_sizes(backbone: Backbone, samples: Sequence[ShardSample]) -> None:
 
 
 @torch.no_grad()
-def encode_pairs(backbone: Backbone, samples: Sequence[ShardSample]) -> PairBatch:
-    """Samples of equal R and sizes -> a batch on the backbone's device, float32.
+def encode_pairs(
+    backbone: Backbone, samples: Sequence[ShardSample], patches: PatchConfig | None = None
+) -> PairBatch:
+    """Samples of equal R and sizes -> a batch on the backbone's device, float32; with `patches`,
+    their patch quality by the base.
 
     Where a loser is a repainted winner, its latents outside the repainted region are the winner's:
     an autoencoder smears the region over its surroundings, and those differences say nothing."""
@@ -161,20 +82,26 @@ def encode_pairs(backbone: Backbone, samples: Sequence[ShardSample]) -> PairBatc
     aligned_B = torch.tensor([s.pair.source == "disrupt" for s in samples], device=device)
     keep_BN = near_prior(prior_BHW, grid).bool() | ~aligned_B.unsqueeze(1)
     subjects = [pool_to_grid(_masks([i.masks[r] for i in images], device), grid) for r in num]
+    lose_BNC = torch.where(keep_BN.unsqueeze(2), lose_BNC, win_BNC)
+    prompts = backbone.encode_prompts([sample.pair.prompt for sample in samples])
+    references = backbone.encode_references(
+        [_images([i.references[r] for i in images], device) for r in num],
+        [_masks([i.reference_masks[r] for i in images], device) for r in num],
+    )
     return PairBatch(
         keys=tuple(sample.pair.id for sample in samples),
         win_BNC=win_BNC,
-        lose_BNC=torch.where(keep_BN.unsqueeze(2), lose_BNC, win_BNC),
+        lose_BNC=lose_BNC,
         priors=FocusPriors(
             prior_BN=(pool_to_grid(prior_BHW, grid) >= 0.5).float(),
             subjects_BRN=(torch.stack(subjects, dim=1) >= 0.5).float(),
             detail_BN=pool_to_grid(_masks([i.complexity for i in images], device), grid),
         ),
-        prompts=backbone.encode_prompts([sample.pair.prompt for sample in samples]),
-        references=backbone.encode_references(
-            [_images([i.references[r] for i in images], device) for r in num],
-            [_masks([i.reference_masks[r] for i in images], device) for r in num],
-        ),
+        lose_detail_BN=pool_to_grid(_masks([i.lose_complexity for i in images], device), grid),
+        prompts=prompts,
+        references=references,
+        quality=patches
+        and patch_quality(backbone, win_BNC, lose_BNC, prompts, references, patches),
     )
 
 
@@ -185,7 +112,8 @@ Which = Collection[str] | Collection[tuple[str, str]]
 class PairData:
     """The pairs of some shards, for one backbone.
 
-    `only` leaves out what a newer version of a dataset no longer counts. Batches are encoded when
+    `source` keeps disrupted or ranked pairs alone, `only` leaves out what a newer version of a
+    dataset no longer counts, `patches` adds patch quality. Batches are encoded when
     they are asked for, unless `encode` has done it before."""
 
     def __init__(
@@ -194,19 +122,25 @@ class PairData:
         shards: Sequence[str | Path],
         *,
         split: str = "train",
+        source: str = "both",
         only: Which | None = None,
+        patches: PatchConfig | None = None,
     ) -> None:
         self._backbone = backbone
+        self._patches = patches
         self._entries = [
             entry
             for path in shards
             for entry in index_shard(path)
-            if entry.split == split and (only is None or _counts(entry, only))
+            if entry.split == split
+            and source in ("both", entry.source)
+            and (only is None or _counts(entry, only))
         ]
         if not self._entries:
             raise UserError(
-                f"{len(shards)} shards hold no pair of split '{split}'. Build a dataset first, or "
-                "loosen the pair stage's thresholds: its rejects say why pairs were dropped."
+                f"{len(shards)} shards hold no pair of split '{split}', source '{source}'. Build a "
+                "dataset first, or loosen the pair stage's thresholds: its rejects say why pairs "
+                "were dropped."
             )
         self._cache: dict[int, PairBatch] = {}
 
@@ -232,7 +166,7 @@ class PairData:
         """A batch on the backbone's device."""
         if all(item in self._cache for item in items):
             return join([self._cache[item] for item in items])
-        return encode_pairs(self._backbone, [self.sample(item) for item in items])
+        return self._encoded(items)
 
     def sample(self, item: int) -> ShardSample:
         """The pair as it lies in its shard."""
@@ -242,7 +176,7 @@ class PairData:
         """Encodes all pairs and keeps them, or none if they take more than `cache_mib`."""
         used, done = 0, 0
         for chunk in self._chunks():
-            batch = encode_pairs(self._backbone, [self.sample(item) for item in chunk])
+            batch = self._encoded(chunk)
             used += sum(t.numel() * t.element_size() for t in batch.tensors())
             if used > cache_mib * 2**20:
                 log.info("encoded pairs exceed train.cache_mib: encoding batches as they come")
@@ -253,6 +187,10 @@ class PairData:
             done += len(chunk)
             if progress:
                 progress("encode pairs", done, len(self._entries), {})
+
+    def _encoded(self, items: Sequence[int]) -> PairBatch:
+        samples = [self.sample(item) for item in items]
+        return encode_pairs(self._backbone, samples, self._patches)
 
     def _chunks(self) -> Iterator[list[int]]:
         for group in self.groups():

@@ -34,13 +34,13 @@ from focusdpo.pipeline.keys import config_digest, content_key, digest
 from focusdpo.pipeline.parts import Image, Mask
 from focusdpo.pipeline.store import Store
 
-VERSION = 1
+VERSION = 2
 FOLDER = "shards"
 PAIR_ID = re.compile(r"[A-Za-z0-9_-]+")
 """webdataset cuts a member's name at its first dot, so an id must have none."""
 
 Complexity = Callable[[Image, Mask], NDArray[np.float32]]
-"""Winner and prior -> M_d (H, W) in [0, 1]."""
+"""An image and the prior -> M_d (H, W) in [0, 1]."""
 
 log = logging.getLogger(__name__)
 
@@ -118,16 +118,17 @@ def damaged_shard(store: Store, name: str, what: str) -> UserError:
 
 
 def load_images(store: Store, pair: Pair, complexity: Complexity) -> SampleImages:
-    """The pictures of a pair from the store, with its complexity map."""
-    win = store.image(pair.win_image)
+    """The pictures of a pair from the store, with the complexity of winner and loser."""
+    win, lose = store.image(pair.win_image), store.image(pair.lose_image)
     masks = tuple(store.mask(key) for key in pair.masks)
     prior = np.any(masks, axis=0) if pair.prior is None else store.mask(pair.prior)
     return SampleImages(
         win=win,
-        lose=store.image(pair.lose_image),
+        lose=lose,
         masks=masks,
         prior=prior,
         complexity=complexity(win, prior),
+        lose_complexity=complexity(lose, prior),
         references=tuple(store.image(one.image) for one in pair.references),
         reference_masks=tuple(store.mask(one.mask) for one in pair.references),
     )

@@ -26,7 +26,7 @@ def test_round_trip_keeps_everything(num_subjects: int, source: str) -> None:
     assert back.split == sample.split
     for field in dataclasses.fields(sample.images):
         kept, given = getattr(back.images, field.name), getattr(sample.images, field.name)
-        if field.name == "complexity":
+        if field.name in ("complexity", "lose_complexity"):
             assert kept.dtype == np.float32
             np.testing.assert_allclose(kept, given, atol=0.5 / 255 + 1e-6)
         else:
@@ -38,7 +38,7 @@ def test_bytes_repeat_and_fields_depend_on_the_number_of_subjects_alone() -> Non
     disrupt, rank = encoded(make_sample(0, 2)), encoded(make_sample(0, 2, "rank"))
     assert encoded(make_sample(0, 2)) == disrupt
     assert list(disrupt) == list(rank) == field_names(2)
-    assert len(field_names(3)) == 5 + 3 * 3
+    assert len(field_names(3)) == 6 + 3 * 3
 
 
 def test_json_has_the_same_types_for_both_sources() -> None:
@@ -67,7 +67,7 @@ def test_another_schema_version_is_refused() -> None:
     fields = encoded(make_sample(0, 1))
     header = json.loads(fields["json"])
     header["schema_version"] = 99
-    with pytest.raises(UserError, match="schema version 99, this focusdpo reads 1"):
+    with pytest.raises(UserError, match="schema version 99, this focusdpo reads 2"):
         decode({**fields, "json": json.dumps(header).encode()})
 
 
@@ -85,6 +85,7 @@ def test_sizes_that_disagree_are_refused() -> None:
         {"lose": sample.images.lose[:32]},
         {"masks": sample.images.masks[:1]},
         {"complexity": sample.images.complexity[:, :8]},
+        {"lose_complexity": sample.images.lose_complexity[:8]},
         {"reference_masks": (sample.images.reference_masks[0][:9],) * 2},
     ):
         with pytest.raises(ValueError, match=sample.pair.id):

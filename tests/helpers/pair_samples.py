@@ -72,6 +72,7 @@ def make_sample(index: int, num_subjects: int, source: str = "disrupt") -> Shard
         masks=tuple(masks),
         prior=prior,
         complexity=rng.random((SIZE, SIZE), np.float32) * prior,
+        lose_complexity=rng.random((SIZE, SIZE), np.float32) * prior,
         references=tuple(references),
         reference_masks=tuple(reference_masks),
     )

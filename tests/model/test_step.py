@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -75,9 +76,7 @@ def test_without_m_s_and_m_d_it_is_masked_dpo(backbone: FluxBackbone, batch: Pai
 def test_identical_pair_gives_log_2_and_no_gradient(
     backbone: FluxBackbone, batch: PairBatch, name: str
 ) -> None:
-    same = PairBatch(
-        batch.keys, batch.win_BNC, batch.win_BNC, batch.priors, batch.prompts, batch.references
-    )
+    same = replace(batch, lose_BNC=batch.win_BNC)
     output = run(backbone, same, config(name))
     assert output.loss.value.item() == pytest.approx(math.log(2), abs=1e-6)
     assert gradients(backbone, output).abs().max() < 1e-6
