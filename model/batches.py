@@ -100,8 +100,9 @@ def encode_pairs(
         lose_detail_BN=pool_to_grid(_masks([i.lose_complexity for i in images], device), grid),
         prompts=prompts,
         references=references,
-        quality=patches
-        and patch_quality(backbone, win_BNC, lose_BNC, prompts, references, patches),
+        quality=None
+        if patches is None
+        else patch_quality(backbone, win_BNC, lose_BNC, prompts, references, patches),
     )
 
 

@@ -9,9 +9,28 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from focusdpo.model.backbone import FeatureConfig
 from focusdpo.model.focus_config import FocusConfig, NoiseConfig
 
 _CLOSED = ConfigDict(extra="forbid", frozen=True)
+
+
+class PatchConfig(BaseModel):
+    """PatchDPO's patch quality (arXiv 2412.03177): the largest cosine of a patch's features and
+    any patch of the references. Its authors' estimator was not released; ours reads the base's
+    own token features."""
+
+    model_config = _CLOSED
+
+    form: Literal["reference", "released"] = Field(
+        "reference",
+        description="reference: DPO against the reference policy with quality as weight; released: "
+        "the authors' code, a weighted error of both images without reference policy and sigmoid",
+    )
+    sigma: float = Field(
+        0.1, gt=0, lt=1, description="noise level at which features are read; low: nearly clean"
+    )
+    features: FeatureConfig = Field(FeatureConfig(), description="token features to compare")
 
 
 class ObjectiveConfig(BaseModel):
@@ -19,13 +38,20 @@ class ObjectiveConfig(BaseModel):
 
     model_config = _CLOSED
 
-    name: Literal["focus_dpo", "dpo", "dpo_prior", "sft"] = Field(
+    name: Literal["focus_dpo", "dpo", "dpo_prior", "patch_dpo", "sft"] = Field(
         "focus_dpo",
         description="focus_dpo: weighted DPO; dpo: Diffusion-DPO in flow-matching form; "
-        "dpo_prior: DPO weighted by M_prior alone; sft: the winner's error",
+        "dpo_prior: DPO weighted by M_prior alone; patch_dpo: weighted by patch quality; "
+        "sft: the winner's error",
     )
     beta: float = Field(
         1000.0, gt=0, description="strength, for errors that are means over tokens and channels"
+    )
+    form: Literal["sigmoid", "tokens", "hinge", "ipo"] = Field(
+        "sigmoid",
+        description="how Delta becomes a loss; h = -beta/2 Delta. sigmoid: -log sigmoid(h); "
+        "tokens: the same per token, then their weighted mean (for aligned pairs); hinge: "
+        "max(0, 1 - h); ipo: (h - 1/2)^2",
     )
     eta: float = Field(
         0.0,
@@ -33,11 +59,36 @@ class ObjectiveConfig(BaseModel):
         description="anchor: adds eta times the winner's error; the preference itself starts by "
         "pulling on that error with beta / 4",
     )
+    safeguard: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="SDPO's mu (arXiv 2511.03317): the loser's gradient is scaled down so far that "
+        "a step in output space keeps at least this share of the winner's own descent; null: off",
+    )
+    safeguard_scope: Literal["batch", "pair"] = Field(
+        "batch", description="one scale for all pairs of a pass, as its authors do, or one a pair"
+    )
+    patch: PatchConfig = Field(PatchConfig(), description="patch_dpo's quality")
+
+    @model_validator(mode="after")
+    def _safeguard_has_a_loser(self) -> ObjectiveConfig:
+        if self.safeguard is not None and not self.is_preference:
+            raise ValueError(
+                f"safeguard scales a loser's gradient, and {self.name} pushes no loser away; "
+                "leave it null"
+            )
+        return self
 
     @property
     def is_preference(self) -> bool:
         """Whether losers and the reference policy are needed."""
-        return self.name != "sft"
+        return self.name != "sft" and not self.is_released_patch
+
+    @property
+    def is_released_patch(self) -> bool:
+        """PatchDPO as its authors released it."""
+        return self.name == "patch_dpo" and self.patch.form == "released"
 
 
 class LoraConfig(BaseModel):
@@ -64,12 +115,39 @@ class GuardConfig(BaseModel):
         description="warn when the winner's error is above the reference policy's by this share: "
         "both branches drift and the loss only looks good",
     )
+    saturation: float = Field(
+        0.02,
+        ge=0,
+        lt=1,
+        description="warn when the mean gradient share of a pair, sigmoid(beta/2 Delta) (1/2 at "
+        "the start), is below this: the pairs are learned and teach nothing more",
+    )
     spike: float = Field(
         20.0,
         gt=1,
         description="skip a step whose gradient norm is above this many times the usual one, the "
         "highest running median so far",
     )
+
+
+class ValidationConfig(BaseModel):
+    """Painting scenes of validation individuals while training, and what follows from it."""
+
+    model_config = _CLOSED
+
+    every: int = Field(0, ge=0, description="steps between looks; 0: never")
+    metric: str = Field(
+        "score",
+        description="what counts, higher is better: score (identity + leakage margin), identity or "
+        "leakage_margin, each less the base's",
+    )
+    patience: int = Field(
+        0, ge=0, description="stop after this many looks without a better one; 0: never"
+    )
+    keep: Literal["last", "best"] = Field(
+        "last", description="the adapter is that of the last step, or of the best look"
+    )
+    scenes: int = Field(96, ge=1, description="validation scenes painted at each look")
 
 
 class TrainConfig(BaseModel):
@@ -97,6 +175,9 @@ class TrainConfig(BaseModel):
     )
     gradient_checkpointing: bool = Field(False, description="less memory, about 50 % more time")
     seed: int = Field(0, ge=0, lt=2**31, description="decides everything random")
+    source: Literal["both", "disrupt", "rank"] = Field(
+        "both", description="which pairs: all, disrupted instances, or ranked candidates"
+    )
     save_every: int = Field(50, ge=1, description="steps between checkpoints")
     log_every: int = Field(10, ge=1, description="steps between log lines")
     tensorboard: bool = Field(True, description="also write curves for TensorBoard")
@@ -108,6 +189,9 @@ class TrainConfig(BaseModel):
     noise: NoiseConfig = Field(NoiseConfig(), description="noise levels")
     lora: LoraConfig = Field(LoraConfig(), description="the policy")
     guards: GuardConfig = Field(GuardConfig(), description="when to warn or stop")
+    validation: ValidationConfig = Field(
+        ValidationConfig(), description="looking at unseen scenes while training"
+    )
 
     @model_validator(mode="after")
     def _micro_divides(self) -> TrainConfig:
@@ -115,6 +199,13 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 f"micro_pairs {self.micro_pairs} must divide batch_pairs {self.batch_pairs}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _validation_happens(self) -> TrainConfig:
+        looks = self.validation
+        if (looks.patience or looks.keep == "best") and not looks.every:
+            raise ValueError("validation.patience and keep=best need validation.every above 0")
         return self
 
     def identity(self) -> str:

@@ -20,11 +20,20 @@ class Guard:
     """Running means of a run; its state goes into checkpoints, so a resumed run decides alike."""
 
     def __init__(self, config: GuardConfig, state: dict[str, Any] | None = None) -> None:
-        state = state or {"norms": [], "rises": [], "warned": 0, "usual": 0.0}
+        state = state or {
+            "norms": [],
+            "rises": [],
+            "shares": [],
+            "warned": 0,
+            "saturated": 0,
+            "usual": 0.0,
+        }
         self._config = config
         self._norms: deque[float] = deque(state["norms"], maxlen=config.window)
         self._rises: deque[float] = deque(state["rises"], maxlen=config.window)
+        self._shares: deque[float] = deque(state["shares"], maxlen=config.window)
         self._warned = int(state["warned"])
+        self._saturated = int(state["saturated"])
         self._usual = float(state["usual"])
 
     def state(self) -> dict[str, Any]:
@@ -32,7 +41,9 @@ class Guard:
         return {
             "norms": list(self._norms),
             "rises": list(self._rises),
+            "shares": list(self._shares),
             "warned": self._warned,
+            "saturated": self._saturated,
             "usual": self._usual,
         }
 
@@ -76,4 +87,22 @@ class Guard:
                 step,
                 100 * rise,
                 self._config.window,
+            )
+
+    def watch_saturation(self, step: int, share: float) -> None:
+        """Warns once when the pairs are learned: what is left of their gradient, sigmoid(-logit),
+        has become so small that only noise and the anchor move the weights."""
+        if not math.isfinite(share):
+            return
+        self._shares.append(share)
+        mean = statistics.fmean(self._shares)
+        full = len(self._shares) == self._config.window
+        if full and mean < self._config.saturation and not self._saturated:
+            self._saturated = step
+            log.warning(
+                "step %d: the pairs are learned; over the last %d steps each gave %.1f %% of its "
+                "full gradient. More steps teach nothing: lower objective.beta, or add pairs",
+                step,
+                self._config.window,
+                100 * mean,
             )

@@ -37,6 +37,8 @@ PER_PAIR = (
     "win_gap",
     "lose_gap",
     "logit",
+    "pair_gradient",
+    "safeguard",
     "implicit_accuracy",
     "share_background",
     "share_matched",
@@ -60,7 +62,10 @@ def observe(output: StepOutput, batch: PairBatch, config: FocusConfig) -> Table:
         columns["win_gap"], columns["lose_gap"] = gap_B.chunk(2)
         columns["lose_error"] = output.error_BN[num:].mean(1)
         columns["logit"] = output.loss.logit_B
+        columns["pair_gradient"] = torch.sigmoid(-output.loss.logit_B)
         columns["implicit_accuracy"] = implicit_accuracy(output.loss.logit_B)
+    if output.safeguard_B is not None:
+        columns["safeguard"] = output.safeguard_B
     columns |= _shares(output, batch, config)
     if output.maps is not None:
         columns |= _map_columns(output.maps, batch)

@@ -1,34 +1,24 @@
 """What is minimised: errors per token, per image, per pair. Pure functions in float32.
 
-Diffusion-DPO (arXiv 2311.12908, equation 14) in flow-matching form, its weighted form (FocusDPO),
-and SFT, from the same parts. Shapes: B pairs, N tokens, C channels.
+Diffusion-DPO (arXiv 2311.12908, equation 14) in flow-matching form, its weighted forms (masked DPO,
+FocusDPO, PatchDPO), SFT, and SDPO's safeguard, from the same parts. Shapes: B pairs, N tokens, C
+channels.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from focusdpo.model.configs import ObjectiveConfig
 
-__all__ = [
-    "Loss",
-    "ObjectiveConfig",
-    "PairErrors",
-    "image_error",
-    "implicit_accuracy",
-    "preference_delta",
-    "preference_loss",
-    "sft_loss",
-    "token_error",
-]
-
 
 @dataclass(frozen=True)
 class PairErrors:
-    """Errors per image (B,) of the policy and of the reference policy."""
+    """Errors per image (B,), or per token (B, N), of the policy and of the reference policy."""
 
     win_B: Tensor
     lose_B: Tensor
@@ -63,18 +53,41 @@ def image_error(error_BN: Tensor, weight_BN: Tensor | None = None) -> Tensor:
 
 
 def preference_delta(errors: PairErrors) -> Tensor:
-    """Delta (B,) = (l_w - l_w^ref) - (l_l - l_l^ref): negative where the policy gained more on the
-    winner than on the loser."""
+    """Delta = (l_w - l_w^ref) - (l_l - l_l^ref), of the errors' shape: negative where the policy
+    gained more on the winner than on the loser."""
     return (errors.win_B - errors.ref_win_B) - (errors.lose_B - errors.ref_lose_B)
 
 
+def preference_penalty(logit: Tensor, form: str) -> Tensor:
+    """Elementwise, of h = -beta/2 Delta. Each form's slope at a fresh policy (h = 0) is -1/2, -1
+    (hinge) or -1 (ipo, arXiv 2310.12036 with its margin absorbed in beta)."""
+    if form == "hinge":
+        return (1 - logit).clamp(min=0)
+    if form == "ipo":
+        return (logit - 0.5).square()
+    return -F.logsigmoid(logit)
+
+
 def preference_loss(errors: PairErrors, config: ObjectiveConfig) -> Loss:
-    """mean of -log sigmoid(-beta/2 Delta) + eta l_w."""
+    """mean of -log sigmoid(-beta/2 Delta), or of another form, + eta l_w."""
     logit_B = -0.5 * config.beta * preference_delta(errors)
-    value = -F.logsigmoid(logit_B).mean()
-    if config.eta > 0:
-        value = value + config.eta * errors.win_B.mean()
-    return Loss(value, logit_B.detach())
+    value = preference_penalty(logit_B, config.form).mean()
+    return Loss(_anchored(value, errors.win_B, config), logit_B.detach())
+
+
+def token_preference_loss(
+    errors: PairErrors, weight_BN: Tensor | None, config: ObjectiveConfig
+) -> Loss:
+    """A sigmoid per token, for pairs whose tokens correspond (method 3.5, row 18): mean over
+    tokens of W (-log sigmoid(-beta/2 Delta_j)) + eta l_w. `errors` are per token, (B, N); the
+    logit that is told is their weighted mean."""
+    if weight_BN is None:
+        weight_BN = torch.ones_like(errors.win_B)
+    logit_BN = -0.5 * config.beta * preference_delta(errors)
+    value = (weight_BN * preference_penalty(logit_BN, "sigmoid")).mean()
+    win_B = image_error(errors.win_B, weight_BN)
+    logit_B = (weight_BN * logit_BN).mean(dim=1).detach()
+    return Loss(_anchored(value, win_B, config), logit_B)
 
 
 def sft_loss(win_B: Tensor) -> Loss:
@@ -82,6 +95,43 @@ def sft_loss(win_B: Tensor) -> Loss:
     return Loss(win_B.mean(), win_B.detach().new_zeros(win_B.shape))
 
 
+def released_patch_loss(win_B: Tensor, lose_B: Tensor, config: ObjectiveConfig) -> Loss:
+    """PatchDPO as its authors released it: both weighted errors are minimised, (l_w + l_l) / 2,
+    the weights saying which patches of each image are worth it. No sigmoid, no reference."""
+    value = 0.5 * (win_B + lose_B).mean()
+    return Loss(_anchored(value, win_B, config), win_B.detach().new_zeros(win_B.shape))
+
+
+def safeguard_scale(win_slope_BNC: Tensor, lose_slope_BNC: Tensor, mu: float, scope: str) -> Tensor:
+    """lambda (B,) of SDPO (arXiv 2511.03317) from the slopes of both errors in output space:
+    clip((1 - mu) |g_w|^2 / <g_l, g_w>, 0, 1) where the slopes agree, else 1.
+
+    A step that lowers l_w - lambda l_l then lowers l_w by at least mu |g_w|^2 per unit."""
+    dims = (1, 2) if scope == "pair" else (0, 1, 2)
+    product = (win_slope_BNC * lose_slope_BNC).sum(dims)
+    norm = win_slope_BNC.square().sum(dims)
+    safe = torch.where(product > 0, product, 1.0)
+    scale = torch.where(product > 0, ((1 - mu) * norm / safe).clamp(0, 1), 1.0)
+    return scale.expand(win_slope_BNC.shape[0])
+
+
+def error_slope(velocity_BNC: Tensor, target_BNC: Tensor, weight_BN: Tensor | None) -> Tensor:
+    """d l / d velocity (B, N, C) of `image_error` of `token_error`."""
+    slope_BNC = 2 * (velocity_BNC.detach().float() - target_BNC.float())
+    if weight_BN is not None:
+        slope_BNC = slope_BNC * weight_BN.unsqueeze(2)
+    return slope_BNC / (slope_BNC.shape[1] * slope_BNC.shape[2])
+
+
+def scale_gradient(value: Tensor, scale: Tensor) -> Tensor:
+    """The same value, its gradient times `scale`."""
+    return value.detach() + scale * (value - value.detach())
+
+
 def implicit_accuracy(logit_B: Tensor) -> Tensor:
     """Per pair 1 where the policy prefers the winner, 0 the loser, 0.5 on a tie (step 0)."""
     return (logit_B > 0).float() + 0.5 * (logit_B == 0).float()
+
+
+def _anchored(value: Tensor, win_B: Tensor, config: ObjectiveConfig) -> Tensor:
+    return value + config.eta * win_B.mean() if config.eta > 0 else value

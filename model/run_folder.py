@@ -16,6 +16,7 @@ import torch
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.checkpoint import make_folder, write_file
 from focusdpo.model.configs import TrainConfig
+from focusdpo.model.looks import Looks
 from focusdpo.model.monitor import mean_present
 
 SUMMARY = "run.json"
@@ -34,6 +35,12 @@ class TrainResult:
     """The step it went on from; 0 for a fresh start."""
     final: dict[str, float]
     """Means of the diagnostics over the last tenth of the steps."""
+    adapter_step: int
+    """The step whose weights the adapter holds."""
+    stopped: bool
+    """Whether validation ended it before its last step."""
+    validation: list[dict[str, float]]
+    """A row per look: step and metrics."""
 
 
 def write_config(out_dir: Path, config: TrainConfig) -> None:
@@ -52,6 +59,7 @@ def write_summary(
     pairs: int,
     dataset_version: str,
     device: str,
+    looks: Looks,
 ) -> None:
     """run.json, the last file: its presence means that the run is whole."""
     tail = rows[-max(1, len(rows) // 10) :]
@@ -64,6 +72,9 @@ def write_summary(
         "identity": identity,
         "objective": config.objective.name,
         "seed": config.seed,
+        "stopped": looks.stop,
+        "adapter_step": looks.best_step if config.validation.keep == "best" else len(rows),
+        "validation": looks.rows,
         "final": {k: v for k, v in means.items() if k != "step" and math.isfinite(v)},
         "machine": {
             "device": device,
@@ -82,7 +93,7 @@ def read_summary(out_dir: Path) -> dict[str, Any] | None:
         return None
     try:
         summary = json.loads(path.read_text())
-        summary["identity"]["config"], summary["steps"], summary["final"]
+        summary["identity"]["config"], summary["steps"], summary["final"], summary["stopped"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({error}). Remove it and run the same command again: training "
@@ -100,4 +111,7 @@ def result_of(out_dir: Path, summary: dict[str, Any], resumed_from: int) -> Trai
         pairs=summary["pairs"],
         resumed_from=resumed_from,
         final=summary["final"],
+        adapter_step=summary["adapter_step"],
+        stopped=summary["stopped"],
+        validation=summary["validation"],
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,17 @@ class RunState:
         if self._decay:
             for name, average in self._average.items():
                 average.lerp_(self.parameters[name].detach(), 1 - self._decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the weights are what `use_average` would leave."""
+        before = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.use_average()
+        try:
+            yield
+        finally:
+            for name, parameter in self.parameters.items():
+                parameter.data.copy_(before[name])
 
     def use_average(self) -> None:
         """Puts the averaged weights in place, where the config asks for them: training is over."""

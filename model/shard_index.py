@@ -31,6 +31,8 @@ class Entry:
     shard: str
     key: str
     split: str
+    source: str
+    """disrupt or rank."""
     num_subjects: int
     digest: str
     """Of its record: where its images come from, their scores, its prompt."""
@@ -83,16 +85,18 @@ def index_shard(path: str | Path) -> list[Entry]:
         for key, fields in spans.items():
             num = sum(1 for field in fields if re.fullmatch(r"ref\d+\.png", field))
             header = _read(stream, fields, "json")
-            split = _split_of(header, f"shard {path}, sample {key}")
+            split, source = _kind(header, f"shard {path}, sample {key}")
             record = hashlib.blake2b(header["json"], digest_size=8).hexdigest()
-            entries.append(Entry(path, key, split, num, record, fields))
+            entries.append(Entry(path, key, split, source, num, record, fields))
     return entries
 
 
-def _split_of(fields: dict[str, bytes], where: str) -> str:
+def _kind(fields: dict[str, bytes], where: str) -> tuple[str, str]:
+    """Split and source of the pair."""
     # The header is checked in full when the sample is decoded; this is but a filter.
     try:
-        return str(json.loads(fields["json"])["split"])
+        header = json.loads(fields["json"])
+        return str(header["split"]), str(header["pair"]["source"])
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{where}: no readable json ({error}); build the dataset again") from error
 

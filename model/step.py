@@ -17,20 +17,26 @@ import torch
 from torch import Tensor
 
 from focusdpo.model.adapter import reference_policy
-from focusdpo.model.backbone import Backbone, Prediction
+from focusdpo.model.backbone import Backbone, FeatureConfig, Prediction
 from focusdpo.model.batches import PairBatch
 from focusdpo.model.configs import TrainConfig
-from focusdpo.model.focus import FocusMaps, focus_maps, prior_weight
+from focusdpo.model.focus import FocusMaps, branch_weights, focus_maps, prior_weight
 from focusdpo.model.focus_config import FocusConfig
 from focusdpo.model.noise import add_noise, velocity_target
 from focusdpo.model.objectives import (
     Loss,
     PairErrors,
+    error_slope,
     image_error,
     preference_loss,
+    released_patch_loss,
+    safeguard_scale,
+    scale_gradient,
     sft_loss,
     token_error,
+    token_preference_loss,
 )
+from focusdpo.model.patch_quality import patch_weights
 
 Precision = Literal["auto", "no", "bf16"]
 Autocast = Callable[[], AbstractContextManager[None]]
@@ -49,6 +55,8 @@ class StepOutput:
     weight_BN: Tensor | None
     """W, None where it is 1."""
     maps: FocusMaps | None
+    safeguard_B: Tensor | None = None
+    """SDPO's scale on the loser's gradient, None where it is off."""
 
 
 def resolve_precision(device: torch.device, precision: Precision) -> Literal["no", "bf16"]:
@@ -80,27 +88,37 @@ def pair_step(
     cast: Autocast = nullcontext,
 ) -> StepOutput:
     """The configured objective on one batch; noise and sigma per pair, shared by the branches."""
-    if not config.objective.is_preference:
+    if config.objective.name == "sft":
         return _winner_step(backbone, batch, noise_BNC, sigma_B, cast)
     clean_BNC = torch.cat([batch.win_BNC, batch.lose_BNC])
     noise_BNC, sigmas_B = noise_BNC.repeat(2, 1, 1), sigma_B.repeat(2)
     noisy_BNC = add_noise(clean_BNC, noise_BNC, sigmas_B)
     target_BNC = velocity_target(clean_BNC, noise_BNC)
-    focused = config.objective.name == "focus_dpo"
-    capture = config.focus.features if focused and config.focus.needs_features else None
     inputs = (noisy_BNC, sigmas_B, batch.prompts.repeat(2), batch.references.repeat(2))
-    with torch.no_grad(), cast(), reference_policy(backbone.transformer):
-        ref_BNC = backbone.predict(*inputs).velocity_BNC
+    capture = {config.focus.features_from: _features(config)}
+    reference: Prediction | None = None
+    if config.objective.is_preference:
+        with torch.no_grad(), cast(), reference_policy(backbone.transformer):
+            reference = backbone.predict(*inputs, capture=capture.get("reference"))
     with cast():
-        prediction = backbone.predict(*inputs, capture=capture)
-    maps = _maps(prediction, batch, config.focus) if capture else None
+        policy = backbone.predict(*inputs, capture=capture.get("policy"))
+    maps = None
+    if _features(config):
+        source = policy if "policy" in capture else reference
+        assert source is not None
+        maps = _maps(source, batch, sigmas_B, config.focus)
     weight_BN = _weight(maps, batch, config)
-    error_BN = token_error(prediction.velocity_BNC, target_BNC)
-    ref_error_BN = token_error(ref_BNC, target_BNC)
-    win_B, lose_B = image_error(error_BN, weight_BN).chunk(2)
-    ref_win_B, ref_lose_B = image_error(ref_error_BN, weight_BN).chunk(2)
-    loss = preference_loss(PairErrors(win_B, lose_B, ref_win_B, ref_lose_B), config.objective)
-    return StepOutput(loss, sigma_B, error_BN.detach(), ref_error_BN, weight_BN, maps)
+    error_BN = token_error(policy.velocity_BNC, target_BNC)
+    ref_error_BN = token_error(reference.velocity_BNC, target_BNC) if reference else None
+    scale_B = _safeguard(policy.velocity_BNC, target_BNC, weight_BN, config)
+    loss = _pair_loss(error_BN, ref_error_BN, weight_BN, scale_B, config)
+    return StepOutput(loss, sigma_B, error_BN.detach(), ref_error_BN, weight_BN, maps, scale_B)
+
+
+def _features(config: TrainConfig) -> FeatureConfig | None:
+    """What to read from a pass, where the objective needs it."""
+    focused = config.objective.name == "focus_dpo" and config.focus.needs_features
+    return config.focus.features if focused else None
 
 
 def _winner_step(
@@ -113,20 +131,62 @@ def _winner_step(
     return StepOutput(sft_loss(image_error(error_BN)), sigma_B, error_BN.detach(), None, None, None)
 
 
-def _maps(prediction: Prediction, batch: PairBatch, config: FocusConfig) -> FocusMaps:
+def _pair_loss(
+    error_BN: Tensor,
+    ref_error_BN: Tensor | None,
+    weight_BN: Tensor | None,
+    scale_B: Tensor | None,
+    config: TrainConfig,
+) -> Loss:
+    """Errors per token of 2B images -> the configured loss."""
+    objective = config.objective
+    if ref_error_BN is None:
+        win_B, lose_B = image_error(error_BN, weight_BN).chunk(2)
+        return released_patch_loss(win_B, lose_B, objective)
+    by_token = objective.form == "tokens"
+    if not by_token:
+        error_BN, ref_error_BN = (image_error(e, weight_BN) for e in (error_BN, ref_error_BN))
+    (win, lose), (ref_win, ref_lose) = error_BN.chunk(2), ref_error_BN.chunk(2)
+    if scale_B is not None:
+        lose = scale_gradient(lose, scale_B.unsqueeze(1) if by_token else scale_B)
+    errors = PairErrors(win, lose, ref_win, ref_lose)
+    if not by_token:
+        return preference_loss(errors, objective)
+    # A token has one weight: what the branches' own maps say of it on average.
+    shared_BN = None if weight_BN is None else weight_BN.unflatten(0, (2, -1)).mean(0)
+    return token_preference_loss(errors, shared_BN, objective)
+
+
+def _safeguard(
+    velocity_BNC: Tensor, target_BNC: Tensor, weight_BN: Tensor | None, config: TrainConfig
+) -> Tensor | None:
+    """SDPO's scale on the loser's gradient (B,), None where it is off."""
+    objective = config.objective
+    if objective.safeguard is None:
+        return None
+    win_BNC, lose_BNC = error_slope(velocity_BNC, target_BNC, weight_BN).chunk(2)
+    return safeguard_scale(win_BNC, lose_BNC, objective.safeguard, objective.safeguard_scope)
+
+
+def _maps(
+    prediction: Prediction, batch: PairBatch, sigmas_B: Tensor, config: FocusConfig
+) -> FocusMaps:
     masks = batch.references.repeat(2).masks
-    return focus_maps(prediction, masks, batch.priors.repeat(2), config)
+    priors = batch.branch_priors(config.detail_image)
+    return focus_maps(prediction, masks, priors, config, sigma_B=sigmas_B)
 
 
 def _weight(maps: FocusMaps | None, batch: PairBatch, config: TrainConfig) -> Tensor | None:
     """W (2B, N), the same for policy and reference policy; None for W = 1."""
-    if config.objective.name == "dpo":
+    name, focus = config.objective.name, config.focus
+    if name == "dpo":
         return None
-    if config.objective.name == "dpo_prior":
-        plain = config.focus.model_copy(update={"use_detail": False})
-        return prior_weight(batch.priors, plain).repeat(2, 1)
-    if maps is None:
-        return prior_weight(batch.priors, config.focus).repeat(2, 1)
-    if config.focus.branches == "winner":
-        return maps.weight_BN.chunk(2)[0].repeat(2, 1)
-    return maps.weight_BN
+    if name == "patch_dpo":
+        if batch.quality is None:
+            raise ValueError("patch_dpo needs pairs that were encoded with their patch quality")
+        released = config.objective.is_released_patch
+        return patch_weights(batch.quality, batch.priors.prior_BN, focus.w_bg, released)
+    if name == "dpo_prior":
+        focus = focus.model_copy(update={"use_detail": False})
+    priors = batch.branch_priors(focus.detail_image)
+    return prior_weight(priors, focus) if maps is None else branch_weights(maps, priors, focus)

@@ -24,6 +24,7 @@ from focusdpo.model.batches import PairBatch, PairData, Progress, Which
 from focusdpo.model.checkpoint import list_checkpoints, newest_checkpoint, save_checkpoint
 from focusdpo.model.configs import TrainConfig
 from focusdpo.model.focus_report import PairMaps
+from focusdpo.model.looks import Looks, Validate
 from focusdpo.model.monitor import Monitor, Table, mean_present, observe
 from focusdpo.model.noise import draw_noise
 from focusdpo.model.run_folder import (
@@ -63,9 +64,11 @@ def train(
     split: str = "train",
     only: Which | None = None,
     dataset_version: str = "",
+    validate: Validate | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
     """Trains an adapter on the pairs of `shards` (`only`: those that count) into `out_dir`.
+    `validate` is called where `config.validation` asks for it.
 
     Started again with the same settings it goes on from the newest checkpoint, or returns at once
     when it is done. The backbone is left without an adapter. UserError for damaged shards or
@@ -75,7 +78,9 @@ def train(
     device = next(backbone.transformer.parameters()).device
     precision = resolve_precision(device, config.mixed_precision)
     config = config.model_copy(update={"mixed_precision": precision})
-    data = PairData(backbone, shards, split=split, only=only)
+    objective = config.objective
+    patches = objective.patch if objective.name == "patch_dpo" else None
+    data = PairData(backbone, shards, split=split, source=config.source, only=only, patches=patches)
     identity = {
         "config": config.identity(),
         "base": backbone.fingerprint,
@@ -85,11 +90,12 @@ def train(
     if summary is not None:
         require_same(summary["identity"], identity, out_dir)
         require_not_past(summary["steps"], config.steps, out_dir)
-        if summary["steps"] == config.steps:
+        if summary["steps"] == config.steps or summary["stopped"]:
             return result_of(out_dir, summary, resumed_from=summary["steps"])
     data.encode(config.cache_mib, progress)
     try:
-        return _Run(backbone, data, config, out_dir, identity, dataset_version).go(progress)
+        run = _Run(backbone, data, config, out_dir, identity, dataset_version, validate)
+        return run.go(progress)
     finally:
         remove_policy(backbone.transformer)
         if config.gradient_checkpointing:
@@ -107,6 +113,7 @@ class _Run:
         out_dir: Path,
         identity: dict[str, str],
         dataset_version: str,
+        validate: Validate | None,
     ) -> None:
         from accelerate import Accelerator
 
@@ -124,11 +131,13 @@ class _Run:
         if config.gradient_checkpointing:
             cast("Any", backbone.transformer).enable_gradient_checkpointing()
         self._state = RunState(backbone, config)
+        self._looks = Looks(config.validation, validate, out_dir)
         saved = newest_checkpoint(self._checkpoints)
         if saved is not None:
             require_same(saved.meta.get("identity", {}), self._identity, out_dir)
             require_not_past(saved.step, config.steps, out_dir)
             self._state.restore(saved)
+            self._looks.restore(saved.meta["looks"])
             log.info("going on from step %d of %d", saved.step, config.steps)
 
     @property
@@ -141,7 +150,7 @@ class _Run:
         if self._accelerator.is_main_process:
             self._lead(progress)
         else:
-            while self._state.step < self._config.steps:
+            while self._goes_on():
                 self._one_step()
         self._accelerator.wait_for_everyone()
         summary = read_summary(self._out_dir)
@@ -155,9 +164,12 @@ class _Run:
         maps.draw("start")
         monitor = Monitor(out_dir, start=state.step, tensorboard=config.tensorboard)
         try:
-            while state.step < config.steps:
+            while self._goes_on():
                 row = monitor.add(*self._one_step())
-                if state.step % config.save_every == 0 or state.step == config.steps:
+                look = self._looks.due(state.step)
+                if look:
+                    self._looks.look(state)
+                if look or state.step % config.save_every == 0 or state.step == config.steps:
                     monitor.flush()
                     self._save()
                 if state.step % config.log_every == 0:
@@ -165,10 +177,21 @@ class _Run:
                 if progress:
                     progress("train", state.step, config.steps, row)
             state.use_average()
+            self._looks.use_best(state)
             maps.draw("end")
             self._finish(monitor, maps)
         finally:
             monitor.close()
+
+    def _goes_on(self) -> bool:
+        """Whether there is a step to take; every process gets the same answer."""
+        step = self._state.step
+        if step >= self._config.steps:
+            return False
+        stop = torch.tensor(float(self._looks.stop), device=self._device)
+        if self._accelerator.num_processes > 1 and self._looks.due(step):
+            stop = cast("torch.Tensor", self._accelerator.reduce(stop, "sum"))
+        return not stop.item()
 
     def _one_step(self) -> tuple[int, Table, dict[str, float]]:
         started = time.perf_counter()
@@ -187,6 +210,7 @@ class _Run:
         state.step = step
         gap, error = (mean_present(table[name]) for name in ("win_gap", "win_error"))
         state.guard.watch_winner(step, gap, error)
+        state.guard.watch_saturation(step, mean_present(table["pair_gradient"]))
         scalars = {
             "loss": loss,
             "grad_norm": norm,
@@ -246,8 +270,13 @@ class _Run:
         return f"The last good checkpoint is {found[-1]}." if found else "No checkpoint is there."
 
     def _save(self) -> None:
-        meta = {"identity": self._identity, "guard": self._state.guard.state()}
+        meta = {
+            "identity": self._identity,
+            "guard": self._state.guard.state(),
+            "looks": self._looks.rows,
+        }
         save_checkpoint(self._checkpoints, self._state.step, self._state.tensors(), meta)
+        self._looks.forget_older()
 
     def _finish(self, monitor: Monitor, maps: PairMaps) -> None:
         """Adapter, focus maps, tables and, last, the summary."""
@@ -257,7 +286,7 @@ class _Run:
             base_fingerprint=self._identity["base"],
             dataset_version=self._dataset_version,
             objective=config.objective.name,
-            step=state.step,
+            step=self._looks.best_step if config.validation.keep == "best" else state.step,
             train_config=config.model_dump(mode="json"),
         )
         save_adapter(out_dir / "adapter", self._backbone.transformer, card, state.parameters)
@@ -270,6 +299,7 @@ class _Run:
             pairs=len(self._data),
             dataset_version=self._dataset_version,
             device=str(self._device),
+            looks=self._looks,
         )
 
 
