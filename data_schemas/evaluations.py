@@ -1,4 +1,4 @@
-"""What a judge measured on each picture of an evaluation."""
+"""What judge and preference scorer measured on the pictures of an evaluation."""
 
 from __future__ import annotations
 
@@ -39,3 +39,41 @@ class EvalScene:
     scr_50: float
     scr_60: float
     copy_paste: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScorerView:
+    """What the parts that make pairs see in one picture, counted as the judge counts it."""
+
+    model: str
+    scene_id: str
+    index: int
+    """Which picture of the scene."""
+    complete: bool
+    """Every subject was found exactly once, as a candidate needs for pairs."""
+    identity: float
+    """Mean over subjects; one that was not found counts 0."""
+    leakage_margin: float
+    """Mean over subjects; NaN in scenes of one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgreementRow:
+    """How far preference scorer and judge see the same: a metric of both, side by side."""
+
+    metric: str
+    model: str
+    """base, adapter, or adapter - base."""
+    spearman: float | None
+    """Rank correlation over pictures (of the difference: over scenes); None where a side is
+    constant or has no values."""
+    count: int
+    """How many pictures (scenes) it is over."""
+    scenes: int
+    scorer_mean: float
+    scorer_low: float
+    scorer_high: float
+    judge_mean: float
+    judge_low: float
+    judge_high: float
+    """Means over scenes with the evaluation's bootstrap intervals."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 
@@ -20,6 +21,13 @@ from focusdpo.pipeline.metrics import (
 BASE, ADAPTER, DIFFERENCE = "base", "adapter", "adapter - base"
 
 
+class Measured(Protocol):
+    """A record of one picture of a scene, with metrics as attributes."""
+
+    @property
+    def scene_id(self) -> str: ...
+
+
 def rows(
     base: Sequence[EvalScene], adapter: Sequence[EvalScene], config: EvaluateConfig
 ) -> list[EvalRow]:
@@ -34,7 +42,7 @@ def rows(
         if not mine and not theirs:
             continue
         for metric in METRICS:
-            intervals = _intervals(metric, mine, theirs, config)
+            means = intervals(metric, mine, theirs, config)
             table += [
                 EvalRow(
                     protocol=(mine or theirs)[0].protocol,
@@ -46,7 +54,7 @@ def rows(
                     high=interval.high,
                     scenes=interval.scenes,
                 )
-                for model, interval in intervals.items()
+                for model, interval in means.items()
                 if interval.scenes
             ]
     return table
@@ -63,7 +71,7 @@ GROUPS: dict[str, Callable[[EvalScene], bool]] = {
 """The groups of scenes that a table shows."""
 
 
-def scene_means(records: Sequence[EvalScene], metric: str) -> dict[str, float]:
+def scene_means(records: Sequence[Measured], metric: str) -> dict[str, float]:
     """Scene id -> the metric's mean over the scene's pictures, scenes in order of appearance."""
     values: dict[str, list[float]] = {}
     for record in records:
@@ -71,19 +79,23 @@ def scene_means(records: Sequence[EvalScene], metric: str) -> dict[str, float]:
     return {scene: nan_mean(np.array(own)) for scene, own in values.items()}
 
 
-def _intervals(
-    metric: str, base: Sequence[EvalScene], adapter: Sequence[EvalScene], config: EvaluateConfig
+def intervals(
+    metric: str, base: Sequence[Measured], adapter: Sequence[Measured], config: EvaluateConfig
 ) -> dict[str, Interval]:
+    """Means over scenes by model, and of the paired difference where there are both.
+
+    ValueError when the two were measured on different scenes.
+    """
     ours, theirs = scene_means(base, metric), scene_means(adapter, metric)
     resample = partial(bootstrap, resamples=config.resamples, level=config.level, seed=config.seed)
-    intervals: dict[str, Interval] = {}
+    found: dict[str, Interval] = {}
     if ours:
-        intervals[BASE] = resample(np.array(list(ours.values())))
+        found[BASE] = resample(np.array(list(ours.values())))
     if theirs:
-        intervals[ADAPTER] = resample(np.array(list(theirs.values())))
+        found[ADAPTER] = resample(np.array(list(theirs.values())))
     if ours and theirs:
         if set(ours) != set(theirs):
             odd = sorted(set(ours) ^ set(theirs))[:3]
             raise ValueError(f"base and adapter were measured on different scenes: {odd}")
-        intervals[DIFFERENCE] = resample(np.array([theirs[k] - ours[k] for k in ours]))
-    return intervals
+        found[DIFFERENCE] = resample(np.array([theirs[k] - ours[k] for k in ours]))
+    return found

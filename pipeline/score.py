@@ -76,7 +76,14 @@ def score(
 ) -> StageOutput[Scored]:
     """A `Scored` for every candidate, sampled first, in the orders given; no new pictures."""
     candidates = _gather(scenes, sampled, disrupted, instances, images)
-    tables = _identity_tables(candidates, subjects, images, identity, config.batch)
+    tables = identity_tables(
+        [one.scene.subject_ids for one in candidates],
+        [one.picture for one in candidates],
+        [one.masks for one in candidates],
+        embed_references(subjects, images, identity),
+        identity,
+        config.batch,
+    )
     clip_i = _clip_i(candidates, subjects, images, clip, config)
     clip_t = _clip_t(candidates, clip, config.batch)
     records = []
@@ -168,32 +175,36 @@ def _gather(
     return list(gathered.values())
 
 
-def _crops(candidates: Sequence[_Candidate]) -> list[tuple[int, int, Image, Mask]]:
-    """(candidate, place, picture, mask) of every instance there is."""
-    return [
-        (at, place, one.picture, mask)
-        for at, one in enumerate(candidates)
-        for place, mask in enumerate(one.masks)
-        if mask is not None
-    ]
-
-
-def _identity_tables(
-    candidates: Sequence[_Candidate],
-    subjects: Mapping[str, Subject],
-    images: ImageReader,
+def identity_tables(
+    names: Sequence[Sequence[str]],
+    pictures: Sequence[Image],
+    masks: Sequence[Sequence[Mask | None]],
+    references: Mapping[str, Vectors],
     identity: IdentityEncoder,
     batch: int,
+    absent: float = ABSENT,
 ) -> list[Matrix]:
-    """S (R, R) of each candidate."""
-    references = embed_references(subjects, images, identity)
-    crops = _crops(candidates)
+    """S (R, R) of each picture: column j is the instance at the place of subject `names[.][j]`,
+    `absent` where its mask is None. `references` are vectors (pictures, D) of each subject."""
+    crops = _crops(pictures, masks)
     vectors = embed_in_chunks([c[2] for c in crops], [c[3] for c in crops], identity, batch)
-    tables = [np.full((len(one.masks),) * 2, ABSENT) for one in candidates]
+    tables = [np.full((len(own),) * 2, absent) for own in names]
     for (at, place, _, _), vector in zip(crops, vectors, strict=True):
-        own = [references[name] for name in candidates[at].scene.subject_ids]
+        own = [references[name] for name in names[at]]
         tables[at][:, place] = similarity_matrix(own, vector[None])[:, 0]
     return tables
+
+
+def _crops(
+    pictures: Sequence[Image], masks: Sequence[Sequence[Mask | None]]
+) -> list[tuple[int, int, Image, Mask]]:
+    """(number of the picture, place, picture, mask) of every instance there is."""
+    return [
+        (at, place, picture, mask)
+        for at, (picture, own) in enumerate(zip(pictures, masks, strict=True))
+        for place, mask in enumerate(own)
+        if mask is not None
+    ]
 
 
 def _clip_i(
@@ -210,7 +221,7 @@ def _clip_i(
         [crop_on_white(p.image, p.mask, config.crop_margin) for p in pictures], clip, config.batch
     )
     names = np.array([name for name, _ in owners])
-    crops = _crops(candidates)
+    crops = _crops([one.picture for one in candidates], [one.masks for one in candidates])
     cut = [crop_on_white(picture, mask, config.crop_margin) for _, _, picture, mask in crops]
     values = [np.full(len(one.masks), ABSENT) for one in candidates]
     for (at, place, _, _), vector in zip(
