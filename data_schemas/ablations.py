@@ -6,10 +6,25 @@ from the pictures that it names.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
+
+from focusdpo.data_schemas.errors import UserError
 
 BASE = "base"
 """Name of the arm that was not trained."""
+
+
+def _nan(value: object) -> object:
+    return float("nan") if value is None else value
+
+
+Number = Annotated[float, BeforeValidator(_nan)]
+"""A float that may be NaN: `null` in JSON, which knows no NaN."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,14 +49,14 @@ class SearchPoint:
 
     objective: str
     settings: dict[str, str]
-    score: float
+    score: Number
     """What the choice is made by: mean over scenes of identity + leakage margin (identity alone in
     scenes of one subject), less the base's."""
-    identity: float
+    identity: Number
     """Difference to the base."""
-    leakage_margin: float
+    leakage_margin: Number
     """Difference to the base."""
-    winner_rise: float
+    winner_rise: Number
     """(e_w - e_w^ref) / e_w^ref at the end of training; NaN for objectives without a reference."""
     chosen: bool
 
@@ -54,7 +69,7 @@ class CurvePoint:
     step: int
     metric: str
     """A name of `pipeline.metrics.METRICS`."""
-    value: float
+    value: Number
     """Difference to the base, mean over validation scenes."""
 
 
@@ -65,8 +80,8 @@ class ArmRow:
     arm: str
     metric: str
     group: str
-    mean: float
-    seed_std: float
+    mean: Number
+    seed_std: Number
     """Standard deviation over seeds of the seeds' means; NaN with one seed."""
     seeds: int
     scenes: int
@@ -80,16 +95,20 @@ class Contrast:
     b: str
     metric: str
     group: str
-    mean: float
-    low: float
-    high: float
+    mean: Number
+    low: Number
+    high: Number
     """Interval of this contrast alone."""
-    family_low: float
-    family_high: float
+    family_low: Number
+    family_high: Number
     """Interval that holds for all contrasts of the family at once (max-T bootstrap)."""
-    p_family: float
+    p_family: Number
     """Adjusted for the family."""
     scenes: int
+    family: str = "main"
+    """Contrasts whose interval holds together: main (the FocusDPO variant that validation chose
+    against other objectives, all sources), base (every arm against the base), guards (the other
+    metrics against the base), or a source's name (the main ones within that source)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,12 +118,12 @@ class Agreement:
     arm: str
     metric: str
     """identity or leakage_margin."""
-    spearman: float
+    spearman: Number
     """Over pictures."""
     pictures: int
-    scorer_difference: float
+    scorer_difference: Number
     """Mean difference to the base by the scorer; NaN for the base itself."""
-    judge_difference: float
+    judge_difference: Number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +141,9 @@ class Ablation:
     validation_scenes: int
     arms: tuple[Arm, ...]
     """The base first."""
+    best: str
+    """The FocusDPO arm that the search's validation scores chose, before anything was seen on the
+    held-out split."""
     search: tuple[SearchPoint, ...]
     curves: tuple[CurvePoint, ...]
     rows: tuple[ArmRow, ...]
@@ -138,3 +160,37 @@ class Ablation:
     pictures: dict[str, str]
     """Arm -> folder of its pictures of the first seed, below the ablation's folder; pictures are
     called `<scene id>-0.png`."""
+    level: float = 0.95
+    """Of all intervals."""
+    family_metrics: tuple[str, ...] = ("identity", "leakage_margin")
+    """Metrics whose contrasts over all scenes are one family, and which decide; contrasts of other
+    metrics and groups are told by their own intervals."""
+
+
+def to_json(ablation: Ablation) -> str:
+    """As it lies in `ablation.json`; NaN becomes null."""
+    return _adapter().dump_json(ablation, indent=1).decode() + "\n"
+
+
+def read_ablation(path: Path) -> Ablation:
+    """The record of a file that `to_json` gave. UserError names file and field."""
+    try:
+        return _adapter().validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path}: missing, so this ablation did not finish; run `focusdpo ablate` again"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UserError(
+            f"{path}: {place}: {first['msg']}; this is no record of an ablation as this focusdpo "
+            "writes them, run the same `focusdpo ablate` again"
+        ) from error
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[Ablation]:
+    return TypeAdapter(Ablation)

@@ -7,7 +7,11 @@ from typing import Literal
 
 Better = Literal["higher", "lower", "neither"]
 Unit = Literal["cosine", "rate", "degrees", "number"]
-Role = Literal["winner", "loser", "base", "adapter", "plain"]
+Role = Literal[
+    "winner", "loser", "base", "adapter", "plain",
+    "series0", "series1", "series2", "series3", "series4", "series5", "series6", "series7",
+]  # fmt: skip
+"""What a line stands for, and so its colour; a series is one of many of the same kind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

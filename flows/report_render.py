@@ -53,18 +53,18 @@ WHY_ORDER = ("worst", "median", "best", "random")
 
 def render(data: ReportData) -> str:
     """The report as HTML. Raises nothing on hostile text: it is escaped."""
-    style, script = _asset("report.css"), _asset("report.js")
+    style, script = asset("report.css"), asset("report.js")
     evaluation = data.evaluation
     rows = evaluation.rows if evaluation else ()
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             data=data,
             style=Markup(style),
             script=Markup(script),
-            style_hash=_source_hash(style),
-            script_hash=_source_hash(script),
+            style_hash=source_hash(style),
+            script_hash=source_hash(script),
             pixel_art=images.PIXEL_ART,
             fewest=FEWEST,
             headline=_headline(data),
@@ -109,21 +109,23 @@ def as_json(value: Any) -> Any:
 _HERO_NOTE = "Not the best scene: the median one by the change of matched identity."
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A file of the templates' folder."""
     return (resources.files("focusdpo.flows") / TEMPLATES / name).read_text(encoding="utf-8")
 
 
-def _source_hash(text: str) -> str:
+def source_hash(text: str) -> str:
     """The policy's name for an inline style or script."""
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return f"sha256-{digest}"
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """jinja2 with the report's filters; all text is escaped, an unknown name is an error."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     env = Environment(
-        loader=FunctionLoader(_asset),
+        loader=FunctionLoader(asset),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
