@@ -26,8 +26,10 @@ class FeatureConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["keys", "queries", "block_output"] = Field(
-        "keys", description="keys and queries are taken after QK norm and before RoPE"
+    kind: Literal["keys", "queries", "block_output", "attention"] = Field(
+        "keys",
+        description="keys and queries are taken after QK norm and before RoPE; attention: instead "
+        "of a cosine, how a reference's queries spread over the target's keys",
     )
     blocks: tuple[str, ...] = Field(
         (),
@@ -72,9 +74,10 @@ class Prediction:
 
     velocity_BNC: Tensor
     target_features: tuple[Tensor, ...] = ()
-    """Per captured block (B, N, D), detached."""
+    """Per captured block (B, N, D), detached; for attention (B, N, 2, heads, width of a head),
+    queries before keys."""
     reference_features: tuple[tuple[Tensor, ...], ...] = ()
-    """Per captured block, per reference (B, n_r, D), detached."""
+    """Per captured block, per reference the same of its n_r tokens."""
 
 
 class Backbone(Protocol):

@@ -1,18 +1,29 @@
 """Token features read from a pass that runs anyway.
 
-Letters: B images, D feature width.
+Letters: B images, D feature width, H heads of width d.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.backbone import FeatureConfig
+
+_SOURCES = {
+    "keys": ("norm_k",),
+    "queries": ("norm_q",),
+    "block_output": ("",),
+    "attention": ("norm_q", "norm_k"),
+}
+"""Modules of a block's attention whose output is read, "" for the block itself: after QK norm, but
+before RoPE, which would bias similarity by place."""
 
 
 def unwrap(module: nn.Module) -> Any:
@@ -27,7 +38,8 @@ def capture_features(
     transformer: Any, config: FeatureConfig | None, default_blocks: tuple[str, ...], tokens: int
 ) -> Iterator[list[Tensor]]:
     """Collects features of the last `tokens` positions (the image tokens; single blocks have the
-    text before them) of each block, (B, tokens, D) detached, in the order of the blocks asked for.
+    text before them) of each block, detached, in the order of the blocks asked for: (B, tokens, D),
+    or for attention queries and keys by head, (B, tokens, 2, H, d).
 
     Hooks read what the pass computes anyway, so its output does not change by a bit.
     """
@@ -35,26 +47,32 @@ def capture_features(
         yield []
         return
     names = config.blocks or default_blocks
+    sources = _SOURCES[config.kind]
     found: list[Tensor] = []
-    by_name: dict[str, Tensor] = {}
+    read: dict[tuple[str, str], Tensor] = {}
     handles = []
-    for name in names:
-        block = find_block(transformer, name)
+    for key in itertools.product(names, sources):
+        block = find_block(transformer, key[0])
 
-        def store(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
+        def store(_module: nn.Module, _args: Any, output: Any, key: tuple[str, str] = key) -> None:
             # Blocks return (text, image); norms return (B, tokens, heads, width).
-            value = output[1] if isinstance(output, tuple) else output.flatten(2)
-            by_name[name] = value[:, -tokens:].detach()
+            value = output[1] if isinstance(output, tuple) else output
+            read[key] = value[:, -tokens:].detach()
 
-        source = {"keys": "norm_k", "queries": "norm_q"}.get(config.kind)
-        hooked = block if source is None else getattr(block.attn, source)
+        hooked = getattr(block.attn, key[1]) if key[1] else block
         handles.append(hooked.register_forward_hook(store))
     try:
         yield found
     finally:
         for handle in handles:
             handle.remove()
-        found.extend(by_name[name] for name in names if name in by_name)
+        parts = [[read[name, s] for s in sources if (name, s) in read] for name in names]
+        found.extend(_joined(part) for part in parts if part)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """One feature laid flat, queries and keys side by side."""
+    return parts[0].flatten(2) if len(parts) == 1 else torch.stack(parts, dim=2)
 
 
 def find_block(transformer: Any, name: str) -> Any:

@@ -8,22 +8,35 @@ Shapes: B images, R subjects (= references), N target tokens, n_r tokens of refe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from focusdpo.model.backbone import Grid, Prediction
+from focusdpo.model.correspondence import (
+    alignment,
+    attention_field,
+    matched_similarity,
+    needed_sigma,
+    similarity,
+    token_confusion,
+    top_k,
+)
 from focusdpo.model.focus_config import FocusConfig
 
 __all__ = [
     "FocusConfig",
     "FocusMaps",
     "FocusPriors",
+    "WeightParts",
+    "branch_weights",
     "focus_maps",
+    "focus_weight",
     "pool_to_grid",
     "prior_weight",
+    "top_k",
+    "weight_parts",
 ]
 
 
@@ -36,7 +49,7 @@ class FocusPriors:
     subjects_BRN: Tensor
     """m_r in {0, 1}: where each subject stands."""
     detail_BN: Tensor
-    """Complexity in [0, 1], before it is cut to M_prior."""
+    """Complexity in [0, 1], before it is cut to M_prior; of the image that `detail_image` names."""
 
     def repeat(self, times: int) -> FocusPriors:
         """The batch laid end to end `times` times."""
@@ -52,7 +65,7 @@ class FocusMaps:
     """The maps of one forward pass at one noise level per image."""
 
     similarity_BRN: Tensor
-    """s: cosine of target tokens to each reference's vector, mean over blocks."""
+    """s: cosine of target tokens to each reference (or its attention to them), mean over blocks."""
     matches_BRN: Tensor
     """M'_r in {0, 1}: the k_r tokens that match reference r best."""
     matched_BN: Tensor
@@ -64,7 +77,7 @@ class FocusMaps:
     alignment_B: Tensor
     """A in [0, 1]: mean over subjects of |M'_r and m_r| / k_r."""
     gate_B: Tensor
-    """g in {0, 1}: whether M_d is on."""
+    """g in [0, 1]: how far M_d is on; 0 or 1 but for the soft gate."""
     confusion_B: Tensor
     """Share of the subjects' tokens that are nearer to another subject's reference; NaN when there
     is a single subject."""
@@ -82,78 +95,18 @@ def pool_to_grid(mask_BHW: Tensor, grid: Grid) -> Tensor:
     return cells.mean(dim=(2, 4)).flatten(1)
 
 
-def reference_vectors(
-    features: Sequence[Tensor], masks: Sequence[Tensor], pool: str = "mean"
-) -> Tensor:
-    """p_r: each reference's features pooled under its mask, (B, R, D).
+@dataclass(frozen=True)
+class WeightParts:
+    """What W is the sum of, before it is divided by its mean; each (B, N)."""
 
-    A reference whose mask is empty is pooled whole: no subject is invisible."""
-    vectors = []
-    for tokens_BnD, mask_Bn in zip(features, masks, strict=True):
-        inside_Bn1 = mask_Bn.float().unsqueeze(2)
-        inside_Bn1 = torch.where(inside_Bn1.sum(1, keepdim=True) > 0, inside_Bn1, 1.0)
-        if pool == "max":
-            vectors.append(tokens_BnD.float().masked_fill(inside_Bn1 == 0, -torch.inf).amax(1))
-        else:
-            vectors.append((tokens_BnD.float() * inside_Bn1).sum(1) / inside_Bn1.sum(1))
-    return torch.stack(vectors, dim=1)
+    background: Tensor
+    matched: Tensor
+    structure: Tensor
+    detail: Tensor
 
-
-def similarity(prediction: Prediction, masks: Sequence[Tensor], pool: str = "mean") -> Tensor:
-    """s (B, R, N): cosine of every target token to every reference's vector, mean over blocks."""
-    if not prediction.target_features:
-        raise ValueError("the prediction holds no token features; call predict with `capture`")
-    total = torch.zeros(())
-    blocks = zip(prediction.target_features, prediction.reference_features, strict=True)
-    for target_BND, references in blocks:
-        vector_BRD = F.normalize(reference_vectors(references, masks, pool), dim=2)
-        target_BND = F.normalize(target_BND.float(), dim=2)
-        total = total.to(target_BND.device) + torch.einsum("brd,bnd->brn", vector_BRD, target_BND)
-    return total / len(prediction.target_features)
-
-
-def top_k(similarity_BRN: Tensor, k_BR: Tensor) -> Tensor:
-    """{0, 1}: the k_BR largest along N, k differing per row. Ties go to the lower index."""
-    order_BRN = similarity_BRN.argsort(dim=2, descending=True, stable=True)
-    places = torch.arange(similarity_BRN.shape[2], device=order_BRN.device)
-    rank_BRN = torch.empty_like(order_BRN).scatter_(2, order_BRN, places.expand_as(order_BRN))
-    return (rank_BRN < k_BR.unsqueeze(2)).float()
-
-
-def attention_field(
-    similarity_BRN: Tensor, priors: FocusPriors, config: FocusConfig
-) -> tuple[Tensor, Tensor]:
-    """M'_r (B, R, N) and k_r (B, R)."""
-    scores_BRN = similarity_BRN
-    if config.overlap == "argmax":  # a token speaks only for the reference it is nearest to
-        nearest_BN = similarity_BRN.argmax(dim=1, keepdim=True)
-        own_BRN = torch.zeros_like(scores_BRN).scatter_(1, nearest_BN, 1.0)
-        scores_BRN = scores_BRN.masked_fill(own_BRN == 0, -torch.inf)
-    if config.domain == "prior":
-        scores_BRN = scores_BRN.masked_fill(priors.prior_BN.unsqueeze(1) == 0, -torch.inf)
-    num_tokens = scores_BRN.shape[2]
-    area_BR = priors.subjects_BRN.sum(2)
-    k_BR = (config.kappa * area_BR + 0.5).floor().clamp(max=num_tokens)
-    # -inf marks tokens that may not be chosen even where k exceeds the ones that may.
-    matches_BRN = top_k(scores_BRN, k_BR) * scores_BRN.isfinite()
-    return matches_BRN, k_BR
-
-
-def alignment(matches_BRN: Tensor, subjects_BRN: Tensor, k_BR: Tensor) -> Tensor:
-    """A (B,): mean over the subjects with k_r > 0 of |M'_r and m_r| / k_r; 0 if there are none."""
-    overlap_BR = (matches_BRN * subjects_BRN).sum(2) / k_BR.clamp(min=1)
-    counted_BR = (k_BR > 0).float()
-    return (overlap_BR * counted_BR).sum(1) / counted_BR.sum(1).clamp(min=1)
-
-
-def token_confusion(similarity_BRN: Tensor, subjects_BRN: Tensor) -> Tensor:
-    """Share (B,) of subject tokens whose nearest reference is another subject's; NaN for R = 1.
-    Where subjects overlap a token counts once for each."""
-    if similarity_BRN.shape[1] < 2:
-        return similarity_BRN.new_full((similarity_BRN.shape[0],), torch.nan)
-    nearest_BN = similarity_BRN.argmax(dim=1, keepdim=True)
-    right_BRN = torch.zeros_like(subjects_BRN).scatter_(1, nearest_BN, 1.0) * subjects_BRN
-    return 1 - right_BRN.sum((1, 2)) / subjects_BRN.sum((1, 2))
+    def total(self) -> Tensor:
+        """Their sum."""
+        return self.background + self.matched + self.structure + self.detail
 
 
 def normalise(weight_BN: Tensor, config: FocusConfig) -> Tensor:
@@ -165,24 +118,55 @@ def normalise(weight_BN: Tensor, config: FocusConfig) -> Tensor:
     return weight_BN / torch.where(mean_B1 > 0, mean_B1, 1.0)
 
 
+def weight_parts(
+    prior_BN: Tensor, matched_BN: Tensor, detail_BN: Tensor, gate_B: Tensor, config: FocusConfig
+) -> WeightParts:
+    """Each part is a weight times a mask. By `combine`, with S = w_low M' + w_high (1 - M'):
+
+    add       w_bg (1 - M_prior) + M_prior S + g lambda_d M_d
+    multiply  the same, with M_d times the weight that is there: W (1 + g lambda_d M_d)
+    replace   w_bg (1 - M_prior) + M_prior ((1 - g) S + g (w_low + lambda_d M_d))
+
+    With `normalise` masks every mask is first divided by its mean over the tokens, so that a part
+    of W sums to its weight times N however small its mask; an empty mask stays empty.
+    The parts that the config switches off are left out: without M_s every subject token has
+    w_high, without M_d there is no detail and g is 0."""
+    if not config.use_structure:
+        matched_BN = torch.zeros_like(matched_BN)
+    gate_B1 = gate_B.unsqueeze(1) if config.use_detail else torch.zeros_like(gate_B).unsqueeze(1)
+    masks = WeightParts(1 - prior_BN, prior_BN * matched_BN, prior_BN * (1 - matched_BN), detail_BN)
+    w_structure: float | Tensor = config.w_high
+    if config.combine == "multiply":
+        plain_BN = config.w_low * masks.matched + config.w_high * masks.structure
+        masks = replace(masks, detail=(config.w_bg * masks.background + plain_BN) * detail_BN)
+    elif config.combine == "replace":
+        matched_BN = (1 - gate_B1) * masks.matched + gate_B1 * prior_BN
+        masks = replace(masks, matched=matched_BN)
+        w_structure = config.w_high * (1 - gate_B1)
+    spread = _unit_mean if config.normalise == "masks" else _as_it_is
+    return WeightParts(
+        background=config.w_bg * spread(masks.background),
+        matched=config.w_low * spread(masks.matched),
+        structure=w_structure * spread(masks.structure),
+        detail=config.lambda_d * gate_B1 * spread(masks.detail),
+    )
+
+
+def _unit_mean(mask_BN: Tensor) -> Tensor:
+    mean_B1 = mask_BN.mean(dim=1, keepdim=True)
+    return mask_BN / torch.where(mean_B1 > 0, mean_B1, 1.0)
+
+
+def _as_it_is(mask_BN: Tensor) -> Tensor:
+    return mask_BN
+
+
 def focus_weight(
     prior_BN: Tensor, matched_BN: Tensor, detail_BN: Tensor, gate_B: Tensor, config: FocusConfig
 ) -> Tensor:
-    """W = w_bg (1 - M_prior) + M_prior (w_low M' + w_high (1 - M')) + g lambda_d M_d, normalised.
-
-    The parts that the config switches off are left out: without M_s every subject token has
-    w_high, without M_d the last term is zero."""
-    if not config.use_structure:
-        matched_BN = torch.zeros_like(matched_BN)
-    subject_BN = config.w_low * matched_BN + config.w_high * (1 - matched_BN)
-    weight_BN = config.w_bg * (1 - prior_BN) + prior_BN * subject_BN
-    if config.use_detail:
-        gain_BN = config.lambda_d * gate_B.unsqueeze(1) * detail_BN
-        if config.combine == "multiply":
-            weight_BN = weight_BN * (1 + gain_BN)
-        else:
-            weight_BN = weight_BN + gain_BN
-    return normalise(weight_BN, config)
+    """W (B, N): the sum of its parts, normalised."""
+    parts = weight_parts(prior_BN, matched_BN, detail_BN, gate_B, config)
+    return normalise(parts.total(), config)
 
 
 def prior_weight(priors: FocusPriors, config: FocusConfig) -> Tensor:
@@ -194,37 +178,77 @@ def prior_weight(priors: FocusPriors, config: FocusConfig) -> Tensor:
     return focus_weight(priors.prior_BN, nothing_BN, detail_BN, gate_B, config)
 
 
+def branch_weights(maps: FocusMaps | None, priors: FocusPriors, config: FocusConfig) -> Tensor:
+    """W (2B, N) of winners, then losers, as `branches` says. `maps` and `priors` hold the 2B
+    images in that order; without maps (None) W is that of `prior_weight`.
+
+    each    every image's own W.
+    winner  the winner's W for both.
+    split   the winner's W without M_s, the loser's without M_d: to reward detail that is right and
+            to penalise structure that is wrong."""
+
+    def weight(config: FocusConfig) -> Tensor:
+        if maps is None:
+            return prior_weight(priors, config)
+        return focus_weight(priors.prior_BN, maps.matched_BN, maps.detail_BN, maps.gate_B, config)
+
+    if config.branches == "split":
+        win_BN, _ = weight(config.model_copy(update={"use_structure": False})).chunk(2)
+        _, lose_BN = weight(config.model_copy(update={"use_detail": False})).chunk(2)
+        return torch.cat([win_BN, lose_BN])
+    weight_BN = weight(config) if maps is None else maps.weight_BN
+    return weight_BN.chunk(2)[0].repeat(2, 1) if config.branches == "winner" else weight_BN
+
+
+def detail_gate(
+    similarity_BRN: Tensor,
+    matches_BRN: Tensor,
+    alignment_B: Tensor,
+    config: FocusConfig,
+    sigma_B: Tensor | None = None,
+) -> Tensor:
+    """g (B,) in [0, 1]: how far M_d is on."""
+    if config.gate == "overlap":
+        return (alignment_B >= config.tau).float()
+    if config.gate == "soft":
+        return torch.sigmoid((alignment_B - config.tau) / config.gate_temperature)
+    if config.gate == "similarity":
+        return (matched_similarity(similarity_BRN, matches_BRN) >= config.tau).float()
+    if config.gate == "noise":
+        return (needed_sigma(sigma_B, "gate") <= config.gate_sigma).to(alignment_B)
+    return torch.full_like(alignment_B, float(config.gate == "always"))
+
+
 @torch.no_grad()
 def focus_maps(
     prediction: Prediction,
     reference_masks: Sequence[Tensor],
     priors: FocusPriors,
     config: FocusConfig,
+    sigma_B: Tensor | None = None,
 ) -> FocusMaps:
-    """All maps from the features of one forward pass."""
-    similarity_BRN = similarity(prediction, reference_masks, config.pool)
+    """All maps from the features of one forward pass; `sigma_B`, its noise levels, where the config
+    looks at them."""
+    similarity_BRN = similarity(prediction, reference_masks, config.pool, config.features.kind)
     if similarity_BRN.shape != priors.subjects_BRN.shape:
         raise ValueError(
             f"features give {tuple(similarity_BRN.shape)} (images, references, tokens), "
             f"masks {tuple(priors.subjects_BRN.shape)}"
         )
-    matches_BRN, k_BR = attention_field(similarity_BRN, priors, config)
+    prior_BN, subjects_BRN = priors.prior_BN, priors.subjects_BRN
+    matches_BRN, k_BR = attention_field(similarity_BRN, prior_BN, subjects_BRN, config, sigma_B)
     matched_BN = matches_BRN.amax(dim=1)
-    alignment_B = alignment(matches_BRN, priors.subjects_BRN, k_BR)
-    gate_B = {
-        "overlap": (alignment_B >= config.tau).float(),
-        "always": torch.ones_like(alignment_B),
-        "never": torch.zeros_like(alignment_B),
-    }[config.gate]
-    detail_BN = priors.detail_BN * priors.prior_BN
+    alignment_B = alignment(matches_BRN, subjects_BRN, k_BR)
+    gate_B = detail_gate(similarity_BRN, matches_BRN, alignment_B, config, sigma_B)
+    detail_BN = priors.detail_BN * prior_BN
     return FocusMaps(
         similarity_BRN=similarity_BRN,
         matches_BRN=matches_BRN,
         matched_BN=matched_BN,
-        structure_BN=priors.prior_BN * (1 - matched_BN),
+        structure_BN=prior_BN * (1 - matched_BN),
         detail_BN=detail_BN,
         alignment_B=alignment_B,
         gate_B=gate_B,
-        confusion_B=token_confusion(similarity_BRN, priors.subjects_BRN),
-        weight_BN=focus_weight(priors.prior_BN, matched_BN, detail_BN, gate_B, config),
+        confusion_B=token_confusion(similarity_BRN, subjects_BRN),
+        weight_BN=focus_weight(prior_BN, matched_BN, detail_BN, gate_B, config),
     )
