@@ -162,9 +162,8 @@ class Ablation:
     called `<scene id>-0.png`."""
     level: float = 0.95
     """Of all intervals."""
-    family_metrics: tuple[str, ...] = ("identity", "leakage_margin")
-    """Metrics whose contrasts over all scenes are one family, and which decide; contrasts of other
-    metrics and groups are told by their own intervals."""
+    deciding: tuple[str, ...] = ("identity", "leakage_margin")
+    """Metrics that the verdict rests on."""
 
 
 def to_json(ablation: Ablation) -> str:
