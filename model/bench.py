@@ -75,7 +75,10 @@ def _step(
     config = config.model_copy(update={"objective": objective})
     device = batch.win_BNC.device
     shape = (batch.win_BNC.shape[1], batch.win_BNC.shape[2])
-    noise_BNC, sigma_B = draw_noise(shape, range(len(batch)), seed=0, step=0, config=config.noise)
+    num = len(batch)
+    noise_BNC, sigma_B = draw_noise(
+        shape, range(num), seed=0, step=0, config=config.noise, slots_in_step=num
+    )
     cast = autocast(device, config.mixed_precision)
 
     def run() -> None:

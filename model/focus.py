@@ -8,7 +8,7 @@ Shapes: B images, R subjects (= references), N target tokens, n_r tokens of refe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ __all__ = [
     "FocusMaps",
     "FocusPriors",
     "WeightParts",
+    "branch_parts",
     "branch_weights",
     "focus_maps",
     "focus_weight",
@@ -172,32 +173,56 @@ def focus_weight(
 def prior_weight(priors: FocusPriors, config: FocusConfig) -> Tensor:
     """W (B, N) without features: M_prior against the background (masked DPO), and M_d where the
     config has it on without a gate."""
+    return focus_weight(*_prior_masks(priors, config), config)
+
+
+def _prior_masks(priors: FocusPriors, config: FocusConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """M_prior, M', M_d and g where there are no features."""
     nothing_BN = torch.zeros_like(priors.prior_BN)
     gate_B = torch.full_like(nothing_BN[:, 0], float(config.gate == "always"))
-    detail_BN = priors.detail_BN * priors.prior_BN
-    return focus_weight(priors.prior_BN, nothing_BN, detail_BN, gate_B, config)
+    return priors.prior_BN, nothing_BN, priors.detail_BN * priors.prior_BN, gate_B
+
+
+def branch_parts(
+    prior_BN: Tensor, matched_BN: Tensor, detail_BN: Tensor, gate_B: Tensor, config: FocusConfig
+) -> WeightParts:
+    """The parts of W for 2B images, winners, then losers, as `branches` says:
+
+    each    every image's own.
+    winner  the winner's for both.
+    split   the winner's without M_s, the loser's without M_d: to reward detail that is right and
+            to penalise structure that is wrong."""
+
+    def parts(**changes: bool) -> WeightParts:
+        changed = config.model_copy(update=changes)
+        return weight_parts(prior_BN, matched_BN, detail_BN, gate_B, changed)
+
+    if config.branches == "each":
+        return parts()
+    num = len(prior_BN) // 2
+    if config.branches == "winner":
+        return _joined(parts(), slice(num), parts(), slice(num))
+    return _joined(
+        parts(use_structure=False), slice(num), parts(use_detail=False), slice(num, None)
+    )
+
+
+def _joined(one: WeightParts, rows: slice, other: WeightParts, other_rows: slice) -> WeightParts:
+    """Some rows of one, then some of another."""
+    names = [field.name for field in fields(WeightParts)]
+    return WeightParts(
+        *(torch.cat([getattr(one, n)[rows], getattr(other, n)[other_rows]]) for n in names)
+    )
 
 
 def branch_weights(maps: FocusMaps | None, priors: FocusPriors, config: FocusConfig) -> Tensor:
     """W (2B, N) of winners, then losers, as `branches` says. `maps` and `priors` hold the 2B
-    images in that order; without maps (None) W is that of `prior_weight`.
-
-    each    every image's own W.
-    winner  the winner's W for both.
-    split   the winner's W without M_s, the loser's without M_d: to reward detail that is right and
-            to penalise structure that is wrong."""
-
-    def weight(config: FocusConfig) -> Tensor:
-        if maps is None:
-            return prior_weight(priors, config)
-        return focus_weight(priors.prior_BN, maps.matched_BN, maps.detail_BN, maps.gate_B, config)
-
-    if config.branches == "split":
-        win_BN, _ = weight(config.model_copy(update={"use_structure": False})).chunk(2)
-        _, lose_BN = weight(config.model_copy(update={"use_detail": False})).chunk(2)
-        return torch.cat([win_BN, lose_BN])
-    weight_BN = weight(config) if maps is None else maps.weight_BN
-    return weight_BN.chunk(2)[0].repeat(2, 1) if config.branches == "winner" else weight_BN
+    images in that order; without maps (None) W is that of `prior_weight`."""
+    if maps is None:
+        masks = _prior_masks(priors, config)
+    else:
+        masks = (priors.prior_BN, maps.matched_BN, maps.detail_BN, maps.gate_B)
+    return normalise(branch_parts(*masks, config).total(), config)
 
 
 def detail_gate(

@@ -16,7 +16,7 @@ from focusdpo.model.backbone import Backbone
 from focusdpo.model.batches import PairBatch, PairData, encode_pairs
 from focusdpo.model.checkpoint import write_file
 from focusdpo.model.configs import TrainConfig
-from focusdpo.model.focus import focus_maps
+from focusdpo.model.focus import branch_weights, focus_maps
 from focusdpo.model.focus_config import FocusConfig, NoiseConfig
 from focusdpo.model.noise import add_noise, draw_noise
 
@@ -60,12 +60,13 @@ def _level(
     prediction = backbone.predict(
         noisy_BNC, sigma_B, batch.prompts.repeat(2), references, capture=config.features
     )
-    maps = focus_maps(prediction, references.masks, batch.priors.repeat(2), config)
+    priors = batch.branch_priors(config.detail_image)
+    maps = focus_maps(prediction, references.masks, priors, config, sigma_B)
     named = {
         "matched": maps.matched_BN,
         "matches": maps.matches_BRN,
         "structure": maps.structure_BN,
-        "weight": maps.weight_BN,
+        "weight": branch_weights(maps, priors, config),
         "similarity": maps.similarity_BRN,
         "alignment": maps.alignment_B,
         "gate": maps.gate_B,

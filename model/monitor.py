@@ -19,7 +19,7 @@ from torch import Tensor
 
 from focusdpo.model.batches import PairBatch
 from focusdpo.model.checkpoint import write_file
-from focusdpo.model.focus import FocusMaps, focus_weight
+from focusdpo.model.focus import FocusMaps, branch_parts
 from focusdpo.model.focus_config import FocusConfig
 from focusdpo.model.objectives import implicit_accuracy
 from focusdpo.model.step import StepOutput
@@ -108,11 +108,9 @@ def _shares(output: StepOutput, batch: PairBatch, config: FocusConfig) -> dict[s
 
 def _detail_part(maps: FocusMaps, prior_BN: Tensor, config: FocusConfig) -> Tensor:
     """Which part of each token's weight is owed to M_d."""
-    raw = config.model_copy(update={"normalise": "none"})
-    off_B = torch.zeros_like(maps.gate_B)
-    with_BN = focus_weight(prior_BN, maps.matched_BN, maps.detail_BN, maps.gate_B, raw)
-    without_BN = focus_weight(prior_BN, maps.matched_BN, maps.detail_BN, off_B, raw)
-    return torch.where(with_BN > 0, 1 - without_BN / with_BN, 0.0)
+    parts = branch_parts(prior_BN, maps.matched_BN, maps.detail_BN, maps.gate_B, config)
+    total_BN = parts.total()
+    return torch.where(total_BN > 0, parts.detail / total_BN, 0.0)
 
 
 def mean_present(values: NDArray[np.float64]) -> float:
