@@ -1,0 +1,208 @@
+"""The method's premise on real pairs: are references found on their subjects, and at which noise?
+
+FocusDPO takes for granted that alignment A rises as noise falls, so that M_s shrinks. Whether it
+does depends on the features, so every kind of features at every block is measured; one pass of the
+backbone serves all blocks of a kind.
+Shapes: B pairs of a batch, 2B images (winners, then losers), P pairs in all, S noise levels, V = 2
+branches (winner, loser), R subjects, N target tokens, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from focusdpo.data_schemas.scenes import stable_hash
+from focusdpo.model.backbone import Backbone, FeatureConfig, Prediction
+from focusdpo.model.batches import PairBatch
+from focusdpo.model.features import unwrap
+from focusdpo.model.focus import FocusMaps, FocusPriors, focus_maps
+from focusdpo.model.focus_config import FocusConfig, NoiseConfig
+from focusdpo.model.noise import add_noise, draw_noise
+from focusdpo.model.premise_config import PremiseConfig
+
+METRICS = (
+    "alignment",
+    "structure_share",
+    "confusion",
+    "chance",
+    "structure_chance",
+    "confusion_chance",
+    "structure_floor",
+)
+"""A; |M_s| / |M_prior|; share of subject tokens nearest to another's reference; what random choices
+of as many tokens would give for each; and |M_s| / |M_prior| were M' exactly the subjects, which is
+above 0 where M_prior holds more than they do."""
+BRANCHES = ("winner", "loser")
+
+Values = dict[str, NDArray[np.float64]]
+"""Metric -> (P, S, V); NaN where an image has none, as confusion of a single subject."""
+Place = tuple[str, str]
+"""Kind of features and name of a block."""
+Progress = Callable[[str, int, int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Premise:
+    """What was measured on P pairs."""
+
+    configured: Values
+    """For the features that training is set to read."""
+    places: dict[Place, Values]
+    """For each kind at each block alone."""
+
+
+def block_names(transformer: Any) -> tuple[str, ...]:
+    """Every block of a FLUX transformer, in the order of the pass."""
+    core = unwrap(transformer)
+    double = (f"double.{i}" for i in range(len(core.transformer_blocks)))
+    single = (f"single.{i}" for i in range(len(core.single_transformer_blocks)))
+    return (*double, *single)
+
+
+def only_block(prediction: Prediction, index: int) -> Prediction:
+    """The prediction as if the block at `index` alone had been captured."""
+    at = slice(index, index + 1)
+    return replace(
+        prediction,
+        target_features=prediction.target_features[at],
+        reference_features=prediction.reference_features[at],
+    )
+
+
+def chance_levels(
+    matches_BRN: Tensor, priors: FocusPriors, config: FocusConfig
+) -> tuple[Tensor, Tensor]:
+    """What random M'_r of the same sizes give on average: A (B,), and |M_s| / |M_prior| (B,).
+
+    A random choice overlaps a subject by the subject's share of the area chosen from (the image, or
+    M_prior where `domain` is prior). With `overlap` argmax the choice is a little more confined
+    than here, so that both are then approximate."""
+    open_BN = priors.prior_BN if config.domain == "prior" else torch.ones_like(priors.prior_BN)
+    room_B1 = open_BN.sum(1, keepdim=True).clamp(min=1)
+    area_BR = (priors.subjects_BRN * open_BN.unsqueeze(1)).sum(2) / room_B1
+    chosen_BR = matches_BRN.sum(2)
+    counted_BR = (chosen_BR > 0).float()
+    alignment_B = (area_BR * counted_BR).sum(1) / counted_BR.sum(1).clamp(min=1)
+    return alignment_B, (1 - (chosen_BR / room_B1).clamp(max=1)).prod(1)
+
+
+def metric_values(maps: FocusMaps, priors: FocusPriors, config: FocusConfig) -> Tensor:
+    """`METRICS` of each image, (M, B)."""
+    chance_B, structure_chance_B = chance_levels(maps.matches_BRN, priors, config)
+    size_B = priors.prior_BN.sum(1)
+    missing_B = torch.full_like(size_B, torch.nan)
+    apart_BN = priors.prior_BN * (1 - priors.subjects_BRN.amax(1))
+    num = priors.subjects_BRN.shape[1]
+    columns = {
+        "alignment": maps.alignment_B,
+        "structure_share": torch.where(size_B > 0, maps.structure_BN.sum(1) / size_B, missing_B),
+        "confusion": maps.confusion_B,
+        "chance": chance_B,
+        "structure_chance": structure_chance_B,
+        "confusion_chance": torch.full_like(size_B, 1 - 1 / num) if num > 1 else missing_B,
+        "structure_floor": torch.where(size_B > 0, apart_BN.sum(1) / size_B, missing_B),
+    }
+    return torch.stack([columns[name] for name in METRICS])
+
+
+def noise_of(batch: PairBatch, seed: int) -> Tensor:
+    """One noise (B, N, C) per pair, from its id alone: the same at all noise levels."""
+    slots = [stable_hash("premise", key) for key in batch.keys]
+    shape = (batch.win_BNC.shape[1], batch.win_BNC.shape[2])
+    noise_BNC, _ = draw_noise(shape, slots, seed=seed, step=0, config=NoiseConfig())
+    return noise_BNC.to(batch.win_BNC)
+
+
+@dataclass(frozen=True)
+class _Level:
+    """Winners and losers of a batch at one noise level."""
+
+    batch: PairBatch
+    noisy_BNC: Tensor
+    sigma_B: Tensor
+
+    @classmethod
+    def of(cls, batch: PairBatch, noise_BNC: Tensor, sigma: float) -> _Level:
+        clean_BNC = torch.cat([batch.win_BNC, batch.lose_BNC])
+        sigma_B = clean_BNC.new_full((len(clean_BNC),), sigma)
+        return cls(batch, add_noise(clean_BNC, noise_BNC.repeat(2, 1, 1), sigma_B), sigma_B)
+
+    def predict(self, backbone: Backbone, features: FeatureConfig) -> Prediction:
+        batch = self.batch
+        prompts, references = batch.prompts.repeat(2), batch.references.repeat(2)
+        return backbone.predict(self.noisy_BNC, self.sigma_B, prompts, references, capture=features)
+
+    def values(self, prediction: Prediction, config: FocusConfig) -> NDArray[np.float64]:
+        """(M, B, V)."""
+        priors = self.batch.branch_priors(config.detail_image)
+        masks = self.batch.references.repeat(2).masks
+        maps = focus_maps(prediction, masks, priors, config, self.sigma_B)
+        both = metric_values(maps, priors, config).unflatten(1, (2, -1)).transpose(1, 2)
+        return np.asarray(both.double().cpu().numpy())
+
+
+def _measure_level(
+    backbone: Backbone, level: _Level, focus: FocusConfig, premise: PremiseConfig
+) -> dict[Place | None, NDArray[np.float64]]:
+    """(M, B, V) for the configured features (key None) and for each place."""
+    found: dict[Place | None, NDArray[np.float64]] = {
+        None: level.values(level.predict(backbone, focus.features), focus)
+    }
+    blocks = block_names(backbone.transformer)
+    for kind in premise.kinds:
+        prediction = level.predict(backbone, FeatureConfig(kind=kind, blocks=blocks))
+        for index, block in enumerate(blocks):
+            found[kind, block] = level.values(only_block(prediction, index), focus)
+    return found
+
+
+@torch.no_grad()
+def measure_premise(
+    backbone: Backbone,
+    batches: Sequence[PairBatch],
+    focus: FocusConfig,
+    premise: PremiseConfig,
+    *,
+    seed: int,
+    progress: Progress | None = None,
+    phase: str = "premise",
+) -> Premise:
+    """All metrics of the batches' pairs, in their order, for the backbone as it is."""
+    parts: dict[Place | None, list[NDArray[np.float64]]] = {}
+    done, total = 0, sum(len(batch) for batch in batches)
+    for batch in batches:
+        noise_BNC = noise_of(batch, seed)
+        levels = [
+            _measure_level(backbone, _Level.of(batch, noise_BNC, sigma), focus, premise)
+            for sigma in premise.sigmas
+        ]
+        for place in levels[0]:
+            stacked_MBSV = np.stack([level[place] for level in levels], axis=2)
+            parts.setdefault(place, []).append(stacked_MBSV)
+        done += len(batch)
+        if progress:
+            progress(phase, done, total, {})
+    joined = {place: np.concatenate(found, axis=1) for place, found in parts.items()}
+    named = {place: dict(zip(METRICS, values, strict=True)) for place, values in joined.items()}
+    configured = named.pop(None)
+    return Premise(configured, {place: v for place, v in named.items() if place is not None})
+
+
+@torch.no_grad()
+def noisy_images(
+    backbone: Backbone, batch: PairBatch, sigmas: Sequence[float], noise_BNC: Tensor
+) -> NDArray[np.uint8]:
+    """What the model is shown of a batch of one pair: x_t decoded, (V, S, H, W, 3)."""
+    shown = []
+    for sigma in sigmas:
+        pixels = backbone.decode(_Level.of(batch, noise_BNC, sigma).noisy_BNC)
+        pixels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        shown.append(pixels.permute(0, 2, 3, 1).cpu().numpy())
+    return np.stack(shown, axis=1)
