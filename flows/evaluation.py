@@ -1,8 +1,9 @@
 """evaluate without an engine: held-out scenes painted by base and adapter, judged, written down.
 
 Files in the folder of an evaluation: config.yaml, rows.json (the table), scenes.parquet (one record
-per picture and model), grid.png, images/<model>/, references/, subjects.json, and run.json, last:
-an evaluation without it is unfinished and is made again.
+per picture and model by the judge), scorer.parquet (by the preference scorer), grid.png, images/,
+references/, subjects.json, and run.json, last: an evaluation without it is unfinished and is made
+again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.evaluations import EvalScene
+from focusdpo.data_schemas.evaluations import EvalScene, ScorerView
 from focusdpo.data_schemas.images import decode_png, encode_png
 from focusdpo.data_schemas.runs import EvalRow
 from focusdpo.data_schemas.tables import to_parquet
@@ -29,15 +30,18 @@ from focusdpo.flows.preview import comparison_sheet
 from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.settings import save_config
 from focusdpo.flows.wiring import build_part, fingerprint_of, vocabulary
+from focusdpo.pipeline.agreement import agreement, scorer_values
 from focusdpo.pipeline.compare import rows as table_of
 from focusdpo.pipeline.evaluate import PROTOCOL, EvaluateConfig, measure, paint_scenes
 from focusdpo.pipeline.judge import Judge
 from focusdpo.pipeline.keys import config_digest, digest
-from focusdpo.pipeline.parts import Generator, Image
+from focusdpo.pipeline.parts import Generator, IdentityEncoder, Image, Segmenter
 
 log = logging.getLogger(__name__)
 
 MODELS = ("base", "adapter")
+SCORERS = ("segmenter", "identity")
+"""The parts that chose the training's pairs."""
 GRID = "grid.png"
 """References of some scenes, and below them what each model painted."""
 
@@ -82,10 +86,12 @@ def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
     backgrounds, _ = vocabulary(run.suite)
     held_out = held_out_scenes(run.held_out, backgrounds)
     save_config(run, out / "config.yaml")
-    _write_subjects(out, held_out)
+    write_subjects(out, held_out)
     judge = build_part(run.suite, "judge")
     records: dict[str, list[EvalScene]] = {}
-    fingerprints = {"judge": judge.fingerprint}
+    scored: dict[str, list[ScorerView]] = {}
+    segmenter, identity = (build_part(run.suite, role) for role in SCORERS)
+    fingerprints = {part: fingerprint_of(run.suite, part) for part in ("judge", *SCORERS)}
     for model in MODELS:
         adapter = run.adapter if model == "adapter" else None
         generator = build_part(run.suite, "generator", adapter=adapter)
@@ -93,6 +99,7 @@ def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
         records[model] = evaluate_model(
             model, held_out, generator, judge, run.evaluate, out, watch, protocol_of(run.held_out)
         )
+        scored[model] = scorer_view(records[model], held_out, segmenter, identity, out)
     first = {
         model: pictures_of(out, [one for one in records[model] if one.index == 0])
         for model in MODELS
@@ -102,6 +109,8 @@ def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
     rows = table_of(records["base"], records["adapter"], run.evaluate)
     both = [record for model in MODELS for record in records[model]]
     (out / "scenes.parquet").write_bytes(to_parquet(both, EvalScene))
+    views = [view for model in MODELS for view in scored[model]]
+    (out / "scorer.parquet").write_bytes(to_parquet(views, ScorerView))
     _write_json(out / "rows.json", [asdict(row) for row in rows])
     seconds = round(time.perf_counter() - started, 3)
     about = {
@@ -113,6 +122,7 @@ def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
         "scenes": len(held_out.scenes),
         "pictures": len(both),
         "fingerprints": fingerprints,
+        "agreement": [asdict(row) for row in agreement(records, scored, run.evaluate)],
         "machine": machine(),
         "packages": packages(),
     }
@@ -160,20 +170,40 @@ def pictures_of(out: Path, records: Sequence[EvalScene]) -> list[Image]:
     return [decode_png((out / one.image).read_bytes(), one.image) for one in records]
 
 
+def scorer_view(
+    records: Sequence[EvalScene],
+    held_out: HeldOut,
+    segmenter: Segmenter,
+    identity: IdentityEncoder,
+    out: Path,
+) -> list[ScorerView]:
+    """What the parts that make pairs see in the pictures that the judge measured: one record for
+    each of `records`, which are all those of one model, as `evaluate_model` returned them."""
+    return scorer_values(
+        held_out.scenes,
+        pictures_of(out, records),
+        held_out.references,
+        segmenter,
+        identity,
+        model=records[0].model,
+        per_scene=len(records) // len(held_out.scenes),
+    )
+
+
 def protocol_of(held_out: HeldOutConfig) -> str:
     """The id that every table prints, so that validation is never taken for results."""
     return PROTOCOL if held_out.split == "held_out" else f"{PROTOCOL}/{held_out.split}"
 
 
 def _key(run: EvaluateRun) -> str:
-    """Digest of what decides the result: settings, base, judge and the adapter's weights."""
+    """Digest of what decides the result: settings, base, judge, scorers, the adapter's weights."""
     card = Path(run.adapter) / "adapter.json"
     weights = Path(run.adapter) / "pytorch_lora_weights.safetensors"
     for file in (card, weights):
         if not file.is_file():
             raise UserError(f"{file}: absent; --adapter takes the folder that `train` wrote")
     settings = run.model_dump(mode="json", exclude={"adapter", "out", "preset"})
-    parts = {role: fingerprint_of(run.suite, role) for role in ("generator", "judge")}
+    parts = {role: fingerprint_of(run.suite, role) for role in ("generator", "judge", *SCORERS)}
     return config_digest({"settings": settings, "parts": parts, "a": digest(weights.read_bytes())})
 
 
@@ -224,7 +254,8 @@ def _paint(
     return names, pictures
 
 
-def _write_subjects(out: Path, held_out: HeldOut) -> None:
+def write_subjects(out: Path, held_out: HeldOut) -> None:
+    """Who stands in the scenes, with their pictures, and what is asked for."""
     (out / "run.json").unlink(missing_ok=True)
     about: dict[str, Any] = {}
     for name, subject in held_out.subjects.items():

@@ -95,7 +95,6 @@ def test_parts_that_measure_alike_agree(toy, world):
         assert row.spearman is not None and row.spearman > 0.75
     gain = made["identity", "adapter - base"]
     assert gain.judge_low > 0 and gain.scorer_low > 0
-    assert gain.scorer_mean == pytest.approx(gain.judge_mean, abs=0.02)
 
 
 def test_one_model_alone(toy, world):
