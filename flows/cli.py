@@ -17,8 +17,9 @@ from typing import Annotated
 import typer
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.commands import ablate as ablate_commands
 from focusdpo.flows.commands import bench as bench_commands
-from focusdpo.flows.commands import look, pocket, run
+from focusdpo.flows.commands import focus, look, pocket, run
 
 app = typer.Typer(
     name="focusdpo",
@@ -35,6 +36,8 @@ app.command("build-dataset")(run.build_dataset)
 app.command("train")(run.train)
 app.command("evaluate")(run.evaluate)
 app.command("report")(run.report)
+app.command("ablate")(ablate_commands.ablate)
+app.command("focus-maps")(focus.focus_maps)
 app.command("generate")(look.generate)
 app.command("settings")(look.settings)
 app.command("inspect")(look.inspect)

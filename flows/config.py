@@ -13,10 +13,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.shards import Split
+from focusdpo.flows.ablation_config import AblationConfig
 from focusdpo.flows.held_out import HeldOutConfig
 from focusdpo.flows.settings import load_preset, merge
 from focusdpo.flows.world_subjects import WorldConfig
 from focusdpo.model.configs import TrainConfig
+from focusdpo.model.premise_config import PremiseConfig
 from focusdpo.pipeline.complexity import ComplexityConfig
 from focusdpo.pipeline.compose import ComposeConfig
 from focusdpo.pipeline.describe import DescribeConfig
@@ -106,6 +109,22 @@ class TrainRun(_Run):
     train: TrainConfig = Field(TrainConfig(), description="objective, optimiser, focus")
 
 
+class FocusMapsRun(_Run):
+    """`focus-maps`: a dataset version -> pictures of its focus maps and the premise's check."""
+
+    root: str = Field(description="folder of the dataset")
+    version: str = Field("latest", description="dataset version")
+    out: str = Field(description="folder of the figures and numbers")
+    adapter: str | None = Field(None, description="folder of an adapter; none: the base alone")
+    split: Split = Field("train", description="which pairs: train or val")
+    pair_id: str | None = Field(
+        None, description="id of the pair that is drawn; none: the first with most subjects"
+    )
+    pairs: int = Field(48, ge=1, description="pairs that are measured, over numbers of subjects")
+    train: TrainConfig = Field(TrainConfig(), description="its focus and seed are used")
+    premise: PremiseConfig = Field(PremiseConfig(), description="what is measured")
+
+
 class EvaluateRun(_Run):
     """`evaluate`: base against adapter on held-out identities -> rows and pictures in `out`."""
 
@@ -115,6 +134,40 @@ class EvaluateRun(_Run):
     evaluate: EvaluateConfig = Field(
         EvaluateConfig(), description="pictures, thresholds, intervals"
     )
+
+
+def shared(run: BaseModel, model: type[BaseModel]) -> dict[str, Any]:
+    """The fields of `run` that `model` has too."""
+    values = run.model_dump()
+    return {name: values[name] for name in model.model_fields if name in values}
+
+
+class AblateRun(_Stages, _Run):
+    """`ablate`: every objective on every kind of pairs with several seeds, beside the base."""
+
+    out: str = Field(description="folder of everything that is made")
+    root: str | None = Field(
+        None, description="folder of a dataset; none: one is built in `dataset` below `out`"
+    )
+    version: str = Field("latest", description="dataset version")
+    subjects: str | None = Field(None, description="folder of subjects; none: the pocket world's")
+    strict: bool = Field(False, description="stop at the first bad subject or partition")
+    partitions_per_task: int = Field(0, ge=0, description="as for build-dataset")
+    train: TrainConfig = Field(TrainConfig(), description="what all trainings share")
+    held_out: HeldOutConfig = Field(HeldOutConfig(), description="the scenes that are painted")
+    evaluate: EvaluateConfig = Field(
+        EvaluateConfig(), description="pictures, thresholds, intervals"
+    )
+    ablation: AblationConfig = Field(AblationConfig(), description="what is compared")
+
+    @property
+    def dataset_root(self) -> str:
+        """Where the pairs lie."""
+        return self.root or f"{self.out}/dataset"
+
+    def build_run(self) -> BuildRun:
+        """Its build-dataset part."""
+        return BuildRun.model_validate(shared(self, BuildRun) | {"root": self.dataset_root})
 
 
 class DemoRun(_Stages, _Run):
@@ -136,31 +189,27 @@ class DemoRun(_Stages, _Run):
         """The folder of subjects: as given, or made in `out`."""
         return self.subjects or f"{self.out}/subjects"
 
-    def _shared(self, model: type[BaseModel]) -> dict[str, Any]:
-        values = self.model_dump()
-        return {name: values[name] for name in model.model_fields if name in values}
-
     def build_run(self) -> BuildRun:
         """Its build-dataset part."""
         own = {"root": f"{self.out}/dataset", "subjects": self.subject_folder}
-        return BuildRun.model_validate(self._shared(BuildRun) | own)
+        return BuildRun.model_validate(shared(self, BuildRun) | own)
 
     def train_run(self) -> TrainRun:
         """Its train part."""
         own = {"root": f"{self.out}/dataset", "out": f"{self.out}/train"}
-        return TrainRun.model_validate(self._shared(TrainRun) | own)
+        return TrainRun.model_validate(shared(self, TrainRun) | own)
 
     def evaluate_run(self) -> EvaluateRun:
         """Its evaluate part."""
         own = {"adapter": f"{self.out}/train/adapter", "out": f"{self.out}/evaluate"}
-        return EvaluateRun.model_validate(self._shared(EvaluateRun) | own)
+        return EvaluateRun.model_validate(shared(self, EvaluateRun) | own)
 
 
 SECTIONS = tuple(
     sorted(
         {"suite", "partitions_per_task"}
         | set(_Stages.model_fields)
-        | {"train", "held_out", "evaluate", "report"}
+        | {"train", "premise", "held_out", "evaluate", "report", "ablation"}
     )
 )
 """What a preset file may hold."""

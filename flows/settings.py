@@ -84,7 +84,15 @@ def parse_overrides(items: Sequence[str]) -> Tree:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise UserError(f"--set {item}: the value is not YAML: {error}") from error
-        for name in reversed(names):
+        tree = merge(tree, nested({path.strip(): value}))
+    return tree
+
+
+def nested(dotted: Mapping[str, Any]) -> Tree:
+    """{"a.b": 1, "a.c": 2} -> {"a": {"b": 1, "c": 2}}."""
+    tree: Tree = {}
+    for path, value in dotted.items():
+        for name in reversed(path.split(".")):
             value = {name: value}
         tree = merge(tree, value)
     return tree

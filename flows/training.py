@@ -34,6 +34,12 @@ class TrainOutcome:
     wall_seconds: float
     resumed_from: int
     final: dict[str, float]
+    adapter_step: int
+    """The step whose weights the adapter holds."""
+    stopped: bool
+    """Whether validation ended it before its last step."""
+    validation: list[dict[str, float]]
+    """A row per look at validation scenes: step and metrics, each less the base's."""
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -57,14 +63,21 @@ def train(run: TrainRun, watch: Watch = quiet) -> TrainOutcome:
     save_config(run, Path(run.out) / "run.yaml")
     from focusdpo.model import training
 
+    backbone = build_part(run.suite, "backbone")
+    validate = None
+    if run.train.validation.every:
+        from focusdpo.flows.validation import Validator
+
+        validate = Validator(run.suite, run.train.validation.scenes, watch)
     result = training.train(
-        build_part(run.suite, "backbone"),
+        backbone,
         shards,
         run.train,
         Path(run.out),
         only=version.ids("train"),
         split="train",
         dataset_version=version.id,
+        validate=validate,
         progress=watch,
     )
     return TrainOutcome(
@@ -78,4 +91,7 @@ def train(run: TrainRun, watch: Watch = quiet) -> TrainOutcome:
         wall_seconds=round(time.perf_counter() - started, 3),
         resumed_from=result.resumed_from,
         final=dict(result.final),
+        adapter_step=result.adapter_step,
+        stopped=result.stopped,
+        validation=list(result.validation),
     )

@@ -1,0 +1,106 @@
+"""Settings of an ablation: which objectives, which pairs, how many seeds, and the search that gives
+each objective the same chance. Imports no torch and no Prefect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Source = Literal["both", "disrupt", "rank"]
+ObjectiveKey = Literal[
+    "sft",
+    "dpo",
+    "dpo_prior",
+    "focus_s",
+    "focus_d",
+    "focus_dpo",
+    "patch_dpo",
+    "patch_released",
+]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """An objective as the ablation knows it."""
+
+    label: str
+    settings: Mapping[str, Any]
+    """Dotted train settings that make it what it is."""
+    has_beta: bool = True
+
+
+OBJECTIVES: dict[ObjectiveKey, Objective] = {
+    "sft": Objective("SFT", {"objective.name": "sft", "objective.safeguard": None}, has_beta=False),
+    "dpo": Objective("DPO", {"objective.name": "dpo"}),
+    "dpo_prior": Objective("DPO in M_prior", {"objective.name": "dpo_prior"}),
+    "focus_s": Objective(
+        "FocusDPO, M_s alone", {"objective.name": "focus_dpo", "focus.use_detail": False}
+    ),
+    "focus_d": Objective(
+        "FocusDPO, M_d alone", {"objective.name": "focus_dpo", "focus.use_structure": False}
+    ),
+    "focus_dpo": Objective("FocusDPO, M_s and M_d", {"objective.name": "focus_dpo"}),
+    "patch_dpo": Objective(
+        "PatchDPO, with reference policy",
+        {"objective.name": "patch_dpo", "objective.patch.form": "reference"},
+    ),
+    "patch_released": Objective(
+        "PatchDPO, as released",
+        {
+            "objective.name": "patch_dpo",
+            "objective.patch.form": "released",
+            "objective.safeguard": None,
+        },
+        has_beta=False,
+    ),
+}
+"""Every trained arm. Unnamed settings are the run's own `train` section, the same for all."""
+
+FOCUS: tuple[ObjectiveKey, ...] = ("focus_s", "focus_d", "focus_dpo")
+RIVALS: tuple[ObjectiveKey, ...] = ("sft", "dpo", "dpo_prior", "patch_dpo", "patch_released")
+
+
+class AblationConfig(BaseModel):
+    """What is compared, and how the settings of each objective are found."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    objectives: tuple[ObjectiveKey, ...] = Field(
+        tuple(OBJECTIVES), min_length=1, description="trained arms; the base comes by itself"
+    )
+    sources: tuple[Source, ...] = Field(
+        ("both", "disrupt", "rank"), min_length=1, description="pairs to train on, the first main"
+    )
+    seeds: int = Field(
+        3, ge=1, le=100, description="training seeds per arm, from 0: LoRA, order of pairs, noise"
+    )
+    search_lr: tuple[float, ...] = Field(
+        (2e-4, 4e-4), min_length=1, description="learning rates tried with each beta"
+    )
+    search_beta: tuple[float, ...] = Field(
+        (30.0, 100.0), min_length=1, description="beta tried with each learning rate"
+    )
+    search_lr_alone: tuple[float, ...] = Field(
+        (1e-4, 2e-4, 4e-4, 8e-4),
+        min_length=1,
+        description="learning rates of objectives without beta: as many trials as the others have",
+    )
+    validation_scenes: int = Field(
+        96, ge=6, description="scenes of validation individuals that the search is judged by"
+    )
+    looks: int = Field(3, ge=1, description="looks at them along each training of the search")
+    workers: int = Field(
+        0, ge=0, description="processes, one thread each; 0: as many as there are cores"
+    )
+    resamples: int = Field(4000, ge=100, description="bootstrap resamples of the comparison")
+
+    def trials(self, objective: ObjectiveKey) -> list[dict[str, Any]]:
+        """The settings that the search tries for an objective, dotted below `train`."""
+        if not OBJECTIVES[objective].has_beta:
+            return [{"lr": lr} for lr in self.search_lr_alone]
+        return [
+            {"lr": lr, "objective.beta": beta} for lr in self.search_lr for beta in self.search_beta
+        ]

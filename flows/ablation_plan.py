@@ -1,0 +1,162 @@
+"""An ablation's cells: each a training run and what is painted after it, under a name that holds a
+digest of all that decides it, so that a finished cell is never made again and none is mistaken."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from focusdpo.data_schemas.ablations import BASE
+from focusdpo.flows.ablation_config import OBJECTIVES, ObjectiveKey, Source
+from focusdpo.flows.config import AblateRun, TrainRun
+from focusdpo.flows.held_out import HeldOutConfig
+from focusdpo.flows.settings import merge, nested
+from focusdpo.flows.wiring import fingerprint_of
+from focusdpo.pipeline.evaluate import EvaluateConfig
+from focusdpo.pipeline.keys import config_digest
+
+DONE = "cell.json"
+"""Written last: a cell without it is unfinished and goes on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """Work for one process: train, then measure on the held-out scenes, unless it is a search's
+    (measured on validation scenes while it trains). The base trains nothing."""
+
+    kind: Literal["search", "final", "base"]
+    objective: ObjectiveKey | Literal["base"]
+    settings: dict[str, Any]
+    """What the search varies, dotted below `train`."""
+    seed: int
+    train: TrainRun | None
+    folder: Path
+    key: str
+    suite: str
+    held_out: HeldOutConfig
+    evaluate: EvaluateConfig
+
+    @property
+    def source(self) -> Source | Literal[""]:
+        """Pairs it learns from."""
+        return self.train.train.source if self.train else ""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.folder.name
+
+    def finished(self) -> dict[str, Any] | None:
+        """What it left when it was done; None when it is not, or was made by other settings."""
+        file = self.folder / DONE
+        if not file.is_file():
+            return None
+        about: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        return about if about["key"] == self.key else None
+
+
+class Plan:
+    """The cells of a run on a dataset version."""
+
+    def __init__(self, run: AblateRun, version: str) -> None:
+        self.run, self.version = run, version
+        roles = ("generator", "judge")
+        self._parts = {role: fingerprint_of(run.suite, role) for role in roles}
+
+    def base(self) -> Cell:
+        """The untrained model on the held-out scenes."""
+        return self._cell("base", "base", {}, 0, None)
+
+    def search(self) -> list[Cell]:
+        """Every trial of every objective, on pairs of the main source, with seed 0."""
+        config = self.run.ablation
+        looks = {
+            "every": max(1, self.run.train.steps // config.looks),
+            "scenes": config.validation_scenes,
+        }
+        return [
+            self._cell(
+                "search",
+                objective,
+                trial,
+                0,
+                self._train(objective, config.sources[0], 0, trial, {"validation": looks}),
+            )
+            for objective in config.objectives
+            for trial in config.trials(objective)
+        ]
+
+    def final(self, chosen: Mapping[ObjectiveKey, dict[str, Any]]) -> list[Cell]:
+        """Every objective with its chosen settings on every source with every seed; first seeds
+        first, so that a table over fewer seeds is there early."""
+        config = self.run.ablation
+        return [
+            self._cell(
+                "final",
+                objective,
+                chosen[objective],
+                seed,
+                self._train(objective, source, seed, chosen[objective], {}),
+            )
+            for seed in range(config.seeds)
+            for source in config.sources
+            for objective in config.objectives
+        ]
+
+    def _train(
+        self,
+        objective: ObjectiveKey,
+        source: Source,
+        seed: int,
+        settings: Mapping[str, Any],
+        more: Mapping[str, Any],
+    ) -> TrainRun:
+        tree = merge(self.run.train.model_dump(), nested(OBJECTIVES[objective].settings))
+        tree = merge(tree, nested(settings))
+        own = {"source": source, "seed": seed, "tensorboard": False, **more}
+        return TrainRun(
+            suite=self.run.suite,
+            preset=self.run.preset,
+            root=self.run.dataset_root,
+            version=self.version,
+            out="",
+            train=merge(tree, own),
+        )
+
+    def _cell(
+        self,
+        kind: Literal["search", "final", "base"],
+        objective: ObjectiveKey | Literal["base"],
+        settings: dict[str, Any],
+        seed: int,
+        train: TrainRun | None,
+    ) -> Cell:
+        run = self.run
+        decides: dict[str, Any] = {"parts": self._parts, "version": self.version}
+        if train is not None:
+            decides["train"] = train.train.model_dump(mode="json")
+        if kind != "search":
+            decides["held_out"] = run.held_out.model_dump(mode="json")
+            decides["evaluate"] = run.evaluate.model_dump(mode="json")
+        key = config_digest(decides)
+        folder = Path(run.out) / BASE
+        if train is not None:
+            place = "search" if kind == "search" else "cells"
+            words = [objective, train.train.source, f"s{seed}", key[:8]]
+            folder = Path(run.out) / place / "-".join(words)
+            train = train.model_copy(update={"out": str(folder / "train")})
+        return Cell(
+            kind=kind,
+            objective=objective,
+            settings=settings,
+            seed=seed,
+            train=train,
+            folder=folder,
+            key=key,
+            suite=run.suite,
+            held_out=run.held_out,
+            evaluate=run.evaluate,
+        )

@@ -1,0 +1,268 @@
+"""Finished cells -> the `Ablation` record: tables, contrasts, curves, agreement."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from focusdpo.data_schemas.ablations import (
+    BASE,
+    Ablation,
+    Agreement,
+    Arm,
+    ArmRow,
+    Contrast,
+    CurvePoint,
+    SearchPoint,
+)
+from focusdpo.data_schemas.evaluations import EvalScene, ScorerView
+from focusdpo.data_schemas.tables import from_parquet
+from focusdpo.flows.ablation_cells import SCENES, SCORER
+from focusdpo.flows.ablation_config import FOCUS, OBJECTIVES, RIVALS
+from focusdpo.flows.ablation_plan import Cell
+from focusdpo.flows.ablation_search import Choice, score_of
+from focusdpo.flows.config import AblateRun
+from focusdpo.flows.machine import machine
+from focusdpo.pipeline.agreement import AGREEMENT_METRICS, rank_agreement
+from focusdpo.pipeline.compare import GROUPS, scene_means
+from focusdpo.pipeline.contrasts import ValueTable, arm_rows, contrasts
+from focusdpo.pipeline.metrics import METRICS, nan_mean
+from focusdpo.pipeline.versions import DatasetVersion
+
+DECIDING = ("identity", "leakage_margin")
+Done = Sequence[tuple[Cell, dict[str, Any]]]
+Records = Mapping[str, Mapping[int, list[EvalScene]]]
+"""Arm -> seed -> what the judge saw."""
+
+
+def compare(
+    run: AblateRun, version: DatasetVersion, choice: Choice, done: Done, *, wall_seconds: float
+) -> Ablation:
+    """The whole result of finished cells; reads what they left and paints nothing."""
+    arms = _arms(run, choice)
+    records: dict[str, dict[int, list[EvalScene]]] = defaultdict(dict)
+    views: dict[str, dict[int, list[ScorerView]]] = defaultdict(dict)
+    for cell, _ in done:
+        name = arm_name(cell)
+        records[name][cell.seed] = _read(cell.folder / SCENES, EvalScene)
+        views[name][cell.seed] = _read(cell.folder / SCORER, ScorerView)
+    first = {arm_name(cell): cell for cell, _ in reversed(done) if cell.seed == 0}
+    main = run.ablation.sources[0]
+    spent = [about["seconds"] for _, about in [*choice.tried, *done]]
+    return Ablation(
+        protocol=records[BASE][0][0].protocol,
+        dataset_version=version.id,
+        pairs=_pairs(done),
+        steps=run.train.steps,
+        batch_pairs=run.train.batch_pairs,
+        seeds=tuple(range(run.ablation.seeds)),
+        scenes=len({one.scene_id for one in records[BASE][0]}),
+        validation_scenes=run.ablation.validation_scenes,
+        arms=tuple(arms),
+        best=f"{choice.best}/{main}",
+        search=tuple(_search(choice)),
+        curves=tuple(_curves(choice)),
+        rows=tuple(_rows(records)),
+        contrasts=tuple(_contrasts(run, records, choice)),
+        agreement=tuple(_agreement(records, views)),
+        metrics_better={name: metric.better for name, metric in METRICS.items()},
+        seconds=round(sum(spent), 1),
+        wall_seconds=wall_seconds,
+        workers=run.ablation.workers,
+        machine={name: str(value) for name, value in machine().items()},
+        command=f"focusdpo ablate --preset {run.preset} --out {run.out}",
+        pictures={
+            name: _pictures(cell, Path(run.out)) for name, cell in first.items() if name in records
+        },
+        level=run.evaluate.level,
+    )
+
+
+def arm_name(cell: Cell) -> str:
+    """base, or objective/source."""
+    return BASE if cell.train is None else f"{cell.objective}/{cell.source}"
+
+
+def _arms(run: AblateRun, choice: Choice) -> list[Arm]:
+    base = Arm(name=BASE, objective=BASE, label="base", source="", settings={})
+    return [
+        base,
+        *(
+            Arm(
+                name=f"{objective}/{source}",
+                objective=objective,
+                label=OBJECTIVES[objective].label,
+                source=source,
+                settings=_words(choice.settings[objective]),
+            )
+            for source in run.ablation.sources
+            for objective in run.ablation.objectives
+        ),
+    ]
+
+
+def _words(settings: Mapping[str, Any]) -> dict[str, str]:
+    return {name: f"{value:g}" for name, value in settings.items()}
+
+
+def _read(path: Path, record: type[Any]) -> list[Any]:
+    return from_parquet(path.read_bytes(), record, str(path))
+
+
+def _pictures(cell: Cell, out: Path) -> str:
+    model = BASE if cell.train is None else "adapter"
+    return str((cell.folder / "images" / model).relative_to(out))
+
+
+def _pairs(done: Done) -> dict[str, int]:
+    return {cell.source: about["train"]["pairs"] for cell, about in done if cell.source}
+
+
+def _search(choice: Choice) -> list[SearchPoint]:
+    points = []
+    for cell, about in choice.tried:
+        last, final = about["train"]["validation"][-1], about["train"]["final"]
+        gap, error = final.get("win_gap", np.nan), final.get("win_error", np.nan)
+        points.append(
+            SearchPoint(
+                objective=cell.objective,
+                settings=_words(cell.settings),
+                score=score_of(about),
+                identity=last["identity"],
+                leakage_margin=last["leakage_margin"],
+                winner_rise=float(gap / (error - gap)),
+                chosen=cell.key in choice.chosen,
+            )
+        )
+    return points
+
+
+def _curves(choice: Choice) -> list[CurvePoint]:
+    """The chosen settings' looks; at step 0 every metric is the base's."""
+    return [
+        CurvePoint(
+            objective=cell.objective, step=int(row["step"]), metric=metric, value=row[metric]
+        )
+        for cell, about in choice.tried
+        if cell.key in choice.chosen
+        for metric in METRICS
+        for row in [{"step": 0, metric: 0.0}, *about["train"]["validation"]]
+    ]
+
+
+def _tables(
+    records: Records, metrics: Sequence[str], belongs: Callable[[EvalScene], bool]
+) -> dict[str, ValueTable]:
+    """Metric -> arm -> (S seeds, K scenes), scenes in the base's order."""
+    scenes = list(dict.fromkeys(one.scene_id for one in records[BASE][0] if belongs(one)))
+    tables: dict[str, ValueTable] = {}
+    for metric in metrics:
+        tables[metric] = {
+            arm: np.array([_values(seeds[seed], metric, scenes) for seed in sorted(seeds)])
+            for arm, seeds in records.items()
+        }
+    return tables
+
+
+def _values(records: Sequence[EvalScene], metric: str, scenes: Sequence[str]) -> list[float]:
+    means = scene_means(records, metric)
+    return [means[scene] for scene in scenes]
+
+
+def _rows(records: Records) -> list[ArmRow]:
+    rows: list[ArmRow] = []
+    for group, belongs in GROUPS.items():
+        if any(belongs(one) for one in records[BASE][0]):
+            rows += arm_rows(_tables(records, list(METRICS), belongs), group=group)
+    return rows
+
+
+def _contrasts(run: AblateRun, records: Records, choice: Choice) -> list[Contrast]:
+    """Families as `Contrast.family` tells them, and the groups of scenes for the chosen variant."""
+    names = run.ablation.objectives
+    sources = run.ablation.sources
+    best = choice.best
+    everything = GROUPS["all"]
+    rest = [metric for metric in METRICS if metric not in DECIDING]
+    main = f"{best}/{sources[0]}"
+    others = [f"{name}/{sources[0]}" for name in names if name in (*RIVALS, *FOCUS)]
+    found: list[Contrast] = []
+
+    def family(
+        name: str,
+        pairs: Sequence[tuple[str, str]],
+        metrics: Sequence[str],
+        group: str = "all",
+        belongs: Callable[[EvalScene], bool] = everything,
+    ) -> None:
+        stats = contrasts(
+            _tables(records, metrics, belongs),
+            pairs,
+            resamples=run.ablation.resamples,
+            level=run.evaluate.level,
+            seed=run.evaluate.seed,
+        )
+        found.extend(
+            Contrast(
+                a=one.a,
+                b=one.b,
+                metric=one.metric,
+                group=group,
+                mean=one.mean,
+                low=one.low,
+                high=one.high,
+                family_low=one.family_low,
+                family_high=one.family_high,
+                p_family=one.p_family,
+                scenes=one.scenes,
+                family=name,
+            )
+            for one in stats
+        )
+
+    family("main", [(main, other) for other in others if other != main], DECIDING)
+    trained = [f"{name}/{source}" for source in sources for name in names]
+    family("base", [(arm, BASE) for arm in trained], DECIDING)
+    family("guards", [(arm, BASE) for arm in trained], rest)
+    for source in sources[1:]:
+        arms = [f"{name}/{source}" for name in names]
+        family(source, [(f"{best}/{source}", a) for a in arms if a != f"{best}/{source}"], DECIDING)
+    for group, belongs in GROUPS.items():
+        if group != "all" and any(belongs(one) for one in records[BASE][0]):
+            metrics = DECIDING if group != "1 subject" else DECIDING[:1]
+            family(f"group {group}", [(main, BASE)], metrics, group, belongs)
+    return found
+
+
+def _agreement(
+    records: Records, views: Mapping[str, Mapping[int, list[ScorerView]]]
+) -> list[Agreement]:
+    """On the first seed's pictures."""
+    rows = []
+    for metric in AGREEMENT_METRICS:
+        base = {"scorer": _mean(views[BASE][0], metric), "judge": _mean(records[BASE][0], metric)}
+        for arm in records:
+            spearman, pictures = rank_agreement(records[arm][0], views[arm][0], metric)
+            rows.append(
+                Agreement(
+                    arm=arm,
+                    metric=metric,
+                    spearman=spearman,
+                    pictures=pictures,
+                    scorer_difference=np.nan
+                    if arm == BASE
+                    else _mean(views[arm][0], metric) - base["scorer"],
+                    judge_difference=np.nan
+                    if arm == BASE
+                    else _mean(records[arm][0], metric) - base["judge"],
+                )
+            )
+    return rows
+
+
+def _mean(records: Sequence[EvalScene] | Sequence[ScorerView], metric: str) -> float:
+    return nan_mean(np.array(list(scene_means(records, metric).values())))

@@ -1,0 +1,86 @@
+"""What a training run sees of validation individuals: scenes painted with its present weights.
+
+The individuals are those of the split `val` (protocol `pocket/val`): no dataset holds them, and no
+result is told on them. The judge is the evaluation's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from focusdpo.data_schemas.evaluations import EvalScene
+from focusdpo.flows.held_out import HeldOutConfig, held_out_scenes
+from focusdpo.flows.progress import Watch, quiet
+from focusdpo.flows.wiring import build_part, vocabulary
+from focusdpo.model.adapter import reference_policy
+from focusdpo.pipeline.compare import scene_means
+from focusdpo.pipeline.evaluate import EvaluateConfig, measure, paint_scenes
+from focusdpo.pipeline.metrics import METRICS, nan_mean
+
+SCORE = "score"
+"""identity + leakage margin, the latter where there are two subjects or more."""
+
+
+def validation_scenes(count: int) -> HeldOutConfig:
+    """About `count` scenes of validation individuals, in the proportions of the pocket preset:
+    half two subjects, a sixth each one, three, and two of one class."""
+    sixth = max(1, round(count / 6))
+    return HeldOutConfig(
+        split="val",
+        singles=sixth,
+        pairs=max(1, count - 3 * sixth),
+        same_class_pairs=sixth,
+        triples=sixth,
+    )
+
+
+class Validator:
+    """Measures the weights that are in place; a `model.looks.Validate`."""
+
+    def __init__(self, suite: str, scenes: int, watch: Watch = quiet) -> None:
+        self._suite, self._watch = suite, watch
+        self._config = EvaluateConfig()
+        self._held_out = held_out_scenes(validation_scenes(scenes), vocabulary(suite)[0])
+        self._judge = build_part(suite, "judge")
+        # The generator paints with the very backbone that training changes.
+        self._generator = build_part(suite, "generator")
+        self._base: dict[str, float] | None = None
+
+    @property
+    def scenes(self) -> int:
+        """How many scenes a look paints."""
+        return len(self._held_out.scenes)
+
+    def base(self) -> dict[str, float]:
+        """The base's means, measured once."""
+        if self._base is None:
+            backbone = build_part(self._suite, "backbone")
+            with reference_policy(backbone.transformer):
+                self._base = means(self._measure())
+        return self._base
+
+    def __call__(self) -> Mapping[str, float]:
+        """Each metric's mean over scenes less the base's."""
+        base, now = self.base(), means(self._measure())
+        return {name: now[name] - base[name] for name in now}
+
+    def _measure(self) -> list[EvalScene]:
+        scenes, references = self._held_out.scenes, self._held_out.references
+        pictures = []
+        step = self._config.batch
+        for start in range(0, len(scenes), step):
+            part = scenes[start : start + step]
+            pictures += paint_scenes(part, references, self._generator, self._config)
+            self._watch("validate", start + len(part), len(scenes), {})
+        return measure("validation", scenes, pictures, references, self._judge, self._config)
+
+
+def means(records: list[EvalScene]) -> dict[str, float]:
+    """Each metric's mean over scenes, and `score`."""
+    values = {name: scene_means(records, name) for name in METRICS}
+    found = {name: nan_mean(np.array(list(table.values()))) for name, table in values.items()}
+    margins = values["leakage_margin"]
+    scores = [value + np.nan_to_num(margins[s]) for s, value in values["identity"].items()]
+    return {**found, SCORE: float(np.mean(scores))}
