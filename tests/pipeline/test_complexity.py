@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
 
 from focusdpo.pipeline.complexity import (
     ComplexityConfig,
     as_bytes,
     complexity_map,
+    histogram_entropy,
     local_entropy,
     luma,
     scale_inside,
@@ -100,3 +105,99 @@ def test_bad_arguments_are_named():
         complexity_map(np.zeros((16, 16, 3), np.uint8), np.ones((8, 8), bool))
     with pytest.raises(ValueError, match="low is 0.9, it must lie below high"):
         ComplexityConfig(low=0.9, high=0.5)
+
+
+def slow_histogram_entropy(values, sigma, radius, bins, window):
+    """Pixel by pixel; the blur alone is scipy's."""
+    blurred = ndimage.gaussian_filter(values, sigma, mode="reflect")
+    height, width = values.shape
+
+    def mirror(at, size):
+        at %= 2 * size
+        return at if at < size else 2 * size - 1 - at
+
+    entropy = np.zeros_like(values)
+    for y in range(height):
+        for x in range(width):
+            counts = [0] * bins
+            for dy in range(-radius, radius + 1):
+                for dx in range(-radius, radius + 1):
+                    if window == "disk" and dy**2 + dx**2 > radius**2:
+                        continue
+                    value = blurred[mirror(y + dy, height), mirror(x + dx, width)]
+                    counts[min(int(value * bins), bins - 1)] += 1
+            shares = [n / sum(counts) for n in counts if n]
+            entropy[y, x] = -sum(share * math.log(share) for share in shares)
+    return entropy
+
+
+@pytest.mark.parametrize("window", ["disk", "square"])
+@pytest.mark.parametrize("radius, bins, sigma", [(1, 2, 0.5), (3, 8, 0.8), (5, 32, 1.5)])
+def test_histogram_entropy_equals_the_slow_formula(window, radius, bins, sigma):
+    values = np.random.default_rng(0).random((9, 11)) ** 2
+    values[:2] = 1.0
+    np.testing.assert_allclose(
+        histogram_entropy(values, sigma, radius, bins, window),
+        slow_histogram_entropy(values, sigma, radius, bins, window),
+        atol=1e-12,
+    )
+
+
+@settings(max_examples=25)
+@given(
+    seed=st.integers(0, 999),
+    size=st.tuples(st.integers(4, 24), st.integers(4, 24)),
+    bins=st.integers(2, 64),
+    radius=st.floats(0.01, 0.4),
+    window=st.sampled_from(["disk", "square"]),
+    estimator=st.sampled_from(["gaussian", "histogram"]),
+)
+def test_every_estimator_gives_a_map_inside_the_prior(seed, size, **choices):
+    rng = np.random.default_rng(seed)
+    prior = rng.random(size) > 0.5
+    made = complexity_map(
+        rng.integers(0, 256, (*size, 3)).astype(np.uint8), prior, ComplexityConfig(**choices)
+    )
+    assert made.dtype == np.float32 and made.shape == size
+    assert made.min() >= 0 and made.max() <= 1
+    assert (made[~prior] == 0).all()
+
+
+def test_both_estimators_find_the_detail():
+    rng = np.random.default_rng(1)
+    image = np.full((64, 64, 3), 128, np.uint8)
+    image[:, 32:] = rng.integers(0, 256, (64, 32, 1))
+    prior = np.ones((64, 64), bool)
+    for window in ("disk", "square"):
+        made = complexity_map(image, prior, ComplexityConfig(estimator="histogram", window=window))
+        assert made[:, 40:].mean() > 0.6 and made[:, :24].max() < 0.05
+
+
+CHANGES = {
+    "estimator": {"histogram": {}},
+    "window": {"square": {"estimator": "histogram"}},
+    "radius": {1 / 8: {"estimator": "histogram"}},
+    "bins": {8: {"estimator": "histogram"}},
+    "sigma": {1 / 16: {"estimator": "histogram"}},
+    "eps": {1e-2: {}},
+    "low": {0.1: {}},
+    "high": {0.9: {}},
+}
+
+
+@pytest.mark.parametrize("field", ComplexityConfig.model_fields)
+def test_no_field_is_dead(field):
+    image = np.random.default_rng(2).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    image[20:40] //= 8
+    prior = np.ones((64, 64), bool)
+    for value, others in CHANGES[field].items():
+        base = complexity_map(image, prior, ComplexityConfig(**others))
+        other = complexity_map(image, prior, ComplexityConfig(**{**others, field: value}))
+        assert not np.array_equal(base, other)
+
+
+def test_every_alternative_of_a_choice_is_among_the_changes():
+    for name, field in ComplexityConfig.model_fields.items():
+        default, *others = get_args(field.annotation) or [None]
+        assert set(others) <= set(CHANGES[name])
+        assert not others or field.default == default
