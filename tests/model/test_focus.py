@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from focus_cases import Case, N, make_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from focusdpo.model.backbone import Prediction
 from focusdpo.model.focus import (
@@ -21,27 +21,6 @@ from focusdpo.model.focus import (
     top_k,
 )
 from focusdpo.model.focus_config import FocusConfig
-
-Case = tuple[Prediction, tuple[Tensor, ...], FocusPriors]
-N = 16
-
-
-def make_case(seed: int, images: int = 3, subjects: int = 2, blocks: int = 2) -> Case:
-    """Random features, masks and complexity; reference r has 4 + r tokens."""
-    g = torch.Generator().manual_seed(seed)
-    sizes = [4 + r for r in range(subjects)]
-    target = tuple(torch.randn(images, N, 6, generator=g) for _ in range(blocks))
-    references = tuple(
-        tuple(torch.randn(images, n, 6, generator=g) for n in sizes) for _ in range(blocks)
-    )
-    masks = tuple((torch.rand(images, n, generator=g) > 0.4).float() for n in sizes)
-    subjects_BRN = (torch.rand(images, subjects, N, generator=g) > 0.7).float()
-    priors = FocusPriors(
-        prior_BN=subjects_BRN.amax(1),
-        subjects_BRN=subjects_BRN,
-        detail_BN=torch.rand(images, N, generator=g),
-    )
-    return Prediction(torch.zeros(images, N, 2), target, references), masks, priors
 
 
 def slow_maps(case: Case, config: FocusConfig) -> dict[str, Any]:

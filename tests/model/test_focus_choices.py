@@ -1,0 +1,348 @@
+"""Every reading of the focus maps: what all keep, and what each one says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from focus_cases import N, alternatives, make_case
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from focusdpo.model.backbone import FeatureConfig, Prediction
+from focusdpo.model.focus import (
+    FocusMaps,
+    FocusPriors,
+    branch_parts,
+    branch_weights,
+    focus_maps,
+    focus_weight,
+    prior_weight,
+    weight_parts,
+)
+from focusdpo.model.focus_config import FocusConfig
+
+KINDS = alternatives(FeatureConfig)["kind"]
+
+
+@st.composite
+def configs(draw: st.DrawFn, **fixed: Any) -> FocusConfig:
+    """Any alternative of any field; thresholds that no ratio of small counts equals."""
+    values: dict[str, Any] = {
+        name: draw(st.sampled_from(values)) for name, values in alternatives(FocusConfig).items()
+    }
+    values |= {
+        "features": FeatureConfig(kind=draw(st.sampled_from(KINDS))),
+        "kappa": draw(st.sampled_from([0.3, 1.0, 2.5])),
+        "tau": draw(st.sampled_from([0.1003, 0.4003])),
+        "fixed_k": draw(st.integers(0, 20)),
+        "match_threshold": draw(st.sampled_from([-0.3, 0.07, 0.4])),
+        "gate_sigma": draw(st.sampled_from([0.3, 0.7])),
+        "gate_temperature": draw(st.sampled_from([0.01, 0.5])),
+        "w_bg": draw(st.sampled_from([0.0, 0.1])),
+        "lambda_d": draw(st.sampled_from([0.0, 1.0, 3.0])),
+    }
+    return FocusConfig(**{**values, **fixed})
+
+
+Built = tuple[Prediction, tuple[Tensor, ...], FocusPriors, Tensor]
+
+
+def build(seed: int, config: FocusConfig, images: int = 4) -> Built:
+    """A case of as many winners as losers, and its noise levels."""
+    case = make_case(seed, images=images, subjects=1 + seed % 3, kind=config.features.kind)
+    sigma_B = torch.rand(images // 2, generator=torch.Generator().manual_seed(seed)).repeat(2)
+    return *case, sigma_B
+
+
+def run(built: Built, config: FocusConfig) -> FocusMaps:
+    prediction, masks, priors, sigma_B = built
+    return focus_maps(prediction, masks, priors, config, sigma_B=sigma_B)
+
+
+def assert_weights(weight_BN: Tensor, config: FocusConfig) -> None:
+    assert weight_BN.isfinite().all() and (weight_BN >= 0).all()
+    assert weight_BN.dtype == torch.float32 and not weight_BN.requires_grad
+    if config.normalise != "none":
+        torch.testing.assert_close(weight_BN.mean(1), torch.ones(len(weight_BN)))
+
+
+@settings(max_examples=300)
+@given(seed=st.integers(0, 10_000), config=configs())
+def test_every_reading_gives_maps_in_their_range(seed: int, config: FocusConfig) -> None:
+    built = build(seed, config)
+    maps, priors = run(built, config), built[2]
+    assert_weights(maps.weight_BN, config)
+    for name in ("matches_BRN", "matched_BN", "structure_BN"):
+        assert set(getattr(maps, name).unique().tolist()) <= {0.0, 1.0}
+    for name in ("detail_BN", "alignment_B", "gate_B"):
+        value = getattr(maps, name)
+        assert value.isfinite().all() and (value >= 0).all() and (value <= 1 + 1e-6).all()
+    assert maps.similarity_BRN.isfinite().all() and maps.similarity_BRN.abs().max() <= 1 + 1e-5
+    torch.testing.assert_close(maps.structure_BN, priors.prior_BN * (1 - maps.matched_BN))
+    assert (maps.detail_BN <= priors.prior_BN).all()
+    if config.gate != "soft":
+        assert set(maps.gate_B.tolist()) <= {0.0, 1.0}
+    if config.domain == "prior":
+        assert (maps.matched_BN <= priors.prior_BN).all()
+    if config.overlap == "argmax":
+        assert maps.matches_BRN.sum(1).max() <= 1
+
+
+@settings(max_examples=150)
+@given(seed=st.integers(0, 10_000), config=configs())
+def test_the_order_of_references_does_not_matter(seed: int, config: FocusConfig) -> None:
+    prediction, masks, priors, sigma_B = build(seed, config)
+    order = list(range(len(masks)))[::-1]
+    turned = replace(
+        prediction,
+        reference_features=tuple(
+            tuple(block[r] for r in order) for block in prediction.reference_features
+        ),
+    )
+    moved = replace(priors, subjects_BRN=priors.subjects_BRN[:, order])
+    one = focus_maps(prediction, masks, priors, config, sigma_B)
+    other = focus_maps(turned, tuple(masks[r] for r in order), moved, config, sigma_B)
+    torch.testing.assert_close(one.similarity_BRN[:, order], other.similarity_BRN)
+    torch.testing.assert_close(one.matches_BRN[:, order], other.matches_BRN)
+    torch.testing.assert_close(one.gate_B, other.gate_B)
+    torch.testing.assert_close(one.weight_BN, other.weight_BN)
+
+
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 10_000),
+    config=configs(kappa=0.0, fixed_k=0),
+    rule=st.sampled_from(["area", "fraction", "fixed", "noise"]),
+)
+def test_no_matches_leave_the_whole_prior_to_be_learnt(
+    seed: int, config: FocusConfig, rule: str
+) -> None:
+    config = config.model_copy(update={"k_rule": rule})
+    built = build(seed, config)
+    maps = run(built, config)
+    assert maps.matched_BN.sum() == 0 and maps.alignment_B.sum() == 0
+    torch.testing.assert_close(maps.structure_BN, built[2].prior_BN)
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 10_000), config=configs())
+def test_equal_weights_on_the_whole_image_are_plain_dpo(seed: int, config: FocusConfig) -> None:
+    config = config.model_copy(
+        update={"w_bg": 0.7, "w_low": 0.7, "w_high": 0.7, "use_detail": False}
+    )
+    if config.normalise == "none":
+        config = config.model_copy(update={"w_bg": 1.0, "w_low": 1.0, "w_high": 1.0})
+    if config.normalise == "masks":  # M' and M_s weigh the same whatever their size: leave one
+        config = config.model_copy(update={"use_structure": False})
+    prediction, masks, priors, sigma_B = build(seed, config)
+    priors = replace(priors, prior_BN=torch.ones_like(priors.prior_BN))
+    maps = focus_maps(prediction, masks, priors, config, sigma_B)
+    torch.testing.assert_close(maps.weight_BN, torch.ones(4, N))
+    torch.testing.assert_close(branch_weights(maps, priors, config), torch.ones(4, N))
+
+
+@settings(max_examples=150)
+@given(seed=st.integers(0, 10_000), config=configs())
+def test_weights_of_the_branches(seed: int, config: FocusConfig) -> None:
+    built = build(seed, config)
+    maps, priors = run(built, config), built[2]
+    weight_BN = branch_weights(maps, priors, config)
+    assert weight_BN.shape == (4, N)
+    assert_weights(weight_BN, config)
+    win_BN, lose_BN = weight_BN.chunk(2)
+    if config.branches == "each":
+        assert torch.equal(weight_BN, maps.weight_BN)
+    elif config.branches == "winner":
+        assert torch.equal(win_BN, maps.weight_BN[:2]) and torch.equal(lose_BN, win_BN)
+    else:
+        masks = (priors.prior_BN, maps.matched_BN, maps.detail_BN, maps.gate_B)
+        reward = config.model_copy(update={"use_structure": False})
+        penalty = config.model_copy(update={"use_detail": False})
+        assert torch.equal(win_BN, focus_weight(*masks, reward)[:2])
+        assert torch.equal(lose_BN, focus_weight(*masks, penalty)[2:])
+
+
+def test_without_features_the_branches_still_differ() -> None:
+    priors = make_case(0, images=4)[2]
+    config = FocusConfig(use_structure=False, gate="always", branches="split")
+    assert not config.needs_features
+    win_BN, lose_BN = branch_weights(None, priors, config).chunk(2)
+    assert torch.equal(win_BN, prior_weight(priors, config)[:2])
+    assert torch.equal(lose_BN, prior_weight(priors, FocusConfig(gate="never"))[2:])
+    each = config.model_copy(update={"branches": "each"})
+    assert torch.equal(branch_weights(None, priors, each), prior_weight(priors, config))
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def slow_similarity(built: Built, pool: str, kind: str) -> np.ndarray:
+    """One image, reference and token at a time, in double precision."""
+    prediction, masks, priors, _ = built
+    out = np.zeros(priors.subjects_BRN.shape)
+    blocks = zip(prediction.target_features, prediction.reference_features, strict=True)
+    for target, references in blocks:
+        for b, r in np.ndindex(out.shape[:2]):
+            h, tokens = target[b].double().numpy(), references[r][b].double().numpy()
+            inside = masks[r][b].numpy() > 0
+            tokens = tokens[inside] if inside.any() else tokens
+            if kind == "attention":
+                shares = np.zeros((len(tokens), N))
+                for i, head in np.ndindex(len(tokens), h.shape[2]):
+                    logits = h[:, 1, head] @ tokens[i, 0, head] / np.sqrt(h.shape[3])
+                    shares[i] += np.exp(logits) / np.exp(logits).sum() / h.shape[2]
+                out[b, r] += shares.mean(0) if pool == "mean" else shares.max(0)
+            elif pool == "patches":
+                out[b, r] += [max(cosine(h[j], t) for t in tokens) for j in range(N)]
+            else:
+                p = tokens.mean(0) if pool == "mean" else tokens.max(0)
+                out[b, r] += [cosine(h[j], p) for j in range(N)]
+    return out / len(prediction.target_features)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("pool", alternatives(FocusConfig)["pool"])
+@pytest.mark.parametrize("seed", range(4))
+def test_similarity_equals_an_independent_version(seed: int, pool: str, kind: str) -> None:
+    config = FocusConfig(pool=pool, features=FeatureConfig(kind=kind))  # type: ignore[arg-type]
+    built = build(seed, config)
+    built[1][0][0] = 0  # an empty mask counts whole
+    got = run(built, config).similarity_BRN
+    np.testing.assert_allclose(got, slow_similarity(built, pool, kind), atol=1e-6)
+    if kind == "attention" and pool == "mean":
+        torch.testing.assert_close(got.sum(2), torch.ones(got.shape[:2]))
+
+
+def test_features_of_another_kind_are_refused() -> None:
+    config = FocusConfig(features=FeatureConfig(kind="attention"))
+    with pytest.raises(ValueError, match="not those of 'attention'"):
+        run(build(0, FocusConfig()), config)
+    with pytest.raises(ValueError, match="not those of 'keys'"):
+        run(build(0, config), FocusConfig())
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 10_000), config=configs(overlap="max", domain="image"))
+def test_k_is_what_its_rule_says(seed: int, config: FocusConfig) -> None:
+    built = build(seed, config)
+    maps, (_, _, priors, sigma_B) = run(built, config), built
+    area_BR, num = priors.subjects_BRN.sum(2), priors.subjects_BRN.shape[1]
+    wanted_BR = {
+        "area": config.kappa * area_BR,
+        "fraction": torch.full_like(area_BR, config.kappa * N / num),
+        "fixed": torch.full_like(area_BR, config.fixed_k),
+        "noise": config.kappa * (1 - sigma_B[:, None]) * area_BR,
+        "threshold": (maps.similarity_BRN >= config.match_threshold).float().sum(2),
+    }[config.k_rule]
+    assert torch.equal(maps.matches_BRN.sum(2), (wanted_BR + 0.5).floor().clamp(max=N))
+    if config.k_rule != "threshold":  # those that match are the best
+        inside = maps.matches_BRN == 1
+        worst = maps.similarity_BRN.masked_fill(~inside, torch.inf).amin(2)
+        best_left = maps.similarity_BRN.masked_fill(inside, -torch.inf).amax(2)
+        assert (worst >= best_left).all()
+
+
+def test_matches_fade_in_as_noise_goes() -> None:
+    config = FocusConfig(k_rule="noise", kappa=1.0)
+    prediction, masks, priors, _ = build(1, config)
+    clean, noisy = (
+        focus_maps(prediction, masks, priors, config, torch.full((4,), sigma))
+        for sigma in (0.0, 1.0)
+    )
+    assert torch.equal(clean.matches_BRN, run(build(1, config), FocusConfig()).matches_BRN)
+    assert noisy.matches_BRN.sum() == 0
+
+
+@settings(max_examples=80)
+@given(seed=st.integers(0, 10_000), config=configs())
+def test_the_gate_opens_when_its_rule_says(seed: int, config: FocusConfig) -> None:
+    built = build(seed, config)
+    maps = run(built, config)
+    count_BR = maps.matches_BRN.sum(2)
+    mean_BR = (maps.similarity_BRN * maps.matches_BRN).sum(2) / count_BR
+    seen_B = torch.stack([row[row.isfinite()].mean().nan_to_num(0.0) for row in mean_BR])
+    soft = (maps.alignment_B.double() - config.tau) / config.gate_temperature
+    wanted_B = {
+        "overlap": maps.alignment_B >= config.tau,
+        "always": torch.ones(4),
+        "never": torch.zeros(4),
+        "noise": built[3] <= config.gate_sigma,
+        "similarity": seen_B >= config.tau,
+        "soft": 1 / (1 + torch.exp(-soft)),
+    }[config.gate]
+    torch.testing.assert_close(maps.gate_B, wanted_B.float())
+
+
+@pytest.mark.parametrize("field", ["gate", "k_rule"])
+def test_noise_levels_must_be_given_where_they_count(field: str) -> None:
+    config = FocusConfig(**{field: "noise"})  # type: ignore[arg-type]
+    assert config.needs_sigma and not FocusConfig().needs_sigma
+    prediction, masks, priors, _ = build(0, config)
+    with pytest.raises(ValueError, match=f"focus.{field} is 'noise'"):
+        focus_maps(prediction, masks, priors, config)
+
+
+@settings(max_examples=80)
+@given(seed=st.integers(0, 10_000), config=configs(normalise="none", use_detail=True))
+def test_how_detail_joins_the_rest(seed: int, config: FocusConfig) -> None:
+    """Token by token; parts add up to the whole."""
+    built = build(seed, config)
+    maps, prior_BN = run(built, config), built[2].prior_BN
+    got = weight_parts(prior_BN, maps.matched_BN, maps.detail_BN, maps.gate_B, config)
+    for b, j in np.ndindex(4, N):
+        high = not (config.use_structure and maps.matched_BN[b, j])
+        subject = config.w_high if high else config.w_low
+        gate, gain = maps.gate_B[b].item(), config.lambda_d * maps.detail_BN[b, j].item()
+        plain = subject if prior_BN[b, j] else config.w_bg
+        want = {
+            "add": plain + gate * gain,
+            "multiply": plain * (1 + gate * gain),
+            "replace": (1 - gate) * plain + gate * (config.w_low + gain)
+            if prior_BN[b, j]
+            else plain,
+        }[config.combine]
+        assert got.total()[b, j].item() == pytest.approx(want, abs=1e-5)
+
+
+@settings(max_examples=80)
+@given(seed=st.integers(0, 10_000), config=configs(normalise="masks", combine="add"))
+def test_masks_weigh_the_same_however_large(seed: int, config: FocusConfig) -> None:
+    """W e averaged over tokens is the weighted mean of the masks' own means of e."""
+    built = build(seed, config)
+    maps, prior_BN = run(built, config), built[2].prior_BN
+    error_BN = torch.rand(4, N, generator=torch.Generator().manual_seed(seed)).double()
+    for b in range(4):
+        prior, matched = prior_BN[b].double(), maps.matched_BN[b].double()
+        matched = matched * config.use_structure
+        gate = maps.gate_B[b].item() * config.use_detail
+        parts = [
+            (config.w_bg, 1 - prior),
+            (config.w_low, prior * matched),
+            (config.w_high, prior * (1 - matched)),
+            (config.lambda_d * gate, maps.detail_BN[b].double()),
+        ]
+        parts = [(weight, mask) for weight, mask in parts if mask.sum() > 0]
+        total = sum(weight for weight, _ in parts)
+        if total == 0:
+            continue
+        want = sum(w * (m * error_BN[b]).sum() / m.sum() for w, m in parts) / total
+        got = (maps.weight_BN[b].double() * error_BN[b]).mean()
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+
+
+def test_parts_of_the_branches_are_those_of_their_weights() -> None:
+    for branches in alternatives(FocusConfig)["branches"]:
+        config = FocusConfig(branches=branches, normalise="none", gate="always")
+        built = build(3, config)
+        maps, priors = run(built, config), built[2]
+        masks = (priors.prior_BN, maps.matched_BN, maps.detail_BN, maps.gate_B)
+        parts = branch_parts(*masks, config)
+        assert torch.equal(parts.total(), branch_weights(maps, priors, config))
+        assert (parts.detail[2:].sum() == 0) == (branches == "split")
+        assert (parts.matched[:2].sum() == 0) == (branches == "split")
