@@ -62,6 +62,8 @@ class AgreementRow:
     """How far preference scorer and judge see the same: a metric of both, side by side."""
 
     metric: str
+    group: str
+    """all, or taught classes: scenes whose words the scorer was taught."""
     model: str
     """base, adapter, or adapter - base."""
     spearman: float | None

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.report_agreement import agreement_lines, agreement_notes
 from focusdpo.flows.report_chart_data import Scatter
 from focusdpo.flows.report_files import read_json, seconds_text
 from focusdpo.flows.report_images import picture
@@ -72,6 +73,7 @@ def collect_evaluation(directory: Path, *, extremes: int = 2, randoms: int = 6) 
     )
     examples = _examples(folder, extremes=extremes, randoms=randoms)
     rows = metric_rows(read_json(directory / "rows.json", AGAIN))
+    agreement = agreement_lines(run.get("agreement") or ())
     return EvaluationPart(
         protocol=str(run.get("protocol", "unknown")),
         facts=_facts(folder, records),
@@ -80,6 +82,8 @@ def collect_evaluation(directory: Path, *, extremes: int = 2, randoms: int = 6) 
         examples=examples,
         chosen=_chosen(len(folder.adapter), examples),
         notes=_notes(rows),
+        agreement=agreement,
+        agreement_notes=agreement_notes(agreement),
     )
 
 

@@ -195,6 +195,23 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AgreementLine:
+    """A metric of one model, or its paired change, by preference scorer and by judge."""
+
+    title: str
+    unit: Unit
+    group: str
+    model: str
+    spearman: float | None
+    """Rank correlation of the two; None where ranks say nothing."""
+    count: int
+    """Over how many pictures; scenes, for the change."""
+    scorer: Interval
+    judge: Interval
+    change: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationPart:
     """Section 4: base against adapter under one protocol."""
 
@@ -206,6 +223,8 @@ class EvaluationPart:
     chosen: str
     """How the examples were chosen, a sentence."""
     notes: tuple[str, ...] = ()
+    agreement: tuple[AgreementLine, ...] = ()
+    agreement_notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

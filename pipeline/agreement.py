@@ -29,12 +29,14 @@ from focusdpo.pipeline.stage import mask_image, read_mask
 
 AGREEMENT_METRICS = ("identity", "leakage_margin")
 """What scorer and judge both measure."""
+TAUGHT = "taught classes"
 FEWEST = 3
 """Pictures below which ranks say nothing."""
 _PREFIX = "pictures"
 
 log = logging.getLogger(__name__)
 Key = TypeVar("Key", bound=tuple[str, int] | str)
+View = TypeVar("View", EvalScene, ScorerView)
 
 
 def scorer_values(
@@ -126,41 +128,64 @@ def agreement(
     scored: Mapping[str, Sequence[ScorerView]],
     config: EvaluateConfig,
 ) -> list[AgreementRow]:
-    """A row per metric and model, and for the paired difference; keys are `base` and `adapter`,
-    of which one may be absent."""
-    rows = []
-    for metric in AGREEMENT_METRICS:
-        ranks = {
-            model: rank_agreement(judged[model], scored[model], metric)
-            for model in (BASE, ADAPTER)
-            if model in judged
-        }
-        if len(ranks) == 2:
-            ranks[DIFFERENCE] = _spearman(_changes(judged, metric), _changes(scored, metric))
-        by_judge, by_scorer = (
-            intervals(metric, view.get(BASE, ()), view.get(ADAPTER, ()), config)
-            for view in (judged, scored)
+    """A row per metric, group and model, and for the paired difference; keys are `base` and
+    `adapter`, of which one may be absent.
+
+    A scorer finds few instances of words that it was never taught, and no pair is made of such:
+    the group "taught classes" is without them.
+    """
+    new = {one.scene_id for records in judged.values() for one in records if one.held_out}
+    groups = {"all": frozenset[str](), TAUGHT: frozenset(new)}
+    return [
+        row
+        for group, without in groups.items()
+        for metric in AGREEMENT_METRICS
+        for row in _rows(metric, group, _leave(judged, without), _leave(scored, without), config)
+        if group == "all" or new
+    ]
+
+
+def _rows(
+    metric: str,
+    group: str,
+    judged: Mapping[str, Sequence[EvalScene]],
+    scored: Mapping[str, Sequence[ScorerView]],
+    config: EvaluateConfig,
+) -> list[AgreementRow]:
+    models = [model for model in (BASE, ADAPTER) if model in judged]
+    ranks = {model: rank_agreement(judged[model], scored[model], metric) for model in models}
+    if len(models) == 2:
+        ranks[DIFFERENCE] = _spearman(_changes(judged, metric), _changes(scored, metric))
+    by_judge, by_scorer = (
+        intervals(metric, view.get(BASE, ()), view.get(ADAPTER, ()), config)
+        for view in (judged, scored)
+    )
+    return [
+        AgreementRow(
+            metric=metric,
+            group=group,
+            model=model,
+            spearman=spearman if np.isfinite(spearman) else None,
+            count=count,
+            scenes=by_judge[model].scenes,
+            scorer_mean=by_scorer[model].mean,
+            scorer_low=by_scorer[model].low,
+            scorer_high=by_scorer[model].high,
+            judge_mean=by_judge[model].mean,
+            judge_low=by_judge[model].low,
+            judge_high=by_judge[model].high,
         )
-        for model, (spearman, count) in ranks.items():
-            scorer, judge = by_scorer[model], by_judge[model]
-            if not (scorer.scenes and judge.scenes):
-                continue
-            rows.append(
-                AgreementRow(
-                    metric=metric,
-                    model=model,
-                    spearman=spearman if np.isfinite(spearman) else None,
-                    count=count,
-                    scenes=judge.scenes,
-                    scorer_mean=scorer.mean,
-                    scorer_low=scorer.low,
-                    scorer_high=scorer.high,
-                    judge_mean=judge.mean,
-                    judge_low=judge.low,
-                    judge_high=judge.high,
-                )
-            )
-    return rows
+        for model, (spearman, count) in ranks.items()
+        if count
+    ]
+
+
+def _leave(views: Mapping[str, Sequence[View]], without: frozenset[str]) -> dict[str, list[View]]:
+    """The views without the records of some scenes."""
+    return {
+        model: [one for one in records if one.scene_id not in without]
+        for model, records in views.items()
+    }
 
 
 def _changes(

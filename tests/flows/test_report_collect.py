@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from report_fixture import HOSTILE
 from small_root import grey, small_version
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.evaluations import EvalScene
+from focusdpo.data_schemas.evaluations import AgreementRow, EvalScene
 from focusdpo.data_schemas.tables import to_parquet
 from focusdpo.flows.report import write_report
+from focusdpo.flows.report_agreement import agreement_lines, agreement_notes
 from focusdpo.flows.report_dataset import choose_pairs, collect_dataset
 from focusdpo.flows.report_evaluation import collect_evaluation, verdict_words
 from focusdpo.flows.report_training import collect_training
@@ -157,6 +159,24 @@ def _record(model: str, index: int, identity: float, **changes: object) -> EvalS
     return EvalScene(**(values | changes))  # type: ignore[arg-type]
 
 
+def _agreement(model: str, scorer: float, judge: float, spearman: float | None) -> dict[str, Any]:
+    row = AgreementRow(
+        metric="identity",
+        group="all",
+        model=model,
+        spearman=spearman,
+        count=12,
+        scenes=12,
+        scorer_mean=scorer,
+        scorer_low=scorer - 0.01,
+        scorer_high=scorer + 0.01,
+        judge_mean=judge,
+        judge_low=judge - 0.01,
+        judge_high=judge + 0.01,
+    )
+    return dataclasses.asdict(row)
+
+
 @pytest.fixture
 def evaluation(tmp_path: Path) -> Path:
     """Twelve scenes; the adapter gains 0.1 in identity, but loses 0.3 in scene 3."""
@@ -182,6 +202,10 @@ def evaluation(tmp_path: Path) -> Path:
             "protocol": "pocket",
             "seed": 0,
             "fingerprints": {"base": "b1", "adapter": "a1", "judge": "j1"},
+            "agreement": [
+                _agreement("base", 0.6, 0.5, 0.4),
+                _agreement("adapter - base", 0.1, 0.002, None),
+            ],
         },
     }
     (tmp_path / "scenes.parquet").write_bytes(to_parquet(base + adapter, EvalScene))
@@ -211,6 +235,40 @@ def test_evaluation_is_read(evaluation: Path) -> None:
     out = write_report(evaluation / "report.html", evaluate_dir=evaluation)
     models = json.loads(out.with_suffix(".json").read_text())["lineage"]["models"]
     assert [model["fingerprint"] for model in models] == ["b1", "a1", "j1"]
+
+
+def test_scorer_and_judge_side_by_side(evaluation: Path) -> None:
+    part = collect_evaluation(evaluation, extremes=1, randoms=2)
+    base, change = part.agreement
+    assert (base.spearman, change.spearman, change.change) == (0.4, None, True)
+    assert part.agreement_notes == (
+        "Matched identity: only the scorer sees a gain: its own preferences, not what the judge "
+        "measures.",
+    )
+    page = write_report(evaluation / "report.html", evaluate_dir=evaluation).read_text()
+    assert "Scorer against judge" in page and part.agreement_notes[0] in page
+    about = json.loads((evaluation / "run.json").read_text())
+    (evaluation / "run.json").write_text(json.dumps({**about, "agreement": []}))
+    assert (
+        "Scorer against judge"
+        not in write_report(evaluation / "report.html", evaluate_dir=evaluation).read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    ("scorer", "judge", "words"),
+    [
+        (0.1, 0.1, "both see a gain"),
+        (-0.1, -0.1, "both see a loss"),
+        (0.0, 0.0, "neither"),
+        (0.1, -0.1, "opposite"),
+        (0.0, 0.1, "only the judge sees a gain"),
+        (-0.1, 0.0, "only the scorer sees a loss"),
+    ],
+)
+def test_agreement_in_words(scorer: float, judge: float, words: str) -> None:
+    rows = [_agreement("adapter - base", scorer, judge, 0.1)]
+    assert words in agreement_notes(agreement_lines(rows))[0]
 
 
 def test_verdict_words_of_a_picture() -> None:

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from focusdpo.flows.report_agreement import agreement_notes
 from focusdpo.flows.report_chart_data import (
     Bucket,
     BucketChart,
@@ -18,6 +19,7 @@ from focusdpo.flows.report_chart_data import (
 from focusdpo.flows.report_images import heat_map, overlay, picture
 from focusdpo.flows.report_metrics import choose, judge, metric_info
 from focusdpo.flows.report_view import (
+    AgreementLine,
     DatasetPart,
     EvaluationPart,
     Example,
@@ -321,6 +323,29 @@ def _evaluation(rng: np.random.Generator) -> EvaluationPart:
         scatters=(_scatter(rng, change),),
         examples=tuple(examples),
         chosen="By change of matched identity; random ones by a hash of the scene's id.",
+        agreement=_agreement(),
+        agreement_notes=agreement_notes(_agreement()),
+    )
+
+
+def _agreement() -> tuple[AgreementLine, ...]:
+    return tuple(
+        AgreementLine(
+            title=metric_info("identity").title,
+            unit="cosine",
+            group="all",
+            model=model,
+            spearman=spearman,
+            count=96,
+            scorer=Interval(mean=mean, low=mean - 0.01, high=mean + 0.02),
+            judge=Interval(mean=mean - 0.02, low=mean - 0.03, high=mean + 0.01),
+            change=model == "adapter - base",
+        )
+        for model, mean, spearman in (
+            ("base", 0.51, 0.44),
+            ("adapter", 0.55, None),
+            ("adapter - base", 0.02, 0.15),
+        )
     )
 
 

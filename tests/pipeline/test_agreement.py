@@ -89,12 +89,20 @@ def test_parts_that_measure_alike_agree(toy, world):
         toy, world, {"base": toy.Generator(faults=0.5), "adapter": toy.Generator()}
     )
     made = {(row.metric, row.model): row for row in agreement(judged, scored, CONFIG)}
+    assert {row.group for row in agreement(judged, scored, CONFIG)} == {"all"}
     assert {model for _, model in made} == {"base", "adapter", "adapter - base"}
     assert made["identity", "base"].count == 40 and made["identity", "adapter - base"].count == 20
     for row in made.values():
         assert row.spearman is not None and row.spearman > 0.75
     gain = made["identity", "adapter - base"]
     assert gain.judge_low > 0 and gain.scorer_low > 0
+
+
+def test_scenes_of_new_words_are_told_apart(toy, world):
+    judged, scored = both_views(toy, world, {"base": toy.Generator(faults=0.5)})
+    new = [dataclasses.replace(one, held_out=n < 10) for n, one in enumerate(judged["base"])]
+    counts = {row.group: row.count for row in agreement({"base": new}, scored, CONFIG)}
+    assert counts == {"all": 40, "taught classes": 30}
 
 
 def test_one_model_alone(toy, world):
