@@ -54,6 +54,49 @@ def test_uniform_and_shift() -> None:
     assert shifted.tolist() == pytest.approx([0.75 / 1.5, 1.5 / 2.0])
 
 
+@pytest.mark.parametrize("bump", [1.0, 2.0, 6.0])
+def test_beta_is_a_bump_about_the_middle(bump: float) -> None:
+    u = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    sigma = sigma_from_uniform(u, NoiseConfig(distribution="beta", bump=bump))
+    assert sigma.mean().item() == pytest.approx(0.5, abs=1e-6)
+    assert sigma.var().item() == pytest.approx(1 / (4 * (2 * bump + 1)), rel=1e-3)
+    assert (sigma.diff() > 0).all()
+    if bump == 1.0:
+        torch.testing.assert_close(sigma, u)
+
+
+STRATA = NoiseConfig(distribution="uniform", stratified=True)
+
+
+@given(seed=st.integers(0, 2**31 - 1), step=st.integers(0, 10**6), num=st.integers(1, 24))
+def test_strata_are_covered_once_each(seed: int, step: int, num: int) -> None:
+    _, sigma = draw_noise(
+        (1, 1), range(num), seed=seed, step=step, config=STRATA, slots_in_step=num
+    )
+    assert (sigma.double() * num).floor().tolist() == list(range(num))
+
+
+@given(seed=st.integers(0, 2**31 - 1), cut=st.integers(1, 7))
+def test_a_slots_stratum_does_not_depend_on_its_neighbours(seed: int, cut: int) -> None:
+    """As with micro-batches and several processes."""
+    noise, sigma = draw_noise((3, 2), range(8), seed=seed, step=1, config=STRATA, slots_in_step=8)
+    parts = [
+        draw_noise((3, 2), slots, seed=seed, step=1, config=STRATA, slots_in_step=8)
+        for slots in (range(cut), range(cut, 8))
+    ]
+    assert torch.equal(noise, torch.cat([part[0] for part in parts]))
+    assert torch.equal(sigma, torch.cat([part[1] for part in parts]))
+    plain = draw_noise((3, 2), range(8), seed=seed, step=1, config=NoiseConfig())[0]
+    assert torch.equal(noise, plain)
+
+
+def test_strata_need_the_number_of_slots() -> None:
+    with pytest.raises(ValueError, match="slots_in_step"):
+        draw_noise((1, 1), range(2), seed=0, step=0, config=STRATA)
+    with pytest.raises(ValueError, match="not all among the 2 of a step"):
+        draw_noise((1, 1), range(3), seed=0, step=0, config=STRATA, slots_in_step=2)
+
+
 def test_flow_matching_conventions() -> None:
     clean, noise = torch.randn(2, 2, 3, 4).unbind(0)
     sigma = torch.tensor([0.3, 1.0])
