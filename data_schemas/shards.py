@@ -46,7 +46,7 @@ class SampleImages:
     complexity: NDArray[np.float32]
     """(H, W) in [0, 1], of the winner; the shard keeps 8 bits of it."""
     lose_complexity: NDArray[np.float32]
-    """The same of the loser."""
+    """The same of the loser, inside the same prior."""
     references: tuple[Image, ...]
     """R of (h, w, 3), white outside the mask."""
     reference_masks: tuple[Mask, ...]

@@ -66,6 +66,11 @@ def test_every_pair_is_read_back_by_its_row(store: Store) -> None:
         np.testing.assert_array_equal(sample.images.win, given.win)
         np.testing.assert_array_equal(sample.images.prior, given.prior)
         np.testing.assert_array_equal(sample.images.references, given.references)
+        for image, kept in (
+            (given.win, sample.images.complexity),
+            (given.lose, sample.images.lose_complexity),
+        ):
+            np.testing.assert_allclose(kept, flat_complexity(image, given.prior), atol=1 / 255)
 
 
 def test_the_prior_of_a_rank_pair_is_the_union_of_its_masks(store: Store) -> None:
