@@ -17,13 +17,16 @@ COLOURS = (
 """Of `series0` and so on; the page's are in `ablation.css`."""
 
 
-def curve_charts(ablation: Ablation) -> list[LineChart]:
-    """A chart per metric that was looked at, a line per objective; always the same colour."""
+def curve_charts(ablation: Ablation, *, deciding: bool) -> list[LineChart]:
+    """A chart per metric that was looked at, the deciding ones or the others; a line per
+    objective, always in the same colour."""
     labels = {arm.objective: arm.label for arm in ablation.arms}
     objectives = list(dict.fromkeys([*labels, *(p.objective for p in ablation.curves)]))
     drawn = [name for name in objectives if any(p.objective == name for p in ablation.curves)]
     charts = []
     for metric in dict.fromkeys(point.metric for point in ablation.curves):
+        if (metric in ablation.deciding) != deciding:
+            continue
         lines = []
         for place, name in enumerate(drawn):
             points = sorted(

@@ -46,7 +46,10 @@ class Lookup:
         self.arms = {arm.name: arm for arm in ablation.arms}
         self.metrics = tuple(dict.fromkeys(row.metric for row in ablation.rows))
         self.groups = tuple(dict.fromkeys(row.group for row in ablation.rows))
-        self.sources = tuple(dict.fromkeys(arm.source for arm in ablation.arms if arm.source))
+        best = self.arms.get(ablation.best)
+        sources = dict.fromkeys(arm.source for arm in ablation.arms if arm.source)
+        self.sources = tuple(sorted(sources, key=lambda one: best is None or one != best.source))
+        """Pair sources, the chosen arm's first."""
         self._rows = {(row.arm, row.metric, row.group): row for row in ablation.rows}
         self._contrasts: dict[tuple[str, str, str, str], list[Contrast]] = {}
         for one in ablation.contrasts:
@@ -164,6 +167,13 @@ def settings_text(settings: dict[str, str]) -> str:
     return ", ".join(f"{name.removeprefix('train.')}={value}" for name, value in settings.items())
 
 
+def spoken(label: str) -> str:
+    """A label within a sentence: what follows its first comma in brackets."""
+    name, comma, rest = label.partition(", ")
+    return f"{name} ({rest})" if comma else label
+
+
 def title_of(arm: Arm) -> str:
     """Label and what it was trained on."""
-    return f"{arm.label}, {SOURCES.get(arm.source, arm.source)}" if arm.source else arm.label
+    source = SOURCES.get(arm.source, arm.source)
+    return f"{spoken(arm.label)} on {source}" if source else spoken(arm.label)

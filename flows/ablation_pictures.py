@@ -9,12 +9,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
-from focusdpo.data_schemas.ablations import Arm
+from focusdpo.data_schemas.ablations import BASE, Arm
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.ablation_lookup import Lookup
 from focusdpo.flows.report_files import read_json
@@ -55,15 +56,17 @@ def read_grid(folder: Path, look: Lookup, columns: int = COLUMNS) -> Grid | None
     UserError when the record names pictures that are not there.
     """
     kept = look.ablation.pictures
-    source = main_source(look)
+    source = next(iter(look.sources), "")
     arms = tuple(a for a in look.ablation.arms if a.name in kept and a.source in ("", source))
-    if not arms:
+    if BASE not in kept:
         return None
-    about = read_json(folder / "base" / "subjects.json", AGAIN)
+    # The base's evaluation, <evaluation>/images/base, tells which scenes there are.
+    evaluation = (folder / kept[BASE]).parent.parent
+    about = read_json(evaluation / "subjects.json", AGAIN)
     prompts = about.get("prompts", {})
     names = evenly(list(prompts), columns)
     scenes = tuple(
-        SceneColumn(name, str(prompts[name]), _references(folder / "base", about, name))
+        SceneColumn(name, str(prompts[name]), _references(evaluation, about, name))
         for name in names
     )
     painted = tuple(
@@ -72,19 +75,13 @@ def read_grid(folder: Path, look: Lookup, columns: int = COLUMNS) -> Grid | None
     return Grid(scenes, arms, painted, source, len(prompts)) if scenes else None
 
 
-def main_source(look: Lookup) -> str:
-    """The source that stands for all where only one is shown: the chosen arm's, else the first."""
-    best = look.arms.get(look.ablation.best)
-    return best.source if best else next(iter(look.sources), "")
-
-
 def evenly(items: Sequence[str], count: int) -> list[str]:
     """`count` items in their order, from the middles of equal stretches."""
     count = min(count, len(items))
     return [items[(2 * at + 1) * len(items) // (2 * count)] for at in range(count)]
 
 
-def _references(folder: Path, about: dict, scene: str) -> tuple[tuple[str, Pixels], ...]:
+def _references(folder: Path, about: dict[str, Any], scene: str) -> tuple[tuple[str, Pixels], ...]:
     """A scene's subjects are named after it: the first 8 digits of its id, place, class."""
     return tuple(
         (str(subject["class_name"]), _pixels(folder / subject["pictures"][0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,7 +43,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """An arm's mean, the spread of its seeds, and its difference to the base."""
+    """An arm's mean, the spread of its seeds ("" with one), and its difference to the base."""
 
     mean: str
     spread: str
@@ -161,8 +162,10 @@ def _line(
     cells = []
     for metric, group in places:
         row, unit = look.row(arm.name, metric, group), unit_of(metric)
-        spread = value_text(row.seed_std, unit) if row else DASH
-        change = look.change(arm.name, metric, group) if arm.name != BASE else Change("", "")
+        spread = value_text(row.seed_std, unit) if row and row.seed_std >= 0 else ""
+        change = look.change(arm.name, metric, group)
+        if arm.name == BASE or (group != ALL and not change.bounds):
+            change = Change("", "")
         cells.append(Cell(value_text(row.mean if row else None, unit), spread, change))
     note = SOURCES.get(arm.source, arm.source) if full else ""
     return ArmLine(arm.label, note, arm.name == look.ablation.best, tuple(cells))
@@ -179,7 +182,7 @@ def rival_lines(look: Lookup, finding: Finding) -> list[tuple[str, list[Contrast
         if arm.objective != best.objective:
             continue
         lines = [
-            contrast_line(look, found)
+            dataclasses.replace(contrast_line(look, found), b=other.label)
             for other in look.ablation.arms
             if other.source in ("", arm.source) and other.name != arm.name
             for metric in finding.metrics

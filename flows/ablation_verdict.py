@@ -17,6 +17,7 @@ from focusdpo.flows.ablation_lookup import (
     interval_of,
     is_focus,
     signed_text,
+    spoken,
     title_of,
     unit_of,
 )
@@ -115,7 +116,7 @@ def _clauses(rivals: Sequence[Comparison], metrics: Sequence[str]) -> list[str]:
 
 
 def _rival_name(arm: Arm) -> str:
-    return "the base" if arm.name == BASE else arm.label
+    return "the base" if arm.name == BASE else spoken(arm.label)
 
 
 _ALIKE: dict[Verdict, str] = {

@@ -65,8 +65,8 @@ def write_report(
     page = render(data).encode()
     if len(page) > LARGEST:
         log.warning("%s: %.1f MB; show fewer pairs or rejects", out, len(page) / 1e6)
-    _write(out.with_suffix(".json"), report_json(data).encode())
-    _write(out, page)
+    write_file(out.with_suffix(".json"), report_json(data).encode())
+    write_file(out, page)
     log.info("report %s: %.1f MB", out, len(page) / 1e6)
     return out
 
@@ -138,7 +138,7 @@ def _machine() -> str:
     )
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes) -> None:
     """Through a temporary name, so that a killed run leaves no half page."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -23,13 +23,14 @@ from focusdpo.data_schemas.images import encode_png
 from focusdpo.pipeline.metrics import METRICS
 
 OBJECTIVES = {
-    "sft": "Supervised (winners only)",
-    "dpo": "Diffusion-DPO",
+    "sft": "SFT",
+    "dpo": "DPO",
     "dpo_prior": "DPO in M_prior",
-    "focus_s": "FocusDPO (M_s)",
-    "focus_d": "FocusDPO (M_d)",
-    "focus_dpo": "FocusDPO (M_s and M_d)",
-    "patch_dpo": "PatchDPO",
+    "focus_s": "FocusDPO, M_s alone",
+    "focus_d": "FocusDPO, M_d alone",
+    "focus_dpo": "FocusDPO, M_s and M_d",
+    "patch_dpo": "PatchDPO, with reference policy",
+    "patch_released": "PatchDPO, as released",
 }
 SOURCES = ("disrupt", "rank", "both")
 GROUPS = ("all", "1 subject", "2 subjects", "3 subjects", "same class", "held-out classes")
@@ -43,6 +44,7 @@ GAINS = {
     "focus_d": 0.017,
     "focus_dpo": 0.031,
     "patch_dpo": 0.012,
+    "patch_released": 0.002,
 }
 """Difference to the base on identity with pairs of both sources."""
 
@@ -57,7 +59,7 @@ def gain(arm: Arm, metric: str) -> float:
 
 def make_arms() -> tuple[Arm, ...]:
     """The base and every objective on every source."""
-    base = Arm(name=BASE, objective=BASE, label="Base model", source="", settings={})
+    base = Arm(name=BASE, objective=BASE, label="base", source="", settings={})
     trained = [
         Arm(
             name=f"{objective}/{source}",
@@ -86,7 +88,7 @@ def contrast(
         high=mean + half,
         family_low=mean - 1.5 * half,
         family_high=mean + 1.5 * half,
-        p_family=min(1.0, math.exp(-abs(mean) / half)),
+        p_family=0.012 if abs(mean) > 1.5 * half else 0.31,
         scenes=64 if metric == "leakage_margin" else SCENES.get(group, 20),
         family=family,
     )
