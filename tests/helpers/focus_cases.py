@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any, Literal, get_args, get_origin
 
 import torch
+from hypothesis import strategies as st
 from pydantic import BaseModel
 from torch import Tensor
 
-from focusdpo.model.backbone import Prediction
-from focusdpo.model.focus import FocusPriors
+from focusdpo.model.backbone import FeatureConfig, Prediction
+from focusdpo.model.focus import FocusMaps, FocusPriors, focus_maps
+from focusdpo.model.focus_config import FocusConfig
 
 Case = tuple[Prediction, tuple[Tensor, ...], FocusPriors]
 N = 16
@@ -46,3 +48,41 @@ def alternatives(config: type[BaseModel]) -> dict[str, tuple[Any, ...]]:
         elif field.annotation is bool:
             found[name] = (field.default, not field.default)
     return found
+
+
+KINDS = alternatives(FeatureConfig)["kind"]
+
+
+@st.composite
+def configs(draw: st.DrawFn, **fixed: Any) -> FocusConfig:
+    """Any alternative of any field; thresholds that no ratio of small counts equals."""
+    values: dict[str, Any] = {
+        name: draw(st.sampled_from(values)) for name, values in alternatives(FocusConfig).items()
+    }
+    values |= {
+        "features": FeatureConfig(kind=draw(st.sampled_from(KINDS))),
+        "kappa": draw(st.sampled_from([0.3, 1.0, 2.5])),
+        "tau": draw(st.sampled_from([0.1003, 0.4003])),
+        "fixed_k": draw(st.integers(0, 20)),
+        "match_threshold": draw(st.sampled_from([-0.3, 0.07, 0.4])),
+        "gate_sigma": draw(st.sampled_from([0.3, 0.7])),
+        "gate_temperature": draw(st.sampled_from([0.01, 0.5])),
+        "w_bg": draw(st.sampled_from([0.0, 0.1])),
+        "lambda_d": draw(st.sampled_from([0.0, 1.0, 3.0])),
+    }
+    return FocusConfig(**{**values, **fixed})
+
+
+Built = tuple[Prediction, tuple[Tensor, ...], FocusPriors, Tensor]
+
+
+def build(seed: int, config: FocusConfig, images: int = 4) -> Built:
+    """A case of as many winners as losers, and its noise levels."""
+    case = make_case(seed, images=images, subjects=1 + seed % 3, kind=config.features.kind)
+    sigma_B = torch.rand(images // 2, generator=torch.Generator().manual_seed(seed)).repeat(2)
+    return *case, sigma_B
+
+
+def run(built: Built, config: FocusConfig) -> FocusMaps:
+    prediction, masks, priors, sigma_B = built
+    return focus_maps(prediction, masks, priors, config, sigma_B=sigma_B)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from focus_cases import N, alternatives, make_case
+from focus_cases import N, alternatives, build, configs, make_case, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from focusdpo.model.backbone import FeatureConfig, Prediction
 from focusdpo.model.focus import (
-    FocusMaps,
-    FocusPriors,
     branch_parts,
     branch_weights,
     focus_maps,
@@ -25,43 +21,6 @@ from focusdpo.model.focus import (
     weight_parts,
 )
 from focusdpo.model.focus_config import FocusConfig
-
-KINDS = alternatives(FeatureConfig)["kind"]
-
-
-@st.composite
-def configs(draw: st.DrawFn, **fixed: Any) -> FocusConfig:
-    """Any alternative of any field; thresholds that no ratio of small counts equals."""
-    values: dict[str, Any] = {
-        name: draw(st.sampled_from(values)) for name, values in alternatives(FocusConfig).items()
-    }
-    values |= {
-        "features": FeatureConfig(kind=draw(st.sampled_from(KINDS))),
-        "kappa": draw(st.sampled_from([0.3, 1.0, 2.5])),
-        "tau": draw(st.sampled_from([0.1003, 0.4003])),
-        "fixed_k": draw(st.integers(0, 20)),
-        "match_threshold": draw(st.sampled_from([-0.3, 0.07, 0.4])),
-        "gate_sigma": draw(st.sampled_from([0.3, 0.7])),
-        "gate_temperature": draw(st.sampled_from([0.01, 0.5])),
-        "w_bg": draw(st.sampled_from([0.0, 0.1])),
-        "lambda_d": draw(st.sampled_from([0.0, 1.0, 3.0])),
-    }
-    return FocusConfig(**{**values, **fixed})
-
-
-Built = tuple[Prediction, tuple[Tensor, ...], FocusPriors, Tensor]
-
-
-def build(seed: int, config: FocusConfig, images: int = 4) -> Built:
-    """A case of as many winners as losers, and its noise levels."""
-    case = make_case(seed, images=images, subjects=1 + seed % 3, kind=config.features.kind)
-    sigma_B = torch.rand(images // 2, generator=torch.Generator().manual_seed(seed)).repeat(2)
-    return *case, sigma_B
-
-
-def run(built: Built, config: FocusConfig) -> FocusMaps:
-    prediction, masks, priors, sigma_B = built
-    return focus_maps(prediction, masks, priors, config, sigma_B=sigma_B)
 
 
 def assert_weights(weight_BN: Tensor, config: FocusConfig) -> None:
@@ -176,55 +135,6 @@ def test_without_features_the_branches_still_differ() -> None:
     assert torch.equal(lose_BN, prior_weight(priors, FocusConfig(gate="never"))[2:])
     each = config.model_copy(update={"branches": "each"})
     assert torch.equal(branch_weights(None, priors, each), prior_weight(priors, config))
-
-
-def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
-
-
-def slow_similarity(built: Built, pool: str, kind: str) -> np.ndarray:
-    """One image, reference and token at a time, in double precision."""
-    prediction, masks, priors, _ = built
-    out = np.zeros(priors.subjects_BRN.shape)
-    blocks = zip(prediction.target_features, prediction.reference_features, strict=True)
-    for target, references in blocks:
-        for b, r in np.ndindex(out.shape[:2]):
-            h, tokens = target[b].double().numpy(), references[r][b].double().numpy()
-            inside = masks[r][b].numpy() > 0
-            tokens = tokens[inside] if inside.any() else tokens
-            if kind == "attention":
-                shares = np.zeros((len(tokens), N))
-                for i, head in np.ndindex(len(tokens), h.shape[2]):
-                    logits = h[:, 1, head] @ tokens[i, 0, head] / np.sqrt(h.shape[3])
-                    shares[i] += np.exp(logits) / np.exp(logits).sum() / h.shape[2]
-                out[b, r] += shares.mean(0) if pool == "mean" else shares.max(0)
-            elif pool == "patches":
-                out[b, r] += [max(cosine(h[j], t) for t in tokens) for j in range(N)]
-            else:
-                p = tokens.mean(0) if pool == "mean" else tokens.max(0)
-                out[b, r] += [cosine(h[j], p) for j in range(N)]
-    return out / len(prediction.target_features)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("pool", alternatives(FocusConfig)["pool"])
-@pytest.mark.parametrize("seed", range(4))
-def test_similarity_equals_an_independent_version(seed: int, pool: str, kind: str) -> None:
-    config = FocusConfig(pool=pool, features=FeatureConfig(kind=kind))  # type: ignore[arg-type]
-    built = build(seed, config)
-    built[1][0][0] = 0  # an empty mask counts whole
-    got = run(built, config).similarity_BRN
-    np.testing.assert_allclose(got, slow_similarity(built, pool, kind), atol=1e-6)
-    if kind == "attention" and pool == "mean":
-        torch.testing.assert_close(got.sum(2), torch.ones(got.shape[:2]))
-
-
-def test_features_of_another_kind_are_refused() -> None:
-    config = FocusConfig(features=FeatureConfig(kind="attention"))
-    with pytest.raises(ValueError, match="not those of 'attention'"):
-        run(build(0, FocusConfig()), config)
-    with pytest.raises(ValueError, match="not those of 'keys'"):
-        run(build(0, config), FocusConfig())
 
 
 @settings(max_examples=60)
