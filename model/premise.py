@@ -157,9 +157,11 @@ def _measure_level(
     }
     blocks = block_names(backbone.transformer)
     for kind in premise.kinds:
-        prediction = level.predict(backbone, FeatureConfig(kind=kind, blocks=blocks))
+        features = FeatureConfig(kind=kind, blocks=blocks)
+        prediction = level.predict(backbone, features)
+        reading = focus.model_copy(update={"features": features})
         for index, block in enumerate(blocks):
-            found[kind, block] = level.values(only_block(prediction, index), focus)
+            found[kind, block] = level.values(only_block(prediction, index), reading)
     return found
 
 

@@ -60,7 +60,10 @@ def generate(
 
 def settings(
     command: Annotated[
-        str, typer.Argument(help="build-dataset, train, evaluate or demo.", metavar="COMMAND")
+        str,
+        typer.Argument(
+            help="build-dataset, train, focus-maps, evaluate or demo.", metavar="COMMAND"
+        ),
     ] = "demo",
     preset: PRESET = "pocket",
     set_: SET = [],  # noqa: B006 - typer copies it
@@ -73,6 +76,7 @@ def settings(
     runs: dict[str, type[BaseModel]] = {
         "build-dataset": config.BuildRun,
         "train": config.TrainRun,
+        "focus-maps": config.FocusMapsRun,
         "evaluate": config.EvaluateRun,
         "demo": config.DemoRun,
     }
