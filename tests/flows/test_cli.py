@@ -40,8 +40,8 @@ def last_json(out: str) -> dict[str, object]:
     return found
 
 
-COMMANDS = ("demo", "build-dataset", "train", "evaluate", "report", "generate", "settings",
-            "inspect", "doctor", "bench", "pocket")  # fmt: skip
+COMMANDS = ("demo", "build-dataset", "train", "evaluate", "report", "focus-maps", "generate",
+            "settings", "inspect", "doctor", "bench", "pocket")  # fmt: skip
 
 
 def test_help_names_every_command(capsys: Capture) -> None:

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows import config
-from focusdpo.flows.config import SECTIONS, BuildRun, DemoRun, EvaluateRun, TrainRun
+from focusdpo.flows.config import (
+    SECTIONS,
+    AblateRun,
+    BuildRun,
+    DemoRun,
+    EvaluateRun,
+    FocusMapsRun,
+    TrainRun,
+)
 from focusdpo.flows.settings import (
     as_yaml,
     load_preset,
@@ -21,7 +29,7 @@ from focusdpo.flows.settings import (
     resolve,
 )
 
-RUNS = (BuildRun, TrainRun, EvaluateRun, DemoRun)
+RUNS = (BuildRun, TrainRun, FocusMapsRun, EvaluateRun, AblateRun, DemoRun)
 REQUIRED = {"root": "r", "out": "o", "adapter": "a"}
 
 
@@ -126,6 +134,7 @@ def test_an_absent_preset_names_those_there_are() -> None:
 
 def test_a_preset_may_hold_every_section_of_every_run() -> None:
     own = {"preset", "root", "out", "adapter", "version", "subjects", "strict"}
+    own |= {"split", "pair_id", "pairs"}
     fields = {name for model in RUNS for name in model.model_fields} - own
     assert fields == set(SECTIONS)
 
