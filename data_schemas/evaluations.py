@@ -35,6 +35,7 @@ class EvalScene:
     duplicate: float
     class_recognition: float
     hue_error: float
+    pattern_error: float
     scr_40: float
     scr_50: float
     scr_60: float

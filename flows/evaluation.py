@@ -35,6 +35,7 @@ from focusdpo.pipeline.compare import rows as table_of
 from focusdpo.pipeline.evaluate import PROTOCOL, EvaluateConfig, measure, paint_scenes
 from focusdpo.pipeline.judge import Judge
 from focusdpo.pipeline.keys import config_digest, digest
+from focusdpo.pipeline.metrics import METRICS
 from focusdpo.pipeline.parts import Generator, IdentityEncoder, Image, Segmenter
 
 log = logging.getLogger(__name__)
@@ -196,7 +197,7 @@ def protocol_of(held_out: HeldOutConfig) -> str:
 
 
 def _key(run: EvaluateRun) -> str:
-    """Digest of what decides the result: settings, base, judge, scorers, the adapter's weights."""
+    """Digest of what decides the result: settings, metrics, models, the adapter's weights."""
     card = Path(run.adapter) / "adapter.json"
     weights = Path(run.adapter) / "pytorch_lora_weights.safetensors"
     for file in (card, weights):
@@ -204,7 +205,10 @@ def _key(run: EvaluateRun) -> str:
             raise UserError(f"{file}: absent; --adapter takes the folder that `train` wrote")
     settings = run.model_dump(mode="json", exclude={"adapter", "out", "preset"})
     parts = {role: fingerprint_of(run.suite, role) for role in ("generator", "judge", *SCORERS)}
-    return config_digest({"settings": settings, "parts": parts, "a": digest(weights.read_bytes())})
+    made = digest(weights.read_bytes())
+    return config_digest(
+        {"settings": settings, "parts": parts, "metrics": list(METRICS), "a": made}
+    )
 
 
 def finished(run: EvaluateRun) -> EvaluateResult | None:

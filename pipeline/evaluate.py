@@ -27,6 +27,7 @@ from focusdpo.pipeline.metrics import (
     nan_mean,
 )
 from focusdpo.pipeline.parts import Generator, Image, Mask, ReferenceImage, Vectors
+from focusdpo.pipeline.patterns import pattern_difference
 from focusdpo.pipeline.score import crop_on_white
 from focusdpo.pipeline.stage import chunks
 
@@ -82,6 +83,8 @@ class _Known:
 
     vectors: Vectors
     hue: float
+    patterns: Vectors
+    """(pictures, 2, S, S)."""
     thumbs: tuple[ReferenceImage, ...]
 
 
@@ -155,6 +158,7 @@ def measure(
                 ),
                 class_recognition=_recognised(scene, hits, judge.class_names),
                 hue_error=_hue_error(hits, own),
+                pattern_error=_pattern_error(picture, hits, own, judge),
                 copy_paste=_copy_guard(picture, hits, own),
                 **identity_values(similarity, given, claim=config.claim),
             )
@@ -170,6 +174,7 @@ def _know(references: Mapping[str, Sequence[ReferenceImage]], judge: Judge) -> d
         known[name] = _Known(
             vectors=judge.embed_references(images, masks),
             hue=circular_mean(judge.hue(images, masks).astype(np.float64)),
+            patterns=judge.pattern(images, masks),
             thumbs=tuple(_thumb(p.image, p.mask) for p in pictures),
         )
     return known
@@ -217,6 +222,18 @@ def _hue_error(hits: Sequence[Seen | None], own: Sequence[_Known]) -> float:
         hue_difference(hit.hue, known.hue)
         for hit, known in zip(hits, own, strict=True)
         if hit is not None
+    ]
+    return nan_mean(np.array(errors))
+
+
+def _pattern_error(
+    picture: Image, hits: Sequence[Seen | None], own: Sequence[_Known], judge: Judge
+) -> float:
+    found = [(hit, known) for hit, known in zip(hits, own, strict=True) if hit is not None]
+    seen = judge.pattern([picture] * len(found), [hit.mask for hit, _ in found])
+    errors = [
+        pattern_difference(one, list(known.patterns))
+        for one, (_, known) in zip(seen, found, strict=True)
     ]
     return nan_mean(np.array(errors))
 

@@ -43,3 +43,9 @@ class Judge(Part, Protocol):
     def hue(self, images: Sequence[Image], masks: Sequence[Mask]) -> Vectors:
         """(B,) degrees [0, 360), NaN when too grey."""
         ...
+
+    def pattern(self, images: Sequence[Image], masks: Sequence[Mask]) -> Vectors:
+        """(B, 2, S, S): the structure of each body's light without its shading, wherever and
+        however large it stands, and where it is known (1) or not (0); NaN for too few pixels.
+        `pipeline.patterns` compares them."""
+        ...

@@ -62,6 +62,11 @@ METRICS: dict[str, Metric] = {
         "Hue error", "lower", "degrees",
         "Angle between the hues of a found subject and its references; grey ones left out.",
     ),
+    "pattern_error": Metric(
+        "Pattern error", "lower", "share",
+        "Share of the structure of light in which a found subject differs from its references, "
+        "laid upon them as well as it fits; measured from pixels, no model beyond the mask.",
+    ),
     "scr_40": Metric(
         "SCR@0.4", "lower", "share", "Subjects whose matched identity is below 0.4."
     ),

@@ -1,8 +1,8 @@
 """The independent judge of the pocket protocol: it sees pictures that no scorer was trained on.
 
 Two networks of other families than the scorers: a diffusers U-Net that finds bodies of any class,
-and a MobileNetV3 (arXiv 1905.02244) that tells class, pattern and individual. Hue is not learned:
-it is measured, since a body has one hue by construction.
+and a MobileNetV3 (arXiv 1905.02244) that tells class, pattern and individual. Hue and
+the structure of light are not learned: they are measured (`pocket/facts.py`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from focusdpo.pipeline.judge import Seen
 from focusdpo.pipeline.parts import Image, Mask, Vectors
 from focusdpo.pocket.bodies import REACH, BodiesConfig, box_of, find_bodies
 from focusdpo.pocket.crops import crops_of
+from focusdpo.pocket.facts import hues, structures
 from focusdpo.pocket.identities import PATTERNS
 from focusdpo.pocket.segmenter import SCENE
 from focusdpo.pocket.weightfiles import WEIGHTS, fingerprint, load_weights, read_settings
-from focusdpo.pocket.world import measure_hue
 
 
 class JudgeModelConfig(BaseModel):
@@ -142,17 +142,11 @@ class PocketJudge:
 
     def hue(self, images: Sequence[Image], masks: Sequence[Mask]) -> Vectors:
         """(B,) degrees [0, 360); NaN where the body is too grey to have one."""
-        out = np.full(len(images), np.nan, np.float32)
-        for k, (image, mask) in enumerate(zip(images, masks, strict=True)):
-            if not mask.any():
-                continue
-            body = image[mask].astype(np.float32) / 255
-            if (body.max(1) - body.min(1)).mean() < self.config.min_chroma:
-                continue
-            pixels = torch.from_numpy(body.T.copy())[None, :, None]
-            hue, _ = measure_hue(pixels, torch.ones(1, 1, len(body)))
-            out[k] = float(hue[0]) * 360 % 360
-        return out
+        return hues(images, masks, self.config.min_chroma)
+
+    def pattern(self, images: Sequence[Image], masks: Sequence[Mask]) -> Vectors:
+        """(B, 2, S, S) structures of light, measured and not learned; NaN for too few pixels."""
+        return structures(images, masks)
 
     def _describe(
         self, images: Sequence[Image], masks: Sequence[Mask]

@@ -17,6 +17,7 @@ from focusdpo.data_schemas.scenes import Scene, stable_id
 from focusdpo.data_schemas.subjects import Reference, Subject
 from focusdpo.pipeline.judge import Seen
 from focusdpo.pipeline.parts import Detection, ReferenceImage
+from focusdpo.pocket.facts import structures
 
 SIDE = 48
 WORDS = ("disc", "square")
@@ -201,6 +202,9 @@ class Judge:
     def hue(self, images, masks):
         pairs = zip(images, masks, strict=True)
         return np.array([mean_hue(image, mask) for image, mask in pairs], np.float32)
+
+    def pattern(self, images, masks):
+        return structures(images, masks)
 
 
 def unit(vector):

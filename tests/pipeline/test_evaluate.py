@@ -27,6 +27,7 @@ def test_a_faithful_picture(toy, world):
     assert one.leakage_margin > 0.5
     assert (one.confusion, one.missing, one.duplicate, one.class_recognition) == (0, 0, 0, 1)
     assert one.hue_error < 2
+    assert one.pattern_error == pytest.approx(0, abs=1e-6), "flat bodies"
     assert one.scr_60 == 0
     assert one.boxes == ((34, 19, 45, 30), (4, 19, 15, 30))
     assert (one.seen, one.image, one.held_out) == (2, "x.png", False)
@@ -58,7 +59,8 @@ def test_a_missing_subject_and_an_empty_picture(toy, world):
     assert one.identity == pytest.approx(0.5, abs=1e-3)
     empty = look(toy, world, ["red", "blue"], [])
     assert (empty.missing, empty.identity, empty.seen) == (1, 0, 0)
-    assert math.isnan(empty.hue_error) and math.isnan(empty.class_recognition)
+    assert math.isnan(empty.hue_error) and math.isnan(empty.pattern_error)
+    assert math.isnan(empty.class_recognition)
 
 
 def test_thresholds_and_held_out_classes(toy, world):
@@ -88,6 +90,24 @@ def test_a_copied_reference_raises_the_guard(toy, world):
     ]
     assert guards[0][0].copy_paste == pytest.approx(1, abs=1e-6)
     assert guards[1][0].copy_paste < 0.2
+
+
+def test_a_lost_pattern_is_measured_on_the_pixels(toy, world):
+    world.add_subject("barred", "disc", 0, pictures=1)
+    key = world.subjects["barred"].references[0]
+    mask = world.images[key.mask] > 0
+    barred = world.images[key.image].copy()
+    barred[(np.arange(toy.SIDE) % 8 < 4)[:, None] & mask] //= 2
+    world.images[key.image] = barred
+    references = {"barred": world.shown("barred")}
+    flat = toy.picture([("disc", 0, 1)])
+    kept = np.where(mask[..., None], barred, toy.picture([])).astype(np.uint8)
+    errors = [
+        measure("base", [world.scene("barred")], [picture], references, toy.Judge(), CONFIG)[0]
+        for picture in (kept, flat)
+    ]
+    assert errors[0].pattern_error == pytest.approx(0, abs=1e-6)
+    assert errors[1].pattern_error > 0.9
 
 
 def test_base_and_adapter_from_the_same_seeds(toy, world):

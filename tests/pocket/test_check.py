@@ -45,6 +45,9 @@ class ByHand:
     def hue(self, images: Sequence[Image], masks: Sequence[np.ndarray]) -> Vectors:
         return np.array([10.0, 200.0] * (len(images) // 2), np.float32)
 
+    def pattern(self, images: Sequence[Image], masks: Sequence[np.ndarray]) -> Vectors:
+        return np.zeros((len(images), 2, 4, 4), np.float32)
+
 
 def test_scenes_are_counted_by_hand() -> None:
     rows = [[Identity(name, 0, 0.9, 0.5, "plain") for name in ("cat", "fish")]] * 4
