@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from focusdpo.pocket.lineage import Lineage, words_of, write_lineage
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -59,8 +61,10 @@ def write_card(
     seconds: float,
     figures: Sequence[Figure],
     module: nn.Module,
+    lineage: Lineage | None = None,
 ) -> Path:
-    """Writes NAME.md beside the weights."""
+    """Writes NAME.md beside the weights, and NAME.card.json where there is a `lineage`."""
+    seeds = words_of(write_lineage(lineage, folder)) if lineage else ""
     million = sum(p.numel() for p in module.parameters()) / 1e6
     rows = "\n".join(
         f"| {f.name} | {f.value:.3f} | {f.wanted or '-'} |" for f in figures if f.model == name
@@ -77,7 +81,7 @@ def write_card(
 - Time: {seconds / 60:.1f} minutes of wall time, one thread.
 - Machine: {machine()}.
 - Licence: Apache-2.0 (weights and code).
-
+{seeds}
 Figures on identities that training never saw (`focusdpo pocket check` measures them again):
 
 | figure | value | wanted |

@@ -20,6 +20,7 @@ from focusdpo.pocket.cards import Figure, write_card
 from focusdpo.pocket.clip import ClipModelConfig, ClipNet, PocketClip
 from focusdpo.pocket.figures import clip_figures
 from focusdpo.pocket.identities import class_names
+from focusdpo.pocket.lineage import STEP_SEEDS, Lineage, stream
 from focusdpo.pocket.recipes.fitting import FitConfig, fit
 from focusdpo.pocket.recipes.running import run_recipe
 from focusdpo.pocket.recipes.samples import SceneBatch, scene_batch
@@ -51,7 +52,7 @@ def train(config: ClipRecipe, out_dir: Path) -> list[Figure]:
     classes = class_names("train")
 
     def loss_of_step(step: int) -> Tensor:
-        seed = config.fit.seed * 1_000_000 + step
+        seed = config.fit.seed * STEP_SEEDS + step
         count = config.fit.batch * 2 // 3
         margin = config.margin * (step % 5) / 4
         batch = scene_batch(seed, count, classes, "train", crowd=0.0)
@@ -86,8 +87,27 @@ def train(config: ClipRecipe, out_dir: Path) -> list[Figure]:
         seconds=fitted.seconds,
         figures=figures,
         module=net,
+        lineage=lineage(config),
     )
     return figures
+
+
+def lineage(config: ClipRecipe) -> Lineage:
+    """What the CLIP is made from."""
+    fitted = config.fit
+    return Lineage(
+        name="clip",
+        architecture=("open_clip CLIP (timm RegNet, text transformer)",),
+        init_seed=fitted.seed,
+        starts_from="segmenter",
+        streams=(
+            stream("prompts", fitted.seed, fitted.batches, plan="scenes",
+                   per_batch=fitted.batch * 2 // 3,
+                   items=fitted.steps * (fitted.batch * 2 // 3),
+                   items_are="scenes with prompts, and half as many bodies cut from them",
+                   classes="train"),
+        ),
+    )  # fmt: skip
 
 
 def start_from_regions(net: ClipNet, folder: Path) -> None:

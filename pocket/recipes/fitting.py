@@ -42,6 +42,11 @@ class FitConfig(BaseModel):
     save_every: int = Field(100, description="steps between checkpoints", ge=1)
     threads: int = Field(1, description="CPU threads of torch", ge=1)
 
+    @property
+    def batches(self) -> int:
+        """The most that are drawn: a step each, then those that normalisation is measured on."""
+        return self.steps + self.recalibrate
+
 
 @dataclass(frozen=True)
 class Fitted:

@@ -18,6 +18,7 @@ from focusdpo.pocket.crops import crop_subjects
 from focusdpo.pocket.figures import identity_figures
 from focusdpo.pocket.identities import Identity, class_names
 from focusdpo.pocket.identity import IdentityModelConfig, IdentityNet, PocketIdentity
+from focusdpo.pocket.lineage import STEP_SEEDS, Lineage, stream
 from focusdpo.pocket.recipes.fitting import FitConfig, fit
 from focusdpo.pocket.recipes.running import run_recipe
 from focusdpo.pocket.recipes.samples import lookalikes, ragged, spoil
@@ -42,7 +43,7 @@ def train(config: IdentityRecipe, out_dir: Path) -> list[Figure]:
     classes = class_names("train")
 
     def loss_of_step(step: int) -> Tensor:
-        seed = config.fit.seed * 1_000_000 + step
+        seed = config.fit.seed * STEP_SEEDS + step
         identities = lookalikes(classes, "train", config.fit.batch // 4, seed)
         first, second = two_views(identities, config.model.size, seed)
         here, there = net(torch.cat([first, second])).chunk(2)
@@ -60,23 +61,45 @@ def train(config: IdentityRecipe, out_dir: Path) -> list[Figure]:
         seconds=fitted.seconds,
         figures=figures,
         module=net,
+        lineage=lineage(config),
     )
     return figures
 
 
+def lineage(config: IdentityRecipe) -> Lineage:
+    """What the identity encoder is made from."""
+    fitted = config.fit
+    return Lineage(
+        name="identity",
+        architecture=("transformers Dinov2Model",),
+        init_seed=fitted.seed,
+        streams=(
+            stream("individuals", fitted.seed, fitted.batches, plan="views",
+                   per_batch=fitted.batch, items=fitted.steps * fitted.batch,
+                   items_are="individuals, each in a scene and in a reference", classes="train"),
+        ),
+    )  # fmt: skip
+
+
 def two_views(identities: list[Identity], size: int, seed: int) -> tuple[Tensor, Tensor]:
     """Crops (B, 3, S, S) of each identity: from a scene (1 to 3 subjects) and from a reference."""
-    rng = torch.Generator().manual_seed(seed)
-    seeds = torch.randint(2**31, (2, len(identities)), generator=rng).tolist()
-    count = int(torch.randint(1, 4, (), generator=rng))
+    scene_seeds, poses, count = view_plan(len(identities), seed)
     padded = identities + identities[: -len(identities) % count]
     rows = [padded[i : i + count] for i in range(0, len(padded), count)]
-    scenes = render_scenes(rows, seeds[0][: len(rows)])
+    scenes = render_scenes(rows, scene_seeds[: len(rows)])
     images = spoil(scenes.images, seed)
     masks = ragged(scenes.masks.flatten(0, 1), seed)
     crops = crop_subjects(images.repeat_interleave(count, 0), masks, size)[: len(identities)]
-    pictures, bodies = render_references(identities, seeds[1])
+    pictures, bodies = render_references(identities, poses)
     return crops, crop_subjects(pictures, bodies, size)
+
+
+def view_plan(identities: int, seed: int) -> tuple[list[int], list[int], int]:
+    """Seeds of the scenes (one for each identity, of which as many are used as there are scenes),
+    seeds of the references, and how many subjects a scene has."""
+    rng = torch.Generator().manual_seed(seed)
+    scenes, poses = torch.randint(2**31, (2, identities), generator=rng).tolist()
+    return scenes, poses, int(torch.randint(1, 4, (), generator=rng))
 
 
 def contrastive_loss(first_BD: Tensor, second_BD: Tensor, temperature: float) -> Tensor:

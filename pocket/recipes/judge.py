@@ -17,6 +17,7 @@ from focusdpo.pocket.cards import Figure, write_card
 from focusdpo.pocket.figures import judge_figures
 from focusdpo.pocket.identities import PATTERNS, class_names
 from focusdpo.pocket.judge import JudgeModelConfig, JudgeNet, PocketJudge
+from focusdpo.pocket.lineage import STEP_SEEDS, Lineage, stream
 from focusdpo.pocket.recipes.bodies import body_loss
 from focusdpo.pocket.recipes.fitting import FitConfig, fit
 from focusdpo.pocket.recipes.identity import contrastive_loss, two_views
@@ -45,12 +46,12 @@ def train(config: JudgeRecipe, out_dir: Path) -> list[Figure]:
     net = JudgeNet(model)
 
     def sight_loss(step: int) -> Tensor:
-        seed = config.sight.seed * 1_000_000 + step
+        seed = config.sight.seed * STEP_SEEDS + step
         batch = scene_batch(seed, config.sight.batch, classes, "train")
         return body_loss(*net.bodies(batch.images), batch.masks, config.offset_weight)
 
     def look_loss(step: int) -> Tensor:
-        seed = config.look.seed * 1_000_000 + step
+        seed = config.look.seed * STEP_SEEDS + step
         identities = lookalikes(classes, "train", config.look.batch // 4, seed)
         views = torch.cat(two_views(identities, model.size, seed))
         names, vectors, patterns = net.describe(views)
@@ -79,8 +80,26 @@ def train(config: JudgeRecipe, out_dir: Path) -> list[Figure]:
         seconds=sight.seconds + look.seconds,
         figures=figures,
         module=net,
+        lineage=lineage(config),
     )
     return figures
+
+
+def lineage(config: JudgeRecipe) -> Lineage:
+    """What the judge is made from."""
+    sight, look = config.sight, config.look
+    return Lineage(
+        name="judge",
+        architecture=("diffusers UNet2DModel", "torchvision MobileNetV3"),
+        init_seed=sight.seed,
+        streams=(
+            stream("sight", sight.seed, sight.batches, plan="scenes", per_batch=sight.batch,
+                   items=sight.steps * sight.batch, items_are="scenes", classes="all"),
+            stream("look", look.seed, look.batches, plan="views", per_batch=look.batch,
+                   items=look.steps * look.batch,
+                   items_are="individuals, each in a scene and in a reference", classes="all"),
+        ),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

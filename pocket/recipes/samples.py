@@ -47,6 +47,23 @@ def scene_batch(
     """Scenes with 1, 2 or 3 subjects (20, 45, 35 % of the seeds), spoilt; a share `crowd` gets one
     more subject that touches or covers another."""
     rng = np.random.default_rng([seed, 0x5A])
+    rows, seeds = scene_plan(rng, batch, classes, split)
+    scenes = render_scenes(rows, seeds)
+    prompts = [
+        prompt_for([one.class_name for one in row], background)
+        for row, background in zip(rows, scenes.backgrounds, strict=True)
+    ]
+    images, masks = scenes.images, scenes.masks
+    if crowd > 0:
+        images, masks, rows = _crowd_in(images, masks, rows, crowd, rng)
+    return SceneBatch(spoil(images, int(rng.integers(2**31))), masks, rows, prompts)
+
+
+def scene_plan(
+    rng: np.random.Generator, batch: int, classes: Sequence[str], split: Split
+) -> tuple[list[list[Identity]], list[int]]:
+    """Who stands in each scene of a batch, and the scenes' seeds, which decide background and
+    placement."""
     count = int(rng.choice([1, 2, 3], p=[0.2, 0.45, 0.35]))
     drawn = sample_identities(split, classes, batch * count, int(rng.integers(2**31)))
     rows = [drawn[i * count : (i + 1) * count] for i in range(batch)]
@@ -56,15 +73,7 @@ def scene_batch(
                 row[1] = sample_identities(split, [row[0].class_name], 1, int(rng.integers(2**31)))[
                     0
                 ]
-    scenes = render_scenes(rows, [int(s) for s in rng.integers(2**31, size=batch)])
-    prompts = [
-        prompt_for([one.class_name for one in row], background)
-        for row, background in zip(rows, scenes.backgrounds, strict=True)
-    ]
-    images, masks = scenes.images, scenes.masks
-    if crowd > 0:
-        images, masks, rows = _crowd_in(images, masks, rows, crowd, rng)
-    return SceneBatch(spoil(images, int(rng.integers(2**31))), masks, rows, prompts)
+    return rows, [int(s) for s in rng.integers(2**31, size=batch)]
 
 
 def _crowd_in(

@@ -14,6 +14,7 @@ from focusdpo.pocket.cards import Figure, write_card
 from focusdpo.pocket.crops import crop_subjects
 from focusdpo.pocket.figures import segmenter_figures
 from focusdpo.pocket.identities import class_names
+from focusdpo.pocket.lineage import STEP_SEEDS, Lineage, stream
 from focusdpo.pocket.recipes.bodies import body_loss
 from focusdpo.pocket.recipes.fitting import FitConfig, fit
 from focusdpo.pocket.recipes.running import run_recipe
@@ -41,12 +42,12 @@ def train(config: SegmenterRecipe, out_dir: Path) -> list[Figure]:
     net = SegmenterNet(model)
 
     def proposal_loss(step: int) -> Tensor:
-        seed = config.proposals.seed * 1_000_000 + step
+        seed = config.proposals.seed * STEP_SEEDS + step
         batch = scene_batch(seed, config.proposals.batch, classes, "train")
         return body_loss(*net.bodies(batch.images), batch.masks, config.offset_weight)
 
     def word_loss(step: int) -> Tensor:
-        seed = config.words.seed * 1_000_000 + step
+        seed = config.words.seed * STEP_SEEDS + step
         batch = scene_batch(seed, config.words.batch // 2, classes, "train")
         crops, names = body_crops(batch, model.size, config.words.batch, seed)
         target = torch.tensor([classes.index(name) for name in names])
@@ -68,8 +69,26 @@ def train(config: SegmenterRecipe, out_dir: Path) -> list[Figure]:
         seconds=first.seconds + second.seconds,
         figures=figures,
         module=net,
+        lineage=lineage(config),
     )
     return figures
+
+
+def lineage(config: SegmenterRecipe) -> Lineage:
+    """What the segmenter is made from."""
+    first, second = config.proposals, config.words
+    return Lineage(
+        name="segmenter",
+        architecture=("transformers SegformerForSemanticSegmentation", "timm RegNet"),
+        init_seed=first.seed,
+        streams=(
+            stream("proposals", first.seed, first.batches, plan="scenes", per_batch=first.batch,
+                   items=first.steps * first.batch, items_are="scenes", classes="train"),
+            stream("words", second.seed, second.batches, plan="scenes",
+                   per_batch=second.batch // 2, items=second.steps * second.batch,
+                   items_are="bodies cut from half as many scenes", classes="train"),
+        ),
+    )  # fmt: skip
 
 
 def body_crops(

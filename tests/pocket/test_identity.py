@@ -13,6 +13,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.pocket.figures import identity_figures, rank_one
 from focusdpo.pocket.identities import class_names, sample_identities
 from focusdpo.pocket.identity import IdentityModelConfig, IdentityNet, PocketIdentity
+from focusdpo.pocket.lineage import read_lineage, words_of
 from focusdpo.pocket.recipes.fitting import FitConfig
 from focusdpo.pocket.recipes.identity import IdentityRecipe, contrastive_loss, train, two_views
 from focusdpo.pocket.weightfiles import fingerprint
@@ -89,10 +90,12 @@ def test_recipe_writes_weights_settings_and_card(tmp_path: Path) -> None:
     config = IdentityRecipe(model=TINY, fit=FitConfig(steps=2, batch=4))
     figures = train(config, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
-        "checkpoint.safetensors", "identity.json", "identity.md", "identity.safetensors",
+        "checkpoint.safetensors", "identity.card.json", "identity.json", "identity.md",
+        "identity.safetensors",
     }  # fmt: skip
     card = (tmp_path / "identity.md").read_text()
     assert all(figure.name in card for figure in figures)
+    assert words_of(read_lineage("identity", tmp_path)) in card
 
 
 @pytest.mark.slow
