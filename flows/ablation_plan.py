@@ -74,7 +74,7 @@ class Plan:
         """Every trial of every objective, on pairs of the main source, with seed 0."""
         config = self.run.ablation
         looks = {
-            "every": max(1, self.run.train.steps // config.looks),
+            "every": max(1, config.steps // config.looks),
             "scenes": config.validation_scenes,
         }
         return [
@@ -86,7 +86,7 @@ class Plan:
                 self._train(objective, config.sources[0], 0, trial, {"validation": looks}),
             )
             for objective in config.objectives
-            for trial in config.trials(objective)
+            for trial in config.trials(objective, self.run.train.objective)
         ]
 
     def final(self, chosen: Mapping[ObjectiveKey, dict[str, Any]]) -> list[Cell]:
@@ -116,7 +116,8 @@ class Plan:
     ) -> TrainRun:
         tree = merge(self.run.train.model_dump(), nested(OBJECTIVES[objective].settings))
         tree = merge(tree, nested(settings))
-        own = {"source": source, "seed": seed, "tensorboard": False, **more}
+        steps = self.run.ablation.steps
+        own = {"source": source, "seed": seed, "steps": steps, "tensorboard": False, **more}
         return TrainRun(
             suite=self.run.suite,
             preset=self.run.preset,

@@ -57,7 +57,7 @@ def compare(
         protocol=records[BASE][0][0].protocol,
         dataset_version=version.id,
         pairs=_pairs(done),
-        steps=run.train.steps,
+        steps=run.ablation.steps,
         batch_pairs=run.train.batch_pairs,
         seeds=tuple(range(run.ablation.seeds)),
         scenes=len({one.scene_id for one in records[BASE][0]}),

@@ -22,6 +22,9 @@ from focusdpo.pipeline.metrics import METRICS, nan_mean
 SCORE = "score"
 """identity + leakage margin, the latter where there are two subjects or more."""
 
+_BASES: dict[tuple[str, int], dict[str, float]] = {}
+"""Suite and number of scenes -> the base's means; its weights never change in a process."""
+
 
 def validation_scenes(count: int) -> HeldOutConfig:
     """About `count` scenes of validation individuals, in the proportions of the pocket preset:
@@ -46,7 +49,6 @@ class Validator:
         self._judge = build_part(suite, "judge")
         # The generator paints with the very backbone that training changes.
         self._generator = build_part(suite, "generator")
-        self._base: dict[str, float] | None = None
 
     @property
     def scenes(self) -> int:
@@ -54,12 +56,13 @@ class Validator:
         return len(self._held_out.scenes)
 
     def base(self) -> dict[str, float]:
-        """The base's means, measured once."""
-        if self._base is None:
+        """The base's means, measured once a process."""
+        known = (self._suite, self.scenes)
+        if known not in _BASES:
             backbone = build_part(self._suite, "backbone")
             with reference_policy(backbone.transformer):
-                self._base = means(self._measure())
-        return self._base
+                _BASES[known] = means(self._measure())
+        return _BASES[known]
 
     def __call__(self) -> Mapping[str, float]:
         """Each metric's mean over scenes less the base's."""

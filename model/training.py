@@ -245,6 +245,7 @@ class _Run:
             seed=config.seed,
             step=self._state.step,
             config=config.noise,
+            slots_in_step=config.batch_pairs,
         )
         output = pair_step(
             self._backbone,

@@ -10,17 +10,23 @@ import pytest
 import torch
 from pair_samples import make_sample
 
-from focusdpo.model.adapter import add_policy, policy_parameters
+from focusdpo.model.adapter import (
+    add_policy,
+    policy_parameters,
+    reference_policy,
+    set_scale,
+)
 from focusdpo.model.backbones.flux import FluxBackbone
 from focusdpo.model.batches import PairBatch, encode_pairs
 from focusdpo.model.bench import step_cost
-from focusdpo.model.configs import LoraConfig, ObjectiveConfig, TrainConfig
-from focusdpo.model.focus_config import FocusConfig
+from focusdpo.model.configs import LoraConfig, ObjectiveConfig, PatchConfig, TrainConfig
+from focusdpo.model.focus_config import FocusConfig, NoiseConfig
 from focusdpo.model.monitor import PER_PAIR, bucket_rows, observe
-from focusdpo.model.noise import draw_noise
+from focusdpo.model.noise import add_noise, draw_noise, velocity_target
+from focusdpo.model.objectives import PairErrors, image_error, preference_loss, token_error
 from focusdpo.model.step import StepOutput, autocast, pair_step
 
-NAMES = ("focus_dpo", "dpo", "dpo_prior", "sft")
+NAMES = ("focus_dpo", "dpo", "dpo_prior", "patch_dpo", "sft")
 
 
 def config(name: str = "focus_dpo", **focus: Any) -> TrainConfig:
@@ -34,7 +40,8 @@ def config(name: str = "focus_dpo", **focus: Any) -> TrainConfig:
 @pytest.fixture
 def batch(backbone: FluxBackbone) -> PairBatch:
     """Four pairs of two subjects; on the backbone there is a LoRA that changes something."""
-    encoded = encode_pairs(backbone, [make_sample(i, 2) for i in range(4)])
+    samples = [make_sample(i, 2) for i in range(4)]
+    encoded = encode_pairs(backbone, samples, PatchConfig())
     add_policy(backbone.transformer, LoraConfig(rank=4, targets=("to_q", "to_v")), seed=0)
     generator = torch.Generator().manual_seed(0)
     for parameter in policy_parameters(backbone.transformer).values():
@@ -52,6 +59,21 @@ def run(backbone: FluxBackbone, batch: PairBatch, config: TrainConfig) -> StepOu
 def gradients(backbone: FluxBackbone, output: StepOutput) -> torch.Tensor:
     parameters = list(policy_parameters(backbone.transformer).values())
     return torch.cat([g.flatten() for g in torch.autograd.grad(output.loss.value, parameters)])
+
+
+def _errors(backbone: FluxBackbone, batch: PairBatch) -> list[torch.Tensor]:
+    """Errors per token of winner, loser, and both by the reference policy, by direct calls."""
+    shape = (batch.win_BNC.shape[1], batch.win_BNC.shape[2])
+    noise, sigma = draw_noise(shape, range(len(batch)), seed=0, step=0, config=NoiseConfig())
+
+    def error(clean: torch.Tensor) -> torch.Tensor:
+        noisy = add_noise(clean, noise, sigma)
+        found = backbone.predict(noisy, sigma, batch.prompts, batch.references).velocity_BNC
+        return token_error(found, velocity_target(clean, noise))
+
+    policy = [error(batch.win_BNC), error(batch.lose_BNC)]
+    with torch.no_grad(), reference_policy(backbone.transformer):
+        return [*policy, error(batch.win_BNC), error(batch.lose_BNC)]
 
 
 def test_flat_weights_are_plain_dpo(backbone: FluxBackbone, batch: PairBatch) -> None:
@@ -72,7 +94,7 @@ def test_without_m_s_and_m_d_it_is_masked_dpo(backbone: FluxBackbone, batch: Pai
     assert not torch.equal(a.loss.value, run(backbone, batch, config("dpo")).loss.value)
 
 
-@pytest.mark.parametrize("name", NAMES[:3])
+@pytest.mark.parametrize("name", NAMES[:4])
 def test_identical_pair_gives_log_2_and_no_gradient(
     backbone: FluxBackbone, batch: PairBatch, name: str
 ) -> None:
@@ -96,7 +118,7 @@ def test_a_fresh_policy_has_delta_zero(backbone: FluxBackbone, precision: str, n
 
 
 @pytest.mark.parametrize(
-    "name, passes", [("focus_dpo", 2), ("dpo", 2), ("dpo_prior", 2), ("sft", 1)]
+    "name, passes", [("focus_dpo", 2), ("dpo", 2), ("dpo_prior", 2), ("patch_dpo", 2), ("sft", 1)]
 )
 def test_focus_takes_no_extra_pass(
     backbone: FluxBackbone, batch: PairBatch, name: str, passes: int
@@ -125,6 +147,8 @@ def test_what_is_observed_adds_up(backbone: FluxBackbone, batch: PairBatch, name
     maps = {"alignment", "lose_alignment", "gate", "structure_share", "token_confusion"}
     maps |= {"share_matched", "share_structure", "share_detail"}
     reference = {"win_gap", "lose_gap", "lose_error", "logit", "implicit_accuracy"}
+    reference |= {"pair_gradient"}
+    missing -= {"safeguard"}  # off here
     assert missing == {"focus_dpo": set(), "sft": maps | reference}.get(name, maps)
     if name == "focus_dpo":
         parts = ("share_background", "share_matched", "share_structure")
@@ -154,3 +178,70 @@ def test_step_cost_times_both_and_leaves_the_base(backbone: FluxBackbone) -> Non
     assert cost.focus_seconds > 0
     assert cost.dpo_seconds > 0
     assert not policy_parameters(backbone.transformer)
+
+
+def test_the_safeguard_scales_the_losers_gradient_alone(
+    backbone: FluxBackbone, batch: PairBatch
+) -> None:
+    """d loss / d theta = winner's part + lambda times the loser's part, value unchanged."""
+    plain = run(backbone, batch, config("dpo"))
+    guarded = config("dpo").objective.model_copy(update={"safeguard": 1.0})
+    kept = run(backbone, batch, config("dpo").model_copy(update={"objective": guarded}))
+    assert torch.equal(plain.loss.value, kept.loss.value)
+    assert kept.safeguard_B is not None
+    table = observe(kept, batch, FocusConfig())
+    assert (table["safeguard"] == kept.safeguard_B.numpy()).all()
+    # Shared noise makes both slopes agree here, and mu = 1 then allows the loser nothing: what is
+    # left is the gradient with the loser's error held constant.
+    assert kept.safeguard_B.tolist() == [0.0] * 4
+    both, alone = gradients(backbone, plain), gradients(backbone, kept)
+    assert not torch.allclose(both, alone)
+    held = PairErrors(*(image_error(e) for e in _errors(backbone, batch)))
+    frozen = replace(held, lose_B=held.lose_B.detach())
+    loss = preference_loss(frozen, config("dpo").objective).value
+    wanted = torch.autograd.grad(loss, list(policy_parameters(backbone.transformer).values()))
+    torch.testing.assert_close(
+        alone, torch.cat([g.flatten() for g in wanted]), rtol=1e-4, atol=1e-7
+    )
+
+
+def test_features_may_come_from_the_reference_policy(
+    backbone: FluxBackbone, batch: PairBatch
+) -> None:
+    """The reference policy's maps do not depend on the LoRA: those of a zero LoRA are the same."""
+    settings = config(features_from="reference")
+    ours = run(backbone, batch, settings)
+    assert ours.maps is not None
+    set_scale(backbone.transformer, 0.0)
+    base = run(backbone, batch, config())
+    assert base.maps is not None
+    assert torch.equal(ours.maps.similarity_BRN, base.maps.similarity_BRN)
+    set_scale(backbone.transformer, 1.0)
+    policy = run(backbone, batch, config())
+    assert policy.maps is not None
+    assert not torch.equal(ours.maps.similarity_BRN, policy.maps.similarity_BRN)
+
+
+def test_the_released_form_needs_no_reference_pass(
+    backbone: FluxBackbone, batch: PairBatch
+) -> None:
+    released = ObjectiveConfig(name="patch_dpo", patch=PatchConfig(form="released"))
+    calls = []
+    handle = backbone.transformer.register_forward_hook(lambda *_: calls.append(1))
+    output = run(backbone, batch, TrainConfig(objective=released, mixed_precision="no"))
+    handle.remove()
+    assert len(calls) == 1
+    assert output.weight_BN is not None
+    wanted = (output.weight_BN * output.error_BN).mean(1).mean()
+    torch.testing.assert_close(output.loss.value, wanted)
+
+
+def test_equal_tokens_weights_make_the_token_form_a_mean_of_sigmoids(
+    backbone: FluxBackbone, batch: PairBatch
+) -> None:
+    objective = ObjectiveConfig(name="dpo", beta=30.0, form="tokens")
+    output = run(backbone, batch, TrainConfig(objective=objective, mixed_precision="no"))
+    assert output.ref_error_BN is not None
+    gap = (output.error_BN - output.ref_error_BN).double()
+    h = -15.0 * (gap[:4] - gap[4:])
+    assert output.loss.value.item() == pytest.approx(torch.log1p(torch.exp(-h)).mean().item(), 1e-5)
