@@ -15,7 +15,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from focusdpo.model.adapter import reference_policy
 from focusdpo.model.backbone import Backbone, FeatureConfig, Prediction
@@ -80,14 +79,6 @@ def autocast(device: torch.device, precision: Precision) -> Autocast:
     return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def attention(like: Tensor) -> AbstractContextManager[None]:
-    """What to wrap a pass in that is differentiated: on a CPU the backward of torch's fused
-    attention in bfloat16 takes three times as long as plain matrix products."""
-    if like.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
-        return nullcontext()
-    return sdpa_kernel(SDPBackend.MATH)
-
-
 def pair_step(
     backbone: Backbone,
     batch: PairBatch,
@@ -109,7 +100,7 @@ def pair_step(
     if config.objective.is_preference:
         with torch.no_grad(), cast(), reference_policy(backbone.transformer):
             reference = backbone.predict(*inputs, capture=capture.get("reference"))
-    with cast(), attention(clean_BNC):
+    with cast():
         policy = backbone.predict(*inputs, capture=capture.get("policy"))
     maps = None
     if _features(config):
@@ -134,7 +125,7 @@ def _winner_step(
     backbone: Backbone, batch: PairBatch, noise_BNC: Tensor, sigma_B: Tensor, cast: Autocast
 ) -> StepOutput:
     noisy_BNC = add_noise(batch.win_BNC, noise_BNC, sigma_B)
-    with cast(), attention(noisy_BNC):
+    with cast():
         prediction = backbone.predict(noisy_BNC, sigma_B, batch.prompts, batch.references)
     error_BN = token_error(prediction.velocity_BNC, velocity_target(batch.win_BNC, noise_BNC))
     return StepOutput(sft_loss(image_error(error_BN)), sigma_B, error_BN.detach(), None, None, None)
