@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,20 @@ SCENES, SCORER = "scenes.parquet", "scorer.parquet"
 def start_worker() -> None:
     """One thread a process: two OpenMP teams on the same cores ruin each other, and results do not
     depend on how many workers there are."""
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     import torch
 
     torch.set_num_threads(1)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("focusdpo").setLevel(logging.ERROR)
+
+
+def _end_with_parent(parent: int) -> None:
+    """A worker whose parent was killed would go on with its queue, beside the workers of the
+    command's next start, in the same folders."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:
