@@ -127,6 +127,24 @@ class Agreement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """Another reading of a doubtful choice of FocusDPO, against the default one: paired over
+    validation scenes, one training seed, intervals for all readings and metrics at once."""
+
+    name: str
+    settings: dict[str, str]
+    """Dotted train setting -> value: what differs from the default reading."""
+    metric: str
+    mean: Number
+    """This reading less the default one."""
+    low: Number
+    high: Number
+    family_low: Number
+    family_high: Number
+    scenes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ablation:
     """The whole result."""
 
@@ -164,6 +182,8 @@ class Ablation:
     """Of all intervals."""
     deciding: tuple[str, ...] = ("identity", "leakage_margin")
     """Metrics that the verdict rests on."""
+    readings: tuple[Reading, ...] = ()
+    """Other readings of FocusDPO on validation scenes."""
 
 
 def to_json(ablation: Ablation) -> str:

@@ -155,18 +155,20 @@ def ablate(run: AblateRun, submit: Submit, watch: Watch = quiet) -> AblateOutcom
     tried = run_all(trials, submit, watch, "search")
     choice = choose(tried)
     cells = [plan.base(), *plan.final(choice.settings)]
-    missing += [cell for cell in cells if cell.finished() is None]
+    readings = plan.choices(choice.settings["focus_dpo"]) if "focus_dpo" in choice.settings else []
+    missing += [cell for cell in [*cells, *readings] if cell.finished() is None]
     done = run_all(cells, submit, watch, "train and measure")
+    read = run_all(readings, submit, watch, "other readings")
     seconds = round(time.perf_counter() - started, 1)
     watch("compare", 0, 1, {})
-    result = compare(run, version, choice, done, wall_seconds=seconds)
+    result = compare(run, version, choice, done, read, wall_seconds=seconds)
     page = write_ablation_report(out, result)
     watch("compare", 1, 1, {})
     finding = find(Lookup(result))
     return AblateOutcome(
         out=run.out,
         report=str(page),
-        cells=len(trials) + len(cells),
+        cells=len(trials) + len(cells) + len(readings),
         made=len(missing),
         wall_seconds=seconds,
         verdict=[finding.headline, *finding.details],

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from focusdpo.model.configs import ObjectiveConfig
 
@@ -65,6 +65,41 @@ FOCUS: tuple[ObjectiveKey, ...] = ("focus_s", "focus_d", "focus_dpo")
 RIVALS: tuple[ObjectiveKey, ...] = ("sft", "dpo", "dpo_prior", "patch_dpo", "patch_released")
 
 
+CHOICES: dict[str, Mapping[str, Any]] = {
+    "features: queries": {"focus.features.kind": "queries"},
+    "features: block output": {"focus.features.kind": "block_output"},
+    "features: attention": {"focus.features.kind": "attention"},
+    "features: first block": {"focus.features.blocks": ("double.0",)},
+    "features of the reference policy": {"focus.features_from": "reference"},
+    "pool: patches": {"focus.pool": "patches"},
+    "k: half": {"focus.kappa": 0.5},
+    "k: one and a half": {"focus.kappa": 1.5},
+    "k: falls with noise": {"focus.k_rule": "noise"},
+    "M' inside M_prior": {"focus.domain": "prior"},
+    "M' by nearest reference": {"focus.overlap": "argmax"},
+    "M' weighs nothing": {"focus.w_low": 0.0},
+    "M' weighs more than M_s": {"focus.w_low": 1.5, "focus.w_high": 0.5},
+    "background weighs nothing": {"focus.w_bg": 0.0},
+    "background weighs as subjects": {"focus.w_bg": 1.0},
+    "gate: always": {"focus.gate": "always"},
+    "gate: by noise": {"focus.gate": "noise"},
+    "gate: soft": {"focus.gate": "soft"},
+    "complexity of each image": {"focus.detail_image": "each"},
+    "M_d multiplies": {"focus.combine": "multiply"},
+    "M_d replaces": {"focus.combine": "replace"},
+    "maps: the winner's": {"focus.branches": "winner"},
+    "maps: split": {"focus.branches": "split"},
+    "weights: per mask": {"focus.normalise": "masks"},
+    "noise: uniform": {"noise.distribution": "uniform"},
+    "noise: stratified": {"noise.stratified": True},
+    "a sigmoid per token": {"objective.form": "tokens"},
+    "safeguard 0.5": {"objective.safeguard": 0.5, "objective.safeguard_scope": "pair"},
+    "no anchor": {"objective.eta": 0.0},
+}
+"""Other readings of FocusDPO (design: doubtful choices), each a change of dotted train settings to
+the one that both maps and the search gave."""
+
+
 class AblationConfig(BaseModel):
     """What is compared, and how the settings of each objective are found."""
 
@@ -99,10 +134,24 @@ class AblationConfig(BaseModel):
         144, ge=6, description="scenes of validation individuals that the search is judged by"
     )
     looks: int = Field(2, ge=1, description="looks at them along each training of the search")
+    choices: tuple[str, ...] = Field(
+        tuple(CHOICES),
+        description="other readings of focus_dpo, tried on validation scenes with one seed",
+    )
     workers: int = Field(
         0, ge=0, description="processes, one thread each; 0: as many as there are cores"
     )
     resamples: int = Field(4000, ge=100, description="bootstrap resamples of the comparison")
+
+    @field_validator("choices")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = sorted(set(names) - set(CHOICES))
+        if unknown:
+            raise ValueError(
+                f"no such choice: {', '.join(unknown)}; there are {', '.join(CHOICES)}"
+            )
+        return names
 
     def trials(self, objective: ObjectiveKey, shared: ObjectiveConfig) -> list[dict[str, Any]]:
         """The settings that the search tries for an objective, dotted below `train`; `shared` is

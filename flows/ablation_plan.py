@@ -10,13 +10,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from focusdpo.data_schemas.ablations import BASE
-from focusdpo.flows.ablation_config import OBJECTIVES, ObjectiveKey, Source
+from focusdpo.flows.ablation_config import CHOICES, OBJECTIVES, ObjectiveKey, Source
 from focusdpo.flows.config import AblateRun, TrainRun
 from focusdpo.flows.held_out import HeldOutConfig
 from focusdpo.flows.settings import merge, nested
+from focusdpo.flows.validation import validation_scenes
 from focusdpo.flows.wiring import fingerprint_of
 from focusdpo.pipeline.evaluate import EvaluateConfig
 from focusdpo.pipeline.keys import config_digest
+
+Kind = Literal["search", "final", "base", "choice"]
+"""search: a trial, seen on validation scenes while it trains. final: trained, then seen on the
+held-out scenes. choice: a reading of FocusDPO, trained, then seen on validation scenes. base:
+nothing trained, held-out scenes."""
 
 DONE = "cell.json"
 """Written last: a cell without it is unfinished and goes on."""
@@ -24,10 +30,9 @@ DONE = "cell.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """Work for one process: train, then measure on the held-out scenes, unless it is a search's
-    (measured on validation scenes while it trains). The base trains nothing."""
+    """Work for one process: train, where there is something to train, and measure."""
 
-    kind: Literal["search", "final", "base"]
+    kind: Kind
     objective: ObjectiveKey | Literal["base"]
     settings: dict[str, Any]
     """What the search varies, dotted below `train`."""
@@ -35,6 +40,7 @@ class Cell:
     train: TrainRun | None
     folder: Path
     key: str
+    """Digest of all that decides the result."""
     suite: str
     held_out: HeldOutConfig
     evaluate: EvaluateConfig
@@ -69,6 +75,23 @@ class Plan:
     def base(self) -> Cell:
         """The untrained model on the held-out scenes."""
         return self._cell("base", "base", {}, 0, None)
+
+    def choices(self, settings: Mapping[str, Any]) -> list[Cell]:
+        """FocusDPO with both maps as the search set it, then each other reading, on validation
+        scenes; `Cell.settings` is what a reading changes."""
+        config = self.run.ablation
+        source = config.sources[0]
+        readings = [{}, *(CHOICES[name] for name in config.choices)] if config.choices else []
+        return [
+            self._cell(
+                "choice",
+                "focus_dpo",
+                dict(reading),
+                0,
+                self._train("focus_dpo", source, 0, {**settings, **reading}, {}),
+            )
+            for reading in readings
+        ]
 
     def search(self) -> list[Cell]:
         """Every trial of every objective, on pairs of the main source, with seed 0."""
@@ -129,7 +152,7 @@ class Plan:
 
     def _cell(
         self,
-        kind: Literal["search", "final", "base"],
+        kind: Kind,
         objective: ObjectiveKey | Literal["base"],
         settings: dict[str, Any],
         seed: int,
@@ -139,13 +162,16 @@ class Plan:
         decides: dict[str, Any] = {"parts": self._parts, "version": self.version}
         if train is not None:
             decides["train"] = train.train.model_dump(mode="json")
+        held_out = run.held_out
+        if kind == "choice":
+            held_out = validation_scenes(run.ablation.validation_scenes)
         if kind != "search":
-            decides["held_out"] = run.held_out.model_dump(mode="json")
+            decides["held_out"] = held_out.model_dump(mode="json")
             decides["evaluate"] = run.evaluate.model_dump(mode="json")
         key = config_digest(decides)
         folder = Path(run.out) / BASE
         if train is not None:
-            place = "search" if kind == "search" else "cells"
+            place = {"search": "search", "choice": "choices"}.get(kind, "cells")
             words = [objective, train.train.source, f"s{seed}", key[:8]]
             folder = Path(run.out) / place / "-".join(words)
             train = train.model_copy(update={"out": str(folder / "train")})
@@ -158,6 +184,6 @@ class Plan:
             folder=folder,
             key=key,
             suite=run.suite,
-            held_out=run.held_out,
+            held_out=held_out,
             evaluate=run.evaluate,
         )

@@ -17,6 +17,7 @@ from focusdpo.data_schemas.ablations import (
     ArmRow,
     Contrast,
     CurvePoint,
+    Reading,
     SearchPoint,
 )
 from focusdpo.data_schemas.evaluations import EvalScene, ScorerView
@@ -40,7 +41,13 @@ Records = Mapping[str, Mapping[int, list[EvalScene]]]
 
 
 def compare(
-    run: AblateRun, version: DatasetVersion, choice: Choice, done: Done, *, wall_seconds: float
+    run: AblateRun,
+    version: DatasetVersion,
+    choice: Choice,
+    done: Done,
+    readings: Done,
+    *,
+    wall_seconds: float,
 ) -> Ablation:
     """The whole result of finished cells; reads what they left and paints nothing."""
     arms = _arms(run, choice)
@@ -52,7 +59,7 @@ def compare(
         views[name][cell.seed] = _read(cell.folder / SCORER, ScorerView)
     first = {arm_name(cell): cell for cell, _ in reversed(done) if cell.seed == 0}
     main = run.ablation.sources[0]
-    spent = [about["seconds"] for _, about in [*choice.tried, *done]]
+    spent = [about["seconds"] for _, about in [*choice.tried, *done, *readings]]
     return Ablation(
         protocol=records[BASE][0][0].protocol,
         dataset_version=version.id,
@@ -79,6 +86,7 @@ def compare(
             name: _pictures(cell, Path(run.out)) for name, cell in first.items() if name in records
         },
         level=run.evaluate.level,
+        readings=tuple(_readings(run, readings)),
     )
 
 
@@ -106,7 +114,10 @@ def _arms(run: AblateRun, choice: Choice) -> list[Arm]:
 
 
 def _words(settings: Mapping[str, Any]) -> dict[str, str]:
-    return {name: f"{value:g}" for name, value in settings.items()}
+    return {
+        name: f"{value:g}" if isinstance(value, float) else str(value)
+        for name, value in settings.items()
+    }
 
 
 def _read(path: Path, record: type[Any]) -> list[Any]:
@@ -236,6 +247,39 @@ def _contrasts(run: AblateRun, records: Records, choice: Choice) -> list[Contras
             metrics = DECIDING if group != "1 subject" else DECIDING[:1]
             family(f"group {group}", [(main, BASE)], metrics, group, belongs)
     return found
+
+
+def _readings(run: AblateRun, cells: Done) -> list[Reading]:
+    """Each other reading against the first cell, the default one; one family."""
+    if not cells:
+        return []
+    names = ["default", *run.ablation.choices]
+    records = {
+        name: {0: _read(cell.folder / SCENES, EvalScene)}
+        for name, (cell, _) in zip(names, cells, strict=True)
+    }
+    settings = {name: cell.settings for name, (cell, _) in zip(names, cells, strict=True)}
+    stats = contrasts(
+        _tables({BASE: records["default"], **records}, DECIDING, GROUPS["all"]),
+        [(name, "default") for name in names[1:]],
+        resamples=run.ablation.resamples,
+        level=run.evaluate.level,
+        seed=run.evaluate.seed,
+    )
+    return [
+        Reading(
+            name=one.a,
+            settings=_words(settings[one.a]),
+            metric=one.metric,
+            mean=one.mean,
+            low=one.low,
+            high=one.high,
+            family_low=one.family_low,
+            family_high=one.family_high,
+            scenes=one.scenes,
+        )
+        for one in stats
+    ]
 
 
 def _agreement(
