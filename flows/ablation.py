@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.ablation_cells import run_cell, start_worker
 from focusdpo.flows.ablation_plan import Cell, Plan
-from focusdpo.flows.ablation_search import choose
+from focusdpo.flows.ablation_search import choose, choose_reading
 from focusdpo.flows.config import AblateRun
 from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.settings import save_config
@@ -154,11 +154,13 @@ def ablate(run: AblateRun, submit: Submit, watch: Watch = quiet) -> AblateOutcom
     missing = [cell for cell in trials if cell.finished() is None]
     tried = run_all(trials, submit, watch, "search")
     choice = choose(tried)
-    cells = [plan.base(), *plan.final(choice.settings)]
     readings = plan.choices(choice.settings["focus_dpo"]) if "focus_dpo" in choice.settings else []
-    missing += [cell for cell in [*cells, *readings] if cell.finished() is None]
-    done = run_all(cells, submit, watch, "train and measure")
+    missing += [cell for cell in readings if cell.finished() is None]
     read = run_all(readings, submit, watch, "other readings")
+    choice = choose_reading(choice, read)
+    cells = [plan.base(), *plan.final(choice.settings)]
+    missing += [cell for cell in cells if cell.finished() is None]
+    done = run_all(cells, submit, watch, "train and measure")
     seconds = round(time.perf_counter() - started, 1)
     watch("compare", 0, 1, {})
     result = compare(run, version, choice, done, read, wall_seconds=seconds)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from focusdpo.model.configs import ObjectiveConfig
 
@@ -19,6 +19,7 @@ ObjectiveKey = Literal[
     "focus_s",
     "focus_d",
     "focus_dpo",
+    "focus_read",
     "patch_dpo",
     "patch_released",
 ]
@@ -32,6 +33,8 @@ class Objective:
     settings: Mapping[str, Any]
     """Dotted train settings that make it what it is."""
     has_beta: bool = True
+    searched: bool = True
+    """False: its settings are those of focus_dpo and the reading that validation liked best."""
 
 
 OBJECTIVES: dict[ObjectiveKey, Objective] = {
@@ -45,6 +48,9 @@ OBJECTIVES: dict[ObjectiveKey, Objective] = {
         "FocusDPO, M_d alone", {"objective.name": "focus_dpo", "focus.use_structure": False}
     ),
     "focus_dpo": Objective("FocusDPO, M_s and M_d", {"objective.name": "focus_dpo"}),
+    "focus_read": Objective(
+        "FocusDPO, best other reading", {"objective.name": "focus_dpo"}, searched=False
+    ),
     "patch_dpo": Objective(
         "PatchDPO, with reference policy",
         {"objective.name": "patch_dpo", "objective.patch.form": "reference"},
@@ -61,7 +67,7 @@ OBJECTIVES: dict[ObjectiveKey, Objective] = {
 }
 """Every trained arm. Unnamed settings are the run's own `train` section, the same for all."""
 
-FOCUS: tuple[ObjectiveKey, ...] = ("focus_s", "focus_d", "focus_dpo")
+FOCUS: tuple[ObjectiveKey, ...] = ("focus_s", "focus_d", "focus_dpo", "focus_read")
 RIVALS: tuple[ObjectiveKey, ...] = ("sft", "dpo", "dpo_prior", "patch_dpo", "patch_released")
 
 
@@ -99,6 +105,24 @@ CHOICES: dict[str, Mapping[str, Any]] = {
 """Other readings of FocusDPO (design: doubtful choices), each a change of dotted train settings to
 the one that both maps and the search gave."""
 
+TRIED = (
+    "features: first block",
+    "features of the reference policy",
+    "k: falls with noise",
+    "M' inside M_prior",
+    "M' weighs nothing",
+    "M' weighs more than M_s",
+    "background weighs as subjects",
+    "gate: always",
+    "maps: the winner's",
+    "maps: split",
+    "a sigmoid per token",
+    "safeguard 0.5",
+    "noise: uniform",
+    "no anchor",
+)
+"""Those that change most."""
+
 
 class AblationConfig(BaseModel):
     """What is compared, and how the settings of each objective are found."""
@@ -106,7 +130,9 @@ class AblationConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     objectives: tuple[ObjectiveKey, ...] = Field(
-        tuple(OBJECTIVES), min_length=1, description="trained arms; the base comes by itself"
+        ("sft", "dpo", "dpo_prior", "focus_s", "focus_d", "focus_dpo", "focus_read", "patch_dpo"),
+        min_length=1,
+        description="trained arms; the base comes by itself. focus_read needs focus_dpo",
     )
     sources: tuple[Source, ...] = Field(
         ("both", "disrupt", "rank"), min_length=1, description="pairs to train on, the first main"
@@ -135,8 +161,9 @@ class AblationConfig(BaseModel):
     )
     looks: int = Field(2, ge=1, description="looks at them along each training of the search")
     choices: tuple[str, ...] = Field(
-        tuple(CHOICES),
-        description="other readings of focus_dpo, tried on validation scenes with one seed",
+        TRIED,
+        description="other readings of focus_dpo, tried on validation scenes with one seed; there "
+        f"are: {', '.join(CHOICES)}",
     )
     workers: int = Field(
         0, ge=0, description="processes, one thread each; 0: as many as there are cores"
@@ -153,9 +180,19 @@ class AblationConfig(BaseModel):
             )
         return names
 
+    @model_validator(mode="after")
+    def _read_of_something(self) -> AblationConfig:
+        if "focus_read" in self.objectives and not (
+            "focus_dpo" in self.objectives and self.choices
+        ):
+            raise ValueError("focus_read needs focus_dpo among the objectives, and choices")
+        return self
+
     def trials(self, objective: ObjectiveKey, shared: ObjectiveConfig) -> list[dict[str, Any]]:
         """The settings that the search tries for an objective, dotted below `train`; `shared` is
         what all objectives start from."""
+        if not OBJECTIVES[objective].searched:
+            return []
         if not OBJECTIVES[objective].has_beta:
             return [{"lr": lr} for lr in self.search_lr_alone]
         anchor = shared.eta / shared.beta

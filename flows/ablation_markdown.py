@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from focusdpo.data_schemas.ablations import BASE, Ablation
 from focusdpo.flows.ablation_lookup import Lookup
@@ -13,6 +14,7 @@ from focusdpo.flows.ablation_tables import (
     Cell,
     ContrastLine,
     main_tables,
+    reading_table,
     rival_lines,
 )
 from focusdpo.flows.ablation_verdict import find
@@ -28,6 +30,12 @@ def markdown(ablation: Ablation) -> str:
         parts += [f"### {escaped(table.title)}", _arms(table)]
     for title, lines in rival_lines(look, finding):
         parts += [f"### {escaped(title)}, against the others", _contrasts(lines)]
+    readings = reading_table(look)
+    if readings is not None:
+        parts += [
+            "### Other readings of FocusDPO, less the default one",
+            _arms(readings, "reading"),
+        ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -51,8 +59,8 @@ def escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _arms(table: ArmTable) -> str:
-    head = ["training", *(f"{c.title} {_ARROWS.get(c.better, '')}".strip() for c in table.columns)]
+def _arms(table: ArmTable, what: str = "training") -> str:
+    head = [what, *(f"{c.title} {_ARROWS.get(c.better, '')}".strip() for c in table.columns)]
     rows = [
         [
             f"**{escaped(line.label)}**" if line.best else escaped(line.label),
@@ -69,9 +77,11 @@ _ARROWS = {"higher": "↑", "lower": "↓"}
 def _cell(cell: Cell) -> str:
     """Mean, and below it the difference: bold where its interval does not hold zero."""
     change = " ".join(word for word in (cell.change.mean, cell.change.bounds) if word)
-    if not change or not cell.change.bounds:
-        return escaped(cell.mean)
+    if not cell.change.mean and change:  # the cell is a difference itself
+        cell, change = replace(cell, mean=f"{cell.mean} {change}"), ""
     decided = cell.change.verdict in ("better", "worse")
+    if not change or not cell.change.bounds:
+        return f"**{escaped(cell.mean)}**" if decided else escaped(cell.mean)
     text = f"**{escaped(change)}**" if decided else escaped(change)
     return f"{escaped(cell.mean)}<br>{text}"
 

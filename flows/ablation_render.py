@@ -74,6 +74,7 @@ def render(ablation: Ablation, grid: Grid | None) -> str:
             more_charts=curve_charts(ablation, deciding=False),
             search=tables.search_lines(look),
             trials=_trials(ablation),
+            readings=tables.reading_table(look),
             agreement=tables.agreement_lines(look),
             arms=[(title_of(arm), settings_text(arm.settings)) for arm in ablation.arms],
             grid=grid,

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from focusdpo.data_schemas.ablations import BASE, Agreement, Arm, Contrast, SearchPoint
+from focusdpo.data_schemas.ablations import BASE, Agreement, Arm, Contrast, Reading, SearchPoint
 from focusdpo.flows.ablation_lookup import (
     ALL,
     DASH,
@@ -25,7 +25,7 @@ from focusdpo.flows.ablation_lookup import (
 )
 from focusdpo.flows.ablation_verdict import Finding
 from focusdpo.flows.report_chart_data import Better
-from focusdpo.flows.report_metrics import metric_info
+from focusdpo.flows.report_metrics import judge, metric_info
 from focusdpo.flows.report_view import Interval, Verdict
 
 MAIN = ("identity", "leakage_margin", "confusion", "duplicate", "class_recognition", "copy_paste")
@@ -248,6 +248,32 @@ def _agreement_line(look: Lookup, one: Agreement) -> AgreementLine:
         scorer=_signed(one.scorer_difference),
         judge=_signed(one.judge_difference),
     )
+
+
+def reading_table(look: Lookup) -> ArmTable | None:
+    """Other readings of FocusDPO less the default one, by the deciding metrics."""
+    metrics = [m for m in look.ablation.deciding if any(r.metric == m for r in _readings(look))]
+    if not metrics:
+        return None
+    names = dict.fromkeys((one.name, settings_text(one.settings)) for one in _readings(look))
+    found = {(one.name, one.metric): one for one in _readings(look)}
+    lines = tuple(
+        ArmLine(name, note, False, tuple(_reading(look, found[name, metric]) for metric in metrics))
+        for name, note in names
+    )
+    columns = tuple(Column(metric_info(metric).title, look.better(metric)) for metric in metrics)
+    return ArmTable("Other readings", columns, lines)
+
+
+def _readings(look: Lookup) -> Sequence[Reading]:
+    return look.ablation.readings
+
+
+def _reading(look: Lookup, one: Reading) -> Cell:
+    unit = unit_of(one.metric)
+    wide = Interval(mean=one.mean, low=one.family_low, high=one.family_high)
+    verdict = judge(wide, look.better(one.metric), one.scenes)
+    return Cell(signed_text(wide, unit), "", Change("", bounds_text(wide, unit), verdict))
 
 
 def _signed(value: float) -> str:

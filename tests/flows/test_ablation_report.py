@@ -214,7 +214,7 @@ def test_hostile_words_are_shown_and_do_nothing(ablation: Ablation, folder: Path
     text = markdown(hostile)
     assert "<img" not in text and "&lt;img" in text
     widths = {line.replace("\\|", "").count("|") for line in text.splitlines() if line[:1] == "|"}
-    assert widths == {8}, "no cell is torn apart"
+    assert widths == {4, 8}, "no cell is torn apart: tables of arms and of readings"
 
 
 def test_what_has_no_number_is_a_dash(ablation: Ablation, cells: Cells):
@@ -332,3 +332,14 @@ def test_page_in_a_browser(folder: Path, tmp_path: Path):
         assert tab.js("[...document.images].filter(i => !i.naturalWidth).length") == 0
         assert tab.complaints() == []
         assert tab.requests() == []
+
+
+def test_other_readings_are_told_with_their_intervals(page: str):
+    """Green, red or grey by the family's interval; the default reading is what they are less."""
+    text = markdown(make_ablation())
+    assert "Other readings" in text
+    assert "**\u22120.020 \\[\u22120.030, \u22120.010\\]**" in text
+    assert "| +0.003 \\[\u22120.007, +0.013\\] |" in text
+    assert 'id="readings"' in page
+    without = dataclasses.replace(make_ablation(), readings=())
+    assert "Other readings" not in markdown(without)

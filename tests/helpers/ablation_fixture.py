@@ -17,6 +17,7 @@ from focusdpo.data_schemas.ablations import (
     ArmRow,
     Contrast,
     CurvePoint,
+    Reading,
     SearchPoint,
 )
 from focusdpo.data_schemas.images import encode_png
@@ -113,6 +114,7 @@ def make_ablation() -> Ablation:
         rows=_rows(arms),
         contrasts=_contrasts(arms),
         agreement=_agreement(arms),
+        readings=_readings(),
         metrics_better={name: metric.better for name, metric in METRICS.items()},
         seconds=14230.0,
         wall_seconds=7300.0,
@@ -121,6 +123,25 @@ def make_ablation() -> Ablation:
         command="focusdpo ablate --root data --out runs/ablation",
         pictures={BASE: "base/images/base"}
         | {arm.name: f"arms/{arm.name}/images" for arm in arms if arm.name != BASE},
+    )
+
+
+def _readings() -> tuple[Reading, ...]:
+    """One that is worse for sure, one undecided."""
+    return tuple(
+        Reading(
+            name=name,
+            settings={"focus.w_low": "0"},
+            metric=metric,
+            mean=mean,
+            low=mean - 0.004,
+            high=mean + 0.004,
+            family_low=mean - 0.01,
+            family_high=mean + 0.01,
+            scenes=96,
+        )
+        for name, mean in (("M' weighs nothing", -0.02), ("gate: always", 0.003))
+        for metric in ("identity", "leakage_margin")
     )
 
 
