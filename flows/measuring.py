@@ -8,37 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.bench_figure import BenchFigure
 from focusdpo.flows.progress import working
 
-OVERHEAD, NOTHING_SECONDS, STEP_RATIO, MEMORY_GIB = 1.15, 10.0, 1.05, 4.0
-
-
-@dataclass(frozen=True, slots=True)
-class BenchFigure:
-    """A measured figure, and what it should stay under."""
-
-    name: str
-    value: float
-    unit: str
-    limit: float | None = None
-
-    @property
-    def ok(self) -> bool | None:
-        """None where nothing is promised."""
-        return None if self.limit is None else self.value <= self.limit
-
-    @property
-    def wanted(self) -> str:
-        return "" if self.limit is None else f"<= {self.limit:g}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
-        return {**asdict(self), "ok": self.ok}
+OVERHEAD, NOTHING_SECONDS, MEMORY_GIB = 1.15, 10.0, 4.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +34,8 @@ def measure(
     out: Path, *, prefect: bool, repeats: int, preset: str, overrides: Sequence[str]
 ) -> list[BenchFigure]:
     """Build twice, then compare training steps. UserError when a command fails."""
+    from focusdpo.flows.step_figures import step_figures
+
     root = out / "dataset"
     if root.exists():
         raise UserError(f"{root}: is there already; bench measures a first build, give a new --out")
@@ -98,34 +78,6 @@ def run_command(arguments: Sequence[str]) -> Finished:
     return Finished(
         json.loads(lines[-1]), wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
     )
-
-
-def step_figures(
-    root: Path, preset: str, overrides: Sequence[str], repeats: int
-) -> list[BenchFigure]:
-    """A FocusDPO step beside a plain DPO step, on pairs of the dataset."""
-    from focusdpo.flows.config import TrainRun
-    from focusdpo.flows.settings import merge, parse_overrides, resolve
-    from focusdpo.flows.wiring import build_part
-    from focusdpo.model.batches import PairData
-    from focusdpo.model.bench import step_cost
-    from focusdpo.pipeline.versions import open_version
-
-    wanted = {name: value for name, value in parse_overrides(overrides).items() if name == "train"}
-    tree = merge({"preset": preset, "root": str(root), "out": "-"}, wanted)
-    config = resolve(TrainRun, tree).train
-    version = open_version(str(root))
-    backbone = build_part("pocket", "backbone")
-    data = PairData(backbone, version.shards("train"), only=version.ids("train"), split="train")
-    # All pairs of a batch have equally many subjects.
-    items = max(data.groups(), key=len)[: config.batch_pairs]
-    with working("timing training steps"):
-        cost = step_cost(backbone, data.batch(items), config, repeats=repeats)
-    return [
-        BenchFigure("DPO step", cost.dpo_seconds, "s"),
-        BenchFigure("FocusDPO step", cost.focus_seconds, "s"),
-        BenchFigure("FocusDPO step / DPO step", cost.ratio, "", STEP_RATIO),
-    ]
 
 
 def _sets(overrides: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a FocusDPO step costs beside a plain DPO step, on this machine."""
+"""What a FocusDPO step costs beside a plain DPO step, on this machine: time and memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -57,6 +58,51 @@ def step_cost(
     focus, dpo = (statistics.median(walls[name]) for name in ("focus_dpo", "dpo"))
     ratio = statistics.median(f / d for f, d in zip(*works.values(), strict=True))
     return StepCost(focus, dpo, ratio, len(batch), repeats)
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Resident memory of steps of one objective, in a process that has taken no step before."""
+
+    before_bytes: int
+    """With model, pairs and a fresh adapter in place."""
+    peak_bytes: int
+
+    @property
+    def growth_bytes(self) -> int:
+        """What the steps need: activations, gradients, the optimiser's moments."""
+        return self.peak_bytes - self.before_bytes
+
+
+def step_memory(
+    backbone: Backbone, batch: PairBatch, config: TrainConfig, objective: str, *, steps: int = 3
+) -> StepMemory | None:
+    """Takes a few whole steps; None where the system does not tell of memory as Linux does.
+
+    For a process of its own: memory that was freed before the first step is used again unseen."""
+    remove_policy(backbone.transformer)
+    run = _step(backbone, batch, config, RunState(backbone, config), objective)
+    try:
+        _PROC.joinpath("clear_refs").write_text("5")  # the peak starts anew
+        before = _resident("VmRSS")
+        for _ in range(steps):
+            run()
+        return StepMemory(before, _resident("VmHWM"))
+    except OSError:
+        return None
+    finally:
+        remove_policy(backbone.transformer)
+
+
+_PROC = Path("/proc/self")
+
+
+def _resident(field: str) -> int:
+    """Bytes; VmRSS is now, VmHWM the peak. Not `ru_maxrss`: a child inherits its parent's."""
+    for line in _PROC.joinpath("status").read_text("utf-8").splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"no {field} in {_PROC / 'status'}")
 
 
 def _timed(run: Callable[[], None]) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from focusdpo.model.adapter import (
 from focusdpo.model.backbone import FeatureConfig
 from focusdpo.model.backbones.flux import FluxBackbone
 from focusdpo.model.batches import PairBatch, encode_pairs
-from focusdpo.model.bench import step_cost
+from focusdpo.model.bench import step_cost, step_memory
 from focusdpo.model.configs import LoraConfig, ObjectiveConfig, PatchConfig, TrainConfig
 from focusdpo.model.focus_config import FocusConfig, NoiseConfig
 from focusdpo.model.monitor import PER_PAIR, bucket_rows, observe
@@ -178,6 +179,25 @@ def test_step_cost_times_both_and_leaves_the_base(backbone: FluxBackbone) -> Non
     cost = step_cost(backbone, batch, config(), repeats=3)
     assert cost.focus_seconds > 0
     assert cost.dpo_seconds > 0
+    assert not policy_parameters(backbone.transformer)
+
+
+@pytest.mark.parametrize("name", ["focus_dpo", "dpo"])
+def test_step_memory_leaves_the_base(backbone: FluxBackbone, name: str) -> None:
+    batch = encode_pairs(backbone, [make_sample(i, 2) for i in range(2)])
+    memory = step_memory(backbone, batch, config(), name, steps=1)
+    assert not policy_parameters(backbone.transformer)
+    if memory is not None:  # Linux
+        assert 2**24 < memory.before_bytes <= memory.peak_bytes
+        assert memory.growth_bytes < 2**30
+
+
+def test_step_memory_is_silent_where_the_system_does_not_tell(
+    backbone: FluxBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = encode_pairs(backbone, [make_sample(0, 2)])
+    monkeypatch.setattr("focusdpo.model.bench._PROC", tmp_path / "nowhere")
+    assert step_memory(backbone, batch, config(), "dpo", steps=1) is None
     assert not policy_parameters(backbone.transformer)
 
 
