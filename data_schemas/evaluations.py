@@ -36,6 +36,7 @@ class EvalScene:
     class_recognition: float
     hue_error: float
     pattern_error: float
+    clip_t: float
     scr_40: float
     scr_50: float
     scr_60: float

@@ -93,6 +93,7 @@ def _measure(cell: Cell) -> None:
     judge = build_part(cell.suite, "judge")
     generator = build_part(cell.suite, "generator")
     backbone = build_part(cell.suite, "backbone")
+    segmenter, identity, clip = (build_part(cell.suite, role) for role in SCORERS)
     if cell.train is None:
         remove_policy(backbone.transformer)
         write_subjects(cell.folder, held_out)
@@ -108,10 +109,10 @@ def _measure(cell: Cell) -> None:
             cell.folder,
             quiet,
             protocol_of(cell.held_out),
+            clip,
         )
     finally:
         remove_policy(backbone.transformer)
-    segmenter, identity = (build_part(cell.suite, role) for role in SCORERS)
     views = scorer_view(records, held_out, segmenter, identity, cell.folder)
     (cell.folder / SCENES).write_bytes(to_parquet(records, EvalScene))
     (cell.folder / SCORER).write_bytes(to_parquet(views, ScorerView))

@@ -162,6 +162,7 @@ def _curves(choice: Choice) -> list[CurvePoint]:
         if cell.key in choice.chosen
         for metric in METRICS
         for row in [{"step": 0, metric: 0.0}, *about["train"]["validation"]]
+        if metric in row
     ]
 
 

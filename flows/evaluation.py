@@ -36,12 +36,18 @@ from focusdpo.pipeline.evaluate import PROTOCOL, EvaluateConfig, measure, paint_
 from focusdpo.pipeline.judge import Judge
 from focusdpo.pipeline.keys import config_digest, digest
 from focusdpo.pipeline.metrics import METRICS
-from focusdpo.pipeline.parts import Generator, IdentityEncoder, Image, Segmenter
+from focusdpo.pipeline.parts import (
+    Generator,
+    IdentityEncoder,
+    Image,
+    Segmenter,
+    TextImageEncoder,
+)
 
 log = logging.getLogger(__name__)
 
 MODELS = ("base", "adapter")
-SCORERS = ("segmenter", "identity")
+SCORERS = ("segmenter", "identity", "clip")
 """The parts that chose the training's pairs."""
 GRID = "grid.png"
 """References of some scenes, and below them what each model painted."""
@@ -91,14 +97,15 @@ def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
     judge = build_part(run.suite, "judge")
     records: dict[str, list[EvalScene]] = {}
     scored: dict[str, list[ScorerView]] = {}
-    segmenter, identity = (build_part(run.suite, role) for role in SCORERS)
+    segmenter, identity, clip = (build_part(run.suite, role) for role in SCORERS)
     fingerprints = {part: fingerprint_of(run.suite, part) for part in ("judge", *SCORERS)}
     for model in MODELS:
         adapter = run.adapter if model == "adapter" else None
         generator = build_part(run.suite, "generator", adapter=adapter)
         fingerprints[model] = generator.fingerprint
+        protocol = protocol_of(run.held_out)
         records[model] = evaluate_model(
-            model, held_out, generator, judge, run.evaluate, out, watch, protocol_of(run.held_out)
+            model, held_out, generator, judge, run.evaluate, out, watch, protocol, clip
         )
         scored[model] = scorer_view(records[model], held_out, segmenter, identity, out)
     first = {
@@ -147,6 +154,7 @@ def evaluate_model(
     out: Path,
     watch: Watch = quiet,
     protocol: str = PROTOCOL,
+    clip: TextImageEncoder | None = None,
 ) -> list[EvalScene]:
     """Paint all scenes with one model and measure them; one record per picture, scene by scene.
 
@@ -161,6 +169,7 @@ def evaluate_model(
         judge,
         config,
         held_out_classes=held_out.held_out_classes,
+        clip=clip,
         names=names,
         protocol=protocol,
     )

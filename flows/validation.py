@@ -47,6 +47,7 @@ class Validator:
         self._config = EvaluateConfig()
         self._held_out = held_out_scenes(validation_scenes(scenes), vocabulary(suite)[0])
         self._judge = build_part(suite, "judge")
+        self._clip = build_part(suite, "clip")
         # The generator paints with the very backbone that training changes.
         self._generator = build_part(suite, "generator")
 
@@ -77,7 +78,15 @@ class Validator:
             part = scenes[start : start + step]
             pictures += paint_scenes(part, references, self._generator, self._config)
             self._watch("validate", start + len(part), len(scenes), {})
-        return measure("validation", scenes, pictures, references, self._judge, self._config)
+        return measure(
+            "validation",
+            scenes,
+            pictures,
+            references,
+            self._judge,
+            self._config,
+            clip=self._clip,
+        )
 
 
 def means(records: list[EvalScene]) -> dict[str, float]:

@@ -26,7 +26,14 @@ from focusdpo.pipeline.metrics import (
     identity_values,
     nan_mean,
 )
-from focusdpo.pipeline.parts import Generator, Image, Mask, ReferenceImage, Vectors
+from focusdpo.pipeline.parts import (
+    Generator,
+    Image,
+    Mask,
+    ReferenceImage,
+    TextImageEncoder,
+    Vectors,
+)
 from focusdpo.pipeline.patterns import pattern_difference
 from focusdpo.pipeline.score import crop_on_white
 from focusdpo.pipeline.stage import chunks
@@ -117,13 +124,14 @@ def measure(
     config: EvaluateConfig,
     *,
     held_out_classes: Collection[str] = (),
+    clip: TextImageEncoder | None = None,
     names: Sequence[str] | None = None,
     protocol: str = PROTOCOL,
 ) -> list[EvalScene]:
     """One record per picture, in the order of `paint_scenes`.
 
     `references` holds all pictures of each subject: the judge compares with every one. `names`
-    says where each picture lies.
+    says where each picture lies. Without `clip` there is no prompt fit.
     """
     per_scene = config.images_per_scene
     if len(pictures) != per_scene * len(scenes):
@@ -133,6 +141,7 @@ def measure(
         )
     wanted = {name for scene in scenes for name in scene.subject_ids}
     known = _know({name: references[name] for name in sorted(wanted)}, judge)
+    fits = _prompt_fits(scenes, pictures, clip, config)
     looks = [seen for part in chunks(pictures, config.batch) for seen in judge.look(part)]
     records = []
     for at, (picture, seen) in enumerate(zip(pictures, looks, strict=True)):
@@ -159,12 +168,29 @@ def measure(
                 class_recognition=_recognised(scene, hits, judge.class_names),
                 hue_error=_hue_error(hits, own),
                 pattern_error=_pattern_error(picture, hits, own, judge),
+                clip_t=fits[at],
                 copy_paste=_copy_guard(picture, hits, own),
                 **identity_values(similarity, given, claim=config.claim),
             )
         )
     log.info("evaluate %s: %d pictures of %d scenes", model, len(records), len(scenes))
     return records
+
+
+def _prompt_fits(
+    scenes: Sequence[Scene],
+    pictures: Sequence[Image],
+    clip: TextImageEncoder | None,
+    config: EvaluateConfig,
+) -> list[float]:
+    """CLIP-T of each picture; NaN without a CLIP."""
+    if clip is None:
+        return [np.nan] * len(pictures)
+    prompts = sorted({scene.prompt for scene in scenes})
+    texts = np.asarray(clip.embed_texts(prompts), dtype=np.float64)
+    shown = np.concatenate([clip.embed_images(part) for part in chunks(pictures, config.batch)])
+    rows = [prompts.index(scenes[at // config.images_per_scene].prompt) for at in range(len(shown))]
+    return [float(a @ texts[row]) for a, row in zip(shown.astype(np.float64), rows, strict=True)]
 
 
 def _know(references: Mapping[str, Sequence[ReferenceImage]], judge: Judge) -> dict[str, _Known]:

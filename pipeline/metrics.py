@@ -67,6 +67,11 @@ METRICS: dict[str, Metric] = {
         "Share of the structure of light in which a found subject differs from its references, "
         "laid upon them as well as it fits; measured from pixels, no model beyond the mask.",
     ),
+    "clip_t": Metric(
+        "Prompt fit, CLIP-T", "higher", "cosine",
+        "Cosine of the whole picture and its prompt, by the CLIP that guards pairs: no judge apart "
+        "from them, but blind to individuals, which the prompt does not tell.",
+    ),
     "scr_40": Metric(
         "SCR@0.4", "lower", "share", "Subjects whose matched identity is below 0.4."
     ),

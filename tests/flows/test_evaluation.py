@@ -82,7 +82,14 @@ def test_the_folder_holds_both_views_and_their_agreement(
         (one.model, one.scene_id, one.index) for one in scored
     ]
     about = json.loads((out / "run.json").read_text())
-    assert set(about["fingerprints"]) == {"judge", "segmenter", "identity", "base", "adapter"}
+    assert set(about["fingerprints"]) == {
+        "judge",
+        "segmenter",
+        "identity",
+        "clip",
+        "base",
+        "adapter",
+    }
     rows = {(row["metric"], row["model"]): row for row in about["agreement"]}
     assert rows["identity", "base"]["count"] == 20 and rows["identity", "base"]["spearman"] > 0.5
     change = rows["identity", "adapter - base"]

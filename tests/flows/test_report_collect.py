@@ -152,6 +152,7 @@ def _record(model: str, index: int, identity: float, **changes: object) -> EvalS
         "class_recognition": 1.0,
         "hue_error": float("nan"),
         "pattern_error": 0.2,
+        "clip_t": 0.3,
         "scr_40": 0.0,
         "scr_50": 0.0,
         "scr_60": 0.0,

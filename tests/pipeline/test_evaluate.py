@@ -143,3 +143,23 @@ def test_base_and_adapter_from_the_same_seeds(toy, world):
 def test_a_wrong_number_of_pictures_is_refused(toy, world):
     with pytest.raises(ValueError, match="0 pictures, expected 1: 1 for each of 1 scenes"):
         measure("base", [world.scene("red")], [], {"red": world.shown("red")}, toy.Judge(), CONFIG)
+
+
+class Words:
+    """An encoder of texts that knows one word, and of pictures that sees one direction."""
+
+    fingerprint = "words"
+
+    def embed_texts(self, texts):
+        return np.array([[1.0, 0.0] if "square" in t else [0.0, 1.0] for t in texts], np.float32)
+
+    def embed_images(self, images):
+        return np.array([[0.6, 0.8]] * len(images), np.float32)
+
+
+def test_prompt_fit_is_the_cosine_of_picture_and_prompt(toy, world):
+    """Without an encoder it has no value."""
+    square = look(toy, world, ["green"], [("square", 120, 0)], clip=Words())
+    disc = look(toy, world, ["red"], [("disc", 0, 0)], clip=Words())
+    assert (square.clip_t, disc.clip_t) == (pytest.approx(0.6), pytest.approx(0.8))
+    assert math.isnan(look(toy, world, ["red"], [("disc", 0, 0)]).clip_t)
