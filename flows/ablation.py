@@ -157,7 +157,8 @@ def ablate(run: AblateRun, submit: Submit, watch: Watch = quiet) -> AblateOutcom
     readings = plan.choices(choice.settings["focus_dpo"]) if "focus_dpo" in choice.settings else []
     missing += [cell for cell in readings if cell.finished() is None]
     read = run_all(readings, submit, watch, "other readings")
-    choice = choose_reading(choice, read)
+    if "focus_read" in run.ablation.objectives:
+        choice = choose_reading(choice, read)
     cells = [plan.base(), *plan.final(choice.settings)]
     missing += [cell for cell in cells if cell.finished() is None]
     done = run_all(cells, submit, watch, "train and measure")
@@ -171,7 +172,7 @@ def ablate(run: AblateRun, submit: Submit, watch: Watch = quiet) -> AblateOutcom
         out=run.out,
         report=str(page),
         cells=len(trials) + len(cells) + len(readings),
-        made=len(missing),
+        made=len({cell.folder for cell in missing}),
         wall_seconds=seconds,
         verdict=[finding.headline, *finding.details],
     )
@@ -180,14 +181,16 @@ def ablate(run: AblateRun, submit: Submit, watch: Watch = quiet) -> AblateOutcom
 def run_all(
     cells: Sequence[Cell], submit: Submit, watch: Watch, phase: str
 ) -> list[tuple[Cell, dict[str, Any]]]:
-    """Every cell with what it left, in their order. The first failure is raised when the cells
-    that run have ended; none is lost."""
-    futures: list[Pending | None] = []
+    """Every cell with what it left, in their order; equal cells are done once. The first failure is
+    raised when the cells that run have ended; none is lost."""
+    futures: dict[Path, Pending] = {}
     found: list[dict[str, Any]] = []
     for cell in cells:
-        futures.append(None if cell.finished() else submit(cell))
-    for number, (cell, future) in enumerate(zip(cells, futures, strict=True), 1):
-        about = future.result() if future is not None else cell.finished()
+        if cell.folder not in futures and cell.finished() is None:
+            futures[cell.folder] = submit(cell)
+    for number, cell in enumerate(cells, 1):
+        future = futures.get(cell.folder)
+        about = cell.finished() if future is None else future.result()
         assert about is not None
         found.append(about)
         watch(phase, number, len(cells), {})

@@ -27,7 +27,9 @@ class WordPrompts(nn.Module):
         return Prompts(embeds_BTD, embeds_BTD.mean(1))
 
 
-def tiny_backbone(seed: int = 0, num_heads: int = 2) -> FluxBackbone:
+def tiny_backbone(
+    seed: int = 0, num_heads: int = 2, image_size: tuple[int, int] = (64, 64)
+) -> FluxBackbone:
     """Random weights that depend on `seed` alone; `num_heads` heads of width 12."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -62,7 +64,7 @@ def tiny_backbone(seed: int = 0, num_heads: int = 2) -> FluxBackbone:
         transformer,
         autoencoder,
         prompts,
-        image_size=(64, 64),
+        image_size=image_size,
         reference_size=(32, 32),
         default_blocks=("double.0",),
     )
