@@ -35,15 +35,27 @@ def write_ablation_report(folder: Path, ablation: Ablation) -> Path:
     grid = read_grid(folder, Lookup(ablation))
     page = render(ablation, grid).encode()
     write_file(folder / RECORD, to_json(ablation).encode())
-    write_file(folder / MARKDOWN, markdown(ablation).encode())
+    text = markdown(ablation)
     charts = curve_charts(ablation, deciding=True)
     if charts:
         write_file(folder / CURVES, curves_svg(charts))
+        text += f"\n![Validation metrics along each training]({CURVES})\n"
     if grid is not None:
         write_file(folder / PICTURES, encode_png(np.asarray(labelled_sheet(grid))))
+        text += f"\n![References of held-out scenes, below them each arm's pictures]({PICTURES})\n"
+    write_file(folder / MARKDOWN, text.encode())
     write_file(folder / PAGE, page)
     log.info("report of the ablation: %s", folder / PAGE)
     return folder / PAGE
+
+
+def publish(folder: Path, docs: Path) -> list[Path]:
+    """Copy what belongs into a repository's documentation (Markdown, curves, pictures) to `docs`;
+    where they are now. UserError when they cannot be written."""
+    found = [folder / name for name in (MARKDOWN, CURVES, PICTURES) if (folder / name).is_file()]
+    for file in found:
+        write_file(docs / file.name, file.read_bytes())
+    return [docs / file.name for file in found]
 
 
 def rewrite(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +22,10 @@ def ablate(
         typer.Option("--root", help="A dataset to train on; without it one is built below --out."),
     ] = None,
     version: Annotated[str, typer.Option("--version", help="Dataset version.")] = "latest",
+    docs: Annotated[
+        Path | None,
+        typer.Option("--docs", help="Also copy tables, curves and pictures to this folder."),
+    ] = None,
     prefect: PREFECT = True,
     preset: PRESET = "pocket",
     set_: SET = [],  # noqa: B006 - typer copies it
@@ -33,7 +38,13 @@ def ablate(
     the same command goes on.
     """
     run = resolve(AblateRun, tree(preset, set_, out=out, root=root, version=version))
-    finish(ablate_run(run, prefect=prefect), json)
+    result = ablate_run(run, prefect=prefect)
+    if docs is not None:
+        from focusdpo.flows.ablation_report import publish
+
+        for file in publish(Path(run.out), docs):
+            say(f"copied: {file}")
+    finish(result, json)
 
 
 def ablate_run(run: AblateRun, *, prefect: bool = True) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from focusdpo.flows.ablation_lookup import Lookup, spoken
 from focusdpo.flows.ablation_markdown import markdown
 from focusdpo.flows.ablation_pictures import evenly, read_grid
 from focusdpo.flows.ablation_render import render
-from focusdpo.flows.ablation_report import rewrite, write_ablation_report
+from focusdpo.flows.ablation_report import publish, rewrite, write_ablation_report
 from focusdpo.flows.ablation_verdict import and_list, verdict
 
 HOSTILE = "<img src=https://evil.example/x onerror=alert(1)>|*&\"'"
@@ -343,3 +343,12 @@ def test_other_readings_are_told_with_their_intervals(page: str):
     assert 'id="readings"' in page
     without = dataclasses.replace(make_ablation(), readings=())
     assert "Other readings" not in markdown(without)
+
+
+def test_what_belongs_into_documentation_is_copied(folder: Path, tmp_path: Path):
+    write_ablation_report(folder, make_ablation())
+    copied = publish(folder, tmp_path / "docs")
+    assert {path.name for path in copied} == {"ablation.md", "curves.svg", "pictures.png"}
+    text = (tmp_path / "docs/ablation.md").read_text("utf-8")
+    for name in re.findall(r"\]\((.+?)\)", text):
+        assert (tmp_path / "docs" / name).read_bytes() == (folder / name).read_bytes()
