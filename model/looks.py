@@ -60,6 +60,10 @@ class Looks:
         since = [row for row in self.rows if row["step"] > self.best_step]
         return 0 < self._config.patience <= len(since)
 
+    def kept_step(self, last: int) -> int:
+        """The step whose weights the adapter of a run of `last` steps holds."""
+        return (self.best_step if self._config.keep == "best" else 0) or last
+
     def forget_older(self) -> None:
         """Removes weights that are not the best; call after a checkpoint."""
         for path in self._folder.glob("best-*.safetensors"):

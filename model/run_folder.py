@@ -73,7 +73,7 @@ def write_summary(
         "objective": config.objective.name,
         "seed": config.seed,
         "stopped": looks.stop,
-        "adapter_step": looks.best_step if config.validation.keep == "best" else len(rows),
+        "adapter_step": looks.kept_step(len(rows)),
         "validation": looks.rows,
         "final": {k: v for k, v in means.items() if k != "step" and math.isfinite(v)},
         "machine": {

@@ -287,7 +287,7 @@ class _Run:
             base_fingerprint=self._identity["base"],
             dataset_version=self._dataset_version,
             objective=config.objective.name,
-            step=self._looks.best_step if config.validation.keep == "best" else state.step,
+            step=self._looks.kept_step(state.step),
             train_config=config.model_dump(mode="json"),
         )
         save_adapter(out_dir / "adapter", self._backbone.transformer, card, state.parameters)

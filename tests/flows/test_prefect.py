@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import toy_suite
+import toy_trainer
 from toy_root import Toy
 
+from focusdpo.flows import ablation, validation, wiring
 from focusdpo.flows.building import BuildResult, prepare
-from focusdpo.flows.config import BuildRun
+from focusdpo.flows.config import AblateRun, BuildRun
 from focusdpo.flows.progress import quiet
 from focusdpo.flows.settings import merge, resolve
 from focusdpo.flows.stages import STAGES
@@ -146,6 +149,60 @@ def test_bad_input_fails_the_flow_without_a_retry(server: None, toy: Toy) -> Non
     assert [one.run_count for one in publish] == [1]
 
 
+def test_an_ablation_is_a_flow_with_a_task_per_cell_that_is_missing(
+    server: None, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from focusdpo.flows.ablate import run_here
+
+    monkeypatch.setitem(wiring.SUITES, "pocket", "toy_trainer")
+    monkeypatch.setattr(validation, "_BASES", {})
+    monkeypatch.setattr(ablation, "start_worker", toy_trainer.start_worker)
+    out = tmp_path / "ablation"
+    tree = toy.tree(
+        root=None,
+        out=str(out),
+        train={"batch_pairs": 2, "mixed_precision": "no", "lora": {"rank": 2}},
+        held_out={"singles": 1, "pairs": 2, "same_class_pairs": 1, "triples": 1},
+        ablation={
+            **{"objectives": ["sft", "focus_dpo"], "sources": ["both"], "choices": []},
+            **{"seeds": 1, "steps": 1, "search_beta": [10.0], "search_lr_alone": [1e-4]},
+            **{"validation_scenes": 6, "workers": 1, "resamples": 100},
+        },
+    )
+    run = resolve(AblateRun, tree)
+    told: list[str] = []
+    outcome = run_here(run, lambda what, *_: told.append(what))
+    assert outcome.made == outcome.cells == 5
+    assert {"search", "train and measure", "compare"} <= set(told)
+    flow_run = newest_ablation()
+    assert flow_run.state_name == "Completed"
+    cells = sorted(path.parent.name for path in out.rglob("cell.json"))
+    mine = [one for one in task_runs(flow_run, 6) if one.name in cells]
+    assert sorted(one.name for one in mine) == cells
+    with client() as api:
+        made = {one.key: one for one in api.read_artifacts() if one.flow_run_id == flow_run.id}
+    assert set(made) == {"ablation", "ablation-report"}
+    assert made["ablation"].data == (out / "ablation.md").read_text("utf-8")
+    assert (out / "ablation.html").as_uri() in str(made["ablation-report"].data)
+    assert run_here(run, quiet).made == 0
+    again = newest_ablation()
+    assert again.id != flow_run.id and again.state_name == "Completed"
+    assert [one.name for one in task_runs(again, 1) if one.name in cells] == []
+
+
+def newest_ablation() -> Any:
+    """Not the build-dataset flow below it."""
+    from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    with client() as api:
+        return api.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=["ablate"])),
+            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+            limit=1,
+        )[0]
+
+
 def test_parameters_are_checked_by_the_same_model(server: None, toy: Toy) -> None:
     from prefect.exceptions import ParameterTypeError
 
@@ -166,9 +223,9 @@ def test_parameters_are_checked_by_the_same_model(server: None, toy: Toy) -> Non
 def test_each_flow_has_one_parameter_so_that_no_unknown_one_gets_in() -> None:
     import inspect
 
-    from focusdpo.flows import build_dataset, evaluate, train
+    from focusdpo.flows import ablate, build_dataset, evaluate, train
 
-    for flow in (build_dataset.build_dataset, train.train, evaluate.evaluate):
+    for flow in (build_dataset.build_dataset, train.train, evaluate.evaluate, ablate.ablate):
         assert list(inspect.signature(flow.fn).parameters) == ["run"]
         schema = flow.parameters.definitions[
             flow.parameters.properties["run"]["$ref"].split("/")[-1]

@@ -92,6 +92,23 @@ def test_splits_and_retired_pairs_are_left_out(
         PairData(backbone, pair_shards, split="val")
 
 
+@pytest.mark.parametrize(("source", "sizes"), [("rank", [1]), ("disrupt", [3, 4])])
+def test_a_source_leaves_the_others_out(
+    backbone: FluxBackbone, pair_shards: list[Path], source: str, sizes: list[int]
+) -> None:
+    data = PairData(backbone, pair_shards, source=source)
+    assert [len(group) for group in data.groups()] == sizes
+    assert {data.sample(item).pair.source for group in data.groups() for item in group} == {source}
+    everything = PairData(backbone, pair_shards)
+    assert set(data.keys()) < set(everything.keys())
+    assert data.fingerprint() != everything.fingerprint()
+
+
+def test_a_source_without_a_pair_is_named(backbone: FluxBackbone, pair_shards: list[Path]) -> None:
+    with pytest.raises(UserError, match="1 shards hold no pair of split 'train', source 'rank'"):
+        PairData(backbone, pair_shards[1:], source="rank")
+
+
 def test_batches_of_unlike_shapes_are_refused(
     backbone: FluxBackbone, pair_shards: list[Path]
 ) -> None:

@@ -55,11 +55,46 @@ def test_a_drifting_winner_is_said_once_per_window(caplog: pytest.LogCaptureFixt
     assert not caplog.records
 
 
+def test_learned_pairs_are_said_once_when_the_window_is_full(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = GuardConfig(window=4, saturation=0.1)
+    guard = Guard(config)
+    shares = [0.5, 0.01, 0.01, 0.01, 0.01]
+    for step, share in enumerate(shares[:3], 1):
+        guard.watch_saturation(step, share)
+    guard.watch_saturation(3, float("nan"))  # sft has no pairs to learn
+    assert not caplog.records, "the window is not full"
+    guard.watch_saturation(4, shares[3])
+    assert not caplog.records, "the first step still counts"
+    guard.watch_saturation(5, shares[4])
+    assert "step 5: the pairs are learned" in caplog.text and "gave 1.0 %" in caplog.text
+    for step in range(6, 30):
+        guard.watch_saturation(step, 0.001)
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("saved_after", [3, 5, 6])
+def test_a_resumed_run_says_it_at_the_same_step_and_not_again(
+    saved_after: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = GuardConfig(window=5, saturation=0.1)
+    shares = [0.3, 0.1, 0.05, 0.02, 0.02, 0.01, 0.01, 0.01]  # their mean falls below at step 5
+    guard = Guard(config)
+    for step, share in enumerate(shares, 1):
+        guard.watch_saturation(step, share)
+        if step == saved_after:
+            guard = Guard(config, json.loads(json.dumps(guard.state())))
+    assert [record.args[0] for record in caplog.records if record.args] == [5]  # type: ignore[index]
+
+
 def test_its_state_survives_json() -> None:
     guard = Guard(GuardConfig(window=12))
     for step in range(1, 20):
         guard.is_spike(step, 1 / step)
         guard.watch_winner(step, gap=0.1 / 3, error=0.5)
+        guard.watch_saturation(step, 0.1 / step)
     again = Guard(GuardConfig(window=12), json.loads(json.dumps(guard.state())))
     assert again.state() == guard.state() and guard.state()["usual"] > 0
+    assert again.state()["shares"] and again.state()["rises"]
     assert guard.is_spike(20, 3.0) == again.is_spike(20, 3.0)

@@ -118,6 +118,24 @@ def test_an_interrupted_run_goes_on_to_the_bit(
     assert outcome(tmp_path) == outcome(straight)
 
 
+def test_guards_go_on_to_the_bit(
+    pair_shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Windows longer than what a checkpoint is away, and a warning on either side of one."""
+    guards = {"window": 5, "saturation": 0.9, "winner_rise": 0.0, "spike": 1.5}
+    config = settings(guards=guards, tensorboard=False)
+    train(tiny_backbone(), pair_shards, config, tmp_path / "whole")
+    said = caplog.messages
+    assert sum("the pairs are learned" in line for line in said) == 1
+    caplog.clear()
+    for stop in (6, 9):
+        with pytest.raises(Interrupted):
+            train(tiny_backbone(), pair_shards, config, tmp_path / "parts", progress=stop_at(stop))
+    train(tiny_backbone(), pair_shards, config, tmp_path / "parts")
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+    assert set(caplog.messages) == set(said)
+
+
 HELPERS = str(Path(__file__).parents[1] / "helpers")
 WEIGHTS = "pytorch_lora_weights.safetensors"
 CHILD = """
