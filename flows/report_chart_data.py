@@ -45,6 +45,11 @@ class LineChart:
     level_label: str = ""
     smooth: bool = False
     """Draw a running mean over the raw points."""
+    dots: bool = False
+    """Draw every point: they are few."""
+    mark: float | None = None
+    """An x worth a vertical line."""
+    mark_label: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

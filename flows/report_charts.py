@@ -99,6 +99,16 @@ class _Frame:
             )
         return parts
 
+    def mark(self, value: float, label: str) -> list[Markup]:
+        """A vertical line; its label stands at its top, at the side where there is room."""
+        x = self.x(value)
+        parts = [element("line", x1=x, x2=x, y1=TOP, y2=HEIGHT - BOTTOM, class_="level")]
+        if label:
+            left = x > WIDTH / 2
+            at = {"x": x - 5 if left else x + 5, "text_anchor": "end" if left else "start"}
+            parts.append(element("text", label, y=TOP + 10, **at, class_="axis"))
+        return parts
+
 
 def _svg(label: str, parts: Sequence[Markup]) -> Markup:
     return element(
@@ -136,17 +146,28 @@ def smoothing_window(points: int) -> int:
 def line_chart(chart: LineChart) -> Markup:
     """Curves with axes; with `smooth` the raw points are faint and a running mean is drawn."""
     ys = [y for line in chart.lines for y in line.y]
+    marks = [chart.mark] if chart.mark is not None else []
     frame = _Frame(
-        (x for line in chart.lines for x in line.x),
+        [*(x for line in chart.lines for x in line.x), *marks],
         [*ys, *([chart.level] if chart.level is not None else [])],
     )
     parts = frame.axes(chart.x_label)
-    if chart.level is not None:
-        parts += frame.level(chart.level, chart.level_label)
     for line in chart.lines:
         parts += _curve(frame, line, smooth=chart.smooth)
+        if chart.dots:
+            parts += [
+                element("circle", cx=frame.x(x), cy=frame.y(y), r=3.2, class_=f"dot {line.role}")
+                for x, y in zip(line.x, line.y, strict=True)
+                if math.isfinite(y)
+            ]
+    if chart.level is not None:
+        parts += frame.level(chart.level, chart.level_label)
+    for at in marks:
+        parts += frame.mark(at, chart.mark_label)
     ends = "; ".join(
-        f"{line.name} ends at {tick_text(line.y[-1])}" for line in chart.lines if line.y
+        f"{line.name} ends at {tick_text(known[-1])}"
+        for line in chart.lines
+        if (known := [y for y in line.y if math.isfinite(y)])
     )
     return _svg(f"{chart.title}. {ends}.", parts)
 

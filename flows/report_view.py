@@ -146,6 +146,8 @@ class TrainingPart:
     charts: tuple[LineChart, ...]
     buckets: tuple[BucketChart, ...]
     focus: FocusGrid | None
+    looks: tuple[LineChart, ...] = ()
+    """Validation metrics over steps, where training looked."""
     notes: tuple[str, ...] = ()
 
 

@@ -17,7 +17,7 @@ from report_fixture import HOSTILE, make_report
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.report import write_report
-from focusdpo.flows.report_charts import nice_ticks, running_mean
+from focusdpo.flows.report_charts import line_chart, nice_ticks, running_mean
 from focusdpo.flows.report_metrics import bounds, choose, headline, judge, mean_text, number
 from focusdpo.flows.report_render import as_json, render, report_json
 from focusdpo.flows.report_view import EvaluationPart, Interval, ReportData
@@ -121,6 +121,14 @@ def test_text_colours_have_contrast_in_light_and_dark(page: str) -> None:
         for name in TEXT_COLOURS:
             light, dark = sorted((ground, _luminance(colours[name])), reverse=True)
             assert (light + 0.05) / (dark + 0.05) >= 4.5, (name, theme)
+
+
+def test_looks_have_a_dot_each_and_a_line_at_the_adapter(data: ReportData) -> None:
+    assert data.training is not None
+    drawn = str(line_chart(data.training.looks[0]))
+    assert drawn.count('class="dot plain"') == 7, "none where a look measured nothing"
+    assert "nan" not in drawn
+    assert ">adapter</text>" in drawn and ">base</text>" in drawn
 
 
 def test_parts_are_optional(data: ReportData) -> None:

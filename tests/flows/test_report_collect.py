@@ -123,12 +123,119 @@ def test_training_run_is_read(
     assert loss.lines[0].x == (1.0, 2.0, 3.0)
     assert np.isfinite(loss.lines[0].y).all()
     titles = {chart.title for chart in part.buckets}
-    assert {"A(t): alignment", "|M_s| / |M_prior|"} <= titles
+    assert titles == {
+        "A(t): alignment",
+        "|M_s| / |M_prior|",
+        "Implicit accuracy",
+        "What is left of a pair's gradient",
+        "e_w against the reference policy",
+        "e_l against the reference policy",
+    }
     assert part.focus is not None
     assert [row.symbol for row in part.focus.rows][:5] == ["M_prior", "M_d", "M'", "M_s", "W"]
     assert all(len(row.maps) == len(part.focus.sigmas) for row in part.focus.rows)
     out = write_report(tmp_path / "report.html", train_dir=tmp_path)
     assert "Where the loss looks" in out.read_text()
+
+
+def _run_folder(folder: Path, run: dict[str, Any], **config: object) -> Path:
+    """The summary and settings of a training run; no tables."""
+    (folder / "run.json").write_text(json.dumps({"steps": 60, "objective": "dpo", **run}))
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def _tables(folder: Path, columns: dict[str, list[float]]) -> None:
+    """One pair a step, at sigma 0.15 and 0.85 by turns."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    steps = np.arange(1, len(next(iter(columns.values()))) + 1)
+    bucket = np.where(steps % 2, 1, 8)
+    edges = {"sigma_low": bucket / 10, "sigma_high": (bucket + 1) / 10}
+    rows = {"step": steps, **columns}
+    pq.write_table(pa.table(rows), folder / "steps.parquet")
+    buckets = {**rows, **edges, "bucket": bucket, "count": np.ones(len(steps))}
+    pq.write_table(pa.table(buckets), folder / "buckets.parquet")
+
+
+def test_pair_gradient_and_safeguard_are_drawn_over_steps_and_noise(tmp_path: Path) -> None:
+    folder = _run_folder(tmp_path, {}, guards={"saturation": 0.02})
+    _tables(folder, {"pair_gradient": [0.5, 0.3, 0.1, 0.1], "safeguard": [1.0, 0.5, 1.0, 0.5]})
+    part = collect_training(folder)
+    curves = {chart.title: chart for chart in part.charts}
+    left = curves["What is left of a pair's gradient"]
+    assert left.lines[0].y == (0.5, 0.3, 0.1, 0.1)
+    assert (left.level, left.level_label) == (0.02, "saturated")
+    buckets = {
+        chart.title: [(b.start, round(b.mean, 6)) for b in chart.buckets] for chart in part.buckets
+    }
+    assert buckets == {
+        "What is left of a pair's gradient": [(0.1, 0.3), (0.8, 0.2)],
+        "SDPO's scale on the loser's gradient": [(0.1, 1.0), (0.8, 0.5)],
+    }
+    assert part.looks == ()
+
+
+def test_an_objective_without_pairs_has_no_chart_of_them(tmp_path: Path) -> None:
+    folder = _run_folder(tmp_path, {})
+    _tables(folder, {"loss": [1.0, 0.5], "pair_gradient": [np.nan] * 2, "safeguard": [np.nan] * 2})
+    part = collect_training(folder)
+    assert [chart.title for chart in part.charts] == ["Loss"]
+    assert part.buckets == ()
+
+
+LOOKS = [
+    {"step": 20, "score": 0.01, "identity": 0.02, "confusion": 0.1, "copy_paste": 0.01},
+    {"step": 40, "score": 0.03, "identity": 0.01, "confusion": 0.0, "copy_paste": 0.02},
+    {"step": 60, "score": 0.02, "identity": float("nan"), "confusion": 0.1, "copy_paste": 0.03},
+]
+
+
+def test_looks_are_drawn_with_the_step_that_the_adapter_holds(tmp_path: Path) -> None:
+    run = {"validation": LOOKS, "adapter_step": 40, "stopped": True}
+    looks = {"every": 20, "keep": "best", "patience": 1, "metric": "identity"}
+    part = collect_training(_run_folder(tmp_path, run, steps=400, validation=looks))
+    rise, harm, copies = part.looks
+    assert [line.name for line in rise.lines] == ["Matched identity", "Score"]
+    assert rise.lines[1].x == (0.0, 20, 40, 60)
+    assert rise.lines[1].y == (0.0, 0.01, 0.03, 0.02)
+    assert rise.lines[0].x == (0.0, 20, 40), "what was not measured is left out"
+    assert [line.name for line in harm.lines] == ["Confusion rate"]
+    assert copies.lines[0].y[-1] == 0.03
+    assert {chart.mark for chart in part.looks} == {40.0}
+    told = {fact.label: (fact.value, fact.note) for fact in part.facts}
+    assert told["adapter of step"] == ("40", "best of 3 looks by matched identity")
+    assert told["stopped early"] == ("yes", "")
+    assert part.notes == (
+        "Validation ended training at step 60 of 400: the last look was no better than one before.",
+    )
+    page = write_report(tmp_path / "report.html", train_dir=tmp_path).read_text()
+    assert "Validation scenes while training" in page and part.notes[0] in page
+
+
+def test_a_run_to_its_last_step_says_so(tmp_path: Path) -> None:
+    run = {"validation": LOOKS, "adapter_step": 60, "stopped": False}
+    part = collect_training(_run_folder(tmp_path, run, validation={"keep": "last"}))
+    told = {fact.label: (fact.value, fact.note) for fact in part.facts}
+    assert told["adapter of step"] == ("60", "the last step")
+    assert told["stopped early"] == ("no", "")
+    assert part.notes == ()
+
+
+def test_a_run_that_did_not_look_shows_no_looks(tmp_path: Path) -> None:
+    part = collect_training(_run_folder(tmp_path, {"validation": [], "adapter_step": 60}))
+    assert part.looks == ()
+    assert "adapter of step" not in {fact.label for fact in part.facts}
+    page = write_report(tmp_path / "report.html", train_dir=tmp_path).read_text()
+    assert "Validation scenes while training" not in page and "<h3>Curves" not in page
+
+
+def test_skipped_steps_are_told_with_their_reason(tmp_path: Path) -> None:
+    folder = _run_folder(tmp_path, {})
+    _tables(folder, {"loss": [1.0, 0.5, 0.4], "skipped": [0.0, 1.0, 0.0]})
+    note = "1 step was skipped: the gradient was far above the usual (guards.spike)."
+    assert collect_training(folder).notes == (note,)
 
 
 def _record(model: str, index: int, identity: float, **changes: object) -> EvalScene:

@@ -253,6 +253,22 @@ def _training(rng: np.random.Generator) -> TrainingPart:
             BucketChart(title="A(t), alignment", explain="Mean overlap.", buckets=buckets),
             BucketChart(title="|M_s| / |M_prior|", explain="Share left to learn.", buckets=buckets),
         ),
+        looks=(
+            LineChart(
+                title="What should rise",
+                explain="Less the base's.",
+                x_label="step",
+                lines=(
+                    Line(name="Score", x=(0, 100, 200, 300), y=(0, 0.02, 0.03, 0.01)),
+                    Line(name="Identity", x=(0, 100, 200, 300), y=(0, 0.01, 0.02, math.nan)),
+                ),
+                level=0.0,
+                level_label="base",
+                dots=True,
+                mark=200.0,
+                mark_label="adapter",
+            ),
+        ),
         focus=_focus(rng),
         notes=(),
     )
