@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from filelock import FileLock, Timeout
+
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.ablation_cells import run_cell, start_worker
 from focusdpo.flows.ablation_plan import Cell, Plan
@@ -139,14 +141,27 @@ def ablate_plain(run: AblateRun, watch: Watch = quiet) -> AblateOutcome:
 
 
 def ablate(run: AblateRun, submit: Submit, watch: Watch = quiet) -> AblateOutcome:
-    """Everything after the dataset is there. UserError when a cell's training raises one."""
+    """Everything after the dataset is there. UserError when a cell's training raises one, and when
+    another run is at work in the same folder."""
+    out = Path(run.out)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        # The lock goes with the process, however it ends.
+        with FileLock(out / ".lock", timeout=0):
+            return _ablate(run, out, submit, watch)
+    except Timeout as error:
+        raise UserError(
+            f"{out}: another ablate is at work in this folder; wait for it, or choose another --out"
+        ) from error
+
+
+def _ablate(run: AblateRun, out: Path, submit: Submit, watch: Watch) -> AblateOutcome:
     from focusdpo.flows.ablation_lookup import Lookup
     from focusdpo.flows.ablation_report import write_ablation_report
     from focusdpo.flows.ablation_result import compare
     from focusdpo.flows.ablation_verdict import find
 
     started = time.perf_counter()
-    out = Path(run.out)
     save_config(run, out / "config.yaml")
     version = open_version(run.dataset_root, run.version)
     plan = Plan(run, version.id)
