@@ -36,7 +36,8 @@ def look_charts(run: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Line
         _chart(
             run,
             "Copy-paste guard",
-            "Less the base's. Where it rises with identity, pictures repeat their references.",
+            "Likeness to the nearest reference in outline and pixels, less the base's. A rise "
+            "without a rise of identity means copied pictures.",
             ("copy_paste",),
         ),
     )
