@@ -134,15 +134,18 @@ def wait_until_healthy(server: Server, process: subprocess.Popen[bytes]) -> None
     raise AssertionError("the server did not answer\n" + server.log("server"))
 
 
-def test_the_three_deployments_are_there_with_their_limits(server: Server) -> None:
+def test_the_four_deployments_are_there_with_their_limits(server: Server) -> None:
     found = {str(one["name"]): one for one in server.get("deployments/filter", {})}
-    assert set(found) == {"build-dataset", "train", "evaluate"}
+    assert set(found) == {"build-dataset", "train", "evaluate", "ablate"}
     for one in found.values():
         options = one["concurrency_options"]
         assert isinstance(options, dict) and options["collision_strategy"] == "ENQUEUE"
         assert one["enforce_parameter_schema"] is True
     schedules = [s for one in found.values() for s in one["schedules"]]  # type: ignore[attr-defined]
-    assert len(schedules) == 2 and not any(one["active"] for one in schedules)
+    assert len(schedules) == 3 and not any(one["active"] for one in schedules)
+    assert found["ablate"]["entrypoint"] == "focusdpo.flows.ablate:ablate"
+    triggered = {str(one["name"]) for one in server.get("automations/filter", {})}
+    assert triggered == {"train-on-new-dataset", "evaluate-new-adapter"}
 
 
 def test_the_bare_name_is_refused(server: Server) -> None:
@@ -152,20 +155,21 @@ def test_the_bare_name_is_refused(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    "run",
+    ("name", "run"),
     [
-        {"root": "x", "nonsense": 1},
-        {"root": "x", "pair": {"min_dropp": 1}},
-        {"root": "x", "pair": {"min_drop": "lots"}},
+        ("build-dataset/build-dataset", {"root": "x", "nonsense": 1}),
+        ("build-dataset/build-dataset", {"root": "x", "pair": {"min_dropp": 1}}),
+        ("build-dataset/build-dataset", {"root": "x", "pair": {"min_drop": "lots"}}),
+        ("ablate/ablate", {"out": "x", "ablation": {"seedz": 1}}),
     ],
 )
 def test_wrong_parameters_are_refused_before_anything_runs(
-    server: Server, run: dict[str, object]
+    server: Server, name: str, run: dict[str, object]
 ) -> None:
     ended = server.prefect(
         "deployment",
         "run",
-        "build-dataset/build-dataset",
+        name,
         "--param",
         f"run={json.dumps(run)}",
         check=False,
