@@ -145,7 +145,7 @@ def _draw_maps(run: FocusMapsRun, backbone: Backbone, sample: ShardSample) -> No
     """maps.safetensors, in the manner of training's focus maps, and maps.png."""
     from safetensors.numpy import save
 
-    batch = encode_pairs(backbone, [sample])
+    batch = encode_pairs(backbone, [sample], focus=run.train.focus)
     arrays: Arrays = {}
     for phase in _phases(run):
         with _phase(backbone, phase):
@@ -195,14 +195,16 @@ def _features(run: FocusMapsRun, backbone: Any) -> tuple[str, str]:
 
 
 def _batches(
-    backbone: Backbone, version: DatasetVersion, rows: Sequence[IndexRow], size: int
+    run: FocusMapsRun, backbone: Backbone, version: DatasetVersion, rows: Sequence[IndexRow]
 ) -> list[PairBatch]:
-    """Rows of one number of subjects after another, at most `size` in a batch."""
+    """Rows of one number of subjects after another, at most `premise.batch_pairs` in a batch."""
+    size, focus = run.premise.batch_pairs, run.train.focus
     batches = []
     for _, group in groupby(rows, key=lambda row: row.num_subjects):
         samples = [version.read(row) for row in group]
         batches += [
-            encode_pairs(backbone, samples[at : at + size]) for at in range(0, len(samples), size)
+            encode_pairs(backbone, samples[at : at + size], focus=focus)
+            for at in range(0, len(samples), size)
         ]
     return batches
 
@@ -215,7 +217,7 @@ def _premise(
     watch: Watch,
 ) -> dict[str, Any]:
     """What premise.json holds."""
-    batches = _batches(backbone, version, rows, run.premise.batch_pairs)
+    batches = _batches(run, backbone, version, rows)
     numbers = [row.num_subjects for row in rows]
     configured, grouped, table = [], [], []
     for phase in _phases(run):

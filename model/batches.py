@@ -22,6 +22,7 @@ from focusdpo.data_schemas.shards import ShardSample
 from focusdpo.model.backbone import Backbone, Grid
 from focusdpo.model.configs import PatchConfig, digest
 from focusdpo.model.focus import FocusPriors, pool_to_grid
+from focusdpo.model.focus_config import FocusConfig
 from focusdpo.model.pair_batch import PairBatch, join
 from focusdpo.model.patch_quality import patch_quality
 from focusdpo.model.shard_index import Entry, index_shard, read_entry
@@ -44,11 +45,15 @@ def _masks(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:
     return torch.from_numpy(np.stack(arrays)).to(device).float()
 
 
-def near_prior(prior_BHW: Tensor, grid: Grid) -> Tensor:
-    """{0, 1} (B, N): tokens that hold any pixel of the prior, and the ring of tokens around."""
-    touched_BN = (pool_to_grid(prior_BHW, grid) > 0).float()
-    touched_B1hw = touched_BN.unflatten(1, grid).unsqueeze(1)
-    return F.max_pool2d(touched_B1hw, kernel_size=3, stride=1, padding=1).flatten(1)
+def prior_tokens(prior_BHW: Tensor, grid: Grid, cover: float, ring: int) -> Tensor:
+    """M_prior {0, 1} (B, N): tokens of which the region covers at least `cover` (0: any pixel), and
+    `ring` rings of tokens around them."""
+    share_BN = pool_to_grid(prior_BHW, grid)
+    inside_BN = ((share_BN >= cover) & (share_BN > 0)).float()
+    if not ring:
+        return inside_BN
+    inside_B1hw = inside_BN.unflatten(1, grid).unsqueeze(1)
+    return F.max_pool2d(inside_B1hw, 2 * ring + 1, stride=1, padding=ring).flatten(1)
 
 
 def _check_sizes(backbone: Backbone, samples: Sequence[ShardSample]) -> None:
@@ -64,10 +69,13 @@ def _check_sizes(backbone: Backbone, samples: Sequence[ShardSample]) -> None:
 
 @torch.no_grad()
 def encode_pairs(
-    backbone: Backbone, samples: Sequence[ShardSample], patches: PatchConfig | None = None
+    backbone: Backbone,
+    samples: Sequence[ShardSample],
+    patches: PatchConfig | None = None,
+    focus: FocusConfig | None = None,
 ) -> PairBatch:
     """Samples of equal R and sizes -> a batch on the backbone's device, float32; with `patches`,
-    their patch quality by the base.
+    their patch quality by the base; `focus` says which tokens M_prior holds.
 
     Where a loser is a repainted winner, its latents outside the repainted region are the winner's:
     an autoencoder smears the region over its surroundings, and those differences say nothing."""
@@ -80,7 +88,8 @@ def encode_pairs(
     lose_BNC = backbone.encode_images(_images([i.lose for i in images], device)).float()
     prior_BHW = _masks([i.prior for i in images], device)
     aligned_B = torch.tensor([s.pair.source == "disrupt" for s in samples], device=device)
-    keep_BN = near_prior(prior_BHW, grid).bool() | ~aligned_B.unsqueeze(1)
+    keep_BN = prior_tokens(prior_BHW, grid, 0.0, 1).bool() | ~aligned_B.unsqueeze(1)
+    focus = focus or FocusConfig()
     subjects = [pool_to_grid(_masks([i.masks[r] for i in images], device), grid) for r in num]
     lose_BNC = torch.where(keep_BN.unsqueeze(2), lose_BNC, win_BNC)
     prompts = backbone.encode_prompts([sample.pair.prompt for sample in samples])
@@ -93,7 +102,7 @@ def encode_pairs(
         win_BNC=win_BNC,
         lose_BNC=lose_BNC,
         priors=FocusPriors(
-            prior_BN=(pool_to_grid(prior_BHW, grid) >= 0.5).float(),
+            prior_BN=prior_tokens(prior_BHW, grid, focus.prior_cover, focus.prior_ring),
             subjects_BRN=(torch.stack(subjects, dim=1) >= 0.5).float(),
             detail_BN=pool_to_grid(_masks([i.complexity for i in images], device), grid),
         ),
@@ -114,8 +123,8 @@ class PairData:
     """The pairs of some shards, for one backbone.
 
     `source` keeps disrupted or ranked pairs alone, `only` leaves out what a newer version of a
-    dataset no longer counts, `patches` adds patch quality. Batches are encoded when
-    they are asked for, unless `encode` has done it before."""
+    dataset no longer counts, `patches` adds patch quality, `focus` says which tokens M_prior
+    holds. Batches are encoded when they are asked for, unless `encode` has done it before."""
 
     def __init__(
         self,
@@ -126,9 +135,10 @@ class PairData:
         source: str = "both",
         only: Which | None = None,
         patches: PatchConfig | None = None,
+        focus: FocusConfig | None = None,
     ) -> None:
         self._backbone = backbone
-        self._patches = patches
+        self._patches, self._focus = patches, focus
         self._entries = [
             entry
             for path in shards
@@ -191,7 +201,7 @@ class PairData:
 
     def _encoded(self, items: Sequence[int]) -> PairBatch:
         samples = [self.sample(item) for item in items]
-        return encode_pairs(self._backbone, samples, self._patches)
+        return encode_pairs(self._backbone, samples, self._patches, self._focus)
 
     def _chunks(self) -> Iterator[list[int]]:
         for group in self.groups():
@@ -203,4 +213,4 @@ def _counts(entry: Entry, only: Which) -> bool:
     return entry.key in only or (Path(entry.shard).name, entry.key) in only
 
 
-__all__ = ["Entry", "PairBatch", "PairData", "encode_pairs", "join", "near_prior"]
+__all__ = ["Entry", "PairBatch", "PairData", "encode_pairs", "join", "prior_tokens"]

@@ -21,6 +21,14 @@ class FocusConfig(BaseModel):
     features_from: Literal["policy", "reference"] = Field(
         "policy", description="whose pass they are read from; the reference policy's never drift"
     )
+    prior_cover: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of a token's pixels that the region must cover for the token to be in "
+        "M_prior; 0: any pixel. Tokens on a subject's outline are covered in part",
+    )
+    prior_ring: int = Field(0, ge=0, description="rings of tokens by which M_prior is widened")
     use_structure: bool = Field(True, description="use M_s: split the subject by correspondence")
     use_detail: bool = Field(True, description="use M_d: add complexity once aligned")
     kappa: float = Field(1.0, ge=0, description="how many tokens match a reference, see k_rule")

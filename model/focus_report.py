@@ -84,7 +84,7 @@ class PairMaps:
     def __init__(self, backbone: Backbone, data: PairData, config: TrainConfig, path: Path) -> None:
         self._backbone, self._config, self._path = backbone, config, path
         self._sample = data.sample(data.groups()[-1][0])
-        self._batch = encode_pairs(backbone, [self._sample])
+        self._batch = encode_pairs(backbone, [self._sample], focus=config.focus)
         self._arrays: Arrays = {}
 
     def draw(self, phase: str) -> None:

@@ -1,11 +1,14 @@
-"""Which pairs make up a step: a function of (seed, step), so that a resumed run needs no replay."""
+"""What a step is made of, as functions of (seed, step), so that a resumed run needs no replay: its
+pairs, and its learning rate."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 
 from focusdpo.data_schemas.scenes import stable_hash
+from focusdpo.model.configs import TrainConfig
 
 
 class Schedule:
@@ -47,3 +50,15 @@ class Schedule:
         order = list(members)
         random.Random(stable_hash("order", self._seed, group, epoch)).shuffle(order)
         return order[place]
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """At `step` (from 0): linear warm-up, then as scheduled."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    left = (config.steps - step) / max(1, config.steps - config.warmup)
+    if config.schedule == "linear":
+        return config.lr * left
+    if config.schedule == "cosine":
+        return config.lr * 0.5 * (1 - math.cos(math.pi * left))
+    return config.lr

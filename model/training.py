@@ -8,7 +8,6 @@ an undisturbed one takes.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,24 +34,12 @@ from focusdpo.model.run_folder import (
     write_summary,
 )
 from focusdpo.model.run_state import RunState, require_not_past, require_same, resolved_lora
-from focusdpo.model.schedule import Schedule
+from focusdpo.model.schedule import Schedule, learning_rate
 from focusdpo.model.step import autocast, pair_step, resolve_precision
 
 __all__ = ["Progress", "TrainConfig", "TrainResult", "learning_rate", "train"]
 
 log = logging.getLogger(__name__)
-
-
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """At `step` (from 0): linear warm-up, then as scheduled."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    left = (config.steps - step) / max(1, config.steps - config.warmup)
-    if config.schedule == "linear":
-        return config.lr * left
-    if config.schedule == "cosine":
-        return config.lr * 0.5 * (1 - math.cos(math.pi * left))
-    return config.lr
 
 
 def train(
@@ -80,7 +67,15 @@ def train(
     config = config.model_copy(update={"mixed_precision": precision})
     objective = config.objective
     patches = objective.patch if objective.name == "patch_dpo" else None
-    data = PairData(backbone, shards, split=split, source=config.source, only=only, patches=patches)
+    data = PairData(
+        backbone,
+        shards,
+        split=split,
+        source=config.source,
+        only=only,
+        patches=patches,
+        focus=config.focus,
+    )
     identity = {
         "config": config.identity(),
         "base": backbone.fingerprint,

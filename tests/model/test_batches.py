@@ -17,7 +17,8 @@ from pair_samples import make_sample, write_shard
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.shards import decode
 from focusdpo.model.backbones.flux import FluxBackbone
-from focusdpo.model.batches import PairData, encode_pairs, join, near_prior
+from focusdpo.model.batches import PairData, encode_pairs, join, prior_tokens
+from focusdpo.model.focus_config import FocusConfig
 from focusdpo.model.schedule import Schedule
 from focusdpo.model.shard_index import index_shard, read_entry
 
@@ -39,7 +40,7 @@ def test_loser_is_the_winner_away_from_the_repainted_region(backbone: FluxBackbo
     repainted, ranked = make_sample(0, 2), make_sample(1, 2, "rank")
     batch = encode_pairs(backbone, [repainted, ranked])
     prior = torch.from_numpy(repainted.images.prior).float()[None]
-    near = near_prior(prior, backbone.grid)[0].bool()
+    near = prior_tokens(prior, backbone.grid, 0.0, 1)[0].bool()
     assert 0 < near.sum() < len(near)
     assert torch.equal(batch.win_BNC[0, ~near], batch.lose_BNC[0, ~near])
     assert not torch.equal(batch.win_BNC[0, near], batch.lose_BNC[0, near])
@@ -47,13 +48,26 @@ def test_loser_is_the_winner_away_from_the_repainted_region(backbone: FluxBackbo
     assert (batch.win_BNC[1] != batch.lose_BNC[1]).any(1).all()
 
 
-def test_near_prior_is_the_touched_tokens_and_a_ring() -> None:
+def test_m_prior_may_hold_touched_tokens_and_a_ring() -> None:
     prior = torch.zeros(1, 32, 32)
     prior[0, 17, 9] = 1
-    near = near_prior(prior, (4, 4)).view(4, 4)
+    near = prior_tokens(prior, (4, 4), 0.0, 1).view(4, 4)
     want = torch.zeros(4, 4)
     want[1:4, 0:3] = 1
     assert torch.equal(near, want)
+
+
+def test_m_prior_goes_by_the_share_that_is_covered(backbone: FluxBackbone) -> None:
+    """A quarter of one token, half of another, all of a third."""
+    prior = torch.zeros(1, 32, 32)
+    prior[0, 0:4, 0:4], prior[0, 0:8, 8:12], prior[0, 0:8, 16:24] = 1, 1, 1
+    for cover, want in ((0.0, [1, 1, 1, 0]), (0.5, [0, 1, 1, 0]), (1.0, [0, 0, 1, 0])):
+        assert prior_tokens(prior, (4, 4), cover, 0)[0, :4].tolist() == want
+    sample = make_sample(0, 2)
+    wide = encode_pairs(backbone, [sample], focus=FocusConfig(prior_cover=0.0, prior_ring=1))
+    mask = torch.from_numpy(sample.images.prior)[None].float()
+    assert torch.equal(wide.priors.prior_BN, prior_tokens(mask, backbone.grid, 0.0, 1))
+    assert wide.priors.prior_BN.sum() > encode_pairs(backbone, [sample]).priors.prior_BN.sum()
 
 
 def test_token_maps_are_the_images_means(backbone: FluxBackbone) -> None:
