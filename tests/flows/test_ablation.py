@@ -243,7 +243,7 @@ def test_nothing_of_the_held_out_split_decides(
     real = held_out.held_out_scenes
     for module in (held_out, validation):
         monkeypatch.setattr(module, "held_out_scenes", spy)
-    changes = {"objectives": objectives, "choices": ["no anchor", "gate: always"], **SMALL}
+    changes = {"objectives": objectives, "choices": ["no anchor"], **SMALL}
     ablate(settings(folder, tmp_path, **changes, steps=1), Noted)
     told = kinds.index("base")
     assert set(kinds[:told]) == {"search", "choice"} and set(kinds[told:]) == {"base", "final"}
