@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from focusdpo.data_schemas.ablations import BASE
 from focusdpo.data_schemas.evaluations import EvalScene, ScorerView
@@ -16,6 +17,9 @@ from focusdpo.data_schemas.tables import to_parquet
 from focusdpo.flows.ablation_plan import DONE, Cell
 from focusdpo.flows.progress import quiet
 from focusdpo.flows.wiring import build_part, vocabulary
+
+if TYPE_CHECKING:
+    from focusdpo.model.reference_errors import ReferenceErrors
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +64,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     if cell.train is not None:
         from focusdpo.flows.training import train
 
-        outcome = train(cell.train)
+        outcome = train(cell.train, reference_errors=_reference_errors())
         about["train"] = {
             "seconds": outcome.seconds,
             "pairs": outcome.pairs,
@@ -75,6 +79,14 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     temporary.write_text(json.dumps(about, indent=1, allow_nan=True) + "\n", encoding="utf-8")
     temporary.replace(cell.folder / DONE)
     return about
+
+
+@functools.cache
+def _reference_errors() -> ReferenceErrors:
+    """One for the process: cells of one seed and source follow one another."""
+    from focusdpo.model.reference_errors import ReferenceErrors
+
+    return ReferenceErrors()
 
 
 def _measure(cell: Cell) -> None:

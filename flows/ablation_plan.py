@@ -18,6 +18,7 @@ from focusdpo.flows.validation import validation_scenes
 from focusdpo.flows.wiring import fingerprint_of
 from focusdpo.pipeline.evaluate import EvaluateConfig
 from focusdpo.pipeline.keys import config_digest
+from focusdpo.pipeline.metrics import METRICS
 
 Kind = Literal["search", "final", "base", "choice"]
 """search: a trial, seen on validation scenes while it trains. final: trained, then seen on the
@@ -69,7 +70,7 @@ class Plan:
 
     def __init__(self, run: AblateRun, version: str) -> None:
         self.run, self.version = run, version
-        roles = ("generator", "judge")
+        roles = ("generator", "judge", "segmenter", "identity", "clip")
         self._parts = {role: fingerprint_of(run.suite, role) for role in roles}
 
     def base(self) -> Cell:
@@ -113,8 +114,9 @@ class Plan:
         ]
 
     def final(self, chosen: Mapping[ObjectiveKey, dict[str, Any]]) -> list[Cell]:
-        """Every objective with its chosen settings on every source with every seed; first seeds
-        first, so that a table over fewer seeds is there early."""
+        """Every objective with its chosen settings on every source with every seed; the main source
+        first, and what differs in its objective alone together: it shares the reference policy's
+        errors."""
         config = self.run.ablation
         return [
             self._cell(
@@ -124,8 +126,8 @@ class Plan:
                 seed,
                 self._train(objective, source, seed, chosen[objective], {}),
             )
-            for seed in range(config.seeds)
             for source in config.sources
+            for seed in range(config.seeds)
             for objective in config.objectives
         ]
 
@@ -166,6 +168,7 @@ class Plan:
         if kind == "choice":
             held_out = validation_scenes(run.ablation.validation_scenes)
         if kind != "search":
+            decides["metrics"] = list(METRICS)
             decides["held_out"] = held_out.model_dump(mode="json")
             decides["evaluate"] = run.evaluate.model_dump(mode="json")
         key = config_digest(decides)

@@ -6,7 +6,7 @@ import logging
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.config import TrainRun
@@ -14,6 +14,9 @@ from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.settings import save_config
 from focusdpo.flows.wiring import build_part
 from focusdpo.pipeline.versions import open_version
+
+if TYPE_CHECKING:  # torch is loaded when a run starts
+    from focusdpo.model.reference_errors import ReferenceErrors
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +49,9 @@ class TrainOutcome:
         return {"command": "train", **asdict(self)}
 
 
-def train(run: TrainRun, watch: Watch = quiet) -> TrainOutcome:
+def train(
+    run: TrainRun, watch: Watch = quiet, reference_errors: ReferenceErrors | None = None
+) -> TrainOutcome:
     """Train on a version's training split; goes on from the newest checkpoint in `out`.
 
     UserError for a damaged shard, an unknown version, or a folder of another run.
@@ -78,6 +83,7 @@ def train(run: TrainRun, watch: Watch = quiet) -> TrainOutcome:
         split="train",
         dataset_version=version.id,
         validate=validate,
+        reference_errors=reference_errors,
         progress=watch,
     )
     return TrainOutcome(

@@ -86,8 +86,11 @@ def pair_step(
     sigma_B: Tensor,
     config: TrainConfig,
     cast: Autocast = nullcontext,
+    ref_error_BN: Tensor | None = None,
 ) -> StepOutput:
-    """The configured objective on one batch; noise and sigma per pair, shared by the branches."""
+    """The configured objective on one batch; noise and sigma per pair, shared by the branches.
+    With `ref_error_BN`, what the reference policy gave for this very batch and noise, its pass is
+    left out, unless token features are read from it."""
     if config.objective.name == "sft":
         return _winner_step(backbone, batch, noise_BNC, sigma_B, cast)
     clean_BNC = torch.cat([batch.win_BNC, batch.lose_BNC])
@@ -97,7 +100,8 @@ def pair_step(
     inputs = (noisy_BNC, sigmas_B, batch.prompts.repeat(2), batch.references.repeat(2))
     capture = {config.focus.features_from: _features(config)}
     reference: Prediction | None = None
-    if config.objective.is_preference:
+    needed = ref_error_BN is None or capture.get("reference") is not None
+    if config.objective.is_preference and needed:
         with torch.no_grad(), cast(), reference_policy(backbone.transformer):
             reference = backbone.predict(*inputs, capture=capture.get("reference"))
     with cast():
@@ -109,7 +113,10 @@ def pair_step(
         maps = _maps(source, batch, sigmas_B, config.focus)
     weight_BN = _weight(maps, batch, config)
     error_BN = token_error(policy.velocity_BNC, target_BNC)
-    ref_error_BN = token_error(reference.velocity_BNC, target_BNC) if reference else None
+    if reference is not None:
+        ref_error_BN = token_error(reference.velocity_BNC, target_BNC)
+    if not config.objective.is_preference:
+        ref_error_BN = None
     scale_B = _safeguard(policy.velocity_BNC, target_BNC, weight_BN, config)
     loss = _pair_loss(error_BN, ref_error_BN, weight_BN, scale_B, config)
     return StepOutput(loss, sigma_B, error_BN.detach(), ref_error_BN, weight_BN, maps, scale_B)

@@ -26,6 +26,7 @@ from focusdpo.model.focus_report import PairMaps
 from focusdpo.model.looks import Looks, Validate
 from focusdpo.model.monitor import Monitor, Table, mean_present, observe
 from focusdpo.model.noise import draw_noise
+from focusdpo.model.reference_errors import ReferenceErrors
 from focusdpo.model.run_folder import (
     TrainResult,
     read_summary,
@@ -52,10 +53,12 @@ def train(
     only: Which | None = None,
     dataset_version: str = "",
     validate: Validate | None = None,
+    reference_errors: ReferenceErrors | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
     """Trains an adapter on the pairs of `shards` (`only`: those that count) into `out_dir`.
-    `validate` is called where `config.validation` asks for it.
+    `validate` is called where `config.validation` asks for it; `reference_errors` is shared by runs
+    of one process that differ in their objective alone.
 
     Started again with the same settings it goes on from the newest checkpoint, or returns at once
     when it is done. The backbone is left without an adapter. UserError for damaged shards or
@@ -90,6 +93,8 @@ def train(
     data.encode(config.cache_mib, progress)
     try:
         run = _Run(backbone, data, config, out_dir, identity, dataset_version, validate)
+        if reference_errors is not None:
+            run.known = reference_errors.of(identity["base"], identity["pairs"], config)
         return run.go(progress)
     finally:
         remove_policy(backbone.transformer)
@@ -127,6 +132,7 @@ class _Run:
             cast("Any", backbone.transformer).enable_gradient_checkpointing()
         self._state = RunState(backbone, config)
         self._looks = Looks(config.validation, validate, out_dir)
+        self.known = ReferenceErrors(0).of("", "", config)
         saved = newest_checkpoint(self._checkpoints)
         if saved is not None:
             require_same(saved.meta.get("identity", {}), self._identity, out_dir)
@@ -249,7 +255,9 @@ class _Run:
             sigma_B.to(self._device),
             config,
             autocast(self._device, config.mixed_precision),
+            self.known.get((self._state.step, slots.start)),
         )
+        self.known.put((self._state.step, slots.start), output.ref_error_BN)
         value = output.loss.value * share
         self._accelerator.backward(value)
         return value.item(), observe(output, batch, config.focus)
