@@ -4,6 +4,7 @@ And none is forgotten: the alternatives are read from the config classes."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,6 +31,8 @@ OPEN = {"gate": "always"}
 FOCUS: Changes = {
     "features": [(FeatureConfig(kind="queries"), {})],
     "features_from": [("reference", {})],
+    "prior_cover": [(0.0, {})],
+    "prior_ring": [(1, {})],
     "use_structure": [(False, {})],
     "use_detail": [(False, OPEN)],
     "kappa": [(0.5, {}), (2.0, {"k_rule": "noise"}), (0.2, {"k_rule": "fraction"})],
@@ -104,6 +107,8 @@ def run(backbone: FluxBackbone, batch: PairBatch, focus: FocusConfig) -> StepOut
 
 
 def weight(backbone: FluxBackbone, batch: PairBatch, focus: FocusConfig) -> Tensor:
+    samples = [make_sample(i, 2) for i in range(4)]
+    batch = replace(batch, priors=encode_pairs(backbone, samples, focus=focus).priors)
     output = run(backbone, batch, focus)
     assert output.weight_BN is not None and output.weight_BN.isfinite().all()
     assert output.loss.value.isfinite()
