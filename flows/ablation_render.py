@@ -136,7 +136,7 @@ def _facts(ablation: Ablation) -> list[Fact]:
         Fact(
             label="time on the clock",
             value=seconds_text(ablation.wall_seconds),
-            note=f"workers: {workers}",
+            note=f"of the last start; workers: {workers}",
         ),
         *(
             Fact(label=name.replace("_gib", " in GiB"), value=value)

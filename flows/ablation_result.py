@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,29 +16,31 @@ from focusdpo.data_schemas.ablations import (
     Agreement,
     Arm,
     ArmRow,
-    Contrast,
     CurvePoint,
-    Reading,
     SearchPoint,
 )
 from focusdpo.data_schemas.evaluations import EvalScene, ScorerView
-from focusdpo.data_schemas.tables import from_parquet
 from focusdpo.flows.ablation_cells import SCENES, SCORER
-from focusdpo.flows.ablation_config import FOCUS, OBJECTIVES, RIVALS
+from focusdpo.flows.ablation_config import OBJECTIVES
+from focusdpo.flows.ablation_contrasts import (
+    Done,
+    Records,
+    family_contrasts,
+    read_records,
+    reading_contrasts,
+    value_tables,
+    words_of,
+)
 from focusdpo.flows.ablation_plan import Cell
 from focusdpo.flows.ablation_search import Choice, score_of
 from focusdpo.flows.config import AblateRun
 from focusdpo.flows.machine import machine
+from focusdpo.flows.settings import changes
 from focusdpo.pipeline.agreement import AGREEMENT_METRICS, rank_agreement
 from focusdpo.pipeline.compare import GROUPS, scene_means
-from focusdpo.pipeline.contrasts import ValueTable, arm_rows, contrasts
+from focusdpo.pipeline.contrasts import arm_rows
 from focusdpo.pipeline.metrics import METRICS, nan_mean
 from focusdpo.pipeline.versions import DatasetVersion
-
-DECIDING = ("identity", "leakage_margin")
-Done = Sequence[tuple[Cell, dict[str, Any]]]
-Records = Mapping[str, Mapping[int, list[EvalScene]]]
-"""Arm -> seed -> what the judge saw."""
 
 
 def compare(
@@ -55,8 +58,8 @@ def compare(
     views: dict[str, dict[int, list[ScorerView]]] = defaultdict(dict)
     for cell, _ in done:
         name = arm_name(cell)
-        records[name][cell.seed] = _read(cell.folder / SCENES, EvalScene)
-        views[name][cell.seed] = _read(cell.folder / SCORER, ScorerView)
+        records[name][cell.seed] = read_records(cell.folder / SCENES, EvalScene)
+        views[name][cell.seed] = read_records(cell.folder / SCORER, ScorerView)
     first = {arm_name(cell): cell for cell, _ in reversed(done) if cell.seed == 0}
     main = run.ablation.sources[0]
     spent = [about["seconds"] for _, about in [*choice.tried, *done, *readings]]
@@ -74,20 +77,32 @@ def compare(
         search=tuple(_search(choice)),
         curves=tuple(_curves(choice)),
         rows=tuple(_rows(records)),
-        contrasts=tuple(_contrasts(run, records, choice)),
+        contrasts=tuple(family_contrasts(run, records, choice)),
         agreement=tuple(_agreement(records, views)),
         metrics_better={name: metric.better for name, metric in METRICS.items()},
         seconds=round(sum(spent), 1),
         wall_seconds=wall_seconds,
         workers=run.ablation.workers,
         machine={name: str(value) for name, value in machine().items()},
-        command=f"focusdpo ablate --preset {run.preset} --out {run.out}",
+        command=command_of(run),
         pictures={
             name: _pictures(cell, Path(run.out)) for name, cell in first.items() if name in records
         },
         level=run.evaluate.level,
-        readings=tuple(_readings(run, readings)),
+        readings=tuple(reading_contrasts(run, readings)),
     )
+
+
+def command_of(run: AblateRun) -> str:
+    """What to type for this run: all that differs from its preset."""
+    plain = AblateRun.model_validate({"preset": run.preset, "out": run.out})
+    changed = changes(plain.model_dump(mode="json"), run.model_dump(mode="json"))
+    options = {"root": "--root", "version": "--version"}
+    words = ["focusdpo", "ablate", "--preset", run.preset, "--out", run.out]
+    for name, value in changed.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        words += [options[name], text] if name in options else ["--set", f"{name}={text}"]
+    return shlex.join(words)
 
 
 def arm_name(cell: Cell) -> str:
@@ -105,23 +120,12 @@ def _arms(run: AblateRun, choice: Choice) -> list[Arm]:
                 objective=objective,
                 label=OBJECTIVES[objective].label,
                 source=source,
-                settings=_words(choice.settings[objective]),
+                settings=words_of(choice.settings[objective]),
             )
             for source in run.ablation.sources
             for objective in run.ablation.objectives
         ),
     ]
-
-
-def _words(settings: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        name: f"{value:g}" if isinstance(value, float) else str(value)
-        for name, value in settings.items()
-    }
-
-
-def _read(path: Path, record: type[Any]) -> list[Any]:
-    return from_parquet(path.read_bytes(), record, str(path))
 
 
 def _pictures(cell: Cell, out: Path) -> str:
@@ -141,7 +145,7 @@ def _search(choice: Choice) -> list[SearchPoint]:
         points.append(
             SearchPoint(
                 objective=cell.objective,
-                settings=_words(cell.settings),
+                settings=words_of(cell.settings),
                 score=score_of(about),
                 identity=last["identity"],
                 leakage_margin=last["leakage_margin"],
@@ -166,121 +170,12 @@ def _curves(choice: Choice) -> list[CurvePoint]:
     ]
 
 
-def _tables(
-    records: Records, metrics: Sequence[str], belongs: Callable[[EvalScene], bool]
-) -> dict[str, ValueTable]:
-    """Metric -> arm -> (S seeds, K scenes), scenes in the base's order."""
-    scenes = list(dict.fromkeys(one.scene_id for one in records[BASE][0] if belongs(one)))
-    tables: dict[str, ValueTable] = {}
-    for metric in metrics:
-        tables[metric] = {
-            arm: np.array([_values(seeds[seed], metric, scenes) for seed in sorted(seeds)])
-            for arm, seeds in records.items()
-        }
-    return tables
-
-
-def _values(records: Sequence[EvalScene], metric: str, scenes: Sequence[str]) -> list[float]:
-    means = scene_means(records, metric)
-    return [means[scene] for scene in scenes]
-
-
 def _rows(records: Records) -> list[ArmRow]:
     rows: list[ArmRow] = []
     for group, belongs in GROUPS.items():
         if any(belongs(one) for one in records[BASE][0]):
-            rows += arm_rows(_tables(records, list(METRICS), belongs), group=group)
+            rows += arm_rows(value_tables(records, list(METRICS), belongs), group=group)
     return rows
-
-
-def _contrasts(run: AblateRun, records: Records, choice: Choice) -> list[Contrast]:
-    """Families as `Contrast.family` tells them, and the groups of scenes for the chosen variant."""
-    names = run.ablation.objectives
-    sources = run.ablation.sources
-    best = choice.best
-    everything = GROUPS["all"]
-    rest = [metric for metric in METRICS if metric not in DECIDING]
-    main = f"{best}/{sources[0]}"
-    others = [f"{name}/{sources[0]}" for name in names if name in (*RIVALS, *FOCUS)]
-    found: list[Contrast] = []
-
-    def family(
-        name: str,
-        pairs: Sequence[tuple[str, str]],
-        metrics: Sequence[str],
-        group: str = "all",
-        belongs: Callable[[EvalScene], bool] = everything,
-    ) -> None:
-        stats = contrasts(
-            _tables(records, metrics, belongs),
-            pairs,
-            resamples=run.ablation.resamples,
-            level=run.evaluate.level,
-            seed=run.evaluate.seed,
-        )
-        found.extend(
-            Contrast(
-                a=one.a,
-                b=one.b,
-                metric=one.metric,
-                group=group,
-                mean=one.mean,
-                low=one.low,
-                high=one.high,
-                family_low=one.family_low,
-                family_high=one.family_high,
-                p_family=one.p_family,
-                scenes=one.scenes,
-                family=name,
-            )
-            for one in stats
-        )
-
-    family("main", [(main, other) for other in others if other != main], DECIDING)
-    trained = [f"{name}/{source}" for source in sources for name in names]
-    family("base", [(arm, BASE) for arm in trained], DECIDING)
-    family("guards", [(arm, BASE) for arm in trained], rest)
-    for source in sources[1:]:
-        arms = [f"{name}/{source}" for name in names]
-        family(source, [(f"{best}/{source}", a) for a in arms if a != f"{best}/{source}"], DECIDING)
-    for group, belongs in GROUPS.items():
-        if group != "all" and any(belongs(one) for one in records[BASE][0]):
-            metrics = DECIDING if group != "1 subject" else DECIDING[:1]
-            family(f"group {group}", [(main, BASE)], metrics, group, belongs)
-    return found
-
-
-def _readings(run: AblateRun, cells: Done) -> list[Reading]:
-    """Each other reading against the first cell, the default one; one family."""
-    if not cells:
-        return []
-    names = ["default", *run.ablation.choices]
-    records = {
-        name: {0: _read(cell.folder / SCENES, EvalScene)}
-        for name, (cell, _) in zip(names, cells, strict=True)
-    }
-    settings = {name: cell.settings for name, (cell, _) in zip(names, cells, strict=True)}
-    stats = contrasts(
-        _tables({BASE: records["default"], **records}, DECIDING, GROUPS["all"]),
-        [(name, "default") for name in names[1:]],
-        resamples=run.ablation.resamples,
-        level=run.evaluate.level,
-        seed=run.evaluate.seed,
-    )
-    return [
-        Reading(
-            name=one.a,
-            settings=_words(settings[one.a]),
-            metric=one.metric,
-            mean=one.mean,
-            low=one.low,
-            high=one.high,
-            family_low=one.family_low,
-            family_high=one.family_high,
-            scenes=one.scenes,
-        )
-        for one in stats
-    ]
 
 
 def _agreement(

@@ -98,6 +98,18 @@ def nested(dotted: Mapping[str, Any]) -> Tree:
     return tree
 
 
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Tree:
+    """Dotted path -> value of every leaf of `after` that differs from `before`."""
+    found: Tree = {}
+    for name, value in after.items():
+        old = before.get(name)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            found |= {f"{name}.{path}": leaf for path, leaf in changes(old, value).items()}
+        elif value != old:
+            found[name] = value
+    return found
+
+
 def resolve(model: type[Model], tree: Mapping[str, Any]) -> Model:
     """The typed model of a tree; a `UserError` that names every wrong field otherwise."""
     try:

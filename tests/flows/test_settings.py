@@ -22,8 +22,10 @@ from focusdpo.flows.config import (
 )
 from focusdpo.flows.settings import (
     as_yaml,
+    changes,
     load_preset,
     merge,
+    nested,
     parse_overrides,
     preset_names,
     resolve,
@@ -165,3 +167,12 @@ def test_merge_is_associative_and_the_last_word_wins(a: dict, b: dict, c: dict) 
     for key, value in c.items():
         if not isinstance(value, dict):
             assert merge(a, c)[key] == value
+
+
+def test_changes_are_what_merging_brings_back() -> None:
+    before = {"a": {"b": 1, "c": [1, 2]}, "d": None}
+    after = {"a": {"b": 1, "c": [2]}, "d": 3}
+    found = changes(before, after)
+    assert found == {"a.c": [2], "d": 3}
+    assert merge(before, nested(found)) == after
+    assert changes(after, after) == {}
