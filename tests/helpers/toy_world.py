@@ -17,7 +17,6 @@ from focusdpo.data_schemas.scenes import Scene, stable_id
 from focusdpo.data_schemas.subjects import Reference, Subject
 from focusdpo.pipeline.judge import Seen
 from focusdpo.pipeline.parts import Detection, ReferenceImage
-from focusdpo.pocket.facts import structures
 
 SIDE = 48
 WORDS = ("disc", "square")
@@ -204,6 +203,9 @@ class Judge:
         return np.array([mean_hue(image, mask) for image, mask in pairs], np.float32)
 
     def pattern(self, images, masks):
+        # It imports torch: not where nothing is judged.
+        from focusdpo.pocket.facts import structures
+
         return structures(images, masks)
 
 
