@@ -71,8 +71,9 @@ def train(
     backbone = build_part(run.suite, "backbone")
     validate = None
     if run.train.validation.every:
-        from focusdpo.flows.validation import Validator
+        from focusdpo.flows.validation import Validator, check_metric
 
+        check_metric(run.train.validation.metric)
         validate = Validator(run.suite, run.train.validation.scenes, watch)
     result = training.train(
         backbone,

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.evaluations import EvalScene
 from focusdpo.flows.held_out import HeldOutConfig, held_out_scenes
 from focusdpo.flows.progress import Watch, quiet
@@ -37,6 +38,16 @@ def validation_scenes(count: int) -> HeldOutConfig:
         same_class_pairs=sixth,
         triples=sixth,
     )
+
+
+def check_metric(name: str) -> None:
+    """UserError for what is not measured, or is better when lower: the best look is the highest."""
+    known = [SCORE, *(metric for metric, about in METRICS.items() if about.better == "higher")]
+    if name not in known:
+        raise UserError(
+            f"train.validation.metric '{name}': expected one that is better when higher: "
+            f"{', '.join(known)}"
+        )
 
 
 class Validator:

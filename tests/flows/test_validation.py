@@ -13,6 +13,7 @@ import pytest
 import toy_trainer
 from toy_root import Toy
 
+from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows import validation, wiring
 from focusdpo.flows.building import execute, prepare
 from focusdpo.flows.cli import main
@@ -20,7 +21,7 @@ from focusdpo.flows.config import BuildRun, TrainRun
 from focusdpo.flows.held_out import HeldOutConfig, held_out_scenes
 from focusdpo.flows.settings import resolve
 from focusdpo.flows.training import train
-from focusdpo.flows.validation import SCORE, Validator, validation_scenes
+from focusdpo.flows.validation import SCORE, Validator, check_metric, validation_scenes
 from focusdpo.model.adapter import add_policy, policy_parameters, remove_policy
 from focusdpo.model.configs import LoraConfig
 from focusdpo.pipeline.metrics import METRICS
@@ -160,3 +161,14 @@ def test_an_unknown_source_is_refused(
     assert code == 2 and "train.source" in told["error"]
     assert all(word in told["error"] for word in ("ranked", "both", "disrupt", "rank"))
     assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["confusion", "pattern_error", "nonsense"])
+def test_a_metric_that_no_look_can_be_best_by_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="score, identity, leakage_margin"):
+        check_metric(name)
+
+
+@pytest.mark.parametrize("name", ["score", "identity", "class_recognition"])
+def test_metrics_that_are_better_when_higher_are_taken(name: str) -> None:
+    check_metric(name)
