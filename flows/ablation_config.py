@@ -163,7 +163,12 @@ class AblationConfig(BaseModel):
     validation_scenes: int = Field(
         144, ge=6, description="scenes of validation individuals that the search is judged by"
     )
-    looks: int = Field(2, ge=1, description="looks at them along each training of the search")
+    looks: int = Field(
+        2,
+        ge=1,
+        description="most looks at them along each training of the search: evenly spaced, the last "
+        "after the last step",
+    )
     choices: tuple[str, ...] = Field(
         TRIED,
         description="other readings of focus_dpo, tried on validation scenes with one seed; there "
@@ -173,6 +178,13 @@ class AblationConfig(BaseModel):
         0, ge=0, description="processes, one thread each; 0: as many as there are cores"
     )
     resamples: int = Field(4000, ge=100, description="bootstrap resamples of the comparison")
+
+    @property
+    def look_every(self) -> int:
+        """Steps between looks: as many as `looks` allows such that one falls on the last step."""
+        return next(
+            self.steps // n for n in range(min(self.looks, self.steps), 0, -1) if not self.steps % n
+        )
 
     @field_validator("choices")
     @classmethod

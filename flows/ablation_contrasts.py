@@ -136,6 +136,7 @@ def reading_contrasts(run: AblateRun, cells: Done) -> list[Reading]:
 
 
 def words_of(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings as the record holds them: numbers short, everything as text."""
     return {
         name: f"{value:g}" if isinstance(value, float) else str(value)
         for name, value in settings.items()
@@ -143,4 +144,5 @@ def words_of(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_records(path: Path, record: type[Any]) -> list[Any]:
+    """A Parquet table that a cell left. UserError names it when it is damaged."""
     return from_parquet(path.read_bytes(), record, str(path))

@@ -97,10 +97,7 @@ class Plan:
     def search(self) -> list[Cell]:
         """Every trial of every objective, on pairs of the main source, with seed 0."""
         config = self.run.ablation
-        looks = {
-            "every": max(1, config.steps // config.looks),
-            "scenes": config.validation_scenes,
-        }
+        looks = {"every": config.look_every, "scenes": config.validation_scenes}
         return [
             self._cell(
                 "search",

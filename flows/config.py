@@ -142,7 +142,20 @@ def shared(run: BaseModel, model: type[BaseModel]) -> dict[str, Any]:
     return {name: values[name] for name in model.model_fields if name in values}
 
 
-class AblateRun(_Stages, _Run):
+class _WholeJob(_Stages, _Run):
+    """What the commands share that build, train and evaluate in one folder."""
+
+    subjects: str | None = Field(None, description="folder of subjects; none: the pocket world's")
+    strict: bool = Field(False, description="stop at the first bad subject or partition")
+    partitions_per_task: int = Field(0, ge=0, description="as for build-dataset")
+    train: TrainConfig = Field(TrainConfig(), description="objective, optimiser, focus")
+    held_out: HeldOutConfig = Field(HeldOutConfig(), description="the scenes that are painted")
+    evaluate: EvaluateConfig = Field(
+        EvaluateConfig(), description="pictures, thresholds, intervals"
+    )
+
+
+class AblateRun(_WholeJob):
     """`ablate`: every objective on every kind of pairs with several seeds, beside the base."""
 
     out: str = Field(description="folder of everything that is made")
@@ -150,14 +163,6 @@ class AblateRun(_Stages, _Run):
         None, description="folder of a dataset; none: one is built in `dataset` below `out`"
     )
     version: str = Field("latest", description="dataset version")
-    subjects: str | None = Field(None, description="folder of subjects; none: the pocket world's")
-    strict: bool = Field(False, description="stop at the first bad subject or partition")
-    partitions_per_task: int = Field(0, ge=0, description="as for build-dataset")
-    train: TrainConfig = Field(TrainConfig(), description="what all trainings share")
-    held_out: HeldOutConfig = Field(HeldOutConfig(), description="the scenes that are painted")
-    evaluate: EvaluateConfig = Field(
-        EvaluateConfig(), description="pictures, thresholds, intervals"
-    )
     ablation: AblationConfig = Field(AblationConfig(), description="what is compared")
 
     @property
@@ -170,18 +175,10 @@ class AblateRun(_Stages, _Run):
         return BuildRun.model_validate(shared(self, BuildRun) | {"root": self.dataset_root})
 
 
-class DemoRun(_Stages, _Run):
+class DemoRun(_WholeJob):
     """`demo`: the whole job in one folder."""
 
     out: str = Field("demo", description="folder of everything that is made")
-    subjects: str | None = Field(None, description="folder of subjects; none: the pocket world's")
-    strict: bool = Field(False, description="stop at the first bad subject or partition")
-    partitions_per_task: int = Field(0, ge=0, description="as for build-dataset")
-    train: TrainConfig = Field(TrainConfig(), description="objective, optimiser, focus")
-    held_out: HeldOutConfig = Field(HeldOutConfig(), description="the scenes that are painted")
-    evaluate: EvaluateConfig = Field(
-        EvaluateConfig(), description="pictures, thresholds, intervals"
-    )
     report: ReportConfig = Field(ReportConfig(), description="how much the report shows")
 
     @property

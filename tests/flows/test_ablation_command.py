@@ -5,7 +5,10 @@ from __future__ import annotations
 import shlex
 
 import pytest
+from hypothesis import given as given_by
+from hypothesis import strategies as st
 
+from focusdpo.flows.ablation_config import AblationConfig
 from focusdpo.flows.ablation_result import command_of
 from focusdpo.flows.config import AblateRun
 from focusdpo.flows.settings import merge, parse_overrides
@@ -30,3 +33,16 @@ def test_a_command_reads_back_as_its_run(sets: list[str], given: dict[str, str])
     told = {name.removeprefix("--"): value for name, value in options if name != "--set"}
     overrides = parse_overrides([value for name, value in options if name == "--set"])
     assert AblateRun.model_validate(merge(told, overrides)) == run
+
+
+@given_by(steps=st.integers(1, 500), looks=st.integers(1, 20))
+def test_the_last_look_falls_on_the_last_step(steps: int, looks: int) -> None:
+    """A trial is judged by its last look: that must see what was trained."""
+    every = AblationConfig(steps=steps, looks=looks).look_every
+    assert steps % every == 0
+    assert 1 <= steps // every <= looks
+
+
+def test_as_many_looks_as_were_asked_for_where_they_divide_the_steps() -> None:
+    assert AblationConfig(steps=200, looks=2).look_every == 100
+    assert AblationConfig(steps=5, looks=2).look_every == 5
