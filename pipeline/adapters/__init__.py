@@ -1,0 +1,1 @@
+"""Outside models behind the protocols of `pipeline.parts`. One file each; torch is imported late."""
