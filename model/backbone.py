@@ -1,8 +1,8 @@
 """What a generator must offer to be trained, sampled and repainted with.
 
 Shapes: B images, T text tokens, R references with n_r tokens each, N target tokens, C channels of a
-packed latent token, D feature width. Latents are flow matching's: x_t = (1 - sigma) x_0 + sigma e,
-target velocity v = e - x_0.
+packed latent token, D feature width. A noise level sigma in (0, 1) is flow matching's time, or the
+share of a diffusion schedule; how noise is added and what is predicted is the backbone's own.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ class References:
 class Prediction:
     """A forward pass."""
 
-    velocity_BNC: Tensor
+    output_BNC: Tensor
+    """In the terms of the backbone's `target`: a velocity, or the noise."""
     target_features: tuple[Tensor, ...] = ()
     """Per captured block (B, N, D), detached; for attention (B, N, 2, heads, width of a head),
     queries before keys."""
@@ -110,6 +111,14 @@ class Backbone(Protocol):
 
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts: ...
 
+    def add_noise(self, clean_BNC: Tensor, noise_BNC: Tensor, sigma_B: Tensor) -> Tensor:
+        """Latents at a noise level."""
+        ...
+
+    def target(self, clean_BNC: Tensor, noise_BNC: Tensor, sigma_B: Tensor) -> Tensor:
+        """What `predict` should give for them."""
+        ...
+
     def predict(
         self,
         noisy_BNC: Tensor,
@@ -118,7 +127,7 @@ class Backbone(Protocol):
         references: References,
         capture: FeatureConfig | None = None,
     ) -> Prediction:
-        """Velocity for noisy latents; with `capture`, token features from the same pass."""
+        """The prediction for noisy latents; with `capture`, token features from the same pass."""
         ...
 
     def generate(

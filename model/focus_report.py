@@ -18,7 +18,7 @@ from focusdpo.model.checkpoint import write_file
 from focusdpo.model.configs import TrainConfig
 from focusdpo.model.focus import branch_weights, focus_maps
 from focusdpo.model.focus_config import FocusConfig, NoiseConfig
-from focusdpo.model.noise import add_noise, draw_noise
+from focusdpo.model.noise import draw_noise
 
 SIGMAS = (0.95, 0.85, 0.7, 0.55, 0.4, 0.25, 0.1, 0.02)
 Arrays = dict[str, NDArray[Any]]
@@ -55,7 +55,7 @@ def _level(
     """One noise level: winner and loser in one pass, as in training."""
     clean_BNC = torch.cat([batch.win_BNC, batch.lose_BNC])
     sigma_B = clean_BNC.new_full((2,), sigma)
-    noisy_BNC = add_noise(clean_BNC, noise_BNC.repeat(2, 1, 1), sigma_B)
+    noisy_BNC = backbone.add_noise(clean_BNC, noise_BNC.repeat(2, 1, 1), sigma_B)
     references = batch.references.repeat(2)
     prediction = backbone.predict(
         noisy_BNC, sigma_B, batch.prompts.repeat(2), references, capture=config.features

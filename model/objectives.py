@@ -35,10 +35,10 @@ class Loss:
     logit_B: Tensor
 
 
-def token_error(velocity_BNC: Tensor, target_BNC: Tensor) -> Tensor:
+def token_error(output_BNC: Tensor, target_BNC: Tensor) -> Tensor:
     """e (B, N): squared error, mean over channels. In float32: squaring in half precision loses
     more than the differences that DPO lives on."""
-    return (velocity_BNC.float() - target_BNC.float()).square().mean(dim=2)
+    return (output_BNC.float() - target_BNC.float()).square().mean(dim=2)
 
 
 def image_error(error_BN: Tensor, weight_BN: Tensor | None = None) -> Tensor:
@@ -115,9 +115,9 @@ def safeguard_scale(win_slope_BNC: Tensor, lose_slope_BNC: Tensor, mu: float, sc
     return scale.expand(win_slope_BNC.shape[0])
 
 
-def error_slope(velocity_BNC: Tensor, target_BNC: Tensor, weight_BN: Tensor | None) -> Tensor:
+def error_slope(output_BNC: Tensor, target_BNC: Tensor, weight_BN: Tensor | None) -> Tensor:
     """d l / d velocity (B, N, C) of `image_error` of `token_error`."""
-    slope_BNC = 2 * (velocity_BNC.detach().float() - target_BNC.float())
+    slope_BNC = 2 * (output_BNC.detach().float() - target_BNC.float())
     if weight_BN is not None:
         slope_BNC = slope_BNC * weight_BN.unsqueeze(2)
     return slope_BNC / (slope_BNC.shape[1] * slope_BNC.shape[2])

@@ -18,7 +18,6 @@ from torch import Tensor
 from focusdpo.model.adapter import reference_policy
 from focusdpo.model.backbone import Backbone, Prediction, Prompts, References
 from focusdpo.model.configs import PatchConfig
-from focusdpo.model.noise import add_noise
 
 _NOISE_SEED = 0
 
@@ -77,7 +76,7 @@ def patch_quality(
     generator = torch.Generator().manual_seed(_NOISE_SEED)
     noise_NC = torch.randn(clean_BNC.shape[1:], generator=generator).to(clean_BNC)
     sigma_B = clean_BNC.new_full((len(clean_BNC),), config.sigma)
-    noisy_BNC = add_noise(clean_BNC, noise_NC.expand_as(clean_BNC), sigma_B)
+    noisy_BNC = backbone.add_noise(clean_BNC, noise_NC.expand_as(clean_BNC), sigma_B)
     both = references.repeat(2)
     with reference_policy(backbone.transformer):
         prediction = backbone.predict(

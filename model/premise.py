@@ -24,7 +24,7 @@ from focusdpo.model.batches import PairBatch
 from focusdpo.model.features import unwrap
 from focusdpo.model.focus import FocusMaps, FocusPriors, focus_maps
 from focusdpo.model.focus_config import FocusConfig, NoiseConfig
-from focusdpo.model.noise import add_noise, draw_noise
+from focusdpo.model.noise import draw_noise
 from focusdpo.model.premise_config import PremiseConfig
 
 METRICS = (
@@ -129,10 +129,11 @@ class _Level:
     sigma_B: Tensor
 
     @classmethod
-    def of(cls, batch: PairBatch, noise_BNC: Tensor, sigma: float) -> _Level:
+    def of(cls, backbone: Backbone, batch: PairBatch, noise_BNC: Tensor, sigma: float) -> _Level:
         clean_BNC = torch.cat([batch.win_BNC, batch.lose_BNC])
         sigma_B = clean_BNC.new_full((len(clean_BNC),), sigma)
-        return cls(batch, add_noise(clean_BNC, noise_BNC.repeat(2, 1, 1), sigma_B), sigma_B)
+        noisy_BNC = backbone.add_noise(clean_BNC, noise_BNC.repeat(2, 1, 1), sigma_B)
+        return cls(batch, noisy_BNC, sigma_B)
 
     def predict(self, backbone: Backbone, features: FeatureConfig) -> Prediction:
         batch = self.batch
@@ -182,7 +183,7 @@ def measure_premise(
     for batch in batches:
         noise_BNC = noise_of(batch, seed)
         levels = [
-            _measure_level(backbone, _Level.of(batch, noise_BNC, sigma), focus, premise)
+            _measure_level(backbone, _Level.of(backbone, batch, noise_BNC, sigma), focus, premise)
             for sigma in premise.sigmas
         ]
         for place in levels[0]:
@@ -204,7 +205,7 @@ def noisy_images(
     """What the model is shown of a batch of one pair: x_t decoded, (V, S, H, W, 3)."""
     shown = []
     for sigma in sigmas:
-        pixels = backbone.decode(_Level.of(batch, noise_BNC, sigma).noisy_BNC)
+        pixels = backbone.decode(_Level.of(backbone, batch, noise_BNC, sigma).noisy_BNC)
         pixels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         shown.append(pixels.permute(0, 2, 3, 1).cpu().numpy())
     return np.stack(shown, axis=1)

@@ -22,7 +22,6 @@ from focusdpo.model.batches import PairBatch
 from focusdpo.model.configs import TrainConfig
 from focusdpo.model.focus import FocusMaps, branch_weights, focus_maps
 from focusdpo.model.focus_config import FocusConfig
-from focusdpo.model.noise import add_noise, velocity_target
 from focusdpo.model.objectives import (
     Loss,
     PairErrors,
@@ -95,8 +94,8 @@ def pair_step(
         return _winner_step(backbone, batch, noise_BNC, sigma_B, cast)
     clean_BNC = torch.cat([batch.win_BNC, batch.lose_BNC])
     noise_BNC, sigmas_B = noise_BNC.repeat(2, 1, 1), sigma_B.repeat(2)
-    noisy_BNC = add_noise(clean_BNC, noise_BNC, sigmas_B)
-    target_BNC = velocity_target(clean_BNC, noise_BNC)
+    noisy_BNC = backbone.add_noise(clean_BNC, noise_BNC, sigmas_B)
+    target_BNC = backbone.target(clean_BNC, noise_BNC, sigmas_B)
     inputs = (noisy_BNC, sigmas_B, batch.prompts.repeat(2), batch.references.repeat(2))
     capture = {config.focus.features_from: _features(config)}
     reference: Prediction | None = None
@@ -112,12 +111,12 @@ def pair_step(
         assert source is not None
         maps = _maps(source, batch, sigmas_B, config.focus)
     weight_BN = _weight(maps, batch, config)
-    error_BN = token_error(policy.velocity_BNC, target_BNC)
+    error_BN = token_error(policy.output_BNC, target_BNC)
     if reference is not None:
-        ref_error_BN = token_error(reference.velocity_BNC, target_BNC)
+        ref_error_BN = token_error(reference.output_BNC, target_BNC)
     if not config.objective.is_preference:
         ref_error_BN = None
-    scale_B = _safeguard(policy.velocity_BNC, target_BNC, weight_BN, config)
+    scale_B = _safeguard(policy.output_BNC, target_BNC, weight_BN, config)
     loss = _pair_loss(error_BN, ref_error_BN, weight_BN, scale_B, config)
     return StepOutput(loss, sigma_B, error_BN.detach(), ref_error_BN, weight_BN, maps, scale_B)
 
@@ -131,10 +130,11 @@ def _features(config: TrainConfig) -> FeatureConfig | None:
 def _winner_step(
     backbone: Backbone, batch: PairBatch, noise_BNC: Tensor, sigma_B: Tensor, cast: Autocast
 ) -> StepOutput:
-    noisy_BNC = add_noise(batch.win_BNC, noise_BNC, sigma_B)
+    noisy_BNC = backbone.add_noise(batch.win_BNC, noise_BNC, sigma_B)
+    target_BNC = backbone.target(batch.win_BNC, noise_BNC, sigma_B)
     with cast():
         prediction = backbone.predict(noisy_BNC, sigma_B, batch.prompts, batch.references)
-    error_BN = token_error(prediction.velocity_BNC, velocity_target(batch.win_BNC, noise_BNC))
+    error_BN = token_error(prediction.output_BNC, target_BNC)
     return StepOutput(sft_loss(image_error(error_BN)), sigma_B, error_BN.detach(), None, None, None)
 
 
@@ -165,13 +165,13 @@ def _pair_loss(
 
 
 def _safeguard(
-    velocity_BNC: Tensor, target_BNC: Tensor, weight_BN: Tensor | None, config: TrainConfig
+    output_BNC: Tensor, target_BNC: Tensor, weight_BN: Tensor | None, config: TrainConfig
 ) -> Tensor | None:
     """SDPO's scale on the loser's gradient (B,), None where it is off."""
     objective = config.objective
     if objective.safeguard is None:
         return None
-    win_BNC, lose_BNC = error_slope(velocity_BNC, target_BNC, weight_BN).chunk(2)
+    win_BNC, lose_BNC = error_slope(output_BNC, target_BNC, weight_BN).chunk(2)
     return safeguard_scale(win_BNC, lose_BNC, objective.safeguard, objective.safeguard_scope)
 
 

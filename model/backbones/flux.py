@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from focusdpo.model.backbone import FeatureConfig, Grid, Prediction, Prompts, References
 from focusdpo.model.codec import KLCodec, LatentCodec
 from focusdpo.model.features import capture_features, unwrap
+from focusdpo.model.noise import add_noise, velocity_target
 from focusdpo.model.tokens import image_ids, mask_to_tokens, pack, text_ids, unpack
 
 LORA_TARGETS = (
@@ -148,6 +149,14 @@ class FluxBackbone:
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
         return self._encode_prompts(prompts)
 
+    def add_noise(self, clean_BNC: Tensor, noise_BNC: Tensor, sigma_B: Tensor) -> Tensor:
+        """x_t = (1 - sigma) x_0 + sigma e."""
+        return add_noise(clean_BNC, noise_BNC, sigma_B)
+
+    def target(self, clean_BNC: Tensor, noise_BNC: Tensor, sigma_B: Tensor) -> Tensor:
+        """v* = e - x_0."""
+        return velocity_target(clean_BNC, noise_BNC)
+
     def predict(
         self,
         noisy_BNC: Tensor,
@@ -175,7 +184,7 @@ class FluxBackbone:
             )[0]
         parts = [f.split([count, *(t.shape[1] for t in references.tokens)], 1) for f in features]
         return Prediction(
-            velocity_BNC=output[:, :count],
+            output_BNC=output[:, :count],
             target_features=tuple(part[0] for part in parts),
             reference_features=tuple(tuple(part[1:]) for part in parts),
         )
@@ -239,9 +248,9 @@ class FluxBackbone:
         nothing = References((), (), ())
         for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
             level = sigma.expand(len(latents)).to(latents.device)
-            velocity = self.predict(latents, level, given, references).velocity_BNC
+            velocity = self.predict(latents, level, given, references).output_BNC
             if self.sampling.guidance != 1 and sigma > self.sampling.guidance_above:
-                free = self.predict(latents, level, empty, nothing).velocity_BNC
+                free = self.predict(latents, level, empty, nothing).output_BNC
                 velocity = free + self.sampling.guidance * (velocity - free)
             latents = after_step(latents + (following - sigma) * velocity, following)
         return latents

@@ -40,7 +40,7 @@ class Painter(toy_world.Generator):
         noise = torch.linspace(-1, 1, 36 * 16).view(1, 36, 16)
         prompts = self.backbone.encode_prompts(["a cat"])
         nobody = References((), (), ())
-        return self.backbone.predict(noise, torch.tensor([0.5]), prompts, nobody).velocity_BNC
+        return self.backbone.predict(noise, torch.tensor([0.5]), prompts, nobody).output_BNC
 
     def one(self, prompt: str, references: Sequence[ReferenceImage], seed: int) -> Image:
         turn = DEGREES * (self.velocity() - self.base).mean().item()

@@ -33,7 +33,7 @@ LORA = LoraConfig(rank=3, alpha=6.0, targets=("to_q", "to_out.0", "proj_mlp"))
 def velocity(backbone: FluxBackbone) -> Tensor:
     batch = encode_pairs(backbone, [make_sample(0, 2)])
     sigma = torch.tensor([0.5])
-    return backbone.predict(batch.win_BNC, sigma, batch.prompts, batch.references).velocity_BNC
+    return backbone.predict(batch.win_BNC, sigma, batch.prompts, batch.references).output_BNC
 
 
 def train_a_little(backbone: FluxBackbone) -> None:

@@ -50,7 +50,7 @@ def test_predict_is_the_transformers_own_pass(backbone: FluxBackbone, inputs: In
         img_ids=torch.tensor(rows, dtype=torch.float32),
         txt_ids=torch.zeros(prompts.embeds_BTD.shape[1], 3),
     ).sample
-    assert torch.equal(backbone.predict(*inputs).velocity_BNC, direct[:, :64])
+    assert torch.equal(backbone.predict(*inputs).output_BNC, direct[:, :64])
 
 
 @pytest.mark.parametrize("kind", ["keys", "queries", "block_output"])
@@ -59,13 +59,13 @@ def test_capture_does_not_change_the_output(
 ) -> None:
     config = FeatureConfig(kind=kind, blocks=("single.0", "double.0"))
     plain, captured = backbone.predict(*inputs), backbone.predict(*inputs, capture=config)
-    assert torch.equal(plain.velocity_BNC, captured.velocity_BNC)
+    assert torch.equal(plain.output_BNC, captured.output_BNC)
     assert plain.target_features == ()
     assert [f.shape for f in captured.target_features] == [(2, 64, 24)] * 2
     assert [[f.shape for f in b] for b in captured.reference_features] == [[(2, 16, 24)] * 2] * 2
     assert not captured.target_features[0].requires_grad
     again = backbone.predict(*inputs)
-    assert torch.equal(plain.velocity_BNC, again.velocity_BNC)
+    assert torch.equal(plain.output_BNC, again.output_BNC)
 
 
 def test_captured_keys_are_the_attentions_own(backbone: FluxBackbone, inputs: Inputs) -> None:
@@ -104,8 +104,8 @@ def test_order_of_references_is_that_of_the_slots(backbone: FluxBackbone, inputs
 
     torch.testing.assert_close(target([0, 1]), target([1, 0]), rtol=1e-4, atol=1e-5)
     swapped = References(references.tokens[::-1], references.masks[::-1], references.grids)
-    changed = backbone.predict(noisy, sigma, prompts, swapped).velocity_BNC
-    assert not torch.allclose(changed, backbone.predict(*inputs).velocity_BNC, atol=1e-4)
+    changed = backbone.predict(noisy, sigma, prompts, swapped).output_BNC
+    assert not torch.allclose(changed, backbone.predict(*inputs).output_BNC, atol=1e-4)
 
 
 def test_an_image_depends_on_its_own_seed_alone(backbone: FluxBackbone, slots: Slots) -> None:

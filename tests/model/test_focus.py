@@ -82,7 +82,7 @@ def test_permuted_references_permute_the_maps(seed: int) -> None:
     order = [2, 0, 1]
     moved = (
         Prediction(
-            prediction.velocity_BNC,
+            prediction.output_BNC,
             prediction.target_features,
             tuple(tuple(refs[r] for r in order) for refs in prediction.reference_features),
         ),
@@ -176,7 +176,7 @@ def test_detached_even_when_features_carry_gradients() -> None:
     prediction, masks, priors = make_case(1)
     live = tuple(t.requires_grad_() for t in prediction.target_features)
     maps = focus_maps(
-        Prediction(prediction.velocity_BNC, live, prediction.reference_features),
+        Prediction(prediction.output_BNC, live, prediction.reference_features),
         masks,
         priors,
         FocusConfig(),
@@ -213,4 +213,4 @@ def test_features_and_masks_must_agree() -> None:
             FocusConfig(),
         )
     with pytest.raises(ValueError, match="capture"):
-        focus_maps(Prediction(prediction.velocity_BNC), masks, priors, FocusConfig())
+        focus_maps(Prediction(prediction.output_BNC), masks, priors, FocusConfig())

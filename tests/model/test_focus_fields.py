@@ -180,8 +180,8 @@ def test_reading_features_changes_no_bit_of_the_output(
     with torch.no_grad():
         plain = backbone.predict(*inputs)
         captured = backbone.predict(*inputs, capture=config)
-        assert torch.equal(plain.velocity_BNC, captured.velocity_BNC)
-        assert torch.equal(plain.velocity_BNC, backbone.predict(*inputs).velocity_BNC)
+        assert torch.equal(plain.output_BNC, captured.output_BNC)
+        assert torch.equal(plain.output_BNC, backbone.predict(*inputs).output_BNC)
     width = (2, 2, 12) if kind == "attention" else (24,)
     assert [f.shape for f in captured.target_features] == [(4, 64, *width)] * 2
     assert [[f.shape for f in b] for b in captured.reference_features] == [

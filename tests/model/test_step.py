@@ -70,7 +70,7 @@ def _errors(backbone: FluxBackbone, batch: PairBatch) -> list[torch.Tensor]:
 
     def error(clean: torch.Tensor) -> torch.Tensor:
         noisy = add_noise(clean, noise, sigma)
-        found = backbone.predict(noisy, sigma, batch.prompts, batch.references).velocity_BNC
+        found = backbone.predict(noisy, sigma, batch.prompts, batch.references).output_BNC
         return token_error(found, velocity_target(clean, noise))
 
     policy = [error(batch.win_BNC), error(batch.lose_BNC)]
