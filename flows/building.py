@@ -24,6 +24,7 @@ from focusdpo.flows.stages import STAGES
 from focusdpo.flows.wiring import resident_parts, vocabulary
 from focusdpo.pipeline.compose import compose
 from focusdpo.pipeline.ingest import ingest
+from focusdpo.pipeline.photo_masks import StoredMasks
 from focusdpo.pipeline.store import Store
 from focusdpo.pipeline.versions import DatasetVersion
 
@@ -93,18 +94,27 @@ class BuildResult:
 
 
 def prepare(run: BuildRun) -> Prepared:
-    """Open the root, read the subjects, compose scenes, plan. Loads no model.
+    """Open the root, read the subjects, compose scenes, plan. Loads no model but, for a photograph
+    that shows no uniform background and was not seen before, the segmenter.
 
     UserError when no subject is usable, or with `strict` at the first that is not.
     """
     started = time.perf_counter()
     store = Store.open(run.root)
     folder = subject_folder(run, store)
-    backgrounds, classes = vocabulary(run.suite)
-    found = ingest(folder, store, run.ingest, known_classes=classes, strict=run.strict)
+    backgrounds, classes = vocabulary(run.family)
+    parts = resident_parts(run.family)
+    found = ingest(
+        folder,
+        store,
+        run.ingest,
+        known_classes=classes,
+        find=None if run.suite == "pocket" else StoredMasks(store, parts.segmenter),
+        strict=run.strict,
+    )
     problems = [f"{one.subject}: {one.message}" for one in found.problems if one.fatal]
     scenes = compose(found.subjects, backgrounds, run.compose)
-    builder = Builder(run, store, found.subjects, scenes, resident_parts(run.suite))
+    builder = Builder(run, store, found.subjects, scenes, parts)
     return Prepared(builder, problems, started, builder.parts.meter.load_seconds)
 
 

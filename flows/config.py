@@ -16,6 +16,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.shards import Split
 from focusdpo.flows.ablation_config import AblationConfig
 from focusdpo.flows.held_out import HeldOutConfig
+from focusdpo.flows.models_config import Family, ModelsConfig
 from focusdpo.flows.settings import load_preset, merge
 from focusdpo.flows.world_subjects import WorldConfig
 from focusdpo.model.configs import TrainConfig
@@ -50,7 +51,12 @@ class _Run(BaseModel):
     model_config = CLOSED
 
     preset: str = Field("pocket", description="a shipped preset, or the path of a YAML file")
-    suite: Literal["pocket"] = Field("pocket", description="which models do the work")
+    suite: Literal["pocket", "checkpoints"] = Field(
+        "pocket", description="which models do the work: the embedded ones, or those of `models`"
+    )
+    models: ModelsConfig | None = Field(
+        None, description="checkpoints of each role, for suite `checkpoints`"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -65,6 +71,20 @@ class _Run(BaseModel):
                 f"sections: {', '.join(SECTIONS)}"
             )
         return merge({name: tree[name] for name in tree if name in cls.model_fields}, given)
+
+    @model_validator(mode="after")
+    def _models_are_said(self) -> _Run:
+        if self.suite == "checkpoints" and self.models is None:
+            raise ValueError(
+                "suite checkpoints needs a `models` section; take a preset that has one, as in "
+                "--preset flux-uno"
+            )
+        return self
+
+    @property
+    def family(self) -> Family:
+        """What `wiring` builds parts of."""
+        return self.suite if self.models is None or self.suite == "pocket" else self.models
 
 
 class _Stages(BaseModel):
@@ -165,6 +185,12 @@ class AblateRun(_WholeJob):
     version: str = Field("latest", description="dataset version")
     ablation: AblationConfig = Field(AblationConfig(), description="what is compared")
 
+    @model_validator(mode="after")
+    def _judged_in_the_world(self) -> AblateRun:
+        if self.suite != "pocket":
+            raise ValueError("ablate compares on rendered individuals: suite pocket only")
+        return self
+
     @property
     def dataset_root(self) -> str:
         """Where the pairs lie."""
@@ -204,7 +230,7 @@ class DemoRun(_WholeJob):
 
 SECTIONS = tuple(
     sorted(
-        {"suite", "partitions_per_task"}
+        {"suite", "models", "partitions_per_task"}
         | set(_Stages.model_fields)
         | {"train", "premise", "held_out", "evaluate", "report", "ablation"}
     )

@@ -90,18 +90,18 @@ def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
         log.info("%s: finished before, nothing to paint", out)
         return done
     key = _key(run)
-    backgrounds, _ = vocabulary(run.suite)
+    backgrounds, _ = vocabulary(run.family)
     held_out = held_out_scenes(run.held_out, backgrounds)
     save_config(run, out / "config.yaml")
     write_subjects(out, held_out)
-    judge = build_part(run.suite, "judge")
+    judge = build_part(run.family, "judge")
     records: dict[str, list[EvalScene]] = {}
     scored: dict[str, list[ScorerView]] = {}
-    segmenter, identity, clip = (build_part(run.suite, role) for role in SCORERS)
-    fingerprints = {part: fingerprint_of(run.suite, part) for part in ("judge", *SCORERS)}
+    segmenter, identity, clip = (build_part(run.family, role) for role in SCORERS)
+    fingerprints = {part: fingerprint_of(run.family, part) for part in ("judge", *SCORERS)}
     for model in MODELS:
         adapter = run.adapter if model == "adapter" else None
-        generator = build_part(run.suite, "generator", adapter=adapter)
+        generator = build_part(run.family, "generator", adapter=adapter)
         fingerprints[model] = generator.fingerprint
         protocol = protocol_of(run.held_out)
         records[model] = evaluate_model(
@@ -213,7 +213,7 @@ def _key(run: EvaluateRun) -> str:
         if not file.is_file():
             raise UserError(f"{file}: absent; --adapter takes the folder that `train` wrote")
     settings = run.model_dump(mode="json", exclude={"adapter", "out", "preset"})
-    parts = {role: fingerprint_of(run.suite, role) for role in ("generator", "judge", *SCORERS)}
+    parts = {role: fingerprint_of(run.family, role) for role in ("generator", "judge", *SCORERS)}
     made = digest(weights.read_bytes())
     return config_digest(
         {"settings": settings, "parts": parts, "metrics": list(METRICS), "a": made}

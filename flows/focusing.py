@@ -80,7 +80,7 @@ def focus_on(run: FocusMapsRun, watch: Watch = quiet) -> FocusOutcome:
     version = open_version(run.root, run.version)
     rows = chosen_rows(version, run)
     shown = pair_row(version, run)
-    backbone = build_part(run.suite, "backbone")
+    backbone = build_part(run.family, "backbone")
     digest = _put_adapter(backbone, run.adapter)
     try:
         make_folder(Path(run.out))

@@ -68,13 +68,13 @@ def train(
     save_config(run, Path(run.out) / "run.yaml")
     from focusdpo.model import training
 
-    backbone = build_part(run.suite, "backbone")
+    backbone = build_part(run.family, "backbone")
     validate = None
     if run.train.validation.every:
         from focusdpo.flows.validation import Validator, check_metric
 
         check_metric(run.train.validation.metric)
-        validate = Validator(run.suite, run.train.validation.scenes, watch)
+        validate = Validator(run.family, run.train.validation.scenes, watch)
     result = training.train(
         backbone,
         shards,

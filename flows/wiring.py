@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol, cast
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.models_config import Family, ModelsConfig
 from focusdpo.pipeline.parts import (
     Captioner,
     Generator,
@@ -93,15 +94,15 @@ class Parts:
 
     ROLES = ("generator", "inpainter", "segmenter", "identity", "clip", "captioner")
 
-    def __init__(self, suite: str) -> None:
-        self.suite = suite
+    def __init__(self, family: Family) -> None:
+        self.family = family
         self.meter = Meter()
         self._residents = {role: self._resident(role) for role in self.ROLES}
 
     def _resident(self, role: str) -> Resident:
-        family = suite(self.suite)
+        models = suite(self.family)
         return Resident(
-            role, family.fingerprint(role), functools.partial(family.build, role), self.meter
+            role, models.fingerprint(role), functools.partial(models.build, role), self.meter
         )
 
     def fingerprint(self, role: str) -> str:
@@ -148,7 +149,7 @@ class Parts:
 
 
 class Suite(Protocol):
-    """A family of models: a module with these functions."""
+    """A family of models: a module or object with these functions."""
 
     def fingerprint(self, role: str) -> str:
         """Hash of a part's weights and settings; loads nothing."""
@@ -158,16 +159,24 @@ class Suite(Protocol):
         """Load a part; `adapter` (a folder) is for the generator."""
         ...
 
-    def vocabulary(self) -> tuple[tuple[str, ...], frozenset[str]]:
-        """The backgrounds that prompts may name, and the class words that were taught."""
+    def vocabulary(self) -> Vocabulary:
+        """What prompts may say."""
         ...
 
 
-def suite(name: str) -> Suite:
-    """A suite by name; UserError with the names there are."""
-    if name not in SUITES:
-        raise UserError(f"suite '{name}': there are {', '.join(sorted(SUITES))}")
-    module = importlib.import_module(SUITES[name])
+Vocabulary = tuple[tuple[str, ...], frozenset[str] | None]
+"""Backgrounds that prompts name, and the class words that were taught; None: any word."""
+
+
+def suite(family: Family) -> Suite:
+    """The suite of a family; UserError with the names there are."""
+    if isinstance(family, ModelsConfig):
+        from focusdpo.flows.checkpoint_suite import CheckpointSuite
+
+        return CheckpointSuite(family)
+    if family not in SUITES:
+        raise UserError(f"suite '{family}': there are {', '.join(sorted(SUITES))}")
+    module = importlib.import_module(SUITES[family])
     return cast(Suite, module)
 
 
@@ -175,22 +184,22 @@ SUITES = {"pocket": "focusdpo.flows.pocket_suite"}
 """Suite -> the module that knows its parts. Importing it loads no model."""
 
 
-def build_part(name: str, role: str, *, adapter: str | None = None) -> Any:
-    """A part of a suite, freshly loaded."""
-    return suite(name).build(role, adapter=adapter)
+def build_part(family: Family, role: str, *, adapter: str | None = None) -> Any:
+    """A part of a suite, loaded once per process."""
+    return suite(family).build(role, adapter=adapter)
 
 
-def fingerprint_of(name: str, role: str) -> str:
+def fingerprint_of(family: Family, role: str) -> str:
     """A part's fingerprint, without loading it."""
-    return suite(name).fingerprint(role)
+    return suite(family).fingerprint(role)
 
 
-def vocabulary(name: str) -> tuple[tuple[str, ...], frozenset[str]]:
+def vocabulary(family: Family) -> Vocabulary:
     """A suite's backgrounds and class words."""
-    return suite(name).vocabulary()
+    return suite(family).vocabulary()
 
 
 @functools.lru_cache(maxsize=2)
-def resident_parts(name: str) -> Parts:
+def resident_parts(family: Family) -> Parts:
     """The process's one set of parts of a suite."""
-    return Parts(name)
+    return Parts(family)

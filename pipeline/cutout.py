@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ from PIL import Image
 from scipy import ndimage
 
 from focusdpo.data_schemas.images import Picture
+
+Finder = Callable[[NDArray[np.uint8]], NDArray[np.bool_] | None]
+"""Picture (H, W, 3) -> mask (H, W) of its subject; None when it finds none."""
 
 MIN_SHARE, MAX_SHARE = 0.02, 0.98
 """A background guess that leaves less or more of the picture than this found no subject."""
@@ -24,12 +28,12 @@ this share of it around."""
 
 
 def cut_out(
-    picture: Picture, size: int, tolerance: int
+    picture: Picture, size: int, tolerance: int, find: Finder | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_], str]:
     """Image (size, size, 3) on white, mask (size, size), and what its owner should know or "".
 
     The mask is the alpha channel; without one, what differs from a uniform background that
-    touches the border; failing that, the whole picture.
+    touches the border; failing that, what `find` finds, and if that is nothing, the whole picture.
     """
     note = ""
     if picture.alpha is not None:
@@ -38,10 +42,13 @@ def cut_out(
         # Small enough to be quick, large enough to be exact at `size`.
         picture = _shrink(picture, 4 * size)
         found = _subject_before_background(picture.image, tolerance)
+        looked_for = ""
+        if found is None and find is not None:
+            found, looked_for = find(picture.image), ", and the segmenter found nothing"
         if found is None:
             note = (
-                "no alpha and no uniform background: the whole picture counts as the subject; "
-                "for better pairs cut it out (transparent background)"
+                f"no alpha and no uniform background{looked_for}: the whole picture counts as the "
+                "subject; for better pairs cut it out (transparent background)"
             )
             found = np.ones(picture.image.shape[:2], dtype=np.bool_)
         alpha = found.astype(np.uint8) * np.uint8(255)

@@ -7,12 +7,13 @@ DIR/<subject>/subject.yaml            optional: class_name, licence
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import yaml
@@ -22,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import Picture, encode_png, read_picture
 from focusdpo.data_schemas.subjects import Reference, Subject
-from focusdpo.pipeline.cutout import cut_out
+from focusdpo.pipeline.cutout import Finder, cut_out
 from focusdpo.pipeline.keys import content_key, digest, image_key
 from focusdpo.pipeline.store import Store
 
@@ -36,6 +37,14 @@ log = logging.getLogger(__name__)
 
 Cutout = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 """A reference's image (S, S, 3), white outside the mask, and its mask (S, S)."""
+
+
+class FindSubject(Protocol):
+    """Where a photograph's subject is."""
+
+    def __call__(self, image: NDArray[np.uint8], *, class_name: str) -> NDArray[np.bool_] | None:
+        """Mask (H, W) of the best instance in a picture (H, W, 3); None when there is none."""
+        ...
 
 
 class IngestConfig(BaseModel):
@@ -97,13 +106,15 @@ def ingest(
     config: IngestConfig,
     *,
     known_classes: Collection[str] | None = None,
+    find: FindSubject | None = None,
     strict: bool = False,
 ) -> Ingested:
     """Read every subject below `folder` into the store.
 
     A bad subject is left out and reported as a fatal problem, or with `strict` raised as UserError.
     Also raises UserError when the folder is absent or no subject is usable. `known_classes`: the
-    words that the generator was taught; None accepts any.
+    words that the generator was taught; None accepts any. `find` is asked for the mask of a picture
+    without alpha and without a uniform background.
     """
     problems: list[Problem] = []
     subjects: list[Subject] = []
@@ -114,7 +125,7 @@ def ingest(
         try:
             if path.name in doubles:
                 raise UserError(doubles[path.name])
-            found = _read_subject(path, config, known_classes, notes)
+            found = _read_subject(path, config, known_classes, find, notes)
         except UserError as error:
             if strict:
                 raise
@@ -209,7 +220,11 @@ def _doubles(folders: Sequence[Path]) -> dict[str, str]:
 
 
 def _read_subject(
-    path: Path, config: IngestConfig, known_classes: Collection[str] | None, notes: list[str]
+    path: Path,
+    config: IngestConfig,
+    known_classes: Collection[str] | None,
+    find: FindSubject | None,
+    notes: list[str],
 ) -> _Found:
     if not NAME.fullmatch(path.name):
         raise UserError(f"{path}: a subject's folder is named with letters, digits, '-' and '_'")
@@ -220,19 +235,22 @@ def _read_subject(
         class_name = _class_name(path, card, known_classes)
         if len(files) > config.max_references:
             notes.append(f"{len(files)} pictures, the first {config.max_references} are used")
+        finder = functools.partial(find, class_name=class_name) if find else None
         references = []
         for file in files[: config.max_references]:
             _stay_inside(file, path)
             picture = read_picture(file, min_side=config.min_side, max_pixels=config.max_pixels)
             notes += [f"{file.name}: {note}" for note in picture.notes]
-            references.append(_reference(file, picture, config, notes))
+            references.append(_reference(file, picture, config, finder, notes))
     except OSError as error:
         raise UserError(f"{error.filename or path}: cannot be read ({error.strerror})") from error
     return _Found(path.name, class_name, card.licence, references)
 
 
-def _reference(file: Path, picture: Picture, config: IngestConfig, notes: list[str]) -> Cutout:
-    image, mask, note = cut_out(picture, config.size, config.tolerance)
+def _reference(
+    file: Path, picture: Picture, config: IngestConfig, find: Finder | None, notes: list[str]
+) -> Cutout:
+    image, mask, note = cut_out(picture, config.size, config.tolerance, find)
     if note:
         notes.append(f"{file.name}: {note}")
         log.warning("%s: %s", file, note)
