@@ -15,7 +15,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data_schemas": set(),
     "model": {"data_schemas"},
     "pipeline": {"data_schemas"},
-    "pocket": {"data_schemas", "model", "pipeline.parts", "pipeline.judge"},
+    "pocket": {
+        "data_schemas",
+        "model",
+        "pipeline.parts",
+        "pipeline.judge",
+        "pipeline.adapters.painter",
+    },
     "flows": {"data_schemas", "model", "pipeline", "pocket"},
 }
 HEAVY = ("torch", "diffusers", "transformers", "prefect", "open_clip", "matplotlib")
