@@ -12,11 +12,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image as PillowImage
 from pydantic import BaseModel, ConfigDict, Field
 
 from focusdpo.data_schemas.evaluations import EvalScene
 from focusdpo.data_schemas.scenes import Scene, candidate_seed
+from focusdpo.pipeline.copies import copy_guard, thumb
 from focusdpo.pipeline.generate import paint
 from focusdpo.pipeline.judge import Judge, Seen
 from focusdpo.pipeline.matching import NOBODY, Matrix, assign, similarity_matrix
@@ -29,18 +29,14 @@ from focusdpo.pipeline.metrics import (
 from focusdpo.pipeline.parts import (
     Generator,
     Image,
-    Mask,
     ReferenceImage,
     TextImageEncoder,
     Vectors,
 )
 from focusdpo.pipeline.patterns import pattern_difference
-from focusdpo.pipeline.score import crop_on_white
 from focusdpo.pipeline.stage import chunks
 
 PROTOCOL = "pocket"
-COPY_SIDE = 32
-"""Side in pixels at which the copy-paste guard compares crops."""
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +165,11 @@ def measure(
                 hue_error=_hue_error(hits, own),
                 pattern_error=_pattern_error(picture, hits, own, judge),
                 clip_t=fits[at],
-                copy_paste=_copy_guard(picture, hits, own),
+                copy_paste=copy_guard(
+                    picture,
+                    [hit.mask if hit else None for hit in hits],
+                    [one.thumbs for one in own],
+                ),
                 **identity_values(similarity, given, claim=config.claim),
             )
         )
@@ -201,7 +201,7 @@ def _know(references: Mapping[str, Sequence[ReferenceImage]], judge: Judge) -> d
             vectors=judge.embed_references(images, masks),
             hue=circular_mean(judge.hue(images, masks).astype(np.float64)),
             patterns=judge.pattern(images, masks),
-            thumbs=tuple(_thumb(p.image, p.mask) for p in pictures),
+            thumbs=tuple(thumb(p.image, p.mask) for p in pictures),
         )
     return known
 
@@ -262,43 +262,3 @@ def _pattern_error(
         for one, (_, known) in zip(seen, found, strict=True)
     ]
     return nan_mean(np.array(errors))
-
-
-def _copy_guard(picture: Image, hits: Sequence[Seen | None], own: Sequence[_Known]) -> float:
-    """Mean over found subjects of `copied` against the nearest of their references."""
-    best = [
-        max(copied(_thumb(picture, hit.mask), thumb) for thumb in known.thumbs)
-        for hit, known in zip(hits, own, strict=True)
-        if hit is not None
-    ]
-    return nan_mean(np.array(best))
-
-
-def _thumb(image: Image, mask: Mask) -> ReferenceImage:
-    """The subject cut to its box, small: place and size in the picture do not matter."""
-    side = (COPY_SIDE, COPY_SIDE)
-    colour, hole = (
-        np.asarray(
-            PillowImage.fromarray(crop_on_white(pixels, mask, margin=0.0)).resize(
-                side, PillowImage.Resampling.BILINEAR
-            ),
-            dtype=np.float64,
-        )
-        for pixels in (image, np.zeros_like(image))
-    )
-    # `hole` is the white that resizing mixed in: taken out, edges tell nothing of the outline.
-    inside = np.clip((colour - hole) / np.maximum(1 - hole / 255, 0.5), 0, 255)
-    return ReferenceImage(image=np.rint(inside).astype(np.uint8), mask=hole[..., 0] < 128)
-
-
-def copied(a: ReferenceImage, b: ReferenceImage) -> float:
-    """How far `a` is `b` over again: overlap of the masks (IoU) times the correlation of the
-    pixels that both cover, each channel about its own mean; 0 when there is nothing to compare."""
-    both = a.mask & b.mask
-    if not both.any():
-        return 0.0
-    x, y = (one.image[both].astype(np.float64) for one in (a, b))
-    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
-    norm = float(np.linalg.norm(x) * np.linalg.norm(y))
-    correlation = float((x * y).sum()) / norm if norm else 0.0
-    return correlation * float(both.sum() / (a.mask | b.mask).sum())
