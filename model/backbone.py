@@ -48,6 +48,14 @@ class Prompts:
         """The batch laid end to end `times` times."""
         return Prompts(self.embeds_BTD.repeat(times, 1, 1), self.pooled_BD.repeat(times, 1))
 
+    def take(self, rows: slice) -> Prompts:
+        """Some of the batch."""
+        return Prompts(self.embeds_BTD[rows], self.pooled_BD[rows])
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors; the first axis is the batch."""
+        return [self.embeds_BTD, self.pooled_BD]
+
 
 @dataclass(frozen=True)
 class References:
@@ -58,6 +66,10 @@ class References:
     masks: tuple[Tensor, ...]
     """Per reference (B, n_r), 1 where the token shows the subject."""
     grids: tuple[Grid, ...]
+    embeds: tuple[Tensor, ...] = ()
+    """Per reference (B, m, E), where the model attends to something else than `tokens`."""
+    copies: int = 1
+    """How many times the same batch lies end to end, so that what is alike is computed once."""
 
     def repeat(self, times: int) -> References:
         """The batch laid end to end `times` times."""
@@ -65,7 +77,20 @@ class References:
             tuple(t.repeat(times, 1, 1) for t in self.tokens),
             tuple(m.repeat(times, 1) for m in self.masks),
             self.grids,
+            tuple(e.repeat(times, 1, 1) for e in self.embeds),
+            self.copies * times,
         )
+
+    def take(self, rows: slice) -> References:
+        """Some of the batch."""
+        tokens, masks, embeds = (
+            tuple(t[rows] for t in part) for part in (self.tokens, self.masks, self.embeds)
+        )
+        return References(tokens, masks, self.grids, embeds)
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors; the first axis is the batch."""
+        return [*self.tokens, *self.masks, *self.embeds]
 
 
 @dataclass(frozen=True)

@@ -49,12 +49,8 @@ class PairBatch:
                 self.priors.detail_BN[rows],
             ),
             self.lose_detail_BN[rows],
-            Prompts(self.prompts.embeds_BTD[rows], self.prompts.pooled_BD[rows]),
-            References(
-                tuple(t[rows] for t in self.references.tokens),
-                tuple(m[rows] for m in self.references.masks),
-                self.references.grids,
-            ),
+            self.prompts.take(rows),
+            self.references.take(rows),
             self.quality and PatchQuality(self.quality.win_BN[rows], self.quality.lose_BN[rows]),
         )
 
@@ -74,10 +70,8 @@ class PairBatch:
             self.priors.subjects_BRN,
             self.priors.detail_BN,
             self.lose_detail_BN,
-            self.prompts.embeds_BTD,
-            self.prompts.pooled_BD,
-            *self.references.tokens,
-            *self.references.masks,
+            *self.prompts.tensors(),
+            *self.references.tensors(),
             *((self.quality.win_BN, self.quality.lose_BN) if self.quality else ()),
         ]
 
@@ -96,8 +90,10 @@ def join(batches: Sequence[PairBatch]) -> PairBatch:
     def cat(pick: Callable[[PairBatch], Tensor]) -> Tensor:
         return torch.cat([pick(batch) for batch in batches])
 
-    reference_tokens = zip(*(batch.references.tokens for batch in batches), strict=True)
-    reference_masks = zip(*(batch.references.masks for batch in batches), strict=True)
+    def cat_each(pick: Callable[[References], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        slots = zip(*(pick(batch.references) for batch in batches), strict=True)
+        return tuple(torch.cat(parts) for parts in slots)
+
     return PairBatch(
         sum((batch.keys for batch in batches), ()),
         cat(lambda b: b.win_BNC),
@@ -110,9 +106,10 @@ def join(batches: Sequence[PairBatch]) -> PairBatch:
         cat(lambda b: b.lose_detail_BN),
         Prompts(cat(lambda b: b.prompts.embeds_BTD), cat(lambda b: b.prompts.pooled_BD)),
         References(
-            tuple(torch.cat(tokens) for tokens in reference_tokens),
-            tuple(torch.cat(masks) for masks in reference_masks),
+            cat_each(lambda r: r.tokens),
+            cat_each(lambda r: r.masks),
             first.references.grids,
+            cat_each(lambda r: r.embeds),
         ),
         first.quality
         and PatchQuality(
