@@ -178,7 +178,8 @@ def read_card(directory: Path) -> AdapterCard:
         ) from error
 
 
-def _read_weights(directory: Path, card: AdapterCard) -> dict[str, Tensor]:
+def read_weights(directory: Path, card: AdapterCard) -> dict[str, Tensor]:
+    """An adapter folder's tensors by module path. UserError for a damaged file."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -202,7 +203,7 @@ def load_adapter(backbone: Backbone, directory: Path, scale: float = 1.0) -> Ada
     UserError if the folder is incomplete, corrupt, made for another base, or does not fit."""
     directory = Path(directory)
     card = read_card(directory)
-    tensors = _read_weights(directory, card)
+    tensors = read_weights(directory, card)
     remove_policy(backbone.transformer)
     if card.base_fingerprint != backbone.fingerprint:
         raise UserError(

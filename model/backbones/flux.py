@@ -72,6 +72,12 @@ class FluxBackbone:
     """
 
     lora_targets: tuple[str, ...] = LORA_TARGETS
+    dtype: torch.dtype | None = None
+    """What the transformer's inputs are cast to; None: they stay as they are."""
+    train_guidance: float = 1.0
+    """Embedded guidance of `predict`, for guidance-distilled transformers."""
+    sample_guidance: float = 1.0
+    """The same when sampling."""
 
     def __init__(
         self,
@@ -166,28 +172,43 @@ class FluxBackbone:
         capture: FeatureConfig | None = None,
     ) -> Prediction:
         """Velocity for noisy latents; with `capture`, token features from the same pass."""
+        return self._predict(noisy_BNC, sigma_B, prompts, references, self.train_guidance, capture)
+
+    def _predict(
+        self,
+        noisy_BNC: Tensor,
+        sigma_B: Tensor,
+        prompts: Prompts,
+        references: References,
+        guidance: float,
+        capture: FeatureConfig | None = None,
+    ) -> Prediction:
+        """`predict` with an embedded guidance, which a transformer without it leaves aside."""
         count = noisy_BNC.shape[1]
-        tokens = torch.cat([noisy_BNC, *references.tokens], 1)
+        tokens = self._cast(torch.cat([noisy_BNC, *references.tokens], 1))
         ids = _image_ids(self.grid, references.grids).to(noisy_BNC.device)
         core = unwrap(self.transformer)
-        guidance = torch.ones_like(sigma_B) if core.config.guidance_embeds else None
+        guidance_B = torch.full_like(sigma_B, guidance) if core.config.guidance_embeds else None
         with capture_features(core, capture, self.default_blocks, tokens.shape[1]) as features:
             output = self.transformer(
                 hidden_states=tokens,
-                encoder_hidden_states=prompts.embeds_BTD,
-                pooled_projections=prompts.pooled_BD,
+                encoder_hidden_states=self._cast(prompts.embeds_BTD),
+                pooled_projections=self._cast(prompts.pooled_BD),
                 timestep=sigma_B,
                 img_ids=ids,
                 txt_ids=text_ids(prompts.embeds_BTD.shape[1]).to(noisy_BNC.device),
-                guidance=guidance,
+                guidance=guidance_B,
                 return_dict=False,
             )[0]
         parts = [f.split([count, *(t.shape[1] for t in references.tokens)], 1) for f in features]
         return Prediction(
-            output_BNC=output[:, :count],
+            output_BNC=output[:, :count] if self.dtype is None else output[:, :count].float(),
             target_features=tuple(part[0] for part in parts),
             reference_features=tuple(tuple(part[1:]) for part in parts),
         )
+
+    def _cast(self, value: Tensor) -> Tensor:
+        return value if self.dtype is None else value.to(self.dtype)
 
     def generate(
         self,
@@ -244,14 +265,16 @@ class FluxBackbone:
         references: References,
         after_step: Callable[[Tensor, Tensor], Tensor] = lambda latents, sigma: latents,
     ) -> Tensor:
-        given, empty = self.encode_prompts(prompts), self.encode_prompts([""] * len(prompts))
+        scale, embedded = self.sampling.guidance, self.sample_guidance
+        given = self.encode_prompts(prompts)
+        empty = self.encode_prompts([""] * len(prompts)) if scale != 1 else given
         nothing = References((), (), ())
         for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
             level = sigma.expand(len(latents)).to(latents.device)
-            velocity = self.predict(latents, level, given, references).output_BNC
-            if self.sampling.guidance != 1 and sigma > self.sampling.guidance_above:
-                free = self.predict(latents, level, empty, nothing).output_BNC
-                velocity = free + self.sampling.guidance * (velocity - free)
+            velocity = self._predict(latents, level, given, references, embedded).output_BNC
+            if scale != 1 and sigma > self.sampling.guidance_above:
+                free = self._predict(latents, level, empty, nothing, embedded).output_BNC
+                velocity = free + scale * (velocity - free)
             latents = after_step(latents + (following - sigma) * velocity, following)
         return latents
 
