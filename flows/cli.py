@@ -19,6 +19,7 @@ import typer
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.commands import ablate as ablate_commands
 from focusdpo.flows.commands import bench as bench_commands
+from focusdpo.flows.commands import fetch as fetch_commands
 from focusdpo.flows.commands import focus, look, pocket, run
 
 app = typer.Typer(
@@ -42,6 +43,7 @@ app.command("generate")(look.generate)
 app.command("settings")(look.settings)
 app.command("inspect")(look.inspect)
 app.command("doctor")(look.doctor)
+app.command("fetch")(fetch_commands.fetch)
 app.command("bench")(bench_commands.bench)
 app.add_typer(pocket.app, name="pocket")
 

@@ -120,6 +120,12 @@ class BuildRun(_Stages, _Run):
     )
 
 
+class GenerateRun(_Run):
+    """`generate` and `doctor`: the models alone, and how references are read."""
+
+    ingest: IngestConfig = Field(IngestConfig(), description="reading pictures of subjects")
+
+
 class TrainRun(_Run):
     """`train`: a dataset version -> an adapter in `out`."""
 

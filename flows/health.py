@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.models_config import ModelsConfig
 from focusdpo.flows.wiring import Parts, fingerprint_of
 
 FREE_DISK = 2 * 2**30
@@ -26,9 +27,20 @@ class Check:
     told: str
 
 
-def checks() -> list[Check]:
-    """Python, packages that must fit together, weights, disk, memory."""
-    return [_guarded(name, check) for name, check in CHECKS.items()]
+def checks(models: ModelsConfig | None = None) -> list[Check]:
+    """Python, packages that must fit together, weights (the embedded suite's, or every checkpoint
+    that `models` names), disk, memory."""
+    wanted = dict(CHECKS)
+    if models is not None:
+        from focusdpo.flows.checkpoint_suite import checks as checkpoint_checks
+
+        del wanted["weights"]
+        wanted |= {name: _told(check) for name, check in checkpoint_checks(models)}
+    return [_guarded(name, check) for name, check in wanted.items()]
+
+
+def _told(check: Callable[[], str]) -> Callable[[], tuple[bool, str]]:
+    return lambda: (True, check())
 
 
 def dataset_check(root: str, *, repair: bool = False) -> Check:

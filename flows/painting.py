@@ -14,12 +14,13 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import read_picture
 from focusdpo.data_schemas.scenes import candidate_seed
 from focusdpo.flows.machine import packages
+from focusdpo.flows.models_config import Family
 from focusdpo.flows.preview import contact_sheet
 from focusdpo.flows.wiring import build_part, vocabulary
 from focusdpo.pipeline.compose import TEMPLATES
 from focusdpo.pipeline.cutout import cut_out
 from focusdpo.pipeline.ingest import IngestConfig
-from focusdpo.pipeline.parts import ReferenceImage
+from focusdpo.pipeline.parts import Image, Mask, ReferenceImage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,20 +33,25 @@ class Request:
     seed: int
     count: int
     adapter: str | None
-    suite: str
+    family: Family
+    ingest: IngestConfig
+    """How the references are read."""
 
 
 def paint(request: Request, out: Path) -> dict[str, Any]:
     """Paint and write `out`; what its metadata say. UserError for bad input."""
-    backgrounds, classes = vocabulary(request.suite)
+    backgrounds, classes = vocabulary(request.family)
     _check(request, classes)
     prompt = request.prompt or TEMPLATES[len(request.references)].format(
         *request.class_names, background=backgrounds[0]
     )
-    pictures = tuple(read_reference(path) for path in request.references)
+    pictures = tuple(
+        read_reference(path, word, request)
+        for path, word in zip(request.references, request.class_names, strict=True)
+    )
     seeds = [request.seed]
     seeds += [candidate_seed(request.seed, index) for index in range(1, request.count)]
-    generator = build_part(request.suite, "generator", adapter=request.adapter)
+    generator = build_part(request.family, "generator", adapter=request.adapter)
     painted = generator.generate([prompt] * len(seeds), [pictures] * len(seeds), seeds)
     about = {
         "prompt": prompt,
@@ -53,7 +59,7 @@ def paint(request: Request, out: Path) -> dict[str, Any]:
         "references": [str(path) for path in request.references],
         "seeds": seeds,
         "adapter": request.adapter,
-        "suite": request.suite,
+        "models": _model_names(request.family),
         "fingerprint": generator.fingerprint,
         "version": packages().get("focusdpo", ""),
     }
@@ -67,17 +73,27 @@ def paint(request: Request, out: Path) -> dict[str, Any]:
     return about
 
 
-def read_reference(path: Path) -> ReferenceImage:
+def read_reference(path: Path, class_name: str, request: Request) -> ReferenceImage:
     """A picture file as build-dataset would ingest it."""
-    config = IngestConfig()
+    config = request.ingest
     picture = read_picture(path, min_side=config.min_side, max_pixels=config.max_pixels)
-    image, mask, _ = cut_out(picture, config.size, config.tolerance)
+
+    def find(image: Image) -> Mask | None:
+        (found,) = build_part(request.family, "segmenter").segment([image], [(class_name,)])
+        return found[0].mask if found else None
+
+    finder = None if request.family == "pocket" else find
+    image, mask, _ = cut_out(picture, config.size, config.tolerance, finder)
     if not mask.any():
         raise UserError(f"{path}: nothing is visible (alpha is 0 everywhere)")
     return ReferenceImage(image=image, mask=mask)
 
 
-def _check(request: Request, classes: frozenset[str]) -> None:
+def _model_names(family: Family) -> str:
+    return family if isinstance(family, str) else family.backbone.kind
+
+
+def _check(request: Request, classes: frozenset[str] | None) -> None:
     pictures, words = len(request.references), len(request.class_names)
     if pictures != words:
         raise UserError(
@@ -86,7 +102,7 @@ def _check(request: Request, classes: frozenset[str]) -> None:
     if pictures > max(TEMPLATES):
         raise UserError(f"{pictures} references: a scene has at most {max(TEMPLATES)} subjects")
     for word in request.class_names:
-        if word not in classes:
+        if classes is not None and word not in classes:
             near = difflib.get_close_matches(word, classes, n=3, cutoff=0.5)
             hint = f"; near: {', '.join(near)}" if near else ""
             raise UserError(

@@ -7,12 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from focusdpo.flows.licences import licence_of
+from focusdpo.flows.models_config import Family, ModelsConfig
 from focusdpo.flows.report_files import read_json, read_text
 from focusdpo.flows.report_view import Fact, LineagePart, ModelFact
 
-LICENCES = {"pocket": "Apache-2.0, trained on renders of MIT-licensed 3D emoji"}
-"""Of a suite's weights."""
 AGAIN = "run it again"
+UNSTATED = "see the model's own card"
+_PART = {"base": "backbone", "adapter": "backbone"}
 
 
 def collect_lineage(
@@ -27,12 +31,10 @@ def collect_lineage(
     facts: list[Fact] = []
     models: list[ModelFact] = []
     configs: list[tuple[str, str]] = []
-    suite = "pocket"
     if root is not None:
         manifest = _manifest(root, version)
-        suite = str((manifest.get("config") or {}).get("suite", suite))
         facts += _dataset_facts(manifest)
-        models += _stage_models(manifest, suite)
+        models += _stage_models(manifest, _family(manifest.get("config") or {}))
         configs.append(("Dataset configuration", _text(manifest.get("config"))))
         configs.append(("Packages of the build", _text(manifest.get("packages"))))
     for title, folder in (("Training", train_dir), ("Evaluation", evaluate_dir)):
@@ -40,7 +42,7 @@ def collect_lineage(
             continue
         run = read_json(folder / "run.json", AGAIN)
         facts += _run_facts(title, run)
-        models += _run_models(title, run, suite)
+        models += _run_models(title, run, _family(_settings(folder)))
         configs += [
             (f"{title} configuration ({name})", read_text(folder / name))
             for name in ("config.yaml", "config.json")
@@ -50,6 +52,31 @@ def collect_lineage(
     return LineagePart(
         facts=tuple(facts), models=tuple(models), commands=tuple(commands), configs=tuple(configs)
     )
+
+
+def _settings(folder: Path) -> Mapping[str, Any]:
+    """A run's resolved configuration."""
+    for name in ("run.yaml", "config.yaml"):
+        if (folder / name).is_file():
+            found = yaml.safe_load((folder / name).read_text("utf-8"))
+            if isinstance(found, dict) and "suite" in found:
+                return found
+    return {}
+
+
+def _family(config: Mapping[str, Any]) -> Family:
+    """Whose weights a resolved configuration names."""
+    if config.get("suite") == "checkpoints":
+        return ModelsConfig.model_validate(config["models"])
+    return "pocket"
+
+
+def _name(family: Family, role: str) -> str:
+    """What to call a part's weights."""
+    if isinstance(family, str):
+        return family
+    config = getattr(family, "backbone" if role == "generator" else role, None)
+    return str(getattr(config, "kind", role))
 
 
 def _manifest(root: Path, version: str) -> Mapping[str, Any]:
@@ -68,7 +95,7 @@ def _dataset_facts(manifest: Mapping[str, Any]) -> list[Fact]:
     return [*facts, Fact(label="licences of the subjects", value=", ".join(licences) or "none")]
 
 
-def _stage_models(manifest: Mapping[str, Any], suite: str) -> list[ModelFact]:
+def _stage_models(manifest: Mapping[str, Any], family: Family) -> list[ModelFact]:
     """One row per stage and role, from the versions that the stages recorded."""
     from focusdpo.flows.stages import STAGES
 
@@ -83,15 +110,15 @@ def _stage_models(manifest: Mapping[str, Any], suite: str) -> list[ModelFact]:
             models.append(
                 ModelFact(
                     role=f"{stage}: {role}",
-                    name=suite,
+                    name=_name(family, role),
                     fingerprint=fingerprint,
-                    licence=LICENCES.get(suite, "see the model's own card"),
+                    licence=licence_of(family, role) or UNSTATED,
                 )
             )
     return models
 
 
-def _run_models(title: str, run: Mapping[str, Any], suite: str) -> list[ModelFact]:
+def _run_models(title: str, run: Mapping[str, Any], family: Family) -> list[ModelFact]:
     fingerprints = dict(run.get("fingerprints") or {})
     identity = run.get("identity")
     # A training run's identity names its base; an evaluation's is one digest.
@@ -100,9 +127,9 @@ def _run_models(title: str, run: Mapping[str, Any], suite: str) -> list[ModelFac
     return [
         ModelFact(
             role=f"{title.lower()}: {role}",
-            name="LoRA of this run" if role == "adapter" else suite,
+            name="LoRA of this run" if role == "adapter" else _name(family, _PART.get(role, role)),
             fingerprint=str(fingerprint),
-            licence=LICENCES.get(suite, "see the model's own card"),
+            licence=licence_of(family, _PART.get(role, role)) or UNSTATED,
         )
         for role, fingerprint in fingerprints.items()
     ]

@@ -34,15 +34,19 @@ def generate(
     count: Annotated[
         int, typer.Option("--count", min=1, max=64, help="Pictures of seeds from --seed on.")
     ] = 1,
-    suite: Annotated[str, typer.Option("--suite", help="Which models paint.")] = "pocket",
+    preset: PRESET = "pocket",
+    set_: SET = [],  # noqa: B006 - typer copies it
     json: JSON = False,
 ) -> None:
     """Paint subjects from reference pictures, with or without an adapter.
 
     With --count above 1 the file is a contact sheet. The PNG tells how it was made.
     """
+    from focusdpo.flows.config import GenerateRun
     from focusdpo.flows.painting import Request, paint
+    from focusdpo.flows.settings import resolve
 
+    run = resolve(GenerateRun, tree(preset, set_))
     request = Request(
         references=tuple(reference),
         class_names=tuple(class_name),
@@ -50,7 +54,8 @@ def generate(
         seed=seed,
         count=count,
         adapter=adapter,
-        suite=suite,
+        family=run.family,
+        ingest=run.ingest,
     )
     with working("loading the generator and painting"):
         about = paint(request, out)
@@ -119,6 +124,8 @@ def inspect(
 
 
 def doctor(
+    preset: PRESET = "pocket",
+    set_: SET = [],  # noqa: B006
     root: Annotated[
         str | None, typer.Option("--root", help="Also check every byte of this dataset.")
     ] = None,
@@ -130,13 +137,17 @@ def doctor(
     ] = False,
     json: JSON = False,
 ) -> None:
-    """Check what a run needs: packages, weights, disk, memory, a dataset's bytes."""
+    """Check what a run needs: packages, the preset's checkpoints, disk, memory, a dataset's
+    bytes."""
+    from focusdpo.flows.config import GenerateRun
     from focusdpo.flows.health import checks, dataset_check
+    from focusdpo.flows.settings import resolve
 
     if repair and root is None:
         raise UserError("--repair needs --root: which dataset is to be mended?")
+    run = resolve(GenerateRun, tree(preset, set_))
     with working("checking"):
-        results = checks()
+        results = checks(run.models if run.suite == "checkpoints" else None)
         if root is not None:
             results.append(dataset_check(root, repair=repair))
     for check in results:

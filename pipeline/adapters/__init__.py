@@ -1,1 +1,1 @@
-"""Outside models behind the protocols of `pipeline.parts`. One file each; torch is imported late."""
+"""Outside models behind the protocols of `pipeline.parts`, one file each; torch comes late."""

@@ -1,0 +1,173 @@
+"""Checkpoints behind the interface of `wiring.Suite`. Importing it loads no model."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from focusdpo.data_schemas.checkpoints import digest_files
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.models_config import MODULES, ModelsConfig
+from focusdpo.pipeline.parts import Image, Mask, ReferenceImage
+
+ROLES = ("backbone", "inpainter", "segmenter", "identity", "clip", "captioner")
+"""The sections of `models`; generator and backbone are one."""
+JUDGES = ("judge_segmenter", "judge_identity")
+
+
+def module_of(config: BaseModel) -> Any:
+    """The module that checks, identifies and builds what a config describes."""
+    return importlib.import_module(MODULES[type(config).__name__])
+
+
+@functools.lru_cache(maxsize=8)
+def device_of(wanted: str) -> str:
+    """The device that `models.device` names. UserError when it is not there."""
+    import torch
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"models.device: {wanted}, but torch sees no CUDA device; set it to cpu")
+    return wanted
+
+
+class CheckpointSuite:
+    """The parts that a `models` section names."""
+
+    def __init__(self, models: ModelsConfig) -> None:
+        self._models = models
+
+    def vocabulary(self) -> tuple[tuple[str, ...], None]:
+        """Backgrounds; any class word is understood."""
+        return self._models.backgrounds, None
+
+    def fingerprint(self, role: str) -> str:
+        """Hash of a part's weights and settings; loads nothing. UserError as `build`."""
+        return _fingerprint(self._models, role)
+
+    def build(self, role: str, *, adapter: str | None = None) -> Any:
+        """The part, loaded once per process; `adapter` (a folder) is for the generator. The role
+        `backbone` is the generator's model, for training. UserError for absent or wrong weights."""
+        if role == "generator":
+            return AdaptedPainter(self._models, adapter)
+        if role == "backbone" and self._models in _IN_PLACE:
+            AdaptedPainter(self._models, None).put_in_place()
+        return _part(self._models, role)
+
+
+@functools.lru_cache(maxsize=64)
+def _fingerprint(models: ModelsConfig, role: str) -> str:
+    config = config_of(models, "backbone" if role == "generator" else role)
+    if role == "inpainter":
+        # It may repaint with the generator's own weights.
+        return f"{module_of(config).fingerprint(config)}:{_fingerprint(models, 'backbone')}"
+    return str(module_of(config).fingerprint(config))
+
+
+def config_of(models: ModelsConfig, role: str) -> BaseModel:
+    """The section of a role."""
+    if role in (*ROLES, *JUDGES):
+        config: BaseModel = getattr(models, role)
+        return config
+    raise UserError(f"models: no part '{role}'; there are {', '.join((*ROLES, *JUDGES))}")
+
+
+@functools.lru_cache(maxsize=16)
+def _part(models: ModelsConfig, role: str) -> Any:
+    config = config_of(models, role)
+    device = device_of(models.device)
+    if role == "inpainter":
+        part = module_of(config).build(config, device, AdaptedPainter(models, None))
+        return Named(part, _fingerprint(models, role))
+    return module_of(config).build(config, device)
+
+
+class Named:
+    """A part under the fingerprint that plans know it by."""
+
+    def __init__(self, part: Any, fingerprint: str) -> None:
+        self._part, self.fingerprint = part, fingerprint
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._part, name)
+
+
+_IN_PLACE: dict[ModelsConfig, str | None] = {}
+"""Whose weights each backbone holds now: an adapter's folder, or None for the base. Base and
+adapter paint with one model, since two would not fit a card."""
+
+
+class AdaptedPainter:
+    """Generator and inpainter: the backbone with or without an adapter's weights."""
+
+    def __init__(self, models: ModelsConfig, adapter: str | None) -> None:
+        from focusdpo.pipeline.adapters.painter import BackbonePainter
+
+        self._models, self._adapter = models, adapter
+        backbone = _part(models, "backbone")
+        self.fingerprint = _fingerprint(models, "backbone")
+        if adapter is not None:
+            files = sorted(Path(adapter).glob("*.safetensors"))
+            if not files:
+                raise UserError(f"{adapter}: holds no adapter; give a folder that train wrote")
+            self.fingerprint = digest_files(files, self.fingerprint)
+        self._painter = BackbonePainter(backbone, self.fingerprint)
+        self.backbone = backbone
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        references: Sequence[Sequence[ReferenceImage]],
+        seeds: Sequence[int],
+    ) -> list[Image]:
+        """As `pipeline.parts.Generator`."""
+        self.put_in_place()
+        return self._painter.generate(prompts, references, seeds)
+
+    def inpaint(
+        self,
+        images: Sequence[Image],
+        masks: Sequence[Mask],
+        prompts: Sequence[str],
+        references: Sequence[Sequence[ReferenceImage]],
+        seeds: Sequence[int],
+    ) -> list[Image]:
+        """As `pipeline.parts.Inpainter`."""
+        self.put_in_place()
+        return self._painter.inpaint(images, masks, prompts, references, seeds)
+
+    def put_in_place(self) -> None:
+        """See to it that the backbone has this painter's adapter, or none."""
+        if _IN_PLACE.get(self._models) == self._adapter:
+            return
+        from focusdpo.model.adapter import load_adapter, remove_policy
+
+        remove_policy(self.backbone.transformer)
+        if self._adapter is not None:
+            load_adapter(self.backbone, Path(self._adapter))
+        _IN_PLACE[self._models] = self._adapter
+
+
+def checks(models: ModelsConfig) -> Iterator[tuple[str, Callable[[], str]]]:
+    """Rows of `focusdpo doctor`: name and what finds out; each raises UserError or tells."""
+    yield "device", lambda: device_of(models.device)
+    for role in (*ROLES, *JUDGES):
+        config = config_of(models, role)
+        for name, check in module_of(config).checks(config).items():
+            yield f"{role}: {name}", check
+
+
+def sources(models: ModelsConfig) -> list[tuple[str, str, list[str] | None]]:
+    """What `focusdpo fetch` downloads: setting, source, file patterns; each source once."""
+    found: dict[tuple[str, str], tuple[str, str, list[str] | None]] = {}
+    for role in (*ROLES, *JUDGES):
+        config = config_of(models, role)
+        for field, source, patterns in module_of(config).sources(config):
+            found.setdefault((source, str(patterns)), (field, source, patterns))
+    return list(found.values())
