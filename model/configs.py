@@ -174,6 +174,17 @@ class TrainConfig(BaseModel):
         "instructions for it (without them it is many times slower)",
     )
     gradient_checkpointing: bool = Field(False, description="less memory, about 50 % more time")
+    memory: Literal["joint", "sequential"] = Field(
+        "joint",
+        description="joint: winner and loser in one pass; sequential: one after the other, the "
+        "same gradient with half the activations for an eighth more computation",
+    )
+    shard: Literal["auto", "none", "full"] = Field(
+        "auto",
+        description="full: each process holds its share of the frozen base (torch's fully_shard; "
+        "the LoRA is whole everywhere); none: all of it; auto: full where accelerate's "
+        "configuration says FSDP",
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="decides everything random")
     source: Literal["both", "disrupt", "rank"] = Field(
         "both", description="which pairs: all, disrupted instances, or ranked candidates"
@@ -211,8 +222,10 @@ class TrainConfig(BaseModel):
     def identity(self) -> str:
         """Digest of what decides the trajectory: two runs of equal identity may share a folder.
 
-        A run with a constant schedule may be lengthened, so its `steps` stay out."""
-        left_out = {"save_every", "log_every", "tensorboard"}
+        A run with a constant schedule may be lengthened, so its `steps` stay out. So do `memory`
+        and `shard`, which say where and in what order the same sums are made: a run that met the
+        end of a card's memory goes on in another manner, or on more processes."""
+        left_out = {"save_every", "log_every", "tensorboard", "memory", "shard"}
         if self.schedule == "constant":
             left_out.add("steps")
         return digest(self.model_dump(mode="json", exclude=left_out))

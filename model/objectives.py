@@ -1,4 +1,5 @@
-"""What is minimised: errors per token, per image, per pair. Pure functions in float32.
+"""What is minimised: errors per token, per image, per pair. Pure functions in float32 (in float64
+where a model computes in it).
 
 Diffusion-DPO (arXiv 2311.12908, equation 14) in flow-matching form, its weighted forms (masked DPO,
 FocusDPO, PatchDPO), SFT, and SDPO's safeguard, from the same parts. Shapes: B pairs, N tokens, C
@@ -38,7 +39,12 @@ class Loss:
 def token_error(output_BNC: Tensor, target_BNC: Tensor) -> Tensor:
     """e (B, N): squared error, mean over channels. In float32: squaring in half precision loses
     more than the differences that DPO lives on."""
-    return (output_BNC.float() - target_BNC.float()).square().mean(dim=2)
+    return (_full(output_BNC) - _full(target_BNC)).square().mean(dim=2)
+
+
+def _full(values: Tensor) -> Tensor:
+    """In float32, or in float64 where they are."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def image_error(error_BN: Tensor, weight_BN: Tensor | None = None) -> Tensor:
@@ -117,7 +123,7 @@ def safeguard_scale(win_slope_BNC: Tensor, lose_slope_BNC: Tensor, mu: float, sc
 
 def error_slope(output_BNC: Tensor, target_BNC: Tensor, weight_BN: Tensor | None) -> Tensor:
     """d l / d velocity (B, N, C) of `image_error` of `token_error`."""
-    slope_BNC = 2 * (output_BNC.detach().float() - target_BNC.float())
+    slope_BNC = 2 * (_full(output_BNC.detach()) - _full(target_BNC))
     if weight_BN is not None:
         slope_BNC = slope_BNC * weight_BN.unsqueeze(2)
     return slope_BNC / (slope_BNC.shape[1] * slope_BNC.shape[2])

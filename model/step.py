@@ -97,31 +97,55 @@ def pair_step(
     noisy_BNC = backbone.add_noise(clean_BNC, noise_BNC, sigmas_B)
     target_BNC = backbone.target(clean_BNC, noise_BNC, sigmas_B)
     inputs = (noisy_BNC, sigmas_B, batch.prompts.repeat(2), batch.references.repeat(2))
-    capture = {config.focus.features_from: _features(config)}
+    capture = {config.focus.features_from: features(config)}
     reference: Prediction | None = None
-    needed = ref_error_BN is None or capture.get("reference") is not None
-    if config.objective.is_preference and needed:
+    if needs_reference(config, ref_error_BN):
         with torch.no_grad(), cast(), reference_policy(backbone.transformer):
             reference = backbone.predict(*inputs, capture=capture.get("reference"))
     with cast():
         policy = backbone.predict(*inputs, capture=capture.get("policy"))
-    maps = None
-    if _features(config):
-        source = policy if "policy" in capture else reference
-        assert source is not None
-        maps = _maps(source, batch, sigmas_B, config.focus)
-    weight_BN = _weight(maps, batch, config)
     error_BN = token_error(policy.output_BNC, target_BNC)
     if reference is not None:
         ref_error_BN = token_error(reference.output_BNC, target_BNC)
-    if not config.objective.is_preference:
-        ref_error_BN = None
-    scale_B = _safeguard(policy.output_BNC, target_BNC, weight_BN, config)
+    passes = Passes(policy, reference, target_BNC, ref_error_BN)
+    return judge(passes, error_BN, batch, sigma_B, config)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What the forward passes over 2B images gave."""
+
+    policy: Prediction
+    reference: Prediction | None
+    """None where its errors were known, or no objective asks for them."""
+    target_BNC: Tensor
+    ref_error_BN: Tensor | None
+
+
+def judge(
+    passes: Passes, error_BN: Tensor, batch: PairBatch, sigma_B: Tensor, config: TrainConfig
+) -> StepOutput:
+    """Passes -> the loss, as a function of the policy's errors per token (2B, N) alone: all else
+    is taken from the passes without gradient."""
+    maps = None
+    if features(config):
+        source = passes.policy if config.focus.features_from == "policy" else passes.reference
+        assert source is not None
+        maps = _maps(source, batch, sigma_B.repeat(2), config.focus)
+    weight_BN = _weight(maps, batch, config)
+    ref_error_BN = passes.ref_error_BN if config.objective.is_preference else None
+    scale_B = _safeguard(passes.policy.output_BNC, passes.target_BNC, weight_BN, config)
     loss = _pair_loss(error_BN, ref_error_BN, weight_BN, scale_B, config)
     return StepOutput(loss, sigma_B, error_BN.detach(), ref_error_BN, weight_BN, maps, scale_B)
 
 
-def _features(config: TrainConfig) -> FeatureConfig | None:
+def needs_reference(config: TrainConfig, ref_error_BN: Tensor | None) -> bool:
+    """Whether the reference policy's pass must run: for its errors, or for its features."""
+    read = config.focus.features_from == "reference" and features(config) is not None
+    return config.objective.is_preference and (ref_error_BN is None or read)
+
+
+def features(config: TrainConfig) -> FeatureConfig | None:
     """What to read from a pass, where the objective needs it."""
     focused = config.objective.name == "focus_dpo" and config.focus.needs_features
     return config.focus.features if focused else None
