@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.backbone import Backbone
 from focusdpo.model.checkpoint import write_file
 from focusdpo.model.configs import LoraConfig
+from focusdpo.model.full_policy import TrainedCopy, add_copies, chosen, remove_copies
 
 __all__ = [
     "AdapterCard",
@@ -38,7 +40,7 @@ __all__ = [
 NAME = "policy"
 WEIGHTS = "pytorch_lora_weights.safetensors"
 CARD = "adapter.json"
-_PREFIX = "transformer"
+_PREFIX = re.compile(r"^(transformer|unet)\.")
 
 
 class AdapterCard(BaseModel):
@@ -59,16 +61,21 @@ class AdapterCard(BaseModel):
 def _layers(transformer: nn.Module) -> list[Any]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    return [module for module in transformer.modules() if isinstance(module, BaseTunerLayer)]
+    kinds = (BaseTunerLayer, TrainedCopy)
+    return [module for module in transformer.modules() if isinstance(module, kinds)]
 
 
 def add_policy(transformer: nn.Module, config: LoraConfig, *, seed: int) -> None:
-    """Adds a LoRA that changes nothing yet (its B is zero) and freezes everything else.
+    """Adds a LoRA that changes nothing yet (its B is zero) and freezes everything else; or, where
+    the backbone asks for it (`model.full_policy`), trainable copies of some layers.
 
     Its start depends on `seed` alone. Weights are float32 whatever the base's type."""
     import peft
 
     transformer.requires_grad_(False)
+    if chosen(transformer):
+        add_copies(transformer, config.targets)
+        return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -92,16 +99,18 @@ def add_policy(transformer: nn.Module, config: LoraConfig, *, seed: int) -> None
 
 def remove_policy(transformer: nn.Module) -> None:
     """Takes the LoRA away and leaves the base as it was, frozen."""
-    if _layers(transformer):
+    if chosen(transformer):
+        remove_copies(transformer)
+    elif _layers(transformer):
         cast("Any", transformer).unload_lora()
 
 
 def policy_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
-    """The LoRA's parameters by name, in a fixed order."""
+    """The policy's parameters by name, in a fixed order."""
     return {
         name: parameter
         for name, parameter in sorted(transformer.named_parameters())
-        if f".{NAME}." in name and "lora_" in name
+        if f".{NAME}." in name
     }
 
 
@@ -135,6 +144,11 @@ def _short_name(name: str) -> str:
     return name.replace(f".{NAME}.", ".")
 
 
+def _prefix(transformer: nn.Module) -> str:
+    """What diffusers' pipelines put before the module names of their denoiser."""
+    return "unet." if hasattr(transformer, "up_blocks") else "transformer."
+
+
 def save_adapter(
     directory: Path, transformer: nn.Module, card: AdapterCard, weights: Mapping[str, Tensor]
 ) -> None:
@@ -142,15 +156,19 @@ def save_adapter(
     digest fits is whole."""
     from safetensors.torch import save
 
+    prefix = _prefix(transformer)
     tensors = {
-        f"{_PREFIX}.{_short_name(name)}": tensor.detach().float().cpu().contiguous()
+        f"{prefix}{_short_name(name)}": tensor.detach().float().cpu().contiguous()
         for name, tensor in weights.items()
     }
-    peft_config = cast("Any", transformer).peft_config[NAME].to_dict()
-    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in peft_config.items()}
-    metadata = {f"{_PREFIX}.{key}": value for key, value in plain.items()}
-    # One metadata key: safetensors writes several in an order that changes from run to run.
-    data = save(tensors, {"lora_adapter_metadata": json.dumps(metadata, sort_keys=True)})
+    metadata: dict[str, str] = {}
+    if not chosen(transformer):
+        peft_config = cast("Any", transformer).peft_config[NAME].to_dict()
+        plain = {k: sorted(v) if isinstance(v, set) else v for k, v in peft_config.items()}
+        prefixed = {f"{prefix}{key}": value for key, value in plain.items()}
+        # One metadata key: safetensors writes several in an order that changes from run to run.
+        metadata = {"lora_adapter_metadata": json.dumps(prefixed, sort_keys=True)}
+    data = save(tensors, metadata)
     card = card.model_copy(update={"weights_digest": _digest(data)})
     directory.mkdir(parents=True, exist_ok=True)
     write_file(directory / WEIGHTS, data)
@@ -194,7 +212,7 @@ def read_weights(directory: Path, card: AdapterCard) -> dict[str, Tensor]:
         tensors = load(data)
     except SafetensorError as error:
         raise UserError(f"{broken} ({error})") from error
-    return {name.removeprefix(f"{_PREFIX}."): tensor for name, tensor in tensors.items()}
+    return {_PREFIX.sub("", name): tensor for name, tensor in tensors.items()}
 
 
 def load_adapter(backbone: Backbone, directory: Path, scale: float = 1.0) -> AdapterCard:

@@ -1,0 +1,126 @@
+"""Settings of the SDXL + IP-Adapter-Plus backbone. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+MULTIPLE = 16
+"""Pixels of a token's side: the autoencoder's factor of 8 times the 2 x 2 packing."""
+
+PLUS = "sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors"
+ENCODER = "models/image_encoder"
+
+
+class SdxlIpAdapterConfig(BaseModel):
+    """SDXL (or a fine-tune of it, such as RealVisXL) with IP-Adapter-Plus (arXiv 2308.06721)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["sdxl-ip-adapter"] = Field(
+        "sdxl-ip-adapter", description="which backbone this is"
+    )
+    base: str = Field(
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        description="SDXL in diffusers' layout: a folder or a hub id",
+    )
+    variant: str | None = Field(
+        None,
+        description='which of the base\'s weight files, e.g. "fp16" for *.fp16.safetensors; null: '
+        "those without a variant",
+    )
+    adapter: str = Field(
+        "h94/IP-Adapter",
+        description="IP-Adapter in its authors' layout: a folder or a hub id, or the very file",
+    )
+    adapter_file: str = Field(PLUS, description="the adapter's file in that folder")
+    image_encoder: str | None = Field(
+        None,
+        description=f"folder of the CLIP vision tower (ViT-H); null: {ENCODER} of the adapter's "
+        "folder. sdxl_models/image_encoder is another one (ViT-bigG) and does not fit",
+    )
+    image_size: tuple[int, int] = Field(
+        (1024, 1024), description="height and width of painted images, pixels"
+    )
+    original_size: tuple[int, int] | None = Field(
+        None,
+        description="size condition: what the picture measured before it was scaled; null: "
+        "image_size. Small values ask for the look of upscaled pictures",
+    )
+    crop_top_left: tuple[int, int] = Field((0, 0), description="size condition: crop, pixels")
+    reference_size: int = Field(
+        512,
+        description="side in pixels at which references go through the UNet (features unet_self)",
+    )
+    reference_crop: Literal["subject", "whole"] = Field(
+        "subject",
+        description="what of a reference is shown, on white: the subject's surroundings, enlarged, "
+        "or the whole picture; both padded to a square, so that CLIP's crop cuts nothing off",
+    )
+    scale: float = Field(
+        0.78, gt=0, description="weight of the image tokens' attention (PatchDPO: 0.78)"
+    )
+    policy: Literal["lora", "adapter_kv"] = Field(
+        "lora",
+        description="what trains. lora: a LoRA on the UNet's attention; adapter_kv: the adapter's "
+        "own keys and values, as PatchDPO does (341 M weights; the start weights stay beside them)",
+    )
+    features: Literal["unet_self", "ip_kv"] = Field(
+        "unet_self",
+        description="how target tokens are compared with references. unet_self: the references, "
+        "noised alike, go through the UNet once more, without image tokens; ip_kv: the target's "
+        "cross-attention queries against the references' image keys, with no further pass",
+    )
+    blocks: tuple[str, ...] = Field(
+        (),
+        description='blocks that token features come from, e.g. "up.0", "up.1", where training '
+        "names none; empty: the up blocks with attention (unet_self), the layers of up.0 (ip_kv)",
+    )
+    steps: int = Field(30, ge=1, description="sampling steps")
+    guidance: float = Field(
+        5.0,
+        ge=1,
+        description="scale on (prompt and references) - (neither); 1: one pass per step, no scale",
+    )
+    scheduler: Literal["checkpoint", "euler", "ddim", "dpm++"] = Field(
+        "checkpoint",
+        description="sampler: the base's own, or another on the same noise schedule; none of them "
+        "draws noise on its way",
+    )
+    strength: float = Field(
+        1.0, gt=0, le=1, description="share of the steps that a repaint goes through"
+    )
+    dtype: Literal["bf16", "fp16", "fp32"] = Field(
+        "bf16", description="of the UNet, the adapter and the encoders; fp16: for painting only"
+    )
+    vae_dtype: Literal["bf16", "fp32"] = Field(
+        "fp32", description="of the autoencoder; SDXL's overflows in fp16"
+    )
+    offload: bool = Field(
+        False,
+        description="keep encoders and autoencoder on the CPU, and bring them to the device only "
+        "to encode or decode",
+    )
+    prompt_cache_mib: int = Field(
+        512, ge=0, description="prompt embeddings kept in main memory (0.3 MiB each in bf16)"
+    )
+
+    @field_validator("image_size", "reference_size")
+    @classmethod
+    def _whole_tokens(cls, value: tuple[int, int] | int) -> tuple[int, int] | int:
+        sizes = (value,) if isinstance(value, int) else value
+        if any(size <= 0 or size % MULTIPLE for size in sizes):
+            raise ValueError(f"{list(sizes)}: sizes are positive multiples of {MULTIPLE} pixels")
+        return value
+
+    @model_validator(mode="after")
+    def _encoder_is_known(self) -> SdxlIpAdapterConfig:
+        if self.adapter.endswith(".safetensors") and self.image_encoder is None:
+            raise ValueError("adapter is a file: set image_encoder to the CLIP vision folder")
+        return self
+
+    def result_settings(self) -> str:
+        """Those fields that change what is painted or learned, as JSON."""
+        places = {"base", "variant", "adapter", "adapter_file", "image_encoder"}
+        return self.model_dump_json(exclude=places | {"offload", "prompt_cache_mib"})
