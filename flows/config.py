@@ -25,6 +25,7 @@ from focusdpo.pipeline.complexity import ComplexityConfig
 from focusdpo.pipeline.compose import ComposeConfig
 from focusdpo.pipeline.describe import DescribeConfig
 from focusdpo.pipeline.disrupt import DisruptConfig
+from focusdpo.pipeline.dreambench import DreamBenchConfig
 from focusdpo.pipeline.evaluate import EvaluateConfig
 from focusdpo.pipeline.generate import GenerateConfig
 from focusdpo.pipeline.ingest import IngestConfig
@@ -152,10 +153,22 @@ class FocusMapsRun(_Run):
 
 
 class EvaluateRun(_Run):
-    """`evaluate`: base against adapter on held-out identities -> rows and pictures in `out`."""
+    """`evaluate`: base against adapter by a protocol -> rows and pictures in `out`."""
 
     adapter: str = Field(description="folder of the adapter")
     out: str = Field(description="folder of the evaluation")
+    protocol: Literal[
+        "pocket",
+        "dreambench-single/kosmosg",
+        "dreambench-single/all-refs",
+        "dreambench-multi/uno",
+    ] = Field("pocket", description="what is painted and how it is measured (docs/dreambench.md)")
+    data: str | None = Field(
+        None, description="folder of the protocol's photographs; pocket renders its own pictures"
+    )
+    dreambench: DreamBenchConfig = Field(
+        DreamBenchConfig(), description="how much of a DreamBench protocol is painted"
+    )
     held_out: HeldOutConfig = Field(HeldOutConfig(), description="the scenes that are painted")
     evaluate: EvaluateConfig = Field(
         EvaluateConfig(), description="pictures, thresholds, intervals"
@@ -238,7 +251,7 @@ SECTIONS = tuple(
     sorted(
         {"suite", "models", "partitions_per_task"}
         | set(_Stages.model_fields)
-        | {"train", "premise", "held_out", "evaluate", "report", "ablation"}
+        | {"train", "premise", "held_out", "evaluate", "dreambench", "report", "ablation"}
     )
 )
 """What a preset file may hold."""

@@ -72,6 +72,5 @@ def table(result: EvaluateResult) -> str:
         ),
     ]
     protocol = result.rows[0].protocol if result.rows else "-"
-    return f"# Protocol {protocol}\n\n{result.scenes} scenes, `{result.adapter}`\n\n" + "\n".join(
-        lines
-    )
+    about = [f"{result.scenes} scenes, `{result.adapter}`", *result.notes]
+    return f"# Protocol {protocol}\n\n" + "  \n".join(about) + "\n\n" + "\n".join(lines)

@@ -8,11 +8,10 @@ again.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,9 @@ import numpy as np
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.evaluations import EvalScene, ScorerView
 from focusdpo.data_schemas.images import decode_png, encode_png
-from focusdpo.data_schemas.runs import EvalRow
 from focusdpo.data_schemas.tables import to_parquet
 from focusdpo.flows.config import EvaluateRun
+from focusdpo.flows.evaluation_files import EvaluateResult, result_with, write_json
 from focusdpo.flows.held_out import HeldOut, HeldOutConfig, held_out_scenes
 from focusdpo.flows.machine import machine, packages
 from focusdpo.flows.preview import comparison_sheet
@@ -49,33 +48,10 @@ log = logging.getLogger(__name__)
 MODELS = ("base", "adapter")
 SCORERS = ("segmenter", "identity", "clip")
 """The parts that chose the training's pairs."""
+_OTHERS = ("protocol", "data", "dreambench", "models")
+"""Settings of other protocols: fingerprints tell the models."""
 GRID = "grid.png"
 """References of some scenes, and below them what each model painted."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateResult:
-    """What an evaluation found."""
-
-    out: str
-    adapter: str
-    rows: list[EvalRow]
-    scenes: int
-    seconds: float
-    resumed: bool
-    """True when it was finished before and nothing was painted."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """For `--json`: the differences, and where the rest lies."""
-        return {
-            "command": "evaluate",
-            "out": self.out,
-            "adapter": self.adapter,
-            "scenes": self.scenes,
-            "seconds": self.seconds,
-            "resumed": self.resumed,
-            "rows": [asdict(row) for row in self.rows if row.group == "all"],
-        }
 
 
 def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
@@ -83,6 +59,10 @@ def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
 
     UserError when the adapter is absent, damaged or made for another base.
     """
+    if run.protocol != PROTOCOL:
+        from focusdpo.flows import dreambench
+
+        return dreambench.evaluate(run, watch)
     started = time.perf_counter()
     out = Path(run.out)
     done = finished(run)
@@ -119,7 +99,7 @@ def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
     (out / "scenes.parquet").write_bytes(to_parquet(both, EvalScene))
     views = [view for model in MODELS for view in scored[model]]
     (out / "scorer.parquet").write_bytes(to_parquet(views, ScorerView))
-    _write_json(out / "rows.json", [asdict(row) for row in rows])
+    write_json(out / "rows.json", [asdict(row) for row in rows])
     seconds = round(time.perf_counter() - started, 3)
     about = {
         "key": key,
@@ -134,7 +114,7 @@ def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
         "machine": machine(),
         "packages": packages(),
     }
-    _write_json(out / "run.json", about)
+    write_json(out / "run.json", about)
     return EvaluateResult(
         out=run.out,
         adapter=run.adapter,
@@ -212,7 +192,7 @@ def _key(run: EvaluateRun) -> str:
     for file in (card, weights):
         if not file.is_file():
             raise UserError(f"{file}: absent; --adapter takes the folder that `train` wrote")
-    settings = run.model_dump(mode="json", exclude={"adapter", "out", "preset"})
+    settings = run.model_dump(mode="json", exclude={"adapter", "out", "preset", *_OTHERS})
     parts = {role: fingerprint_of(run.family, role) for role in ("generator", "judge", *SCORERS)}
     made = digest(weights.read_bytes())
     return config_digest(
@@ -222,23 +202,11 @@ def _key(run: EvaluateRun) -> str:
 
 def finished(run: EvaluateRun) -> EvaluateResult | None:
     """The result of this very evaluation, when it is in its folder already. Loads no model."""
-    out = Path(run.out)
-    key = _key(run)
-    file = out / "run.json"
-    if not file.exists():
-        return None
-    about = json.loads(file.read_text("utf-8"))
-    if about.get("key") != key:
-        return None
-    rows = [EvalRow(**row) for row in json.loads((out / "rows.json").read_text("utf-8"))]
-    return EvaluateResult(
-        out=str(out),
-        adapter=about["adapter"],
-        rows=rows,
-        scenes=about["scenes"],
-        seconds=about["seconds"],
-        resumed=True,
-    )
+    if run.protocol != PROTOCOL:
+        from focusdpo.flows import dreambench
+
+        return dreambench.finished(run)
+    return result_with(Path(run.out), _key(run))
 
 
 def _paint(
@@ -285,10 +253,4 @@ def write_subjects(out: Path, held_out: HeldOut) -> None:
             "pictures": files,
         }
     prompts = {scene.id: scene.prompt for scene in held_out.scenes}
-    _write_json(out / "subjects.json", {"subjects": about, "prompts": prompts})
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_json(out / "subjects.json", {"subjects": about, "prompts": prompts})

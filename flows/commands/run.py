@@ -35,6 +35,8 @@ SUBJECTS = Annotated[
     ),
 ]
 SUFFIX = {True: "", False: " (nothing had changed)"}
+HARD = ("same class",)
+"""Groups in which subjects are most easily confused."""
 
 
 def build_dataset(
@@ -147,6 +149,20 @@ def train_run(run: TrainRun, *, prefect: bool = True) -> dict[str, Any]:
 def evaluate(
     adapter: Annotated[str, typer.Option("--adapter", help="Folder that `train` wrote.")],
     out: Annotated[str, typer.Option("--out", help="Folder of the evaluation.")],
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            "--protocol",
+            help="pocket (rendered individuals), or on photographs: dreambench-single/kosmosg, "
+            "dreambench-single/all-refs, dreambench-multi/uno (docs/dreambench.md).",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", metavar="DIR", help="The DreamBooth dataset's folder, for dreambench-*."
+        ),
+    ] = None,
     prefect: PREFECT = True,
     preset: PRESET = "pocket",
     set_: SET = [],  # noqa: B006
@@ -154,7 +170,8 @@ def evaluate(
 ) -> None:
     """Compare the base model with an adapter on individuals that neither has seen, through a judge
     that the dataset never used."""
-    run = resolve(EvaluateRun, tree(preset, set_, adapter=adapter, out=out))
+    given = tree(preset, set_, adapter=adapter, out=out, protocol=protocol, data=data)
+    run = resolve(EvaluateRun, given)
     finish(evaluate_run(run, prefect=prefect), json)
 
 
@@ -180,20 +197,26 @@ def evaluate_run(run: EvaluateRun, *, prefect: bool = True) -> dict[str, Any]:
 
 
 def show_rows(result: Any) -> None:
-    """The table over all scenes, a line per metric."""
-    by_metric: dict[str, dict[str, Any]] = {}
-    for row in result.rows:
-        if row.group == "all":
-            by_metric.setdefault(row.metric, {})[row.model] = row
+    """The table over all scenes, a line per metric; of a public protocol also its hard group, and
+    what must stand beside its numbers."""
     say(f"{result.scenes} scenes, {result.out}" + (" (finished before)" if result.resumed else ""))
-    say(f"{'metric':<20}{'base':>9}{'adapter':>9}{'adapter - base':>30}")
-    for metric, rows in by_metric.items():
-        base, other, gap = (rows.get(name) for name in ("base", "adapter", "adapter - base"))
-        told = f"{gap.mean:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]" if gap else "-"
-        say(
-            f"{metric:<20}{base.mean if base else float('nan'):>9.4f}"
-            f"{other.mean if other else float('nan'):>9.4f}{told:>30}"
-        )
+    for note in result.notes:
+        say(f"  {note}")
+    groups = dict.fromkeys(row.group for row in result.rows)
+    for group in [name for name in groups if name == "all" or (result.notes and name in HARD)]:
+        by_metric: dict[str, dict[str, Any]] = {}
+        for row in result.rows:
+            if row.group == group:
+                by_metric.setdefault(row.metric, {})[row.model] = row
+        head = "metric" if group == "all" else f"metric, {group}"
+        say(f"{head:<20}{'base':>9}{'adapter':>9}{'adapter - base':>30}")
+        for metric, rows in by_metric.items():
+            base, other, gap = (rows.get(name) for name in ("base", "adapter", "adapter - base"))
+            told = f"{gap.mean:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]" if gap else "-"
+            say(
+                f"{metric:<20}{base.mean if base else float('nan'):>9.4f}"
+                f"{other.mean if other else float('nan'):>9.4f}{told:>30}"
+            )
 
 
 def report(

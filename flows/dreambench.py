@@ -1,0 +1,156 @@
+"""evaluate by a DreamBench protocol, without an engine: photographs, base against adapter.
+
+Files in the folder of an evaluation: as `flows.evaluation` writes them for the protocol pocket
+(config.yaml, rows.json, scenes.parquet, grid.png, images/, references/, subjects.json, run.json
+last), and photographs.parquet: the whole-picture scores, one record per picture and model. Instead
+of scorer.parquet the measures on instances are the judge's parts', which no pair was made with
+where the `models` section names others for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.evaluations import EvalScene
+from focusdpo.data_schemas.photographs import WholeScores
+from focusdpo.flows.bench_files import MODELS, small, write_results, write_subjects
+from focusdpo.flows.bench_painting import paint_missing, read_pictures
+from focusdpo.flows.bench_run import Bench, look, roles
+from focusdpo.flows.config import EvaluateRun
+from focusdpo.flows.evaluation_files import EvaluateResult, result_with
+from focusdpo.flows.progress import Watch, quiet
+from focusdpo.flows.settings import save_config
+from focusdpo.flows.wiring import build_part
+from focusdpo.pipeline.dreambench_metrics import (
+    BenchParts,
+    KnownSubject,
+    know_subject,
+    measure_pictures,
+)
+from focusdpo.pipeline.evaluate import EvaluateConfig
+from focusdpo.pipeline.parts import Image, ReferenceImage
+from focusdpo.pipeline.photographs import read_photograph
+from focusdpo.pipeline.score import crop_on_white
+
+CUT_MARGIN = 0.1
+"""White border of a cut-out that the generator is shown, as a share of its longer side."""
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
+    """Paint, measure, compare; returns at once when this very evaluation is finished already.
+
+    UserError before anything is painted: for the folder of photographs, missing subjects, an
+    absent adapter, and an identity encoder that takes no whole pictures.
+    """
+    started = time.perf_counter()
+    bench = look(run)
+    out = Path(run.out)
+    done = result_with(out, bench.key)
+    if done is not None:
+        log.info("%s: finished before, nothing to paint", out)
+        return done
+    parts = _parts(run)
+    known, shown, files = _know(bench, parts, watch)
+    (out / "run.json").unlink(missing_ok=True)
+    save_config(run, out / "config.yaml")
+    write_subjects(out, bench, shown, files)
+    measured: dict[str, tuple[list[EvalScene], list[WholeScores]]] = {}
+    for model in MODELS:
+        names = paint_missing(
+            out,
+            model,
+            bench.painting_key(model),
+            bench.plan.scenes,
+            bench.plan.images_per_prompt,
+            shown,
+            lambda model=model: build_part(  # type: ignore[misc]
+                run.family, "generator", adapter=run.adapter if model == "adapter" else None
+            ),
+            batch=run.evaluate.batch,
+            watch=watch,
+        )
+        measured[model] = _measure(bench, model, names, known, parts, watch)
+    return write_results(bench, measured, known, shown, started)
+
+
+def finished(run: EvaluateRun) -> EvaluateResult | None:
+    """The result of this very evaluation, when it is in its folder already. Loads no model."""
+    return result_with(Path(run.out), look(run).key)
+
+
+def _parts(run: EvaluateRun) -> BenchParts:
+    role = roles(run)
+    identity = build_part(run.family, role["identity"])
+    if not hasattr(identity, "embed_whole"):
+        raise UserError(
+            f"protocol {run.protocol}: the identity encoder of suite '{run.suite}' takes no whole "
+            "pictures; take a preset whose models.judge_identity is a DINO checkpoint"
+        )
+    return BenchParts(
+        whole=identity,
+        identity=identity,
+        clip=build_part(run.family, role["clip"]),
+        segmenter=build_part(run.family, role["segmenter"]),
+    )
+
+
+def _know(
+    bench: Bench, parts: BenchParts, watch: Watch
+) -> tuple[dict[str, KnownSubject], dict[str, ReferenceImage], dict[str, list[Image]]]:
+    """What is known of each subject, what the generator is shown of it, small target pictures."""
+    known, shown, sheets = {}, {}, {}
+    for done, (name, files) in enumerate(bench.targets.items(), 1):
+        photographs = [read_photograph(file) for file in files]
+        word = bench.folder.classes[name]
+        known[name] = know_subject(photographs, word, parts, bench.run.evaluate)
+        first, mask = photographs[0], known[name].masks[0]
+        if bench.run.dreambench.shown == "cut_out":
+            cut = crop_on_white(first, mask, CUT_MARGIN)
+            black = crop_on_white(np.zeros_like(first), mask, CUT_MARGIN)
+            shown[name] = ReferenceImage(image=cut, mask=black[..., 0] == 0)
+        else:
+            shown[name] = ReferenceImage(image=first, mask=np.ones(first.shape[:2], np.bool_))
+        sheets[name] = [small(one) for one in photographs]
+        watch("look at photographs", done, len(bench.targets), {})
+    return known, shown, sheets
+
+
+def _measure(
+    bench: Bench,
+    model: str,
+    names: Sequence[str],
+    known: Mapping[str, KnownSubject],
+    parts: BenchParts,
+    watch: Watch,
+) -> tuple[list[EvalScene], list[WholeScores]]:
+    """All pictures of a model, a batch at a time: they need not fit the memory together."""
+    config: EvaluateConfig = bench.run.evaluate
+    per_scene = bench.plan.images_per_prompt
+    judged: list[EvalScene] = []
+    whole: list[WholeScores] = []
+    for start in range(0, len(names), config.batch):
+        numbers = range(start, min(start + config.batch, len(names)))
+        part = names[start : start + config.batch]
+        records, scores = measure_pictures(
+            model,
+            bench.plan.shown_id,
+            [bench.plan.scenes[at // per_scene] for at in numbers],
+            [at % per_scene for at in numbers],
+            part,
+            read_pictures(Path(bench.run.out), part),
+            known,
+            parts,
+            config,
+        )
+        judged += records
+        whole += scores
+        watch(f"measure {model}", len(judged), len(names), {})
+    return judged, whole
