@@ -1,0 +1,177 @@
+"""How many floating-point operations a model's passes need, and how many a device can do.
+
+Counted are the products of linear layers, convolutions, attention and matmul: two operations per
+multiplication and addition. What is not counted: norms, activations, biases, softmax, rotation,
+the optimiser (together far below 1 % of a large model's work), and work that is done twice to save
+memory (gradient checkpointing, the scores that fused attention computes again going backward): it
+is time, but no progress. PaLM (arXiv 2204.02311, appendix B) calls the resulting share of a
+device's peak "model FLOPs utilisation", MFU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from focusdpo.model.backbone import Backbone, Prompts, References
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Operations of a forward pass and of the backward pass that its graph asks for."""
+
+    forward: int = 0
+    backward: int = 0
+
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(self.forward + other.forward, self.backward + other.backward)
+
+
+def product_flops(rows: int, inner: int, columns: int, grads: Sequence[bool]) -> Flops:
+    """(rows, inner) times (inner, columns). Backward costs as much again for each factor that needs
+    a gradient: a frozen weight costs one product (towards its input), a trained one two."""
+    once = 2 * rows * inner * columns
+    return Flops(once, once * sum(grads))
+
+
+def attention_flops(
+    query: Sequence[int], key: Sequence[int], value: Sequence[int], grads: Sequence[bool]
+) -> Flops:
+    """Shapes (..., L, d) of queries, keys and values, `grads`: which of them need a gradient.
+
+    Forward: scores and their mix of values. Backward: one product for dV; one for the scores'
+    gradient where queries or keys need theirs, and one for each of these."""
+    queries, width = query[-2:]
+    keys, out_width = value[-2:]
+    if key[-2] != keys or math.prod(query[:-2]) != math.prod(key[:-2]):
+        raise ValueError(f"attention of {tuple(query)}, {tuple(key)}, {tuple(value)}")
+    once = 2 * math.prod(query[:-1]) * keys
+    need_query, need_key, need_value = grads
+    widths = (need_query + need_key) * width + (need_query or need_key) * out_width
+    return Flops(once * (width + out_width), once * (widths + need_value * out_width))
+
+
+def _linear(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Flops:
+    columns, inner = weight.shape
+    return product_flops(out.numel() // columns, inner, columns, _needed(x, weight))
+
+
+def _conv(out: Tensor, x: Tensor, weight: Tensor, *_: Any, **__: Any) -> Flops:
+    columns = weight.shape[0]
+    inner = math.prod(weight.shape[1:])  # already divided by the groups
+    return product_flops(out.numel() // columns, inner, columns, _needed(x, weight))
+
+
+def _matmul(out: Tensor, a: Tensor, b: Tensor) -> Flops:
+    columns = b.shape[-1] if b.dim() > 1 else 1
+    return product_flops(out.numel() // columns, a.shape[-1], columns, _needed(a, b))
+
+
+def _attention(out: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Flops:
+    return attention_flops(query.shape, key.shape, value.shape, _needed(query, key, value))
+
+
+def _needed(*factors: Tensor) -> list[bool]:
+    return [torch.is_grad_enabled() and factor.requires_grad for factor in factors]
+
+
+_RULES: dict[Any, Callable[..., Flops]] = {
+    F.linear: _linear,
+    torch.conv2d: _conv,
+    torch.matmul: _matmul,
+    torch.bmm: _matmul,
+    Tensor.matmul: _matmul,
+    Tensor.__matmul__: _matmul,
+    Tensor.bmm: _matmul,
+    F.scaled_dot_product_attention: _attention,
+}
+_UNKNOWN = {
+    torch.einsum,
+    torch.addmm,
+    torch.baddbmm,
+    Tensor.baddbmm,
+    torch.conv1d,
+    torch.conv3d,
+    torch.conv_transpose2d,
+    F.multi_head_attention_forward,
+}
+"""Products that no rule is written for: better an error than a figure that is too small."""
+
+
+class FlopCounter(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
+    """Adds up, while it is entered, what is computed by calls above autograd: it knows which
+    factors will need gradients. Works on the meta device, where nothing is computed at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = Flops()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in _UNKNOWN:
+            raise NotImplementedError(f"model/flops.py has no rule for {func}; write one")
+        out = func(*args, **(kwargs or {}))
+        if rule := _RULES.get(func):
+            self.total += rule(out, *args, **(kwargs or {}))
+        return out
+
+
+def predict_flops(
+    backbone: Backbone, prompts: Prompts, references: References, latents_BNC: Tensor
+) -> Flops:
+    """Of one pass of the backbone over these inputs, with the adapter if there is one."""
+    sigma_B = torch.full(
+        (len(latents_BNC),), 0.5, device=latents_BNC.device, dtype=latents_BNC.dtype
+    )
+    with FlopCounter() as counter:
+        backbone.predict(latents_BNC, sigma_B, prompts, references)
+    return counter.total
+
+
+def step_flops(objective: str, pairs: int, policy: Flops, reference: Flops) -> int:
+    """Of a training step; `policy` and `reference` are of one image. sft sees winners only, the
+    preference objectives winners and losers, through both policies. Focus maps add no pass."""
+    if objective == "sft":
+        return pairs * (policy.forward + policy.backward)
+    return 2 * pairs * (policy.forward + policy.backward + reference.forward)
+
+
+PEAKS = {
+    "GB200": 2500.0,
+    "B200": 2250.0,
+    "H200": 989.4,
+    "H100 NVL": 835.5,
+    "H100 PCIe": 756.5,
+    "H100": 989.4,
+    "H20": 148.0,
+    "GH200": 989.4,
+    "A100": 311.9,
+    "A800": 311.9,
+    "L40S": 362.1,
+    "RTX 6000 Ada": 364.2,
+    "RTX A6000": 154.8,
+    "RTX 4090": 165.2,
+    "A40": 149.7,
+    "A30": 165.0,
+    "L4": 121.0,
+    "A10": 125.0,
+}
+"""Dense bfloat16 tensor-core peaks in TFLOP/s, without sparsity, from NVIDIA's data sheets."""
+
+
+def peak_flops(device_name: str) -> float | None:
+    """FLOP/s of a device by the name that its driver tells; None where the table has none."""
+    words = device_name.lower().replace("-", " ").split()
+    # The most words first: "H100 PCIe" before "H100".
+    for name in sorted(PEAKS, key=lambda name: -len(name.split())):
+        if set(name.lower().split()) <= set(words):
+            return PEAKS[name] * 1e12
+    return None
