@@ -1,0 +1,155 @@
+"""FLUX.1 with UNO's LoRA merged, behind the `Backbone` protocol.
+
+Letters: B images, R references with n_r tokens each, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.model.backbone import Prompts, References
+from focusdpo.model.backbones.flux import FluxBackbone, SamplingConfig
+from focusdpo.model.backbones.flux_text import lent
+from focusdpo.model.backbones.flux_uno_config import FluxUnoConfig
+from focusdpo.model.backbones.uno_lora import uno_targets
+from focusdpo.model.codec import KLCodec
+from focusdpo.model.tokens import mask_to_tokens
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_AT_ONCE = 4
+"""Images that the autoencoder takes at once: 512 x 512 in float32 need about 1 GB each."""
+
+
+class LentCodec(KLCodec):
+    """FLUX.1's autoencoder, a few images at a time; with `offload` on the CPU between calls."""
+
+    def __init__(self, autoencoder: nn.Module, device: str, offload: bool) -> None:
+        super().__init__(autoencoder)
+        self._device, self._offload = device, offload
+
+    def encode_latents(self, images_BCHW: Tensor) -> Tensor:
+        return self._by_parts(super().encode_latents, images_BCHW)
+
+    def decode_latents(self, latents_Bchw: Tensor) -> Tensor:
+        return self._by_parts(super().decode_latents, latents_Bchw)
+
+    def _by_parts(self, run: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+        with lent(self._device, self.autoencoder, back=self._offload):
+            return torch.cat([run(part.to(self._device)) for part in values.split(_AT_ONCE)])
+
+
+class FluxUnoBackbone(FluxBackbone):
+    """References as UNO sees them, diffusers' schedule, guidance embedded: 1 when training, 4 when
+    sampling. The weights of `transformer` are the reference policy's."""
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        codec: LentCodec,
+        encode_prompts: Callable[[Sequence[str]], Prompts],
+        scheduler: Any,
+        config: FluxUnoConfig,
+        fingerprint: str,
+    ) -> None:
+        core: Any = transformer
+        factor = 2 ** (len(codec.autoencoder.config.block_out_channels) - 1)
+        side = config.reference_side(1)
+        super().__init__(
+            transformer,
+            codec,
+            encode_prompts,
+            image_size=config.image_size,
+            reference_size=(side, side),
+            default_blocks=config.blocks or middle_blocks(core.config.num_layers),
+            token_pixels=2 * factor,
+            sampling=SamplingConfig(steps=config.steps, guidance=1, strength=config.strength),
+        )
+        self.fingerprint = fingerprint
+        self.lora_targets = uno_targets(core.config.num_layers, core.config.num_single_layers)
+        self.dtype = DTYPES[config.dtype]
+        self.train_guidance, self.sample_guidance = config.train_guidance, config.guidance
+        self._scheduler, self._config = scheduler, config
+
+    def encode_references(self, images: Sequence[Tensor], masks: Sequence[Tensor]) -> References:
+        """Per reference slot: images (B, 3, h, w) in [-1, 1] and masks (B, h, w) in {0, 1}. Their
+        long side becomes what UNO gives to so many references."""
+        long_side = self._config.reference_side(len(images))
+        framed = [
+            frame(image, mask, long_side, self.token_pixels)
+            for image, mask in zip(images, masks, strict=True)
+        ]
+        grids = tuple(self._grid_of((i.shape[-2], i.shape[-1])) for i, _ in framed)
+        return References(
+            tokens=tuple(self.encode_images(image) for image, _ in framed),
+            masks=tuple(
+                mask_to_tokens(mask, grid).to(self.device)
+                for (_, mask), grid in zip(framed, grids, strict=True)
+            ),
+            grids=grids,
+        )
+
+    def sigmas(self, strength: float) -> Tensor:
+        """The checkpoint's own schedule as FluxPipeline asks for it, down to 0; with `strength`
+        below 1 its last part, as in FluxImg2ImgPipeline."""
+        from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+        steps, scheduler = self.sampling.steps, copy.deepcopy(self._scheduler)
+        config = scheduler.config
+        shift = calculate_shift(
+            self._config.shift_tokens or self.grid[0] * self.grid[1],
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", 1.15),
+        )
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=shift)
+        levels: Tensor = scheduler.sigmas
+        first = int(max(steps - min(steps * strength, steps), 0))
+        return levels[first:].float().cpu()
+
+
+def middle_blocks(count: int) -> tuple[str, ...]:
+    """The middle third of the double blocks, where a reference's parts are best told apart."""
+    first, last = count // 3, max(count // 3 + 1, 2 * count // 3)
+    return tuple(f"double.{i}" for i in range(first, last))
+
+
+def frame(
+    images_BCHW: Tensor, masks_BHW: Tensor, long_side: int, multiple: int
+) -> tuple[Tensor, Tensor]:
+    """References in [-1, 1] and their masks, brought to a long side (pixels) by Lanczos and cut in
+    the middle to multiples of `multiple`, with the 8-bit arithmetic of UNO's preprocess_ref (uno/
+    flux/pipeline.py). UserError for an image too thin to keep a token."""
+    height, width = images_BCHW.shape[-2:]
+    scale = long_side / max(height, width)
+    rows, cols = (
+        long_side if side == max(height, width) else int(scale * side) for side in (height, width)
+    )
+    keep_rows, keep_cols = rows // multiple * multiple, cols // multiple * multiple
+    if not keep_rows or not keep_cols:
+        raise UserError(
+            f"a reference of {width} x {height} pixels is too long and thin: at a long side of "
+            f"{long_side} its other side is below {multiple}; pad it to a square"
+        )
+    top, left = (rows - keep_rows) // 2, (cols - keep_cols) // 2
+    cut = (..., slice(top, top + keep_rows), slice(left, left + keep_cols))
+    masks = masks_BHW.float()[:, None]
+    if (rows, cols) == (height, width):
+        return images_BCHW[cut], masks[:, 0][cut]
+    masks = F.interpolate(masks, (rows, cols), mode="bilinear", antialias=True)
+    pixels = ((images_BCHW.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255)
+    shrunk = [
+        np.asarray(Image.fromarray(one).resize((cols, rows), Image.Resampling.LANCZOS))
+        for one in pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    ]
+    images = torch.from_numpy(np.stack(shrunk)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return images.to(images_BCHW.device)[cut], masks[:, 0][cut]
