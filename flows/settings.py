@@ -125,13 +125,15 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 def _explain_one(one: Mapping[str, Any], model: type[BaseModel]) -> str:
     path = [str(part) for part in one["loc"]]
-    where = ".".join(path)
+    # Where a section's `kind` chooses its model, the kind stands in the path; users do not write it.
+    shown = [name for at, name in enumerate(path) if not _is_kind(model, path[: at + 1])]
+    where = ".".join(shown)
     if one["type"] == "extra_forbidden":
         owner = model_at(model, path[:-1])
         names = sorted(owner.model_fields) if owner else []
         near = difflib.get_close_matches(path[-1], names, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
-        section = ".".join(path[:-1]) or "the run"
+        section = ".".join(shown[:-1]) or "the run"
         return f"{where}: no such field; {hint}fields of {section}: {', '.join(names)}"
     if one["type"] == "missing":
         return f"{where}: required, but not given"
@@ -143,24 +145,33 @@ def _explain_one(one: Mapping[str, Any], model: type[BaseModel]) -> str:
 
 def model_at(model: type[BaseModel], path: Sequence[str]) -> type[BaseModel] | None:
     """The model that holds the fields at a dotted path, or None when the path leaves the tree."""
-    here: type[BaseModel] | None = model
+    choices = _choices_at(model, path)
+    return choices[0] if choices else None
+
+
+def _choices_at(model: type[BaseModel], path: Sequence[str]) -> list[type[BaseModel]]:
+    """The models that may stand at a path: several where a `kind` chooses."""
+    choices: list[type[BaseModel]] = [model]
     for name in path:
-        if here is None:
-            return None
-        if name in here.model_fields:
-            here = _inner_model(here.model_fields[name].annotation)
-    return here
+        if len(choices) > 1:
+            choices = [one for one in choices if one.model_fields["kind"].default == name]
+        elif choices and name in choices[0].model_fields:
+            choices = _inner_models(choices[0].model_fields[name].annotation)
+    return choices
 
 
-def _inner_model(annotation: Any) -> type[BaseModel] | None:
+def _is_kind(model: type[BaseModel], path: Sequence[str]) -> bool:
+    """Whether a path ends in the kind of one of several models, and not in a field."""
+    above = _choices_at(model, path[:-1])
+    return len(above) > 1 and any(one.model_fields["kind"].default == path[-1] for one in above)
+
+
+def _inner_models(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
+        return [annotation]
     if typing.get_origin(annotation) in {typing.Union, types.UnionType, typing.Annotated}:
-        for choice in typing.get_args(annotation):
-            found = _inner_model(choice)
-            if found is not None:
-                return found
-    return None
+        return [one for choice in typing.get_args(annotation) for one in _inner_models(choice)]
+    return []
 
 
 def _short(value: object, limit: int = 60) -> str:
