@@ -1,0 +1,211 @@
+"""FLUX.2 Klein's checkpoint on disk: whether it is whole, and what identifies it. Reads headers and
+JSON alone; torch is imported only to learn which tensors the models want."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from focusdpo.data_schemas.checkpoints import (
+    digest_files,
+    locate,
+    read_headers,
+    read_json,
+    require_class,
+    require_tensors,
+    weight_files,
+)
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.model.backbones.flux2_config import Flux2KleinConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FIELD = "models.backbone.base"
+PARTS = {
+    "transformer": "Flux2Transformer2DModel",
+    "vae": "AutoencoderKLFlux2",
+    "text_encoder": "Qwen3ForCausalLM",
+}
+"""Folder -> the class that its config names."""
+SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+_UNUSED = ("bn.num_batches_tracked", "lm_head.weight")
+"""Tensors that a checkpoint may hold or lack: nothing reads them."""
+_TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
+_TEMPLATE = "chat_template.jinja"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a checkpoint's JSON says."""
+
+    folder: Path
+    is_distilled: bool
+    num_double: int
+    num_single: int
+    token_pixels: int
+
+
+def sources(config: Flux2KleinConfig) -> list[tuple[str, str, list[str] | None]]:
+    """What `focusdpo fetch` downloads: the folders alone, since the public repositories hold the
+    transformer a second time in one large file."""
+    folders = (*PARTS, "tokenizer", "scheduler")
+    return [(FIELD, config.base, ["model_index.json", *(f"{name}/*" for name in folders)])]
+
+
+def checks(config: Flux2KleinConfig) -> dict[str, Callable[[], str]]:
+    """Rows of `focusdpo doctor`, without loading weights."""
+
+    def layout() -> str:
+        found = inspect(config)
+        kind = "distilled, 4 steps" if found.is_distilled else "base"
+        return (
+            f"{found.folder}: FLUX.2 Klein ({kind}), {found.num_double} + {found.num_single} blocks"
+        )
+
+    def weights(name: str) -> Callable[[], str]:
+        def check() -> str:
+            inspect(config)
+            count, size = check_weights(locate(config.base, FIELD), name)
+            return f"{count} tensors, {size / 2**30:.1f} GiB"
+
+        return check
+
+    rows: dict[str, Callable[[], str]] = {"backbone: FLUX.2 Klein": layout}
+    return rows | {f"backbone: {name}": weights(name) for name in PARTS}
+
+
+def verify(config: Flux2KleinConfig) -> Found:
+    """All checks at once. UserError for the first that fails."""
+    found = inspect(config)
+    for name in PARTS:
+        check_weights(found.folder, name)
+    return found
+
+
+def fingerprint(config: Flux2KleinConfig) -> str:
+    """Hash of weights, tokeniser, schedule and settings; loads no model."""
+    found = inspect(config)
+    folder = found.folder
+    files = [file for name in PARTS for file in weight_files(folder / name, FIELD)]
+    files += [folder / name / "config.json" for name in PARTS]
+    files += [folder / "scheduler" / "scheduler_config.json"]
+    tokenizer = (folder / "tokenizer" / name for name in (*_TOKENIZER, _TEMPLATE))
+    files += [file for file in tokenizer if file.is_file()]
+    return digest_files(files, config.result_settings(), f"distilled {found.is_distilled}")
+
+
+def inspect(config: Flux2KleinConfig) -> Found:
+    """The checkpoint's JSON, checked against the settings. UserError for another pipeline, missing
+    parts, and sizes or layers that do not fit."""
+    folder = locate(config.base, FIELD)
+    require_class(folder, "Flux2KleinPipeline", FIELD)
+    about = {name: _part(folder / name, wanted) for name, wanted in PARTS.items()}
+    _check_scheduler(folder / "scheduler")
+    _check_tokenizer(folder / "tokenizer")
+    transformer, vae, text = (about[name] for name in PARTS)
+    found = Found(
+        folder=folder,
+        is_distilled=bool(read_json(folder / "model_index.json", FIELD).get("is_distilled")),
+        num_double=transformer["num_layers"],
+        num_single=transformer["num_single_layers"],
+        token_pixels=2 ** len(vae["block_out_channels"]),
+    )
+    _check_widths(config, folder, transformer, vae, text)
+    _check_sizes(config, found)
+    return found
+
+
+def _part(folder: Path, wanted: str) -> dict[str, Any]:
+    require_class(folder, wanted, FIELD)
+    return read_json(folder / "config.json", FIELD)
+
+
+def _check_scheduler(folder: Path) -> None:
+    path = folder / "scheduler_config.json"
+    about = read_json(path, FIELD)
+    if about.get("_class_name") != SCHEDULER:
+        raise UserError(f"{FIELD}: {path} is a {about.get('_class_name')}, expected {SCHEDULER}")
+    for name in ("stochastic_sampling", "invert_sigmas"):
+        if about.get(name):
+            raise UserError(f"{FIELD}: {path} sets {name}; sampling here is plain Euler steps")
+
+
+def _check_tokenizer(folder: Path) -> None:
+    if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
+        raise UserError(
+            f"{FIELD}: {folder} holds neither tokenizer.json nor vocab.json; download it again "
+            "with `focusdpo fetch` and this preset"
+        )
+    settings = read_json(folder / "tokenizer_config.json", FIELD)
+    if not settings.get("chat_template") and not (folder / _TEMPLATE).is_file():
+        raise UserError(
+            f"{FIELD}: {folder} holds no chat template ({_TEMPLATE}), which prompts are written in;"
+            " download it again with `focusdpo fetch` and this preset"
+        )
+
+
+def _check_widths(
+    config: Flux2KleinConfig, folder: Path, transformer: Any, vae: Any, text: Any
+) -> None:
+    width = len(config.text_layers) * text["hidden_size"]
+    if width != transformer["joint_attention_dim"]:
+        raise UserError(
+            f"{FIELD}: {folder}: the transformer reads text of width "
+            f"{transformer['joint_attention_dim']}, {len(config.text_layers)} layers of this text "
+            f"encoder give {width}; check models.backbone.text_layers and the text_encoder folder"
+        )
+    if not 0 <= min(config.text_layers) <= max(config.text_layers) <= text["num_hidden_layers"]:
+        raise UserError(
+            f"models.backbone.text_layers {list(config.text_layers)}: the text encoder has layers 0"
+            f" to {text['num_hidden_layers']}"
+        )
+    if transformer["in_channels"] != 4 * vae["latent_channels"]:
+        raise UserError(
+            f"{FIELD}: {folder}: the transformer reads {transformer['in_channels']} channels, the "
+            f"autoencoder gives 4 x {vae['latent_channels']}; these are parts of two models"
+        )
+
+
+def _check_sizes(config: Flux2KleinConfig, found: Found) -> None:
+    for name, sides in (
+        ("image_size", config.image_size),
+        ("reference_size", (config.reference_size,)),
+    ):
+        if any(side % found.token_pixels for side in sides):
+            raise UserError(
+                f"models.backbone.{name} {' x '.join(map(str, sides))}: this model's tokens are "
+                f"{found.token_pixels} pixels wide, so sides are multiples of {found.token_pixels}"
+            )
+
+
+def check_weights(folder: Path, name: str) -> tuple[int, int]:
+    """Number of tensors and bytes of a part. UserError for missing shards, a pickle, a file that
+    was cut off, and tensors that are missing, unexpected or of another shape."""
+    files = weight_files(folder / name, FIELD)
+    found = read_headers(files, FIELD)
+    wanted = {
+        tensor: tuple(value.shape)
+        for tensor, value in _empty(folder / name, name).state_dict().items()
+        if tensor not in _UNUSED
+    }
+    known = {tensor: about for tensor, about in found.items() if tensor not in _UNUSED}
+    require_tensors(known, wanted, FIELD, f"{PARTS[name]} in {folder / name}")
+    return len(found), sum(file.stat().st_size for file in files)
+
+
+def _empty(folder: Path, name: str) -> nn.Module:
+    """The model without memory for its weights."""
+    import diffusers
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    with torch.device("meta"):
+        if name == "text_encoder":
+            return Qwen3ForCausalLM(Qwen3Config.from_pretrained(folder))
+        model: nn.Module = getattr(diffusers, PARTS[name]).from_config(
+            read_json(folder / "config.json", FIELD)
+        )
+        return model
