@@ -1,0 +1,243 @@
+"""Detector and mask model as one segmenter: words -> boxes -> masks, batched and resident.
+
+Which models they are is not known here: both adapters hand in theirs, so that what surrounds the
+forward passes (views, batches, thresholds, masks) is the same code for both.
+
+Letters: B images, S side of the mask model's view, N boxes, K mask proposals of a box, Q queries,
+T text tokens, H x W pixels of an image, h x w of a view.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.pipeline.adapters.detections import (
+    MEAN,
+    STD,
+    Boxes,
+    DetectionConfig,
+    Floats,
+    Prompt,
+    boxes_of,
+    choose_mask,
+    detections_of,
+    inner_size,
+    prompt_of,
+    resized,
+    token_spans,
+    view_size,
+)
+from focusdpo.pipeline.parts import Detection, Image, Mask
+
+Size = tuple[int, int]
+
+
+class Detector(Protocol):
+    """A text-prompted detector."""
+
+    def offsets(self, caption: str) -> list[tuple[int, int]]:
+        """First and last-but-one character of each of the caption's tokens; (0, 0): special."""
+        ...
+
+    def detect(self, pixels_B3hw: Tensor, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Logits (B, Q, T or more) and boxes (B, Q, 4) as shares; captions of equal length."""
+        ...
+
+
+class MaskModel(Protocol):
+    """A mask model prompted with boxes."""
+
+    @property
+    def view(self) -> View: ...
+
+    def encode(self, pixels_B3SS: Tensor) -> list[Any]:
+        """What it knows of each image."""
+        ...
+
+    def propose(self, known: Any, corners_N4: Tensor, multimask: bool) -> tuple[Tensor, Tensor]:
+        """Mask logits (N, K, any size) over the view and their quality (N, K), for boxes in pixels
+        of the view."""
+        ...
+
+
+class View(Protocol):
+    """How a mask model looks at an image."""
+
+    def pixels(self, image: Image) -> Tensor: ...
+
+    def corners(self, corners_N4: Floats, size: Size) -> Tensor: ...
+
+    def logits(self, logits_NK: Tensor, size: Size) -> Tensor: ...
+
+
+class PaddedView:
+    """SAM's: the longer side becomes `side`, zeros fill the square at its right and bottom."""
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+
+    def pixels(self, image: Image) -> Tensor:
+        """(3, S, S)"""
+        rows, columns = inner_size(image.shape[:2], self.side)
+        pixels = torch.from_numpy(resized(image, (rows, columns)))
+        return F.pad(pixels, (0, self.side - columns, 0, self.side - rows))
+
+    def corners(self, corners_N4: Floats, size: Size) -> Tensor:
+        """Boxes in pixels of an image of `size` -> in pixels of its view."""
+        return _scaled(corners_N4, size, inner_size(size, self.side))
+
+    def logits(self, logits_NK: Tensor, size: Size) -> Tensor:
+        """Logits over the view -> (N, K, H, W) over the image."""
+        rows, columns = inner_size(size, self.side)
+        whole = _interpolate(logits_NK, (self.side, self.side))
+        return _interpolate(whole[..., :rows, :columns], size)
+
+
+class SquareView:
+    """SAM 2's: the image is squeezed into a square."""
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+
+    def pixels(self, image: Image) -> Tensor:
+        """(3, S, S); resized as floats, where SAM resizes 8 bits."""
+        raw = torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32))[None]
+        square = (self.side, self.side)
+        raw = F.interpolate(raw, square, mode="bilinear", align_corners=False, antialias=True)[0]
+        return (raw - torch.from_numpy(MEAN)[:, None, None]) / torch.from_numpy(STD)[:, None, None]
+
+    def corners(self, corners_N4: Floats, size: Size) -> Tensor:
+        """Boxes in pixels of an image of `size` -> in pixels of its view."""
+        return _scaled(corners_N4, size, (self.side, self.side))
+
+    def logits(self, logits_NK: Tensor, size: Size) -> Tensor:
+        """Logits over the view -> (N, K, H, W) over the image."""
+        return _interpolate(logits_NK, size)
+
+
+class GroundedSegmenter:
+    """Fits `pipeline.parts.Segmenter`.
+
+    Images are grouped by the size of their view and the length of their caption, so that nothing
+    is padded and an image's detections do not depend on its neighbours. `batch` images enter the
+    detector at once, `mask_batch` the mask model. With dtype bfloat16 the detector and the mask
+    model's image encoder run under autocast; weights and mask decoder stay in float32.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        mask_model: MaskModel,
+        config: DetectionConfig,
+        *,
+        fingerprint: str,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        batch: int = 8,
+        mask_batch: int = 2,
+    ) -> None:
+        self.detector, self.mask_model, self.config = detector, mask_model, config
+        self.fingerprint = fingerprint
+        self._device, self._dtype = torch.device(device), dtype
+        self._batch, self._mask_batch = batch, mask_batch
+
+    def segment(
+        self, images: Sequence[Image], class_names: Sequence[Sequence[str]]
+    ) -> list[list[Detection]]:
+        """All instances of each of the words in each image, best first. UserError for words that
+        the detector cannot read and for numbers that are not finite."""
+        if len(images) != len(class_names):
+            raise ValueError(f"{len(images)} images and {len(class_names)} word lists")
+        found = self.boxes(images, class_names)
+        masks: list[list[Mask]] = [[] for _ in images]
+        hits = [at for at, boxes in enumerate(found) if boxes.words]
+        for start in range(0, len(hits), self._mask_batch):
+            part = hits[start : start + self._mask_batch]
+            made = self._masks([images[at] for at in part], [found[at] for at in part])
+            for at, own in zip(part, made, strict=True):
+                masks[at] = own
+        return [detections_of(boxes, own) for boxes, own in zip(found, masks, strict=True)]
+
+    def boxes(self, images: Sequence[Image], class_names: Sequence[Sequence[str]]) -> list[Boxes]:
+        """The boxes of each image, before masks."""
+        out = [Boxes((), (), np.zeros((0, 4), np.float32)) for _ in images]
+        prompts = [prompt_of(words) for words in class_names]
+        offsets = [self.detector.offsets(prompt.caption) for prompt in prompts]
+        tokens = [token_spans(p, o) for p, o in zip(prompts, offsets, strict=True)]
+        for size, part in self._batches(images, prompts, [len(o) for o in offsets]):
+            pixels = torch.from_numpy(np.stack([resized(images[at], size) for at in part]))
+            with torch.inference_mode(), self._autocast():
+                logits, shares = self.detector.detect(
+                    pixels.to(self._device), [prompts[at].caption for at in part]
+                )
+            for at, row, own in zip(part, _numbers(logits), _numbers(shares), strict=True):
+                out[at] = boxes_of(
+                    row, own, prompts[at], tokens[at], images[at].shape[:2], self.config
+                )
+        return out
+
+    def _batches(
+        self, images: Sequence[Image], prompts: Sequence[Prompt], lengths: Sequence[int]
+    ) -> Iterator[tuple[Size, list[int]]]:
+        """Images with words, by view size and caption length, in parts of at most a batch."""
+        groups: dict[tuple[Size, int], list[int]] = defaultdict(list)
+        shorter, longer = self.config.shorter_side, self.config.longer_side
+        for at, image in enumerate(images):
+            if prompts[at].words:
+                size = view_size(image.shape[:2], shorter, longer)
+                groups[size, lengths[at]].append(at)
+        for (size, _), members in groups.items():
+            for start in range(0, len(members), self._batch):
+                yield size, members[start : start + self._batch]
+
+    def _masks(self, images: Sequence[Image], found: Sequence[Boxes]) -> list[list[Mask]]:
+        """A mask for each box of each image."""
+        view = self.mask_model.view
+        pixels = torch.stack([view.pixels(image) for image in images]).to(self._device)
+        with torch.inference_mode():
+            with self._autocast():
+                known = self.mask_model.encode(pixels)
+            return [
+                self._masks_of(own, boxes, image.shape[:2])
+                for own, boxes, image in zip(known, found, images, strict=True)
+            ]
+
+    def _masks_of(self, known: Any, boxes: Boxes, size: Size) -> list[Mask]:
+        view = self.mask_model.view
+        corners = view.corners(boxes.corners, size).to(self._device)
+        logits, quality = self.mask_model.propose(known, corners, self.config.multimask)
+        # One box at a time at full size: 50 boxes of three 1024 x 1024 proposals are 600 MB.
+        masks = [(view.logits(own[None], size)[0] > 0).cpu().numpy() for own in logits]
+        return [choose_mask(m, q) for m, q in zip(masks, _numbers(quality), strict=True)]
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
+
+
+def _scaled(corners_N4: Floats, size: Size, view: Size) -> Tensor:
+    ratio = np.array([view[1] / size[1], view[0] / size[0]] * 2)
+    return torch.from_numpy((corners_N4 * ratio).astype(np.float32))
+
+
+def _interpolate(logits_NK: Tensor, size: Size) -> Tensor:
+    return F.interpolate(logits_NK, size, mode="bilinear", align_corners=False)
+
+
+def _numbers(x: Tensor) -> Floats:
+    """As float32 on the CPU. UserError for NaN."""
+    numbers: Floats = x.float().cpu().numpy()
+    if np.isnan(numbers).any():
+        raise UserError(
+            "the segmenter's models gave NaN: their weights are broken, or the dtype is too "
+            "coarse for them (set dtype: float32)"
+        )
+    return numbers

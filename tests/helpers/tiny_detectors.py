@@ -1,0 +1,329 @@
+"""Small Grounding DINOs and SAMs with random weights, in the layouts of the published files, and
+the same weights under transformers' names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+WORDS = ("red", "disc", "square", "cat", "dog", "##s", "old", "a", "an", "person", "thing")
+BERT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "vocab_size": 1040,
+}
+SWIN = {"embed_dim": 16, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 2, 4), "window_size": 4}
+QUERIES, SIDE = 20, 128
+"""Boxes of the detector, and the side of SAM's view."""
+
+
+def write_text_folder(folder: Path) -> Path:
+    """config.json and the tokenizer of a small BERT: as bert-base-uncased without weights. The
+    special tokens and the full stop have BERT's own ids, which transformers' model builds in."""
+    from transformers import BertConfig
+
+    BertConfig(**BERT).save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
+    return folder
+
+
+def original_detector(text_folder: Path) -> nn.Module:
+    """groundingdino-py's model, small. Its queries differ and its logits are small: nothing ties."""
+    from focusdpo.pipeline.adapters.original_grounding_dino import (
+        GroundingDinoSizes,
+        make_grounding_dino,
+    )
+
+    torch.manual_seed(0)
+    sizes = GroundingDinoSizes(
+        embed=16,
+        depths=SWIN["depths"],
+        heads=SWIN["num_heads"],
+        window=4,
+        stages=(1, 2, 3),
+        mlp=64,
+        width=256,
+        feedforward=64,
+        encoder_layers=1,
+        decoder_layers=2,
+        queries=QUERIES,
+        levels=4,
+        encoder_points=4,
+        decoder_points=4,
+    )
+    return _stirred(make_grounding_dino(sizes, text_folder), "transformer.decoder.norm.weight")
+
+
+def write_original_detector(model: nn.Module, file: Path) -> Path:
+    """As the published .pth: {"model": {"module.<name>": tensor}} with two unused tensors."""
+    state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
+    state["module.label_enc.weight"] = torch.zeros(3, 256)
+    state["module.bert.embeddings.position_ids"] = torch.arange(512)[None]
+    torch.save({"model": state}, file)
+    return file
+
+
+def write_detector_folder(folder: Path, state: dict[str, Tensor] | None = None) -> Path:
+    """A folder for transformers, of the same size: with an original's weights, or random ones."""
+    from safetensors.torch import save_file
+    from transformers import (
+        BertConfig,
+        GroundingDinoConfig,
+        GroundingDinoForObjectDetection,
+        SwinConfig,
+    )
+
+    torch.manual_seed(0)
+    swin = {name: list(v) if isinstance(v, tuple) else v for name, v in SWIN.items()}
+    config = GroundingDinoConfig(
+        backbone_config=SwinConfig(**swin, image_size=224, out_indices=[2, 3, 4]),
+        text_config=BertConfig(**BERT),
+        num_queries=QUERIES,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+    )
+    model = _stirred(GroundingDinoForObjectDetection(config), "model.decoder.layer_norm.weight")
+    model.save_pretrained(folder)
+    if state is not None:
+        renamed = {k: v.clone() for k, v in detector_to_transformers(state).items()}
+        save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    _tokenizer().save_pretrained(folder)
+    return folder
+
+
+def original_sam() -> nn.Module:
+    """segment-anything's model, small."""
+    from focusdpo.pipeline.adapters.original_sam import SamSizes, make_sam
+
+    torch.manual_seed(1)
+    sizes = SamSizes(
+        width=32,
+        depth=2,
+        heads=2,
+        mlp=128,
+        patch=16,
+        grid=SIDE // 16,
+        window=4,
+        whole=(1,),
+        prompt=32,
+        mask_channels=8,
+        layers=2,
+        decoder_mlp=64,
+        proposals=3,
+        quality_depth=3,
+        quality_width=32,
+    )
+    return _stirred(make_sam(sizes))
+
+
+def write_sam_folder(folder: Path, state: dict[str, Tensor] | None = None) -> Path:
+    """A folder for transformers' SamModel, of the same size."""
+    from safetensors.torch import save_file
+    from transformers import SamConfig, SamModel
+
+    torch.manual_seed(1)
+    config = SamConfig(
+        vision_config={
+            "hidden_size": 32,
+            "output_channels": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": SIDE,
+            "patch_size": 16,
+            "window_size": 4,
+            "global_attn_indexes": [1],
+            "mlp_dim": 128,
+            "num_pos_feats": 16,
+        },
+        prompt_encoder_config={
+            "hidden_size": 32,
+            "image_size": SIDE,
+            "patch_size": 16,
+            "mask_input_channels": 8,
+        },
+        mask_decoder_config={
+            "hidden_size": 32,
+            "mlp_dim": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 8,
+            "iou_head_depth": 3,
+            "iou_head_hidden_dim": 32,
+        },
+    )
+    _stirred(SamModel(config)).save_pretrained(folder)
+    if state is not None:
+        renamed = {k: v.clone() for k, v in sam_to_transformers(state).items()}
+        save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def write_sam2_folder(folder: Path) -> Path:
+    """A folder for transformers' Sam2Model: Hiera with one block a stage but the last, 64 pixels
+    wide."""
+    from transformers import Sam2Config, Sam2Model
+
+    torch.manual_seed(2)
+    hiera = {
+        "hidden_size": 16,
+        "num_attention_heads": 1,
+        "image_size": [SIDE, SIDE],
+        "blocks_per_stage": [1, 2, 2, 1],
+        "embed_dim_per_stage": [16, 32, 64, 128],
+        "num_attention_heads_per_stage": [1, 2, 4, 8],
+        "window_size_per_stage": [4, 4, 4, 4],
+        "global_attention_blocks": [4],
+        "window_positional_embedding_background_size": [4, 4],
+    }
+    config = Sam2Config(
+        vision_config={
+            "backbone_config": hiera | {"model_type": "sam2_hiera_det_model"},
+            "backbone_channel_list": [128, 64, 32, 16],
+            "backbone_feature_sizes": [[SIDE // 4] * 2, [SIDE // 8] * 2, [SIDE // 16] * 2],
+            "fpn_hidden_size": 32,
+        },
+        prompt_encoder_config={"hidden_size": 32, "image_size": SIDE, "patch_size": 16},
+        mask_decoder_config={"hidden_size": 32, "mlp_dim": 64, "iou_head_hidden_dim": 32},
+    )
+    _stirred(Sam2Model(config)).save_pretrained(folder)
+    return folder
+
+
+def detector_to_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """groundingdino's names and layouts -> those of IDEA-Research's folders on the hub: other
+    names, and the joint query, key and value matrices cut in three."""
+    out = {}
+    for name, tensor in state.items():
+        if re.search(r"^bert\.pooler|relative_position_index|^transformer\.decoder\.bbox", name):
+            continue
+        for pattern, new in _DETECTOR_NAMES:
+            name = re.sub(pattern, new, name)
+        if "in_proj_" in name or ".qkv." in name:
+            for part, own in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                out[re.sub(r"in_proj_|qkv\.", f"{part}.", name)] = own
+        else:
+            out[name] = tensor
+    return out
+
+
+def sam_to_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """segment-anything's names -> those of facebook's folders on the hub."""
+    out = {}
+    for name, tensor in state.items():
+        for pattern, new in _SAM_NAMES:
+            name = re.sub(pattern, new, name)
+        out[name] = tensor
+    shared = out["prompt_encoder.shared_embedding.positional_embedding"]
+    return out | {"shared_image_embedding.positional_embedding": shared}
+
+
+def pictures() -> list[NDArray[np.uint8]]:
+    """Four pictures of three sizes: coloured shapes on noise."""
+    rng = np.random.default_rng(5)
+    out = []
+    for rows, columns in ((96, 96), (96, 128), (120, 80), (96, 96)):
+        image = rng.integers(90, 130, (rows, columns, 3)).astype(np.uint8)
+        for _ in range(4):
+            y, x = rng.integers(0, rows - 24), rng.integers(0, columns - 24)
+            image[y : y + 24, x : x + 24] = rng.integers(0, 255, 3)
+        out.append(image)
+    return out
+
+
+_DETECTOR_NAMES = (
+    (r"^bert\.", "model.text_backbone."),
+    (r"^feat_map\.", "model.text_projection."),
+    (r"^input_proj\.", "model.input_proj_vision."),
+    (r"^backbone\.0\.norm(\d)", lambda m: f"{_SWIN}hidden_states_norms.stage{int(m[1]) + 1}"),
+    (r"^backbone\.0\.patch_embed\.proj", "backbone.0.embeddings.patch_embeddings.projection"),
+    (r"^backbone\.0\.patch_embed\.norm", "backbone.0.embeddings.norm"),
+    (r"^backbone\.0\.layers", "backbone.0.encoder.layers"),
+    (r"(backbone\..*)\.norm1\.", r"\1.layernorm_before."),
+    (r"(backbone\..*)\.norm2\.", r"\1.layernorm_after."),
+    (r"\.attn\.relative_position_bias", ".attention.self.relative_position_bias"),
+    (r"\.attn\.qkv\.", ".attention.self.qkv."),
+    (r"(backbone\..*)\.attn\.proj\.", r"\1.attention.output.dense."),
+    (r"(backbone\..*)\.mlp\.fc1\.", r"\1.intermediate.dense."),
+    (r"(backbone\..*)\.mlp\.fc2\.", r"\1.output.dense."),
+    (r"^backbone\.0\.", "model.backbone.conv_encoder.model."),
+    (r"^transformer\.", "model."),
+    (r"^model\.tgt_embed", "model.query_position_embeddings"),
+    (r"^model\.enc_out_bbox_embed", "model.encoder_output_bbox_embed"),
+    (r"^model\.decoder\.norm", "model.decoder.layer_norm"),
+    (r"ref_point_head", "reference_points_head"),
+    (r"(decoder\.layers\.\d+)\.norm1", r"\1.encoder_attn_layer_norm"),
+    (r"(decoder\.layers\.\d+)\.norm2", r"\1.self_attn_layer_norm"),
+    (r"(decoder\.layers\.\d+)\.norm3", r"\1.final_layer_norm"),
+    (r"\.cross_attn\.", ".encoder_attn."),
+    (r"\.ca_text\.", ".encoder_attn_text."),
+    (r"\.catext_norm\.", ".encoder_attn_text_layer_norm."),
+    (r"^(model\.encoder)\.layers\.(\d+)", r"\1.layers.\2.deformable_layer"),
+    (r"(deformable_layer)\.norm1", r"\1.self_attn_layer_norm"),
+    (r"(deformable_layer)\.norm2", r"\1.final_layer_norm"),
+    (r"\.text_layers\.(\d+)", r".layers.\1.text_enhancer_layer"),
+    (r"(text_enhancer_layer)\.norm1", r"\1.layer_norm_before"),
+    (r"(text_enhancer_layer)\.norm2", r"\1.layer_norm_after"),
+    (r"\.linear([12])\.", r".fc\1."),
+    (r"\.fusion_layers\.(\d+)", r".layers.\1.fusion_layer"),
+    (r"\.gamma_v", ".vision_param"),
+    (r"\.gamma_l", ".text_param"),
+    (r"layer_norm_v\.", "layer_norm_vision."),
+    (r"layer_norm_l\.", "layer_norm_text."),
+    (r"\.(values_|out_|)v_proj\.", r".\1vision_proj."),
+    (r"\.(values_|out_|)l_proj\.", r".\1text_proj."),
+)
+_SWIN = "model.backbone.conv_encoder.model."
+_SAM_NAMES = (
+    (r"^image_encoder\.", "vision_encoder."),
+    (r"patch_embed\.proj", "patch_embed.projection"),
+    (r"\.blocks\.", ".layers."),
+    (r"neck\.0", "neck.conv1"),
+    (r"neck\.1", "neck.layer_norm1"),
+    (r"neck\.2", "neck.conv2"),
+    (r"neck\.3", "neck.layer_norm2"),
+    (r"\.norm(\d|_final_attn)", r".layer_norm\1"),
+    (r"(iou_prediction_head|mlps\.\d)\.layers\.0", r"\1.proj_in"),
+    (r"(iou_prediction_head|mlps\.\d)\.layers\.2", r"\1.proj_out"),
+    (r"(iou_prediction_head|mlps\.\d)\.layers\.1", r"\1.layers.0"),
+    (r"output_upscaling\.0", "upscale_conv1"),
+    (r"output_upscaling\.1", "upscale_layer_norm"),
+    (r"output_upscaling\.3", "upscale_conv2"),
+    (r"mask_downscaling\.0", "mask_embed.conv1"),
+    (r"mask_downscaling\.1", "mask_embed.layer_norm1"),
+    (r"mask_downscaling\.3", "mask_embed.conv2"),
+    (r"mask_downscaling\.4", "mask_embed.layer_norm2"),
+    (r"mask_downscaling\.6", "mask_embed.conv3"),
+    (r"point_embeddings", "point_embed"),
+    (
+        r"pe_layer\.positional_encoding_gaussian_matrix",
+        "shared_embedding.positional_embedding",
+    ),
+)
+
+
+def _tokenizer():
+    from transformers import BertTokenizer
+
+    known = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}
+    known |= {".": 1012, "?": 1029} | {word: 200 + at for at, word in enumerate(WORDS)}
+    free = {f"[unused{i}]": i for i in set(range(BERT["vocab_size"])) - set(known.values())}
+    return BertTokenizer(vocab=free | known)
+
+
+def _stirred(model: nn.Module, quiet: str | None = None) -> nn.Module:
+    """Noise on all parameters, also on those that start at zero; `quiet` is made small."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            tensor += torch.randn(tensor.shape, generator=generator) * 0.03
+            if name == quiet:
+                tensor *= 0.1
+    return model.eval()
