@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 MULTIPLE = 16
 """Pixels of a token's side: the autoencoder's factor of 8 times the 2 x 2 packing."""
+CHANNELS = 16
+"""Of a packed token: 4 latent channels times 2 x 2."""
 
 PLUS = "sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors"
 ENCODER = "models/image_encoder"

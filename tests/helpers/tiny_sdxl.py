@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,18 @@ def save_base(folder: Path, prediction: str = "epsilon") -> Path:
         add_watermarker=False,
     )
     pipeline.save_pretrained(folder)
+    for part, tokenizer in (("tokenizer", first), ("tokenizer_2", second)):
+        _as_public(folder / part, tokenizer)
     return folder
+
+
+def _as_public(folder: Path, tokenizer: CLIPTokenizer) -> None:
+    """vocab.json and merges.txt, as the public folders have it, instead of tokenizer.json."""
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(tokenizer.get_vocab()))
+    merges = [" ".join(pair) for pair in model["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
 
 
 def save_image_encoder(folder: Path) -> Path:

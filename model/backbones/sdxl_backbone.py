@@ -1,0 +1,301 @@
+"""SDXL with IP-Adapter-Plus as a backbone.
+
+References reach the UNet as image tokens beside the text (all references of an image together: no
+word is bound to a reference, and their order says nothing, as in diffusers).
+Letters: B images, R references with n_r tokens, N target tokens, C = 16 channels of a packed token,
+c = 4 latent channels on h x w, m image tokens of a reference, E their width, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from focusdpo.model.backbone import FeatureConfig, Grid, Prediction, Prompts, References
+from focusdpo.model.backbones.sdxl_config import CHANNELS, MULTIPLE, SdxlIpAdapterConfig
+from focusdpo.model.backbones.sdxl_features import FeatureReader, alike
+from focusdpo.model.backbones.sdxl_noise import DiffusionNoise, Painter, reference_noise, time_ids
+from focusdpo.model.backbones.sdxl_references import ImageTokens, framed, resized
+from focusdpo.model.backbones.sdxl_text import SdxlText
+from focusdpo.model.codec import KLCodec
+from focusdpo.model.features import unwrap
+from focusdpo.model.tokens import mask_to_tokens, pack, unpack
+
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "to_k_ip.0", "to_v_ip.0")
+KV_TARGETS = ("to_k_ip.0", "to_v_ip.0")
+
+_PIXELS_AT_ONCE = 4 * 2**20
+"""Through the autoencoder: some 10 GB in float32."""
+
+
+def _at_once(size: Sequence[int]) -> int:
+    return max(1, _PIXELS_AT_ONCE // (size[0] * size[1]))
+
+
+class SdxlBackbone:
+    """Fits the `Backbone` protocol with diffusers' UNet2DConditionModel and IP-Adapter's attention
+    processors in it; `transformer` is that UNet. The UNet's own image projection is replaced by one
+    that passes image tokens through, for references are encoded once, before training."""
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        autoencoder: nn.Module,
+        text: SdxlText,
+        image_tokens: ImageTokens,
+        scheduler: Any,
+        config: SdxlIpAdapterConfig,
+        fingerprint: str,
+    ) -> None:
+        self.transformer = unet
+        self.config = config
+        self.fingerprint = fingerprint
+        self.codec = KLCodec(autoencoder)
+        self.image_size = config.image_size
+        self.grid: Grid = (config.image_size[0] // MULTIPLE, config.image_size[1] // MULTIPLE)
+        self.noise = DiffusionNoise(scheduler)
+        self.lora_targets = LORA_TARGETS if config.policy == "lora" else KV_TARGETS
+        self._text, self._image_tokens, self._scheduler = text, image_tokens, scheduler
+        self._dtype = next(unet.parameters()).dtype
+        original = config.original_size or config.image_size
+        self._time_ids = time_ids(original, config.crop_top_left, config.image_size)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.transformer.parameters()).device
+
+    @contextmanager
+    def _on_device(self, module: nn.Module, needed: bool = True) -> Iterator[None]:
+        """Inside, a module that waits on the CPU (`offload`) is where the UNet is."""
+        moves = self.config.offload and needed
+        if moves:
+            module.to(self.device)
+        try:
+            yield
+        finally:
+            if moves:
+                module.to("cpu")
+
+    @torch.no_grad()
+    def encode_images(self, images_BCHW: Tensor) -> Tensor:
+        """Images in [-1, 1] -> packed latents (B, N, C): the posterior's mode, no noise."""
+        batches = torch.split(images_BCHW.to(self.device), _at_once(images_BCHW.shape[2:]))
+        with self._on_device(self.codec):
+            return pack(torch.cat([self.codec.encode_latents(batch) for batch in batches]))
+
+    @torch.no_grad()
+    def decode(self, latents_BNC: Tensor) -> Tensor:
+        """Packed latents -> images (B, 3, H, W) in [-1, 1]."""
+        batches = torch.split(unpack(latents_BNC.float(), self.grid), _at_once(self.image_size))
+        with self._on_device(self.codec):
+            images = torch.cat([self.codec.decode_latents(batch) for batch in batches])
+        return images.clamp(-1, 1)
+
+    def encode_references(self, images: Sequence[Tensor], masks: Sequence[Tensor]) -> References:
+        """Per reference slot: images (B, 3, h, w) in [-1, 1] and masks (B, h, w) in {0, 1}, laid on
+        white. With unet_self the `tokens` are latents and `embeds` the image tokens; with ip_kv
+        the `tokens` are the image tokens themselves, and every one counts."""
+        shown = [self._framed(image, mask) for image, mask in zip(images, masks, strict=True)]
+        embeds = tuple(self._embed([image for image, _ in slot]) for slot in shown)
+        if self.config.features == "ip_kv":
+            ones = tuple(e.new_ones(e.shape[:2], dtype=torch.float32) for e in embeds)
+            return References(embeds, ones, tuple((1, e.shape[1]) for e in embeds))
+        grid = self._reference_grid
+        tokens, pooled = [], []
+        for slot in shown:
+            pictures = self._resized([image for image, _ in slot])
+            tokens.append(self.encode_images(pictures))
+            mask_BHW = self._resized([mask[None] for _, mask in slot])[:, 0]
+            pooled.append(mask_to_tokens(mask_BHW, grid).to(self.device))
+        return References(tuple(tokens), tuple(pooled), (grid,) * len(shown), embeds)
+
+    def _framed(self, images: Tensor, masks: Tensor) -> list[tuple[Tensor, Tensor]]:
+        both = zip(images, masks, strict=True)
+        return [framed(image, mask, self.config.reference_crop) for image, mask in both]
+
+    def _resized(self, squares: Sequence[Tensor]) -> Tensor:
+        side = self.config.reference_size
+        return torch.cat([resized(square[None], side) for square in squares])
+
+    def _embed(self, squares: Sequence[Tensor]) -> Tensor:
+        with self._on_device(self._image_tokens):
+            tokens: Tensor = self._image_tokens(squares)
+        return tokens.to(self.device)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Prompts:
+        """Both CLIP text encoders' embeddings (B, T, D) and the second's pooled one."""
+        with self._on_device(self._text, needed=self._text.missing(prompts)):
+            encoded: Prompts = self._text(prompts, self.device)
+        return encoded
+
+    def add_noise(self, clean_BNC: Tensor, noise_BNC: Tensor, sigma_B: Tensor) -> Tensor:
+        """Latents at time step floor(1000 sigma) of the checkpoint's schedule."""
+        return self.noise.add(clean_BNC, noise_BNC, sigma_B)
+
+    def target(self, clean_BNC: Tensor, noise_BNC: Tensor, sigma_B: Tensor) -> Tensor:
+        """The noise, or v for a checkpoint that predicts it."""
+        return self.noise.target(clean_BNC, noise_BNC, sigma_B)
+
+    def predict(
+        self,
+        noisy_BNC: Tensor,
+        sigma_B: Tensor,
+        prompts: Prompts,
+        references: References,
+        capture: FeatureConfig | None = None,
+    ) -> Prediction:
+        """The predicted noise (or v). With `capture`, token features: the target's from this very
+        pass; the references' from it too (ip_kv), or from one more pass without gradient over
+        their latents at the same noise level, without image tokens (unet_self)."""
+        layout = (self.grid[0] * 2, self.grid[1] * 2)
+        reader = None if capture is None else self._reader(capture)
+        timesteps_B = self.noise.timesteps(sigma_B)
+        embeds = references.embeds or references.tokens
+        image_BRmE = torch.stack(embeds, dim=1) if embeds else None
+        reading: Any = nullcontext({}) if reader is None else reader.reading()
+        with reading as reads:
+            output = self._denoise(
+                unpack(noisy_BNC, self.grid), timesteps_B, prompts, image_BRmE, self._time_ids
+            )
+        if reader is None:
+            return Prediction(pack(output))
+        if self.config.features == "ip_kv":
+            return Prediction(pack(output), *reader.image_keys(reads, layout, self.grid))
+        # After the policy's pass, not before: under autocast a cast made without gradient would be
+        # kept and would cut the policy's weights off.
+        found = self._reference_features(reader, sigma_B, prompts, references)
+        return Prediction(pack(output), reader.places(reads, layout, self.grid), found)
+
+    def _reader(self, capture: FeatureConfig) -> FeatureReader:
+        core = unwrap(self.transformer)
+        return FeatureReader(core, capture, self.config.features, self.config.blocks)
+
+    @property
+    def _reference_grid(self) -> Grid:
+        return (self.config.reference_size // MULTIPLE,) * 2
+
+    @torch.no_grad()
+    def _reference_features(
+        self, reader: FeatureReader, sigma_B: Tensor, prompts: Prompts, references: References
+    ) -> tuple[tuple[Tensor, ...], ...]:
+        """Per block, per reference (B, n_r, D), from one pass over all references. Copies of a
+        batch (winners and losers share everything here) go through once."""
+        count, grid = len(references.tokens), self._reference_grid
+        if not count:
+            return tuple(() for _ in reader.blocks)
+        copies = alike(references.copies, [sigma_B, *prompts.tensors()])
+        some = slice(len(sigma_B) // copies)
+        sigma_B, prompts = sigma_B[some], prompts.take(some)
+        noisy = [
+            self.noise.add(tokens[some].float(), reference_noise(r, grid).to(tokens), sigma_B)
+            for r, tokens in enumerate(references.tokens)
+        ]
+        side = self.config.reference_size
+        with reader.reading() as reads:
+            self._denoise(
+                unpack(torch.cat(noisy), grid),
+                self.noise.timesteps(sigma_B).repeat(count),
+                prompts.repeat(count),
+                None,
+                time_ids((side, side), (0, 0), (side, side)),
+            )
+        blocks = reader.places(reads, (grid[0] * 2, grid[1] * 2), grid)
+        return tuple(
+            tuple(torch.cat([part] * copies) for part in block.chunk(count)) for block in blocks
+        )
+
+    def _denoise(
+        self,
+        latents_Bchw: Tensor,
+        timesteps_B: Tensor,
+        prompts: Prompts,
+        image_BRmE: Tensor | None,
+        ids_6: Tensor,
+    ) -> Tensor:
+        """A pass of the UNet; without image tokens the adapter's attention adds nothing."""
+        device, dtype = latents_Bchw.device, self._dtype
+        conditions = {
+            "text_embeds": prompts.pooled_BD.to(dtype),
+            "time_ids": ids_6.to(device, dtype).repeat(len(latents_Bchw), 1),
+            "image_embeds": [] if image_BRmE is None else [image_BRmE.to(dtype)],
+        }
+        output: Tensor = self.transformer(
+            latents_Bchw.to(dtype),
+            timesteps_B,
+            encoder_hidden_states=prompts.embeds_BTD.to(dtype),
+            added_cond_kwargs=conditions,
+            return_dict=False,
+        )[0]
+        return output
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        seeds: Sequence[int],
+    ) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1], as StableDiffusionXLPipeline paints them from the same
+        latents; references per slot as in `encode_references`, slots may be none. The noise of
+        item b comes from seeds[b] alone."""
+        painter = self._painter(prompts, images, masks)
+        return self.decode(pack(painter.paint(self._noise(seeds))))
+
+    @torch.no_grad()
+    def inpaint(
+        self,
+        images_BCHW: Tensor,
+        masks_BHW: Tensor,
+        prompts: Sequence[str],
+        images: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        seeds: Sequence[int],
+    ) -> Tensor:
+        """Repaints masks_BHW (1 = repaint) of images_BCHW: masked sampling, as diffusers' inpaint
+        pipeline does with a UNet that knows no masks. Latents that the mask touches at all are
+        repainted."""
+        clean = unpack(self.encode_images(images_BCHW), self.grid)
+        rows, columns = clean.shape[2:]
+        touched = mask_to_tokens(masks_BHW, (rows, columns), 0.0)
+        inside = touched.view(-1, 1, rows, columns).to(clean)
+        painter = self._painter(prompts, images, masks)
+        return self.decode(pack(painter.repaint(clean, inside, self._noise(seeds))))
+
+    def _painter(
+        self, prompts: Sequence[str], images: Sequence[Tensor], masks: Sequence[Tensor]
+    ) -> Painter:
+        condition = self._conditions(prompts, images, masks)
+
+        def denoise(latents: Tensor, timesteps_B: Tensor) -> Tensor:
+            return self._denoise(latents, timesteps_B, *condition, self._time_ids).float()
+
+        return Painter(denoise, self._scheduler, self.config, self.device)
+
+    def _conditions(
+        self, prompts: Sequence[str], images: Sequence[Tensor], masks: Sequence[Tensor]
+    ) -> tuple[Prompts, Tensor | None]:
+        """Prompts and image tokens; with guidance the unconditional halves of both come first."""
+        given = self.encode_prompts(prompts)
+        slots = [self._framed(image, mask) for image, mask in zip(images, masks, strict=True)]
+        embeds = [self._embed([image for image, _ in slot]) for slot in slots]
+        image_BRmE = torch.stack(embeds, dim=1) if embeds else None
+        if self.config.guidance == 1:
+            return given, image_BRmE
+        with self._on_device(self._text, needed=self._text.missing([""])):
+            prompts_both = self._text.doubled(given)
+        if image_BRmE is not None:
+            with self._on_device(self._image_tokens):
+                image_BRmE = self._image_tokens.doubled(image_BRmE)
+        return prompts_both, image_BRmE
+
+    def _noise(self, seeds: Sequence[int]) -> Tensor:
+        """(B, c, h, w), drawn on the CPU, one generator per item, so that no batch and no device
+        matters."""
+        shape = (self.grid[0] * self.grid[1], CHANNELS)
+        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        return unpack(torch.stack(noise), self.grid).to(self.device)

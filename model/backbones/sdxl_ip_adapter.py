@@ -1,0 +1,283 @@
+"""The SDXL + IP-Adapter-Plus component: what its checkpoint must hold, its fingerprint, loading it.
+
+Imports no torch before `build`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from focusdpo.data_schemas.checkpoints import (
+    digest_files,
+    locate,
+    read_header,
+    read_headers,
+    read_json,
+    require_class,
+    require_tensors,
+    weight_files,
+)
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.model.backbones.sdxl_config import ENCODER, PLUS, SdxlIpAdapterConfig
+from focusdpo.model.backbones.sdxl_layout import (
+    clip_layers,
+    cross_attention_widths,
+    image_keys,
+    millions,
+    plus_resampler,
+)
+from focusdpo.model.backbones.sdxl_schedules import check_scheduler
+
+if TYPE_CHECKING:
+    from focusdpo.model.backbones.sdxl_backbone import SdxlBackbone
+
+__all__ = ["SdxlIpAdapterConfig", "build", "checks", "fingerprint", "sources"]
+
+_BASE, _ADAPTER, _ENCODER = (
+    f"models.backbone.{name}" for name in ("base", "adapter", "image_encoder")
+)
+_UNET = {"in_channels": 4, "out_channels": 4, "addition_embed_type": "text_time"}
+
+
+def checks(config: SdxlIpAdapterConfig) -> dict[str, Callable[[], str]]:
+    """Rows of `focusdpo doctor`: each says what was found, or raises UserError."""
+    rows: dict[str, Callable[[SdxlIpAdapterConfig], str]] = {
+        "SDXL UNet": _check_unet,
+        "SDXL autoencoder": _check_autoencoder,
+        "SDXL text encoders": _check_text,
+        "SDXL scheduler": _check_schedule,
+        "IP-Adapter-Plus": _check_adapter,
+        "CLIP image encoder": _check_encoder,
+    }
+    return {name: partial(check, config) for name, check in rows.items()}
+
+
+def fingerprint(config: SdxlIpAdapterConfig) -> str:
+    """Hash of all weights, of the small files that say how they are used, and of the settings."""
+    base, files = locate(config.base, _BASE), []
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        files += [base / part / "config.json", *part_weights(config, part)]
+    for part in ("tokenizer", "tokenizer_2", "scheduler"):
+        files += sorted(file for file in (base / part).iterdir() if file.is_file())
+    files.append(base / "model_index.json")
+    encoder = encoder_folder(config)
+    files += [adapter_path(config), encoder / "config.json", *_plain_weights(encoder, _ENCODER)]
+    return digest_files(files, config.result_settings())
+
+
+def sources(config: SdxlIpAdapterConfig) -> list[tuple[str, str, list[str] | None]]:
+    """What `focusdpo fetch` downloads: about 7 GB with variant fp16, 14 GB without; the adapter
+    0.85 GB, its image encoder 2.5 GB."""
+    end = f".{config.variant}" if config.variant else ""
+    parts = [
+        "model_index.json",
+        "*/config.json",
+        "scheduler/*",
+        "tokenizer*/*",
+        f"unet/diffusion_pytorch_model{end}*.safetensors*",
+        f"vae/diffusion_pytorch_model{end}.safetensors",
+        f"text_encoder*/model{end}.safetensors",
+    ]
+    wanted: list[tuple[str, str, list[str] | None]] = [(_BASE, config.base, parts)]
+    adapter = [config.adapter_file]
+    if config.image_encoder is None:
+        adapter += [f"{ENCODER}/config.json", f"{ENCODER}/*.safetensors"]
+    else:
+        wanted.append((_ENCODER, config.image_encoder, ["config.json", "*.safetensors"]))
+    return [*wanted, (_ADAPTER, config.adapter, adapter)]
+
+
+def build(config: SdxlIpAdapterConfig, device: str) -> SdxlBackbone:
+    """The backbone on a device. UserError for checkpoints that `checks` finds wrong."""
+    for check in checks(config).values():
+        check()
+    from focusdpo.model.backbones.sdxl_loading import load
+
+    return load(config, device, fingerprint(config))
+
+
+def adapter_path(config: SdxlIpAdapterConfig) -> Path:
+    """The adapter's safetensors file. UserError when it is not there."""
+    found = locate(config.adapter, _ADAPTER)
+    path = found if found.is_file() else found / config.adapter_file
+    if path.is_file():
+        return path
+    pickle = path.with_suffix(".bin")
+    if pickle.is_file():
+        raise UserError(
+            f"{_ADAPTER}: {pickle} is a pickle, which may run code when it is read; {path.name} is "
+            f"expected: `hf download h94/IP-Adapter {PLUS}`"
+        )
+    raise UserError(
+        f"{_ADAPTER}: {found} lacks {config.adapter_file}: "
+        f"`hf download h94/IP-Adapter {PLUS} --local-dir DIR`"
+    )
+
+
+def encoder_folder(config: SdxlIpAdapterConfig) -> Path:
+    """The folder of CLIP's vision tower. UserError when it is not there."""
+    if config.image_encoder is not None:
+        return locate(config.image_encoder, _ENCODER)
+    folder = locate(config.adapter, _ADAPTER) / ENCODER
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{_ENCODER}: {folder} is not there; download the vision tower with "
+            f"`hf download h94/IP-Adapter --include '{ENCODER}/*' --local-dir DIR`, or set "
+            f"{_ENCODER} to its folder"
+        )
+    return folder
+
+
+def part_weights(config: SdxlIpAdapterConfig, part: str) -> list[Path]:
+    """The base's weight files of one part, in the variant asked for. UserError for none."""
+    folder = locate(config.base, _BASE) / part
+    if config.variant is None:
+        return _plain_weights(folder, _BASE)
+    files = sorted(folder.glob(f"*.{config.variant}*.safetensors"))
+    if not files:
+        there = ", ".join(sorted(f.name for f in folder.glob("*.safetensors"))) or "no weights"
+        raise UserError(
+            f"models.backbone.variant: {folder} has no *.{config.variant}.safetensors but {there}; "
+            "set variant to what is there (null: files without one), or run `focusdpo fetch`"
+        )
+    return files
+
+
+def _plain_weights(folder: Path, field: str) -> list[Path]:
+    """Without those of a variant (model.fp16.safetensors), where both lie side by side."""
+    files = weight_files(folder, field)
+    plain = [file for file in files if file.name.count(".") == 1]
+    if not plain:
+        raise UserError(
+            f"{field}: {folder} holds {files[0].name} only; set models.backbone.variant to "
+            f"{files[0].name.split('.')[1]!r}"
+        )
+    return plain
+
+
+def _base(config: SdxlIpAdapterConfig) -> Path:
+    base = locate(config.base, _BASE)
+    if not (base / "model_index.json").is_file():
+        raise UserError(
+            f"{_BASE}: {base} has no model_index.json; a folder in diffusers' layout is expected "
+            "(a single .safetensors file is converted with StableDiffusionXLPipeline."
+            "from_single_file(...).save_pretrained(...))"
+        )
+    require_class(base, _PIPELINES, _BASE)
+    return base
+
+
+_PIPELINES = (
+    "StableDiffusionXLPipeline",
+    "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusionXLInpaintPipeline",
+)
+
+
+def _unet_config(config: SdxlIpAdapterConfig) -> dict[str, Any]:
+    folder = _base(config) / "unet"
+    require_class(folder, "UNet2DConditionModel", _BASE)
+    about = read_json(folder / "config.json", _BASE)
+    for name, wanted in _UNET.items():
+        if about.get(name) != wanted:
+            raise UserError(
+                f"{_BASE}: {folder} has {name} {about.get(name)!r}, SDXL has {wanted!r}: it is "
+                "another model (Stable Diffusion 1.5, an inpainting UNet, a refiner)"
+            )
+    multiple = 8 * 2 ** (len(about["block_out_channels"]) - 1)
+    sides = (*config.image_size, config.reference_size)
+    if any(side % multiple for side in sides):
+        raise UserError(
+            f"models.backbone.image_size {list(config.image_size)} and reference_size "
+            f"{config.reference_size} must be multiples of {multiple} pixels for this UNet"
+        )
+    return about
+
+
+def _check_unet(config: SdxlIpAdapterConfig) -> str:
+    about = _unet_config(config)
+    found = read_headers(part_weights(config, "unet"), _BASE)
+    require_tensors(found, _meta_shapes("UNet2DConditionModel", about), _BASE, "this SDXL UNet")
+    return f"{millions(found)} in {config.dtype}, {len(cross_attention_widths(about))} attentions"
+
+
+def _check_autoencoder(config: SdxlIpAdapterConfig) -> str:
+    folder = _base(config) / "vae"
+    require_class(folder, "AutoencoderKL", _BASE)
+    about = read_json(folder / "config.json", _BASE)
+    if len(about["block_out_channels"]) != 4 or about.get("latent_channels") != 4:
+        raise UserError(f"{_BASE}: {folder} is not SDXL's autoencoder (factor 8, 4 channels)")
+    if about.get("latents_mean") is not None:
+        raise UserError(f"{_BASE}: {folder} shifts its latents (latents_mean), as SDXL does not")
+    found = read_headers(part_weights(config, "vae"), _BASE)
+    wanted = _meta_shapes("AutoencoderKL", about)
+    # Older files name the attention's matrices otherwise; diffusers renames them.
+    wanted = {name: shape for name, shape in wanted.items() if ".attentions." not in name}
+    require_tensors(found, wanted, _BASE, "SDXL's autoencoder", exact=False)
+    return f"{millions(found)} in {config.vae_dtype}"
+
+
+def _check_text(config: SdxlIpAdapterConfig) -> str:
+    widths, base = [], _base(config)
+    classes = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
+    for part, name in classes.items():
+        require_class(base / part, name, _BASE)
+        about = read_json(base / part / "config.json", _BASE)
+        found = read_headers(part_weights(config, part), _BASE)
+        require_tensors(*clip_layers(found, about, "text_model"), _BASE, part, exact=False)
+        widths.append(int(about["hidden_size"]))
+    for part in ("tokenizer", "tokenizer_2"):
+        names = {file.name for file in (base / part).glob("*")}
+        if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
+            raise UserError(
+                f"{_BASE}: {base / part} lacks vocab.json and merges.txt; run `focusdpo fetch`"
+            )
+    cross = _unet_config(config)["cross_attention_dim"]
+    if sum(widths) != cross:
+        raise UserError(
+            f"{_BASE}: the text encoders give {widths[0]} + {widths[1]} channels, the UNet reads "
+            f"{cross}: parts of different models lie in this folder"
+        )
+    return f"{widths[0]} + {widths[1]} channels"
+
+
+def _check_schedule(config: SdxlIpAdapterConfig) -> str:
+    path = _base(config) / "scheduler" / "scheduler_config.json"
+    return check_scheduler(read_json(path, _BASE), config.scheduler, f"{_BASE}: {path}")
+
+
+def _check_adapter(config: SdxlIpAdapterConfig) -> str:
+    path, about = adapter_path(config), _unet_config(config)
+    found = read_header(path, _ADAPTER)
+    inside = _encoder_config(config)["hidden_size"]
+    resampler, queries = plus_resampler(found, about["cross_attention_dim"], inside, path, _ADAPTER)
+    wanted = resampler | image_keys(about)
+    require_tensors(found, wanted, _ADAPTER, "IP-Adapter-Plus for this UNet")
+    return f"{queries} image tokens, {len(image_keys(about)) // 2} attentions, {millions(found)}"
+
+
+def _encoder_config(config: SdxlIpAdapterConfig) -> dict[str, Any]:
+    folder = encoder_folder(config)
+    require_class(folder, ("CLIPVisionModelWithProjection", "CLIPModel"), _ENCODER)
+    about = read_json(folder / "config.json", _ENCODER)
+    return dict(about.get("vision_config") or about)
+
+
+def _check_encoder(config: SdxlIpAdapterConfig) -> str:
+    about, folder = _encoder_config(config), encoder_folder(config)
+    found = read_headers(_plain_weights(folder, _ENCODER), _ENCODER)
+    require_tensors(*clip_layers(found, about, "vision_model"), _ENCODER, "CLIP", exact=False)
+    return f"{about['hidden_size']} channels at {about['image_size']} pixels, {millions(found)}"
+
+
+def _meta_shapes(name: str, about: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a diffusers model's weights, from its config alone."""
+    import diffusers
+    from accelerate import init_empty_weights
+
+    with init_empty_weights():
+        model = getattr(diffusers, name).from_config(about)
+    return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
