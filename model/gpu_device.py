@@ -82,7 +82,7 @@ def device_facts(device: str) -> dict[str, Any]:
         about = torch.cuda.get_device_properties(device)
         facts |= {
             "device": about.name,
-            "memory_gib": round(about.total_memory / 2**30, 1),
+            "device_gib": round(about.total_memory / 2**30, 1),
             "cuda": torch.version.cuda,
         }
     return facts

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.commands.common import JSON, PRESET, SET, finish, say
+from focusdpo.flows.settings import parse_overrides, resolve
 
 
 def bench(
@@ -18,8 +20,21 @@ def bench(
         bool, typer.Option("--prefect/--no-prefect", help="Measure with or without the engine.")
     ] = True,
     repeats: Annotated[
-        int, typer.Option("--repeats", min=3, help="Step pairs of the training comparison.")
-    ] = 20,
+        int | None,
+        typer.Option(
+            "--repeats",
+            min=3,
+            help="Step pairs of the training comparison [default: 20; with --gpu: 10].",
+        ),
+    ] = None,
+    gpu: Annotated[
+        bool,
+        typer.Option(
+            "--gpu",
+            help="Instead: training steps of FLUX.1-dev and SDXL in full size, with random "
+            "weights, on this machine's GPU.",
+        ),
+    ] = False,
     preset: PRESET = "pocket",
     set_: SET = [],  # noqa: B006
     json: JSON = False,
@@ -28,12 +43,34 @@ def bench(
     steps beside plain DPO steps of 16 pairs.
 
     Settings are build-dataset's; a smaller world is quicker: `--set world.subjects=8`.
+
+    With --gpu: step time, MFU and peak memory of sft, dpo and focus_dpo at 512 px with two
+    references, beside a straightforward implementation. Settings are then those of
+    docs/gpu_bench.md, as in `--set pairs=[1,2]`; both files in --out are written anew.
     """
+    if gpu:
+        if preset != "pocket" or not prefect:
+            raise UserError("bench --gpu builds no dataset: leave --preset and --no-prefect out")
+        _bench_gpu(out, set_, repeats, json)
+        return
     from focusdpo.flows.measuring import measure
 
-    figures = measure(out, prefect=prefect, repeats=repeats, preset=preset, overrides=set_)
+    figures = measure(out, prefect=prefect, repeats=repeats or 20, preset=preset, overrides=set_)
     for figure in figures:
         mark = "" if figure.ok is None else ("ok  " if figure.ok else "MISS")
         say(f"{mark:<5}{figure.name:<46}{figure.value:>12.3f} {figure.unit:<6}{figure.wanted}")
     told = [figure.as_dict() for figure in figures]
     finish({"command": "bench", "figures": told}, json)
+
+
+def _bench_gpu(out: Path, overrides: list[str], repeats: int | None, as_json: bool) -> None:
+    from focusdpo.flows.gpu_bench import measure_gpu
+    from focusdpo.model.gpu_bench_config import GpuBenchConfig
+
+    given = {} if repeats is None else {"repeats": repeats}
+    settings = resolve(GpuBenchConfig, {**given, **parse_overrides(overrides)})
+    measured = measure_gpu(out, settings, say)
+    say(f"\nwritten: {out / 'gpu_bench.md'} and gpu_bench.json\n")
+    for promise in measured.promises():
+        say(promise.line)
+    finish({"command": "bench", "gpu": measured.as_dict()}, as_json)
