@@ -1,0 +1,241 @@
+"""evaluate by a DreamBench protocol on toy photographs, from the folder to the table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import photo_folder
+import pytest
+import toy_world
+from PIL import Image
+from typer.testing import CliRunner
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.evaluations import EvalScene
+from focusdpo.data_schemas.photographs import WholeScores
+from focusdpo.data_schemas.tables import from_parquet
+from focusdpo.flows import wiring
+from focusdpo.flows.cli import app
+from focusdpo.flows.config import EvaluateRun
+from focusdpo.flows.evaluation import evaluate, finished
+from focusdpo.flows.report import write_report
+from focusdpo.flows.settings import resolve
+from focusdpo.pipeline.evaluate import EvaluateConfig
+
+MULTI = "dreambench-multi/uno"
+SINGLE = "dreambench-single/kosmosg"
+CONFIG = EvaluateConfig(resamples=200, batch=7)
+
+
+@pytest.fixture
+def suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(wiring.SUITES, "pocket", "photo_folder")
+    for one in (photo_folder.BASE, photo_folder.ADAPTED):
+        one.calls.clear()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return photo_folder.write_photo_folder(tmp_path_factory.mktemp("data") / "dataset")
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    for name in ("adapter.json", "pytorch_lora_weights.safetensors"):
+        (folder / name).write_bytes(b"{}")
+    return folder
+
+
+def run_of(data: Path, adapter: Path, protocol: str, **bench: object) -> EvaluateRun:
+    return resolve(
+        EvaluateRun,
+        {
+            "adapter": str(adapter),
+            "out": str(adapter.parent / "out"),
+            "protocol": protocol,
+            "data": str(data),
+            "dreambench": bench,
+            "evaluate": CONFIG,
+        },
+    )
+
+
+def painted() -> int:
+    return sum(photo_folder.BASE.calls) + sum(photo_folder.ADAPTED.calls)
+
+
+def test_from_the_folder_to_the_table(suite: None, data: Path, adapter: Path) -> None:
+    """A base that forgets and doubles subjects, an adapter that does not: 30 pairs, a prompt each."""
+    run = run_of(data, adapter, MULTI, prompts=1)
+    out = Path(run.out)
+    result = evaluate(run)
+    assert not result.resumed and result.scenes == 30 and painted() == 60
+    about = json.loads((out / "run.json").read_text())
+    assert about["protocol"] == f"{MULTI} [1 of 25 prompts] [changed prompts file]"
+    assert about["shown"]["dog3"] == "05.jpg" and about["failed_detections"]["photographs"] == [
+        0,
+        180,
+    ]
+    assert about["failed_detections"]["base"][0] > about["failed_detections"]["adapter"][0]
+    rows = {(r.metric, r.group, r.model): r for r in result.rows}
+    assert {r.protocol for r in result.rows} == {about["protocol"]}
+    assert {group for _, group, _ in rows} == {"all", "2 subjects", "same class"}
+    assert rows["dino", "all", "base"].scenes == 30
+    for metric, sign in (("identity", 1), ("missing", -1), ("scr_50", -1), ("duplicate", -1)):
+        assert sign * rows[metric, "all", "adapter - base"].mean > 0, metric
+    assert rows["identity", "all", "adapter - base"].low > 0
+    judged = from_parquet((out / "scenes.parquet").read_bytes(), EvalScene)
+    whole = from_parquet((out / "photographs.parquet").read_bytes(), WholeScores)
+    assert [(a.model, a.scene_id, a.index) for a in judged] == [
+        (b.model, b.scene_id, b.index) for b in whole
+    ]
+    assert all((out / one.image).is_file() for one in judged)
+    mean = np.mean([one.dino for one in whole if one.model == "base"])
+    assert rows["dino", "all", "base"].mean == pytest.approx(float(mean))
+    assert Image.open(out / "grid.png").width > 1000
+    text = "\n".join(result.notes)
+    for said in ("seed 0", "segmenter: ", "identity: ", "clip: ", "generator: ", "of 180"):
+        assert said in text, said
+    page = write_report(out / "report.html", evaluate_dir=out).read_text()
+    assert MULTI in page
+
+
+def test_a_stopped_run_goes_on_and_a_finished_one_is_only_read(
+    suite: None, data: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(data, adapter, SINGLE, subjects=["cat", "vase"], prompts=2, images_per_prompt=2)
+    out = Path(run.out)
+    one = photo_folder.Generator.one
+    left = [10]
+
+    def stops(self, *args):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return one(self, *args)
+
+    monkeypatch.setattr(photo_folder.Generator, "one", stops)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(run)
+    assert len(list((out / "images").rglob("*.png"))) == 8, "the base's, and no batch begun"
+    assert finished(run) is None
+    monkeypatch.setattr(photo_folder.Generator, "one", one)
+    photo_folder.BASE.calls.clear()
+    photo_folder.ADAPTED.calls.clear()
+    first = evaluate(run)
+    assert photo_folder.BASE.calls == [] and painted() == 8
+    kept = (out / "rows.json").read_bytes()
+    again = evaluate(run)
+    assert again.resumed and painted() == 8 and again.notes == first.notes
+    assert again.rows == first.rows
+
+    fresh = run.model_copy(update={"out": f"{run.out}-fresh"})
+    evaluate(fresh)
+    assert Path(fresh.out, "rows.json").read_bytes() == kept, "stopping changes nothing"
+
+
+def test_what_decides_is_in_the_key(
+    suite: None,
+    data: Path,
+    adapter: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few = {"subjects": ["cat"], "prompts": 1, "images_per_prompt": 1}
+    run = run_of(data, adapter, SINGLE, **few)
+    evaluate(run)
+    count = painted()
+    stricter = run.model_copy(
+        update={"evaluate": CONFIG.model_copy(update={"min_confidence": 0.99})}
+    )
+    assert finished(run) is not None and finished(stricter) is None
+    result = evaluate(stricter)
+    assert painted() == count, "another threshold measures anew and paints nothing anew"
+    assert "confidence at least 0.99" in "\n".join(result.notes)
+    cut = run_of(data, adapter, SINGLE, **few, shown="cut_out")
+    shown = evaluate(cut)
+    assert painted() == count + 2 and "[cut-outs shown]" in shown.rows[0].protocol
+    other = run_of(data, adapter, SINGLE, **few, seed=3)
+    assert finished(other) is None
+    (adapter / "pytorch_lora_weights.safetensors").write_bytes(b"{ }")
+    assert finished(cut) is None
+    evaluate(cut)
+    assert painted() == count + 3, "the base's pictures are kept"
+    monkeypatch.setitem(photo_folder.FINGERPRINTS, "clip", "toy-2")
+    assert finished(cut) is None, "another CLIP is another evaluation"
+
+
+def test_the_generator_sees_what_the_protocol_shows(
+    suite: None, data: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def look(self, prompt, references, seed):
+        seen.append(references)
+        return toy_world.picture([])
+
+    monkeypatch.setattr(photo_folder.Generator, "one", look)
+    few = {"subjects": ["dog3"], "prompts": 1, "images_per_prompt": 1}
+    result = evaluate(run_of(data, adapter, "dreambench-single/all-refs", **few))
+    expected = np.asarray(Image.open(data / "dog3" / "05.jpg"))
+    assert np.array_equal(seen[0][0].image, expected) and seen[0][0].mask.all()
+    assert "all of its photographs" in "\n".join(result.notes)
+    rows = {(r.metric, r.model): r.mean for r in result.rows if r.group == "all"}
+    assert rows["missing", "base"] == 1 and rows["identity", "base"] == 0, "nothing was painted"
+    evaluate(run_of(data, adapter, SINGLE, **few, shown="cut_out"))
+    cut = seen[-1][0]
+    assert (cut.image[~cut.mask] == 255).all() and cut.mask.mean() > 0.3
+    assert cut.image.shape[0] == cut.image.shape[1] < 30
+
+
+def test_bad_input_is_told_before_anything_is_painted(
+    suite: None, data: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(data, adapter, SINGLE)
+    with pytest.raises(UserError, match="needs --data"):
+        evaluate(run.model_copy(update={"data": None}))
+    with pytest.raises(UserError, match="is no folder"):
+        evaluate(run.model_copy(update={"data": str(tmp_path / "absent")}))
+    with pytest.raises(UserError, match="no adapter"):
+        evaluate(run.model_copy(update={"adapter": str(tmp_path)}))
+    half = photo_folder.write_photo_folder(tmp_path / "half", ("cat", "dog"))
+    with pytest.raises(UserError, match="28 of 30 subjects are missing"):
+        finished(run.model_copy(update={"data": str(half)}))
+    (half / "cat" / "04.jpg").write_bytes((data / "cat" / "04.jpg").read_bytes()[:200])
+    damaged = run_of(half, adapter, SINGLE, allow_partial=True)
+    with pytest.raises(UserError, match=r"cat/04\.jpg"):
+        evaluate(damaged)
+    monkeypatch.setitem(photo_folder.PARTS, "identity", toy_world.Identity())
+    with pytest.raises(UserError, match="takes no whole pictures"):
+        evaluate(run)
+    assert painted() == 0
+    with pytest.raises(UserError, match="protocol: got 'dreambench'"):
+        run_of(data, adapter, "dreambench")
+
+
+def test_the_command_prints_what_must_stand_beside_the_numbers(
+    suite: None, adapter: Path, tmp_path: Path
+) -> None:
+    half = photo_folder.write_photo_folder(tmp_path / "half", ("cat", "cat2", "dog", "dog2"))
+    arguments = [
+        "evaluate", "--adapter", str(adapter), "--out", str(tmp_path / "out"), "--no-prefect",
+        "--protocol", MULTI, "--data", str(half), "--json",
+        "--set", "dreambench.allow_partial=true", "--set", "dreambench.prompts=1",
+        "--set", "evaluate.resamples=100",
+    ]  # fmt: skip
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    for said in (
+        f"protocol {MULTI} [3 of 30 pairs] [1 of 25 prompts]",
+        "whole picture and all of its photographs",
+        "not found: ",
+        "metric, same class",
+        "clip_i",
+    ):
+        assert said in done.output, said
+    answer = json.loads(done.output.strip().splitlines()[-1])
+    assert answer["scenes"] == 3 and any("seed 0" in note for note in answer["notes"])
