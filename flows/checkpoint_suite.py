@@ -67,7 +67,7 @@ def _fingerprint(models: ModelsConfig, role: str) -> str:
     if role == "inpainter":
         # It may repaint with the generator's own weights.
         return f"{module_of(config).fingerprint(config)}:{_fingerprint(models, 'backbone')}"
-    return str(module_of(config).fingerprint(config))
+    return str(_own_name(role, lambda: module_of(config).fingerprint(config)))
 
 
 def config_of(models: ModelsConfig, role: str) -> BaseModel:
@@ -85,7 +85,7 @@ def _part(models: ModelsConfig, role: str) -> Any:
     if role == "inpainter":
         part = module_of(config).build(config, device, AdaptedPainter(models, None))
         return Named(part, _fingerprint(models, role))
-    return module_of(config).build(config, device)
+    return _own_name(role, lambda: module_of(config).build(config, device))
 
 
 class Named:
@@ -117,7 +117,7 @@ class AdaptedPainter:
             if not files:
                 raise UserError(f"{adapter}: holds no adapter; give a folder that train wrote")
             self.fingerprint = digest_files(files, self.fingerprint)
-        self._painter = BackbonePainter(backbone, self.fingerprint)
+        self._painter = BackbonePainter(backbone, self.fingerprint, models.batch)
         self.backbone = backbone
 
     def generate(
@@ -160,7 +160,19 @@ def checks(models: ModelsConfig) -> Iterator[tuple[str, Callable[[], str]]]:
     for role in (*ROLES, *JUDGES):
         config = config_of(models, role)
         for name, check in module_of(config).checks(config).items():
-            yield f"{role}: {name}", check
+            yield f"{role}: {name}", functools.partial(_own_name, role, check)
+
+
+def _own_name(role: str, call: Callable[[], Any]) -> Any:
+    """A judge's modules speak of the role that they were made for."""
+    try:
+        return call()
+    except UserError as error:
+        raise UserError(_renamed(role, str(error))) from error
+
+
+def _renamed(role: str, text: str) -> str:
+    return text.replace(f"models.{role.removeprefix('judge_')}.", f"models.{role}.")
 
 
 def sources(models: ModelsConfig) -> list[tuple[str, str, list[str] | None]]:
@@ -169,5 +181,5 @@ def sources(models: ModelsConfig) -> list[tuple[str, str, list[str] | None]]:
     for role in (*ROLES, *JUDGES):
         config = config_of(models, role)
         for field, source, patterns in module_of(config).sources(config):
-            found.setdefault((source, str(patterns)), (field, source, patterns))
+            found.setdefault((source, str(patterns)), (_renamed(role, field), source, patterns))
     return list(found.values())

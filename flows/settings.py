@@ -125,7 +125,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 def _explain_one(one: Mapping[str, Any], model: type[BaseModel]) -> str:
     path = [str(part) for part in one["loc"]]
-    # Where a section's `kind` chooses its model, the kind stands in the path; users do not write it.
+    # Where a section's kind chooses its model, the kind stands in the path; users write none.
     shown = [name for at, name in enumerate(path) if not _is_kind(model, path[: at + 1])]
     where = ".".join(shown)
     if one["type"] == "extra_forbidden":
