@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ PARTS = {
 }
 """Folder -> the class that its config names."""
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+_BYTES = {"bf16": 2, "fp32": 4}
 _UNUSED = ("bn.num_batches_tracked", "lm_head.weight")
 """Tensors that a checkpoint may hold or lack: nothing reads them."""
 _TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
@@ -73,8 +75,8 @@ def checks(config: Flux2KleinConfig) -> dict[str, Callable[[], str]]:
 
         return check
 
-    rows: dict[str, Callable[[], str]] = {"backbone: FLUX.2 Klein": layout}
-    return rows | {f"backbone: {name}": weights(name) for name in PARTS}
+    rows: dict[str, Callable[[], str]] = {"pipeline": layout}
+    return rows | {name: weights(name) for name in PARTS}
 
 
 def verify(config: Flux2KleinConfig) -> Found:
@@ -115,6 +117,7 @@ def inspect(config: Flux2KleinConfig) -> Found:
     )
     _check_widths(config, folder, transformer, vae, text)
     _check_sizes(config, found)
+    _check_blocks(config, found)
     return found
 
 
@@ -179,6 +182,38 @@ def _check_sizes(config: Flux2KleinConfig, found: Found) -> None:
                 f"models.backbone.{name} {' x '.join(map(str, sides))}: this model's tokens are "
                 f"{found.token_pixels} pixels wide, so sides are multiples of {found.token_pixels}"
             )
+
+
+def _check_blocks(config: Flux2KleinConfig, found: Found) -> None:
+    known = [f"double.{i}" for i in range(found.num_double)]
+    known += [f"single.{i}" for i in range(found.num_single)]
+    if unknown := [block for block in config.blocks if block not in known]:
+        raise UserError(
+            f"models.backbone.blocks: no block {unknown[0]!r} in this model; it has double.0 to "
+            f"double.{found.num_double - 1} and single.0 to single.{found.num_single - 1}"
+        )
+
+
+def require_memory(config: Flux2KleinConfig, device: str) -> None:
+    """UserError when a GPU's free memory cannot hold the weights that stay on it."""
+    import torch
+
+    if torch.device(device).type != "cuda":
+        return
+    needed = 0
+    for name in PARTS:
+        if name == "text_encoder" and config.offload:
+            continue
+        width = _BYTES[config.vae_dtype if name == "vae" else config.dtype]
+        headers = read_headers(weight_files(locate(config.base, FIELD) / name, FIELD), FIELD)
+        needed += width * sum(prod(about.shape) for about in headers.values())
+    free, _ = torch.cuda.mem_get_info(device)
+    if needed > free:
+        raise UserError(
+            f"models.backbone: {needed / 2**30:.1f} GiB of weights, and {device} has "
+            f"{free / 2**30:.1f} GiB free. Set models.backbone.offload to true, take the 4B "
+            "checkpoint, or a larger GPU"
+        )
 
 
 def check_weights(folder: Path, name: str) -> tuple[int, int]:
