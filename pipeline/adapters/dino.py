@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -106,16 +106,19 @@ def build(config: DinoConfig | Dinov2Config, device: str) -> DinoEncoder:
         device=device,
         dtype=config.dtype,
     )
-    return DinoEncoder(looker, config, fingerprint(config))
+    return DinoEncoder(model, looker, config, fingerprint(config))
 
 
 class DinoEncoder:
     """Fits pipeline.parts.IdentityEncoder; D is the model's width."""
 
-    def __init__(self, looker: Looker, config: DinoConfig | Dinov2Config, fingerprint: str) -> None:
+    def __init__(
+        self, model: Any, looker: Looker, config: DinoConfig | Dinov2Config, fingerprint: str
+    ) -> None:
         from focusdpo.pipeline.adapters.streaming import Stream
 
-        self.looker, self.fingerprint, self.batch = looker, fingerprint, config.batch
+        self.model, self.looker, self.batch = model, looker, config.batch
+        self.fingerprint = fingerprint
         self._instances: Stream[tuple[Image, Mask]] = Stream(
             looker,
             lambda one: preprocess.instance(one[0], one[1], config.margin, config.crop),

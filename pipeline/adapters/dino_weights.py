@@ -59,7 +59,7 @@ def look_v1(source: str, field: str) -> DinoWeights:
     if str(about.get("architecture", "")).startswith("vit_"):
         found = read_headers(files, field)
         width, depth, patch = _sizes_of_timm(found, about, field)
-        require_tensors(found, _timm_shapes(width, depth, patch), field, "timm's DINO")
+        require_tensors(found, timm_shapes(width, depth, patch), field, "timm's DINO")
         return DinoWeights(folder, files, "timm", about, width, depth, patch)
     require_class(folder, V1_CLASS, field)
     width, depth, patch = _sizes_of_config(about, field)
@@ -217,7 +217,8 @@ def _v2_blocks(width: int, depth: int, about: dict[str, Any]) -> Shapes:
     return shapes
 
 
-def _timm_shapes(width: int, depth: int, patch: int) -> Shapes:
+def timm_shapes(width: int, depth: int, patch: int) -> Shapes:
+    """Name -> shape of all tensors of a DINO v1 in timm's layout, for 224 px."""
     shapes: Shapes = {
         "cls_token": (1, 1, width),
         "pos_embed": (1, 1 + (224 // patch) ** 2, width),

@@ -206,13 +206,17 @@ def test_fingerprint_knows_weights_crop_and_dtype(folder: Path, tmp_path: Path) 
     assert dino.build(config, "cpu").fingerprint == dino.fingerprint(config)
 
 
-def test_weights_are_frozen(encoder: DinoEncoder, folder: Path) -> None:
-    assert dino.sources(DinoConfig())[0][:2] == (
-        "models.identity.source",
-        "timm/vit_small_patch16_224.dino",
-    )
-    vectors = encoder.embed_whole(pictures(2))
-    assert vectors.dtype == np.float32
+def test_weights_are_frozen(encoder: DinoEncoder) -> None:
+    assert not any(values.requires_grad for values in encoder.model.parameters())
+    assert not encoder.model.training and encoder.embed_whole(pictures(2)).dtype == np.float32
+
+
+def test_fetch_takes_json_and_safetensors_only() -> None:
+    wanted = ["config.json", "*.safetensors"]
+    assert dino.sources(DinoConfig()) == [
+        ("models.identity.source", "timm/vit_small_patch16_224.dino", wanted)
+    ]
+    assert dino.sources(Dinov2Config())[0][1] == "facebook/dinov2-base"
 
 
 def damaged(folder: Path, out: Path, case: str) -> Path:
