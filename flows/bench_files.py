@@ -27,6 +27,14 @@ from focusdpo.pipeline.dreambench_table import bench_rows, undetected
 from focusdpo.pipeline.parts import Image, ReferenceImage
 
 MODELS = ("base", "adapter")
+PARTS = {
+    "generator": "generator",
+    "dino": "DINO",
+    "clip": "CLIP-I, CLIP-T",
+    "identity": "instances' identity",
+    "segmenter": "instances' masks",
+}
+"""Part -> what a table calls it."""
 SHEET_SIDE = 192
 """Side in pixels of a picture on the sheet, and of a saved reference."""
 
@@ -107,7 +115,7 @@ def _notes(bench: Bench, failures: Mapping[str, tuple[int, int]]) -> tuple[str, 
         f"DINO, CLIP-I: whole picture and {targets} per subject; CLIP-T: whole picture and prompt",
         "instances: segmenter by class words, assigned by word, then identity; confidence at least "
         f"{config.min_confidence:g}, area at least {config.min_area:g}",
-        *(f"{part}: {_checkpoint(bench, part)}" for part in bench.fingerprints),
+        *(f"{label}: {_checkpoint(bench, part)}" for part, label in PARTS.items()),
         "not found: "
         + ", ".join(f"{lost} of {total} ({what})" for what, (lost, total) in failures.items()),
         f"intervals: {config.level:.0%}, bootstrap over {plan.protocol.what}, not over pictures",

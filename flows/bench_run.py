@@ -21,6 +21,8 @@ from focusdpo.pipeline.dreambench_metrics import BENCH_METRICS
 from focusdpo.pipeline.keys import config_digest
 from focusdpo.pipeline.photographs import PhotoFolder, open_photographs
 
+DINO = "dino"
+"""The kind of identity encoder that DreamBench's numbers are of."""
 VERSION = 1
 """Changes when the same settings would give other numbers."""
 
@@ -99,10 +101,24 @@ def look(run: EvaluateRun) -> Bench:
 
 
 def roles(run: EvaluateRun) -> dict[str, str]:
-    """Measuring part -> its role: where there are judges, those."""
-    if run.suite == "checkpoints":
-        return {"segmenter": "judge_segmenter", "identity": "judge_identity", "clip": "clip"}
-    return {part: part for part in ("segmenter", "identity", "clip")}
+    """Measuring part -> its role: judges where there are some. The protocols' DINO is DINO v1
+    ViT-S/16, whichever role has it. UserError when none does."""
+    if run.suite != "checkpoints":
+        return {"dino": "identity", **{part: part for part in ("identity", "segmenter", "clip")}}
+    kinds = {role: getattr(run.models, role).kind for role in ("identity", "judge_identity")}
+    dino = next((role for role, kind in kinds.items() if kind == DINO), None)
+    if dino is None:
+        raise UserError(
+            f"protocol {run.protocol}: its DINO score needs DINO v1, but models.identity is "
+            f"{kinds['identity']} and models.judge_identity {kinds['judge_identity']}; make one of "
+            "them {kind: dino}"
+        )
+    return {
+        "dino": dino,
+        "identity": "judge_identity",
+        "segmenter": "judge_segmenter",
+        "clip": "clip",
+    }
 
 
 def adapter_digest(folder: Path) -> str:

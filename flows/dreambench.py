@@ -88,15 +88,15 @@ def finished(run: EvaluateRun) -> EvaluateResult | None:
 
 def _parts(run: EvaluateRun) -> BenchParts:
     role = roles(run)
-    identity = build_part(run.family, role["identity"])
-    if not hasattr(identity, "embed_whole"):
+    whole = build_part(run.family, role["dino"])
+    if not hasattr(whole, "embed_whole"):
         raise UserError(
             f"protocol {run.protocol}: the identity encoder of suite '{run.suite}' takes no whole "
-            "pictures; take a preset whose models.judge_identity is a DINO checkpoint"
+            "pictures; take a preset of suite checkpoints, as in --preset flux-uno"
         )
     return BenchParts(
-        whole=identity,
-        identity=identity,
+        whole=whole,
+        identity=build_part(run.family, role["identity"]),
         clip=build_part(run.family, role["clip"]),
         segmenter=build_part(run.family, role["segmenter"]),
     )

@@ -98,7 +98,7 @@ def test_from_the_folder_to_the_table(suite: None, data: Path, adapter: Path) ->
     assert rows["dino", "all", "base"].mean == pytest.approx(float(mean))
     assert Image.open(out / "grid.png").width > 1000
     text = "\n".join(result.notes)
-    for said in ("seed 0", "segmenter: ", "identity: ", "clip: ", "generator: ", "of 180"):
+    for said in ("seed 0", "generator: ", "DINO: ", "CLIP-I, CLIP-T: ", "masks: ", "of 180"):
         assert said in text, said
     page = write_report(out / "report.html", evaluate_dir=out).read_text()
     assert MULTI in page
