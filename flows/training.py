@@ -13,6 +13,7 @@ from focusdpo.flows.config import TrainRun
 from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.settings import save_config
 from focusdpo.flows.wiring import build_part
+from focusdpo.model import parallel
 from focusdpo.pipeline.versions import open_version
 
 if TYPE_CHECKING:  # torch is loaded when a run starts
@@ -54,9 +55,12 @@ def train(
 ) -> TrainOutcome:
     """Train on a version's training split; goes on from the newest checkpoint in `out`.
 
-    UserError for a damaged shard, an unknown version, or a folder of another run.
+    Where a launcher started several processes, each calls this: they train together, and the first
+    one writes and tells. UserError for a damaged shard, an unknown version, a folder of another
+    run, processes that do not fit together.
     """
     started = time.perf_counter()
+    watch = watch if parallel.is_first() else quiet
     version = open_version(run.root, run.version)
     version.verify()
     shards = version.shards("train")
@@ -65,9 +69,11 @@ def train(
             f"{run.root}: version {version.id} has no pair in its training split; build from more "
             "subjects, or lower shard.val_share"
         )
-    save_config(run, Path(run.out) / "run.yaml")
+    if parallel.is_first():
+        save_config(run, Path(run.out) / "run.yaml")
     from focusdpo.model import training
 
+    parallel.take_place()
     backbone = build_part(run.family, "backbone")
     validate = None
     if run.train.validation.every:

@@ -19,10 +19,19 @@ for `ValidationConfig.metric`."""
 class Looks:
     """The looks of a run so far; they go into checkpoints, so a resumed run decides alike."""
 
-    def __init__(self, config: ValidationConfig, validate: Validate | None, folder: Path) -> None:
+    def __init__(
+        self,
+        config: ValidationConfig,
+        validate: Validate | None,
+        folder: Path,
+        *,
+        writes: bool = True,
+    ) -> None:
+        """`writes`: this is the process that keeps the best weights."""
         if config.every and validate is None:
             raise ValueError("train.validation.every is set and no `validate` was given")
         self._config, self._validate, self._folder = config, validate, folder
+        self._writes = writes
         self.rows: list[dict[str, float]] = []
 
     def restore(self, rows: list[dict[str, Any]]) -> None:
@@ -44,7 +53,8 @@ class Looks:
                     f"{', '.join(sorted(values))}"
                 )
             self.rows.append({"step": state.step, **values})
-            if self._config.keep == "best" and self.best_step == state.step:
+            is_best = self._config.keep == "best" and self.best_step == state.step
+            if is_best and self._writes:
                 write_file(self._file(state.step), _weights(state))
 
     @property

@@ -40,7 +40,7 @@ class ReferenceErrors:
         return True
 
 
-_DECIDES = ("seed", "batch_pairs", "micro_pairs", "mixed_precision")
+_DECIDES = ("seed", "batch_pairs", "micro_pairs", "memory", "mixed_precision")
 
 
 class KnownErrors:

@@ -8,25 +8,21 @@ an undisturbed one takes.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-import torch
-
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.adapter import AdapterCard, remove_policy, save_adapter
 from focusdpo.model.backbone import Backbone
-from focusdpo.model.batches import PairBatch, PairData, Progress, Which
+from focusdpo.model.batches import PairData, Progress, Which
 from focusdpo.model.checkpoint import list_checkpoints, newest_checkpoint, save_checkpoint
-from focusdpo.model.configs import TrainConfig
+from focusdpo.model.configs import TrainConfig, digest
 from focusdpo.model.focus_report import PairMaps
 from focusdpo.model.looks import Looks, Validate
-from focusdpo.model.monitor import Monitor, Table, mean_present, observe
-from focusdpo.model.noise import draw_noise
-from focusdpo.model.reference_errors import ReferenceErrors
+from focusdpo.model.monitor import Monitor
+from focusdpo.model.parallel import Processes, Sharding, shard_base, sharding_of
+from focusdpo.model.reference_errors import KnownErrors, ReferenceErrors
 from focusdpo.model.run_folder import (
     TrainResult,
     read_summary,
@@ -35,8 +31,9 @@ from focusdpo.model.run_folder import (
     write_summary,
 )
 from focusdpo.model.run_state import RunState, require_not_past, require_same, resolved_lora
-from focusdpo.model.schedule import Schedule, learning_rate
-from focusdpo.model.step import autocast, pair_step, resolve_precision
+from focusdpo.model.schedule import learning_rate
+from focusdpo.model.step import resolve_precision
+from focusdpo.model.stepper import Stepper
 
 __all__ = ["Progress", "TrainConfig", "TrainResult", "learning_rate", "train"]
 
@@ -61,11 +58,15 @@ def train(
     of one process that differ in their objective alone.
 
     Started again with the same settings it goes on from the newest checkpoint, or returns at once
-    when it is done. The backbone is left without an adapter. UserError for damaged shards or
-    checkpoints, a folder that holds another run, a full disk, a loss that is not finite."""
+    when it is done. The backbone is left without an adapter; one that `config.shard` shared out
+    stays so. Where a launcher started several processes, each calls this with the same arguments;
+    the first one writes. UserError for damaged shards or checkpoints, a folder that holds another
+    run, a full disk, a loss that is not finite, processes that do not fit together."""
     out_dir = Path(out_dir)
     remove_policy(backbone.transformer)
     device = next(backbone.transformer.parameters()).device
+    sharding, processes = sharding_of(config.shard), Processes(device)
+    processes.share_of(config.batch_pairs)
     precision = resolve_precision(device, config.mixed_precision)
     config = config.model_copy(update={"mixed_precision": precision})
     objective = config.objective
@@ -85,16 +86,29 @@ def train(
         "pairs": data.fingerprint(),
     }
     summary = read_summary(out_dir)
+    settings = digest(config.model_dump(mode="json"))
+    finished = summary and summary["steps"]
+    processes.require_agreement({**identity, "settings": settings, "finished steps": finished})
     if summary is not None:
         require_same(summary["identity"], identity, out_dir)
         require_not_past(summary["steps"], config.steps, out_dir)
         if summary["steps"] == config.steps or summary["stopped"]:
             return result_of(out_dir, summary, resumed_from=summary["steps"])
     data.encode(config.cache_mib, progress)
+    known = reference_errors or ReferenceErrors(0)
     try:
-        run = _Run(backbone, data, config, out_dir, identity, dataset_version, validate)
-        if reference_errors is not None:
-            run.known = reference_errors.of(identity["base"], identity["pairs"], config)
+        run = _Run(
+            backbone,
+            data,
+            config,
+            out_dir,
+            identity,
+            dataset_version,
+            validate,
+            processes,
+            sharding,
+            known.of(identity["base"], identity["pairs"], config),
+        )
         return run.go(progress)
     finally:
         remove_policy(backbone.transformer)
@@ -103,7 +117,7 @@ def train(
 
 
 class _Run:
-    """A run in progress."""
+    """A run in progress, on one of its processes."""
 
     def __init__(
         self,
@@ -114,32 +128,33 @@ class _Run:
         identity: dict[str, str],
         dataset_version: str,
         validate: Validate | None,
+        processes: Processes,
+        sharding: Sharding | None,
+        known: KnownErrors,
     ) -> None:
-        from accelerate import Accelerator
-
         self._backbone, self._data, self._config, self._out_dir = backbone, data, config, out_dir
-        self._identity = identity
-        self._dataset_version = dataset_version
-        self._device = next(backbone.transformer.parameters()).device
-        self._accelerator = Accelerator(cpu=self._device.type == "cpu")
-        if config.batch_pairs % self._accelerator.num_processes:
-            raise UserError(
-                f"train.batch_pairs {config.batch_pairs} must be a multiple of the number of "
-                f"processes, {self._accelerator.num_processes}"
-            )
-        self._schedule = Schedule(data.groups(), config.batch_pairs, config.seed)
+        self._identity, self._dataset_version = identity, dataset_version
+        self._processes = processes
+        # A sharded base computes only where all processes do: then all draw maps and look at
+        # validation scenes. Else the first does, and the others wait for it at the next step.
+        self._paints = processes.is_main or sharding is not None
         if config.gradient_checkpointing:
             cast("Any", backbone.transformer).enable_gradient_checkpointing()
         self._state = RunState(backbone, config)
-        self._looks = Looks(config.validation, validate, out_dir)
-        self.known = ReferenceErrors(0).of("", "", config)
+        self._looks = Looks(config.validation, validate, out_dir, writes=processes.is_main)
         saved = newest_checkpoint(self._checkpoints)
         if saved is not None:
-            require_same(saved.meta.get("identity", {}), self._identity, out_dir)
+            require_same(saved.meta.get("identity", {}), identity, out_dir)
             require_not_past(saved.step, config.steps, out_dir)
             self._state.restore(saved)
             self._looks.restore(saved.meta["looks"])
             log.info("going on from step %d of %d", saved.step, config.steps)
+        processes.require_agreement({"newest checkpoint": self._state.step})
+        if sharding is not None:
+            shard_base(backbone.transformer, self._state.parameters.values(), sharding)
+        self._stepper = Stepper(
+            backbone, data, config, self._state, processes, known, good=self._good
+        )
 
     @property
     def _checkpoints(self) -> Path:
@@ -147,127 +162,66 @@ class _Run:
 
     def go(self, progress: Progress | None) -> TrainResult:
         """All remaining steps and what a run leaves; one process writes, the others compute."""
-        resumed_from = self._state.step
-        if self._accelerator.is_main_process:
-            self._lead(progress)
-        else:
-            while self._goes_on():
-                self._one_step()
-        self._accelerator.wait_for_everyone()
-        summary = read_summary(self._out_dir)
-        assert summary is not None
-        return result_of(self._out_dir, summary, resumed_from)
-
-    def _lead(self, progress: Progress | None) -> None:
-        state, config, out_dir = self._state, self._config, self._out_dir
-        write_config(out_dir, config)
-        maps = PairMaps(self._backbone, self._data, config, out_dir / "focus.safetensors")
-        maps.draw("start")
-        monitor = Monitor(out_dir, start=state.step, tensorboard=config.tensorboard)
+        state, out_dir = self._state, self._out_dir
+        resumed_from, monitor, maps = state.step, None, None
+        if self._processes.is_main:
+            write_config(out_dir, self._config)
+            monitor = Monitor(out_dir, start=state.step, tensorboard=self._config.tensorboard)
         try:
+            if self._paints:
+                args = (self._backbone, self._data, self._config)
+                maps = PairMaps(*args, out_dir / "focus.safetensors")
+                maps.draw("start")
             while self._goes_on():
-                row = monitor.add(*self._one_step())
-                look = self._looks.due(state.step)
-                if look:
-                    self._looks.look(state)
-                if look or state.step % config.save_every == 0 or state.step == config.steps:
-                    monitor.flush()
-                    self._save()
-                if state.step % config.log_every == 0:
-                    log.info("step %d: loss %.4f", state.step, row["loss"])
-                if progress:
-                    progress("train", state.step, config.steps, row)
+                self._one_step(monitor, progress)
             state.use_average()
-            self._looks.use_best(state)
-            maps.draw("end")
-            self._finish(monitor, maps)
+            if self._paints:
+                self._looks.use_best(state)
+            self._processes.copy_first(list(state.parameters.values()))
+            if maps is not None:
+                maps.draw("end")
+                if monitor is not None:
+                    self._finish(monitor, maps)
         finally:
-            monitor.close()
+            if monitor is not None:
+                monitor.close()
+        return self._result(resumed_from)
 
     def _goes_on(self) -> bool:
         """Whether there is a step to take; every process gets the same answer."""
-        step = self._state.step
-        if step >= self._config.steps:
+        if self._state.step >= self._config.steps:
             return False
-        stop = torch.tensor(float(self._looks.stop), device=self._device)
-        if self._accelerator.num_processes > 1 and self._looks.due(step):
-            stop = cast("torch.Tensor", self._accelerator.reduce(stop, "sum"))
-        return not stop.item()
+        if not self._looks.due(self._state.step):
+            return not self._looks.stop
+        return not self._processes.any(self._looks.stop)
 
-    def _one_step(self) -> tuple[int, Table, dict[str, float]]:
-        started = time.perf_counter()
+    def _one_step(self, monitor: Monitor | None, progress: Progress | None) -> None:
         state, config = self._state, self._config
-        state.optimizer.zero_grad(set_to_none=True)
-        loss, table, num_subjects = self._backward()
-        self._average_gradients()
-        parameters = state.parameters.values()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip).item()
-        rate = learning_rate(state.step, config)
-        step = state.step + 1
-        state.guard.check_finite(step, loss, norm, self._good())
-        skipped = state.guard.is_spike(step, norm)
-        if not skipped:
-            state.update(rate)
-        state.step = step
-        gap, error = (mean_present(table[name]) for name in ("win_gap", "win_error"))
-        state.guard.watch_winner(step, gap, error)
-        state.guard.watch_saturation(step, mean_present(table["pair_gradient"]))
-        scalars = {
-            "loss": loss,
-            "grad_norm": norm,
-            "lr": rate,
-            "num_subjects": float(num_subjects),
-            "skipped": float(skipped),
-            "seconds": time.perf_counter() - started,
-        }
-        return step, table, scalars
+        step, table, scalars = self._stepper.take()
+        look = self._looks.due(step)
+        if look and self._paints:
+            self._looks.look(state)
+        if monitor is None:
+            return
+        row = monitor.add(step, table, scalars)
+        if look or step % config.save_every == 0 or step == config.steps:
+            monitor.flush()
+            self._save()
+        if step % config.log_every == 0:
+            log.info("step %d: loss %.4f", step, row["loss"])
+        if progress:
+            progress("train", step, config.steps, row)
 
-    def _backward(self) -> tuple[float, Table, int]:
-        """Gradients of this process's share of the step, in micro-batches."""
-        items = self._schedule.items(self._state.step)
-        local = self._config.batch_pairs // self._accelerator.num_processes
-        first = self._accelerator.process_index * local
-        micro = min(self._config.micro_pairs or local, local)
-        loss, tables, num_subjects = 0.0, [], 0
-        for start in range(first, first + local, micro):
-            slots = range(start, min(start + micro, first + local))
-            batch = self._data.batch([items[slot] for slot in slots])
-            value, table = self._micro(slots, batch, len(slots) / local)
-            loss += value
-            tables.append(table)
-            num_subjects = batch.priors.subjects_BRN.shape[1]
-        return loss, _concatenate(tables), num_subjects
-
-    def _micro(self, slots: range, batch: PairBatch, share: float) -> tuple[float, Table]:
-        config = self._config
-        noise_BNC, sigma_B = draw_noise(
-            (batch.win_BNC.shape[1], batch.win_BNC.shape[2]),
-            slots,
-            seed=config.seed,
-            step=self._state.step,
-            config=config.noise,
-            slots_in_step=config.batch_pairs,
-        )
-        output = pair_step(
-            self._backbone,
-            batch,
-            noise_BNC.to(self._device),
-            sigma_B.to(self._device),
-            config,
-            autocast(self._device, config.mixed_precision),
-            self.known.get((self._state.step, slots.start)),
-        )
-        self.known.put((self._state.step, slots.start), output.ref_error_BN)
-        value = output.loss.value * share
-        self._accelerator.backward(value)
-        return value.item(), observe(output, batch, config.focus)
-
-    def _average_gradients(self) -> None:
-        """Over processes. The adapter is small: one reduction does without a wrapper around the
-        backbone, which would not understand forward passes with and without the LoRA."""
-        if self._accelerator.num_processes > 1:
-            for parameter in self._state.parameters.values():
-                parameter.grad = self._accelerator.reduce(parameter.grad, "mean")
+    def _result(self, resumed_from: int) -> TrainResult:
+        """What the first process has written, for each."""
+        self._processes.wait()
+        summary = read_summary(self._out_dir)
+        if summary is None:
+            raise UserError(
+                f"{self._out_dir}: the first process has finished, and this one does not see its "
+                "files. Choose a folder that all machines share"
+            )
+        return result_of(self._out_dir, summary, resumed_from)
 
     def _good(self) -> str:
         found = list_checkpoints(self._checkpoints)
@@ -302,10 +256,6 @@ class _Run:
             self._identity,
             pairs=len(self._data),
             dataset_version=self._dataset_version,
-            device=str(self._device),
+            device=str(next(self._backbone.transformer.parameters()).device),
             looks=self._looks,
         )
-
-
-def _concatenate(tables: Sequence[Table]) -> Table:
-    return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}

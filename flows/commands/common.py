@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from focusdpo.flows.settings import merge, parse_overrides
+from focusdpo.model.parallel import is_first, num_launched
 
 Result = TypeVar("Result")
 
@@ -58,13 +59,14 @@ def tree(preset: str, overrides: Sequence[str], **given: Any) -> dict[str, Any]:
 
 
 def say(text: str = "") -> None:
-    """A line for people."""
-    typer.echo(text)
+    """A line for people, by the first of several processes."""
+    if is_first():
+        typer.echo(text)
 
 
 def finish(result: Mapping[str, Any], as_json: bool) -> None:
     """The machine-readable line, last on stdout."""
-    if as_json:
+    if as_json and is_first():
         sys.stdout.flush()
         typer.echo(json.dumps(result, sort_keys=True, allow_nan=False, default=str))
 
@@ -83,6 +85,8 @@ def engine(prefect: bool, work_folder: str) -> Iterator[None]:
 def choose(
     prefect: bool, work_folder: str, flow: Callable[[], Result], plain: Callable[[], Result]
 ) -> Result:
-    """Run as a Prefect flow or by plain calls."""
+    """Run as a Prefect flow or by plain calls; by these where a launcher has started several
+    processes: they must all do the same, and their launcher starts them anew."""
+    prefect = prefect and num_launched() == 1
     with engine(prefect, work_folder):
         return flow() if prefect else plain()

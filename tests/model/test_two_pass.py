@@ -6,11 +6,11 @@ import gc
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import pytest
 import torch
+from exact import to_double
 from pair_samples import make_sample
 from torch import Tensor
 
@@ -47,17 +47,6 @@ def settings(form: str, **changes: Any) -> TrainConfig:
     focus = objective.pop("focus", {})
     tree = {"objective": {"beta": 30.0, **objective}, "focus": focus, "mixed_precision": "no"}
     return TrainConfig.model_validate(tree | changes)
-
-
-def to_double(value: Any) -> Any:
-    """Every tensor of a nest of records in float64."""
-    if isinstance(value, Tensor):
-        return value.double() if value.is_floating_point() else value
-    if isinstance(value, tuple):
-        return tuple(to_double(item) for item in value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: to_double(getattr(value, f.name)) for f in fields(value)})
-    return value
 
 
 @pytest.fixture
