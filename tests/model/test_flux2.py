@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import Flux2KleinPipeline
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_flux2 import LAYERS, TOKENS, save_tiny_flux2, tiny_config
 from torch import Tensor
 
@@ -238,6 +239,27 @@ def test_an_adapter_trains_and_diffusers_loads_it(
     finally:
         klein.transformer.unload_lora()  # type: ignore[operator]
         pipeline.unload_lora_weights()
+
+
+def test_checkpointing_and_half_precision_train_too(
+    flux2_folder: Path, pair_shards: list[Path], tmp_path: Path
+) -> None:
+    """Checkpointed gradients are the plain ones; a bf16 base trains a float32 LoRA."""
+    config = tiny_config(flux2_folder)
+    weights = []
+    for index, checkpointing in enumerate((False, True)):
+        backbone = flux2_klein.build(config, "cpu")
+        run = tmp_path / str(index)
+        train(backbone, pair_shards, settings(gradient_checkpointing=checkpointing), run)
+        weights.append(load_file(run / "adapter" / "pytorch_lora_weights.safetensors"))
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-5)
+    half = flux2_klein.build(tiny_config(flux2_folder, dtype="bf16"), "cpu")
+    train(half, pair_shards, settings(mixed_precision="bf16"), tmp_path / "half")
+    saved = load_file(tmp_path / "half" / "adapter" / "pytorch_lora_weights.safetensors")
+    moved = [tensor for name, tensor in saved.items() if "lora_B" in name]
+    assert all(t.dtype == torch.float32 and torch.isfinite(t).all() for t in moved)
+    assert sum(bool(t.abs().max() > 0) for t in moved) > len(moved) // 2
 
 
 def test_sizes_and_places_leave_results_alone(flux2_folder: Path) -> None:
