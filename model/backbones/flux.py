@@ -36,10 +36,9 @@ LORA_TARGETS = (
     "proj_mlp",
 )
 
-
 Frame = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Pictures (B, 3, H, W) in [-1, 1] and masks (B, H, W) in {0, 1} of references -> those of the size
-that the transformer sees."""
+"""Pictures (B, 3, H, W) in [-1, 1] and masks (B, H, W) of references -> as the transformer sees
+them."""
 
 
 class SamplingConfig(BaseModel):

@@ -75,7 +75,7 @@ class FluxPrompts:
     def __call__(self, prompts: Sequence[str]) -> Prompts:
         """Embeddings (B, T, D) and pooled (B, P) on the device, in the encoders' own type."""
         found = {text: known for text in set(prompts) if (known := self._known(text)) is not None}
-        missing = sorted(set(prompts) - found.keys())
+        missing = [text for text in dict.fromkeys(prompts) if text not in found]
         if missing:
             with lent(self._device, self._clip, self._t5, back=self._offload):
                 found |= {text: self._encode(text) for text in missing}

@@ -24,7 +24,7 @@ from focusdpo.model.backbones.uno_lora import uno_targets
 from focusdpo.model.codec import KLCodec
 from focusdpo.model.tokens import mask_to_tokens
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _AT_ONCE = 4
 """Images that the autoencoder takes at once: 512 x 512 in float32 need about 1 GB each."""
 

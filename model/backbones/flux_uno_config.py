@@ -52,7 +52,7 @@ class FluxUnoConfig(BaseModel):
     max_text_tokens: int = Field(
         512, ge=1, le=512, description="T5 tokens of a prompt, padded (schnell was made with 256)"
     )
-    dtype: Literal["bf16", "fp16", "fp32"] = Field(
+    dtype: Literal["bf16", "fp32"] = Field(
         "bf16", description="of the transformer and the text encoders"
     )
     vae_dtype: Literal["bf16", "fp32"] = Field(

@@ -177,7 +177,8 @@ _PIPELINES = (
 )
 
 
-def _unet_config(config: SdxlIpAdapterConfig) -> dict[str, Any]:
+def unet_config(config: SdxlIpAdapterConfig) -> dict[str, Any]:
+    """The UNet's config.json. UserError for another model than SDXL."""
     folder = _base(config) / "unet"
     require_class(folder, "UNet2DConditionModel", _BASE)
     about = read_json(folder / "config.json", _BASE)
@@ -198,7 +199,7 @@ def _unet_config(config: SdxlIpAdapterConfig) -> dict[str, Any]:
 
 
 def _check_unet(config: SdxlIpAdapterConfig) -> str:
-    about = _unet_config(config)
+    about = unet_config(config)
     found = read_headers(part_weights(config, "unet"), _BASE)
     require_tensors(found, _meta_shapes("UNet2DConditionModel", about), _BASE, "this SDXL UNet")
     return f"{millions(found)} in {config.dtype}, {len(cross_attention_widths(about))} attentions"
@@ -235,7 +236,7 @@ def _check_text(config: SdxlIpAdapterConfig) -> str:
             raise UserError(
                 f"{_BASE}: {base / part} lacks vocab.json and merges.txt; run `focusdpo fetch`"
             )
-    cross = _unet_config(config)["cross_attention_dim"]
+    cross = unet_config(config)["cross_attention_dim"]
     if sum(widths) != cross:
         raise UserError(
             f"{_BASE}: the text encoders give {widths[0]} + {widths[1]} channels, the UNet reads "
@@ -250,7 +251,7 @@ def _check_schedule(config: SdxlIpAdapterConfig) -> str:
 
 
 def _check_adapter(config: SdxlIpAdapterConfig) -> str:
-    path, about = adapter_path(config), _unet_config(config)
+    path, about = adapter_path(config), unet_config(config)
     found = read_header(path, _ADAPTER)
     inside = _encoder_config(config)["hidden_size"]
     resampler, queries = plus_resampler(found, about["cross_attention_dim"], inside, path, _ADAPTER)

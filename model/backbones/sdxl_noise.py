@@ -86,7 +86,7 @@ class Painter:
 
     def paint(self, noise: Tensor) -> Tensor:
         """From noise of unit variance."""
-        self._sampler.set_begin_index(0)
+        self._begin(0)
         latents = noise * self._sampler.init_noise_sigma
         for step in self._sampler.timesteps:
             latents = self._one_step(latents, step)
@@ -98,7 +98,7 @@ class Painter:
         sampler, config = self._sampler, self._config
         skipped = config.steps - max(1, int(config.steps * config.strength))
         timesteps = sampler.timesteps[skipped * sampler.order :]
-        sampler.set_begin_index(skipped * sampler.order)
+        self._begin(skipped * sampler.order)
         latents = noise * sampler.init_noise_sigma
         if skipped:
             latents = sampler.add_noise(clean, noise, timesteps[:1])
@@ -109,6 +109,10 @@ class Painter:
                 outside = sampler.add_noise(clean, noise, timesteps[i + 1 : i + 2])
             latents = inside * latents + (1 - inside) * outside
         return latents
+
+    def _begin(self, index: int) -> None:
+        if hasattr(self._sampler, "set_begin_index"):  # DDIM keeps no count of its steps
+            self._sampler.set_begin_index(index)
 
     def _one_step(self, latents: Tensor, step: Tensor) -> Tensor:
         scale = self._config.guidance

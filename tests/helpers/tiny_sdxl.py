@@ -28,6 +28,8 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from focusdpo.model.backbones.sdxl_config import SdxlIpAdapterConfig
+
 TEXT, CROSS, VISION, RESAMPLER, QUERIES = 16, 32, 32, 32, 16
 WORDS = ("a", "and", "on", "grass", "cat", "dog", "car")
 PLUS = "ip-adapter-plus_sdxl_vit-h.safetensors"
@@ -219,3 +221,34 @@ def save_tiny_sdxl(folder: Path, seed: int = 0) -> Path:
         save_adapter_file(folder / "adapter" / "sdxl_models" / PLUS)
         save_image_encoder(folder / "adapter" / "models" / "image_encoder")
     return folder
+
+
+def tiny_config(folder: Path, **changes: Any) -> SdxlIpAdapterConfig:
+    """Settings for such a folder: 64 x 64 pixels, 4 x 4 tokens, float32."""
+    settings: dict[str, Any] = {
+        "base": str(folder / "base"),
+        "adapter": str(folder / "adapter"),
+        "image_size": (64, 64),
+        "reference_size": 64,
+        "dtype": "fp32",
+        "steps": 3,
+    }
+    return SdxlIpAdapterConfig.model_validate(settings | changes)
+
+
+def tiny_pipeline(folder: Path, scale: float = 0.78, **parts: Any) -> StableDiffusionXLPipeline:
+    """diffusers' own pipeline on the same files, loaded by its own means."""
+    pipeline = StableDiffusionXLPipeline.from_pretrained(
+        folder / "base", local_files_only=True, **parts
+    )
+    pipeline.register_modules(
+        image_encoder=CLIPVisionModelWithProjection.from_pretrained(
+            folder / "adapter" / "models" / "image_encoder"
+        )
+    )
+    pipeline.load_ip_adapter(
+        str(folder / "adapter"), subfolder="sdxl_models", weight_name=PLUS, local_files_only=True
+    )
+    pipeline.set_ip_adapter_scale(scale)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
