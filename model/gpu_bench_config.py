@@ -165,6 +165,9 @@ class GpuBenchConfig(BaseModel):
     image_size: int = Field(512, ge=16, description="side of the images in pixels")
     references: int = Field(2, ge=0, le=3, description="references of an image")
     reference_size: int = Field(320, ge=16, description="side of a reference in pixels (UNO: 320)")
+    sdxl_reference_size: int = Field(
+        512, ge=16, description="side at which SDXL's UNet sees a reference for the focus maps"
+    )
     text_tokens: int = Field(512, ge=1, description="tokens of a FLUX prompt (SDXL always has 77)")
     repeats: int = Field(10, ge=1, description="timed steps of each method")
     warmup: int = Field(2, ge=1, description="steps before, that memory is measured on")
@@ -174,7 +177,7 @@ class GpuBenchConfig(BaseModel):
 
     @model_validator(mode="after")
     def _whole_tokens(self) -> GpuBenchConfig:
-        for name in ("image_size", "reference_size"):
+        for name in ("image_size", "reference_size", "sdxl_reference_size"):
             if getattr(self, name) % 32:
                 raise ValueError(f"{name} {getattr(self, name)} must be a multiple of 32 pixels")
         if any(pairs < 1 for pairs in self.pairs):

@@ -5,7 +5,8 @@ matrices of zeros draw less power, so that a GPU clocks higher than in training.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -14,12 +15,15 @@ from torch import Tensor, nn
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.adapter import LoraConfig, add_policy, remove_policy
-from focusdpo.model.backbone import Backbone, Prompts
+from focusdpo.model.backbone import Backbone, Grid, Prompts
 from focusdpo.model.backbones.flux import FluxBackbone
+from focusdpo.model.backbones.flux_uno_backbone import middle_blocks
+from focusdpo.model.backbones.uno_lora import uno_targets
 from focusdpo.model.batches import PairBatch
 from focusdpo.model.flops import Flops, predict_flops
 from focusdpo.model.focus import FocusPriors
 from focusdpo.model.gpu_bench_config import Base, GpuBenchConfig, ModelName
+from focusdpo.model.gpu_bench_sdxl import random_sdxl
 
 STD = 0.02
 LATENT_FACTOR, FLUX_TOKEN = 8, 16
@@ -47,7 +51,9 @@ class NoCodec(nn.Module):
 class RandomPrompts:
     """Stands in for CLIP and T5, which no training step calls: embeddings of the right shape."""
 
-    def __init__(self, shape: tuple[int, int], pooled: int, device: str, dtype: torch.dtype):
+    def __init__(
+        self, shape: tuple[int, int], pooled: int, *, device: str, dtype: torch.dtype
+    ) -> None:
         self.shape, self.pooled, self.device, self.dtype = shape, pooled, device, dtype
 
     def __call__(self, prompts: Sequence[str]) -> Prompts:
@@ -63,30 +69,36 @@ def random_backbone(
     """Frozen random weights on `device` (None: the config's; "meta": shapes only), never on the
     host in between. UserError when nf4 is asked for and bitsandbytes is not installed."""
     device = device or config.device
-    if model != "flux":
-        raise NotImplementedError(model)
-    return _random_flux(config, base, device)
+    dtype = torch.float32 if base == "fp32" else torch.bfloat16
+    fill = partial(materialise, base=base, device=device)
+    prompts = partial(RandomPrompts, device=device, dtype=dtype)
+    if model == "sdxl":
+        return random_sdxl(config, fill, prompts, NoCodec(4))
+    return _random_flux(config, fill, prompts)
 
 
-def _random_flux(config: GpuBenchConfig, base: Base, device: str) -> FluxBackbone:
+def _random_flux(
+    config: GpuBenchConfig,
+    fill: Callable[[nn.Module], None],
+    prompts: Callable[[tuple[int, int], int], RandomPrompts],
+) -> FluxBackbone:
     from diffusers import FluxTransformer2DModel
 
     arch = config.architecture("flux")
     with torch.device("meta"):
         transformer = FluxTransformer2DModel(**arch)
-    materialise(transformer, base, device)
-    dtype = torch.float32 if base == "fp32" else torch.bfloat16
-    shape = (config.text_tokens, arch["joint_attention_dim"])
-    double = arch["num_layers"]
-    return FluxBackbone(
+    fill(transformer)
+    backbone = FluxBackbone(
         transformer,
         NoCodec(arch["in_channels"] // 4),
-        RandomPrompts(shape, arch["pooled_projection_dim"], device, dtype),
+        prompts((config.text_tokens, arch["joint_attention_dim"]), arch["pooled_projection_dim"]),
         image_size=(config.image_size,) * 2,
         reference_size=(config.reference_size,) * 2,
-        default_blocks=tuple(f"double.{i}" for i in range(double // 3, 2 * double // 3)),
+        default_blocks=middle_blocks(arch["num_layers"]),
         token_pixels=FLUX_TOKEN,
     )
+    backbone.lora_targets = uno_targets(arch["num_layers"], arch["num_single_layers"])
+    return backbone
 
 
 def materialise(model: nn.Module, base: Base, device: str) -> None:
@@ -149,20 +161,16 @@ def random_batch(
     device = next(backbone.transformer.parameters()).device
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator).to(device)
+    def draw(*shape: int) -> Tensor:  # on the CPU: the same numbers for every device
+        return torch.rand(*shape, generator=generator)
 
     win, lose = (draw(pairs, 3, *backbone.image_size) * 2 - 1 for _ in range(2))
     size, count = config.reference_size, config.references
     pictures = [draw(pairs, 3, size, size) * 2 - 1 for _ in range(count)]
-    masks = torch.zeros(pairs, size, size, device=device)
+    masks = torch.zeros(pairs, size, size)
     masks[:, size // 8 : -size // 8, size // 8 : -size // 8] = 1
-    rows, columns = backbone.grid
-    subjects_BRhw = torch.zeros(pairs, max(count, 1), rows, columns, device=device)
-    for r in range(max(count, 1)):  # side by side
-        width = columns // max(count, 1)
-        subjects_BRhw[:, r, rows // 4 : -rows // 4, r * width : r * width + width // 2 + 1] = 1
-    subjects_BRN = subjects_BRhw.flatten(2)
+    tokens = backbone.grid[0] * backbone.grid[1]
+    subjects_BRN = _boxes(pairs, max(count, 1), backbone.grid).to(device)
     return PairBatch(
         keys=tuple(f"random {i}" for i in range(pairs)),
         win_BNC=backbone.encode_images(win).float(),
@@ -170,12 +178,23 @@ def random_batch(
         priors=FocusPriors(
             prior_BN=subjects_BRN.amax(1),
             subjects_BRN=subjects_BRN,
-            detail_BN=draw(pairs, rows * columns),
+            detail_BN=draw(pairs, tokens).to(device),
         ),
-        lose_detail_BN=draw(pairs, rows * columns),
+        lose_detail_BN=draw(pairs, tokens).to(device),
         prompts=backbone.encode_prompts(["a subject"] * pairs),
         references=backbone.encode_references(pictures, [masks] * count),
     )
+
+
+def _boxes(pairs: int, subjects: int, grid: Grid) -> Tensor:
+    """Where the subjects stand, side by side: (B, R, N) in {0, 1}."""
+    rows, columns = grid
+    masks_BRhw = torch.zeros(pairs, subjects, rows, columns)
+    width = columns // subjects
+    for r in range(subjects):
+        left = r * width
+        masks_BRhw[:, r, rows // 4 : -rows // 4, left : left + width // 2 + 1] = 1
+    return masks_BRhw.flatten(2)
 
 
 def image_flops(model: ModelName, config: GpuBenchConfig) -> tuple[Flops, Flops]:
