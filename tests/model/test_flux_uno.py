@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from tiny_flux import (
     make_uno,
     shard_transformer,
     tiny_config,
+    uno_tensors,
 )
 from torch import Tensor
 
@@ -425,7 +427,7 @@ def test_wrong_bases_are_named_before_anything_loads(copy: Path, tmp_path: Path)
     assert str(weights) in (message := broken(config)) and "download" in message
     weights.write_bytes(whole)
     edit_json(copy / "transformer" / "config.json", num_layers=4)
-    assert "36 tensors missing" in (message := broken(config)) or "missing" in message
+    assert "tensors missing, first: transformer_blocks.3" in broken(config)
     edit_json(
         copy / "transformer" / "config.json", num_layers=3, _class_name="SD3Transformer2DModel"
     )
@@ -447,6 +449,33 @@ def test_wrong_bases_are_named_before_anything_loads(copy: Path, tmp_path: Path)
 def test_a_base_of_another_text_encoder_is_refused(copy: Path) -> None:
     edit_json(copy / "text_encoder_2" / "config.json", num_layers=3)
     assert "tensors missing" in broken(tiny_config(copy, None))
+
+
+def test_a_lora_of_another_model_is_refused(dev: Path, tmp_path: Path) -> None:
+    tensors = uno_tensors()
+    name = "single_blocks.1.processor.proj_lora.down.weight"
+    mixed = make_uno(tmp_path / "mixed", tensors | {name: torch.zeros(5, 120)})
+    assert "models.backbone.uno" in (message := broken(tiny_config(dev, mixed)))
+    assert "mixes LoRA ranks [4, 5]" in message
+    narrow = make_uno(tmp_path / "narrow", tensors | {name: torch.zeros(4, 96)})
+    assert "1 of another shape" in broken(tiny_config(dev, narrow))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "holds no dit_lora.safetensors" in broken(tiny_config(dev, empty))
+
+
+def test_tokenisers_are_read_in_their_older_layout(copy: Path, shared: FluxUnoBackbone) -> None:
+    """FLUX.1's own repositories hold vocab.json and merges.txt for CLIP."""
+    folder = copy / "tokenizer"
+    about = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "vocab.json").write_text(json.dumps(about["vocab"]))
+    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in about["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    (folder / "tokenizer.json").unlink()
+    older = flux_uno.build(tiny_config(copy, None), "cpu").encode_prompts(PROMPTS)
+    now = shared.encode_prompts(PROMPTS)
+    assert torch.equal(older.pooled_BD, now.pooled_BD)
+    assert torch.equal(older.embeds_BTD, now.embeds_BTD)
 
 
 def test_blocks_and_sizes_are_checked_against_the_base(dev: Path) -> None:
