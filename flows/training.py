@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.config import TrainRun
+from focusdpo.flows.licences import licence_of
 from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.settings import save_config
 from focusdpo.flows.wiring import build_part
@@ -20,6 +22,13 @@ if TYPE_CHECKING:  # torch is loaded when a run starts
     from focusdpo.model.reference_errors import ReferenceErrors
 
 log = logging.getLogger(__name__)
+
+
+def _licences(run: TrainRun, manifest: Mapping[str, Any]) -> list[str]:
+    """Of the base and of the pictures that it learned from."""
+    base = f"base: {licence_of(run.family, 'generator')}"
+    found = {str(one.get("licence") or "not stated") for one in manifest.get("subjects") or []}
+    return [base, *(f"subjects: {licence}" for licence in sorted(found))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +98,7 @@ def train(
         only=version.ids("train"),
         split="train",
         dataset_version=version.id,
+        licences=_licences(run, version.manifest),
         validate=validate,
         reference_errors=reference_errors,
         progress=watch,

@@ -55,6 +55,9 @@ class AdapterCard(BaseModel):
     objective: str = Field(description="name of the objective")
     step: int = Field(description="optimiser steps taken")
     train_config: dict[str, Any] = Field(default_factory=dict, description="the whole config")
+    licences: tuple[str, ...] = Field(
+        (), description="of the base's weights and of the subjects' pictures: they bind the adapter"
+    )
     weights_digest: str = Field("", description="blake2b of the weights file")
 
 

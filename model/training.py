@@ -49,6 +49,7 @@ def train(
     split: str = "train",
     only: Which | None = None,
     dataset_version: str = "",
+    licences: Sequence[str] = (),
     validate: Validate | None = None,
     reference_errors: ReferenceErrors | None = None,
     progress: Progress | None = None,
@@ -104,6 +105,7 @@ def train(
             out_dir,
             identity,
             dataset_version,
+            tuple(licences),
             validate,
             processes,
             sharding,
@@ -127,6 +129,7 @@ class _Run:
         out_dir: Path,
         identity: dict[str, str],
         dataset_version: str,
+        licences: tuple[str, ...],
         validate: Validate | None,
         processes: Processes,
         sharding: Sharding | None,
@@ -134,6 +137,7 @@ class _Run:
     ) -> None:
         self._backbone, self._data, self._config, self._out_dir = backbone, data, config, out_dir
         self._identity, self._dataset_version = identity, dataset_version
+        self._licences = licences
         self._processes = processes
         # A sharded base computes only where all processes do: then all draw maps and look at
         # validation scenes. Else the first does, and the others wait for it at the next step.
@@ -246,6 +250,7 @@ class _Run:
             objective=config.objective.name,
             step=self._looks.kept_step(state.step),
             train_config=config.model_dump(mode="json"),
+            licences=self._licences,
         )
         save_adapter(out_dir / "adapter", self._backbone.transformer, card, state.parameters)
         maps.write()

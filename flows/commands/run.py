@@ -21,6 +21,8 @@ from focusdpo.flows.commands.common import (
     tree,
 )
 from focusdpo.flows.config import BuildRun, DemoRun, EvaluateRun, TrainRun
+from focusdpo.flows.licences import notices
+from focusdpo.flows.models_config import Family
 from focusdpo.flows.progress import Bars, working
 from focusdpo.flows.settings import resolve
 
@@ -58,10 +60,17 @@ def build_dataset(
     """
     given = tree(preset, set_, root=root, subjects=subjects, strict=strict or None)
     run = resolve(BuildRun, given)
+    say_licences(run.family)
     result = build(run, plan=plan, prefect=prefect)
     finish(result, json)
     if not plan and (result["failed"] or result["problems"]):
         raise typer.Exit(INCOMPLETE)
+
+
+def say_licences(family: Family) -> None:
+    """Who may not use for what what the checkpoints make."""
+    for line in notices(family):
+        say(line)
 
 
 def build(run: BuildRun, *, plan: bool = False, prefect: bool = True) -> dict[str, Any]:
@@ -119,6 +128,7 @@ def train(
     The same command again goes on from the newest checkpoint.
     """
     run = resolve(TrainRun, tree(preset, set_, root=root, out=out, version=version))
+    say_licences(run.family)
     finish(train_run(run, prefect=prefect), json)
 
 
@@ -172,6 +182,7 @@ def evaluate(
     that the dataset never used."""
     given = tree(preset, set_, adapter=adapter, out=out, protocol=protocol, data=data)
     run = resolve(EvaluateRun, given)
+    say_licences(run.family)
     finish(evaluate_run(run, prefect=prefect), json)
 
 

@@ -1,0 +1,94 @@
+"""The whole job on checkpoints in their public layouts: small random weights, real photographs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_suite
+from PIL import Image
+
+PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "data" / "dreambooth"
+SUBJECTS = ("dog", "cat", "rc_car")
+
+
+def focusdpo(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "focusdpo.flows.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def told(*arguments: str | Path) -> dict[str, Any]:
+    """What a command says last; it must have ended well."""
+    run = focusdpo(*arguments, "--json")
+    assert run.returncode == 0, run.stdout + run.stderr
+    found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="module", params=tiny_suite.KINDS)
+def preset(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_suite.write_preset(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of two photographs each."""
+    if not PHOTOGRAPHS.is_dir():
+        pytest.skip("the DreamBooth photographs are not beside this repository")
+    folder = tmp_path_factory.mktemp("subjects")
+    for name in SUBJECTS:
+        (folder / name).mkdir()
+        for file in sorted((PHOTOGRAPHS / name).glob("*.jpg"))[:2]:
+            shutil.copy(file, folder / name / file.name)
+        (folder / name / "subject.yaml").write_text("licence: CC BY 4.0\n")
+    return folder
+
+
+def test_doctor_passes(preset: Path) -> None:
+    checks = told("doctor", "--preset", preset)["checks"]
+    assert all(check["ok"] for check in checks)
+    assert {check["name"].partition(":")[0] for check in checks} >= {
+        "backbone", "inpainter", "segmenter", "identity", "clip", "judge_segmenter"
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_subjects_to_an_evaluated_adapter(preset: Path, photographs: Path, tmp_path: Path) -> None:
+    common = ("--preset", preset, "--no-prefect")
+    root, adapter = tmp_path / "root", tmp_path / "train" / "adapter"
+    build = ("build-dataset", "--root", root, "--subjects", photographs, *common)
+    made = told(*build)
+    assert made["pairs"] > 0 and not made["failed"]
+    again = told(*build)
+    assert again["version"] == made["version"] and again["model_seconds"] == 0
+
+    trained = told("train", "--root", root, "--out", tmp_path / "train", *common)
+    assert trained["steps"] == 2 and np.isfinite(trained["final"]["loss"])
+    assert json.loads((adapter / "adapter.json").read_text())["licences"]
+
+    found = told(
+        "evaluate", "--adapter", adapter, "--out", tmp_path / "evaluate", *common,
+        "--protocol", "dreambench-single/kosmosg", "--data", PHOTOGRAPHS,
+        "--set", "dreambench.allow_partial=true", "--set", "dreambench.subjects=[dog, cat]",
+        "--set", "dreambench.prompts=2", "--set", "dreambench.images_per_prompt=1",
+    )  # fmt: skip
+    values = {(row["metric"], row["model"]): row["mean"] for row in found["rows"]}
+    assert -1 <= values["dino", "base"] <= 1 and -1 <= values["dino", "adapter"] <= 1
+
+    picture = tmp_path / "picture.png"
+    told(
+        "generate", "--reference", photographs / "dog" / "00.jpg", "--class-name", "dog",
+        "--out", picture, "--adapter", adapter, "--preset", preset,
+    )  # fmt: skip
+    with Image.open(picture) as image:
+        assert image.size == (64, 64) and "a dog on" in image.info["focusdpo:prompt"]
+
+    page = tmp_path / "report.html"
+    told("report", "--out", page, "--root", root, "--train", tmp_path / "train")
+    assert "Apache-2.0" in page.read_text()
