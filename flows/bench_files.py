@@ -123,14 +123,15 @@ def _notes(bench: Bench, failures: Mapping[str, tuple[int, int]]) -> tuple[str, 
 
 
 def _checkpoint(bench: Bench, part: str) -> str:
-    """Sources of a part's weights as the run names them, and the start of its fingerprint."""
+    """A part's kind, weights and crops as the run names them, and the start of its fingerprint."""
     run = bench.run
     role = {**roles(run), "generator": "backbone"}[part]
-    sources: list[str] = []
+    named = [run.suite]
     if run.suite == "checkpoints":
-        values = getattr(run.models, role).model_dump().values()
-        sources = [value for value in values if isinstance(value, str) and value]
-    return f"{', '.join(sources) or run.suite} ({bench.fingerprints[part][:12]})"
+        values = getattr(run.models, role).model_dump()
+        named = [values.pop("kind")]
+        named += [f"{name} {value}" for name, value in values.items() if isinstance(value, str)]
+    return f"{', '.join(named)} ({bench.fingerprints[part][:12]})"
 
 
 def write_subjects(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import photo_folder
 import pytest
+import torch
 import toy_world
 from PIL import Image
 from typer.testing import CliRunner
@@ -69,7 +70,7 @@ def painted() -> int:
 
 
 def test_from_the_folder_to_the_table(suite: None, data: Path, adapter: Path) -> None:
-    """A base that forgets and doubles subjects, an adapter that does not: 30 pairs, a prompt each."""
+    """A base that forgets and doubles subjects, an adapter that does not: a prompt per pair."""
     run = run_of(data, adapter, MULTI, prompts=1)
     out = Path(run.out)
     result = evaluate(run)
@@ -239,3 +240,71 @@ def test_the_command_prints_what_must_stand_beside_the_numbers(
         assert said in done.output, said
     answer = json.loads(done.output.strip().splitlines()[-1])
     assert answer["scenes"] == 3 and any("seed 0" in note for note in answer["notes"])
+
+
+def test_on_checkpoints_in_their_public_layouts(tmp_path: Path) -> None:
+    """FLUX with UNO paints, DINO, CLIP, Grounding DINO and SAM 2 measure: small random weights. The
+    written DINO scores are those of the checkpoint loaded anew, and DINO v1 is told apart from the
+    judge's DINOv2."""
+    import tiny_suite
+    import yaml
+
+    from focusdpo.model.adapter import AdapterCard, add_policy, policy_parameters, save_adapter
+    from focusdpo.model.configs import LoraConfig
+
+    preset = yaml.safe_load(tiny_suite.write_preset("flux-uno", tmp_path).read_text())
+    tree = {name: preset[name] for name in ("suite", "models", "evaluate")}
+    run = resolve(
+        EvaluateRun,
+        tree
+        | {
+            "adapter": str(tmp_path / "adapter"),
+            "out": str(tmp_path / "out"),
+            "protocol": MULTI,
+            "data": str(photo_folder.write_photo_folder(tmp_path / "data", ("cat", "cat2"))),
+            "dreambench": {"allow_partial": True, "prompts": 2},
+        },
+    )
+    backbone = wiring.build_part(run.family, "backbone")
+    lora = LoraConfig(rank=2, alpha=2, targets=("to_q", "to_k", "to_v"))
+    add_policy(backbone.transformer, lora, seed=0)
+    with torch.no_grad():
+        weights = {
+            name: torch.randn(one.shape, generator=torch.Generator().manual_seed(1))
+            for name, one in policy_parameters(backbone.transformer).items()
+        }
+    card = AdapterCard(
+        lora=lora,
+        base_fingerprint=backbone.fingerprint,
+        dataset_version="v1",
+        objective="focus_dpo",
+        step=1,
+    )
+    save_adapter(tmp_path / "adapter", backbone.transformer, card, weights)
+
+    result = evaluate(run)
+    out = Path(run.out)
+    text = "\n".join(result.notes)
+    for role, label in (("identity", "DINO: "), ("judge_identity", "instances' identity: ")):
+        assert f"{label}{run.models.model_dump()[role]['kind']}, " in text
+    whole = from_parquet((out / "photographs.parquet").read_bytes(), WholeScores)
+    dino = wiring.build_part(run.family, "identity")
+    for one in whole[:3]:
+        mine = dino.embed_whole([out / f"images/{one.model}/{one.scene_id}-{one.index}.png"])[0]
+        for name, value in zip(("cat2", "cat"), one.dino_each, strict=True):
+            theirs = dino.embed_whole(sorted(Path(run.data, name).glob("*.jpg")))
+            assert value == pytest.approx(float((theirs @ mine).mean()), abs=1e-5)
+    pictures = {
+        model: [(out / one.image).read_bytes() for one in judged]
+        for model in ("base", "adapter")
+        if (judged := [o for o in _judged(out) if o.model == model])
+    }
+    assert all(a != b for a, b in zip(*pictures.values(), strict=True)), "the adapter paints"
+    assert evaluate(run).resumed
+    with pytest.raises(UserError, match=r"needs DINO v1.*kind: dino"):
+        models = {**preset["models"], "identity": preset["models"]["judge_identity"]}
+        finished(resolve(EvaluateRun, run.model_dump() | {"models": models}))
+
+
+def _judged(out: Path) -> list[EvalScene]:
+    return from_parquet((out / "scenes.parquet").read_bytes(), EvalScene)
