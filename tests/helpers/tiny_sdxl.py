@@ -252,3 +252,13 @@ def tiny_pipeline(folder: Path, scale: float = 0.78, **parts: Any) -> StableDiff
     pipeline.set_ip_adapter_scale(scale)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def subjects(count: int = 2, batch: int = 2) -> tuple[list[Tensor], list[Tensor]]:
+    """References of random colours, each with a box that is the subject."""
+    generator = torch.Generator().manual_seed(3)
+    images = [torch.rand((batch, 3, 48, 64), generator=generator) * 2 - 1 for _ in range(count)]
+    masks = [torch.zeros(batch, 48, 64) for _ in range(count)]
+    for i, mask in enumerate(masks):
+        mask[:, 6 + 4 * i : 40, 8 : 40 + 4 * i] = 1
+    return images, masks

@@ -15,7 +15,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from PIL import Image
-from tiny_sdxl import save_tiny_sdxl, scheduler, tiny_config, tiny_pipeline
+from tiny_sdxl import save_tiny_sdxl, scheduler, subjects, tiny_config, tiny_pipeline
 from torch import Tensor
 
 from focusdpo.model.backbone import References
@@ -41,16 +41,6 @@ def backbone(folder: Path) -> SdxlBackbone:
 @pytest.fixture(scope="module")
 def pipeline(folder: Path) -> StableDiffusionXLPipeline:
     return tiny_pipeline(folder)
-
-
-def subjects(count: int = 2, batch: int = 2) -> tuple[list[Tensor], list[Tensor]]:
-    """References of random colours, each with a box that is the subject."""
-    generator = torch.Generator().manual_seed(3)
-    images = [torch.rand((batch, 3, 48, 64), generator=generator) * 2 - 1 for _ in range(count)]
-    masks = [torch.zeros(batch, 48, 64) for _ in range(count)]
-    for i, mask in enumerate(masks):
-        mask[:, 6 + 4 * i : 40, 8 : 40 + 4 * i] = 1
-    return images, masks
 
 
 def as_shown(image: Tensor, mask: Tensor) -> Image.Image:
@@ -95,9 +85,12 @@ def test_prediction_is_that_of_a_direct_call(
             },
         ).sample
         found = backbone.predict(
-            noisy, sigma, backbone.encode_prompts(PROMPTS), backbone.encode_references(images, masks)
+            noisy,
+            sigma,
+            backbone.encode_prompts(PROMPTS),
+            backbone.encode_references(images, masks),
         ).output_BNC
-    torch.testing.assert_close(found, pack(wanted), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(found.output_BNC, pack(wanted), atol=2e-5, rtol=1e-4)
 
 
 def test_prompts_are_diffusers_prompts(
