@@ -64,6 +64,8 @@ class ClipWeights:
     file: Path
     about: dict[str, Any]
     """Its `model_cfg`."""
+    tokenizer: tuple[Path, ...]
+    """Files of its own tokenizer; none for OpenAI's, which comes with open_clip."""
 
 
 def checks(config: ClipConfig) -> dict[str, Callable[[], str]]:
@@ -90,7 +92,7 @@ def fingerprint(config: ClipConfig) -> str:
     """Hash of weights, architecture, preprocessing and dtype. UserError for absent weights."""
     weights = look(config)
     return digest_files(
-        [weights.file, weights.folder / CONFIG],
+        [weights.file, weights.folder / CONFIG, *weights.tokenizer],
         f"{config.kind}-{VERSION}",
         f"preprocess-{preprocess.VERSION}",
         config.dtype,
@@ -123,7 +125,13 @@ def look(config: ClipConfig) -> ClipWeights:
     files = [file for file in weight_files(folder, FIELD) if file.name in NAMES]
     if not files:
         raise UserError(f"{FIELD}: {folder} lacks {NAMES[0]}; is it in open_clip's layout?")
-    return ClipWeights(folder, files[0], about)
+    named = about["text_cfg"].get("hf_tokenizer_name")
+    tokenizer = tuple(sorted(folder.glob("tokenizer*"))) if named else ()
+    if named and not tokenizer:
+        raise UserError(
+            f"{FIELD}: {folder} lacks tokenizer.json; put the files of {named}'s tokenizer there"
+        )
+    return ClipWeights(folder, files[0], about, tokenizer)
 
 
 def require_whole(weights: ClipWeights) -> None:

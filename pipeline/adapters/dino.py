@@ -134,7 +134,9 @@ class DinoEncoder:
 
     def embed_whole(self, images: Sequence[Image | Path]) -> Vectors:
         """(B, D), unit length: each whole picture, or picture file, under exactly the official
-        protocol, as DreamBench's metrics look at it. UserError for a file that is no picture."""
+        protocol, as DreamBench's metrics look at it. Files are turned upright and to sRGB first;
+        published scorers take the stored pixels, which for DreamBench's are the same. UserError
+        for a file that is no picture."""
         return self.stream.run(images)
 
 

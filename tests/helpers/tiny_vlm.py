@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +16,11 @@ from transformers import (
     Idefics3ImageProcessor,
     Idefics3Processor,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
 )
 
 SPECIAL = (
@@ -33,8 +39,8 @@ TILE, TILE_TOKENS = 32, 4
 """Side of a tile in pixels; image tokens of a tile: (32 / 8 patches / 2 shuffled) squared."""
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE like SmolLM2's, without merges."""
+def byte_tokenizer(special: Sequence[str], eos: str) -> PreTrainedTokenizerFast:
+    """A byte-level BPE as SmolLM2 and Qwen have, without merges."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -42,11 +48,11 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token="<|im_start|>",
-        eos_token="<end_of_utterance>",
+        eos_token=eos,
         pad_token="<|endoftext|>",
         unk_token="<|endoftext|>",
     )
-    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL)})
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
     return tokenizer
 
 
@@ -57,12 +63,13 @@ def vlm_processor() -> Idefics3Processor:
         size={"longest_edge": 4 * TILE},
         max_image_size={"longest_edge": TILE},
     )
-    return Idefics3Processor(
-        pictures, byte_tokenizer(), image_seq_len=TILE_TOKENS, chat_template=CHAT
-    )
+    tokenizer = byte_tokenizer(SPECIAL, eos="<end_of_utterance>")
+    return Idefics3Processor(pictures, tokenizer, image_seq_len=TILE_TOKENS, chat_template=CHAT)
 
 
-def tiny_vlm(processor: Idefics3Processor) -> Idefics3ForConditionalGeneration:
+def tiny_vlm(
+    processor: Idefics3Processor, *, tied: bool = False
+) -> Idefics3ForConditionalGeneration:
     """Random weights, always the same."""
     tokenizer = processor.tokenizer
     special = {
@@ -73,7 +80,7 @@ def tiny_vlm(processor: Idefics3Processor) -> Idefics3ForConditionalGeneration:
     config = Idefics3Config(
         image_token_id=processor.image_token_id,
         scale_factor=2,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
         vision_config={
             "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
             "num_attention_heads": 2, "image_size": TILE, "patch_size": 8,
@@ -117,3 +124,51 @@ def teach(
         loss.backward()
         optimizer.step()
     model.eval()
+
+
+QWEN_CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for line in message['content'] %}{% if line['type'] == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ line['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def save_qwen_folder(folder: Path) -> Path:
+    """As Qwen/Qwen2.5-VL-3B-Instruct: another family, whose processor knows no tiles."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
+               "<|image_pad|>", "<|video_pad|>"]  # fmt: skip
+    tokenizer = byte_tokenizer(special, eos="<|im_end|>")
+    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in special}
+    pictures = Qwen2VLImageProcessor(
+        patch_size=4, merge_size=2, min_pixels=64, max_pixels=32 * 32, temporal_patch_size=2
+    )
+    videos = Qwen2VLVideoProcessor(patch_size=4, merge_size=2)
+    processor = Qwen2_5_VLProcessor(pictures, tokenizer, videos, chat_template=QWEN_CHAT)
+    torch.manual_seed(0)
+    config = Qwen2_5_VLConfig(
+        image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
+        vision_config={
+            "depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2,
+            "out_hidden_size": 64, "patch_size": 4, "spatial_merge_size": 2, "window_size": 16,
+            "fullatt_block_indexes": [0], "temporal_patch_size": 2,
+        },
+        text_config={
+            "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": len(tokenizer),
+            "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
+            "max_position_embeddings": 512,
+        },
+    )  # fmt: skip
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    randomise(model, 5)
+    # As published: sampling by default, which a captioner must not do.
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=0.7, top_p=0.8, top_k=20,
+        eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"],
+    )  # fmt: skip
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

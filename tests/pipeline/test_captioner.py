@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_encoders import disc, pictures, save_dino_folder
-from tiny_vlm import save_vlm_folder, teach, tiny_vlm, vlm_processor
+from tiny_vlm import save_qwen_folder, save_vlm_folder, teach, tiny_vlm, vlm_processor
 
 from focusdpo.data_schemas.candidates import Instance, Sampled
 from focusdpo.data_schemas.errors import UserError
@@ -89,6 +89,32 @@ def test_answers_equal_transformers_own_greedy_generation(
     new = tokens[0, given["input_ids"].shape[1] :]
     words = teller.processor.tokenizer.decode(new, skip_special_tokens=True)
     assert teller.caption(images[:1], masks[:1], ["cat"]) == [" ".join(words.split())]
+
+
+def test_another_family_speaks_too(tmp_path: Path, scenes: tuple) -> None:
+    """Qwen2.5-VL, whose checkpoint asks for sampling: still greedy, whatever the batch."""
+    folder = save_qwen_folder(tmp_path)
+    three, one = (captioner.build(config(folder, batch=b, size=32), "cpu") for b in (3, 1))
+    said = three.caption(*scenes, WORDS)
+    assert len(set(said)) > 1
+    assert said == three.caption(*scenes, WORDS) == one.caption(*scenes, WORDS)
+
+
+def test_bf16_runs_and_is_deterministic(folder: Path, scenes: tuple) -> None:
+    teller = captioner.build(config(folder, dtype="bfloat16"), "cpu")
+    assert isinstance(teller, VlmCaptioner) and teller.model.dtype == torch.bfloat16
+    assert teller.caption(*scenes, WORDS) == teller.caption(*scenes, WORDS)
+
+
+def test_tied_word_embeddings_are_no_missing_tensor(tmp_path: Path) -> None:
+    processor = vlm_processor()
+    model = tiny_vlm(processor, tied=True)
+    folder = save_vlm_folder(tmp_path, processor, model)
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    teller = captioner.build(config(folder), "cpu")
+    assert isinstance(teller, VlmCaptioner)
+    words = teller.model.get_output_embeddings().weight
+    assert torch.equal(words, model.get_input_embeddings().weight)
 
 
 def test_tiles_are_looked_at_when_asked(folder: Path, scenes: tuple) -> None:

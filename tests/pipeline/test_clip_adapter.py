@@ -12,6 +12,7 @@ import torch
 from PIL import Image as Pillow
 from safetensors.torch import load_file, save_file
 from tiny_encoders import pictures, save_clip_folder
+from tiny_vlm import byte_tokenizer
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import encode_png
@@ -124,6 +125,8 @@ def damaged(out: Path, case: str) -> Path:
         about["model_cfg"].pop("quick_gelu")
     elif case == "no model_cfg":
         about = {"architectures": ["CLIPModel"]}
+    elif case == "tokenizer":
+        about["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "nobody/words"
     elif case == "strange":
         about["model_cfg"]["windows"] = 3
     config.write_text(json.dumps(about))
@@ -147,6 +150,7 @@ def damaged(out: Path, case: str) -> Path:
         ("activation", "says quick_gelu False, models.clip.quick_gelu is True"),
         ("no model_cfg", "has no model_cfg"),
         ("strange", "not one of open_clip's CLIP .*windows"),
+        ("tokenizer", "lacks tokenizer.json; put the files of nobody/words's tokenizer there"),
         ("pickle", "a pickle"),
         ("transformers", "lacks open_clip_model.safetensors"),
         ("no config", "open_clip_config.json cannot be read"),
@@ -157,3 +161,16 @@ def test_wrong_checkpoints_are_told_at_once(case: str, told: str, tmp_path: Path
     for look in (clip.checks(config)["clip"], lambda: clip.build(config, "cpu")):
         with pytest.raises(UserError, match=f"models.clip.source: .*{told}"):
             look()
+
+
+def test_tokenizer_of_the_folder_is_used(tmp_path: Path) -> None:
+    folder = save_clip_folder(tmp_path)
+    about = json.loads((folder / clip.CONFIG).read_text())
+    about["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "somebody/words"
+    (folder / clip.CONFIG).write_text(json.dumps(about))
+    byte_tokenizer(["<pad>", "<end>"], eos="<end>").save_pretrained(folder)
+    config = ClipConfig(source=str(folder))
+    encoder, before = clip.build(config, "cpu"), clip.fingerprint(config)
+    assert encoder.embed_texts(TEXTS).shape == (3, 32)
+    (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + " ")
+    assert clip.fingerprint(config) != before

@@ -37,6 +37,7 @@ from focusdpo.pipeline.adapters import dino, preprocess
 from focusdpo.pipeline.adapters.dino import DinoConfig, DinoEncoder, Dinov2Config
 from focusdpo.pipeline.score import crop_on_white
 
+PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "dreambooth"
 OFFICIAL = Compose(
     [
         Resize(256, interpolation=InterpolationMode.BICUBIC),
@@ -167,6 +168,16 @@ def test_files_give_what_their_pixels_give(encoder: DinoEncoder, tmp_path: Path)
     paths[2].write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"2\.png: not an image"):
         encoder.embed_whole(paths)
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"{PHOTOS} is not here")
+def test_dreambench_files_are_read_as_published_scorers_do(encoder: DinoEncoder) -> None:
+    """`Image.open(...).convert("RGB")`, then the official transform: the same numbers."""
+    files = sorted(PHOTOS.rglob("*.jpg"))[::7]
+    opened = [Pillow.open(file).convert("RGB") for file in files]
+    seen = torch.from_numpy(np.stack([encoder.stream.prepare(file) for file in files]))
+    wanted = torch.stack([OFFICIAL(image) for image in opened])
+    assert len(files) > 5 and torch.equal(encoder.looker.normalise(seen), wanted)
 
 
 def test_transparent_files_are_put_on_white(tmp_path: Path) -> None:
