@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -171,9 +170,12 @@ def choose_mask(proposals_KHW: NDArray[np.bool_], quality_K: Floats) -> Mask:
 
 
 def detections_of(boxes: Boxes, masks: Sequence[Mask]) -> list[Detection]:
-    """Detections with the tight box of their mask, most confident first; empty masks are none."""
+    """Detections with the tight box of their mask, most confident first; empty masks are none.
+
+    Confidences are rounded: past the fourth decimal they tell how a kernel adds up.
+    """
     found = [
-        Detection(word, mask, _box(mask), confidence)
+        Detection(word, mask, _box(mask), round(confidence, 4))
         for word, confidence, mask in zip(boxes.words, boxes.confidences, masks, strict=True)
         if mask.any()
     ]
@@ -207,12 +209,6 @@ def resized(image: Image, size: tuple[int, int]) -> Floats:
         image = np.asarray(picture)
     pixels: Floats = (image.astype(np.float32) - MEAN) / STD
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def tokenizer_files(folder: Path) -> list[Path]:
-    """What decides how text becomes tokens, by name."""
-    names = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
-    return [folder / name for name in names if (folder / name).is_file()]
 
 
 def _sigmoid(x: Floats) -> Floats:

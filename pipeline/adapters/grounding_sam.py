@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from focusdpo.data_schemas.checkpoints import digest_files, locate, read_json
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.pipeline.adapters.detections import DetectionConfig, tokenizer_files
+from focusdpo.pipeline.adapters.detections import DetectionConfig
+from focusdpo.pipeline.adapters.text_files import tokenizer_files
 
 if TYPE_CHECKING:
     from focusdpo.pipeline.adapters.grounded_segmenter import GroundedSegmenter
@@ -111,7 +112,7 @@ def checks(config: GroundingSamConfig) -> dict[str, Callable[[], str]]:
 def fingerprint(config: GroundingSamConfig) -> str:
     """Hash of the weights, the tokenizer and all settings that change a result."""
     folder = text_folder(config)
-    text = [folder / "config.json", *tokenizer_files(folder)]
+    text = [folder / "config.json", *tokenizer_files(folder, f"{_ROLE}.text_encoder")]
     settings = config.model_dump_json(include={"kind", "detection", "dtype"})
     return digest_files([detector_path(config), sam_path(config), *text], settings)
 
@@ -161,11 +162,7 @@ def text_folder(config: GroundingSamConfig) -> Path:
     kind = read_json(folder / "config.json", field).get("model_type")
     if kind != "bert":
         raise UserError(f"{field}: {folder} holds a model of type {kind!r}, expected 'bert'")
-    if not tokenizer_files(folder):
-        raise UserError(
-            f"{field}: {folder} holds neither tokenizer.json nor vocab.txt; download the folder "
-            "again (`focusdpo fetch` with this preset)"
-        )
+    tokenizer_files(folder, field)
     return folder
 
 

@@ -18,7 +18,8 @@ from focusdpo.data_schemas.checkpoints import (
     weight_files,
 )
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.pipeline.adapters.detections import DetectionConfig, tokenizer_files
+from focusdpo.pipeline.adapters.detections import DetectionConfig
+from focusdpo.pipeline.adapters.text_files import tokenizer_files
 
 if TYPE_CHECKING:
     from focusdpo.pipeline.adapters.grounded_segmenter import GroundedSegmenter
@@ -80,9 +81,14 @@ def checks(config: GroundingSamHfConfig) -> dict[str, Callable[[], str]]:
 
 def fingerprint(config: GroundingSamHfConfig) -> str:
     """Hash of the weights, the tokenizer and all settings that change a result."""
-    files = []
-    for folder, field in ((detector_folder(config), _DETECTOR), (locate(config.sam, _SAM), _SAM)):
-        files += [folder / "config.json", *weight_files(folder, field), *tokenizer_files(folder)]
+    detector, sam = detector_folder(config), locate(config.sam, _SAM)
+    files = [
+        detector / "config.json",
+        *weight_files(detector, _DETECTOR),
+        *tokenizer_files(detector, _DETECTOR),
+        sam / "config.json",
+        *weight_files(sam, _SAM),
+    ]
     return digest_files(files, config.model_dump_json(include={"kind", "detection", "dtype"}))
 
 
@@ -118,11 +124,7 @@ def detector_folder(config: GroundingSamHfConfig) -> Path:
         raise UserError(
             f"{_DETECTOR}: {folder} reads text with {text['model_type']!r}, expected 'bert'"
         )
-    if not tokenizer_files(folder):
-        raise UserError(
-            f"{_DETECTOR}: {folder} holds neither tokenizer.json nor vocab.txt; download the "
-            "folder again (`focusdpo fetch` with this preset)"
-        )
+    tokenizer_files(folder, _DETECTOR)
     return folder
 
 

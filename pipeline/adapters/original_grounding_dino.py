@@ -253,7 +253,10 @@ class PackageDetector:
 
     def detect(self, pixels_B3hw: Tensor, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Logits (B, Q, 256) and boxes (B, Q, 4) as shares."""
-        out = self.model(pixels_B3hw, captions=list(captions))
+        with warnings.catch_warnings():
+            # The package still calls torch.cuda.amp.autocast.
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            out = self.model(pixels_B3hw, captions=list(captions))
         return out["pred_logits"], out["pred_boxes"]
 
 

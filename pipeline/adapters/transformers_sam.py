@@ -87,11 +87,12 @@ def load_sam(folder: Path, field: str, device: str) -> MaskModel:
     """SAM or SAM 2 by the folder's settings, frozen, in float32. UserError as `load_detector`."""
     from transformers import Sam2Config, Sam2Model, SamModel
 
-    kind = read_json(folder / "config.json", field).get("model_type")
-    if kind == "sam":
+    about = read_json(folder / "config.json", field)
+    if about.get("model_type") == "sam":
         return TransformersSam(_load(SamModel, folder, field).to(device))
     # Folders of the video model hold the image model's settings among their own.
-    config = Sam2Config.from_pretrained(folder, local_files_only=True)
+    parts = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
+    config = Sam2Config(**{name: about[name] for name in parts if name in about})
     return TransformersSam2(_load(Sam2Model, folder, field, config=config).to(device))
 
 

@@ -35,7 +35,7 @@ def write_text_folder(folder: Path) -> Path:
 
 
 def original_detector(text_folder: Path) -> nn.Module:
-    """groundingdino-py's model, small. Its queries differ and its logits are small: nothing ties."""
+    """groundingdino-py's model, small. Small logits, so that no two confidences tie at 1."""
     from focusdpo.pipeline.adapters.original_grounding_dino import (
         GroundingDinoSizes,
         make_grounding_dino,
@@ -166,10 +166,9 @@ def write_sam_folder(folder: Path, state: dict[str, Tensor] | None = None) -> Pa
     return folder
 
 
-def write_sam2_folder(folder: Path) -> Path:
-    """A folder for transformers' Sam2Model: Hiera with one block a stage but the last, 64 pixels
-    wide."""
-    from transformers import Sam2Config, Sam2Model
+def write_sam2_folder(folder: Path, video: bool = False) -> Path:
+    """A folder for transformers' Sam2Model, or of the whole video model, as facebook's are."""
+    from transformers import Sam2Config, Sam2Model, Sam2VideoConfig, Sam2VideoModel
 
     torch.manual_seed(2)
     hiera = {
@@ -183,17 +182,32 @@ def write_sam2_folder(folder: Path) -> Path:
         "global_attention_blocks": [4],
         "window_positional_embedding_background_size": [4, 4],
     }
-    config = Sam2Config(
-        vision_config={
+    parts = {
+        "vision_config": {
             "backbone_config": hiera | {"model_type": "sam2_hiera_det_model"},
             "backbone_channel_list": [128, 64, 32, 16],
             "backbone_feature_sizes": [[SIDE // 4] * 2, [SIDE // 8] * 2, [SIDE // 16] * 2],
             "fpn_hidden_size": 32,
         },
-        prompt_encoder_config={"hidden_size": 32, "image_size": SIDE, "patch_size": 16},
-        mask_decoder_config={"hidden_size": 32, "mlp_dim": 64, "iou_head_hidden_dim": 32},
-    )
-    _stirred(Sam2Model(config)).save_pretrained(folder)
+        "prompt_encoder_config": {"hidden_size": 32, "image_size": SIDE, "patch_size": 16},
+        "mask_decoder_config": {"hidden_size": 32, "mlp_dim": 64, "iou_head_hidden_dim": 32},
+    }
+    if not video:
+        _stirred(Sam2Model(Sam2Config(**parts))).save_pretrained(folder)
+        return folder
+    memory = {
+        "memory_attention_hidden_size": 32,
+        "memory_attention_num_layers": 1,
+        "memory_attention_feed_forward_hidden_size": 32,
+        "memory_attention_rope_feat_sizes": [SIDE // 16] * 2,
+        "memory_encoder_hidden_size": 32,
+        "memory_encoder_output_channels": 16,
+        "mask_downsampler_embed_dim": 32,
+        "memory_fuser_embed_dim": 32,
+        "memory_fuser_intermediate_dim": 32,
+    }
+    config = Sam2VideoConfig(**parts, image_size=SIDE, **memory)
+    _stirred(Sam2VideoModel(config)).save_pretrained(folder)
     return folder
 
 
