@@ -11,16 +11,11 @@ transformer, r rank.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focusdpo.data_schemas.checkpoints import (
-    TensorInfo,
-    locate,
-    read_header,
-    require_tensors,
-)
+from focusdpo.data_schemas.checkpoints import locate, read_header, require_tensors
 from focusdpo.data_schemas.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,6 +36,7 @@ _SLOTS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 """UNO's name -> the modules of a diffusers block that it covers, in the order of its rows."""
 _OURS = {"double": "transformer_blocks", "single": "single_transformer_blocks"}
+_BLOCK = re.compile(r"(double|single)_blocks\.(\d+)\.")
 _NAME = re.compile(r"(single_)?transformer_blocks\.(\d+)\.(.+)\.lora_([AB])\.weight")
 
 
@@ -148,7 +144,7 @@ def export_uno(directory: Path, out: Path, *, uno: str | None = None) -> Path:
     holds both, joined along the rank: UNO's code then runs it on plain FLUX. One rank for all
     layers, as UNO's code wants: layers are filled up with zeros. UserError for an adapter that
     covers layers which UNO's layout does not know, and for a UNO file of another model."""
-    from safetensors.torch import load_file, save
+    from safetensors.torch import save
 
     from focusdpo.model.adapter import read_card, read_weights
     from focusdpo.model.checkpoint import make_folder, write_file
@@ -157,10 +153,7 @@ def export_uno(directory: Path, out: Path, *, uno: str | None = None) -> Path:
     card = read_card(directory)
     tensors = read_weights(directory, card)
     slots = _policy_slots(directory, tensors, card.lora.alpha / card.lora.rank)
-    whole: dict[str, Tensor] = {}
-    if uno is not None:
-        whole = load_file(uno_file(uno, "uno"))
-        whole = {name.removeprefix(_PREFIX): tensor for name, tensor in whole.items()}
+    whole = {} if uno is None else _whole_uno(uno_file(uno, "uno"), slots)
     file = out / FILE if out.is_dir() or not out.suffix else out
     make_folder(file.parent)
     data = {name: tensor.contiguous() for name, tensor in _joined(slots, whole).items()}
@@ -177,7 +170,7 @@ def _policy_slots(directory: Path, tensors: Mapping[str, Tensor], scale: float) 
     import torch
 
     layers: dict[tuple[str, int, str], dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
+    for name, tensor in sorted(tensors.items()):
         match = _NAME.fullmatch(name)
         kind = "single" if match and match[1] else "double"
         if match is None or not any(match[3] in modules for modules in _SLOTS[kind].values()):
@@ -208,24 +201,25 @@ def _policy_slots(directory: Path, tensors: Mapping[str, Tensor], scale: float) 
     return slots
 
 
+def _whole_uno(path: Path, policy: Slots) -> dict[str, Tensor]:
+    """UNO's own tensors, once they are known to be those of the policy's base."""
+    from safetensors.torch import load_file
+
+    names = [name.removeprefix(_PREFIX) for name in read_header(path, "uno")]
+    double, single = _counts([*policy, *names])
+    layers = {"num_layers": double, "num_single_layers": single}
+    heads = {"num_attention_heads": 1, "attention_head_dim": _width(policy)}
+    check_uno(path, layers | heads, "uno")
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(path).items()}
+
+
 def _joined(policy: Slots, uno: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Policy and UNO side by side, every slot of one rank."""
     import torch
 
-    num = {
-        kind: 1
-        + max((int(n.split(".")[1]) for n in (*policy, *uno) if n.startswith(kind)), default=-1)
-        for kind in _SLOTS
-    }
-    width = _width(policy)
     rank = max(len(down) for down, _ in policy.values())
     out: dict[str, Tensor] = {}
-    if uno:
-        uno_rank = len(next(tensor for name, tensor in uno.items() if name.endswith("down.weight")))
-        found = {name: TensorInfo("", tuple(tensor.shape)) for name, tensor in uno.items()}
-        wanted = uno_shapes(num["double"], num["single"], width, uno_rank)
-        require_tensors(found, wanted, "uno", "a UNO LoRA for the adapter's base")
-    for name, shape in uno_shapes(num["double"], num["single"], width, rank).items():
+    for name, shape in uno_shapes(*_counts([*policy, *uno]), _width(policy), rank).items():
         slot, part, _ = name.rsplit(".", 2)
         value = torch.zeros(shape)
         if slot in policy:
@@ -234,6 +228,16 @@ def _joined(policy: Slots, uno: Mapping[str, Tensor]) -> dict[str, Tensor]:
         axis = 1 if part == "up" else 0
         out[name] = torch.cat([uno[name], value.to(uno[name])], axis) if uno else value
     return out
+
+
+def _counts(names: Iterable[str]) -> tuple[int, int]:
+    """How many double and single blocks UNO's names tell of."""
+    found = [match for name in names if (match := _BLOCK.match(name))]
+    double, single = (
+        1 + max((int(match[2]) for match in found if match[1] == kind), default=-1)
+        for kind in _SLOTS
+    )
+    return double, single
 
 
 def _width(policy: Slots) -> int:

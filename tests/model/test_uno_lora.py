@@ -208,6 +208,11 @@ def test_uno_of_another_base_is_not_joined(base: Path, tmp_path: Path) -> None:
     make_uno(tmp_path / "uno", uno | {name: torch.zeros(WIDTH + 1, RANK)})
     with pytest.raises(UserError, match=r"uno: .*another shape"):
         export_uno(tmp_path / "adapter", tmp_path / "out", uno=str(tmp_path / "uno"))
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes((make_uno(tmp_path / "uno") / "dit_lora.safetensors").read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"uno: .*cut.safetensors.*download"):
+        export_uno(tmp_path / "adapter", tmp_path / "out", uno=str(cut))
+    assert not (tmp_path / "out").exists()
 
 
 def changed(settings: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> str:
