@@ -7,7 +7,7 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from focusdpo.model.backbone import FeatureConfig
 from focusdpo.model.focus_config import FocusConfig, NoiseConfig
@@ -203,6 +203,12 @@ class TrainConfig(BaseModel):
     validation: ValidationConfig = Field(
         ValidationConfig(), description="looking at unseen scenes while training"
     )
+
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _no_is_a_word(cls, value: Any) -> Any:
+        """YAML, and with it `--set train.mixed_precision=no`, reads a bare no as false."""
+        return "no" if value is False else value
 
     @model_validator(mode="after")
     def _micro_divides(self) -> TrainConfig:

@@ -12,6 +12,7 @@ Nothing heavy is imported before it is used: the command line asks here who it i
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from focusdpo.model.monitor import Table
+
+log = logging.getLogger(__name__)
 
 PATIENCE = timedelta(hours=6)
 """How long processes wait for each other: the first one alone paints validation scenes."""
@@ -282,3 +285,4 @@ def shard_base(transformer: nn.Module, whole: Collection[nn.Parameter], sharding
         fully_shard(
             module, mesh=mesh, reshard_after_forward=sharding.reshard, ignored_params=set(whole)
         )
+    log.info("the base lies in shares over %d processes, %d blocks", num_launched(), len(blocks))

@@ -1,0 +1,96 @@
+"""The shipped accelerate configurations: the train command in two processes, really launched."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from small_root import small_version
+
+from focusdpo.flows import training
+from focusdpo.flows.config import TrainRun
+from focusdpo.flows.settings import resolve
+
+CONFIGS = Path(training.__file__).with_name("accelerate")
+WEIGHTS = "adapter/pytorch_lora_weights.safetensors"
+SETTINGS = {"steps": 3, "batch_pairs": 2, "save_every": 2, "mixed_precision": "no", "warmup": 1}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pairs or more to train on."""
+    folder = tmp_path_factory.mktemp("data") / "root"
+    small_version(folder, scenes=6)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def single(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process."""
+    out = tmp_path_factory.mktemp("single")
+    given = {"preset": "pocket", "root": str(root), "out": str(out), "train": SETTINGS}
+    training.train(resolve(TrainRun, given))
+    return out
+
+
+def launch(config: str, root: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    command += ["--config_file", str(CONFIGS / config), "--num_processes", "2"]
+    command += ["--main_process_port", "0", "-m", "focusdpo.flows.cli"]
+    command += ["-v", "train", "--root", str(root), "--out", str(out), "--json"]
+    for name, value in SETTINGS.items():
+        command += ["--set", f"train.{name}={value}"]
+    environment = dict(os.environ) | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [*command, *more],
+        env=environment,
+        check=False,
+        timeout=550,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["ddp.yaml", "fsdp2.yaml"])
+def test_two_processes_learn_what_one_learns(
+    root: Path, single: Path, tmp_path: Path, config: str
+) -> None:
+    done = launch(config, root, tmp_path / "run")
+    assert done.returncode == 0, done.stderr[-6000:]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    (said,) = [json.loads(line) for line in lines]  # the first process alone speaks
+    assert said["steps"] == 3
+    assert done.stdout.count("adapter ") == 1
+    ours, theirs = (load_file(folder / WEIGHTS) for folder in (tmp_path / "run", single))
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-5)
+    assert ("the base lies in shares over 2 processes" in done.stderr) == (config == "fsdp2.yaml")
+
+
+@pytest.mark.slow
+def test_pairs_that_do_not_divide_are_refused(root: Path, tmp_path: Path) -> None:
+    done = launch("ddp.yaml", root, tmp_path / "run", "--set", "train.batch_pairs=3")
+    assert done.returncode != 0
+    assert "train.batch_pairs 3 must be a multiple of the number of processes, 2" in done.stderr
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_configurations_are_accelerates(path: Path) -> None:
+    """accelerate refuses unknown keys of a configuration."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config: Any = load_config_from_file(str(path))
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert config.distributed_type == tree["distributed_type"]
+    assert config.num_processes == 2
+    assert config.mixed_precision == "no"
