@@ -21,7 +21,6 @@ from focusdpo.flows.bench_run import Bench, roles
 from focusdpo.flows.evaluation_files import EvaluateResult, write_json
 from focusdpo.flows.machine import machine, packages
 from focusdpo.flows.preview import comparison_sheet
-from focusdpo.pipeline.dreambench import shown_photograph
 from focusdpo.pipeline.dreambench_metrics import KnownSubject
 from focusdpo.pipeline.dreambench_table import bench_rows, undetected
 from focusdpo.pipeline.parts import Image, ReferenceImage
@@ -69,7 +68,7 @@ def write_results(
     failures = {model: undetected(measured[model][0]) for model in MODELS}
     failures["photographs"] = (
         sum(one.undetected for one in known.values()),
-        sum(len(files) for files in bench.targets.values()),
+        sum(len(one.pictures) for one in bench.members.values()),
     )
     notes = _notes(bench, failures)
     seconds = round(time.perf_counter() - started, 3)
@@ -78,12 +77,12 @@ def write_results(
         "protocol": bench.plan.shown_id,
         "seconds": seconds,
         "adapter": run.adapter,
-        "seed": run.dreambench.seed,
+        "seed": bench.plan.seed,
         "scenes": len(bench.plan.scenes),
         "pictures": len(judged),
         "images_per_prompt": bench.plan.images_per_prompt,
         "targets": bench.plan.protocol.targets,
-        "shown": {name: shown_photograph(bench.folder, name).name for name in bench.plan.names},
+        "shown": {name: one.pictures[0] for name, one in bench.members.items()},
         "failed_detections": failures,
         "fingerprints": dict(bench.fingerprints) | {"adapter": bench.adapter},
         "notes": list(notes),
@@ -106,16 +105,22 @@ def _notes(bench: Bench, failures: Mapping[str, tuple[int, int]]) -> tuple[str, 
     """What must stand beside the numbers: protocol, checkpoints, crops, references, seeds,
     failures."""
     plan, config = bench.plan, bench.run.evaluate
+    whole = "dino" in bench.fingerprints
     targets = (
         "the shown photograph" if plan.protocol.targets == "shown" else "all of its photographs"
     )
     return (
         f"protocol {plan.shown_id}: {plan.sets} {plan.protocol.what}, {len(plan.scenes)} prompts, "
-        f"{plan.images_per_prompt} pictures each, seed {bench.run.dreambench.seed}",
-        f"DINO, CLIP-I: whole picture and {targets} per subject; CLIP-T: whole picture and prompt",
+        f"{plan.images_per_prompt} pictures each, seed {plan.seed}",
+        (f"DINO, CLIP-I: whole picture and {targets} per subject; " if whole else "")
+        + "CLIP-T: whole picture and prompt",
         "instances: segmenter by class words, assigned by word, then identity; confidence at least "
         f"{config.min_confidence:g}, area at least {config.min_area:g}",
-        *(f"{label}: {_checkpoint(bench, part)}" for part, label in PARTS.items()),
+        *(
+            f"{label}: {_checkpoint(bench, part)}"
+            for part, label in PARTS.items()
+            if part in bench.fingerprints
+        ),
         "not found: "
         + ", ".join(f"{lost} of {total} ({what})" for what, (lost, total) in failures.items()),
         f"intervals: {config.level:.0%}, bootstrap over {plan.protocol.what}, not over pictures",
@@ -126,7 +131,7 @@ def _checkpoint(bench: Bench, part: str) -> str:
     """A part's kind, weights and crops as the run names them, and the start of its fingerprint."""
     run = bench.run
     role = {**roles(run), "generator": "backbone"}[part]
-    named = [run.suite]
+    named: list[str] = [run.suite]
     if run.suite == "checkpoints":
         values = getattr(run.models, role).model_dump()
         named = [values.pop("kind")]
@@ -150,9 +155,9 @@ def write_subjects(
             (folder / f"{number}.png").write_bytes(encode_png(picture))
             files.append(f"references/{name}/{number}.png")
         about[name] = {
-            "class_name": bench.folder.classes[name],
+            "class_name": bench.members[name].class_name,
             "held_out_class": False,
-            "photographs": [file.name for file in bench.targets[name]],
+            "photographs": list(bench.members[name].pictures),
             "pictures": files,
         }
     prompts = {scene.id: scene.prompt for scene in bench.plan.scenes}

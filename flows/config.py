@@ -29,6 +29,7 @@ from focusdpo.pipeline.dreambench import DreamBenchConfig
 from focusdpo.pipeline.evaluate import EvaluateConfig
 from focusdpo.pipeline.generate import GenerateConfig
 from focusdpo.pipeline.ingest import IngestConfig
+from focusdpo.pipeline.own_scenes import OwnScenesConfig
 from focusdpo.pipeline.pair import PairConfig
 from focusdpo.pipeline.score import ScoreConfig
 from focusdpo.pipeline.segment import SegmentConfig
@@ -162,9 +163,14 @@ class EvaluateRun(_Run):
         "dreambench-single/kosmosg",
         "dreambench-single/all-refs",
         "dreambench-multi/uno",
+        "subjects",
     ] = Field("pocket", description="what is painted and how it is measured (docs/dreambench.md)")
     data: str | None = Field(
         None, description="folder of the protocol's photographs; pocket renders its own pictures"
+    )
+    ingest: IngestConfig = Field(IngestConfig(), description="reading a folder of subjects")
+    own_scenes: OwnScenesConfig = Field(
+        OwnScenesConfig(), description="scenes of the protocol subjects"
     )
     dreambench: DreamBenchConfig = Field(
         DreamBenchConfig(), description="how much of a DreamBench protocol is painted"
@@ -251,7 +257,16 @@ SECTIONS = tuple(
     sorted(
         {"suite", "models", "partitions_per_task"}
         | set(_Stages.model_fields)
-        | {"train", "premise", "held_out", "evaluate", "dreambench", "report", "ablation"}
+        | {
+            "train",
+            "premise",
+            "held_out",
+            "evaluate",
+            "dreambench",
+            "own_scenes",
+            "report",
+            "ablation",
+        }
     )
 )
 """What a preset file may hold."""

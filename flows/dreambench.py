@@ -34,8 +34,7 @@ from focusdpo.pipeline.dreambench_metrics import (
     measure_pictures,
 )
 from focusdpo.pipeline.evaluate import EvaluateConfig
-from focusdpo.pipeline.parts import Image, ReferenceImage
-from focusdpo.pipeline.photographs import read_photograph
+from focusdpo.pipeline.parts import Image, Mask, ReferenceImage
 from focusdpo.pipeline.score import crop_on_white
 
 CUT_MARGIN = 0.1
@@ -88,8 +87,8 @@ def finished(run: EvaluateRun) -> EvaluateResult | None:
 
 def _parts(run: EvaluateRun) -> BenchParts:
     role = roles(run)
-    whole = build_part(run.family, role["dino"])
-    if not hasattr(whole, "embed_whole"):
+    whole = build_part(run.family, role["dino"]) if "dino" in role else None
+    if whole is not None and not hasattr(whole, "embed_whole"):
         raise UserError(
             f"protocol {run.protocol}: the identity encoder of suite '{run.suite}' takes no whole "
             "pictures; take a preset of suite checkpoints, as in --preset flux-uno"
@@ -107,20 +106,23 @@ def _know(
 ) -> tuple[dict[str, KnownSubject], dict[str, ReferenceImage], dict[str, list[Image]]]:
     """What is known of each subject, what the generator is shown of it, small target pictures."""
     known, shown, sheets = {}, {}, {}
-    for done, (name, files) in enumerate(bench.targets.items(), 1):
-        photographs = [read_photograph(file) for file in files]
-        word = bench.folder.classes[name]
-        known[name] = know_subject(photographs, word, parts, bench.run.evaluate)
-        first, mask = photographs[0], known[name].masks[0]
-        if bench.run.dreambench.shown == "cut_out":
-            cut = crop_on_white(first, mask, CUT_MARGIN)
-            black = crop_on_white(np.zeros_like(first), mask, CUT_MARGIN)
-            shown[name] = ReferenceImage(image=cut, mask=black[..., 0] == 0)
-        else:
-            shown[name] = ReferenceImage(image=first, mask=np.ones(first.shape[:2], np.bool_))
-        sheets[name] = [small(one) for one in photographs]
-        watch("look at photographs", done, len(bench.targets), {})
+    for done, (name, member) in enumerate(bench.members.items(), 1):
+        pictures = member.load()
+        images = [one.image for one in pictures]
+        masks = [one.mask for one in pictures] if member.masked else None
+        known[name] = know_subject(images, member.class_name, parts, bench.run.evaluate, masks)
+        shown[name] = pictures[0]
+        if bench.cuts_out and not member.masked:
+            shown[name] = _cut_out(images[0], known[name].masks[0])
+        sheets[name] = [small(one) for one in images]
+        watch("look at photographs", done, len(bench.members), {})
     return known, shown, sheets
+
+
+def _cut_out(image: Image, mask: Mask) -> ReferenceImage:
+    """The subject on white in a square."""
+    black = crop_on_white(np.zeros_like(image), mask, CUT_MARGIN)
+    return ReferenceImage(image=crop_on_white(image, mask, CUT_MARGIN), mask=black[..., 0] == 0)
 
 
 def _measure(

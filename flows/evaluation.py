@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 MODELS = ("base", "adapter")
 SCORERS = ("segmenter", "identity", "clip")
 """The parts that chose the training's pairs."""
-_OTHERS = ("protocol", "data", "dreambench", "models")
+_OTHERS = ("protocol", "data", "dreambench", "ingest", "own_scenes", "models")
 """Settings of other protocols: fingerprints tell the models."""
 GRID = "grid.png"
 """References of some scenes, and below them what each model painted."""

@@ -129,6 +129,7 @@ class BenchScenes:
     sets: int
     """How many sets of subjects the scenes are of."""
     images_per_prompt: int
+    seed: int
     names: tuple[str, ...]
     """The subjects that stand in some scene."""
 
@@ -184,6 +185,7 @@ def bench_scenes(
         scenes=tuple(scenes),
         sets=len(sets),
         images_per_prompt=config.images_per_prompt or protocol.images_per_prompt,
+        seed=config.seed,
         names=tuple(name for name in PHOTOGRAPH if any(name in names for names in sets)),
     )
 

@@ -71,7 +71,8 @@ class WholeEncoder(Part, Protocol):
 class BenchParts:
     """The models that measure."""
 
-    whole: WholeEncoder
+    whole: WholeEncoder | None
+    """None: whole pictures are not compared."""
     identity: IdentityEncoder
     clip: TextImageEncoder
     segmenter: Segmenter
@@ -82,9 +83,9 @@ class KnownSubject:
     """What is known of a subject from its T target photographs."""
 
     dino: Vectors
-    """(T, D) whole photographs."""
+    """(T, D) whole photographs; (0, 0) when whole pictures are not compared."""
     clip: Vectors
-    """(T, C) whole photographs."""
+    """(T, C) whole photographs, as `dino`."""
     identity: Vectors
     """(T, D) the subject in each."""
     thumbs: tuple[ReferenceImage, ...]
@@ -95,20 +96,39 @@ class KnownSubject:
 
 
 def know_subject(
-    photographs: Sequence[Image], class_name: str, parts: BenchParts, config: EvaluateConfig
+    photographs: Sequence[Image],
+    class_name: str,
+    parts: BenchParts,
+    config: EvaluateConfig,
+    masks: Sequence[Mask] | None = None,
 ) -> KnownSubject:
-    """Embed a subject's target photographs, of any sizes."""
+    """Embed a subject's target photographs, of any sizes; `masks` (H, W) where they are known, else
+    the segmenter finds the class word."""
+    if masks is not None:
+        return _known(photographs, masks, 0, parts, config)
     found = detect(photographs, [(class_name,)] * len(photographs), parts.segmenter, config)
-    masks = [
+    seen = [
         own[0].mask if own else np.ones(image.shape[:2], np.bool_)
         for image, own in zip(photographs, found, strict=True)
     ]
     undetected = sum(not own for own in found)
     if undetected:
-        log.warning("%s: not found in %d of %d photographs", class_name, undetected, len(masks))
+        log.warning("%s: not found in %d of %d photographs", class_name, undetected, len(seen))
+    return _known(photographs, seen, undetected, parts, config)
+
+
+def _known(
+    photographs: Sequence[Image],
+    masks: Sequence[Mask],
+    undetected: int,
+    parts: BenchParts,
+    config: EvaluateConfig,
+) -> KnownSubject:
+    none = np.zeros((0, 0), np.float32)
+    whole = parts.whole
     return KnownSubject(
-        dino=embed(parts.whole.embed_whole, photographs, config.batch),
-        clip=embed(parts.clip.embed_images, photographs, config.batch),
+        dino=embed(whole.embed_whole, photographs, config.batch) if whole else none,
+        clip=embed(parts.clip.embed_images, photographs, config.batch) if whole else none,
         identity=embed_masked(parts.identity, photographs, masks, config.batch),
         thumbs=tuple(thumb(image, mask) for image, mask in zip(photographs, masks, strict=True)),
         masks=tuple(masks),
@@ -132,7 +152,7 @@ def measure_pictures(
     `scenes[b]` is the scene of picture b, `indices[b]` its number in the scene and `names[b]` where
     it lies. The metrics of the pocket judge alone (class, hue, pattern) are NaN.
     """
-    dino = embed(parts.whole.embed_whole, pictures, config.batch)
+    dino = embed(parts.whole.embed_whole, pictures, config.batch) if parts.whole else None
     clip = embed(parts.clip.embed_images, pictures, config.batch)
     texts = parts.clip.embed_texts([scene.prompt for scene in scenes])
     clip_t = np.sum(clip.astype(np.float64) * texts.astype(np.float64), axis=1)
@@ -172,8 +192,9 @@ def measure_pictures(
                 **identity_values(similarity, given, claim=config.claim),
             )
         )
-        dino_each = whole_cosines(dino[at], [one.dino for one in own])
-        clip_each = whole_cosines(clip[at], [one.clip for one in own])
+        blank = (np.nan,) * len(own)
+        dino_each = blank if dino is None else whole_cosines(dino[at], [o.dino for o in own])
+        clip_each = blank if dino is None else whole_cosines(clip[at], [o.clip for o in own])
         whole.append(
             WholeScores(
                 model=model,

@@ -164,13 +164,15 @@ def evaluate(
         typer.Option(
             "--protocol",
             help="pocket (rendered individuals), or on photographs: dreambench-single/kosmosg, "
-            "dreambench-single/all-refs, dreambench-multi/uno (docs/dreambench.md).",
+            "dreambench-single/all-refs, dreambench-multi/uno, subjects (docs/dreambench.md).",
         ),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            "--data", metavar="DIR", help="The DreamBooth dataset's folder, for dreambench-*."
+            "--data",
+            metavar="DIR",
+            help="The DreamBooth dataset's folder for dreambench-*, your subjects' for subjects.",
         ),
     ] = None,
     prefect: PREFECT = True,
