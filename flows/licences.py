@@ -5,6 +5,7 @@ from __future__ import annotations
 from focusdpo.data_schemas.checkpoints import locate, read_json
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.models_config import Family
+from focusdpo.model.backbones.flux_uno_config import FluxUnoConfig
 
 POCKET = "Apache-2.0, trained on renders of MIT-licensed 3D emoji"
 DEV = "FLUX.1 [dev] Non-Commercial License: no commercial use"
@@ -31,10 +32,9 @@ def licence_of(family: Family, role: str) -> str:
     if isinstance(family, str):
         return POCKET
     config = getattr(family, "backbone" if role == "generator" else role, None)
-    kind = getattr(config, "kind", "")
-    if kind == "flux-uno":
+    if isinstance(config, FluxUnoConfig):
         return "; ".join([_flux(config.base), *([UNO] if config.uno else [])])
-    return BY_KIND.get(kind, "")
+    return BY_KIND.get(getattr(config, "kind", ""), "")
 
 
 def notices(family: Family) -> list[str]:

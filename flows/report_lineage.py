@@ -16,7 +16,7 @@ from focusdpo.flows.report_view import Fact, LineagePart, ModelFact
 
 AGAIN = "run it again"
 UNSTATED = "see the model's own card"
-_PART = {"base": "backbone", "adapter": "backbone"}
+_PART: dict[str, str] = {"base": "backbone", "adapter": "backbone"}
 
 
 def collect_lineage(
@@ -127,11 +127,12 @@ def _run_models(title: str, run: Mapping[str, Any], family: Family) -> list[Mode
     return [
         ModelFact(
             role=f"{title.lower()}: {role}",
-            name="LoRA of this run" if role == "adapter" else _name(family, _PART.get(role, role)),
+            name="LoRA of this run" if role == "adapter" else _name(family, part),
             fingerprint=str(fingerprint),
-            licence=licence_of(family, _PART.get(role, role)) or UNSTATED,
+            licence=licence_of(family, part) or UNSTATED,
         )
         for role, fingerprint in fingerprints.items()
+        for part in [_PART.get(str(role), str(role))]
     ]
 
 

@@ -88,6 +88,11 @@ def train(
     if run.train.validation.every:
         from focusdpo.flows.validation import Validator, check_metric
 
+        if not isinstance(run.family, str):
+            raise UserError(
+                "train.validation.every: validation paints individuals of the pocket world; with "
+                "checkpoints set it to 0 and compare adapters with `focusdpo evaluate`"
+            )
         check_metric(run.train.validation.metric)
         validate = Validator(run.family, run.train.validation.scenes, watch)
     result = training.train(

@@ -154,8 +154,8 @@ def doctor(
     for check in results:
         # One absent checkpoint fails several checks: its message is told once.
         first = said.setdefault(check.told, check.name)
-        told = check.told if check.ok or first == check.name else f"as {first}"
-        say(f"{'ok  ' if check.ok else 'BAD '} {check.name}: {told}")
+        message = check.told if check.ok or first == check.name else f"as {first}"
+        say(f"{'ok  ' if check.ok else 'BAD '} {check.name}: {message}")
     told: list[dict[str, Any]] = [asdict(check) for check in results]
     finish({"command": "doctor", "ok": all(c.ok for c in results), "checks": told}, json)
     if not all(check.ok for check in results):
