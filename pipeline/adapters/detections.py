@@ -133,9 +133,10 @@ def boxes_of(
     word_Q = fit_QW.argmax(axis=1)
     fit_Q = fit_QW.max(axis=1)
     corners_Q4 = corners_of(boxes_Q4, size)
-    real_Q = ((corners_Q4[:, 2:] - corners_Q4[:, :2]) > 0).all(axis=1)
+    real_Q = (corners_Q4[:, 2:] > corners_Q4[:, :2]).all(axis=1)
     passes_Q = (fit_QT.max(axis=1) > config.box_threshold) & (fit_Q > config.text_threshold)
-    order = [int(q) for q in np.argsort(-fit_Q, kind="stable") if passes_Q[q] and real_Q[q]]
+    good = set(np.flatnonzero(passes_Q & real_Q).tolist())
+    order = [q for q in np.argsort(-fit_Q, kind="stable").tolist() if q in good]
     kept = non_maximum(corners_Q4[order], config.nms_iou)[: config.max_boxes]
     chosen = [order[at] for at in kept]
     return Boxes(

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from focusdpo.pipeline.adapters.original_files import (
     require_model,
     shape_of,
 )
+from focusdpo.pipeline.adapters.text_files import require_bert_tokens
 
 IGNORED = frozenset({"label_enc.weight", "bert.embeddings.position_ids"})
 """Tensors of the published files that inference does not use."""
@@ -50,7 +51,7 @@ class TextEncoder(nn.Module):
     keep their names, and the numbers are the same bit for bit.
     """
 
-    def __init__(self, bert_model: nn.Module) -> None:
+    def __init__(self, bert_model: Any) -> None:
         super().__init__()
         self.config = bert_model.config
         self.embeddings = bert_model.embeddings
@@ -102,7 +103,7 @@ class GroundingDinoSizes:
         return f"Grounding DINO on {swin}, {self.queries} queries"
 
 
-def package() -> ModuleType:
+def package() -> Any:
     """groundingdino's model module. UserError that says how to install it when it is missing, or
     when its opencv does not find the system's libGL."""
     try:
@@ -164,7 +165,7 @@ def grounding_dino_sizes(shapes: Shapes, field: str) -> GroundingDinoSizes:
     )
 
 
-def make_grounding_dino(sizes: GroundingDinoSizes, text_folder: Path) -> nn.Module:
+def make_grounding_dino(sizes: GroundingDinoSizes, text_folder: Path) -> Any:
     """The package's model, its weights not yet loaded; BERT's size and tokenizer are those of
     `text_folder`. What sizes do not say is as in the package's own configuration files."""
     module = package()
@@ -175,8 +176,8 @@ def make_grounding_dino(sizes: GroundingDinoSizes, text_folder: Path) -> nn.Modu
     )
     from groundingdino.models.GroundingDINO.backbone.swin_transformer import SwinTransformer
 
-    args = _Args(
-        {name: value for name, value in vars(published).items() if name[0] != "_"},
+    defaults = {name: value for name, value in vars(published).items() if name[0] != "_"}
+    own: dict[str, Any] = dict(
         hidden_dim=sizes.width,
         dim_feedforward=sizes.feedforward,
         enc_layers=sizes.encoder_layers,
@@ -190,6 +191,7 @@ def make_grounding_dino(sizes: GroundingDinoSizes, text_folder: Path) -> nn.Modu
         use_checkpoint=False,
         use_transformer_ckpt=False,
     )
+    args = SimpleNamespace(**defaults | own)
     # Swin reads numbers off tensors that it makes, so it cannot be made without memory.
     with torch.device("cpu"):
         swin = SwinTransformer(
@@ -203,7 +205,7 @@ def make_grounding_dino(sizes: GroundingDinoSizes, text_folder: Path) -> nn.Modu
     backbone = Joiner(swin, build_position_encoding(args))
     backbone.num_channels = [swin.num_features[i] for i in sizes.stages]
     with _stand_ins(module):
-        model: nn.Module = module.GroundingDINO(
+        model = module.GroundingDINO(
             backbone,
             module.build_transformer(args),
             num_queries=sizes.queries,
@@ -219,6 +221,7 @@ def make_grounding_dino(sizes: GroundingDinoSizes, text_folder: Path) -> nn.Modu
             text_encoder_type=str(text_folder),
             sub_sentence_present=True,
         )
+    require_bert_tokens(model.tokenizer, text_folder, "models.segmenter.text_encoder")
     return model
 
 
@@ -237,13 +240,14 @@ def load_grounding_dino(file: Path, text_folder: Path, field: str) -> nn.Module:
     """The model with the file's weights, frozen, on the CPU in float32."""
     model = make_grounding_dino(check_grounding_dino(file, text_folder, field), text_folder)
     model.load_state_dict(read_tensors(file, field, IGNORED))
-    return model.float().eval().requires_grad_(False)
+    frozen: nn.Module = model.float().eval().requires_grad_(False)
+    return frozen
 
 
 class PackageDetector:
     """A `Detector`."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
 
     def offsets(self, caption: str) -> list[tuple[int, int]]:
@@ -260,15 +264,8 @@ class PackageDetector:
         return out["pred_logits"], out["pred_boxes"]
 
 
-class _Args:
-    """Fields by name, as the package's builders read their configuration."""
-
-    def __init__(self, fields: dict[str, Any], **others: Any) -> None:
-        self.__dict__.update(fields | others)
-
-
 @contextlib.contextmanager
-def _stand_ins(module: ModuleType) -> Iterator[None]:
+def _stand_ins(module: Any) -> Iterator[None]:
     """For the time of a build: our text encoder for the package's, BERT by its settings alone (its
     weights come with the checkpoint), and no lines on standard output."""
     from groundingdino.util import get_tokenlizer

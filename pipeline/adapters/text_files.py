@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
 
@@ -17,3 +18,15 @@ def tokenizer_files(folder: Path, field: str) -> list[Path]:
         )
     names = (*whole, "tokenizer_config.json", "special_tokens_map.json")
     return [folder / name for name in names if (folder / name).is_file()]
+
+
+def require_bert_tokens(tokenizer: Any, folder: Path, field: str) -> None:
+    """UserError unless the tokens that part Grounding DINO's phrases have the ids it was trained
+    with; a damaged vocabulary is read without complaint and would find nothing."""
+    wanted = {"[CLS]": 101, "[SEP]": 102, ".": 1012, "?": 1029}
+    found = {token: tokenizer.convert_tokens_to_ids(token) for token in wanted}
+    if found != wanted:
+        raise UserError(
+            f"{field}: the tokenizer in {folder} is not that of bert-base-uncased: it numbers "
+            f"{found}, expected {wanted}; download its files again"
+        )

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from focusdpo.data_schemas.checkpoints import read_json
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.pipeline.adapters.grounded_segmenter import MaskModel, PaddedView, SquareView
+from focusdpo.pipeline.adapters.text_files import require_bert_tokens
 
 
 class TransformersDetector:
     """A `Detector`."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, device: str = "cpu") -> None:
+    def __init__(self, model: Any, tokenizer: Any, device: str = "cpu") -> None:
         self.model, self.tokenizer = model.to(device), tokenizer
         self._device = device
 
@@ -43,7 +44,7 @@ class TransformersDetector:
 class TransformersSam:
     """A `MaskModel` on SamModel."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
         self.view = PaddedView(model.config.vision_config.image_size)
 
@@ -59,7 +60,7 @@ class TransformersSam:
 class TransformersSam2:
     """A `MaskModel` on Sam2Model."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
         # The image sizes of SAM 2 are square; its prompt encoder knows the side.
         self.view = SquareView(model.config.prompt_encoder_config.image_size)
@@ -80,7 +81,9 @@ def load_detector(folder: Path, field: str) -> tuple[nn.Module, Any]:
     from transformers import AutoTokenizer, GroundingDinoForObjectDetection
 
     model = _load(GroundingDinoForObjectDetection, folder, field)
-    return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    require_bert_tokens(tokenizer, folder, field)
+    return model, tokenizer
 
 
 def load_sam(folder: Path, field: str, device: str) -> MaskModel:
@@ -121,8 +124,6 @@ def _load(cls: Any, folder: Path, field: str, **more: Any) -> nn.Module:
     return loaded.eval().requires_grad_(False)
 
 
-def _propose(
-    model: nn.Module, known: Any, corners_N4: Tensor, multimask: bool
-) -> tuple[Tensor, Tensor]:
+def _propose(model: Any, known: Any, corners_N4: Tensor, multimask: bool) -> tuple[Tensor, Tensor]:
     out = model(image_embeddings=known, input_boxes=corners_N4[None], multimask_output=multimask)
     return out.pred_masks[0], out.iou_scores[0]

@@ -3,6 +3,7 @@ wrong files refused. What needs groundingdino-py is skipped without it."""
 
 from __future__ import annotations
 
+import builtins
 import importlib.util
 import os
 import pickle
@@ -214,11 +215,56 @@ def test_another_bert_is_refused(root, detector_file, tmp_path):
         adapter.build(config_of(root, text_encoder=str(text)), "cpu")
 
 
+@needs_package
+@pytest.mark.parametrize("name", ["GroundingDINO_SwinT_OGC", "GroundingDINO_SwinB_cfg"])
+def test_the_published_detectors_are_known_by_their_shapes(root, monkeypatch, name):
+    """What is built equals the package's own builder with its own configuration, over a small
+    BERT; without weights but Swin's."""
+    import importlib
+    from types import SimpleNamespace
+
+    from groundingdino.models.GroundingDINO import groundingdino as module
+
+    def with_memory(args, original=module.build_backbone):
+        with torch.device("cpu"):
+            return original(args)
+
+    fields = vars(importlib.import_module(f"groundingdino.config.{name}"))
+    args = SimpleNamespace(**fields | {"text_encoder_type": str(root / "text")})
+    monkeypatch.setattr(module, "build_backbone", with_memory)
+    with original_grounding_dino._stand_ins(module), torch.device("meta"):
+        published = module.build_groundingdino(args)
+    shapes = {n: tuple(t.shape) for n, t in published.state_dict().items()}
+    sizes = original_grounding_dino.grounding_dino_sizes(shapes, "f")
+    assert sizes.described() == f"Grounding DINO on Swin-{name[18]}, 900 queries"
+    with torch.device("meta"):
+        own = original_grounding_dino.make_grounding_dino(sizes, root / "text")
+    assert {n: tuple(t.shape) for n, t in own.state_dict().items()} == shapes
+    for one, other in zip(own.modules(), published.modules(), strict=True):
+        assert type(one) is type(other)
+        for field in ("num_heads", "n_heads", "n_points", "n_levels", "window_size", "shift_size"):
+            assert getattr(one, field, None) == getattr(other, field, None)
+
+
 def test_without_the_package_it_is_said_how_to_get_it(monkeypatch):
     for name in [n for n in sys.modules if n.split(".")[0] == "groundingdino"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "groundingdino", None)
     with pytest.raises(UserError, match=r"focusdpo\[groundingdino\].*grounding-sam-hf"):
+        original_grounding_dino.package()
+
+
+def test_an_opencv_without_libgl_is_explained(monkeypatch):
+    name = "groundingdino.models.GroundingDINO.groundingdino"
+    original = builtins.__import__
+
+    def without_libgl(wanted, *more):
+        if wanted == name:
+            raise ImportError("libGL.so.1: cannot open shared object file")
+        return original(wanted, *more)
+
+    monkeypatch.setattr(builtins, "__import__", without_libgl)
+    with pytest.raises(UserError, match="libGL.so.1.*opencv-python-headless"):
         original_grounding_dino.package()
 
 
@@ -233,6 +279,7 @@ def test_the_published_sams_are_known_by_their_shapes(name):
         sizes = sam_sizes(shapes, "f")
         own = make_sam(sizes)
     assert sizes.name == name
+    assert name != "vit_h" or len(shapes) == 594  # as sam_vit_h_4b8939.pth holds
     assert {n: tuple(t.shape) for n, t in own.state_dict().items()} == shapes
     assert own.image_encoder.img_size == published.image_encoder.img_size == 1024
     for one, other in zip(own.image_encoder.blocks, published.image_encoder.blocks, strict=True):

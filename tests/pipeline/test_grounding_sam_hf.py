@@ -296,7 +296,15 @@ def _tensors(change):
     return edit
 
 
+def _another_vocabulary(folder):
+    from transformers import BertTokenizer
+
+    words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", ".")
+    BertTokenizer(vocab={word: at for at, word in enumerate(words)}).save_pretrained(folder)
+
+
 WRONG = [
+    (0, _another_vocabulary, "not that of bert-base-uncased"),
     (0, _another_class, "BertModel, expected GroundingDino"),
     (0, _a_pickle, "pickle"),
     (0, _cut_off, "promises"),
