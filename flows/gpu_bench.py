@@ -130,7 +130,7 @@ def measure_gpu(out: Path, settings: GpuBenchConfig, told: Callable[[str], None]
         raise UserError("quantised=yes needs bitsandbytes: pip install bitsandbytes")
     from focusdpo.model.gpu_bench import bench_rows
 
-    facts = {**device_facts(settings.device), **machine(), **packages()}
+    facts = {**machine(), **packages(), **device_facts(settings.device)}
     given = settings.peak_tflops
     peak = peak_flops(facts["device"]) if given is None else given * 1e12
     bench = GpuBench(facts, settings, peak, ())

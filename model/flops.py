@@ -166,10 +166,15 @@ PEAKS = {
 }
 """Dense bfloat16 tensor-core peaks in TFLOP/s, without sparsity, from NVIDIA's data sheets."""
 
+_LESSER = {"mig", "laptop", "mobile", "max"}
+
 
 def peak_flops(device_name: str) -> float | None:
-    """FLOP/s of a device by the name that its driver tells; None where the table has none."""
+    """FLOP/s of a device by the name that its driver tells; None where the table has none, and for
+    a part of a device or a mobile one of the same name."""
     words = device_name.lower().replace("-", " ").split()
+    if _LESSER & set(words):
+        return None
     # The most words first: "H100 PCIe" before "H100".
     for name in sorted(PEAKS, key=lambda name: -len(name.split())):
         if set(name.lower().split()) <= set(words):

@@ -5,6 +5,7 @@ matrices of zeros draw less power, so that a GPU clocks higher than in training.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
@@ -73,7 +74,7 @@ def random_backbone(
     fill = partial(materialise, base=base, device=device)
     prompts = partial(RandomPrompts, device=device, dtype=dtype)
     if model == "sdxl":
-        return random_sdxl(config, fill, prompts, NoCodec(4))
+        return cast("Backbone", random_sdxl(config, fill, prompts, NoCodec(4)))
     return _random_flux(config, fill, prompts)
 
 
@@ -131,7 +132,7 @@ def _quantise_linears(model: nn.Module, device: str) -> None:
     """Every linear layer becomes bitsandbytes' 4-bit one (nf4, computes in bfloat16), as a QLoRA
     base is loaded; one layer's bfloat16 weights live at a time."""
     try:
-        import bitsandbytes as bnb
+        bnb = importlib.import_module("bitsandbytes")  # optional, and without types
     except ImportError as error:
         raise UserError("quantised=yes needs bitsandbytes: pip install bitsandbytes") from error
     for module in list(model.modules()):
