@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from focusdpo.data_schemas.checkpoints import digest_files
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.flows.config import EvaluateRun
-from focusdpo.flows.wiring import fingerprint_of, resident_parts, vocabulary
+from focusdpo.flows.wiring import Meter, Resident, build_part, fingerprint_of, vocabulary
 from focusdpo.pipeline import own_scenes
 from focusdpo.pipeline.dreambench import (
     PROTOCOLS,
@@ -25,7 +25,7 @@ from focusdpo.pipeline.dreambench import (
 from focusdpo.pipeline.dreambench_metrics import BENCH_METRICS
 from focusdpo.pipeline.ingest import ingest
 from focusdpo.pipeline.keys import config_digest
-from focusdpo.pipeline.parts import ReferenceImage
+from focusdpo.pipeline.parts import ReferenceImage, Segmenter
 from focusdpo.pipeline.photo_masks import StoredMasks
 from focusdpo.pipeline.photographs import GET, open_photographs, read_photograph
 from focusdpo.pipeline.stage import read_reference
@@ -146,8 +146,7 @@ def _own(run: EvaluateRun, data: str) -> tuple[BenchScenes, dict[str, Member]]:
     segmenter is loaded for a photograph without alpha that was not seen before."""
     store = Store.open(Path(run.out) / "store")
     backgrounds, words = vocabulary(run.family)
-    parts = resident_parts(run.family)
-    find = None if run.suite == "pocket" else StoredMasks(store, parts.segmenter)
+    find = StoredMasks(store, _segmenter(run)) if run.suite == "checkpoints" else None
     found = ingest(data, store, run.ingest, known_classes=words, find=find, strict=True)
     plan = own_scenes.own_scenes(found.subjects, backgrounds, run.own_scenes)
     members = {
@@ -163,6 +162,15 @@ def _own(run: EvaluateRun, data: str) -> tuple[BenchScenes, dict[str, Member]]:
         if one.id in plan.names
     }
     return plan, members
+
+
+def _segmenter(run: EvaluateRun) -> Segmenter:
+    """The dataset's own, loaded on its first call: masks are as build-dataset makes them."""
+    load = partial(build_part, run.family, "segmenter")
+    return cast(
+        Segmenter,
+        Resident("segmenter", fingerprint_of(run.family, "segmenter"), load, Meter()),
+    )
 
 
 def _whole(files: Sequence[Path]) -> list[ReferenceImage]:

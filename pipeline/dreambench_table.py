@@ -30,7 +30,7 @@ class BenchPicture:
     @property
     def scene_id(self) -> str:
         """What the bootstrap draws: the set of subjects."""
-        return "+".join(self.judged.subject_ids)
+        return "+".join(sorted(self.judged.subject_ids))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.whole if name in ("dino", "clip_i") else self.judged, name)

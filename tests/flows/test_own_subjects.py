@@ -1,0 +1,114 @@
+"""evaluate --protocol subjects: a team's own subjects, in scenes that no dataset was built from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import photo_folder
+import pytest
+import toy_suite
+import toy_world
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows import wiring
+from focusdpo.flows.config import EvaluateRun
+from focusdpo.flows.evaluation import evaluate, finished
+from focusdpo.flows.settings import resolve
+from focusdpo.pipeline.compose import ComposeConfig, compose
+from focusdpo.pipeline.evaluate import EvaluateConfig
+from focusdpo.pipeline.own_scenes import BACKGROUNDS, OwnScenesConfig, own_scenes
+
+SUBJECTS = {"red": ("disc", 0.0), "blue": ("disc", 240.0), "green": ("square", 120.0)}
+
+
+def run_of(folder: Path, data: Path, **own: object) -> EvaluateRun:
+    adapter = folder / "adapter"
+    adapter.mkdir(exist_ok=True)
+    for name in ("adapter.json", "pytorch_lora_weights.safetensors"):
+        (adapter / name).write_bytes(b"{}")
+    return resolve(
+        EvaluateRun,
+        {
+            "adapter": str(adapter),
+            "out": str(folder / "out"),
+            "protocol": "subjects",
+            "data": str(data),
+            "ingest": {"size": toy_world.SIDE},
+            "own_scenes": own,
+            "evaluate": EvaluateConfig(resamples=200, batch=8),
+        },
+    )
+
+
+def test_scenes_are_not_those_of_any_dataset() -> None:
+    world = toy_world.three_subjects()
+    subjects = list(world.subjects.values())
+    plan = own_scenes(subjects, ("grey",), OwnScenesConfig(variants=3))
+    assert plan.shown_id == "subjects" and len(plan.scenes) == 6 * 3 and plan.sets == 6
+    assert all(scene.prompt.split(" on ")[1] in BACKGROUNDS for scene in plan.scenes)
+    assert plan == own_scenes(subjects[::-1], ("grey",), OwnScenesConfig(variants=3))
+    # The same subjects on the same places, as a dataset might name them: other noise all the same.
+    twin = ComposeConfig(variants=3, same_class=True, triple_rate=0)
+    seeds = {scene.id: scene.seed for scene in compose(subjects, BACKGROUNDS, twin)}
+    assert all(seeds[scene.id] != scene.seed for scene in plan.scenes)
+    apart = own_scenes(subjects, (), OwnScenesConfig(variants=1, same_class=False, single_rate=0))
+    assert {frozenset(scene.subject_ids) for scene in apart.scenes} == {
+        frozenset({"red", "green"}),
+        frozenset({"blue", "green"}),
+    }
+    with pytest.raises(UserError, match="a wooden pier is named by build-dataset too"):
+        own_scenes(subjects, ("a wooden pier",), OwnScenesConfig())
+
+
+def test_own_subjects_from_the_folder_to_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(wiring.SUITES, "pocket", "photo_folder")
+    # No DINO is asked for: whole pictures are not compared.
+    monkeypatch.setitem(photo_folder.PARTS, "identity", toy_world.Identity())
+    data = toy_suite.write_subjects(tmp_path / "subjects", SUBJECTS)
+    run = run_of(tmp_path, data, variants=6)
+    result = evaluate(run)
+    rows = {(r.metric, r.group, r.model): r for r in result.rows}
+    assert {r.protocol for r in result.rows} == {"subjects"}
+    assert {group for _, group, _ in rows} == {"all", "1 subject", "2 subjects", "same class"}
+    assert not {"dino", "clip_i"} & {metric for metric, _, _ in rows}
+    assert rows["identity", "all", "adapter - base"].mean > 0
+    assert rows["missing", "all", "adapter"].mean < rows["missing", "all", "base"].mean
+    assert rows["identity", "all", "base"].scenes == 6
+    about = json.loads((Path(run.out) / "run.json").read_text())
+    assert about["failed_detections"]["photographs"] == [0, 6], "alpha tells where they are"
+    text = "\n".join(result.notes)
+    assert "6 sets of subjects" in text and "DINO" not in text and "CLIP-T" in text
+    assert finished(run) is not None
+    calls = len(photo_folder.BASE.calls)
+    toy_suite.write_subjects(data, {"blue": ("disc", 200.0)})
+    assert finished(run) is None, "a changed subject is another evaluation"
+    evaluate(run)
+    assert len(photo_folder.BASE.calls) > calls
+
+
+def test_bad_subjects_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(wiring.SUITES, "pocket", "photo_folder")
+    data = toy_suite.write_subjects(tmp_path / "subjects", SUBJECTS)
+    run = run_of(tmp_path, data)
+    with pytest.raises(UserError, match="needs --data, the folder of your subjects"):
+        evaluate(run.model_copy(update={"data": None}))
+    (data / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: no picture"):
+        evaluate(run)
+
+
+def test_other_protocols_settings_do_not_touch_pocket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key of a pocket evaluation is blind to them: none is made again for their sake."""
+    from focusdpo.flows.evaluation import _key
+
+    monkeypatch.setitem(wiring.SUITES, "pocket", "toy_suite")
+    run = run_of(tmp_path, tmp_path).model_copy(update={"protocol": "pocket"})
+    changes = {"dreambench": {"seed": 5}, "own_scenes": {"seed": 5}, "ingest": {"size": 99}}
+    other = resolve(EvaluateRun, run.model_dump() | changes | {"data": "elsewhere"})
+    assert _key(run) == _key(other)
+    assert _key(run) != _key(resolve(EvaluateRun, run.model_dump() | {"evaluate": {"seed": 3}}))
