@@ -304,6 +304,8 @@ def test_on_checkpoints_in_their_public_layouts(tmp_path: Path) -> None:
     own = {"protocol": "subjects", "out": str(tmp_path / "own"), "own_scenes": {"variants": 1}}
     told = evaluate(resolve(EvaluateRun, run.model_dump() | own))
     assert told.scenes == 3 and "DINO: " not in "\n".join(told.notes)
+    with pytest.raises(UserError, match=r"for checkpoints give --protocol dreambench-"):
+        finished(resolve(EvaluateRun, run.model_dump() | {"protocol": "pocket"}))
     with pytest.raises(UserError, match=r"needs DINO v1.*kind: dino"):
         models = {**preset["models"], "identity": preset["models"]["judge_identity"]}
         finished(resolve(EvaluateRun, run.model_dump() | {"models": models}))
