@@ -189,9 +189,9 @@ def _key(run: EvaluateRun) -> str:
     """Digest of what decides the result: settings, metrics, models, the adapter's weights."""
     if run.suite != "pocket":
         raise UserError(
-            "protocol pocket paints the embedded world's rendered individuals; for checkpoints give "
-            "--protocol dreambench-single/kosmosg, dreambench-single/all-refs, dreambench-multi/uno "
-            "or subjects, and --data (docs/dreambench.md)"
+            "protocol pocket paints the embedded world's individuals; for checkpoints give "
+            "--protocol dreambench-single/kosmosg, dreambench-single/all-refs, dreambench-multi/uno"
+            " or subjects, and --data (docs/dreambench.md)"
         )
     card = Path(run.adapter) / "adapter.json"
     weights = Path(run.adapter) / "pytorch_lora_weights.safetensors"
