@@ -17,6 +17,7 @@ from focusdpo.data_schemas.shards import Split
 from focusdpo.flows.ablation_config import AblationConfig
 from focusdpo.flows.held_out import HeldOutConfig
 from focusdpo.flows.models_config import Family, ModelsConfig
+from focusdpo.flows.retrain_config import RetrainConfig, YieldAlertConfig
 from focusdpo.flows.settings import load_preset, merge
 from focusdpo.flows.world_subjects import WorldConfig
 from focusdpo.model.configs import TrainConfig
@@ -36,6 +37,14 @@ from focusdpo.pipeline.segment import SegmentConfig
 from focusdpo.pipeline.shard import ShardConfig
 
 CLOSED = ConfigDict(extra="forbid", frozen=True)
+
+ProtocolId = Literal[
+    "pocket",
+    "dreambench-single/kosmosg",
+    "dreambench-single/all-refs",
+    "dreambench-multi/uno",
+    "subjects",
+]
 
 
 class ReportConfig(BaseModel):
@@ -120,6 +129,9 @@ class BuildRun(_Stages, _Run):
     partitions_per_task: int = Field(
         0, ge=0, description="partitions of one task; 0: so many that a stage has about 8 tasks"
     )
+    alert: YieldAlertConfig = Field(
+        YieldAlertConfig(), description="when a drop of the yield is told"
+    )
 
 
 class GenerateRun(_Run):
@@ -158,13 +170,9 @@ class EvaluateRun(_Run):
 
     adapter: str = Field(description="folder of the adapter")
     out: str = Field(description="folder of the evaluation")
-    protocol: Literal[
-        "pocket",
-        "dreambench-single/kosmosg",
-        "dreambench-single/all-refs",
-        "dreambench-multi/uno",
-        "subjects",
-    ] = Field("pocket", description="what is painted and how it is measured (docs/dreambench.md)")
+    protocol: ProtocolId = Field(
+        "pocket", description="what is painted and how it is measured (docs/dreambench.md)"
+    )
     data: str | None = Field(
         None, description="folder of the protocol's photographs; pocket renders its own pictures"
     )
@@ -210,12 +218,6 @@ class AblateRun(_WholeJob):
     version: str = Field("latest", description="dataset version")
     ablation: AblationConfig = Field(AblationConfig(), description="what is compared")
 
-    @model_validator(mode="after")
-    def _judged_in_the_world(self) -> AblateRun:
-        if self.suite != "pocket":
-            raise ValueError("ablate compares on rendered individuals: suite pocket only")
-        return self
-
     @property
     def dataset_root(self) -> str:
         """Where the pairs lie."""
@@ -253,6 +255,50 @@ class DemoRun(_WholeJob):
         return EvaluateRun.model_validate(shared(self, EvaluateRun) | own)
 
 
+class RetrainRun(_WholeJob):
+    """`retrain`: build, decide, train, evaluate, and promote what is better, in `out`."""
+
+    out: str = Field(description="folder of the models: candidates, and which one is in use")
+    root: str | None = Field(None, description="folder of the dataset; none: `dataset` below `out`")
+    protocol: ProtocolId = Field("pocket", description="what decides, as for evaluate")
+    data: str | None = Field(None, description="folder of the protocol's photographs")
+    own_scenes: OwnScenesConfig = Field(
+        OwnScenesConfig(), description="scenes of the protocol subjects"
+    )
+    dreambench: DreamBenchConfig = Field(
+        DreamBenchConfig(), description="how much of a DreamBench protocol is painted"
+    )
+    retrain: RetrainConfig = Field(RetrainConfig(), description="when to train and to promote")
+    alert: YieldAlertConfig = Field(
+        YieldAlertConfig(), description="when a drop of the yield is told"
+    )
+
+    @model_validator(mode="after")
+    def _here(self) -> RetrainRun:
+        if "://" in self.out:
+            raise ValueError(f"out={self.out}: checkpoints need a local folder")
+        return self
+
+    @property
+    def dataset_root(self) -> str:
+        """Where the pairs lie."""
+        return self.root or f"{self.out}/dataset"
+
+    def build_run(self) -> BuildRun:
+        """Its build-dataset part."""
+        return BuildRun.model_validate(shared(self, BuildRun) | {"root": self.dataset_root})
+
+    def train_run(self, version: str, out: str) -> TrainRun:
+        """Its train part, on a dataset version."""
+        own = {"root": self.dataset_root, "version": version, "out": out}
+        return TrainRun.model_validate(shared(self, TrainRun) | own)
+
+    def evaluate_run(self, adapter: str, out: str) -> EvaluateRun:
+        """Its evaluate part, of an adapter."""
+        own = {"adapter": adapter, "out": out}
+        return EvaluateRun.model_validate(shared(self, EvaluateRun) | own)
+
+
 SECTIONS = tuple(
     sorted(
         {"suite", "models", "partitions_per_task"}
@@ -266,6 +312,8 @@ SECTIONS = tuple(
             "own_scenes",
             "report",
             "ablation",
+            "retrain",
+            "alert",
         }
     )
 )

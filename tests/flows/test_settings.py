@@ -18,6 +18,7 @@ from focusdpo.flows.config import (
     DemoRun,
     EvaluateRun,
     FocusMapsRun,
+    RetrainRun,
     TrainRun,
 )
 from focusdpo.flows.settings import (
@@ -31,7 +32,7 @@ from focusdpo.flows.settings import (
     resolve,
 )
 
-RUNS = (BuildRun, TrainRun, FocusMapsRun, EvaluateRun, AblateRun, DemoRun)
+RUNS = (BuildRun, TrainRun, FocusMapsRun, EvaluateRun, AblateRun, DemoRun, RetrainRun)
 REQUIRED = {"root": "r", "out": "o", "adapter": "a"}
 
 
