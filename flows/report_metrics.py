@@ -33,10 +33,11 @@ _UNITS: dict[str, Unit] = {
 
 
 def metric_info(name: str) -> MetricInfo:
-    """What `pipeline.metrics` says of it; an unknown metric goes by its name and is not judged."""
+    """What the tables of metrics say of it; an unknown metric goes by its name and is not judged."""
+    from focusdpo.pipeline.dreambench_metrics import BENCH_METRICS
     from focusdpo.pipeline.metrics import METRICS
 
-    metric = METRICS.get(name)
+    metric = METRICS.get(name) or BENCH_METRICS.get(name)
     if metric is None:
         return MetricInfo(name.replace("_", " "), "", "number", "neither")
     return MetricInfo(
