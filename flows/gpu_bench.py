@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -108,7 +108,7 @@ class GpuBench:
     def line(self, row: Row) -> str:
         """A row for the terminal."""
         cells = dict(zip(COLUMNS, self.cells(row), strict=True))
-        state = f"{cells['model']} {cells['base']} {cells['memory']}, {cells['pairs']} pairs"
+        state = f"{cells['model']} {cells['base']} {cells['memory']}, pairs {cells['pairs']}"
         state += f", checkpointing {cells['checkpointing']}"
         state += "" if row.limit_gib is None else f", within {cells['limit']}"
         if row.seconds is None:
@@ -151,6 +151,6 @@ def write(out: Path, bench: GpuBench) -> None:
     write_file(out / "gpu_bench.md", bench.markdown().encode())
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

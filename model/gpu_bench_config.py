@@ -53,11 +53,11 @@ TINY: dict[str, dict[str, Any]] = {
         **FULL["flux"],
         "num_layers": 3,
         "num_single_layers": 2,
-        "attention_head_dim": 12,
+        "attention_head_dim": 32,  # bitsandbytes packs widths of multiples of 32 on a CPU
         "num_attention_heads": 2,
-        "joint_attention_dim": 16,
-        "pooled_projection_dim": 16,
-        "axes_dims_rope": (4, 4, 4),
+        "joint_attention_dim": 64,
+        "pooled_projection_dim": 64,
+        "axes_dims_rope": (8, 12, 12),
     },
     "sdxl": {
         **FULL["sdxl"],
@@ -135,7 +135,7 @@ class GpuBenchConfig(BaseModel):
         ("flux", "sdxl"), min_length=1, description="architectures: FLUX.1-dev, SDXL"
     )
     scale: Literal["full", "tiny"] = Field(
-        "full", description="tiny: a few thousand weights, to try the command out"
+        "full", description="tiny: a few 100,000 weights, to try the command out"
     )
     device: str = Field("cuda", description="cuda, cuda:1, ...; cpu only to try the command out")
     objectives: tuple[Objective, ...] = Field(

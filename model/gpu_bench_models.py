@@ -151,6 +151,8 @@ def _quantise_linears(model: nn.Module, device: str) -> None:
                     rows.normal_(0, STD), requires_grad=False, quant_type="nf4"
                 )
                 layer.weight = weight.to(device)
+                # On a CPU it would repack weights for inference, with no way back for a gradient.
+                layer.support_avx512bf16_for_cpu = False
                 setattr(module, name, layer)
     cast("Any", model).is_loaded_in_4bit = True  # peft then picks its 4-bit LoRA layer
 

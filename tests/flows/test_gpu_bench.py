@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from tiny_bench import SMALL, tiny_bench
 
 from focusdpo.flows.cli import main
@@ -219,6 +220,16 @@ def test_the_device_s_peak_can_be_given(tmp_path: Path) -> None:
     (only,) = measured.rows
     assert only.seconds is not None and only.step_flops is not None
     assert measured.mfu(only) == pytest.approx(only.step_flops / only.seconds / 0.5e12)
+
+
+def test_the_page_in_docs_knows_every_setting() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "gpu_bench.md").read_text("utf-8")
+    rows = [line.split("|")[1:3] for line in page.split("## Settings")[1].splitlines()[5:]]
+    told = {name.strip(" `"): value.strip(" `") for name, value in rows}
+    assert list(told) == list(GpuBenchConfig.model_fields)
+    defaults = GpuBenchConfig().model_dump(mode="json")
+    for name in told.keys() - {"peak_tflops"}:
+        assert str(yaml.safe_load(told[name])) == str(defaults[name]), name
 
 
 # The command

@@ -1,4 +1,4 @@
-"""`bench --gpu` in small: both architectures with a few thousand weights, on the CPU."""
+"""`bench --gpu` in small: both architectures with few weights, on the CPU."""
 
 from __future__ import annotations
 

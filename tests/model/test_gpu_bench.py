@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -20,7 +21,13 @@ from focusdpo.model.configs import ObjectiveConfig, TrainConfig
 from focusdpo.model.flops import Flops
 from focusdpo.model.gpu_bench_config import STRAIGHTFORWARD, GpuBenchConfig, ModelName, Row, Setting
 from focusdpo.model.gpu_bench_models import lora_config, random_backbone, random_batch
-from focusdpo.model.gpu_device import Trace, attempt, device_facts, require_device
+from focusdpo.model.gpu_device import (
+    Trace,
+    attempt,
+    device_facts,
+    limited,
+    require_device,
+)
 from focusdpo.model.noise import draw_noise
 from focusdpo.model.step import pair_step
 from focusdpo.model.straightforward import frozen_copy, straightforward_dpo
@@ -100,6 +107,24 @@ def test_random_weights_are_alive(built: Backbone) -> None:
     assert batch.priors.subjects_BRN.sum(2).min() > 0
     norms = [m for m in built.transformer.modules() if isinstance(m, nn.GroupNorm)]
     assert all((norm.weight == 1).all() and (norm.bias == 0).all() for norm in norms)
+
+
+@pytest.mark.parametrize("method", ["dpo", "focus_dpo"])
+def test_a_quantised_base_takes_steps(method: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    config = tiny_bench()
+    backbone = random_backbone("flux", config, "nf4")
+    linear: Any = backbone.transformer.get_submodule("transformer_blocks.0.attn.to_q")
+    assert type(linear).__name__ == "Linear4bit" and linear.weight.quant_state is not None
+    (row,) = gpu_bench.measure(backbone, setting((method,), base="nf4"), config, FLOPS)
+    assert row.failure is None and row.seconds
+    assert not policy_parameters(backbone.transformer)
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
+def test_without_bitsandbytes_it_says_so() -> None:
+    with pytest.raises(UserError, match="pip install bitsandbytes"):
+        random_backbone("flux", tiny_bench(), "nf4")
 
 
 # The straightforward implementation
@@ -380,7 +405,7 @@ def test_on_a_gpu_memory_is_measured_and_limits_hold() -> None:
     config = tiny_bench(device="cuda", models=("flux",), checkpointing=(True,))
     rows = list(gpu_bench.bench_rows(config))
     assert all(row.failure is None and row.peak_bytes for row in rows)
-    backbone = random_backbone("flux", config, "bf16")
-    wanted = setting(("dpo",), base="bf16", limit_gib=1.001)
-    (row,) = gpu_bench.measure(backbone, wanted, config, FLOPS)
-    assert row.failure is not None and row.failure.startswith("out of memory")
+    with limited(1.5, "cuda"):  # half a GiB, after what CUDA itself takes
+        taken, failure = attempt(lambda: torch.empty(2**30, device="cuda"), Trace("within"))
+    assert taken is None and failure is not None and failure.startswith("out of memory within")
+    assert attempt(lambda: torch.empty(2**28, device="cuda"), Trace())[1] is None
