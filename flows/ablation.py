@@ -120,7 +120,11 @@ def available_cores() -> int:
 
 def dataset_is_there(run: AblateRun) -> bool:
     """Whether there is nothing to build. A dataset that was named is taken as it is; one of the
-    ablation's own is built, or looked through for what is missing."""
+    ablation's own is built, or looked through for what is missing. UserError for checkpoints."""
+    if run.suite != "pocket":
+        raise UserError(
+            f"suite '{run.suite}': ablate compares on rendered individuals; take preset pocket"
+        )
     return run.root is not None
 
 

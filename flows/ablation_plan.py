@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from focusdpo.data_schemas.ablations import BASE
-from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.ablation_config import CHOICES, OBJECTIVES, ObjectiveKey, Source
 from focusdpo.flows.config import AblateRun, TrainRun
 from focusdpo.flows.held_out import HeldOutConfig
@@ -70,10 +69,6 @@ class Plan:
     """The cells of a run on a dataset version."""
 
     def __init__(self, run: AblateRun, version: str) -> None:
-        if run.suite != "pocket":
-            raise UserError(
-                f"suite '{run.suite}': ablate compares on rendered individuals; take preset pocket"
-            )
         self.run, self.version = run, version
         roles = ("generator", "judge", "segmenter", "identity", "clip")
         self._parts = {role: fingerprint_of(run.suite, role) for role in roles}
