@@ -2,13 +2,16 @@
 
 Stable: whether subjects stand together, in which order, on which background, is decided by hashes
 of that set of subjects alone. So adding a subject adds scenes and changes none.
+
+Above a rate of 1/64 every set of a size is asked; below, candidates are found by `pipeline.draws`
+in time that grows with how many are chosen and not with how many there are.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.scenes import Scene, stable_hash, stable_id
 from focusdpo.data_schemas.subjects import Subject
+from focusdpo.pipeline.draws import DENSE, num_sets, sparse_sets
 
 VERSION = 1
 
@@ -57,9 +61,9 @@ def compose(
     """
     _check_input(subjects, backgrounds)
     scenes = [
-        _scene(members, variant, backgrounds, config)
+        scene
         for members in _chosen_sets(subjects, config)
-        for variant in range(config.variants)
+        for scene in _scenes_of(members, backgrounds, config)
     ]
     if not scenes:
         raise UserError(
@@ -81,8 +85,8 @@ def by_partition(scenes: Iterable[Scene]) -> dict[str, list[Scene]]:
 def _check_input(subjects: Sequence[Subject], backgrounds: Sequence[str]) -> None:
     if not subjects:
         raise UserError("compose: no subjects; bring at least one")
-    ids = [subject.id for subject in subjects]
-    if twice := sorted({one for one in ids if ids.count(one) > 1}):
+    counts = Counter(subject.id for subject in subjects)
+    if twice := sorted(one for one, count in counts.items() if count > 1):
         raise UserError(f"compose: subjects {twice} are there twice; give each its own name")
     if not backgrounds:
         raise UserError("compose: no backgrounds; name at least one")
@@ -91,60 +95,84 @@ def _check_input(subjects: Sequence[Subject], backgrounds: Sequence[str]) -> Non
 def _chosen_sets(
     subjects: Sequence[Subject], config: ComposeConfig
 ) -> Iterable[tuple[Subject, ...]]:
-    """Sets whose hash falls below their size's rate, members by id."""
+    """The chosen sets, members by id."""
     ordered = sorted(subjects, key=lambda subject: subject.id)
+    classes = [one.class_name for one in ordered]
+    expected = sum(
+        rate * num_sets(classes, size, config.same_class) for size, rate in config.rates.items()
+    )
+    # Far too many: said at once, not after minutes of counting them.
+    if config.variants * expected > 2 * config.max_scenes + 1000:
+        raise _too_many(classes, config)
     left = config.max_scenes // config.variants
     for size, rate in config.rates.items():
-        if rate == 0:
-            continue
-        for members in itertools.combinations(ordered, size):
-            if not _is_chosen(members, rate, config):
-                continue
+        for members in _sets_of(ordered, size, rate, config):
             left -= 1
             if left < 0:
-                raise _too_many(len(ordered), config)
+                raise _too_many(classes, config)
             yield members
 
 
+def _sets_of(
+    ordered: Sequence[Subject], size: int, rate: float, config: ComposeConfig
+) -> Iterable[tuple[Subject, ...]]:
+    """Sets of a size whose hash falls below their rate."""
+    if rate == 0:
+        return
+    if size == 1 or rate >= DENSE:
+        for members in itertools.combinations(ordered, size):
+            if _is_apart(members, config) and _is_chosen(members, rate, config):
+                yield members
+        return
+    ids = [one.id for one in ordered]
+    for places in sparse_sets(ids, size, rate, config.seed):
+        members = tuple(ordered[place] for place in places)
+        if _is_apart(members, config):
+            yield members
+
+
+def _is_apart(members: tuple[Subject, ...], config: ComposeConfig) -> bool:
+    return config.same_class or len({one.class_name for one in members}) == len(members)
+
+
 def _is_chosen(members: tuple[Subject, ...], rate: float, config: ComposeConfig) -> bool:
-    if not config.same_class and len({one.class_name for one in members}) < len(members):
-        return False
     ids = [one.id for one in members]
     return rate == 1 or stable_hash("chosen", config.seed, *ids) < rate * 2**64
 
 
-def _too_many(num_subjects: int, config: ComposeConfig) -> UserError:
-    sets = {size: math.comb(num_subjects, size) for size in config.rates}
+def _too_many(classes: Sequence[str], config: ComposeConfig) -> UserError:
+    sets = {size: num_sets(classes, size, config.same_class) for size in config.rates}
     expected = config.variants * sum(rate * sets[size] for size, rate in config.rates.items())
     return UserError(
-        f"compose: {num_subjects} subjects give about {expected:.0f} scenes, more than "
+        f"compose: {len(classes)} subjects give about {expected:.0f} scenes, more than "
         f"compose.max_scenes = {config.max_scenes}; lower compose.pair_rate "
         f"({sets[2]} sets of two) and compose.triple_rate ({sets[3]} sets of three)"
     )
 
 
-def _scene(
-    members: tuple[Subject, ...],
-    variant: int,
-    backgrounds: Sequence[str],
-    config: ComposeConfig,
-) -> Scene:
+def _scenes_of(
+    members: tuple[Subject, ...], backgrounds: Sequence[str], config: ComposeConfig
+) -> Iterable[Scene]:
+    """The variants of a set."""
     ids = [one.id for one in members]
-    # Both walk on with the variant, so that the variants of a set differ and favour no order.
     orders = list(itertools.permutations(members))
-    order = orders[(stable_hash("order", config.seed, *ids) + variant) % len(orders)]
+    first = stable_hash("order", config.seed, *ids)
     start = stable_hash("background", config.seed, *ids)
-    background = backgrounds[(start + variant) % len(backgrounds)]
-    classes = tuple(one.class_name for one in order)
-    prompt = TEMPLATES[len(order)].format(*classes, background=background)
-    names_and_digests = [part for one in order for part in (one.id, one.digest)]
-    scene_id = stable_id("scene", prompt, variant, *names_and_digests)
-    return Scene(
-        id=scene_id,
-        partition=stable_id("partition", *ids),
-        subject_ids=tuple(one.id for one in order),
-        class_names=classes,
-        prompt=prompt,
-        variant=variant,
-        seed=stable_hash("seed", config.seed, scene_id) % 2**31,
-    )
+    partition = stable_id("partition", *ids)
+    for variant in range(config.variants):
+        # Both walk on with the variant, so that the variants of a set differ and favour no order.
+        order = orders[(first + variant) % len(orders)]
+        background = backgrounds[(start + variant) % len(backgrounds)]
+        classes = tuple(one.class_name for one in order)
+        prompt = TEMPLATES[len(order)].format(*classes, background=background)
+        names_and_digests = [part for one in order for part in (one.id, one.digest)]
+        scene_id = stable_id("scene", prompt, variant, *names_and_digests)
+        yield Scene(
+            id=scene_id,
+            partition=partition,
+            subject_ids=tuple(one.id for one in order),
+            class_names=classes,
+            prompt=prompt,
+            variant=variant,
+            seed=stable_hash("seed", config.seed, scene_id) % 2**31,
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections import Counter
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.scenes import stable_id
 from focusdpo.data_schemas.subjects import Reference, Subject
 from focusdpo.pipeline.compose import ComposeConfig, by_partition, compose
 
@@ -145,3 +147,35 @@ def test_what_cannot_be_composed_says_why() -> None:
         compose(many(1), GROUNDS, ComposeConfig(single_rate=0))
     with pytest.raises(UserError, match="about 3616 scenes, more than compose.max_scenes = 100"):
         compose(many(40), GROUNDS, ComposeConfig(triple_rate=0.1, max_scenes=100))
+
+
+def fingerprint(scenes: list) -> str:
+    return stable_id(*(f"{scene.id}-{scene.seed}" for scene in scenes))
+
+
+def test_the_sets_of_shipped_settings_stay_as_they_were() -> None:
+    """Recorded before sparse drawing came: these rates ask every set, as ever."""
+    people = [subject(f"s{i:02d}", f"c{i % 10}") for i in range(24)]
+    pocket = ComposeConfig(pair_rate=0.25, triple_rate=0.02, variants=1)
+    flux = ComposeConfig(pair_rate=0.5, triple_rate=0.0, variants=4, same_class=True)
+    assert fingerprint(compose(people, GROUNDS, pocket)) == "d45d60b4a54e1a9c"
+    assert fingerprint(compose(people, GROUNDS, flux)) == "4ceace687d1190a3"
+    assert fingerprint(compose(people, GROUNDS, ComposeConfig())) == "2747c8ea1328c2b5"
+
+
+def test_a_thousand_subjects_are_composed_in_seconds() -> None:
+    config = ComposeConfig(pair_rate=0.01, triple_rate=1e-5, variants=2)
+    people = [subject(f"s{i:04d}", f"c{i % 100}") for i in range(1000)]
+    start = time.process_time()
+    scenes = compose(people, GROUNDS, config)
+    assert time.process_time() - start < 10
+    sizes = Counter(len(scene.subject_ids) for scene in scenes)
+    assert sizes[1] == 2000
+    assert sizes[2] == pytest.approx(2 * 0.01 * 1000 * 990 / 2, rel=0.05)
+    assert sizes[3] == pytest.approx(2 * 1e-5 * 1000 * 990 * 980 / 6, rel=0.1)
+    newcomer = compose([*people, subject("a-new", "dog")], GROUNDS, config)
+    assert [scene for scene in newcomer if "a-new" not in scene.subject_ids] == scenes
+    start = time.process_time()
+    with pytest.raises(UserError, match="more than compose.max_scenes = 100000"):
+        compose(people, GROUNDS, ComposeConfig())
+    assert time.process_time() - start < 1
