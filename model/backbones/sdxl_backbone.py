@@ -149,24 +149,23 @@ class SdxlBackbone:
         capture: FeatureConfig | None = None,
     ) -> Prediction:
         """The predicted noise (or v). With `capture`, token features: the target's from this very
-        pass; the references' from it too (ip_kv), or from one more pass without gradient over
-        their latents at the same noise level, without image tokens (unet_self)."""
+        pass; the references' from it too (ip_kv), or from one more pass without gradient over their
+        latents, with the same prompt and noise level, without image tokens (unet_self)."""
         layout = (self.grid[0] * 2, self.grid[1] * 2)
         reader = None if capture is None else self._reader(capture)
         timesteps_B = self.noise.timesteps(sigma_B)
         embeds = references.embeds or references.tokens
         image_BRmE = torch.stack(embeds, dim=1) if embeds else None
+        latents = unpack(noisy_BNC, self.grid)
         reading: Any = nullcontext({}) if reader is None else reader.reading()
         with reading as reads:
-            output = self._denoise(
-                unpack(noisy_BNC, self.grid), timesteps_B, prompts, image_BRmE, self._time_ids
-            )
+            output = self._denoise(latents, timesteps_B, prompts, image_BRmE, self._time_ids)
         if reader is None:
             return Prediction(pack(output))
         if self.config.features == "ip_kv":
             return Prediction(pack(output), *reader.image_keys(reads, layout, self.grid))
-        # After the policy's pass, not before: under autocast a cast made without gradient would be
-        # kept and would cut the policy's weights off.
+        # After the policy's pass: under autocast, casts made before it without gradient would be
+        # kept, and the policy's weights cut off.
         found = self._reference_features(reader, sigma_B, prompts, references)
         return Prediction(pack(output), reader.places(reads, layout, self.grid), found)
 

@@ -17,6 +17,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
@@ -29,6 +30,8 @@ from transformers import (
 )
 
 from focusdpo.model.backbones.sdxl_config import SdxlIpAdapterConfig
+from focusdpo.model.backbones.sdxl_references import framed, to_bytes
+from focusdpo.model.tokens import unpack
 
 TEXT, CROSS, VISION, RESAMPLER, QUERIES = 16, 32, 32, 32, 16
 WORDS = ("a", "and", "on", "grass", "cat", "dog", "car")
@@ -262,3 +265,15 @@ def subjects(count: int = 2, batch: int = 2) -> tuple[list[Tensor], list[Tensor]
     for i, mask in enumerate(masks):
         mask[:, 6 + 4 * i : 40, 8 : 40 + 4 * i] = 1
     return images, masks
+
+
+def as_shown(image: Tensor, mask: Tensor) -> Image.Image:
+    """What CLIP is shown, as a picture for diffusers."""
+    square = to_bytes(framed(image, mask, "subject")[0])
+    return Image.fromarray(square.permute(1, 2, 0).numpy())
+
+
+def noise(seed: int) -> Tensor:
+    """The backbone's start for a seed, as latents."""
+    drawn = torch.randn((1, 16, 16), generator=torch.Generator().manual_seed(seed))
+    return unpack(drawn, (4, 4))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pair_samples import make_sample
 from tiny_sdxl import PLUS, save_tiny_sdxl, subjects, tiny_config, tiny_pipeline
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from focusdpo.model.backbones.sdxl_backbone import SdxlBackbone
 from focusdpo.model.backbones.sdxl_features import alike, block_names, default_blocks, to_grid
 from focusdpo.model.backbones.sdxl_ip_adapter import build
 from focusdpo.model.backbones.sdxl_noise import reference_noise
+from focusdpo.model.batches import encode_pairs, join
 from focusdpo.model.correspondence import similarity
 from focusdpo.model.focus import FocusConfig, FocusPriors, focus_maps
 from focusdpo.model.tokens import unpack
@@ -264,3 +266,18 @@ def test_features_come_onto_the_token_grid() -> None:
     assert to_grid(wide, (4, 12), (4, 12)).shape == (1, 48, 3)
     with pytest.raises(ValueError, match="7 features do not come from latents of 8 x 8"):
         to_grid(torch.zeros(1, 7, 1), (8, 8), (4, 4))
+
+
+@pytest.mark.parametrize("features", ["unet_self", "ip_kv"])
+def test_pairs_are_taken_apart_and_joined(
+    backbones: dict[str, SdxlBackbone], features: str
+) -> None:
+    backbone = backbones[features]
+    batch = encode_pairs(backbone, [make_sample(i, 2) for i in range(3)])
+    assert len(batch.references.embeds) == (2 if features == "unet_self" else 0)
+    again = join([batch.take(slice(i, i + 1)) for i in range(3)])
+    for one, other in zip(batch.tensors(), again.tensors(), strict=True):
+        assert torch.equal(one, other)
+    twice = batch.references.repeat(2)
+    assert (twice.copies, twice.repeat(2).copies, twice.take(slice(1)).copies) == (2, 4, 1)
+    assert all(len(tensor) == 6 for tensor in twice.tensors())
