@@ -19,6 +19,7 @@ import typer
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.commands import ablate as ablate_commands
 from focusdpo.flows.commands import bench as bench_commands
+from focusdpo.flows.commands import export as export_commands
 from focusdpo.flows.commands import fetch as fetch_commands
 from focusdpo.flows.commands import focus, look, pocket, run
 
@@ -46,6 +47,7 @@ app.command("doctor")(look.doctor)
 app.command("fetch")(fetch_commands.fetch)
 app.command("bench")(bench_commands.bench)
 app.add_typer(pocket.app, name="pocket")
+app.add_typer(export_commands.app, name="export")
 
 LEVELS = {0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
 

@@ -33,7 +33,7 @@ _UNITS: dict[str, Unit] = {
 
 
 def metric_info(name: str) -> MetricInfo:
-    """What the tables of metrics say of it; an unknown metric goes by its name and is not judged."""
+    """What the tables of metrics say of it; an unknown one goes by its name and is not judged."""
     from focusdpo.pipeline.dreambench_metrics import BENCH_METRICS
     from focusdpo.pipeline.metrics import METRICS
 
