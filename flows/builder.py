@@ -7,6 +7,7 @@ done; running again with everything present loads no model.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,20 +16,21 @@ from functools import partial
 from typing import Any, Literal
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.pairs import Pair, Reject
+from focusdpo.data_schemas.pairs import Reject
 from focusdpo.data_schemas.scenes import Scene
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.flows.config import BuildRun
+from focusdpo.flows.plan import Plan, Unit, make_plan, model_of
 from focusdpo.flows.progress import Watch
-from focusdpo.flows.stages import STAGES, Stage, Work
+from focusdpo.flows.stages import STAGES, Work
 from focusdpo.flows.wiring import Parts
+from focusdpo.flows.yields import gather
 from focusdpo.pipeline.complexity import complexity_map
-from focusdpo.pipeline.compose import by_partition
+from focusdpo.pipeline.compose import by_partition, compose
 from focusdpo.pipeline.files import FULL
-from focusdpo.pipeline.keys import content_key
 from focusdpo.pipeline.shard import write_shards
 from focusdpo.pipeline.store import Store
-from focusdpo.pipeline.versions import DatasetVersion, latest_rows, publish
+from focusdpo.pipeline.versions import DatasetVersion, publish
 
 log = logging.getLogger(__name__)
 
@@ -39,17 +41,6 @@ mistake of ours and stops everything."""
 TASKS_PER_STAGE = 8
 
 Status = Literal["made", "failed", "skipped"]
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """One stage of one partition."""
-
-    stage: str
-    partition: str
-    key: str
-    inputs: tuple[str, ...]
-    present: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,24 +64,6 @@ class ChunkFailed(RuntimeError):
         super().__init__("; ".join(f"{o.stage} {o.partition}: {o.message}" for o in bad))
 
 
-@dataclass(frozen=True)
-class Plan:
-    """All units of a run in order, and which are there already."""
-
-    units: Mapping[tuple[str, str], Unit]
-
-    def missing(self, stage: str | None = None) -> list[Unit]:
-        """Units to compute, in order."""
-        wanted = (stage,) if stage else tuple(STAGES)
-        return [u for u in self.units.values() if not u.present and u.stage in wanted]
-
-    def counts(self) -> dict[str, tuple[int, int]]:
-        """Stage -> (units, missing)."""
-        total = Counter(u.stage for u in self.units.values())
-        absent = Counter(u.stage for u in self.missing())
-        return {stage: (total[stage], absent[stage]) for stage in STAGES}
-
-
 class Builder:
     """One run over one root."""
 
@@ -99,52 +72,36 @@ class Builder:
         run: BuildRun,
         store: Store,
         subjects: Sequence[Subject],
-        scenes: Sequence[Scene],
+        backgrounds: Sequence[str],
         parts: Parts,
     ) -> None:
         self.run = run
         self.store = store
         self.parts = parts
         self.subjects = {subject.id: subject for subject in subjects}
-        self.partitions = {name: tuple(own) for name, own in by_partition(scenes).items()}
-        self.plan = self._plan()
+        self.backgrounds = tuple(backgrounds)
         self.pictures_shown = 0
         """How many pictures the contact sheet of this run has."""
 
-    def _plan(self) -> Plan:
-        units: dict[tuple[str, str], Unit] = {}
-        for partition, scenes in self.partitions.items():
-            keys: dict[str, str] = {}
-            for stage in STAGES.values():
-                inputs = self._inputs(stage, scenes, keys)
-                key = content_key(
-                    stage.name, stage.version, stage.settings(self.run), self._models(stage), inputs
-                )
-                keys[stage.name] = key
-                there = self.store.has(stage.name, key)
-                units[stage.name, partition] = Unit(stage.name, partition, key, inputs, there)
-        order = {name: at for at, name in enumerate(STAGES)}
-        return Plan(dict(sorted(units.items(), key=lambda item: order[item[0][0]])))
+    @functools.cached_property
+    def partitions(self) -> dict[str, tuple[Scene, ...]]:
+        """Partition -> its scenes. UserError when subjects and settings give none."""
+        scenes = compose(list(self.subjects.values()), self.backgrounds, self.run.compose)
+        return {name: tuple(own) for name, own in by_partition(scenes).items()}
 
-    def _inputs(
-        self, stage: Stage, scenes: Sequence[Scene], keys: Mapping[str, str]
-    ) -> tuple[str, ...]:
-        if stage.needs:
-            return tuple(keys[name] for name in stage.needs)
-        # A scene's id is a hash of its subjects' digests, its prompt and its variant.
-        return tuple(f"{scene.id}-{scene.seed}" for scene in scenes)
-
-    def _models(self, stage: Stage) -> str:
-        return "+".join(self.parts.fingerprint(role) for role in stage.roles)
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """What is there and what is missing, as it was when first asked."""
+        return make_plan(self.run, self.parts, self.partitions, self.store)
 
     def missing_roles(self) -> list[str]:
         """The models that this run will use, in the order in which it will."""
-        stages = dict.fromkeys(unit.stage for unit in self.plan.missing())
+        stages = [stage for stage, (_, absent) in self.plan.counts().items() if absent]
         return list(dict.fromkeys(role for name in stages for role in STAGES[name].roles))
 
     def chunks(self, stage: str) -> list[list[str]]:
         """The partitions of a stage that are missing, in tasks."""
-        names = [unit.partition for unit in self.plan.missing(stage)]
+        names = self.plan.missing_partitions(stage)
         size = self.run.partitions_per_task or max(1, -(-len(names) // TASKS_PER_STAGE))
         return [names[at : at + size] for at in range(0, len(names), size)]
 
@@ -178,7 +135,7 @@ class Builder:
         if self.store.has(stage, unit.key):
             return Outcome(stage, partition, "made")
         for earlier in STAGES[stage].needs:
-            if not self.store.has(earlier, self.plan.units[earlier, partition].key):
+            if not self.store.has(earlier, self.plan.key(earlier, partition)):
                 return Outcome(stage, partition, "skipped", message=f"{earlier} is missing")
         self.parts.meter.take()
         output = STAGES[stage].run(self._work(unit))
@@ -196,7 +153,10 @@ class Builder:
             partition=partition,
             inputs=unit.inputs,
             seconds=seconds,
-            versions={"code": str(STAGES[stage].version), "model": self._models(STAGES[stage])},
+            versions={
+                "code": str(STAGES[stage].version),
+                "model": model_of(STAGES[stage], self.parts),
+            },
         )
         return Outcome(stage, partition, "made", seconds)
 
@@ -209,50 +169,53 @@ class Builder:
             parts=self.parts,
             scenes=scenes,
             subjects={name: self.subjects[name] for name in sorted(names)},
-            keys={name: self.plan.units[name, unit.partition].key for name in STAGES},
+            keys={name: self.plan.key(name, unit.partition) for name in STAGES},
             prefix=f"{unit.stage}/{unit.key}",
         )
 
     def finished(self) -> Iterator[tuple[str, str]]:
         """(partition, pair artefact key) of the partitions that are whole."""
+        there = set(self.store.keys("pair"))
         for partition in self.partitions:
-            key = self.plan.units["pair", partition].key
-            if self.store.has("pair", key):
+            key = self.plan.key("pair", partition)
+            if key in there:
                 yield partition, key
 
     def publish(self, config: Mapping[str, Any]) -> DatasetVersion:
-        """Shards of the new pairs, then the version; the same version when nothing is new."""
-        finished = list(self.finished())
-        pairs = [p for _, key in finished for p in self.store.read("pair", key, Pair)]
-        rejects: Counter[str] = Counter(
-            r.reason
-            for _, key in finished
-            for r in self.store.read("pair", key, Reject, table="rejects")
-        )
-        if not pairs:
+        """Shards of the new pairs, then the version; the same version when nothing is new.
+
+        Partitions whose pairs the newest version has are taken over from it unread.
+        """
+        finished = dict(self.finished())
+        yields = gather(self.store, self.run, self.partitions, finished)
+        rejects: Counter[str] = Counter()
+        for row in yields.partitions:
+            rejects.update(row.rejects)
+        if not yields.rows and not yields.pairs:
             why = ", ".join(f"{count} {name}" for name, count in rejects.most_common()) or "none"
             raise UserError(
                 f"{self.run.root}: no pair was accepted (rejects: {why}); loosen the section "
                 "`pair` with --set, or give more subjects"
             )
-        rows = write_shards(
+        new = write_shards(
             self.store,
-            pairs,
+            yields.pairs,
             partial(complexity_map, config=self.run.complexity),
             self.run.shard,
-            previous=latest_rows(self.store),
+            previous=yields.previous,
             complexity_config=self.run.complexity,
         )
-        whole = {partition for partition, _ in finished}
-        artefacts = [(u.stage, u.key) for u in self.plan.units.values() if u.partition in whole]
         return publish(
             self.store,
-            rows,
+            sorted([*yields.rows, *new], key=lambda row: row.pair_id),
             subjects=list(self.subjects.values()),
-            artefacts=artefacts,
+            artefacts=[
+                (stage, self.plan.key(stage, name)) for stage in STAGES for name in finished
+            ],
             config=config,
             rejects=dict(rejects),
             seeds={"compose": self.run.compose.seed, "world": self.run.world.seed},
+            partitions=yields.partitions,
         )
 
 

@@ -22,7 +22,6 @@ from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.settings import save_config
 from focusdpo.flows.stages import STAGES
 from focusdpo.flows.wiring import resident_parts, vocabulary
-from focusdpo.pipeline.compose import compose
 from focusdpo.pipeline.ingest import ingest
 from focusdpo.pipeline.photo_masks import StoredMasks
 from focusdpo.pipeline.store import Store
@@ -113,8 +112,8 @@ def prepare(run: BuildRun) -> Prepared:
         strict=run.strict,
     )
     problems = [f"{one.subject}: {one.message}" for one in found.problems if one.fatal]
-    scenes = compose(found.subjects, backgrounds, run.compose)
-    builder = Builder(run, store, found.subjects, scenes, parts)
+    builder = Builder(run, store, found.subjects, backgrounds, parts)
+    _ = builder.plan
     return Prepared(builder, problems, started, builder.parts.meter.load_seconds)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -38,8 +38,22 @@ def content_key(
 ) -> str:
     """32 hexadecimal digits of all that an artefact's bytes depend on: the stage's name and code
     version, its config, the fingerprint of its model, and its inputs in any order."""
-    what = [stage, str(version), config_digest(config), model, sorted(inputs)]
-    return digest(json.dumps(what).encode())
+    return key_maker(stage, version, config, model)(inputs)
+
+
+def key_maker(
+    stage: str,
+    version: int | str,
+    config: BaseModel | Mapping[str, Any] | None,
+    model: str = "",
+) -> Callable[[Iterable[str]], str]:
+    """`content_key` of many inputs: what they share is hashed once."""
+    shared = json.dumps([stage, str(version), config_digest(config), model]).removesuffix("]")
+
+    def key(inputs: Iterable[str]) -> str:
+        return digest(f"{shared}, {json.dumps(sorted(inputs))}]".encode())
+
+    return key
 
 
 def image_key(stage: str, key: str, member: str) -> ImageKey:

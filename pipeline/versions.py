@@ -2,8 +2,12 @@
 
 versions/<id>/index.parquet       one IndexRow per pair
 versions/<id>/lineage.parquet     one Artefact per result that the version rests on
+versions/<id>/partitions.parquet  one PartitionRow per set of subjects
 versions/<id>/manifest.json       for people; written last, so a version with one is whole
+versions/<id>/requests/<digest>   a build that asked for this has this version
 LATEST                            id of the newest version
+
+A version never changes, but for a purge (retention.py), which its manifest then tells.
 """
 
 from __future__ import annotations
@@ -27,6 +31,14 @@ from focusdpo.data_schemas.tables import from_parquet, to_parquet
 from focusdpo.pipeline.keys import digest
 from focusdpo.pipeline.shard import FOLDER, damaged_shard, read_sample
 from focusdpo.pipeline.store import Corrupt, Store
+from focusdpo.pipeline.version_tables import (
+    LINEAGE,
+    PARTITIONS,
+    PartitionRow,
+    lineage_table,
+    stage_summary,
+    table_bytes,
+)
 
 PACKAGES = ("focusdpo", "torch", "diffusers", "transformers", "numpy", "pillow", "pyarrow")
 
@@ -96,18 +108,14 @@ def open_version(root: str | Path | Store, id: str = "latest") -> DatasetVersion
     if name is None:
         raise UserError(f"{store.root}: no dataset version yet; run `focusdpo build-dataset`")
     folder = f"versions/{name}"
-    where = f"{store.root}/{folder}"
+    manifest = read_manifest(store, name)
+    path = f"{folder}/index.parquet"
     try:
-        manifest = json.loads(store.files.read(f"{folder}/manifest.json"))
-        rows = from_parquet(
-            store.files.read(f"{folder}/index.parquet"), IndexRow, f"{where}/index.parquet"
-        )
+        rows = from_parquet(store.files.read(path), IndexRow, f"{store.root}/{path}")
     except FileNotFoundError as error:
-        there = store.files.names("versions")
-        raise UserError(f"{where}: no such version; there are {there or 'none'}") from error
-    except json.JSONDecodeError as error:
         raise UserError(
-            f"{where}/manifest.json: damaged ({error}); remove {where} and build again"
+            f"{store.root}/{folder}: its index.parquet is missing; remove the folder and build "
+            "again"
         ) from error
     return DatasetVersion(store, name, manifest, rows)
 
@@ -121,6 +129,7 @@ def publish(
     config: Mapping[str, Any],
     rejects: Mapping[str, int],
     seeds: Mapping[str, int] | None = None,
+    partitions: Sequence[PartitionRow] = (),
 ) -> DatasetVersion:
     """Make the rows a version and LATEST point at it.
 
@@ -132,23 +141,27 @@ def publish(
     parent = latest_id(store)
     folder = f"versions/{name}"
     if not store.files.exists(f"{folder}/manifest.json"):
-        known = [store.artefact(stage, key) for stage, key in lineage]
+        known = lineage_table(store, lineage, parent)
         manifest = {
             "id": name,
             "parent": parent,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "schema_version": SCHEMA_VERSION,
             "packages": _packages(),
-            "pairs": _pair_counts(rows),
+            "pairs": pair_counts(rows),
             "rejects": dict(sorted(rejects.items())),
-            "stages": _stage_summary(known),
+            "partitions": len(partitions),
+            "stages": stage_summary(known),
             "subjects": [_subject_entry(one) for one in sorted(subjects, key=lambda s: s.id)],
             "seeds": dict(seeds or {}),
             "shards": _shard_entries(store, rows, parent),
             "config": dict(config),
         }
         store.files.write(f"{folder}/index.parquet", to_parquet(rows, IndexRow))
-        store.files.write(f"{folder}/lineage.parquet", to_parquet(known, Artefact))
+        store.files.write(f"{folder}/{LINEAGE}", table_bytes(known))
+        if partitions:
+            data = to_parquet(sorted(partitions, key=lambda one: one.partition), PartitionRow)
+            store.files.write(f"{folder}/{PARTITIONS}", data)
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         store.files.write(f"{folder}/manifest.json", text.encode())
     if parent != name:
@@ -156,6 +169,43 @@ def publish(
         log.info("%s: version %s, %d pairs", store.root, name, len(rows))
     version = open_version(store, name)
     return DatasetVersion(store, name, version.manifest, version.rows, new=parent != name)
+
+
+def versions_of(store: Store) -> list[Mapping[str, Any]]:
+    """Manifests of all whole versions, oldest first, the newest (LATEST) last."""
+    latest = latest_id(store)
+    found = []
+    for name in store.files.names("versions"):
+        if store.files.exists(f"versions/{name}/manifest.json"):
+            found.append(read_manifest(store, name))
+    return sorted(found, key=lambda one: (one["id"] == latest, one["created"], one["id"]))
+
+
+def read_manifest(store: Store, name: str) -> Mapping[str, Any]:
+    """What a version says of itself; UserError when there is no such version."""
+    where = f"{store.root}/versions/{name}"
+    try:
+        manifest: Mapping[str, Any] = json.loads(store.files.read(f"versions/{name}/manifest.json"))
+    except FileNotFoundError as error:
+        there = store.files.names("versions")
+        raise UserError(f"{where}: no such version; there are {there or 'none'}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{where}/manifest.json: damaged ({error}); remove {where} and build again"
+        ) from error
+    return manifest
+
+
+def is_version_of(store: Store, name: str, request: str) -> bool:
+    """Whether a build that asked for `request` (a digest) ended in this version, whole."""
+    return store.files.exists(f"versions/{name}/requests/{request}")
+
+
+def note_request(store: Store, name: str, request: str) -> None:
+    """Remember that a build that asked for `request` ended in this version, whole."""
+    path = f"versions/{name}/requests/{request}"
+    if not store.files.exists(path):
+        store.files.write(path, b"{}\n", sync=False)
 
 
 def lineage_of(version: DatasetVersion) -> list[Artefact]:
@@ -218,7 +268,8 @@ def _packages() -> dict[str, str]:
     return found
 
 
-def _pair_counts(rows: Sequence[IndexRow]) -> dict[str, Any]:
+def pair_counts(rows: Sequence[IndexRow]) -> dict[str, Any]:
+    """How many pairs, in all and by what one may want to know them by."""
     return {
         "total": len(rows),
         "by_split": dict(sorted(Counter(row.split for row in rows).items())),
@@ -226,19 +277,6 @@ def _pair_counts(rows: Sequence[IndexRow]) -> dict[str, Any]:
         "by_mode": dict(sorted(Counter(row.mode for row in rows).items())),
         "by_subjects": dict(sorted(Counter(str(row.num_subjects) for row in rows).items())),
     }
-
-
-def _stage_summary(artefacts: Sequence[Artefact]) -> dict[str, dict[str, Any]]:
-    """Yield and cost per stage, and the code and models behind it."""
-    stages: dict[str, dict[str, Any]] = {}
-    for one in artefacts:
-        entry = stages.setdefault(
-            one.stage, {"artefacts": 0, "records": 0, "seconds": 0.0, "versions": one.versions}
-        )
-        entry["artefacts"] += 1
-        entry["records"] += one.count
-        entry["seconds"] = round(entry["seconds"] + one.seconds, 3)
-    return stages
 
 
 def _subject_entry(subject: Subject) -> dict[str, Any]:
