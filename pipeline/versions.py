@@ -29,6 +29,7 @@ from focusdpo.data_schemas.shards import IndexRow, ShardSample, Split
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.data_schemas.tables import from_parquet, to_parquet
 from focusdpo.pipeline.keys import digest
+from focusdpo.pipeline.manifests import latest_id, read_manifest
 from focusdpo.pipeline.shard import FOLDER, damaged_shard, read_sample
 from focusdpo.pipeline.store import Corrupt, Store
 from focusdpo.pipeline.version_tables import (
@@ -85,14 +86,6 @@ class DatasetVersion:
         """Check every byte of every shard; UserError names the first damaged one."""
         for shard in self.manifest["shards"]:
             _verify_shard(self.store, shard)
-
-
-def latest_id(store: Store) -> str | None:
-    """Id of the newest version; None before the first."""
-    try:
-        return store.files.read("LATEST").decode().strip() or None
-    except FileNotFoundError:
-        return None
 
 
 def latest_rows(store: Store) -> list[IndexRow]:
@@ -169,43 +162,6 @@ def publish(
         log.info("%s: version %s, %d pairs", store.root, name, len(rows))
     version = open_version(store, name)
     return DatasetVersion(store, name, version.manifest, version.rows, new=parent != name)
-
-
-def versions_of(store: Store) -> list[Mapping[str, Any]]:
-    """Manifests of all whole versions, oldest first, the newest (LATEST) last."""
-    latest = latest_id(store)
-    found = []
-    for name in store.files.names("versions"):
-        if store.files.exists(f"versions/{name}/manifest.json"):
-            found.append(read_manifest(store, name))
-    return sorted(found, key=lambda one: (one["id"] == latest, one["created"], one["id"]))
-
-
-def read_manifest(store: Store, name: str) -> Mapping[str, Any]:
-    """What a version says of itself; UserError when there is no such version."""
-    where = f"{store.root}/versions/{name}"
-    try:
-        manifest: Mapping[str, Any] = json.loads(store.files.read(f"versions/{name}/manifest.json"))
-    except FileNotFoundError as error:
-        there = store.files.names("versions")
-        raise UserError(f"{where}: no such version; there are {there or 'none'}") from error
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{where}/manifest.json: damaged ({error}); remove {where} and build again"
-        ) from error
-    return manifest
-
-
-def is_version_of(store: Store, name: str, request: str) -> bool:
-    """Whether a build that asked for `request` (a digest) ended in this version, whole."""
-    return store.files.exists(f"versions/{name}/requests/{request}")
-
-
-def note_request(store: Store, name: str, request: str) -> None:
-    """Remember that a build that asked for `request` ended in this version, whole."""
-    path = f"versions/{name}/requests/{request}"
-    if not store.files.exists(path):
-        store.files.write(path, b"{}\n", sync=False)
 
 
 def lineage_of(version: DatasetVersion) -> list[Artefact]:
