@@ -149,6 +149,9 @@ def main(out: Path, shards: list[Path]) -> None:
     run(shards, out / "resumed", shard="full", steps=4)
     run(shards, out / "resumed", shard="full")
     run(shards, out / "sequential", shard="full", memory="sequential", gradient_checkpointing=True)
+    run(shards, out / "changed", steps=2)
+    run(shards, out / "changed", steps=4, shard="full", memory="sequential")
+    run(shards, out / "changed")
     patches = {"name": "patch_dpo", "beta": 100.0}
     looks = {"every": 0}
     run(shards, out / "patches", shard="full", objective=patches, cache_mib=0, validation=looks)

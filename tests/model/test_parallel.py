@@ -105,8 +105,9 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k != "seconds"} for row in table]
 
 
-@pytest.mark.parametrize("name", ["plain", "shard", "sequential"])
+@pytest.mark.parametrize("name", ["plain", "shard", "sequential", "changed"])
 def test_a_run_follows_the_course_of_one_process(two: Path, single: Path, name: str) -> None:
+    """changed: two steps whole and joint, two in shares and sequential, the last two as before."""
     for ours, theirs in zip(rows(two / name), rows(single), strict=True):
         for column, value in theirs.items():
             assert ours[column] == pytest.approx(value, rel=2e-3, abs=1e-5, nan_ok=True), column
