@@ -19,6 +19,7 @@ import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,14 +27,16 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from focusdpo.data_schemas.addresses import RemoteRoot
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import decode_mask, decode_png, encode_png
 from focusdpo.data_schemas.runs import Artefact
 from focusdpo.data_schemas.subjects import ImageKey
 from focusdpo.data_schemas.tables import from_parquet, to_parquet
-from focusdpo.pipeline import tars
+from focusdpo.pipeline import leases, tars
 from focusdpo.pipeline.files import Files
 from focusdpo.pipeline.keys import KEY, STAGE, digest, image_key, split_image_key
+from focusdpo.pipeline.leases import LeaseConfig
 from focusdpo.pipeline.roots import open_root
 
 log = logging.getLogger(__name__)
@@ -65,22 +68,24 @@ class _Index:
 class Store:
     """A dataset root. Safe for threads, and for several processes at once."""
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: Files, leases: LeaseConfig | None = None) -> None:
         self.files = files
+        self.leases = leases or LeaseConfig()
         self._index = functools.lru_cache(maxsize=8192)(self._read_index)
 
     @classmethod
     def open(cls, root: str | Path, *, create: bool = True) -> Store:
-        """The store at `root`, made when absent and `create`. UserError for a root of another
-        schema version, a folder that holds something else, or no root."""
+        """The store at `root`, a path or URL, made when absent and `create`. UserError for a root
+        of another schema version, what holds something else, or no root."""
         files = open_root(root, create=create)
-        if removed := files.clean():
+        if create and (removed := files.clean() + leases.clean(files)):
             log.info("%s: removed %d unfinished files of a stopped run", root, removed)
         return cls(files)
 
     @property
-    def root(self) -> Path:
-        return Path(self.files.root)
+    def root(self) -> Path | RemoteRoot:
+        """The root's folder, or its URL."""
+        return self.files.local or RemoteRoot(self.files.root)
 
     def path(self, stage: str, key: str) -> str:
         """An artefact's file below the root."""
@@ -96,13 +101,31 @@ class Store:
         return self.files.names("stages")
 
     def keys(self, stage: str) -> list[str]:
-        """Keys of all artefacts of a stage, sorted."""
+        """Keys of all artefacts of a stage, sorted. One listing: where each question is a request,
+        the way to ask for many."""
+        names = self.files.listing(f"stages/{stage}")
         return [
-            name.removesuffix(".tar")
-            for prefix in self.files.names(f"stages/{stage}")
-            for name in self.files.names(f"stages/{stage}/{prefix}")
-            if name.endswith(".tar")
+            name.rpartition("/")[2].removesuffix(".tar") for name in names if name.endswith(".tar")
         ]
+
+    def lease(
+        self, stage: str, key: str, partition: str, *, wait: bool = True
+    ) -> AbstractContextManager[leases.Grant]:
+        """The right to compute an artefact for the length of a block: see `leases.lease`."""
+        return leases.lease(
+            self.files,
+            f"{stage}/{key}",
+            f"{stage} of partition {partition}",
+            lambda: self.has(stage, key),
+            wait=wait,
+            config=self.leases,
+        )
+
+    def publishing(self) -> AbstractContextManager[leases.Grant]:
+        """The right to publish a version of this root; waits while another builder has it."""
+        return leases.lease(
+            self.files, "publish/version", "the next version", lambda: False, config=self.leases
+        )
 
     def commit(
         self,
@@ -145,7 +168,9 @@ class Store:
         path = self.path(stage, key)
         timing = json.dumps({"seconds": seconds}).encode()
         self.files.write(path.removesuffix("tar") + "json", timing, sync=False)
-        self.files.write(path, _artefact_bytes(artefact, contents), replace=False)
+        if not self.files.write(path, _artefact_bytes(artefact, contents), replace=False):
+            # What a model makes may differ in its last bit: what counts is what is stored.
+            return self.artefact(stage, key)
         log.debug("%s %s: %d records, %d images", stage, key, len(records), len(images or ()))
         return artefact
 
@@ -155,7 +180,7 @@ class Store:
 
     def read(self, stage: str, key: str, record_type: type[R], table: str = "records") -> list[R]:
         """A table of an artefact; its bytes are checked against their hash."""
-        where = f"{self.root}/{self.path(stage, key)}"
+        where = self.files.address(self.path(stage, key))
         return from_parquet(self._checked(stage, key, f"{table}.parquet"), record_type, where)
 
     def image_bytes(self, key: ImageKey) -> bytes:

@@ -1,0 +1,58 @@
+"""Addresses of roots and shards: local paths and URLs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from focusdpo.data_schemas.errors import UserError
+
+URL = re.compile(r"([a-z][a-z0-9+.-]+):(/+)(.*)", re.DOTALL)
+KNOWN = {"s3", "s3a", "memory", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci", "http", "https"}
+DIGEST = re.compile(r"(.*)#blake2b=([0-9a-f]{32})")
+
+
+def split_address(address: str | Path) -> tuple[str, str]:
+    """Protocol ("" for a local path) and the rest. UserError for an address with a password."""
+    text = str(address)
+    found = URL.fullmatch(text)
+    if found is None:
+        return "", text
+    protocol, slashes, rest = found.groups()
+    if protocol in {"file", "local"}:
+        return "", f"/{rest}"
+    # pathlib folds two slashes into one; then only a protocol that is known tells it from a path.
+    if len(slashes) < 2 and protocol not in KNOWN:
+        return "", text
+    if re.match(r"[^/@]*:[^/@]*@", rest):
+        raise UserError(
+            f"{protocol}://...: an address holds no password; put credentials into the environment "
+            "or the store's own configuration"
+        )
+    return protocol, rest
+
+
+class RemoteRoot(str):
+    """A URL to which names are added as to a path. It has nothing else of a path's, so that what
+    needs a folder on a local disk fails at once."""
+
+    __slots__ = ()
+
+    def __truediv__(self, name: str) -> RemoteRoot:
+        return RemoteRoot(f"{self}/{name}")
+
+
+def is_remote(address: str | Path) -> bool:
+    """Whether it is not on a local disk."""
+    return split_address(address)[0] != ""
+
+
+def with_digest(address: str, digest: str) -> str:
+    """An address that says what its bytes are: `digest` is their blake2b-128."""
+    return f"{address}#blake2b={digest}"
+
+
+def split_digest(address: str | Path) -> tuple[str, str | None]:
+    """An address and the digest that it says, if any."""
+    found = DIGEST.fullmatch(str(address))
+    return (found[1], found[2]) if found else (str(address), None)
