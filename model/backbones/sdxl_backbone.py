@@ -25,9 +25,6 @@ from focusdpo.model.codec import KLCodec
 from focusdpo.model.features import unwrap
 from focusdpo.model.tokens import mask_to_tokens, pack, unpack
 
-LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "to_k_ip.0", "to_v_ip.0")
-KV_TARGETS = ("to_k_ip.0", "to_v_ip.0")
-
 _PIXELS_AT_ONCE = 4 * 2**20
 """Through the autoencoder: some 10 GB in float32."""
 
@@ -58,7 +55,7 @@ class SdxlBackbone:
         self.image_size = config.image_size
         self.grid: Grid = (config.image_size[0] // MULTIPLE, config.image_size[1] // MULTIPLE)
         self.noise = DiffusionNoise(scheduler)
-        self.lora_targets = LORA_TARGETS if config.policy == "lora" else KV_TARGETS
+        self.lora_targets = config.lora_targets
         self._text, self._image_tokens, self._scheduler = text, image_tokens, scheduler
         self._dtype = next(unet.parameters()).dtype
         original = config.original_size or config.image_size

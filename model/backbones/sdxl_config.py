@@ -11,6 +11,11 @@ MULTIPLE = 16
 CHANNELS = 16
 """Of a packed token: 4 latent channels times 2 x 2."""
 
+KV_TARGETS = ("to_k_ip.0", "to_v_ip.0")
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", *KV_TARGETS)
+"""A pipeline must load the IP-Adapter before such a LoRA: the other way round diffusers leaves out
+what belongs to the adapter's keys and values, with no more than a line in the log."""
+
 PLUS = "sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors"
 ENCODER = "models/image_encoder"
 
@@ -121,6 +126,11 @@ class SdxlIpAdapterConfig(BaseModel):
         if self.adapter.endswith(".safetensors") and self.image_encoder is None:
             raise ValueError("adapter is a file: set image_encoder to the CLIP vision folder")
         return self
+
+    @property
+    def lora_targets(self) -> tuple[str, ...]:
+        """Modules of the UNet that the policy covers by default."""
+        return LORA_TARGETS if self.policy == "lora" else KV_TARGETS
 
     def result_settings(self) -> str:
         """Those fields that change what is painted or learned, as JSON."""

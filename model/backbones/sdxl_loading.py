@@ -13,8 +13,8 @@ from transformers import CLIPVisionModelWithProjection
 
 from focusdpo.data_schemas.checkpoints import locate
 from focusdpo.model import full_policy
-from focusdpo.model.backbones.sdxl_backbone import KV_TARGETS, SdxlBackbone
-from focusdpo.model.backbones.sdxl_config import SdxlIpAdapterConfig
+from focusdpo.model.backbones.sdxl_backbone import SdxlBackbone
+from focusdpo.model.backbones.sdxl_config import KV_TARGETS, SdxlIpAdapterConfig
 from focusdpo.model.backbones.sdxl_ip_adapter import adapter_path, encoder_folder
 from focusdpo.model.backbones.sdxl_references import ImageTokens
 from focusdpo.model.backbones.sdxl_text import SdxlText
