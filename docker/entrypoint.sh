@@ -1,0 +1,134 @@
+#!/bin/sh
+# What a container of focusdpo does:
+#   server     a Prefect server on PostgreSQL; it brings the database up to its version first
+#   migrate    only that, and ends
+#   setup      bucket, work pool, limits, deployments; ends; may be repeated
+#   worker     runs flow runs of the pool
+#   healthy    whether the server or worker of this container answers (the images' health check)
+#   focusdpo, prefect, python, sh ...  that command, with the same settings
+#
+# Secrets are read from files, and neither printed nor given as arguments:
+#   FOCUSDPO_DATABASE_PASSWORD_FILE  PostgreSQL's password
+#   FOCUSDPO_API_AUTH_FILE           user:password of the Prefect API
+#   AWS_SHARED_CREDENTIALS_FILE      keys of the object store, in the AWS tools' own format
+set -eu
+umask 077
+
+fail() {
+    echo "focusdpo: $*" >&2
+    exit 2
+}
+
+secret() { # NAME FILE: the first line of a secret file
+    [ -r "$2" ] || fail "$1=$2: no such file, or not readable by user $(id -u)"
+    IFS= read -r line <"$2" || [ -n "$line" ] || fail "$1=$2: empty; write the secret on its first line"
+    [ -n "$line" ] || fail "$1=$2: its first line is empty; write the secret there"
+    printf '%s' "$line"
+}
+
+quiet() { # nothing is sent out
+    export DO_NOT_TRACK="${DO_NOT_TRACK:-1}"
+    export PREFECT_SERVER_ANALYTICS_ENABLED="${PREFECT_SERVER_ANALYTICS_ENABLED:-false}"
+    export PREFECT_HOME="${PREFECT_HOME:-/tmp/prefect}"
+    export PREFECT_CLI_COLORS="${PREFECT_CLI_COLORS:-false}"
+    # A server that is away for some minutes (2 + 4 + ... + 256 s) fails no flow run.
+    export PREFECT_CLIENT_MAX_RETRIES="${PREFECT_CLIENT_MAX_RETRIES:-8}"
+    mkdir -p "$PREFECT_HOME"
+}
+
+api_auth() {
+    [ -n "${FOCUSDPO_API_AUTH_FILE:-}" ] || return 0
+    PREFECT_API_AUTH_STRING=$(secret FOCUSDPO_API_AUTH_FILE "$FOCUSDPO_API_AUTH_FILE")
+    case $PREFECT_API_AUTH_STRING in
+    ?*:?*) ;;
+    *) fail "FOCUSDPO_API_AUTH_FILE=$FOCUSDPO_API_AUTH_FILE: write user:password" ;;
+    esac
+    export PREFECT_API_AUTH_STRING
+}
+
+# The password goes into a file that asyncpg reads, not into the URL: an URL ends up in tracebacks.
+database() {
+    [ -n "${FOCUSDPO_DATABASE_HOST:-}" ] || fail "FOCUSDPO_DATABASE_HOST: set PostgreSQL's host"
+    [ -n "${FOCUSDPO_DATABASE_PASSWORD_FILE:-}" ] ||
+        fail "FOCUSDPO_DATABASE_PASSWORD_FILE: set the file of PostgreSQL's password"
+    port=${FOCUSDPO_DATABASE_PORT:-5432} user=${FOCUSDPO_DATABASE_USER:-prefect}
+    name=${FOCUSDPO_DATABASE_NAME:-prefect}
+    password=$(secret FOCUSDPO_DATABASE_PASSWORD_FILE "$FOCUSDPO_DATABASE_PASSWORD_FILE")
+    export PGPASSFILE="$PREFECT_HOME/pgpass"
+    # There a colon and a backslash have a backslash before them.
+    escaped=$(printf '%s' "$password" | sed -e 's/[\\:]/\\&/g')
+    printf '*:*:*:*:%s\n' "$escaped" >"$PGPASSFILE"
+    unset password escaped
+    export PREFECT_API_DATABASE_CONNECTION_URL="postgresql+asyncpg://$user@$FOCUSDPO_DATABASE_HOST:$port/$name${FOCUSDPO_DATABASE_OPTIONS:-}"
+}
+
+remember() { # ROLE PORT: for the health check
+    printf '%s %s\n' "$1" "$2" >"$PREFECT_HOME/role"
+}
+
+server() {
+    database
+    if [ -n "${PREFECT_API_AUTH_STRING:-}" ]; then
+        export PREFECT_SERVER_API_AUTH_STRING="$PREFECT_API_AUTH_STRING"
+    else
+        case ${PREFECT_SERVER_API_HOST:-127.0.0.1} in
+        127.* | localhost) ;;
+        *)
+            [ "${FOCUSDPO_OPEN_API:-}" = yes ] ||
+                fail "FOCUSDPO_API_AUTH_FILE: set it; whoever reaches a Prefect API runs code on its" \
+                    "workers (FOCUSDPO_OPEN_API=yes if something else guards it)"
+            ;;
+        esac
+    fi
+    # Beside the code the pages could not be written, and the browser knows the API as its own host.
+    export PREFECT_UI_STATIC_DIRECTORY="${PREFECT_UI_STATIC_DIRECTORY:-$PREFECT_HOME/ui}"
+    export PREFECT_UI_API_URL="${PREFECT_UI_API_URL:-/api}"
+    remember server "${PREFECT_SERVER_API_PORT:-4200}"
+    unset PREFECT_API_URL
+    exec prefect server start
+}
+
+setup() {
+    pool=${FOCUSDPO_POOL:-local}
+    if [ -n "${FOCUSDPO_BUCKET:-}" ]; then
+        python "$here/bucket.py" "$FOCUSDPO_BUCKET"
+    fi
+    prefect work-pool inspect "$pool" >/dev/null 2>&1 ||
+        prefect work-pool create "$pool" --type process
+    exec prefect --no-prompt deploy --all --prefect-file "$deployments"
+}
+
+worker() {
+    export PREFECT_WORKER_WEBSERVER_PORT="${PREFECT_WORKER_WEBSERVER_PORT:-8080}"
+    remember worker "$PREFECT_WORKER_WEBSERVER_PORT"
+    exec prefect worker start --pool "${FOCUSDPO_POOL:-local}" --type process \
+        --limit "${FOCUSDPO_RUNS_AT_ONCE:-1}" --name "${FOCUSDPO_WORKER:-$(hostname)}" \
+        --with-healthcheck --install-policy never --no-create-pool-if-not-found
+}
+
+healthy() {
+    [ -r "$PREFECT_HOME/role" ] || fail "neither a server nor a worker was started here"
+    read -r role port <"$PREFECT_HOME/role"
+    case $role in server) path=api/health ;; *) path=health ;; esac
+    exec python -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=8)' \
+        "http://127.0.0.1:$port/$path"
+}
+
+here=$(cd "$(dirname "$0")" && pwd)
+deployments=${FOCUSDPO_DEPLOYMENTS:-$here/../prefect.yaml}
+role=${1:-}
+[ $# -eq 0 ] || shift
+quiet
+case $role in
+'') fail "say what to do: server, migrate, setup, worker, or a command" ;;
+healthy) healthy ;;
+migrate) database ;;
+*) api_auth ;; # not `api_auth && ...`: there the shell would go on after a failure
+esac
+case $role in
+server) server ;;
+migrate) exec prefect server database upgrade --yes ;;
+setup) setup ;;
+worker) worker ;;
+*) exec "$role" "$@" ;;
+esac
