@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Layout = Literal["diffusers", "uno"]
 CARD = "README.md"
+IP_ADAPTER = "ip_adapter.safetensors"
 _KEPT = ("objective", "lora", "noise", "focus")
 """Sections of the training's settings that a card tells; `adapter.json` has all."""
 _LOAD = {
@@ -35,8 +36,19 @@ pipe.load_lora_weights("THIS_FOLDER")  # references: `focusdpo generate --preset
 from diffusers import StableDiffusionXLPipeline
 
 pipe = StableDiffusionXLPipeline.from_pretrained("stabilityai/stable-diffusion-xl-base-1.0")
-pipe.load_lora_weights("THIS_FOLDER")
-pipe.load_ip_adapter("h94/IP-Adapter", "sdxl_models", "ip-adapter-plus_sdxl_vit-h.safetensors")""",
+pipe.load_ip_adapter(  # before the LoRA, which diffusers would else put on half of its layers
+    "h94/IP-Adapter", subfolder="sdxl_models", image_encoder_folder="models/image_encoder",
+    weight_name="ip-adapter-plus_sdxl_vit-h.safetensors",
+)
+pipe.set_ip_adapter_scale(0.78)
+pipe.load_lora_weights("THIS_FOLDER")""",
+    "adapter_kv": """import torch
+from diffusers import StableDiffusionXLPipeline
+
+pipe = StableDiffusionXLPipeline.from_pretrained("stabilityai/stable-diffusion-xl-base-1.0")
+pipe.load_ip_adapter(  # the image encoder is that of h94/IP-Adapter, models/image_encoder
+    "THIS_FOLDER", subfolder="", weight_name="ip_adapter.safetensors", image_encoder_folder=None
+)""",
     "flux2-klein": """from diffusers import Flux2KleinPipeline
 
 pipe = Flux2KleinPipeline.from_pretrained("black-forest-labs/FLUX.2-klein-base-4B")
@@ -79,6 +91,12 @@ def export_adapter(
         from focusdpo.model.backbones.uno_lora import export_uno
 
         export_uno(adapter, out, uno=uno)
+    elif _backbone(adapter).get("policy") == "adapter_kv":
+        from focusdpo.model.backbones.sdxl_config import SdxlIpAdapterConfig
+        from focusdpo.model.backbones.sdxl_export import save_ip_adapter
+
+        config = SdxlIpAdapterConfig.model_validate(_backbone(adapter))
+        save_ip_adapter(config, adapter, out / IP_ADAPTER)
     else:
         shutil.copyfile(adapter / WEIGHTS, out / WEIGHTS)
     shutil.copyfile(adapter / "adapter.json", out / "adapter.json")
@@ -87,8 +105,7 @@ def export_adapter(
 
 
 def _card(card: AdapterCard, adapter: Path, tables: Sequence[EvaluationTable]) -> str:
-    run = _run(adapter)
-    backbone = (run.get("models") or {}).get("backbone") or {}
+    backbone = _backbone(adapter)
     kind = str(backbone.get("kind", "pocket"))
     base = str(backbone.get("base", "the embedded pocket generator"))
     text = resources.files("focusdpo.flows").joinpath("templates/model_card.md.j2").read_text()
@@ -99,19 +116,21 @@ def _card(card: AdapterCard, adapter: Path, tables: Sequence[EvaluationTable]) -
         card=card,
         base_name=base if kind == "pocket" else f"{kind} ({base})",
         base_model=base if "/" in base and not base.startswith("/") else "other",
-        load=_LOAD[kind],
+        load=_LOAD["adapter_kv" if backbone.get("policy") == "adapter_kv" else kind],
         tables=tables,
         settings=list(_settings(card.train_config)),
     )
 
 
-def _run(adapter: Path) -> Mapping[str, Any]:
-    """The resolved settings of the run that the adapter lies in; {} when it was moved."""
+def _backbone(adapter: Path) -> Mapping[str, Any]:
+    """The backbone's settings in the run that the adapter lies in; {} for the embedded one, and
+    when the adapter was moved."""
     file = adapter.parent / "run.yaml"
     if not file.is_file():
         return {}
     found = yaml.safe_load(file.read_text("utf-8"))
-    return found if isinstance(found, dict) else {}
+    models = found.get("models") if isinstance(found, dict) else None
+    return (models or {}).get("backbone") or {}
 
 
 def _settings(config: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:

@@ -59,8 +59,12 @@ class Premise:
 
 
 def block_names(transformer: Any) -> tuple[str, ...]:
-    """Every block of a FLUX transformer, in the order of the pass."""
+    """Every block of a FLUX transformer or of a UNet, in the order of the pass."""
     core = unwrap(transformer)
+    if hasattr(core, "up_blocks"):
+        from focusdpo.model.backbones.sdxl_features import block_names as unet_blocks
+
+        return tuple(unet_blocks(core))
     double = (f"double.{i}" for i in range(len(core.transformer_blocks)))
     single = (f"single.{i}" for i in range(len(core.single_transformer_blocks)))
     return (*double, *single)
