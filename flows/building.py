@@ -9,21 +9,21 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.builder import Builder, ChunkFailed, Outcome
 from focusdpo.flows.config import BuildRun
+from focusdpo.flows.incremental import request_digest, settled_version
 from focusdpo.flows.preview import first_pictures
 from focusdpo.flows.progress import Watch, quiet
-from focusdpo.flows.settings import save_config
+from focusdpo.flows.settings import as_yaml
 from focusdpo.flows.stages import STAGES
+from focusdpo.flows.subject_sources import find_subjects
 from focusdpo.flows.wiring import resident_parts, vocabulary
-from focusdpo.pipeline.ingest import ingest
-from focusdpo.pipeline.photo_masks import StoredMasks
+from focusdpo.pipeline.manifests import note_request
 from focusdpo.pipeline.store import Store
 from focusdpo.pipeline.versions import DatasetVersion
 
@@ -55,9 +55,17 @@ class Prepared:
     builder: Builder
     problems: list[str]
     """Subjects that were left out, and why."""
+    settled: Mapping[str, Any] | None = None
+    """Manifest of the newest version when it is just what this run asks for."""
     started: float = field(default_factory=time.perf_counter)
     loaded: float = 0.0
     """Seconds that loading models had taken in this process by then."""
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Stage -> (units, missing)."""
+        if self.settled is not None:
+            return dict.fromkeys(STAGES, (self.settled["partitions"], 0))
+        return self.builder.plan.counts()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +78,8 @@ class BuildResult:
     """Whether a version was published; False when nothing had changed."""
     pairs: int
     partitions: int
+    new_shards: list[str]
+    """Shards that the version has and its parent has not."""
     made: dict[str, int]
     """Stage -> partitions computed now."""
     failed: list[str]
@@ -100,38 +110,14 @@ def prepare(run: BuildRun) -> Prepared:
     """
     started = time.perf_counter()
     store = Store.open(run.root)
-    folder = subject_folder(run, store)
-    backgrounds, classes = vocabulary(run.family)
     parts = resident_parts(run.family)
-    found = ingest(
-        folder,
-        store,
-        run.ingest,
-        known_classes=classes,
-        find=None if run.suite == "pocket" else StoredMasks(store, parts.segmenter),
-        strict=run.strict,
-    )
-    problems = [f"{one.subject}: {one.message}" for one in found.problems if one.fatal]
-    builder = Builder(run, store, found.subjects, backgrounds, parts)
-    _ = builder.plan
-    return Prepared(builder, problems, started, builder.parts.meter.load_seconds)
-
-
-def subject_folder(run: BuildRun, store: Store) -> Path:
-    """Where the subjects lie: as given, or individuals of the pocket world below the root."""
-    if run.subjects is not None:
-        folder = Path(run.subjects)
-        if not folder.is_dir():
-            raise UserError(
-                f"{folder}: no such folder; --subjects takes a folder that holds one folder of "
-                "pictures per subject"
-            )
-        return folder
-    from focusdpo.flows.world_subjects import export
-
-    folder = store.root / "subjects"
-    export(folder, run.world)
-    return folder
+    subjects, problems = find_subjects(run, store)
+    backgrounds, _ = vocabulary(run.family)
+    builder = Builder(run, store, subjects, backgrounds, parts)
+    settled = settled_version(builder)
+    if settled is None:
+        _ = builder.plan
+    return Prepared(builder, problems, settled, started, builder.parts.meter.load_seconds)
 
 
 def direct(builder: Builder, chunk: Chunk, watch: Watch) -> list[Outcome]:
@@ -162,6 +148,8 @@ def execute(
     publish: Callable[[Builder, dict[str, Any]], DatasetVersion] = Builder.publish,
 ) -> BuildResult:
     """Run what is missing and publish. UserError when nothing at all could be built."""
+    if prepared.settled is not None:
+        return _nothing_to_do(prepared, prepared.settled)
     builder = prepared.builder
     run = builder.run
     begun = time.perf_counter()
@@ -175,13 +163,16 @@ def execute(
     if failed and not any(builder.finished()):
         raise UserError("every partition failed:\n  " + "\n  ".join(failed[:5]))
     version = publish(builder, run.model_dump(mode="json"))
-    save_config(run, builder.store.root / "versions" / version.id / "config.yaml")
+    builder.store.files.write(f"versions/{version.id}/config.yaml", as_yaml(run).encode())
+    if version.manifest.get("partitions") == len(builder.partitions):
+        note_request(builder.store, version.id, request_digest(builder))
     return BuildResult(
         root=run.root,
         version=version.id,
         new=version.new,
         pairs=len(version.rows),
         partitions=len(builder.partitions),
+        new_shards=new_shards(version.manifest) if version.new else [],
         made=dict(Counter(o.stage for o in outcomes if o.status == "made")),
         failed=failed,
         problems=prepared.problems,
@@ -191,6 +182,32 @@ def execute(
         start_seconds=round(begun - prepared.started, 3),
         wall_seconds=round(time.perf_counter() - prepared.started, 3),
     )
+
+
+def _nothing_to_do(prepared: Prepared, manifest: Mapping[str, Any]) -> BuildResult:
+    """The result of a run whose version is there."""
+    wall = round(time.perf_counter() - prepared.started, 3)
+    return BuildResult(
+        root=prepared.builder.run.root,
+        version=manifest["id"],
+        new=False,
+        pairs=manifest["pairs"]["total"],
+        partitions=manifest["partitions"],
+        new_shards=[],
+        made={},
+        failed=[],
+        problems=prepared.problems,
+        rejects=dict(manifest["rejects"]),
+        model_seconds=0.0,
+        load_seconds=0.0,
+        start_seconds=wall,
+        wall_seconds=wall,
+    )
+
+
+def new_shards(manifest: Mapping[str, Any]) -> list[str]:
+    """The shards that a version has and its parent has not."""
+    return [one["name"] for one in manifest["shards"] if one["new"]]
 
 
 def failures(outcomes: Sequence[Outcome]) -> list[str]:

@@ -108,8 +108,9 @@ def ingest(
     known_classes: Collection[str] | None = None,
     find: FindSubject | None = None,
     strict: bool = False,
+    only: Collection[str] | None = None,
 ) -> Ingested:
-    """Read every subject below `folder` into the store.
+    """Read every subject below `folder` into the store, or `only` those of these names.
 
     A bad subject is left out and reported as a fatal problem, or with `strict` raised as UserError.
     Also raises UserError when the folder is absent or no subject is usable. `known_classes`: the
@@ -118,7 +119,7 @@ def ingest(
     """
     problems: list[Problem] = []
     subjects: list[Subject] = []
-    folders = _subject_folders(Path(folder))
+    folders = [path for path in _subject_folders(Path(folder)) if only is None or path.name in only]
     doubles = _doubles(folders)
     for path in folders:
         notes: list[str] = []

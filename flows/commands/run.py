@@ -32,8 +32,8 @@ SUBJECTS = Annotated[
         "--subjects",
         metavar="DIR",
         help="A folder that holds one folder of pictures per subject (png, jpg, webp; alpha is the "
-        "mask), each with an optional subject.yaml (class_name, licence). Without it: individuals "
-        "of the pocket world.",
+        "mask), each with an optional subject.yaml (class_name, licence). Without it: the subjects "
+        "that the root has registered (`focusdpo subjects`), or individuals of the pocket world.",
     ),
 ]
 SUFFIX = {True: "", False: " (nothing had changed)"}
@@ -46,7 +46,8 @@ def build_dataset(
     subjects: SUBJECTS = None,
     strict: STRICT = False,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Tell what would be computed, and stop.")
+        bool,
+        typer.Option("--plan", help="Tell what would be computed, why and how much, and stop."),
     ] = False,
     prefect: PREFECT = True,
     preset: PRESET = "pocket",
@@ -78,11 +79,11 @@ def build(run: BuildRun, *, plan: bool = False, prefect: bool = True) -> dict[st
     from focusdpo.flows.building import execute, prepare
 
     prepared = prepare(run)
-    missing = prepared.builder.plan.missing()
-    show_plan(prepared.builder.plan.counts(), len(prepared.builder.subjects))
+    counts = prepared.counts()
+    show_plan(counts, len(prepared.builder.subjects))
     if plan:
-        counts = {stage: absent for stage, (_, absent) in prepared.builder.plan.counts().items()}
-        return {"command": "build-dataset", "plan": counts, "root": run.root}
+        return told_plan(prepared)
+    missing = any(absent for _, absent in counts.values())
     if not missing:
         say("nothing is missing: no model is loaded and no engine started")
     with Bars() as watch:
@@ -94,15 +95,15 @@ def build(run: BuildRun, *, plan: bool = False, prefect: bool = True) -> dict[st
 
             return run_here(prepared, watch)
 
-        result = choose(
-            prefect and bool(missing), run.root, flow, lambda: execute(prepared, watch=watch)
-        )
+        result = choose(prefect and missing, run.root, flow, lambda: execute(prepared, watch=watch))
     for line in [*result.problems, *result.failed]:
         say(f"left out: {line}")
     say(
         f"dataset {result.version}{SUFFIX[result.new]}: {result.pairs} pairs in {result.root}; "
         f"{result.model_seconds:.1f} s of model computation, {result.wall_seconds:.1f} s in all"
     )
+    if result.new_shards:
+        say(f"new shards: {', '.join(result.new_shards)}")
     return dict(result.as_dict())
 
 
@@ -111,6 +112,32 @@ def show_plan(counts: dict[str, tuple[int, int]], subjects: int) -> None:
     partitions = max((total for total, _ in counts.values()), default=0)
     todo = ", ".join(f"{stage} {absent}" for stage, (_, absent) in counts.items() if absent)
     say(f"{subjects} subjects, {partitions} partitions; to compute: {todo or 'nothing'}")
+
+
+def told_plan(prepared: Any) -> dict[str, Any]:
+    """Why it will be computed, how much it is, and what leaves the index."""
+    from focusdpo.flows.incremental import Explanation, explain
+
+    told = (
+        Explanation(prepared.counts(), [], 0.0, [])
+        if prepared.settled is not None
+        else explain(prepared.builder)
+    )
+    for cause in told.causes:
+        work = ", ".join(f"{stage} {count}" for stage, count in cause.partitions.items())
+        say(f"  {cause.text}: {work}; {_told_seconds(cause.seconds)}")
+    for line in [*told.leaving, *(f"left out: {one}" for one in prepared.problems)]:
+        say(f"  {line}")
+    if told.causes:
+        say(f"in all {_told_seconds(told.seconds)}")
+    run = prepared.builder.run
+    return {"command": "build-dataset", "root": run.root, **told.as_dict()}
+
+
+def _told_seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return "its time is not known, nothing of the kind was made before"
+    return f"about {seconds:.1f} s of model computation"
 
 
 def train(
