@@ -12,6 +12,10 @@ from focusdpo.flows.commands.common import JSON, PRESET, SET, finish, say
 from focusdpo.flows.settings import parse_overrides, resolve
 
 
+BUSY = 0.9
+"""Share of the bare forward rate that scoring files should keep."""
+
+
 def bench(
     out: Annotated[
         Path, typer.Option("--out", help="Folder for what is built; new or empty.")
@@ -35,6 +39,16 @@ def bench(
             "weights, on this machine's GPU.",
         ),
     ] = False,
+    scoring: Annotated[
+        int | None,
+        typer.Option(
+            "--scoring",
+            min=2,
+            metavar="PICTURES",
+            help="Instead: how fast a scorer (DINO ViT-S/16, random weights) goes through so many "
+            "picture files, beside its bare forward pass. Wanted: 0.9 of it, with 2000.",
+        ),
+    ] = None,
     preset: PRESET = "pocket",
     set_: SET = [],  # noqa: B006
     json: JSON = False,
@@ -53,6 +67,9 @@ def bench(
             raise UserError("bench --gpu builds no dataset: leave --preset and --no-prefect out")
         _bench_gpu(out, set_, repeats, json)
         return
+    if scoring is not None:
+        _bench_scoring(scoring, repeats or 1, json)
+        return
     from focusdpo.flows.measuring import measure
 
     figures = measure(out, prefect=prefect, repeats=repeats or 20, preset=preset, overrides=set_)
@@ -61,6 +78,18 @@ def bench(
         say(f"{mark:<5}{figure.name:<46}{figure.value:>12.3f} {figure.unit:<6}{figure.wanted}")
     told = [figure.as_dict() for figure in figures]
     finish({"command": "bench", "figures": told}, json)
+
+
+def _bench_scoring(count: int, repeats: int, as_json: bool) -> None:
+    from focusdpo.flows.checkpoint_suite import device_of
+    from focusdpo.pipeline.adapters.throughput import bench_scoring
+
+    device = device_of("auto")
+    rate = bench_scoring(count=count, device=device, repeats=repeats)
+    say(f"{count} files on {device}: {rate.embed:.1f} pictures/s, bare model {rate.bare:.1f}")
+    say(f"{'ok' if rate.ratio >= BUSY else 'MISS':<5}of the bare rate {rate.ratio:.3f} (>= {BUSY})")
+    told = {"count": count, "device": device, "embed": rate.embed, "bare": rate.bare}
+    finish({"command": "bench", "scoring": told | {"ratio": rate.ratio}}, as_json)
 
 
 def _bench_gpu(out: Path, overrides: list[str], repeats: int | None, as_json: bool) -> None:
