@@ -11,7 +11,6 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.commands.common import JSON, PRESET, SET, finish, say
 from focusdpo.flows.settings import parse_overrides, resolve
 
-
 BUSY = 0.9
 """Share of the bare forward rate that scoring files should keep."""
 
