@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.shards import Split
 from focusdpo.flows.ablation_config import AblationConfig
+from focusdpo.flows.executor_config import ExecutorConfig, LocalConfig
 from focusdpo.flows.held_out import HeldOutConfig
 from focusdpo.flows.models_config import Family, ModelsConfig
 from focusdpo.flows.retrain_config import RetrainConfig, YieldAlertConfig
@@ -114,6 +115,7 @@ class _Stages(BaseModel):
     pair: PairConfig = Field(PairConfig(), description="scores -> pairs and rejects")
     complexity: ComplexityConfig = Field(ComplexityConfig(), description="the map M_d")
     shard: ShardConfig = Field(ShardConfig(), description="pairs -> webdataset shards")
+    executor: ExecutorConfig = Field(LocalConfig(), description="where the stages run")
 
 
 class BuildRun(_Stages, _Run):
