@@ -16,6 +16,7 @@ from typing import Any
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.builder import Builder, ChunkFailed, Outcome
 from focusdpo.flows.config import BuildRun
+from focusdpo.flows.executors import new_builder
 from focusdpo.flows.incremental import request_digest, settled_version
 from focusdpo.flows.preview import first_pictures
 from focusdpo.flows.progress import Watch, quiet
@@ -113,7 +114,7 @@ def prepare(run: BuildRun) -> Prepared:
     parts = resident_parts(run.family)
     subjects, problems = find_subjects(run, store)
     backgrounds, _ = vocabulary(run.family)
-    builder = Builder(run, store, subjects, backgrounds, parts)
+    builder = new_builder(run, store, subjects, backgrounds, parts)
     settled = settled_version(builder)
     if settled is None:
         _ = builder.plan
@@ -145,7 +146,9 @@ def execute(
     prepared: Prepared,
     dispatch: Dispatch = direct,
     watch: Watch = quiet,
-    publish: Callable[[Builder, dict[str, Any]], DatasetVersion] = Builder.publish,
+    publish: Callable[[Builder, dict[str, Any]], DatasetVersion] = lambda builder, config: (
+        builder.publish(config)
+    ),
 ) -> BuildResult:
     """Run what is missing and publish. UserError when nothing at all could be built."""
     if prepared.settled is not None:
