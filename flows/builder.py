@@ -30,7 +30,7 @@ from focusdpo.pipeline.compose import by_partition, compose
 from focusdpo.pipeline.files import FULL
 from focusdpo.pipeline.shard import write_shards
 from focusdpo.pipeline.store import Store
-from focusdpo.pipeline.versions import DatasetVersion, publish
+from focusdpo.pipeline.versions import DatasetVersion, Superseded, publish
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,8 @@ mistake of ours and stops everything."""
 
 TASKS_PER_STAGE = 8
 
-Status = Literal["made", "failed", "skipped"]
+Status = Literal["made", "found", "busy", "failed", "skipped"]
+"""`found`: another builder has made it meanwhile; `busy`: another is at it now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ class Builder:
         self.parts = parts
         self.subjects = {subject.id: subject for subject in subjects}
         self.backgrounds = tuple(backgrounds)
+        self._made: set[str] = set()
         self.pictures_shown = 0
         """How many pictures the contact sheet of this run has."""
 
@@ -111,32 +113,52 @@ class Builder:
         """Compute one stage for some partitions, each stored as soon as it is made.
 
         One bad partition leaves the others alone; `ChunkFailed` at the end when one failed by more
-        than bad input, so that a retry makes sense. A full disk stops at once.
+        than bad input, so that a retry makes sense. A full disk stops at once. What another builder
+        is at comes last: by then it may have made it.
         """
-        outcomes = []
+        outcomes: list[Outcome] = []
         again = False
-        for at, partition in enumerate(partitions):
-            try:
-                outcomes.append(self._run_unit(stage, partition))
-            except PARTITION_ERRORS as error:
-                if self.run.strict or disk_is_full(error):
-                    raise
-                again = again or not isinstance(error, UserError)
-                log.warning("%s %s failed: %s", stage, partition, error, exc_info=again)
-                message = f"{type(error).__name__}: {error}"
-                outcomes.append(Outcome(stage, partition, "failed", message=message))
-            watch(stage, done + at + 1, total or len(partitions), {})
+        left = list(partitions)
+        for wait in (False, True):
+            busy = []
+            for partition in left:
+                try:
+                    outcome = self._run_unit(stage, partition, wait)
+                except PARTITION_ERRORS as error:
+                    if self.run.strict or disk_is_full(error):
+                        raise
+                    again = again or not isinstance(error, UserError)
+                    log.warning("%s %s failed: %s", stage, partition, error, exc_info=again)
+                    message = f"{type(error).__name__}: {error}"
+                    outcome = Outcome(stage, partition, "failed", message=message)
+                if outcome.status == "busy":
+                    busy.append(partition)
+                    continue
+                outcomes.append(outcome)
+                watch(stage, done + len(outcomes), total or len(partitions), {})
+            left = busy
         if again:
             raise ChunkFailed(outcomes)
         return outcomes
 
-    def _run_unit(self, stage: str, partition: str) -> Outcome:
+    def _run_unit(self, stage: str, partition: str, wait: bool) -> Outcome:
         unit = self.plan.units[stage, partition]
         if self.store.has(stage, unit.key):
-            return Outcome(stage, partition, "made")
+            # Made before an error that this chunk is run again for, or by another builder.
+            return Outcome(stage, partition, "made" if unit.key in self._made else "found")
         for earlier in STAGES[stage].needs:
             if not self.store.has(earlier, self.plan.key(earlier, partition)):
                 return Outcome(stage, partition, "skipped", message=f"{earlier} is missing")
+        with self.store.lease(stage, unit.key, partition, wait=wait) as grant:
+            if grant.mine:
+                return self._make(unit)
+            if grant.holder is None:
+                return Outcome(stage, partition, "found")
+            log.info("%s %s is being computed by %s", stage, partition, grant.holder)
+            return Outcome(stage, partition, "busy")
+
+    def _make(self, unit: Unit) -> Outcome:
+        stage, partition = unit.stage, unit.partition
         self.parts.meter.take()
         output = STAGES[stage].run(self._work(unit))
         seconds = self.parts.meter.take()
@@ -158,6 +180,7 @@ class Builder:
                 "model": model_of(STAGES[stage], self.parts),
             },
         )
+        self._made.add(unit.key)
         return Outcome(stage, partition, "made", seconds)
 
     def _work(self, unit: Unit) -> Work:
@@ -184,8 +207,17 @@ class Builder:
     def publish(self, config: Mapping[str, Any]) -> DatasetVersion:
         """Shards of the new pairs, then the version; the same version when nothing is new.
 
-        Partitions whose pairs the newest version has are taken over from it unread.
+        Partitions whose pairs the newest version has are taken over from it unread. One builder
+        at a time, so that each grows from the other's version and no version is passed over.
         """
+        with self.store.publishing():
+            try:
+                return self._publish(config)
+            except Superseded as error:  # by a builder that took this one for dead
+                log.warning("%s; publishing again", error)
+                return self._publish(config)
+
+    def _publish(self, config: Mapping[str, Any]) -> DatasetVersion:
         finished = dict(self.finished())
         yields = gather(self.store, self.run, self.partitions, finished)
         rejects: Counter[str] = Counter()

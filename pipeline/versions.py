@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from focusdpo.data_schemas.addresses import with_digest
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.runs import SCHEMA_VERSION, Artefact
 from focusdpo.data_schemas.shards import IndexRow, ShardSample, Split
@@ -46,6 +47,10 @@ PACKAGES = ("focusdpo", "torch", "diffusers", "transformers", "numpy", "pillow",
 log = logging.getLogger(__name__)
 
 
+class Superseded(RuntimeError):
+    """Another version was published meanwhile: to be published again, as that one's child."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class DatasetVersion:
     """A published version: immutable, and readable for as long as its shards are there."""
@@ -62,10 +67,16 @@ class DatasetVersion:
         """Rows of a split, or all."""
         return [row for row in self.rows if split in (None, row.split)]
 
-    def shards(self, split: Split | None = None) -> list[Path]:
-        """The tars of a split, sorted. They may hold retired samples: see `ids`."""
+    def shards(self, split: Split | None = None) -> list[Path | str]:
+        """The tars of a split, sorted. They may hold retired samples: see `ids`. On a local disk
+        their paths, elsewhere URLs that say their digest, so that a reader can check its copy."""
         names = sorted({row.shard for row in self.rows_of(split)})
-        return [self.store.root / FOLDER / name for name in names]
+        local = self.store.files.local
+        if local is not None:
+            return [local / FOLDER / name for name in names]
+        digests = {one["name"]: one["blake2b"] for one in self.manifest["shards"]}
+        address = self.store.files.address
+        return [with_digest(address(f"{FOLDER}/{name}"), digests[name]) for name in names]
 
     def ids(self, split: Split | None = None) -> frozenset[str]:
         """Ids of the pairs that count."""
@@ -127,11 +138,13 @@ def publish(
     """Make the rows a version and LATEST point at it.
 
     The id is a hash of rows, subjects and artefact keys: with nothing changed the version that is
-    there is returned and nothing is written. `artefacts` are (stage, key).
+    there is returned and nothing is written. `artefacts` are (stage, key). `Superseded` when
+    another builder published meanwhile.
     """
     lineage = sorted(set(artefacts))
     name = _version_id(rows, subjects, lineage)
-    parent = latest_id(store)
+    latest = store.files.tagged("LATEST")
+    parent = None if latest is None else latest[0].decode().strip() or None
     folder = f"versions/{name}"
     if not store.files.exists(f"{folder}/manifest.json"):
         known = lineage_table(store, lineage, parent)
@@ -156,9 +169,11 @@ def publish(
             data = to_parquet(sorted(partitions, key=lambda one: one.partition), PartitionRow)
             store.files.write(f"{folder}/{PARTITIONS}", data)
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-        store.files.write(f"{folder}/manifest.json", text.encode())
+        store.files.write(f"{folder}/manifest.json", text.encode(), replace=False)
     if parent != name:
-        store.files.write("LATEST", f"{name}\n".encode())
+        tag = None if latest is None else latest[1]
+        if store.files.swap("LATEST", f"{name}\n".encode(), tag) is None:
+            raise Superseded(f"{store.root}: another builder published after version {parent}")
         log.info("%s: version %s, %d pairs", store.root, name, len(rows))
     version = open_version(store, name)
     return DatasetVersion(store, name, version.manifest, version.rows, new=parent != name)
