@@ -11,22 +11,24 @@ import logging
 from typing import Any, cast
 
 from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.events import emit_event
+from prefect.runtime import flow_run
 from prefect.states import Completed
 
+from focusdpo.flows import artefacts, events
 from focusdpo.flows.builder import Builder, ChunkFailed, Outcome
 from focusdpo.flows.building import BuildResult, Chunk, Prepared, execute, prepare
 from focusdpo.flows.config import BuildRun
+from focusdpo.flows.engine import at_work
+from focusdpo.flows.ephemeral import tether
+from focusdpo.flows.logs import about
+from focusdpo.flows.metrics import Noted, note
+from focusdpo.flows.preview import FIRST
 from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.retries import worth_retrying
 from focusdpo.pipeline.versions import DatasetVersion
 
 log = logging.getLogger(__name__)
-
-PUBLISHED = "focusdpo.dataset.published"
-"""The event that a new dataset version emits; never for a run in which nothing changed."""
 
 
 @task(
@@ -60,41 +62,70 @@ def publish_version(builder: Builder, config: dict[str, Any]) -> DatasetVersion:
 
 def dispatch(builder: Builder, chunk: Chunk, watch: Watch) -> list[Outcome]:
     """A chunk as a Prefect task; what failed after all retries comes back as outcomes."""
-    state = run_stage(builder, chunk, watch, return_state=True)
-    outcomes = state.result(raise_on_failure=False)
-    if isinstance(outcomes, ChunkFailed):
-        return outcomes.outcomes
-    if isinstance(outcomes, BaseException):
-        raise outcomes
+    with about(stage=chunk.stage):
+        state = run_stage(builder, chunk, watch, return_state=True)
+        outcomes = state.result(raise_on_failure=False)
+        if isinstance(outcomes, ChunkFailed):
+            outcomes = outcomes.outcomes
+        if isinstance(outcomes, BaseException):
+            raise outcomes
+        for one in outcomes:
+            with about(partition=one.partition):
+                log.info("%s: %s in %.2f s %s", one.stage, one.status, one.seconds, one.message)
     return list(outcomes)
 
 
-def run_flow(prepared: Prepared, watch: Watch) -> BuildResult:
+def run_flow(prepared: Prepared, watch: Watch) -> Noted:
     """The flow's body: run what is missing through tasks, tell Prefect what came out."""
-    result = execute(prepared, dispatch, watch, publish_version)
-    create_markdown_artifact(summary(result), key="dataset", description="what this build did")
+    result = note(execute(prepared, dispatch, watch, publish_version), prepared.builder.run.alert)
+    by = "build-dataset" if flow_run.parent_flow_run_id is None else "a part of another flow"
+    tell(result, prepared)
     if result.new:
-        emit_event(
-            PUBLISHED,
-            resource={
-                "prefect.resource.id": f"focusdpo.dataset.{result.version}",
-                "prefect.resource.name": result.root,
-            },
-            payload={"root": result.root, "version": result.version, "pairs": result.pairs},
-        )
+        events.published(result, by)
+    for message in result.alerts:
+        events.yield_dropped(result, message, by)
     return result
+
+
+def tell(result: Noted, prepared: Prepared) -> None:
+    """The run on Prefect's page."""
+    artefacts.text("dataset", summary(result), "what this build did")
+    rows = [
+        {"stage": name, "partitions": total, "computed": result.made.get(name, 0)}
+        for name, (total, _) in prepared.builder.plan.counts().items()
+    ]
+    artefacts.table("dataset-yield", rows, f"{result.pairs} pairs in version {result.version}")
+    if result.rejects:
+        shares = sum(result.rejects.values())
+        artefacts.table(
+            "dataset-rejects",
+            [
+                {"rejected because": name, "count": count, "share": round(count / shares, 3)}
+                for name, count in sorted(result.rejects.items(), key=lambda one: -one[1])
+            ],
+            f"rejects of version {result.version}",
+        )
+    files = prepared.builder.store.files
+    if result.made.get("generate") and files.exists(FIRST):
+        artefacts.picture("dataset-sheet", files.read(FIRST), "first pictures of this build")
 
 
 _HANDED: dict[str, tuple[Prepared, Watch]] = {}
 """A plan made before the engine started, handed to the flow in the same process by its root."""
 
 
-@flow(name="build-dataset", persist_result=False)
+@flow(
+    name="build-dataset",
+    persist_result=False,
+    on_failure=[events.on_failure],
+    on_crashed=[events.on_failure],
+)
 def build_dataset(run: BuildRun) -> Any:
     """Subjects -> a dataset version of preference pairs in `run.root`."""
     handed = _HANDED.get(run.root)
     prepared, watch = handed if handed is not None else (prepare(run), quiet)
-    result = run_flow(prepared, watch)
+    with at_work(run.root, gpu=bool(prepared.builder.plan.missing())):
+        result = run_flow(prepared, watch)
     if not result.whole:
         left = len(result.failed) + len(result.problems)
         return Completed(message=f"{left} subjects or partitions were left out", data=result)
@@ -104,6 +135,7 @@ def build_dataset(run: BuildRun) -> Any:
 def run_here(prepared: Prepared, watch: Watch) -> BuildResult:
     """The flow in this process, with the plan that is already made."""
     run = prepared.builder.run
+    tether()
     _HANDED[run.root] = (prepared, watch)
     try:
         return cast(BuildResult, build_dataset(run))
@@ -111,13 +143,14 @@ def run_here(prepared: Prepared, watch: Watch) -> BuildResult:
         _HANDED.pop(run.root)
 
 
-def summary(result: BuildResult) -> str:
+def summary(result: Noted) -> str:
     """The run as Markdown: what was computed, what was left out, where it lies."""
     rows = "".join(f"| {stage} | {count} |\n" for stage, count in result.made.items())
     rejects = "".join(f"| {reason} | {count} |\n" for reason, count in result.rejects.items())
     left = "".join(f"- {line}\n" for line in [*result.problems, *result.failed])
+    alerts = "".join(f"**{line}**\n\n" for line in result.alerts)
     return (
-        f"# Dataset {result.version}\n\n{result.pairs} pairs in `{result.root}`, "
+        f"# Dataset {result.version}\n\n{alerts}{result.pairs} pairs in `{result.root}`, "
         f"{result.partitions} partitions; {result.model_seconds:.1f} s of model computation, "
         f"{result.wall_seconds:.1f} s in all.\n\n"
         f"| stage | partitions computed |\n| --- | --- |\n{rows or '| none | 0 |'}\n\n"

@@ -7,6 +7,8 @@ plans and runs in which nothing is missing never pay for it.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from focusdpo.data_schemas.errors import UserError
@@ -53,3 +55,24 @@ def described() -> str:
     """Where flow runs are recorded, for the log."""
     url = os.environ.get("PREFECT_API_URL")
     return url or f"a server of this process, in {os.environ.get('PREFECT_HOME', '~/.prefect')}"
+
+
+@contextmanager
+def at_work(folder: str, *, gpu: bool) -> Iterator[None]:
+    """The frame of every flow's body: the run signs with its process, runs of ours whose process is
+    gone are marked, and the GPU's slot is held where `gpu` asks for it.
+
+    `folder` is what the run works on, for people who look for it.
+    """
+    from prefect.runtime import flow_run
+
+    from focusdpo.flows.liveness import bury, sign
+    from focusdpo.flows.logs import about, from_environment
+    from focusdpo.flows.slots import gpu_slot
+
+    from_environment()
+    sign(folder)
+    if flow_run.parent_flow_run_id is None:
+        bury()
+    with about(run=str(flow_run.id), flow=str(flow_run.flow_name)), gpu_slot(gpu):
+        yield

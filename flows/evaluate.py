@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 
 from prefect import flow, task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from focusdpo.flows import artefacts, events
 from focusdpo.flows.config import EvaluateRun
-from focusdpo.flows.evaluation import EvaluateResult
+from focusdpo.flows.engine import at_work
+from focusdpo.flows.ephemeral import tether
+from focusdpo.flows.evaluation import GRID, EvaluateResult, finished
 from focusdpo.flows.evaluation import evaluate as evaluate_here
 from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.report import write_report
@@ -40,18 +43,34 @@ def report(run: EvaluateRun) -> Path:
     return write_report(Path(run.out) / "report.html", evaluate_dir=Path(run.out))
 
 
-@flow(name="evaluate", persist_result=False)
+@flow(
+    name="evaluate",
+    persist_result=False,
+    on_failure=[events.on_failure],
+    on_crashed=[events.on_failure],
+)
 def evaluate(run: EvaluateRun) -> EvaluateResult:
     """Base against `run.adapter`; the table and pictures go to `run.out`."""
-    result = evaluate_adapter(run)
-    page = report(run)
-    create_markdown_artifact(table(result), key="evaluation", description="base against adapter")
-    create_link_artifact(page.resolve().as_uri(), link_text="report", key="report")
-    return result
+    with at_work(run.out, gpu=finished(run) is None):
+        result = evaluate_adapter(run)
+        page = report(run)
+        tell(result, page)
+        return result
+
+
+def tell(result: EvaluateResult, page: Path) -> None:
+    """The evaluation on Prefect's page."""
+    artefacts.text("evaluation", table(result), "base against adapter")
+    artefacts.table("evaluation-rows", [asdict(row) for row in result.rows], "every group")
+    sheet = Path(result.out) / GRID
+    if sheet.is_file():
+        artefacts.picture("evaluation-sheet", sheet.read_bytes(), "what base and adapter painted")
+    artefacts.page("report", page)
 
 
 def run_here(run: EvaluateRun, watch: Watch) -> EvaluateResult:
     """The flow in this process, with progress."""
+    tether()
     _WATCH[run.out] = watch
     try:
         return evaluate(run)

@@ -123,10 +123,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def history(models: Path) -> list[dict[str, Any]]:
+def history(models: Path | str) -> list[dict[str, Any]]:
     """Every candidate, oldest first: what is known of its start and of its decision."""
     found = []
-    for started in (models / CANDIDATES).glob(f"*/{STARTED}"):
+    for started in (Path(models) / CANDIDATES).glob(f"*/{STARTED}"):
         about = read_json(started) or {}
         decided = read_json(started.with_name(DECISION)) or {"decision": "unfinished"}
         found.append({**about, **decided})

@@ -6,21 +6,22 @@ One task: training has checkpoints of its own, and a retry goes on from the newe
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.events import emit_event
+from prefect.runtime import flow_run
 
+from focusdpo.flows import artefacts, events
 from focusdpo.flows.config import TrainRun
+from focusdpo.flows.engine import at_work
+from focusdpo.flows.ephemeral import tether
 from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.retries import worth_retrying
 from focusdpo.flows.training import TrainOutcome
 from focusdpo.flows.training import train as train_here
 
 log = logging.getLogger(__name__)
-
-TRAINED = "focusdpo.adapter.trained"
 
 _WATCH: dict[str, Watch] = {}
 
@@ -38,24 +39,27 @@ def train_adapter(run: TrainRun) -> TrainOutcome:
     return train_here(run, _WATCH.get(run.out, quiet))
 
 
-@flow(name="train", persist_result=False)
+@flow(
+    name="train",
+    persist_result=False,
+    on_failure=[events.on_failure],
+    on_crashed=[events.on_failure],
+)
 def train(run: TrainRun) -> TrainOutcome:
     """A dataset version -> an adapter in `run.out`."""
-    outcome = train_adapter(run)
-    create_markdown_artifact(summary(outcome), key="adapter", description="what was trained")
-    emit_event(
-        TRAINED,
-        resource={
-            "prefect.resource.id": f"focusdpo.adapter.{outcome.version}",
-            "prefect.resource.name": outcome.adapter,
-        },
-        payload={"adapter": outcome.adapter, "out": outcome.out, "version": outcome.version},
-    )
-    return outcome
+    with at_work(run.out, gpu=not (Path(run.out) / "run.json").exists()):
+        outcome = train_adapter(run)
+        artefacts.text("adapter", summary(outcome), "what was trained")
+        if outcome.validation:
+            artefacts.table("adapter-validation", outcome.validation, "looks while training")
+        by = "train" if flow_run.parent_flow_run_id is None else "a part of another flow"
+        events.trained(outcome, by)
+        return outcome
 
 
 def run_here(run: TrainRun, watch: Watch) -> TrainOutcome:
     """The flow in this process, with progress."""
+    tether()
     _WATCH[run.out] = watch
     try:
         return train(run)

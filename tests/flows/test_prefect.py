@@ -71,7 +71,7 @@ def task_runs(flow_run: Any, wanted: int, named: str = "") -> list[Any]:
 
 def published_events() -> int:
     """How often a dataset was published, as the server tells it."""
-    from focusdpo.flows.build_dataset import PUBLISHED
+    from focusdpo.flows.events import PUBLISHED
 
     with client() as api:
         answer = api.request(
@@ -99,7 +99,10 @@ def test_a_build_is_a_flow_with_a_task_per_stage_and_chunk(server: None, toy: To
     with client() as api:
         found = api.read_artifacts()
         mine = [one for one in found if one.flow_run_id == run.id]
-    assert [one.key for one in mine] == ["dataset"] and result.version in str(mine[0].data)
+    keys = {one.key: one for one in mine}
+    assert {"dataset", "dataset-yield", "dataset-sheet"} <= set(keys)
+    assert result.version in str(keys["dataset"].data)
+    assert str(keys["dataset-sheet"].data).startswith("data:image/png;base64,")
     assert wait_for_events(before + 1) == before + 1
     # A flow in which nothing changed publishes nothing: no event, so no training is triggered.
     again = run_flow(toy)

@@ -1,0 +1,72 @@
+"""What Prefect's pages show of a run: tables, pictures, links.
+
+A picture artefact is an address that the browser opens. Ours holds the picture itself, so that the
+page shows it wherever the server runs and long after a worker is gone.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image as PillowImage
+
+LARGEST = 400_000
+"""Bytes of a picture in the server's database, at most."""
+REPORTS = "FOCUSDPO_REPORTS_URL"
+"""Environment variable: where the working folder's files are served, as in https://host/runs."""
+
+
+def table(key: str, rows: Sequence[Mapping[str, Any]], told: str) -> None:
+    """Rows as a table; `key` ties the versions of one thing together."""
+    from prefect.artifacts import create_table_artifact
+
+    create_table_artifact([dict(row) for row in rows], key=key, description=told)
+
+
+def text(key: str, markdown: str, told: str) -> None:
+    """Some Markdown."""
+    from prefect.artifacts import create_markdown_artifact
+
+    create_markdown_artifact(markdown, key=key, description=told)
+
+
+def picture(key: str, png: bytes, told: str) -> None:
+    """A picture, made smaller where it is large."""
+    from prefect.artifacts import create_image_artifact
+
+    create_image_artifact(as_address(png), key=key, description=told)
+
+
+def page(key: str, path: Path) -> None:
+    """A link to a page: below FOCUSDPO_REPORTS_URL where that is set, else to the file, which only
+    a browser on the same machine opens."""
+    from prefect.artifacts import create_link_artifact
+
+    create_link_artifact(address_of(path), link_text=path.name, key=key, description=str(path))
+
+
+def address_of(path: Path) -> str:
+    """Where a browser finds a file of ours."""
+    whole, base = path.resolve(), os.environ.get(REPORTS)
+    here = Path.cwd().resolve()
+    if base and whole.is_relative_to(here):
+        return f"{base.rstrip('/')}/{whole.relative_to(here).as_posix()}"
+    return whole.as_uri()
+
+
+def as_address(png: bytes) -> str:
+    """The picture as a data address of about LARGEST bytes at most, shrunk to JPEG where it must."""
+    kind, data = "png", png
+    scale = 1.0
+    while len(data) > LARGEST * 3 / 4:
+        image = PillowImage.open(io.BytesIO(png)).convert("RGB")
+        size = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))
+        sink = io.BytesIO()
+        image.resize(size).save(sink, "JPEG", quality=85)
+        kind, data, scale = "jpeg", sink.getvalue(), scale * 0.7
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
