@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
+from focusdpo.data_schemas.addresses import RemoteRoot
 from focusdpo.data_schemas.candidates import Sampled
 from focusdpo.data_schemas.images import encode_png
 from focusdpo.data_schemas.scenes import Scene
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 FIRST = "first.png"
 
 
-def first_pictures(builder: Builder, limit: int = 32) -> Path | None:
+def first_pictures(builder: Builder, limit: int = 32) -> Path | RemoteRoot | None:
     """Write `first.png` below the root from the partitions generated so far, until it is full."""
     target = builder.store.root / FIRST
     if builder.pictures_shown >= limit:
