@@ -1,0 +1,244 @@
+"""The commands that are disturbed: what each starts from, how it is called, what it must leave."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from . import command as _command  # its import makes tests/helpers known
+from .processes import Launcher
+
+
+TIMES = {"seconds", "created", "started", "decided", "promoted", "machine"}
+"""Fields that tell when, how fast and where: not what."""
+SUBJECTS = {"red": ("disc", 0.0), "blue": ("disc", 240.0), "green": ("square", 120.0)}
+FEW = ("red", "blue")
+
+State = dict[str, str]
+"""Path -> digest of what a command decides."""
+
+
+class Job:
+    """A command on a folder that every trial makes anew at the same path."""
+
+    name: str
+    suite: str
+    scenarios: tuple[str, ...] = ("new",)
+    result: str
+    """The folder below `now` that the command fills."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.now = work / "now"
+        self.launcher = Launcher(self.suite, work / "output")
+
+    @property
+    def out(self) -> Path:
+        """What the command fills."""
+        return self.now / self.result
+
+    def base(self, scenario: str) -> Path | None:
+        """A folder whose copy `out` is in the beginning."""
+        return None
+
+    def lay(self, scenario: str) -> None:
+        """Everything as it is before the command."""
+        for path in self.now.iterdir() if self.now.is_dir() else ():
+            shutil.rmtree(path)
+        self.now.mkdir(parents=True, exist_ok=True)
+        base = self.base(scenario)
+        if base is not None:
+            shutil.copytree(base, self.out)
+
+    def arguments(self, scenario: str) -> list[str]:
+        raise NotImplementedError
+
+    def is_decided(self, path: str) -> bool:
+        """Whether a file below `out` is part of the result, and not a lock, a log or a preview."""
+        raise NotImplementedError
+
+    def state(self) -> State:
+        """Of all that the command has decided so far, times left out."""
+        return {
+            name: digest_of(path) for name, path in files_below(self.out) if self.is_decided(name)
+        }
+
+    def finished_units(self) -> frozenset[str]:
+        """Keys of the partitions' artefacts that are there."""
+        return frozenset()
+
+
+class Build(Job):
+    """build-dataset, into an empty root and into one that has a version of fewer subjects."""
+
+    name, suite, result = "build-dataset", "toy_suite", "root"
+    scenarios = ("new", "grown")
+
+    def __init__(self, work: Path) -> None:
+        super().__init__(work)
+        import toy_suite
+
+        for scenario, names in (("new", SUBJECTS), ("few", FEW)):
+            toy_suite.write_subjects(work / scenario, {name: SUBJECTS[name] for name in names})
+        self._grown = work / "grown"
+
+    def base(self, scenario: str) -> Path | None:
+        return self._grown if scenario == "grown" else None
+
+    def arguments(self, scenario: str) -> list[str]:
+        subjects = self.work / ("few" if scenario == "few" else "new")
+        return [
+            *("build-dataset", "--root", str(self.out), "--subjects", str(subjects)),
+            *("--set", "compose.pair_rate=1", "--set", "compose.triple_rate=0"),
+            *("--set", "compose.variants=1", "--set", "compose.same_class=true"),
+            *("--set", "generate.candidates=3", "--set", "shard.max_pairs=4"),
+            *("--no-prefect", "--json"),
+        ]
+
+    def grow(self) -> None:
+        """Make the root that scenario `grown` begins with."""
+        self.lay("few")
+        code = self.launcher.start(self.arguments("few"), self.work, {}).wait()
+        assert code == 0, "the build of few subjects failed"
+        self.out.rename(self._grown)
+
+    def is_decided(self, path: str) -> bool:
+        first, *_ = path.split("/")
+        if path.endswith(".part") or (first == "stages" and path.endswith(".json")):
+            return False
+        return first in {"stages", "shards", "versions", "LATEST", "dataset.json"}
+
+    def finished_units(self) -> frozenset[str]:
+        return frozenset(
+            Path(name).stem
+            for name, _ in files_below(self.out)
+            if name.startswith("stages/") and name.endswith(".tar")
+        )
+
+
+class Train(Job):
+    """train, on the dataset that the undisturbed build left."""
+
+    name, suite, result = "train", "toy_trainer", "run"
+    settings: tuple[str, ...] = (
+        *("steps=8", "save_every=2", "batch_pairs=2", "mixed_precision=no", "warmup=2"),
+        *("lora.rank=2", "ema=0.9", "tensorboard=false"),
+    )
+
+    def __init__(self, work: Path, dataset: Path) -> None:
+        super().__init__(work)
+        self.dataset = dataset
+
+    def arguments(self, scenario: str) -> list[str]:
+        given = [word for one in self.settings for word in ("--set", f"train.{one}")]
+        own = ["train", "--root", str(self.dataset), "--out", str(self.out)]
+        return [*own, *given, "--no-prefect", "--json"]
+
+    def is_decided(self, path: str) -> bool:
+        return not any(part.startswith(".") for part in path.split("/"))
+
+
+class Evaluate(Job):
+    """evaluate, of the adapter that the undisturbed training left."""
+
+    name, suite, result = "evaluate", "toy_trainer", "evaluation"
+
+    def __init__(self, work: Path, adapter: Path) -> None:
+        super().__init__(work)
+        self.adapter = adapter
+
+    def arguments(self, scenario: str) -> list[str]:
+        return [
+            *("evaluate", "--adapter", str(self.adapter), "--out", str(self.out)),
+            *("--set", "held_out={singles: 1, pairs: 2, same_class_pairs: 1, triples: 1}"),
+            *("--no-prefect", "--json"),
+        ]
+
+    def is_decided(self, path: str) -> bool:
+        return not path.endswith(".part")
+
+
+class Retrain(Job):
+    """retrain: build, train, evaluate and promote, in a folder of models."""
+
+    name, suite, result = "retrain", "toy_trainer", "models"
+
+    def __init__(self, work: Path, subjects: Path) -> None:
+        super().__init__(work)
+        self.subjects = subjects
+
+    def arguments(self, scenario: str) -> list[str]:
+        build = Build.arguments
+        given = [*Train.settings, "steps=4"]
+        settings = [word for one in given for word in ("--set", f"train.{one}")]
+        return [
+            *("retrain", "--out", str(self.out), "--subjects", str(self.subjects)),
+            *("--set", "compose.pair_rate=1", "--set", "compose.triple_rate=0"),
+            *("--set", "compose.variants=1", "--set", "compose.same_class=true"),
+            *("--set", "generate.candidates=3", "--set", "shard.max_pairs=4"),
+            *settings,
+            *("--set", "held_out={singles: 1, pairs: 2, same_class_pairs: 1, triples: 1}"),
+            *("--no-prefect", "--json"),
+        ]
+
+    def is_decided(self, path: str) -> bool:
+        parts = path.split("/")
+        if parts[0] == "dataset":
+            return len(parts) > 1 and Build.is_decided(self, "/".join(parts[1:]))  # type: ignore[arg-type]
+        hidden = any(part.startswith(".") for part in parts)
+        return not hidden and not path.endswith((".part", ".tmp"))
+
+    def finished_units(self) -> frozenset[str]:
+        return frozenset(
+            Path(name).stem
+            for name, _ in files_below(self.out / "dataset")
+            if name.startswith("stages/") and name.endswith(".tar")
+        )
+
+
+def files_below(folder: Path) -> Iterator[tuple[str, Path]]:
+    """All files, by path relative to the folder; what goes away meanwhile is left out."""
+    for where, _, names in os.walk(folder):
+        for name in names:
+            path = Path(where) / name
+            yield path.relative_to(folder).as_posix(), path
+
+
+def digest_of(path: Path) -> str:
+    """Of a file's content without its times."""
+    data = path.read_bytes()
+    if path.suffix == ".json":
+        data = _json_without_times(data)
+    elif path.suffix == ".parquet":
+        data = _table_without_times(data)
+    return hashlib.blake2b(data, digest_size=12).hexdigest()
+
+
+def _json_without_times(data: bytes) -> bytes:
+    try:
+        return json.dumps(_pruned(json.loads(data)), sort_keys=True).encode()
+    except ValueError:
+        return data
+
+
+def _pruned(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _pruned(one) for name, one in value.items() if name not in TIMES}
+    return [_pruned(one) for one in value] if isinstance(value, list) else value
+
+
+def _table_without_times(data: bytes) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(io.BytesIO(data))
+    except (pa.ArrowException, OSError):
+        return data
+    return repr(table.drop_columns(sorted(TIMES & set(table.column_names))).to_pylist()).encode()

@@ -1,0 +1,66 @@
+"""What all trials found: a table for people, JSON for the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from .trials import Outcome
+
+HEAD = (
+    "| command | fault | struck | trials | lost | half visible | computed twice | begun again "
+    "| s a trial |\n| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+)
+
+
+def rows(outcomes: Sequence[Outcome]) -> list[tuple[str, ...]]:
+    """A row per command and kind of fault, and one per command over all kinds."""
+    found = []
+    for job in dict.fromkeys(one.job for one in outcomes):
+        mine = [one for one in outcomes if one.job == job]
+        struck = Counter(kind for one in mine for kind in one.kinds)
+        for kind in sorted(struck):
+            hit = [one for one in mine if kind in one.kinds]
+            found.append(_row(job, kind, struck[kind], hit))
+        found.append(_row(job, "all", sum(struck.values()), mine))
+    return found
+
+
+def _row(job: str, kind: str, struck: int, trials: Sequence[Outcome]) -> tuple[str, ...]:
+    return (
+        job,
+        kind,
+        str(struck),
+        str(len(trials)),
+        str(sum(bool(one.lost) for one in trials)),
+        str(sum(bool(one.half_visible) for one in trials)),
+        str(sum(len(one.twice) for one in trials)),
+        str(sum(one.done_again for one in trials)),
+        f"{statistics.median(one.seconds for one in trials):.1f}",
+    )
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Markdown."""
+    lines = [HEAD, *(f"| {' | '.join(row)} |" for row in rows(outcomes))]
+    wrong = [one for one in outcomes if not one.whole]
+    struck = sum(len(one.kinds) for one in outcomes)
+    missed = sum(one.missed for one in outcomes)
+    looks = sum(one.looks for one in outcomes)
+    lines += [
+        "",
+        f"{struck} faults struck in {len(outcomes)} trials ({missed} more came after the end); "
+        f"a reader opened and verified the newest version {looks} times meanwhile. "
+        f"Trials in which something was lost, half visible or computed twice: {len(wrong)}.",
+    ]
+    return "\n".join(lines)
+
+
+def write(path: Path, outcomes: Sequence[Outcome], about: dict[str, object]) -> None:
+    """All trials with their faults and moments."""
+    told = {**about, "trials": [dataclasses.asdict(one) for one in outcomes]}
+    path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
