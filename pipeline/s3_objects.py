@@ -251,7 +251,7 @@ def _connected(config: RemoteConfig) -> Any:
         raise UserError("s3:// needs s3fs: pip install 'focusdpo[s3]'") from error
     for name in CHATTY:
         logger = logging.getLogger(name)
-        logger.setLevel(max(logging.INFO, logger.level))
+        logger.setLevel(max(logging.WARNING, logger.level))
     own = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
     limits = {
         "connect_timeout": config.connect_timeout,

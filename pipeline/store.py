@@ -13,14 +13,13 @@ first member tells where the others lie: an image is read with one seek.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,18 +32,17 @@ from focusdpo.data_schemas.images import decode_mask, decode_png, encode_png
 from focusdpo.data_schemas.runs import Artefact
 from focusdpo.data_schemas.subjects import ImageKey
 from focusdpo.data_schemas.tables import from_parquet, to_parquet
-from focusdpo.pipeline import leases, tars
+from focusdpo.pipeline import leases
+from focusdpo.pipeline.artefact_file import INDEX, Index, artefact_bytes, read_index
 from focusdpo.pipeline.files import Files
 from focusdpo.pipeline.keys import KEY, STAGE, digest, image_key, split_image_key
 from focusdpo.pipeline.leases import LeaseConfig
+from focusdpo.pipeline.remembered import Remembered
 from focusdpo.pipeline.roots import open_root
 
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
-INDEX = "artefact.json"
-HEAD = 16384
-"""Bytes read for an index in one go; most are smaller."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,15 +54,6 @@ class Corrupt:
     what: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Index:
-    """What an artefact's first member says, and where the others lie in the file."""
-
-    artefact: Artefact
-    spans: Mapping[str, tars.Span]
-    path: str
-
-
 class Store:
     """A dataset root. Safe for threads, and for several processes at once."""
 
@@ -72,6 +61,7 @@ class Store:
         self.files = files
         self.leases = leases or LeaseConfig()
         self._index = functools.lru_cache(maxsize=8192)(self._read_index)
+        self._far = Remembered(files) if files.local is None else None
 
     @classmethod
     def open(cls, root: str | Path, *, create: bool = True) -> Store:
@@ -95,7 +85,7 @@ class Store:
 
     def has(self, stage: str, key: str) -> bool:
         """Whether the artefact is there; costs one stat."""
-        return self.files.exists(self.path(stage, key))
+        return (self._far or self.files).exists(self.path(stage, key))
 
     def stages(self) -> list[str]:
         return self.files.names("stages")
@@ -103,10 +93,10 @@ class Store:
     def keys(self, stage: str) -> list[str]:
         """Keys of all artefacts of a stage, sorted. One listing: where each question is a request,
         the way to ask for many."""
-        names = self.files.listing(f"stages/{stage}")
-        return [
-            name.rpartition("/")[2].removesuffix(".tar") for name in names if name.endswith(".tar")
-        ]
+        names = [name for name in self.files.listing(f"stages/{stage}") if name.endswith(".tar")]
+        if self._far is not None:
+            self._far.are_present(f"stages/{stage}/{name}" for name in names)
+        return [name.rpartition("/")[2].removesuffix(".tar") for name in names]
 
     def lease(
         self, stage: str, key: str, partition: str, *, wait: bool = True
@@ -168,9 +158,12 @@ class Store:
         path = self.path(stage, key)
         timing = json.dumps({"seconds": seconds}).encode()
         self.files.write(path.removesuffix("tar") + "json", timing, sync=False)
-        if not self.files.write(path, _artefact_bytes(artefact, contents), replace=False):
+        data = artefact_bytes(artefact, contents)
+        if not self.files.write(path, data, replace=False):
             # What a model makes may differ in its last bit: what counts is what is stored.
             return self.artefact(stage, key)
+        if self._far is not None:
+            self._far.put(path, data)
         log.debug("%s %s: %d records, %d images", stage, key, len(records), len(images or ()))
         return artefact
 
@@ -197,7 +190,7 @@ class Store:
 
     def verify(self, stage: str, key: str) -> None:
         """Check every byte of an artefact; UserError names what is damaged."""
-        self._index.cache_clear()
+        self._forget()
         for name in self._index(stage, key).artefact.files:
             self._checked(stage, key, name)
 
@@ -214,8 +207,13 @@ class Store:
 
     def drop(self, stage: str, key: str) -> None:
         """Take an artefact away, so that the next run builds it again."""
-        self._index.cache_clear()
+        self._forget()
         self.files.remove(self.path(stage, key))
+
+    def _forget(self) -> None:
+        self._index.cache_clear()
+        if self._far is not None:
+            self._far.forget()
 
     def repair(self) -> list[Corrupt]:
         """Drop all damaged artefacts and return them."""
@@ -237,37 +235,34 @@ class Store:
             raise UserError(f"{self.root}: artefact {stage}/{key} has no member '{name}'")
         offset, size = index.spans[name]
         try:
-            data = self.files.read(index.path, offset, size)
+            path = self.path(stage, key)
+            if self._far is None:
+                data = self.files.read(path, offset, size)
+            else:
+                data = self._far.read(path, offset, size, index.end)
         except FileNotFoundError as error:
             raise self._absent(stage, key) from error
         if len(data) != size:
             raise self._damaged(stage, key, f"truncated inside {name}")
         return data
 
-    def _read_index(self, stage: str, key: str) -> _Index:
+    def _read_index(self, stage: str, key: str) -> Index:
         path = self.path(stage, key)
         try:
-            head = self.files.read(path, 0, HEAD)
-            size = tars.first_size(head, path)
-            end = tars.BLOCK + size + (-size % tars.BLOCK)
-            if end > len(head):
-                head = self.files.read(path, 0, end)
-            values = json.loads(head[tars.BLOCK : tars.BLOCK + size])
-            if values.pop("digest") != digest(_canonical(values)):
-                raise ValueError("its bytes are not those that were written")
-            spans = {name: (end + int(a), int(b)) for name, (a, b) in values.pop("spans").items()}
-            values["inputs"] = tuple(values["inputs"])
-            artefact = Artefact(**values, seconds=self._seconds(path))
+            return read_index(partial(self._first, path), path, self._seconds(path))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise self._absent(stage, key) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._damaged(stage, key, f"{INDEX} is unreadable ({error})") from error
-        return _Index(artefact, spans, path)
+
+    def _first(self, path: str, size: int) -> bytes:
+        held = None if self._far is None else self._far.held(path)
+        return self.files.read(path, 0, size) if held is None else held[:size]
 
     def _seconds(self, path: str) -> float:
         try:
             return float(json.loads(self.files.read(path.removesuffix("tar") + "json"))["seconds"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return 0.0  # a figure for reports; nothing depends on it
 
     def _absent(self, stage: str, key: str) -> UserError:
@@ -281,21 +276,3 @@ class Store:
             f"Run `focusdpo doctor --root {self.root} --repair`, then the same build again: it "
             "makes this artefact anew and keeps all others"
         )
-
-
-def _artefact_bytes(artefact: Artefact, contents: Mapping[str, bytes]) -> bytes:
-    """The file of an artefact; spans in its index count from the end of the index."""
-    packed, spans = tars.pack(contents)
-    values = dataclasses.asdict(artefact)
-    # Times differ from run to run, and these bytes must not.
-    del values["seconds"]
-    index = {**values, "spans": spans}
-    sink = io.BytesIO()
-    written = tars.append(sink, INDEX, _canonical({**index, "digest": digest(_canonical(index))}))
-    sink.write(packed)
-    tars.finish(sink, written + len(packed))
-    return sink.getvalue()
-
-
-def _canonical(values: Mapping[str, Any]) -> bytes:
-    return json.dumps(values, sort_keys=True).encode()
