@@ -29,11 +29,16 @@ QUIET = {
 """Nothing is sent out, nothing chatters, and a slow or busy machine is waited for."""
 
 
+def hush() -> None:
+    """Let Prefect send nothing out and chatter little, unless the user said otherwise."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+
+
 def prepare(work_folder: str) -> None:
     """Set Prefect's environment unless the user has: its database lies in `.prefect` of the work
     folder (or of `~/.focusdpo` for a remote one), and the server lives as long as this process."""
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    hush()
     if any(os.environ.get(name) for name in CHOSEN_BY_USER):
         return
     remote = "://" in work_folder and not work_folder.startswith("file://")

@@ -29,13 +29,19 @@ class Check:
 
 def checks(models: ModelsConfig | None = None) -> list[Check]:
     """Python, packages that must fit together, weights (the embedded suite's, or every checkpoint
-    that `models` names), disk, memory."""
+    that `models` names), disk, memory; and the Prefect server, where PREFECT_API_URL names one."""
     wanted = dict(CHECKS)
     if models is not None:
         from focusdpo.flows.checkpoint_suite import checks as checkpoint_checks
 
         del wanted["weights"]
         wanted |= {name: _told(check) for name, check in checkpoint_checks(models)}
+    if os.environ.get("PREFECT_API_URL"):
+        from focusdpo.flows.engine import hush
+        from focusdpo.flows.server_health import checks as server_checks
+
+        hush()
+        wanted |= server_checks()
     return [_guarded(name, check) for name, check in wanted.items()]
 
 

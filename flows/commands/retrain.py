@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -92,3 +93,57 @@ def retrain_run(run: RetrainRun, *, prefect: bool = True) -> dict[str, Any]:
     say(f"{outcome.candidate or 'no candidate'}, {outcome.decision}: {outcome.reason}")
     say(f"in use: {outcome.adapter or 'the base alone'}")
     return dict(outcome.as_dict())
+
+
+class OnPublish(StrEnum):
+    """What a published dataset version starts."""
+
+    train = "train"
+    retrain = "retrain"
+
+
+def prefect_setup(
+    pool: Annotated[str, typer.Option("--pool", help="Name of the work pool.")] = "local",
+    gpu_slots: Annotated[
+        int, typer.Option("--gpu-slots", min=1, help="How many runs may use the GPU at once.")
+    ] = 1,
+    on_publish: Annotated[
+        OnPublish | None,
+        typer.Option(
+            "--on-publish",
+            help="Which deployment a published dataset version starts; without it none is added.",
+        ),
+    ] = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="A trained adapter starts the deployment evaluate.")
+    ] = False,
+    silence: Annotated[
+        float,
+        typer.Option(
+            "--silence",
+            min=60,
+            help="Seconds without a heartbeat after which a run counts as crashed.",
+        ),
+    ] = 540,
+    json: JSON = False,
+) -> None:
+    """Make on the Prefect server at PREFECT_API_URL what our flows need: work pool, the GPU's
+    concurrency limit, automations. What is there already as it should be stays."""
+    from dataclasses import asdict
+
+    from focusdpo.flows.engine import hush
+
+    hush()
+    from focusdpo.flows.prefect_setup import setup
+
+    chosen = None if on_publish is None else on_publish.value
+    done = setup(
+        pool=pool,
+        gpu_slots=gpu_slots,
+        on_publish=chosen,  # type: ignore[arg-type]
+        evaluate=evaluate,
+        silence=silence,
+    )
+    for one in done:
+        say(f"{one.state:<8}{one.what}")
+    finish({"command": "prefect-setup", "done": [asdict(one) for one in done]}, json)
