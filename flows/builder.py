@@ -28,6 +28,7 @@ from focusdpo.flows.yields import gather
 from focusdpo.pipeline.complexity import complexity_map
 from focusdpo.pipeline.compose import by_partition, compose
 from focusdpo.pipeline.files import FULL
+from focusdpo.pipeline.retention import last_sweep
 from focusdpo.pipeline.shard import write_shards
 from focusdpo.pipeline.store import Store
 from focusdpo.pipeline.versions import DatasetVersion, Superseded, publish
@@ -82,6 +83,7 @@ class Builder:
         self.subjects = {subject.id: subject for subject in subjects}
         self.backgrounds = tuple(backgrounds)
         self._made: set[str] = set()
+        self._swept = b""
         self.pictures_shown = 0
         """How many pictures the contact sheet of this run has."""
 
@@ -94,7 +96,13 @@ class Builder:
     @functools.cached_property
     def plan(self) -> Plan:
         """What is there and what is missing, as it was when first asked."""
+        self._swept = last_sweep(self.store)
         return make_plan(self.run, self.parts, self.partitions, self.store)
+
+    def plan_again(self) -> None:
+        """Plan anew if something was removed from the root since the plan was made."""
+        if "plan" in self.__dict__ and last_sweep(self.store) != self._swept:
+            del self.plan
 
     def missing_roles(self) -> list[str]:
         """The models that this run will use, in the order in which it will."""

@@ -25,6 +25,8 @@ from focusdpo.flows.stages import STAGES
 from focusdpo.flows.subject_sources import find_subjects
 from focusdpo.flows.wiring import resident_parts, vocabulary
 from focusdpo.pipeline.manifests import note_request
+from focusdpo.pipeline.purge import refuse_unfinished
+from focusdpo.pipeline.retention import building
 from focusdpo.pipeline.store import Store
 from focusdpo.pipeline.versions import DatasetVersion
 
@@ -111,6 +113,7 @@ def prepare(run: BuildRun) -> Prepared:
     """
     started = time.perf_counter()
     store = Store.open(run.root)
+    refuse_unfinished(store)
     parts = resident_parts(run.family)
     subjects, problems = find_subjects(run, store)
     backgrounds, _ = vocabulary(run.family)
@@ -153,6 +156,17 @@ def execute(
     """Run what is missing and publish. UserError when nothing at all could be built."""
     if prepared.settled is not None:
         return _nothing_to_do(prepared, prepared.settled)
+    with building(prepared.builder.store):
+        prepared.builder.plan_again()
+        return _build(prepared, dispatch, watch, publish)
+
+
+def _build(
+    prepared: Prepared,
+    dispatch: Dispatch,
+    watch: Watch,
+    publish: Callable[[Builder, dict[str, Any]], DatasetVersion],
+) -> BuildResult:
     builder = prepared.builder
     run = builder.run
     begun = time.perf_counter()

@@ -156,9 +156,10 @@ def update(
     return dataclasses.replace(made, unchanged=same)
 
 
-def remove(store: Store, names: Iterable[str]) -> Changed:
-    """Take subjects out of the next version; their artefacts and old versions stay. UserError, and
-    nothing is changed, when one is not there."""
+def remove(store: Store, names: Iterable[str], told: str | None = None) -> Changed:
+    """Take subjects out of the next version; their artefacts and old versions stay. `told`: what
+    the registry notes instead of their names. UserError, and nothing is changed, when one is not
+    there."""
     wanted = list(dict.fromkeys(names))
 
     def edit(before: Mapping[str, Entry]) -> tuple[dict[str, Entry], tuple[str, ...]]:
@@ -168,7 +169,7 @@ def remove(store: Store, names: Iterable[str]) -> Changed:
             del entries[name]
         return entries, tuple(wanted)
 
-    return _change(store, "removed", edit, None)
+    return _change(store, "removed", edit, None, told)
 
 
 def _change(
@@ -176,6 +177,7 @@ def _change(
     verb: str,
     edit: Callable[[Mapping[str, Entry]], tuple[dict[str, Entry], tuple[str, ...]]],
     config: ingest.IngestConfig | None,
+    told: str | None = None,
 ) -> Changed:
     """Write the next state; again on top of another writer's when that one was first."""
     while True:
@@ -194,7 +196,7 @@ def _change(
         after = Registry(
             number=before.number + 1,
             when=_now(),
-            change=f"{verb} {', '.join(changed)}",
+            change=told or f"{verb} {', '.join(changed)}",
             entries=dict(sorted(entries.items())),
             settings={name: one for name, one in sorted(settings.items()) if name in used},
         )

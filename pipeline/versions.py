@@ -143,6 +143,8 @@ def publish(
     """
     lineage = sorted(set(artefacts))
     name = _version_id(rows, subjects, lineage)
+    while _is_purged(store, name):  # something else by now: what it was comes under another name
+        name = digest(f"{name} again".encode())[:16]
     latest = store.files.tagged("LATEST")
     parent = None if latest is None else latest[0].decode().strip() or None
     folder = f"versions/{name}"
@@ -215,6 +217,13 @@ def _version_id(
     where = [(row.pair_id, row.digest, row.shard, row.offset, row.checksum) for row in rows]
     who = sorted((one.id, one.digest, one.licence) for one in subjects)
     return digest(json.dumps([where, who, lineage]).encode())[:16]
+
+
+def _is_purged(store: Store, name: str) -> bool:
+    if not store.files.exists(f"versions/{name}/manifest.json"):
+        return False
+    notes = read_manifest(store, name).get("purged", [])
+    return any(count for note in notes for count in note["lost"].values())
 
 
 def _verify_shard(store: Store, shard: Mapping[str, Any]) -> None:
