@@ -19,9 +19,10 @@ import typer
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.commands import ablate as ablate_commands
 from focusdpo.flows.commands import bench as bench_commands
+from focusdpo.flows.commands import dataset as dataset_commands
 from focusdpo.flows.commands import export as export_commands
 from focusdpo.flows.commands import fetch as fetch_commands
-from focusdpo.flows.commands import focus, look, pocket, run
+from focusdpo.flows.commands import focus, look, pocket, run, subjects
 
 app = typer.Typer(
     name="focusdpo",
@@ -46,6 +47,9 @@ app.command("inspect")(look.inspect)
 app.command("doctor")(look.doctor)
 app.command("fetch")(fetch_commands.fetch)
 app.command("bench")(bench_commands.bench)
+app.command("gc")(dataset_commands.gc)
+app.add_typer(subjects.app, name="subjects")
+app.add_typer(dataset_commands.app, name="dataset")
 app.add_typer(pocket.app, name="pocket")
 app.add_typer(export_commands.app, name="export")
 
