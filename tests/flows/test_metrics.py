@@ -1,0 +1,287 @@
+"""What a run tells a monitor: metrics.prom, the alert on a dropped yield, JSON lines, the webhook,
+pictures as addresses, and who is taken for dead."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+from toy_root import TOY_CLI, Toy
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows import artefacts, events, logs, slots, wiring
+from focusdpo.flows.building import execute, prepare
+from focusdpo.flows.config import BuildRun
+from focusdpo.flows.liveness import Place, here, is_gone, started_of
+from focusdpo.flows.metrics import Brought, Noted, dropped, note
+from focusdpo.flows.retrain_config import YieldAlertConfig
+from focusdpo.flows.settings import resolve
+
+ALERT = YieldAlertConfig(share=0.5, builds=5, least=2)
+HUES = {
+    "yellow": ("disc", 60.0),
+    "cyan": ("square", 180.0),
+    "pink": ("disc", 300.0),
+    "orange": ("square", 30.0),
+}
+
+
+def build(toy: Toy, alert: YieldAlertConfig = ALERT, **given: Any) -> Noted:
+    wiring.resident_parts.cache_clear()
+    run = resolve(BuildRun, toy.tree(**given))
+    return note(execute(prepare(run)), alert)
+
+
+def values(toy: Toy) -> dict[str, dict[tuple[str, ...], float]]:
+    """Metric -> its labels but the root -> value, read by Prometheus' own parser."""
+    text = (toy.root / "metrics.prom").read_text()
+    found: dict[str, dict[tuple[str, ...], float]] = {}
+    for family in text_string_to_metric_families(text):
+        assert family.type == "gauge" and family.documentation
+        for sample in family.samples:
+            assert sample.labels["root"] == str(toy.root)
+            labels = tuple(v for k, v in sample.labels.items() if k != "root")
+            found.setdefault(family.name, {})[labels] = sample.value
+    return found
+
+
+def test_a_build_writes_its_metrics(toy: Toy) -> None:
+    result = build(toy)
+    assert result.alerts == () and result.as_dict()["alerts"] == ()
+    found = values(toy)
+    assert found["focusdpo_pairs"] == {(): result.pairs}
+    assert found["focusdpo_rejects"] == {(name,): n for name, n in result.rejects.items()}
+    judged = result.pairs + sum(result.rejects.values())
+    assert found["focusdpo_yield"][()] == pytest.approx(result.pairs / judged)
+    assert found["focusdpo_partitions_made"][("generate",)] == 6
+    assert ("pair",) in found["focusdpo_stage_seconds"]
+    assert found["focusdpo_yield_dropped"] == {(): 0}
+    assert found["focusdpo_build_wall_seconds"][()] > 0
+    # Nothing changed: the file is new, and what the version brought stands.
+    again = build(toy)
+    assert not again.new
+    assert values(toy)["focusdpo_yield"] == found["focusdpo_yield"]
+    assert "focusdpo_partitions_made" not in values(toy)
+
+
+def test_the_yield_is_that_of_what_is_new(toy: Toy) -> None:
+    first = build(toy)
+    toy.add(yellow=HUES["yellow"])
+    second = build(toy)
+    kept = json.loads((toy.root / "versions" / second.version / "build.json").read_text())
+    assert kept["parent"] == first.version
+    assert kept["pairs"] == second.pairs - first.pairs
+    assert sum(kept["rejects"].values()) == sum(second.rejects.values()) - sum(
+        first.rejects.values()
+    )
+    assert kept["partitions"] == second.partitions - first.partitions
+
+
+def test_a_drop_is_told_and_the_build_is_whole(toy: Toy, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("yellow", "cyan"):
+        assert build(toy).alerts == ()
+        toy.add(**{name: HUES[name]})
+    assert build(toy).alerts == ()
+    # From tonight on hardly a winner is good enough; the old partitions are judged anew.
+    result = build(toy, pair={"min_winner_identity": 0.9999})
+    assert result.whole and result.new
+    (message,) = result.alerts
+    assert "yield dropped to" in message and "the median of 3 builds before" in message
+    assert "most were rejected because of weak_winner" in message
+    assert message in caplog.text
+    assert values(toy)["focusdpo_yield_dropped"] == {(): 1}
+
+
+def test_a_build_that_was_stopped_before_its_metrics_gets_them(toy: Toy) -> None:
+    first = build(toy)
+    toy.add(yellow=HUES["yellow"])
+    wiring.resident_parts.cache_clear()
+    stopped = execute(prepare(resolve(BuildRun, toy.tree())))
+    again = build(toy)
+    assert not again.new and again.version == stopped.version != first.version
+    assert (toy.root / "versions" / again.version / "build.json").exists()
+
+
+def test_a_damaged_past_is_told(toy: Toy) -> None:
+    first = build(toy)
+    (toy.root / "versions" / first.version / "build.json").write_text("{")
+    toy.add(yellow=HUES["yellow"])
+    with pytest.raises(UserError, match=r"build.json: damaged"):
+        build(toy)
+
+
+def brought(pairs: int, rejects: int) -> Brought:
+    reasons = {"weak_winner": rejects} if rejects else {}
+    return Brought(
+        version="v", parent=None, pairs=pairs, rejects=reasons, partitions=1, stage_seconds={}
+    )
+
+
+@pytest.mark.parametrize(
+    ("now", "past", "alert", "told"),
+    [
+        (brought(24, 76), [0.5, 0.5, 0.5], ALERT, True),
+        (brought(25, 75), [0.5, 0.5, 0.5], ALERT, False),
+        (brought(24, 76), [0.5], ALERT, False),
+        (brought(0, 10), [0.5, 0.1, 0.9], ALERT, True),
+        (brought(0, 0), [0.5, 0.5], ALERT, False),
+        (brought(0, 10), [0.5, 0.5], YieldAlertConfig(share=0, least=2), False),
+    ],
+)
+def test_the_rule(now: Brought, past: list[float], alert: YieldAlertConfig, told: bool) -> None:
+    assert (dropped(now, past, alert) is not None) is told
+
+
+def test_log_lines_are_json_with_their_ids(tmp_path: Path) -> None:
+    log = logging.getLogger("focusdpo.test")
+    own = logging.getLogger("focusdpo")
+    level, handlers = own.level, list(own.handlers)
+    try:
+        logs.to_file(tmp_path / "run.jsonl")
+        logs.to_file(tmp_path / "run.jsonl")
+        with logs.about(run="r1", flow="build-dataset"), logs.about(partition="p1"):
+            log.info("made %d", 3)
+        log.info("alone")
+        try:
+            raise ValueError("bad")
+        except ValueError:
+            log.exception("went wrong")
+    finally:
+        for handler in set(own.handlers) - set(handlers):
+            own.removeHandler(handler)
+            handler.close()
+        own.setLevel(level)
+    first, second, third = map(json.loads, (tmp_path / "run.jsonl").read_text().splitlines())
+    assert (first["run"], first["flow"], first["partition"]) == ("r1", "build-dataset", "p1")
+    assert first["message"] == "made 3" and first["level"] == "INFO"
+    assert first["time"].endswith("+00:00")
+    assert "partition" not in second and second["run"] != "r1"
+    assert "ValueError: bad" in third["exception"]
+
+
+def test_the_option_writes_what_stderr_does_not_show(toy: Toy, tmp_path: Path) -> None:
+    file = tmp_path / "logs" / "build.jsonl"
+    command = [*TOY_CLI, "--log-json", str(file), *toy.arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert "INFO" not in ended.stderr
+    found = [json.loads(line) for line in file.read_text().splitlines()]
+    assert found and len({one["run"] for one in found}) == 1
+
+
+class Answers:
+    """A loopback HTTP server that answers with one code and keeps what it got."""
+
+    def __init__(self, code: int) -> None:
+        self.got: list[dict[str, Any]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                outer.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(code)
+                self.send_header("Location", "/elsewhere")
+                self.end_headers()
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}/a-secret-token"
+
+
+@pytest.fixture(params=[204, 302, 500])
+def answers(request: pytest.FixtureRequest) -> Iterator[Answers]:
+    made = Answers(request.param)
+    yield made
+    made.server.shutdown()
+
+
+def test_the_webhook_gets_one_message_and_its_address_is_never_logged(
+    answers: Answers, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(events.WEBHOOK, answers.url)
+    caplog.set_level(logging.DEBUG)
+    took = events.notify(events.KEPT, "kept: worse", {"out": "models"})
+    assert answers.got == [
+        {"event": events.KEPT, "text": "kept: worse", "payload": {"out": "models"}}
+    ]
+    assert "secret" not in caplog.text
+    assert took is (not caplog.records)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/secret", "ftp://x/secret", "secret", ""])
+def test_a_webhook_that_is_not_there_only_costs_a_line(
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(events.WEBHOOK, url)
+    assert events.notify(events.KEPT, "kept", {}) is False
+    assert "secret" not in caplog.text and len(caplog.records) == bool(url)
+
+
+def test_pictures_become_addresses_that_fit_a_database() -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (900, 1200, 3), np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(noise).save(sink, "PNG")
+    head, _, data = artefacts.as_address(sink.getvalue()).partition(",")
+    assert head == "data:image/jpeg;base64" and len(data) <= artefacts.LARGEST
+    assert Image.open(io.BytesIO(base64.b64decode(data))).width > 300
+    small = io.BytesIO()
+    Image.fromarray(noise[:64, :64]).save(small, "PNG")
+    head, _, data = artefacts.as_address(small.getvalue()).partition(",")
+    assert head == "data:image/png;base64" and base64.b64decode(data) == small.getvalue()
+
+
+def test_links_lead_to_where_reports_are_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = Path("runs/one/report.html")
+    assert artefacts.address_of(page) == (tmp_path / page).as_uri()
+    monkeypatch.setenv(artefacts.REPORTS, "https://host/files/")
+    assert artefacts.address_of(page) == "https://host/files/runs/one/report.html"
+    assert artefacts.address_of(Path("/other/report.html")).startswith("file:")
+
+
+def test_who_is_gone() -> None:
+    me = here()
+    assert not is_gone(me)
+    assert is_gone(me.model_copy(update={"started": "1"})), "the pid is somebody else's now"
+    ended = subprocess.Popen([sys.executable, "-c", "pass"])
+    place = me.model_copy(update={"pid": ended.pid, "started": started_of(ended.pid) or "0"})
+    # Ended, but nobody has waited for it yet: as good as gone.
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    assert is_gone(place)
+    ended.wait()
+    assert is_gone(place)
+    for other in ("host", "namespace"):
+        assert not is_gone(place.model_copy(update={other: "another"})), other
+    before = place.model_copy(update={"boot": "before", "machine": "m"})
+    assert is_gone(before) == (me.machine == "m")
+    rebooted = place.model_copy(update={"boot": "before"})
+    assert is_gone(rebooted) == bool(me.machine and me.boot)
+    assert Place(**me.model_dump()) == me
+
+
+def test_which_limit_a_run_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv(slots.VARIABLE, raising=False)
+    assert slots.limit_name() is None
+    monkeypatch.setenv(slots.VARIABLE, "gpu-of-this-machine")
+    assert slots.limit_name() == "gpu-of-this-machine"
+    monkeypatch.setenv(slots.VARIABLE, "")
+    assert slots.limit_name() is None
