@@ -17,12 +17,14 @@ from typing import Annotated
 import typer
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows import logs
 from focusdpo.flows.commands import ablate as ablate_commands
 from focusdpo.flows.commands import bench as bench_commands
 from focusdpo.flows.commands import dataset as dataset_commands
 from focusdpo.flows.commands import export as export_commands
 from focusdpo.flows.commands import fetch as fetch_commands
 from focusdpo.flows.commands import focus, look, pocket, run, subjects
+from focusdpo.flows.commands import retrain as retrain_commands
 
 app = typer.Typer(
     name="focusdpo",
@@ -40,6 +42,8 @@ app.command("train")(run.train)
 app.command("evaluate")(run.evaluate)
 app.command("report")(run.report)
 app.command("ablate")(ablate_commands.ablate)
+app.command("retrain")(retrain_commands.retrain)
+app.command("prefect-setup")(retrain_commands.prefect_setup)
 app.command("focus-maps")(focus.focus_maps)
 app.command("generate")(look.generate)
 app.command("settings")(look.settings)
@@ -67,6 +71,14 @@ def options(
     verbose: Annotated[
         int, typer.Option("--verbose", "-v", count=True, help="Log more; twice: everything.")
     ] = 0,
+    log_json: Annotated[
+        str | None,
+        typer.Option(
+            "--log-json",
+            metavar="FILE",
+            help="Also append the log to this file as JSON lines with run and partition ids.",
+        ),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -76,6 +88,8 @@ def options(
         stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING
     )
     logging.getLogger("focusdpo").setLevel(LEVELS[min(verbose, 2)])
+    if log_json is not None:
+        logs.to_file(log_json)
     # tokenizers and OpenMP: no forks here, no warnings about them.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
