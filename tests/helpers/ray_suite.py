@@ -1,0 +1,66 @@
+"""The toy suite in workers of a Ray cluster: a generator that takes its time, notes what it paints,
+and meets with accidents where files in the folder RAY_SUITE ask for them.
+
+    calls    a line per picture: process, seed
+    die      the next process that paints takes this file away, then kills itself
+    poison   whoever paints the square alone kills itself
+    refuse   the square alone cannot be painted, and whoever brought it can mend that
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import toy_suite
+import toy_world
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows import wiring
+from focusdpo.pipeline.parts import Image, ReferenceImage
+
+ALONE = "a square on grey"
+vocabulary = toy_suite.vocabulary
+fingerprint = toy_suite.fingerprint
+
+
+class Painter(toy_world.Generator):
+    """Paints what the toy's generator paints."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(faults=toy_suite.GENERATOR.faults)
+        self.folder = folder
+
+    def one(self, prompt: str, references: Sequence[ReferenceImage], seed: int) -> Image:
+        time.sleep(float(os.environ.get("RAY_SUITE_SECONDS", "0")))
+        self._accident(prompt)
+        with (self.folder / "calls").open("a") as calls:
+            calls.write(f"{os.getpid()} {seed}\n")
+        return super().one(prompt, references, seed)
+
+    def _accident(self, prompt: str) -> None:
+        if prompt == ALONE and (self.folder / "refuse").exists():
+            raise UserError("the square was brought without its licence")
+        if prompt == ALONE and (self.folder / "poison").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            (self.folder / "die").unlink()
+        except FileNotFoundError:
+            return
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def build(role: str, *, adapter: str | None = None) -> Any:
+    if role in ("generator", "inpainter"):
+        folder = Path(os.environ["RAY_SUITE"])
+        with (folder / "loads").open("a") as loads:
+            loads.write(f"{os.getpid()} {role}\n")
+        return Painter(folder)
+    return toy_suite.build(role)
+
+
+wiring.SUITES["pocket"] = __name__
