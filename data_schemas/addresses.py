@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from focusdpo.data_schemas.errors import UserError
 
 URL = re.compile(r"([a-z][a-z0-9+.-]+):(/+)(.*)", re.DOTALL)
 KNOWN = {"s3", "s3a", "memory", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci", "http", "https"}
+CHATTY = ("botocore", "aiobotocore", "s3fs", "fsspec", "aiohttp", "boto3", "urllib3")
+"""Clients that at level DEBUG log the headers of requests, session tokens among them."""
 DIGEST = re.compile(r"(.*)#blake2b=([0-9a-f]{32})")
 
 
@@ -56,3 +59,10 @@ def split_digest(address: str | Path) -> tuple[str, str | None]:
     """An address and the digest that it says, if any."""
     found = DIGEST.fullmatch(str(address))
     return (found[1], found[2]) if found else (str(address), None)
+
+
+def hush_clients() -> None:
+    """Keep what clients of remote stores log free of credentials, whatever the level."""
+    for name in CHATTY:
+        logger = logging.getLogger(name)
+        logger.setLevel(max(logging.WARNING, logger.level))

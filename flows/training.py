@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from focusdpo.data_schemas.addresses import is_remote
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.config import TrainRun
 from focusdpo.flows.licences import licence_of
@@ -71,7 +72,8 @@ def train(
     started = time.perf_counter()
     watch = watch if parallel.is_first() else quiet
     version = open_version(run.root, run.version)
-    version.verify()
+    if not is_remote(run.root):  # there, each shard is checked when it comes
+        version.verify()
     shards = version.shards("train")
     if not shards:
         raise UserError(

@@ -15,12 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from typing import Any, BinaryIO
 
+from focusdpo.data_schemas.addresses import hush_clients
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.pipeline.objects import ABSENT, Found, persistently
 from focusdpo.pipeline.remote_config import RemoteConfig
 
-CHATTY = ("botocore", "aiobotocore", "s3fs", "fsspec", "aiohttp", "boto3", "urllib3")
-"""At level DEBUG they log the headers of requests, session tokens among them."""
 PASSING = {
     *("InternalError", "ServiceUnavailable", "SlowDown", "RequestTimeout", "OperationAborted"),
     *("Throttling", "ThrottlingException", "RequestLimitExceeded", "BandwidthLimitExceeded"),
@@ -249,9 +248,7 @@ def _connected(config: RemoteConfig) -> Any:
         import s3fs
     except ImportError as error:
         raise UserError("s3:// needs s3fs: pip install 'focusdpo[s3]'") from error
-    for name in CHATTY:
-        logger = logging.getLogger(name)
-        logger.setLevel(max(logging.WARNING, logger.level))
+    hush_clients()
     own = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
     limits = {
         "connect_timeout": config.connect_timeout,
