@@ -165,7 +165,7 @@ def remove(store: Store, names: Iterable[str], told: str | None = None) -> Chang
     def edit(before: Mapping[str, Entry]) -> tuple[dict[str, Entry], tuple[str, ...]]:
         entries = dict(before)
         for name in wanted:
-            _registered(name, entries, None)
+            _registered(name, before, None)
             del entries[name]
         return entries, tuple(wanted)
 
