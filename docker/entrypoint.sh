@@ -21,7 +21,8 @@ fail() {
 
 secret() { # NAME FILE: the first line of a secret file
     [ -r "$2" ] || fail "$1=$2: no such file, or not readable by user $(id -u)"
-    IFS= read -r line <"$2" || [ -n "$line" ] || fail "$1=$2: empty; write the secret on its first line"
+    line=
+    IFS= read -r line <"$2" || : # the last line needs no end
     [ -n "$line" ] || fail "$1=$2: its first line is empty; write the secret there"
     printf '%s' "$line"
 }
@@ -46,19 +47,15 @@ api_auth() {
     export PREFECT_API_AUTH_STRING
 }
 
-# The password goes into a file that asyncpg reads, not into the URL: an URL ends up in tracebacks.
+# asyncpg and libpq look for PGPASSWORD; an URL with the password ends up in tracebacks.
 database() {
     [ -n "${FOCUSDPO_DATABASE_HOST:-}" ] || fail "FOCUSDPO_DATABASE_HOST: set PostgreSQL's host"
     [ -n "${FOCUSDPO_DATABASE_PASSWORD_FILE:-}" ] ||
         fail "FOCUSDPO_DATABASE_PASSWORD_FILE: set the file of PostgreSQL's password"
     port=${FOCUSDPO_DATABASE_PORT:-5432} user=${FOCUSDPO_DATABASE_USER:-prefect}
     name=${FOCUSDPO_DATABASE_NAME:-prefect}
-    password=$(secret FOCUSDPO_DATABASE_PASSWORD_FILE "$FOCUSDPO_DATABASE_PASSWORD_FILE")
-    export PGPASSFILE="$PREFECT_HOME/pgpass"
-    # There a colon and a backslash have a backslash before them.
-    escaped=$(printf '%s' "$password" | sed -e 's/[\\:]/\\&/g')
-    printf '*:*:*:*:%s\n' "$escaped" >"$PGPASSFILE"
-    unset password escaped
+    PGPASSWORD=$(secret FOCUSDPO_DATABASE_PASSWORD_FILE "$FOCUSDPO_DATABASE_PASSWORD_FILE")
+    export PGPASSWORD
     export PREFECT_API_DATABASE_CONNECTION_URL="postgresql+asyncpg://$user@$FOCUSDPO_DATABASE_HOST:$port/$name${FOCUSDPO_DATABASE_OPTIONS:-}"
 }
 
@@ -80,6 +77,10 @@ server() {
             ;;
         esac
     fi
+    # In memory, the default, slots of running flows would be lost with the server: the flows are
+    # ended then, and the slots stay taken for ever. PREFECT_HOME has to outlive the container.
+    lease_storage=prefect.server.concurrency.lease_storage.filesystem
+    export PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE="${PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE:-$lease_storage}"
     # Beside the code the pages could not be written, and the browser knows the API as its own host.
     export PREFECT_UI_STATIC_DIRECTORY="${PREFECT_UI_STATIC_DIRECTORY:-$PREFECT_HOME/ui}"
     export PREFECT_UI_API_URL="${PREFECT_UI_API_URL:-/api}"
@@ -88,20 +89,20 @@ server() {
     exec prefect server start
 }
 
-setup() {
-    pool=${FOCUSDPO_POOL:-local}
+setup() { # ARGUMENTS: more of them for `focusdpo prefect-setup`
     if [ -n "${FOCUSDPO_BUCKET:-}" ]; then
         python "$here/bucket.py" "$FOCUSDPO_BUCKET"
     fi
-    prefect work-pool inspect "$pool" >/dev/null 2>&1 ||
-        prefect work-pool create "$pool" --type process
-    exec prefect --no-prompt deploy --all --prefect-file "$deployments"
+    # The pool before the deployments, what starts a deployment after them.
+    focusdpo prefect-setup --pool "$pool" >/dev/null
+    prefect --no-prompt deploy --all --prefect-file "$deployments"
+    exec focusdpo prefect-setup --pool "$pool" "$@"
 }
 
 worker() {
     export PREFECT_WORKER_WEBSERVER_PORT="${PREFECT_WORKER_WEBSERVER_PORT:-8080}"
     remember worker "$PREFECT_WORKER_WEBSERVER_PORT"
-    exec prefect worker start --pool "${FOCUSDPO_POOL:-local}" --type process \
+    exec prefect worker start --pool "$pool" --type process \
         --limit "${FOCUSDPO_RUNS_AT_ONCE:-1}" --name "${FOCUSDPO_WORKER:-$(hostname)}" \
         --with-healthcheck --install-policy never --no-create-pool-if-not-found
 }
@@ -110,25 +111,30 @@ healthy() {
     [ -r "$PREFECT_HOME/role" ] || fail "neither a server nor a worker was started here"
     read -r role port <"$PREFECT_HOME/role"
     case $role in server) path=api/health ;; *) path=health ;; esac
-    exec python -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=8)' \
-        "http://127.0.0.1:$port/$path"
+    url="http://127.0.0.1:$port/$path"
+    python -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=8)' "$url" \
+        2>/dev/null || fail "the $role does not answer at $url"
 }
 
 here=$(cd "$(dirname "$0")" && pwd)
 deployments=${FOCUSDPO_DEPLOYMENTS:-$here/../prefect.yaml}
+pool=${FOCUSDPO_POOL:-local}
 role=${1:-}
 [ $# -eq 0 ] || shift
 quiet
 case $role in
 '') fail "say what to do: server, migrate, setup, worker, or a command" ;;
-healthy) healthy ;;
+healthy)
+    healthy
+    exit
+    ;;
 migrate) database ;;
 *) api_auth ;; # not `api_auth && ...`: there the shell would go on after a failure
 esac
 case $role in
 server) server ;;
 migrate) exec prefect server database upgrade --yes ;;
-setup) setup ;;
+setup) setup "$@" ;;
 worker) worker ;;
 *) exec "$role" "$@" ;;
 esac
