@@ -1,6 +1,6 @@
 """Disturb the commands and tell what was lost: `python -m tests.chaos --kills 200`.
 
-A trial's faults depend on --seed and its number alone: --only repeats one. What cannot be repeated
+The same call again goes on behind the trials that --json has. A trial's faults depend on --seed and its number alone: --only repeats one. What cannot be repeated
 is the moment as such; the JSON tells which files were there by then.
 """
 
@@ -17,10 +17,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from .damage import damaged, full
 from .faults import draw_strikes
 from .jobs import Build, Evaluate, Job, Train
-from .summary import table, write
-from .trials import Outcome, killed, reference
+from .server import Server, draw_trouble, troubled
+from .summary import read, table, write
+from .trials import Outcome, Reference, killed, reference
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -28,6 +30,9 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=20, help="of build-dataset")
     parser.add_argument("--train-kills", type=int, default=0)
     parser.add_argument("--evaluate-kills", type=int, default=0)
+    parser.add_argument("--damages", type=int, default=0, help="files of a finished dataset")
+    parser.add_argument("--full-disks", type=int, default=0, help="mounts a tmpfs: needs the right")
+    parser.add_argument("--prefect", type=int, default=0, help="builds as flows, in trouble")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="one trial, by its number")
     parser.add_argument("--fresh", type=int, default=20, help="every so many trials, interpreters")
@@ -43,6 +48,9 @@ class Session:
     def __init__(self, options: argparse.Namespace, work: Path) -> None:
         self.options, self.work = options, work
         self.outcomes: list[Outcome] = []
+        self.references: dict[tuple[str, str], Reference] = {}
+        if options.json.exists() and options.only is None:
+            self.outcomes = read(options.json)
         self.end = time.monotonic() + 60 * options.minutes
 
     def about(self) -> dict[str, object]:
@@ -63,17 +71,13 @@ class Session:
         """Trials until so many kills have struck."""
         if not wanted:
             return
-        references = {scenario: reference(job, scenario) for scenario in job.scenarios}
-        for scenario, found in references.items():
-            say(
-                f"{job.name} {scenario}: undisturbed {found.seconds:.1f} s, {len(found.calls)} "
-                f"calls that change files, {len(found.state)} files compared"
-            )
-        number, struck = self.options.only or 0, 0
+        before = [one for one in self.outcomes if one.job == job.name and one.kind == "kill"]
+        number = self.options.only or len(before)
+        struck = sum(len(one.kinds) for one in before)
         while struck < wanted and time.monotonic() < self.end:
             draw = random.Random(f"{self.options.seed}/{job.name}/{number}")
             scenario = draw.choice(job.scenarios)
-            found = references[scenario]
+            found = self.undisturbed(job, scenario)
             strikes = draw_strikes(draw, job.name, found.calls, found.files)
             fresh = bool(self.options.fresh) and number % self.options.fresh == 1
             outcome = killed(job, scenario, found, strikes, number, fresh=fresh)
@@ -83,6 +87,64 @@ class Session:
             if self.options.only is not None:
                 break
 
+    def undisturbed(self, job: Job, scenario: str) -> Reference:
+        """What the command does when it is left alone; run when first asked for."""
+        name = (job.name, scenario)
+        if name not in self.references:
+            found = self.references[name] = reference(job, scenario)
+            say(
+                f"{job.name} {scenario}: undisturbed {found.seconds:.1f} s, {len(found.calls)} "
+                f"calls that change files, {len(found.state)} files compared"
+            )
+        return self.references[name]
+
+    def numbers(self, kind: str, wanted: int) -> Iterator[int]:
+        """Trials' numbers, or the only one, for as long as there is time."""
+        only, done = self.options.only, sum(one.kind == kind for one in self.outcomes)
+        for number in range(done, wanted) if only is None else (only,):
+            if time.monotonic() < self.end:
+                yield number
+
+    def damage(self, build: Build, wanted: int) -> None:
+        """Trials on copies of the last reference's dataset."""
+        if not wanted:
+            return
+        scenario = build.scenarios[-1]
+        found = self.undisturbed(build, scenario)
+        whole = self.work / "whole"
+        undisturbed(build, whole)
+        for number in self.numbers("damage", wanted):
+            draw = random.Random(f"{self.options.seed}/damage/{number}")
+            self.keep(damaged(build, scenario, found, whole, number, draw))
+
+    def fill(self, build: Build, wanted: int) -> None:
+        """Trials on small disks."""
+        for number in self.numbers("disk", wanted):
+            draw = random.Random(f"{self.options.seed}/disk/{number}")
+            scenario = draw.choice(build.scenarios)
+            found = self.undisturbed(build, scenario)
+            outcome = full(build, scenario, found, number, draw.random())
+            if outcome is None:
+                say("no right to mount a tmpfs: no disk was filled")
+                return
+            self.keep(outcome)
+
+    def trouble(self, build: Build, wanted: int) -> None:
+        """Trials as flows of a real Prefect server."""
+        if not wanted:
+            return
+        server = Server(self.work / "prefect")
+        server.start()
+        try:
+            for number in self.numbers("prefect", wanted):
+                draw = random.Random(f"{self.options.seed}/prefect/{number}")
+                scenario = draw.choice(build.scenarios)
+                found = self.undisturbed(build, scenario)
+                trouble = draw_trouble(draw, number, found.files // 2)
+                self.keep(troubled(build, scenario, found, server, number, trouble))
+        finally:
+            server.kill()
+
     def run(self) -> None:
         """Build, and what goes on from it."""
         options = self.options
@@ -91,9 +153,12 @@ class Session:
         with closing(build):
             build.grow()
             self.kill(build, options.kills)
+            self.damage(build, options.damages)
+            self.fill(build, options.full_disks)
+            self.trouble(build, options.prefect)
+            if not (options.train_kills or options.evaluate_kills):
+                return
             undisturbed(build, dataset)
-        if not options.train_kills and not options.evaluate_kills:
-            return
         train = Train(below(self.work, "train"), dataset)
         trained = self.work / "trained"
         with closing(train):
@@ -107,8 +172,9 @@ class Session:
 
 def undisturbed(job: Job, target: Path) -> None:
     """The job once more, for the next one to go on from."""
-    job.lay("new")
-    running = job.launcher.start(job.arguments("new"), job.work, {})
+    last = job.scenarios[-1]
+    job.lay(last)
+    running = job.launcher.start(job.arguments(last), job.work, {})
     assert running.wait() == 0, running.said()
     shutil.move(job.out, target)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from .jobs import Job, files_below
 from .processes import PATIENCE, Running
 
-LOOK_SECONDS = 0.004
+LOOK_SECONDS = 0.008
 
 NAMED = {
     "build-dataset": {
@@ -126,10 +126,10 @@ Strike = Call | Files | Time
 def draw_strikes(
     random_: random.Random, job: str, calls: Sequence[str], files: int
 ) -> list[Strike]:
-    """One to three kills, each of the command that goes on after the one before. `calls`: paths of
+    """One to four kills, each of the command that goes on after the one before. `calls`: paths of
     the calls of an undisturbed run; `files`: how many files it makes."""
     first = _draw(random_, job, calls, files, whole=True)
-    more = random_.choice((0, 0, 1, 1, 2))
+    more = random_.choice((0, 0, 1, 1, 2, 3))
     return [first, *(_draw(random_, job, calls, files, whole=False) for _ in range(more))]
 
 

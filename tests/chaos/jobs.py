@@ -7,12 +7,15 @@ import io
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import command as _command  # its import makes tests/helpers known
-from .processes import Launcher
+from .processes import HELPERS, Launcher
+
+if str(HELPERS) not in sys.path:  # where the toy suite lies
+    sys.path.append(str(HELPERS))
 
 
 TIMES = {"seconds", "created", "started", "decided", "promoted", "machine"}
@@ -74,6 +77,15 @@ class Job:
         return frozenset()
 
 
+SMALL = (
+    *("--set", "compose.pair_rate=1", "--set", "compose.triple_rate=0"),
+    *("--set", "compose.variants=1", "--set", "compose.same_class=true"),
+    *("--set", "generate.candidates=3", "--set", "shard.max_pairs=4"),
+)
+"""A build of a few seconds."""
+HELD_OUT = ("--set", "held_out={singles: 1, pairs: 2, same_class_pairs: 1, triples: 1}")
+
+
 class Build(Job):
     """build-dataset, into an empty root and into one that has a version of fewer subjects."""
 
@@ -84,29 +96,30 @@ class Build(Job):
         super().__init__(work)
         import toy_suite
 
-        for scenario, names in (("new", SUBJECTS), ("few", FEW)):
-            toy_suite.write_subjects(work / scenario, {name: SUBJECTS[name] for name in names})
-        self._grown = work / "grown"
+        for scenario, names in (("grown", SUBJECTS), ("new", FEW)):
+            toy_suite.write_subjects(self._subjects(scenario), {n: SUBJECTS[n] for n in names})
+        self._before = work / "before"
 
     def base(self, scenario: str) -> Path | None:
-        return self._grown if scenario == "grown" else None
+        return self._before if scenario == "grown" else None
+
+    def _subjects(self, scenario: str) -> Path:
+        return self.work / f"subjects-{scenario}"
 
     def arguments(self, scenario: str) -> list[str]:
-        subjects = self.work / ("few" if scenario == "few" else "new")
+        subjects = str(self._subjects(scenario))
         return [
-            *("build-dataset", "--root", str(self.out), "--subjects", str(subjects)),
-            *("--set", "compose.pair_rate=1", "--set", "compose.triple_rate=0"),
-            *("--set", "compose.variants=1", "--set", "compose.same_class=true"),
-            *("--set", "generate.candidates=3", "--set", "shard.max_pairs=4"),
+            *("build-dataset", "--root", str(self.out), "--subjects", subjects),
+            *SMALL,
             *("--no-prefect", "--json"),
         ]
 
     def grow(self) -> None:
         """Make the root that scenario `grown` begins with."""
-        self.lay("few")
-        code = self.launcher.start(self.arguments("few"), self.work, {}).wait()
+        self.lay("new")
+        code = self.launcher.start(self.arguments("new"), self.work, {}).wait()
         assert code == 0, "the build of few subjects failed"
-        self.out.rename(self._grown)
+        self.out.rename(self._before)
 
     def is_decided(self, path: str) -> bool:
         first, *_ = path.split("/")
@@ -156,7 +169,7 @@ class Evaluate(Job):
     def arguments(self, scenario: str) -> list[str]:
         return [
             *("evaluate", "--adapter", str(self.adapter), "--out", str(self.out)),
-            *("--set", "held_out={singles: 1, pairs: 2, same_class_pairs: 1, triples: 1}"),
+            *HELD_OUT,
             *("--no-prefect", "--json"),
         ]
 
@@ -174,16 +187,13 @@ class Retrain(Job):
         self.subjects = subjects
 
     def arguments(self, scenario: str) -> list[str]:
-        build = Build.arguments
         given = [*Train.settings, "steps=4"]
         settings = [word for one in given for word in ("--set", f"train.{one}")]
         return [
             *("retrain", "--out", str(self.out), "--subjects", str(self.subjects)),
-            *("--set", "compose.pair_rate=1", "--set", "compose.triple_rate=0"),
-            *("--set", "compose.variants=1", "--set", "compose.same_class=true"),
-            *("--set", "generate.candidates=3", "--set", "shard.max_pairs=4"),
+            *SMALL,
             *settings,
-            *("--set", "held_out={singles: 1, pairs: 2, same_class_pairs: 1, triples: 1}"),
+            *HELD_OUT,
             *("--no-prefect", "--json"),
         ]
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 ROOT = Path(__file__).resolve().parents[2]
+HELPERS = ROOT / "tests" / "helpers"
 COMMAND = Path(__file__).with_name("command.py")
 PATIENCE = 1800.0
 """Seconds after which a command that should end is taken to hang."""
@@ -71,8 +72,8 @@ class Running:
                 os.kill(self.pid, signal.SIGKILL)
 
     def said(self) -> str:
-        """All that it wrote."""
-        return self.stdout.read_text("utf-8") + self.stderr.read_text("utf-8")
+        """All that it wrote: for people first."""
+        return self.stderr.read_text("utf-8") + self.stdout.read_text("utf-8")
 
 
 class Spawned:
@@ -178,7 +179,6 @@ class Launcher:
             "TOY_SUITE": suite,
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
-            "PYTHONPATH": str(ROOT / "tests" / "helpers"),
         }
         self._out, self._count = out, 0
         self._server: ForkServer | None = None

@@ -9,12 +9,13 @@ from types import TracebackType
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.pipeline.versions import open_version
 
-PAUSE = 0.05
+PAUSE = 0.2
 NOTHING_YET = ("no dataset version yet", "no dataset here")
 
 
 class Reader:
-    """Opens, verifies and reads from the newest version in a thread, for the length of a block."""
+    """Opens the newest version and reads from it in a thread, for the length of a block; each is
+    verified to its last byte when it is seen for the first time, and again at the end."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -22,7 +23,8 @@ class Reader:
         self._thread = threading.Thread(target=self._go, name="reader", daemon=True)
         self.looks = 0
         self.wrong: list[str] = []
-        self._seen = False
+        self._seen: set[str] = set()
+        self._verified: set[str] = set()
 
     def __enter__(self) -> Reader:
         self._thread.start()
@@ -36,6 +38,7 @@ class Reader:
     ) -> None:
         self._over.set()
         self._thread.join()
+        self._verified.clear()
         self.look()
 
     def _go(self) -> None:
@@ -47,9 +50,11 @@ class Reader:
         self.looks += 1
         try:
             version = open_version(self._root)
-            version.verify()
+            if version.id not in self._verified:
+                version.verify()
             version.read(version.rows[self.looks % len(version.rows)])
-            self._seen = True
+            self._seen.add(version.id)
+            self._verified.add(version.id)
         except UserError as error:
             if self._seen or not any(words in str(error) for words in NOTHING_YET):
                 self.wrong.append(str(error))

@@ -64,3 +64,8 @@ def write(path: Path, outcomes: Sequence[Outcome], about: dict[str, object]) -> 
     """All trials with their faults and moments."""
     told = {**about, "trials": [dataclasses.asdict(one) for one in outcomes]}
     path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+def read(path: Path) -> list[Outcome]:
+    """The trials of a call before."""
+    return [Outcome(**one) for one in json.loads(path.read_text("utf-8"))["trials"]]

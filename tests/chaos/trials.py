@@ -32,6 +32,8 @@ class Reference:
     """Paths of the calls that change files, in order."""
     seconds: float
     files: int
+    pages: int
+    """Of 4 KiB, that all files below the folder take then."""
 
 
 @dataclass
@@ -107,7 +109,8 @@ def reference(job: Job, scenario: str) -> Reference:
         raise AssertionError(f"two undisturbed runs of {job.name} differ: {wrong[:5]}")
     calls = [one["path"] for one in log.lines() if "call" in one]
     files = sum(1 for _ in files_below(job.out)) - before
-    return Reference(states[0], calls, min(seconds), files)
+    pages = sum(-(-path.stat().st_size // 4096) for _, path in files_below(job.out))
+    return Reference(states[0], calls, min(seconds), files, pages)
 
 
 def killed(
@@ -135,7 +138,7 @@ def killed(
                 job.arguments(scenario), job.work, environment, fresh=fresh
             )
             strike.strike(job, running, wanted.seconds)
-            _note_twice(outcome, log, seen, finished)
+            note_twice(outcome, log, seen, finished)
             if running.wait() != -signal.SIGKILL:
                 outcome.missed += 1
                 if running.wait() != 0:
@@ -158,15 +161,24 @@ def killed(
 
 
 def finish(
-    job: Job, scenario: str, outcome: Outcome, log: Log, *, fresh: bool = False, **more: str
+    job: Job,
+    scenario: str,
+    outcome: Outcome,
+    log: Log,
+    *,
+    arguments: Sequence[str] | None = None,
+    fresh: bool = False,
+    **more: str,
 ) -> Running | None:
-    """The same command until it ends well, doing what its messages say in between."""
+    """The same command until it ends well, doing what its messages say in between. `more`: its
+    environment."""
+    arguments = arguments or job.arguments(scenario)
     for _ in range(ROUNDS):
         seen, finished = len(log.computed()), job.finished_units()
         environment = {**log.environment(job.out), **more}
-        running = job.launcher.start(job.arguments(scenario), job.work, environment, fresh=fresh)
+        running = job.launcher.start(arguments, job.work, environment, fresh=fresh)
         code = running.wait()
-        _note_twice(outcome, log, seen, finished)
+        note_twice(outcome, log, seen, finished)
         if code == 0:
             return running
         if code < 0 or not follow(job, running.said(), outcome):
@@ -176,7 +188,8 @@ def finish(
     return None
 
 
-def _note_twice(outcome: Outcome, log: Log, seen: int, finished: frozenset[str]) -> None:
+def note_twice(outcome: Outcome, log: Log, seen: int, finished: frozenset[str]) -> None:
+    """Which computations since line `seen` were of partitions that were finished, or done twice."""
     computed = log.computed()[seen:]
     outcome.twice += [f"finished before: {key}" for key in computed if key in finished]
     again = [key for key, count in Counter(computed).items() if count > 1]
@@ -218,7 +231,7 @@ def follow(job: Job, said: str, outcome: Outcome) -> bool:
         path = Path(found[1])
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         return True
-    found = re.search(r"(\S+): damaged .*; write (\{.*\}) into it", said)
+    found = re.search(r"(/[^\s:]+): damaged .*; write (\{.*\}) into it", said)
     if found:
         outcome.advice.append("write dataset.json")
         Path(found[1]).write_text(found[2] + "\n")
@@ -237,7 +250,9 @@ def doctor(job: Job, *, repair: bool = False) -> tuple[bool, str]:
     said = running.said()
     try:
         told = json.loads(running.stdout.read_text("utf-8").splitlines()[-1])
-        checks = {one["name"]: one for one in told["checks"]}
-        return bool(checks["dataset"]["ok"]), str(checks["dataset"]["told"])
-    except (ValueError, KeyError, IndexError):
+    except (ValueError, IndexError):
         return False, f"exit {code}: {said}"
+    if "error" in told:
+        return False, str(told["error"])
+    checks = {one["name"]: one for one in told["checks"]}
+    return bool(checks["dataset"]["ok"]), str(checks["dataset"]["told"])
