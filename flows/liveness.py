@@ -168,10 +168,11 @@ def _mark(client: Any, run: Any, place: Place) -> None:
         "stopped); what was finished is stored, and the same run goes on from there"
     )
     log.warning("flow run %s: %s", run.name, message)
+    going = [StateType.RUNNING, StateType.PENDING, StateType.SCHEDULED]
     tasks = client.read_task_runs(
         flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])),
         task_run_filter=TaskRunFilter(
-            state=TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.RUNNING]))
+            state=TaskRunFilterState(type=TaskRunFilterStateType(any_=going))
         ),
     )
     for task in tasks:

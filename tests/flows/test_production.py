@@ -188,7 +188,7 @@ def test_a_killed_command_leaves_no_server_and_no_run_that_runs(tmp_path: Path) 
     (tmp_path / "waits").write_text("600")
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")},
-        "TOY_SUITE": "toy_flows",
+        "TOY_SUITE": "toy_waiting",
         "TOY_WAITS": str(tmp_path / "waits"),
     }
     command = [
@@ -198,12 +198,19 @@ def test_a_killed_command_leaves_no_server_and_no_run_that_runs(tmp_path: Path) 
         *("--set", "generate.candidates=3", "--set", "pair.min_winner_identity=0"),
         *("--set", "pair.min_drop=0.02"),
     ]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
+    errors = tmp_path / "errors.log"
+    with errors.open("wb") as sink:
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=sink)
     home = tmp_path / "root/.prefect"
-    children = wait(lambda: serving(process.pid), "server")
-    wait(lambda: signed(home), "signed run")
+
+    def alive(look: Any) -> Any:
+        assert process.poll() is None, errors.read_text()
+        return look()
+
+    children = wait(lambda: alive(lambda: serving(process.pid)), "server")
+    wait(lambda: alive(lambda: signed(home)), "signed run")
     process.kill()
-    process.communicate()
+    process.wait()
     wait(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), "end of the server")
     (tmp_path / "waits").unlink()
     again = subprocess.run(
@@ -214,7 +221,7 @@ def test_a_killed_command_leaves_no_server_and_no_run_that_runs(tmp_path: Path) 
     assert states(home) == ["COMPLETED", "CRASHED"]
 
 
-def wait(look: Any, what: str, seconds: float = 240) -> Any:
+def wait(look: Any, what: str, seconds: float = 600) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := look():
@@ -267,7 +274,5 @@ def test_a_run_without_heartbeats_is_crashed_by_the_server(tmp_path: Path) -> No
         finally:
             process.kill()
             process.wait()
-        (crashed,) = server.wait_for(
-            "crash", lambda: ended(server, "build-dataset", "CRASHED"), 240
-        )
+        (crashed,) = server.wait_for("crash", lambda: ended(server, "build-dataset", "CRASHED"))
         assert "no heartbeat for 60 s" in crashed["state"]["message"]

@@ -75,9 +75,7 @@ class Postgres:
         command = [str(self._programs / "postgres"), "-D", str(self._folder / "data")]
         for name, value in options.items():
             command += ["-c", f"{name}={value}"]
-        self.service = Service(
-            "postgres", command, self._log, folder=self._folder, user=self._user
-        )
+        self.service = Service("postgres", command, self._log, folder=self._folder, user=self._user)
         self.service.wait_until(self.is_ready, 60)
 
     def is_ready(self) -> bool:

@@ -92,7 +92,7 @@ class Server:
         assert isinstance(found, list)
         return found
 
-    def wait_for(self, what: str, look: Any, seconds: float = 180) -> Any:
+    def wait_for(self, what: str, look: Any, seconds: float = 600) -> Any:
         """The first true answer of `look`."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

@@ -3,6 +3,7 @@ leads a group of its own, so that what it started goes with it."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -84,10 +85,8 @@ class Service:
         """`how` to the process alone, as a container is stopped; what is left then is killed."""
         if self.process.poll() is None:
             self.process.send_signal(how)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                pass
         self._signal(signal.SIGKILL)
         return self.process.wait()
 

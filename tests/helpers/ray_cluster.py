@@ -69,8 +69,7 @@ def ray_cluster(**head: Any) -> Iterator[RayCluster]:
         cluster.close()
 
 
-def executor(address: str, folder: Path, seconds: float = 0.0) -> dict[str, Any]:
+def executor(address: str, folder: Path, **more: Any) -> dict[str, Any]:
     """The section of a build whose workers know `ray_suite`."""
-    folder.mkdir(exist_ok=True)
-    env = {"RAY_SUITE": str(folder), "RAY_SUITE_SECONDS": str(seconds)}
-    return {"kind": "ray", "address": address, "imports": ["ray_suite"], "env": env}
+    given = {"kind": "ray", "address": address, "imports": ["ray_suite"]}
+    return {**given, "env": {"RAY_SUITE": str(folder)}, **more}

@@ -1,7 +1,9 @@
-"""The toy suite in workers of a Ray cluster: a generator that takes its time, notes what it paints,
-and meets with accidents where files in the folder RAY_SUITE ask for them.
+"""The toy suite in workers of a Ray cluster: a generator that takes its time (RAY_SUITE_SECONDS a
+picture) or a core's (RAY_SUITE_CPU_SECONDS), notes what it paints, and meets with accidents where
+files in the folder RAY_SUITE ask for them.
 
     calls    a line per picture: process, seed
+    loads    a line per model that a process loads: process, role
     die      the next process that paints takes this file away, then kills itself
     poison   whoever paints the square alone kills itself
     refuse   the square alone cannot be painted, and whoever brought it can mend that
@@ -37,6 +39,7 @@ class Painter(toy_world.Generator):
 
     def one(self, prompt: str, references: Sequence[ReferenceImage], seed: int) -> Image:
         time.sleep(float(os.environ.get("RAY_SUITE_SECONDS", "0")))
+        compute(float(os.environ.get("RAY_SUITE_CPU_SECONDS", "0")))
         self._accident(prompt)
         with (self.folder / "calls").open("a") as calls:
             calls.write(f"{os.getpid()} {seed}\n")
@@ -52,6 +55,13 @@ class Painter(toy_world.Generator):
         except FileNotFoundError:
             return
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def compute(seconds: float) -> None:
+    """Keep a core busy for so long."""
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        sum(range(10_000))
 
 
 def build(role: str, *, adapter: str | None = None) -> Any:

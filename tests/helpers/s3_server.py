@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import subprocess
 import sys
 import threading
 import time
@@ -157,16 +158,7 @@ class S3Server:
     @property
     def environment(self) -> dict[str, str]:
         """What a client needs to know."""
-        return {
-            "AWS_ENDPOINT_URL": self.url,
-            "AWS_ACCESS_KEY_ID": KEY_ID,
-            "AWS_SECRET_ACCESS_KEY": SECRET,
-            "AWS_SESSION_TOKEN": TOKEN,
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "FOCUSDPO_STORAGE_FIRST_WAIT": "0.01",
-            "FOCUSDPO_STORAGE_PART_MIB": "5",
-        }
+        return environment(self.url)
 
     def fail(self, **faults: Any) -> None:
         self.door.faults = Faults(**faults)
@@ -188,6 +180,34 @@ class S3Server:
         import moto.s3.models
 
         moto.s3.models.s3_backends["123456789012"]["aws"].put_object(bucket, key, data)
+
+
+def environment(url: str) -> dict[str, str]:
+    """What a client of a server needs to know; it does not wait long between tries."""
+    return {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": KEY_ID,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_SESSION_TOKEN": TOKEN,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "FOCUSDPO_STORAGE_FIRST_WAIT": "0.01",
+        "FOCUSDPO_STORAGE_PART_MIB": "5",
+    }
+
+
+@contextlib.contextmanager
+def s3_process(bucket: str) -> Iterator[dict[str, str]]:
+    """A server with a bucket in a process, and so with a clock, of its own; its environment."""
+    process = subprocess.Popen(
+        [sys.executable, __file__, bucket],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        yield environment(process.stdout.readline().strip())
+    finally:
+        process.communicate()
 
 
 @contextlib.contextmanager
