@@ -149,6 +149,8 @@ def _fit(available: Mapping[str, float], request: StageResources) -> int:
     wanted |= {"memory": request.memory_gib * 2**30, **request.custom}
     if request.accelerator_type:
         wanted[f"accelerator_type:{request.accelerator_type}"] = 0.001
+    if 0 < request.num_gpus < 1:  # a share lies on one card
+        wanted["GPU"] = 1 / int(1 / request.num_gpus + 1e-6)
     counts = [available.get(name, 0.0) / amount for name, amount in wanted.items() if amount]
     return int(min(counts) + 1e-6) if counts else 0
 

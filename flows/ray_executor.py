@@ -71,6 +71,10 @@ class RayBuilder(Builder):
             self.close()
             raise
 
+    def start(self, stage: str) -> int:
+        """Wait until all workers that a stage may have are up; how many. For measurements."""
+        return self._pool_of(stage).start()
+
     def publish(self, config: Mapping[str, Any]) -> DatasetVersion:
         """Workers are let go first; shards are written here."""
         self.close()

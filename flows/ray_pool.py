@@ -80,6 +80,16 @@ class Pool(Generic[Work]):
         """Actors that are up."""
         return sum(member.up for member in self._members)
 
+    def start(self) -> int:
+        """Wait until as many actors as there may be are up; how many. UserError as in `results`."""
+        wanted = self.request.workers or self._capacity()
+        while self.workers < wanted:
+            self._look(wanted)
+            for member, ref in self._landed():
+                for _ in self._receive(member, ref):
+                    pass  # nothing was asked of it yet
+        return wanted
+
     def results(self, work: Sequence[Work]) -> Iterator[Result[Work]]:
         """Do all the work; results in the order in which they come.
 
