@@ -24,9 +24,9 @@ class Waiting:
         self.part = part
 
     def __getattr__(self, name: str) -> Any:
-        file = Path(os.environ.get("TOY_WAITS", "/nonexistent"))
-        if name == "generate" and file.exists():
-            time.sleep(float(file.read_text()))
+        file = os.environ.get("TOY_WAITS")
+        if name == "generate" and file and Path(file).is_file():
+            time.sleep(float(Path(file).read_text()))
         return getattr(self.part, name)
 
 
