@@ -1,7 +1,8 @@
 """Disturb the commands and tell what was lost: `python -m tests.chaos --kills 200`.
 
-The same call again goes on behind the trials that --json has. A trial's faults depend on --seed and its number alone: --only repeats one. What cannot be repeated
-is the moment as such; the JSON tells which files were there by then.
+The same call again goes on behind the trials that --json has. A trial's faults depend on --seed and
+its number alone: --only repeats one. What cannot be repeated is the moment as such; the JSON tells
+which files were there by then.
 """
 
 from __future__ import annotations

@@ -1,0 +1,174 @@
+"""The harness itself, and a few faults of each kind: the long runs are test_chaos_long.py and
+`python -m tests.chaos`."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from .__main__ import main
+from .damage import Damage, draw_damage
+from .faults import NAMED, Call, draw_strikes
+from .jobs import Build, digest_of
+from .reading import Reader
+from .server import Network
+from .trials import Log, Outcome, differences, follow, note_twice
+
+pytestmark = pytest.mark.timeout(1200)
+
+
+def test_kills_lose_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = tmp_path / "chaos.json"
+    given = ["--kills", "3", "--fresh", "0", "--work", str(tmp_path / "w"), "--json", str(found)]
+    assert main(given) == 0, capsys.readouterr().out
+    told = json.loads(found.read_text())
+    struck = [kind for one in told["trials"] for kind in one["kinds"]]
+    moments = [moment for one in told["trials"] for moment in one["moments"]]
+    assert len(struck) >= 3 and len(moments) == len(struck)
+    assert not any(one["lost"] or one["twice"] or one["half_visible"] for one in told["trials"])
+    assert "computed twice: 0." in capsys.readouterr().out
+    # The same call goes on behind them: there is nothing left to do.
+    again = [*given[:5], str(tmp_path / "again"), *given[6:]]
+    assert main(again) == 0
+    assert json.loads(found.read_text())["trials"] == told["trials"]
+
+
+def test_a_seed_draws_the_same_faults() -> None:
+    calls = ["stages/generate/aa/aa.tar", "shards/a.tar", "LATEST"] * 9
+
+    def drawn(seed: str) -> list[str]:
+        random_ = random.Random(seed)
+        return [str(one) for one in draw_strikes(random_, "build-dataset", calls, 9)]
+
+    assert drawn("0/1") == drawn("0/1")
+    assert len({tuple(drawn(f"0/{number}")) for number in range(40)}) > 30
+
+
+def test_named_moments_are_calls_of_an_undisturbed_run() -> None:
+    calls = [".tmp/a", "versions/0a/manifest.json", ".tmp/b", "LATEST"]
+    drawn = [draw_strikes(random.Random(seed), "build-dataset", calls, 9)[0] for seed in range(400)]
+    named = {str(one) for one in drawn if isinstance(one, Call) and one.name != "call"}
+    assert {
+        "before: the version's manifest (call 2)",
+        "after: the version's manifest (call 3)",
+        "before: LATEST (call 4)",
+    } <= named
+    assert NAMED.keys() == {"build-dataset", "train", "evaluate", "retrain"}
+
+
+def test_what_is_lost_is_told() -> None:
+    assert differences({"a": "1", "c": "1"}, {"a": "2", "b": "1"}) == [
+        "a: differs",
+        "b: missing",
+        "c: too much",
+    ]
+
+
+def test_what_is_computed_again_is_told(tmp_path: Path) -> None:
+    log = Log(tmp_path / "log")
+    keys = ("done", "begun", "begun", "new")
+    log.path.write_text("".join(json.dumps({"computes": "x", "key": k}) + "\n" for k in keys))
+    outcome = Outcome("build-dataset", 0, "new", "kill")
+    note_twice(outcome, log, 2, frozenset({"done"}))
+    assert outcome.twice == []
+    note_twice(outcome, log, 0, frozenset({"done"}))
+    assert outcome.twice == ["finished before: done", "twice in one run: begun"]
+    assert not outcome.whole
+
+
+def test_times_do_not_count(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    digests = []
+    for seconds, steps in ((1, 5), (2, 5), (1, 6)):
+        file.write_text(json.dumps({"a": [{"seconds": seconds, "steps": steps}]}))
+        digests.append(digest_of(file))
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_reader_notices_half_a_version(tmp_path: Path) -> None:
+    from small_root import small_version
+
+    reader = Reader(tmp_path / "root")
+    reader.look()
+    assert reader.wrong == []
+    version = small_version(tmp_path / "root")
+    reader.look()
+    assert reader.wrong == []
+    (tmp_path / "root" / "versions" / version.id / "index.parquet").unlink()
+    reader.look()
+    assert len(reader.wrong) == 1 and "index.parquet is missing" in reader.wrong[0]
+
+
+@pytest.mark.parametrize("way", ["truncated", "flipped", "emptied", "deleted"])
+def test_damage_is_done(tmp_path: Path, way: str) -> None:
+    file = tmp_path / "LATEST"
+    file.write_bytes(b"0123456789")
+    Damage("LATEST", "LATEST", way, 0.5, False).do(tmp_path)
+    wanted = {"truncated": b"01234", "flipped": b"01234`6789", "emptied": b"", "deleted": None}
+    assert (file.read_bytes() if file.exists() else None) == wanted[way]
+
+
+def test_damage_has_a_place_for_every_file_that_a_version_has(tmp_path: Path) -> None:
+    from small_root import small_version
+
+    small_version(tmp_path / "root")
+    (tmp_path / "root" / "versions" / "x").mkdir()
+    (tmp_path / "root" / "versions" / "x" / "partitions.parquet").touch()
+    places = {draw_damage(random.Random(seed), tmp_path / "root").place for seed in range(200)}
+    assert len(places) == 8
+
+
+def test_messages_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    build = Build(tmp_path)
+    outcome = Outcome("build-dataset", 0, "new", "damage")
+    folder = build.out / "versions" / "0a"
+    folder.mkdir(parents=True)
+    said = f"error: {folder}/manifest.json: damaged (...); remove {folder} and build again"
+    assert follow(build, said, outcome) and not folder.exists()
+    header = build.out / "dataset.json"
+    said = f'error: {header}: damaged (x); write {{"kind": 1}} into it if this version made it'
+    assert follow(build, said, outcome) and header.read_text() == '{"kind": 1}\n'
+    assert outcome.advice == ["remove root/versions/0a", "write dataset.json"]
+    assert not follow(build, "error: no idea", outcome)
+    # Never outside the trial's own folder, whatever a message says.
+    assert not follow(build, "remove the folder /usr and go on", outcome)
+
+
+def test_a_network_can_be_cut_and_fall_silent() -> None:
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def echo() -> None:
+        while True:
+            try:
+                one, _ = server.accept()
+            except OSError:
+                return
+            threading.Thread(target=lambda one=one: one.sendall(one.recv(10)), daemon=True).start()
+
+    threading.Thread(target=echo, daemon=True).start()
+    network = Network(server.getsockname()[1])
+
+    def ask(seconds: float) -> bytes:
+        with socket.create_connection(("127.0.0.1", network.port), timeout=seconds) as one:
+            one.sendall(b"hello")
+            return one.recv(10)
+
+    assert ask(30) == b"hello"
+    network.cut()
+    with pytest.raises(OSError):
+        if ask(30) == b"":
+            raise ConnectionResetError
+    network.mend()
+    network.fall_silent()
+    with pytest.raises(TimeoutError):
+        ask(0.5)
+    network.mend()
+    assert ask(30) == b"hello"
+    network.close()
+    server.close()

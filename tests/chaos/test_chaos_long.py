@@ -1,0 +1,44 @@
+"""Some of every kind of fault. `python -m tests.chaos` does as many as one likes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from .__main__ import main
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+
+
+def disturb(tmp_path: Path, *given: str) -> list[dict[str, object]]:
+    """All trials, in which nothing may be lost."""
+    found = tmp_path / "chaos.json"
+    code = main([*given, "--work", str(tmp_path / "work"), "--json", str(found)])
+    trials: list[dict[str, object]] = json.loads(found.read_text())["trials"]
+    assert code == 0, [one for one in trials if one["lost"] or one["twice"] or one["half_visible"]]
+    return trials
+
+
+def test_builds_are_killed(tmp_path: Path) -> None:
+    trials = disturb(tmp_path, "--kills", "40")
+    assert {one["scenario"] for one in trials} == {"new", "grown"}
+
+
+def test_trainings_and_evaluations_are_killed(tmp_path: Path) -> None:
+    trials = disturb(tmp_path, "--kills", "0", "--train-kills", "12", "--evaluate-kills", "6")
+    assert {one["job"] for one in trials} == {"train", "evaluate"}
+
+
+def test_disks_are_full(tmp_path: Path) -> None:
+    disturb(tmp_path, "--kills", "0", "--full-disks", "6")
+
+
+def test_files_are_damaged(tmp_path: Path) -> None:
+    disturb(tmp_path, "--kills", "0", "--damages", "32")
+
+
+def test_prefect_is_in_trouble(tmp_path: Path) -> None:
+    trials = disturb(tmp_path, "--kills", "0", "--prefect", "5")
+    assert len({str(one["kinds"]) for one in trials}) == 5
