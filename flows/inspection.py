@@ -9,7 +9,10 @@ from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.pairs import Pair
+from focusdpo.pipeline.retention import find_garbage
+from focusdpo.pipeline.shard import FOLDER as SHARDS
 from focusdpo.pipeline.store import Store
+from focusdpo.pipeline.version_tables import lineage_keys
 from focusdpo.pipeline.versions import DatasetVersion, lineage_of, open_version
 
 
@@ -20,6 +23,7 @@ def overview(root: str, version: str = "latest", *, verify: bool = False) -> dic
     if verify:
         opened.verify()
     manifest = opened.manifest
+    sizes = store.files.listing("stages")
     return {
         "root": root,
         "version": opened.id,
@@ -28,15 +32,37 @@ def overview(root: str, version: str = "latest", *, verify: bool = False) -> dic
         "parent": manifest.get("parent"),
         "pairs": manifest["pairs"],
         "rejects": manifest["rejects"],
-        "stages": {
-            stage: {name: entry[name] for name in ("artefacts", "records", "seconds")}
-            for stage, entry in manifest["stages"].items()
-        },
+        "stages": dict(_stages(store, opened, sizes)),
+        "seconds": round(sum(one["seconds"] for one in manifest["stages"].values()), 3),
         "subjects": {one["id"]: one["class_name"] for one in manifest["subjects"]},
         "licences": dict(Counter(one["licence"] or "not told" for one in manifest["subjects"])),
         "shards": {one["name"]: one["pairs"] for one in manifest["shards"]},
         "bytes": sum(one["bytes"] for one in manifest["shards"]),
+        "root_bytes": _root_bytes(store, sizes),
+        "purged": manifest.get("purged", []),
         "verified": verify,
+    }
+
+
+def _stages(
+    store: Store, version: DatasetVersion, sizes: Mapping[str, int]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Per stage of a version: how much there is, what it cost to compute and what it costs to
+    keep."""
+    keys = lineage_keys(store, version.id)
+    for stage, entry in version.manifest["stages"].items():
+        paths = (f"{stage}/{key[:2]}/{key}.tar" for key in keys.get(stage, ()))
+        told = {name: entry[name] for name in ("artefacts", "records", "seconds")}
+        yield stage, {**told, "bytes": sum(sizes.get(path, 0) for path in paths)}
+
+
+def _root_bytes(store: Store, sizes: Mapping[str, int]) -> dict[str, int]:
+    """What the whole root holds, and how much of it nothing refers to."""
+    return {
+        "artefacts": sum(sizes.values()),
+        "shards": sum(store.files.listing(SHARDS).values()),
+        "versions": sum(store.files.listing("versions").values()),
+        "unreferenced": find_garbage(store, keep_versions=None, min_age=0).bytes,
     }
 
 
