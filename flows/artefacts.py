@@ -1,7 +1,8 @@
 """What Prefect's pages show of a run: tables, pictures, links.
 
-A picture artefact is an address that the browser opens. Ours holds the picture itself, so that the
-page shows it wherever the server runs and long after a worker is gone.
+Pictures lie in the server's database as parts of Markdown, so that the page shows them wherever the
+server runs and long after a worker is gone. (Prefect's artefact of type image shows its whole
+address below the picture, which for such a picture is a line of half a megabyte.)
 """
 
 from __future__ import annotations
@@ -22,10 +23,14 @@ REPORTS = "FOCUSDPO_REPORTS_URL"
 
 
 def table(key: str, rows: Sequence[Mapping[str, Any]], told: str) -> None:
-    """Rows as a table; `key` ties the versions of one thing together."""
+    """Rows as a table, numbers to four digits; `key` ties the versions of one thing together."""
     from prefect.artifacts import create_table_artifact
 
-    create_table_artifact([dict(row) for row in rows], key=key, description=told)
+    shown = [
+        {name: float(f"{v:.4g}") if isinstance(v, float) else v for name, v in row.items()}
+        for row in rows
+    ]
+    create_table_artifact(shown, key=key, description=told)
 
 
 def text(key: str, markdown: str, told: str) -> None:
@@ -37,9 +42,7 @@ def text(key: str, markdown: str, told: str) -> None:
 
 def picture(key: str, png: bytes, told: str) -> None:
     """A picture, made smaller where it is large."""
-    from prefect.artifacts import create_image_artifact
-
-    create_image_artifact(as_address(png), key=key, description=told)
+    text(key, f"![{told}]({as_address(png)})\n", told)
 
 
 def page(key: str, path: Path) -> None:
