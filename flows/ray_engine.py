@@ -127,6 +127,8 @@ class Engine:
 
 def _import_ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Workers of a cluster of our own are as important as this process, which waits for them.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # What Ray will do in some later release, and today warns that it does not do yet.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:

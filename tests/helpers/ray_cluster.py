@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Ray's workers give way to everything else on a machine, which on a busy one means for ever.
+os.environ["RAY_worker_niceness"] = "0"
 
 HELPERS = str(Path(__file__).parent)
 SMALL = {"object_store_memory": 80 * 2**20}
