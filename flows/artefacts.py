@@ -63,7 +63,7 @@ def address_of(path: Path) -> str:
 
 
 def as_address(png: bytes) -> str:
-    """The picture as a data address of about LARGEST bytes at most, shrunk to JPEG where it must."""
+    """The picture as a data address of about LARGEST bytes at most; a larger one shrinks."""
     kind, data = "png", png
     scale = 1.0
     while len(data) > LARGEST * 3 / 4:

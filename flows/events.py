@@ -93,10 +93,16 @@ def decided(outcome: RetrainOutcome) -> None:
     notify(name, f"{outcome.candidate} {outcome.decision}: {outcome.reason}", payload)
 
 
-def on_failure(flow: Any, run: Any, state: Any) -> None:
+def on_failure(flow: Any, flow_run: Any, state: Any) -> None:
     """Hook of every flow: a run that failed or crashed is told to the webhook."""
-    payload = {"flow": flow.name, "run": str(run.id), "name": run.name, "state": state.name}
-    notify(FAILED, f"{flow.name} {run.name}: {state.name}: {state.message or ''}".strip(), payload)
+    payload = {
+        "flow": flow.name,
+        "run": str(flow_run.id),
+        "name": flow_run.name,
+        "state": state.name,
+    }
+    text = f"{flow.name} {flow_run.name}: {state.name}: {state.message or ''}"
+    notify(FAILED, text.strip(), payload)
 
 
 def notify(event: str, text: str, payload: Mapping[str, Any]) -> bool:

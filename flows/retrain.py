@@ -6,12 +6,13 @@ The GPU's slot is held by these, one after another: this flow holds none, or the
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from prefect import flow
 
 from focusdpo.flows import artefacts, events
 from focusdpo.flows.build_dataset import build_dataset
+from focusdpo.flows.building import BuildResult
 from focusdpo.flows.config import RetrainRun
 from focusdpo.flows.engine import at_work
 from focusdpo.flows.ephemeral import tether
@@ -28,7 +29,7 @@ SHOWN = 50
 """Candidates in the table of the history."""
 
 AS_FLOWS = Steps(
-    build=lambda run, watch: build_dataset(run),
+    build=lambda run, watch: cast(BuildResult, build_dataset(run)),
     train=lambda run, watch: train(run),
     evaluate=lambda run, watch: evaluate(run),
 )
