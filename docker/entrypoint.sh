@@ -1,8 +1,9 @@
 #!/bin/sh
 # What a container of focusdpo does:
 #   server     a Prefect server on PostgreSQL; it brings the database up to its version first
-#   migrate    only that, and ends
-#   setup      bucket, work pool, limits, deployments; ends; may be repeated
+#   migrate    only that, and ends; `migrate back` undoes one revision
+#   setup      bucket, work pool, limits, deployments; ends; may be repeated; takes the options of
+#              `focusdpo prefect-setup`
 #   worker     runs flow runs of the pool
 #   healthy    whether the server or worker of this container answers (the images' health check)
 #   focusdpo, prefect, python, sh ...  that command, with the same settings
@@ -85,18 +86,19 @@ server() {
     export PREFECT_UI_STATIC_DIRECTORY="${PREFECT_UI_STATIC_DIRECTORY:-$PREFECT_HOME/ui}"
     export PREFECT_UI_API_URL="${PREFECT_UI_API_URL:-/api}"
     remember server "${PREFECT_SERVER_API_PORT:-4200}"
+    export PREFECT_SERVER_DATABASE_TIMEOUT="${PREFECT_SERVER_DATABASE_TIMEOUT:-60}"
     unset PREFECT_API_URL
     exec prefect server start
 }
 
-setup() { # ARGUMENTS: more of them for `focusdpo prefect-setup`
+setup() { # OPTIONS of `focusdpo prefect-setup`
     if [ -n "${FOCUSDPO_BUCKET:-}" ]; then
         python "$here/bucket.py" "$FOCUSDPO_BUCKET"
     fi
     # The pool before the deployments, what starts a deployment after them.
-    focusdpo prefect-setup --pool "$pool" >/dev/null
+    focusdpo prefect-setup --pool "$pool"
     prefect --no-prompt deploy --all --prefect-file "$deployments"
-    exec focusdpo prefect-setup --pool "$pool" "$@"
+    [ $# -eq 0 ] || focusdpo prefect-setup --pool "$pool" "$@"
 }
 
 worker() {
@@ -133,8 +135,14 @@ migrate) database ;;
 esac
 case $role in
 server) server ;;
-migrate) exec prefect server database upgrade --yes ;;
-setup) setup "$@" ;;
+migrate)
+    case ${1:-} in
+    '') exec prefect server database upgrade --yes ;;
+    back) exec prefect server database downgrade --yes --revision=-1 ;;
+    *) fail "migrate $1: say nothing, or back" ;;
+    esac
+    ;;
+setup) setup "$@" ;; # no exec: it is several commands
 worker) worker ;;
 *) exec "$role" "$@" ;;
 esac

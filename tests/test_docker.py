@@ -231,11 +231,12 @@ def test_no_setting_is_a_secret() -> None:
 def test_only_the_server_is_reached_from_outside_and_only_from_this_machine() -> None:
     ports = {name: one["ports"] for name, one in SERVICES.items() if "ports" in one}
     assert ports == {"server": ["127.0.0.1:4200:4200"]}
-    assert COMPOSE["networks"]["back"] == {"internal": True}
-    assert [name for name, one in SERVICES.items() if "back" in one["networks"]] == [
-        "database",
-        "server",
-    ]
+    for name, members in {
+        "back": ["database", "server"],
+        "store": ["store", "setup", "worker", "worker-gpu"],
+    }.items():
+        assert COMPOSE["networks"][name] == {"internal": True}
+        assert [one for one in SERVICES if name in SERVICES[one]["networks"]] == members
     assert {name for name, one in SERVICES.items() if "database_password" in one["secrets"]} == {
         "database",
         "server",

@@ -4,6 +4,7 @@ settings as processes on loopback. Only addresses and folders differ from the co
 from __future__ import annotations
 
 import base64
+import configparser
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from botocore.session import Session
 from postgres import Postgres
 from processes import Service, answers, free_ports, stop_all
 
@@ -148,6 +150,21 @@ class Topology:
         found = self.running["database"]
         assert isinstance(found, Postgres)
         return found
+
+    def objects(self, prefix: str) -> list[str]:
+        """Keys in compose's bucket, read with the clients' own settings."""
+        given = self.environment("worker")
+        keys = configparser.ConfigParser()
+        keys.read(given["AWS_SHARED_CREDENTIALS_FILE"])
+        client = Session().create_client(
+            "s3",
+            region_name=given["AWS_REGION"],
+            endpoint_url=given["AWS_ENDPOINT_URL"],
+            **dict(keys["default"]),
+        )
+        bucket = COMPOSE["services"]["setup"]["environment"]["FOCUSDPO_BUCKET"]
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        return [one["Key"] for page in pages for one in page.get("Contents", ())]
 
     def secret(self, name: str) -> str:
         return (self.secrets / name).read_text("utf-8").rstrip("\n")
