@@ -45,6 +45,20 @@ def to_parquet(records: Sequence[R], record_type: type[R]) -> bytes:
     return sink.getvalue()
 
 
+def arrow_table(data: bytes, columns: Sequence[str] | None = None) -> Any:
+    """Parquet bytes as an Arrow table; checksums are verified where pages have them.
+
+    Raises pyarrow.ArrowException or OSError for bytes that are damaged. Read by this thread alone:
+    a process that ends while Arrow's threads still start is aborted, or hangs
+    (github.com/apache/arrow, issues 34314 and 50482).
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    return file.read(columns=columns, use_threads=False)
+
+
 def from_parquet(data: bytes, record_type: type[R], where: str = "table") -> list[R]:
     """The records in Parquet bytes; `where` names the file in errors.
 
@@ -52,12 +66,11 @@ def from_parquet(data: bytes, record_type: type[R], where: str = "table") -> lis
     record type's.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     column = _record(cast(type, record_type))
     expected = pa.schema(list(column.arrow))
     try:
-        table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
+        table = arrow_table(data)
         _check_schema(table.schema, expected, record_type.__name__, where)
         rows = table.to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

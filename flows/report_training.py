@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.tables import arrow_table
 from focusdpo.flows.report_files import read_json, seconds_text
 from focusdpo.flows.report_focus import read_focus
 from focusdpo.flows.report_looks import look_charts, look_facts, look_notes
@@ -48,12 +49,11 @@ def collect_training(train_dir: Path) -> TrainingPart:
 def _read_table(path: Path) -> dict[str, NDArray[np.float64]]:
     """Numeric columns of a Parquet file; {} when it is missing."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     if not path.is_file():
         return {}
     try:
-        table = pq.read_table(path)
+        table = arrow_table(path.read_bytes())
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read ({error}); train again") from error
     numeric = [

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from focusdpo.data_schemas.tables import arrow_table
 from focusdpo.model.batches import PairBatch
 from focusdpo.model.checkpoint import write_file
 from focusdpo.model.focus import FocusMaps, branch_parts
@@ -175,13 +176,12 @@ class Monitor:
     def finish(self) -> list[dict[str, Any]]:
         """Joins the parts into the two tables; returns the rows of the first."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         self.flush()
         tables = {}
         for name in self._rows:
             parts = sorted(self._parts.glob(f"{name}-*.parquet"))
-            tables[name] = pa.concat_tables([pq.read_table(part) for part in parts])
+            tables[name] = pa.concat_tables([arrow_table(part.read_bytes()) for part in parts])
             write_file(self._out_dir / f"{name}.parquet", _table_bytes(tables[name]))
         self.close()
         return tables["steps"].to_pylist()

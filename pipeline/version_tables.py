@@ -13,7 +13,7 @@ from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.runs import Artefact
-from focusdpo.data_schemas.tables import from_parquet, to_parquet
+from focusdpo.data_schemas.tables import arrow_table, from_parquet, to_parquet
 from focusdpo.pipeline.store import Store
 
 LINEAGE = "lineage.parquet"
@@ -51,7 +51,6 @@ def partitions_of(store: Store, version: str) -> list[PartitionRow]:
 def lineage_columns(store: Store, version: str, columns: Sequence[str] | None) -> Any:
     """A version's lineage, or some of its columns, as an Arrow table; None when it has none."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     path = f"versions/{version}/{LINEAGE}"
     try:
@@ -59,7 +58,7 @@ def lineage_columns(store: Store, version: str, columns: Sequence[str] | None) -
     except FileNotFoundError:
         return None
     try:
-        return pq.read_table(pa.BufferReader(data), columns=columns)
+        return arrow_table(data, columns)
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"{store.root}/{path}: not a readable Parquet table ({error}); build again with "
@@ -142,6 +141,4 @@ def _chosen(table: Any, names: set[Named], *, inside: bool) -> Any:
 
 
 def _as_table(artefacts: Sequence[Artefact]) -> Any:
-    import pyarrow.parquet as pq
-
-    return pq.read_table(io.BytesIO(to_parquet(artefacts, Artefact)))
+    return arrow_table(to_parquet(artefacts, Artefact))

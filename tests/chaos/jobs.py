@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -11,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from focusdpo.data_schemas.tables import arrow_table
 
 from .processes import HELPERS, Launcher
 
@@ -245,10 +246,9 @@ def _pruned(value: Any) -> Any:
 
 def _table_without_times(data: bytes) -> bytes:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(io.BytesIO(data))
+        table = arrow_table(data)
     except (pa.ArrowException, OSError):
         return data
     return repr(table.drop_columns(sorted(TIMES & set(table.column_names))).to_pylist()).encode()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import subprocess
+import sys
 import types
 import typing
 from dataclasses import dataclass
@@ -135,3 +137,20 @@ def test_a_flipped_bit_never_raises_anything_else(at: int, bit: int) -> None:
         from_parquet(bytes(damaged), Reject, "here")
     except UserError as error:
         assert "here" in str(error)
+
+
+def test_reading_starts_no_threads_of_arrow() -> None:
+    """A process that ends while they still start may be aborted after all its work is done."""
+    code = (
+        "import pathlib\n"
+        "from focusdpo.data_schemas.subjects import Reference\n"
+        "from focusdpo.data_schemas.tables import from_parquet, to_parquet\n"
+        "data = to_parquet([Reference(image='a', mask='b')] * 3, Reference)\n"
+        "before = len(list(pathlib.Path('/proc/self/task').iterdir()))\n"
+        "from_parquet(data, Reference)\n"
+        "print(len(list(pathlib.Path('/proc/self/task').iterdir())) - before)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
+    )
+    assert ended.stdout.strip() == "0"
