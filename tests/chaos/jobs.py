@@ -124,7 +124,9 @@ class Build(Job):
 
     def is_decided(self, path: str) -> bool:
         first, *_ = path.split("/")
-        if path.endswith(".part") or (first == "stages" and path.endswith(".json")):
+        if path.endswith((".part", "/build.json")) or (
+            first == "stages" and path.endswith(".json")
+        ):  # build.json tells how long the build took and which flow run it was
             return False
         return first in {"stages", "shards", "versions", "LATEST", "dataset.json"}
 
