@@ -20,7 +20,7 @@ from pathlib import Path
 
 from .damage import damaged, full
 from .faults import draw_strikes
-from .jobs import Build, Evaluate, Job, Train
+from .jobs import Build, Evaluate, Job, Retrain, Train
 from .server import Server, draw_trouble, troubled
 from .summary import read, table, write
 from .trials import Outcome, Reference, killed, reference
@@ -31,6 +31,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=20, help="of build-dataset")
     parser.add_argument("--train-kills", type=int, default=0)
     parser.add_argument("--evaluate-kills", type=int, default=0)
+    parser.add_argument("--retrain-kills", type=int, default=0)
     parser.add_argument("--damages", type=int, default=0, help="files of a finished dataset")
     parser.add_argument("--full-disks", type=int, default=0, help="mounts a tmpfs: needs the right")
     parser.add_argument("--prefect", type=int, default=0, help="builds as flows, in trouble")
@@ -157,6 +158,10 @@ class Session:
             self.damage(build, options.damages)
             self.fill(build, options.full_disks)
             self.trouble(build, options.prefect)
+            if options.retrain_kills:
+                retrain = Retrain(below(self.work, "retrain"), build.subjects("new"))
+                with closing(retrain):
+                    self.kill(retrain, options.retrain_kills)
             if not (options.train_kills or options.evaluate_kills):
                 return
             undisturbed(build, dataset)

@@ -41,6 +41,7 @@ PRELOADED = {
         "focusdpo.flows.building",
         "focusdpo.flows.training",
         "focusdpo.flows.evaluation",
+        "focusdpo.flows.retraining",
         "focusdpo.flows.validation",
         "focusdpo.model.training",
         "focusdpo.pocket.facts",
@@ -50,7 +51,6 @@ PRELOADED = {
         "scipy.ndimage",
     ),
 }
-PRELOADED["toy_learner"] = (*PRELOADED["toy_trainer"], "focusdpo.flows.retraining")
 
 
 def note(**values: Any) -> None:

@@ -19,7 +19,7 @@ if str(HELPERS) not in sys.path:  # where the toy suite lies
     sys.path.append(str(HELPERS))
 
 
-TIMES = {"seconds", "created", "started", "decided", "promoted", "machine"}
+TIMES = {"seconds", "created", "started", "decided", "promoted", "machine", "wall_seconds"}
 """Fields that tell when, how fast and where: not what."""
 SUBJECTS = {"red": ("disc", 0.0), "blue": ("disc", 240.0), "green": ("square", 120.0)}
 FEW = ("red", "blue")
@@ -98,17 +98,18 @@ class Build(Job):
         import toy_suite
 
         for scenario, names in (("grown", SUBJECTS), ("new", FEW)):
-            toy_suite.write_subjects(self._subjects(scenario), {n: SUBJECTS[n] for n in names})
+            toy_suite.write_subjects(self.subjects(scenario), {n: SUBJECTS[n] for n in names})
         self._before = work / "before"
 
     def base(self, scenario: str) -> Path | None:
         return self._before if scenario == "grown" else None
 
-    def _subjects(self, scenario: str) -> Path:
+    def subjects(self, scenario: str) -> Path:
+        """The folder of subjects that a scenario is built from."""
         return self.work / f"subjects-{scenario}"
 
     def arguments(self, scenario: str) -> list[str]:
-        subjects = str(self._subjects(scenario))
+        subjects = str(self.subjects(scenario))
         return [
             *("build-dataset", "--root", str(self.out), "--subjects", subjects),
             *SMALL,
@@ -123,19 +124,10 @@ class Build(Job):
         self.out.rename(self._before)
 
     def is_decided(self, path: str) -> bool:
-        first, *_ = path.split("/")
-        if path.endswith((".part", "/build.json")) or (
-            first == "stages" and path.endswith(".json")
-        ):  # build.json tells how long the build took and which flow run it was
-            return False
-        return first in {"stages", "shards", "versions", "LATEST", "dataset.json"}
+        return is_of_dataset(path)
 
     def finished_units(self) -> frozenset[str]:
-        return frozenset(
-            Path(name).stem
-            for name, _ in files_below(self.out)
-            if name.startswith("stages/") and name.endswith(".tar")
-        )
+        return artefacts_below(self.out)
 
 
 class Train(Job):
@@ -190,7 +182,7 @@ class Retrain(Job):
         self.subjects = subjects
 
     def arguments(self, scenario: str) -> list[str]:
-        given = [*Train.settings, "steps=4"]
+        given = (*Train.settings, "steps=4")
         settings = [word for one in given for word in ("--set", f"train.{one}")]
         return [
             *("retrain", "--out", str(self.out), "--subjects", str(self.subjects)),
@@ -201,18 +193,31 @@ class Retrain(Job):
         ]
 
     def is_decided(self, path: str) -> bool:
-        parts = path.split("/")
-        if parts[0] == "dataset":
-            return len(parts) > 1 and Build.is_decided(self, "/".join(parts[1:]))  # type: ignore[arg-type]
-        hidden = any(part.startswith(".") for part in parts)
+        if path.startswith("dataset/"):
+            return is_of_dataset(path.removeprefix("dataset/"))
+        hidden = any(part.startswith(".") for part in path.split("/"))
         return not hidden and not path.endswith((".part", ".tmp"))
 
     def finished_units(self) -> frozenset[str]:
-        return frozenset(
-            Path(name).stem
-            for name, _ in files_below(self.out / "dataset")
-            if name.startswith("stages/") and name.endswith(".tar")
-        )
+        return artefacts_below(self.out / "dataset")
+
+
+def is_of_dataset(path: str) -> bool:
+    """Whether a file of a dataset root is decided by what it is built from. Artefacts' seconds,
+    and build.json with a build's, are not."""
+    first, *_ = path.split("/")
+    if path.endswith((".part", "/build.json")) or (first == "stages" and path.endswith(".json")):
+        return False
+    return first in {"stages", "shards", "versions", "LATEST", "dataset.json"}
+
+
+def artefacts_below(root: Path) -> frozenset[str]:
+    """Keys of the partitions' artefacts in a dataset root."""
+    return frozenset(
+        Path(name).stem
+        for name, _ in files_below(root)
+        if name.startswith("stages/") and name.endswith(".tar")
+    )
 
 
 def files_below(folder: Path) -> Iterator[tuple[str, Path]]:
