@@ -324,3 +324,27 @@ def test_wrong_rules_are_named(given: dict[str, Any], words: str) -> None:
 def test_models_are_local() -> None:
     with pytest.raises(UserError, match="checkpoints need a local folder"):
         resolve(RetrainRun, {"out": "s3://bucket/models"})
+
+
+def test_the_command_tells_the_decision(team: Team, capsys: pytest.CaptureFixture[str]) -> None:
+    from focusdpo.flows.cli import main
+
+    given = ("pair.min_winner_identity=0", "pair.min_drop=0.02", "generate.candidates=3",
+             "compose.pair_rate=1", "compose.triple_rate=0", "compose.same_class=true",
+             "train.steps=5", "train.batch_pairs=4", "train.lr=0.01", "train.warmup=2",
+             "train.lora.rank=4", "train.objective.name=sft", "train.tensorboard=false",
+             "train.mixed_precision=no", "held_out.singles=4", "held_out.pairs=8",
+             "held_out.same_class_pairs=0", "held_out.triples=0", "evaluate.resamples=200",
+             "compose.variants=1")  # fmt: skip
+    command = ["retrain", "--out", str(team.models), "--subjects", str(team.subjects)]
+    for one in given:
+        command += ["--set", one]
+    (team.subjects / "nobody").mkdir()
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--no-prefect", "--json"])
+    assert ended.value.code == 3, "a subject was left out"
+    out = capsys.readouterr().out
+    told = json.loads(out.splitlines()[-1])
+    assert told["command"] == "retrain" and told["decision"] == "promoted"
+    assert told["comparison"]["low"] > 0 and told["adapter"].startswith(str(team.models))
+    assert "left out: nobody" in out and "promoted: better: identity +" in out
