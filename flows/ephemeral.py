@@ -2,7 +2,9 @@
 does, also when that is killed.
 
 Prefect ends its own from `atexit`, which a kill -9 skips; the server then lives on. This one reads
-a pipe whose other end only the command's process holds: at its end of file it stops itself.
+a pipe whose other end only the command's process holds: at its end of file it stops itself, after
+it has stored what it was told. (Ended by a signal at once, as Prefect does, it forgets the last
+tasks of a run and complains about that.)
 """
 
 from __future__ import annotations
@@ -13,11 +15,16 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 log = logging.getLogger(__name__)
 
+STORE_SECONDS = 10.0
+"""How long it may take to store what it was told."""
 STOP_SECONDS = 5.0
-"""How long it has for an orderly end."""
+"""How long it has for an orderly end after that."""
+QUIET_SECONDS = 0.6
+"""Nothing waits for so long: all is stored."""
 
 
 def tether() -> None:
@@ -47,9 +54,13 @@ def tether() -> None:
 
         def stop(self) -> None:
             process = self.server_process
-            super().stop()
             if process is not None and process.stdin is not None:
                 process.stdin.close()
+                try:
+                    process.wait(STORE_SECONDS + STOP_SECONDS + 5)
+                except subprocess.TimeoutExpired:
+                    log.warning("Prefect's server %d does not end by itself", process.pid)
+            super().stop()
 
     # It registers itself under its port, None: the one that everything in this process asks for.
     Tethered()
@@ -73,10 +84,25 @@ def serve(port: int) -> None:
 def _wait_for_the_end() -> None:
     while os.read(0, 4096):
         pass
-    os.kill(os.getpid(), signal.SIGTERM)
-    # Open connections would keep it waiting.
-    threading.Event().wait(STOP_SECONDS)
-    os._exit(1)
+    try:
+        _wait_until_stored()
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        # Open connections would keep it waiting.
+        time.sleep(STOP_SECONDS)
+        os._exit(1)
+
+
+def _wait_until_stored() -> None:
+    """Until no event waits in the server's queues: tasks are recorded from events."""
+    from prefect.server.utilities.messaging.memory import Topic
+
+    end, quiet_since = time.monotonic() + STORE_SECONDS, time.monotonic()
+    while time.monotonic() < min(end, quiet_since + QUIET_SECONDS):
+        time.sleep(0.1)
+        subscriptions = [one for topic in Topic._topics.values() for one in topic._subscriptions]
+        if any(one._queue.qsize() + one._retry.qsize() for one in subscriptions):
+            quiet_since = time.monotonic()
 
 
 if __name__ == "__main__":

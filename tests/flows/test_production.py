@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -220,6 +221,20 @@ def test_a_killed_command_leaves_no_server_and_no_run_that_runs(tmp_path: Path) 
     assert again.returncode == 0, again.stderr
     assert "ended without a word" in again.stderr
     assert states(home) == ["COMPLETED", "CRASHED"]
+    # The server had stored all of the second run before it ended, and ended without a complaint.
+    assert "Traceback" not in again.stderr
+    (completed,) = rows(
+        home,
+        "select sum(t.state_type = 'COMPLETED') from task_run t "
+        "join flow_run f on f.id = t.flow_run_id where f.state_type = 'COMPLETED'",
+    )
+    assert completed[0] == tasks_of(again.stdout)
+
+
+def tasks_of(told: str) -> int:
+    """A task per partition that was to be computed (there are few), and publish."""
+    counts = re.findall(r" (\d+)[,\n]", told.partition("to compute:")[2].partition("\n")[0] + "\n")
+    return sum(map(int, counts)) + 1
 
 
 def wait(look: Any, what: str, seconds: float = 600) -> Any:
@@ -277,3 +292,21 @@ def test_a_run_without_heartbeats_is_crashed_by_the_server(tmp_path: Path) -> No
             process.wait()
         (crashed,) = server.wait_for("crash", lambda: ended(server, "build-dataset", "CRASHED"))
         assert "no heartbeat for 60 s" in crashed["state"]["message"]
+
+
+def test_orchestration_costs_at_most_5_percent_of_8_partitions_of_a_minute(tmp_path: Path) -> None:
+    """Scaled down: what stands beside the model does not depend on how long the model takes. The
+    model sleeps, so it takes no processor time from Prefect."""
+    script = Path(toy_deployments.__file__).with_name("overhead.py")
+    ended = subprocess.run(
+        [sys.executable, str(script), "--partitions", "8", "--seconds", "2"],
+        env={k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=True,
+    )
+    found = json.loads(ended.stdout.splitlines()[-1])
+    assert found["model"] == 16
+    assert found["rest"] / (8 * 60 + found["rest"]) <= 0.05, found
