@@ -9,10 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.models_config import ModelsConfig
 from focusdpo.flows.wiring import Parts, fingerprint_of
+
+if TYPE_CHECKING:
+    from focusdpo.pipeline.store import Store
 
 FREE_DISK = 2 * 2**30
 FREE_MEMORY = 3 * 2**30
@@ -50,18 +54,37 @@ def _told(check: Callable[[], str]) -> Callable[[], tuple[bool, str]]:
 
 
 def dataset_check(root: str, *, repair: bool = False) -> Check:
-    """Every byte of a dataset; with `repair`, damaged artefacts and shards are dropped."""
+    """Every byte of a dataset, and whether its store takes new ones; with `repair`, damaged
+    artefacts and shards are dropped."""
     from focusdpo.pipeline import versions
     from focusdpo.pipeline.store import Store
 
     store = Store.open(root, create=False)
+    fine, room = _room(store)
     if repair:
         dropped = versions.repair(store)
         told = f"{len(dropped)} damaged, dropped; run the same build again" if dropped else "whole"
-        return Check("dataset", True, f"{root}: {told}")
+        return Check("dataset", fine, f"{root}: {told}; {room}")
     bad = store.corrupt() + versions.corrupt_shards(store)
     told = f"{len(bad)} damaged, first: {bad[0].what}" if bad else "whole"
-    return Check("dataset", not bad, f"{root}: {told}")
+    return Check("dataset", fine and not bad, f"{root}: {told}; {room}")
+
+
+def _room(store: Store) -> tuple[bool, str]:
+    """Whether the root, local or not, can be written: a few bytes go there, back, and away."""
+    probe = f"doctor-{os.getpid()}.probe"
+    try:
+        store.files.write(probe, b"focusdpo")
+        back = store.files.read(probe)
+        store.files.remove(probe)
+    except (OSError, UserError) as error:
+        return False, f"it cannot be written, so nothing can be built there ({error})"
+    if back != b"focusdpo":
+        return False, "what is written there comes back changed"
+    local = store.files.local
+    if local is None:
+        return True, "it takes new files"
+    return True, f"it takes new files, {shutil.disk_usage(local).free / 2**30:.1f} GiB free"
 
 
 def _guarded(name: str, check: Callable[[], tuple[bool, str]]) -> Check:

@@ -26,10 +26,12 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows import artefacts, events, logs, slots, wiring
 from focusdpo.flows.building import execute, prepare
 from focusdpo.flows.config import BuildRun
+from focusdpo.flows.health import dataset_check
 from focusdpo.flows.liveness import Place, here, is_gone, started_of
 from focusdpo.flows.metrics import Brought, Noted, dropped, note
 from focusdpo.flows.retrain_config import YieldAlertConfig
 from focusdpo.flows.settings import resolve
+from focusdpo.pipeline.files import LocalFiles
 
 ALERT = YieldAlertConfig(share=0.5, builds=5, least=2)
 HUES = {
@@ -275,6 +277,23 @@ def test_who_is_gone() -> None:
     rebooted = place.model_copy(update={"boot": "before"})
     assert is_gone(rebooted) == bool(me.machine and me.boot)
     assert Place(**me.model_dump()) == me
+
+
+def test_doctor_tells_whether_a_root_takes_new_files(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(toy)
+    files = toy.files()
+    check = dataset_check(str(toy.root))
+    assert check.ok and "whole; it takes new files, " in check.told and "GiB free" in check.told
+    assert toy.files() == files, "nothing is left behind"
+
+    def refused(*given: Any, **more: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(LocalFiles, "write", refused)
+    check = dataset_check(str(toy.root))
+    assert not check.ok and "whole; it cannot be written" in check.told
 
 
 def test_which_limit_a_run_takes(monkeypatch: pytest.MonkeyPatch) -> None:

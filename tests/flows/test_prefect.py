@@ -13,7 +13,7 @@ import toy_suite
 import toy_trainer
 from toy_root import Toy
 
-from focusdpo.flows import ablation, validation, wiring
+from focusdpo.flows import ablation, events, validation, wiring
 from focusdpo.flows.building import BuildResult, prepare
 from focusdpo.flows.config import AblateRun, BuildRun
 from focusdpo.flows.progress import quiet
@@ -69,22 +69,23 @@ def task_runs(flow_run: Any, wanted: int, named: str = "") -> list[Any]:
         time.sleep(0.5)
 
 
-def published_events() -> int:
-    """How often a dataset was published, as the server tells it."""
-    from focusdpo.flows.events import PUBLISHED
-
+def told_events(name: str) -> list[dict[str, Any]]:
+    """Events of a name, newest first, as the server tells them."""
     with client() as api:
-        answer = api.request(
-            "POST", "/events/filter", json={"filter": {"event": {"name": [PUBLISHED]}}}
-        )
-    return int(answer.json()["total"])
+        answer = api.request("POST", "/events/filter", json={"filter": {"event": {"name": [name]}}})
+    return list(answer.json()["events"])
 
 
-def wait_for_events(wanted: int) -> int:
+def published_events() -> int:
+    """How often a dataset was published."""
+    return len(told_events(events.PUBLISHED))
+
+
+def wait_for_events(wanted: int, name: str = events.PUBLISHED) -> int:
     deadline = time.monotonic() + 60
-    while published_events() < wanted and time.monotonic() < deadline:
+    while len(told_events(name)) < wanted and time.monotonic() < deadline:
         time.sleep(0.5)
-    return published_events()
+    return len(told_events(name))
 
 
 def test_a_build_is_a_flow_with_a_task_per_stage_and_chunk(server: None, toy: Toy) -> None:
@@ -131,6 +132,22 @@ def test_a_passing_failure_is_retried_with_its_reason(
     assert "the network share blinked" in caplog.text
     generate = [one for one in task_runs(newest_flow_run(), 15) if one.name.startswith("generate")]
     assert sorted(one.run_count for one in generate) == [1, 2]
+    assert wait_for_events(1, events.RETRIED) == 1
+    (retried,) = told_events(events.RETRIED)
+    tried_again = next(one for one in generate if one.run_count == 2)
+    assert retried["resource"]["prefect.resource.id"] == f"prefect.task-run.{tried_again.id}"
+    assert "the network share blinked" in retried["payload"]["reason"]
+
+
+def test_a_dropped_yield_is_an_event_and_the_run_is_completed(server: None, toy: Toy) -> None:
+    run_flow(toy, alert={"least": 1})
+    result = run_flow(toy, alert={"least": 1}, pair={"min_winner_identity": 0.995})
+    assert result.whole and "yield dropped to" in result.as_dict()["alerts"][0]
+    assert newest_flow_run().state_name == "Completed"
+    assert wait_for_events(1, events.YIELD_DROPPED) == 1
+    (dropped,) = told_events(events.YIELD_DROPPED)
+    assert dropped["payload"]["version"] == result.version
+    assert dropped["payload"]["message"] == result.as_dict()["alerts"][0]
 
 
 def test_what_is_left_out_shows_in_the_state(server: None, toy: Toy) -> None:
