@@ -79,7 +79,8 @@ class Files(Protocol):
 
     def swap(self, path: str, data: bytes, tag: str | None, *, sync: bool = True) -> str | None:
         """Compare and set: write a small file if its state is still `tag` (None: absent). The new
-        tag, or None when somebody else was first."""
+        tag, or None when somebody else was first. Where answers may be lost, equal bytes count as
+        one's own: writers that must be told apart write their name."""
         ...
 
     def age(self, path: str) -> float | None:

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from focusdpo.data_schemas.shards import (
     pair_digest,
 )
 from focusdpo.pipeline import tars
+from focusdpo.pipeline.files import Files
 from focusdpo.pipeline.keys import config_digest, content_key, digest
 from focusdpo.pipeline.parts import Image, Mask
 from focusdpo.pipeline.store import Store
@@ -43,6 +45,16 @@ Complexity = Callable[[Image, Mask], NDArray[np.float32]]
 """An image and the prior -> M_d (H, W) in [0, 1]."""
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a sample lies in its shard."""
+
+    offset: int
+    size: int
+    checksum: str
+    """blake2b-64 of its bytes."""
 
 
 class ShardConfig(BaseModel):
@@ -164,6 +176,25 @@ def _planned(
             yield f"pairs-{split}-r{num}-{key[:16]}.tar", chunk
 
 
+def write_samples(
+    files: Files, path: str, samples: Iterable[tuple[str, Mapping[str, bytes]]]
+) -> list[Place]:
+    """Write samples (name, field -> bytes) into one tar, which appears whole; where each lies."""
+    places = []
+    offset = 0
+    with files.create(path) as sink:
+        for sample, fields in samples:
+            found = hashlib.blake2b(digest_size=8)
+            start = offset
+            for name in sorted(fields):
+                for piece in tars.member(f"{sample}.{name}", fields[name]):
+                    offset += sink.write(piece)
+                    found.update(piece)
+            places.append(Place(start, offset - start, found.hexdigest()))
+        tars.finish(sink, offset)
+    return places
+
+
 def _write_shard(
     store: Store,
     name: str,
@@ -171,31 +202,24 @@ def _write_shard(
     complexity: Complexity,
     config: ShardConfig,
 ) -> list[IndexRow]:
-    rows = []
-    offset = 0
-    with store.files.create(f"{FOLDER}/{name}") as sink:
-        for key, pair in chunk:
-            split = split_of(pair.partition, config)
-            data = _sample_bytes(pair, load_images(store, pair, complexity), split)
-            sink.write(data)
-            rows.append(_row(pair, key, split, name, offset, data))
-            offset += len(data)
-        tars.finish(sink, offset)
-    log.debug("shard %s: %d pairs", name, len(rows))
-    return rows
-
-
-def _sample_bytes(pair: Pair, images: SampleImages, split: Split) -> bytes:
-    fields = encode(pair, images, split)
-    data, _ = tars.pack({f"{pair.id}.{name}": content for name, content in fields.items()})
-    return data
+    splits = [split_of(pair.partition, config) for _, pair in chunk]
+    samples = (
+        (pair.id, encode(pair, load_images(store, pair, complexity), split))
+        for (_, pair), split in zip(chunk, splits, strict=True)
+    )
+    places = write_samples(store.files, f"{FOLDER}/{name}", samples)
+    log.debug("shard %s: %d pairs", name, len(places))
+    return [
+        _row(pair, key, split, name, place)
+        for (key, pair), split, place in zip(chunk, splits, places, strict=True)
+    ]
 
 
 def _checksum(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
-def _row(pair: Pair, key: str, split: Split, shard: str, offset: int, data: bytes) -> IndexRow:
+def _row(pair: Pair, key: str, split: Split, shard: str, place: Place) -> IndexRow:
     return IndexRow(
         pair_id=pair.id,
         digest=key,
@@ -214,7 +238,7 @@ def _row(pair: Pair, key: str, split: Split, shard: str, offset: int, data: byte
         win_clip_t=pair.win_clip_t,
         lose_clip_t=pair.lose_clip_t,
         shard=shard,
-        offset=offset,
-        size=len(data),
-        checksum=_checksum(data),
+        offset=place.offset,
+        size=place.size,
+        checksum=place.checksum,
     )

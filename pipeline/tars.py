@@ -3,6 +3,7 @@ offset: no times, no owners, USTAR headers."""
 
 from __future__ import annotations
 
+import functools
 import io
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -16,17 +17,44 @@ Span = tuple[int, int]
 """Offset and size in bytes."""
 
 
-def append(sink: BinaryIO, name: str, data: bytes) -> int:
-    """Write one member, header and padding included; the number of bytes written."""
+def member(name: str, data: bytes) -> tuple[bytes, bytes, bytes]:
+    """Header, data and padding of one member."""
+    return header(name, len(data)), data, bytes(-len(data) % BLOCK)
+
+
+def header(name: str, size: int) -> bytes:
+    """A member's header: what tarfile writes, several times as fast. All headers are one but for
+    name, size and the sum of their bytes."""
+    encoded = name.encode("ascii")
+    if len(encoded) > 100 or size >= 8**11:
+        return _slow_header(name, size)
+    blank, total = _blank()
+    digits = b"%011o" % size
+    total += sum(encoded) + sum(digits)
+    return b"".join(
+        (encoded, bytes(100 - len(encoded)), blank[100:124], digits, blank[135:148])
+        + (b"%06o\0 " % total, blank[156:])
+    )
+
+
+@functools.cache
+def _blank() -> tuple[bytes, int]:
+    """A header, and the sum of its bytes but for name and size; its own field counts as spaces."""
+    made = bytearray(_slow_header("", 0))
+    made[148:156] = b" " * 8
+    return bytes(made), sum(made) - sum(made[124:135])
+
+
+def _slow_header(name: str, size: int) -> bytes:
     info = tarfile.TarInfo(name)
-    info.size = len(data)
+    info.size = size
     info.mode = 0o444
-    header = info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
-    padding = -len(data) % BLOCK
-    sink.write(header)
-    sink.write(data)
-    sink.write(bytes(padding))
-    return len(header) + len(data) + padding
+    return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
+
+
+def append(sink: BinaryIO, name: str, data: bytes) -> int:
+    """Write one member; the number of bytes written."""
+    return sum(sink.write(piece) for piece in member(name, data))
 
 
 def finish(sink: BinaryIO, written: int) -> int:
