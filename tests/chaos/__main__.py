@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from .damage import damaged, full
+from .damage import PLACES, damaged, full
 from .faults import draw_strikes
 from .jobs import Build, Evaluate, Job, Retrain, Train
 from .server import Server, draw_trouble, troubled
@@ -33,6 +33,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--evaluate-kills", type=int, default=0)
     parser.add_argument("--retrain-kills", type=int, default=0)
     parser.add_argument("--damages", type=int, default=0, help="files of a finished dataset")
+    parser.add_argument("--places", nargs="+", choices=PLACES, default=list(PLACES))
     parser.add_argument("--full-disks", type=int, default=0, help="mounts a tmpfs: needs the right")
     parser.add_argument("--prefect", type=int, default=0, help="builds as flows, in trouble")
     parser.add_argument("--seed", type=int, default=0)
@@ -117,7 +118,8 @@ class Session:
         undisturbed(build, whole)
         for number in self.numbers("damage", wanted):
             draw = random.Random(f"{self.options.seed}/damage/{number}")
-            self.keep(damaged(build, scenario, found, whole, number, draw))
+            places = self.options.places
+            self.keep(damaged(build, scenario, found, whole, number, draw, places))
 
     def fill(self, build: Build, wanted: int) -> None:
         """Trials on small disks."""

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,16 +74,25 @@ class Damage:
         return f"{self.path} {self.way} at {self.at:.2f}, then {first}"
 
 
-def draw_damage(random_: random.Random, folder: Path) -> Damage:
-    """To a random file of a random kind."""
-    place, pattern = random_.choice(list(PLACES.items()))
-    found = sorted(name for name, _ in files_below(folder) if re.fullmatch(pattern, name))
+def draw_damage(
+    random_: random.Random, folder: Path, places: Sequence[str] = tuple(PLACES)
+) -> Damage:
+    """To a random file of one of these kinds."""
+    place = random_.choice(places)
+    names = sorted(name for name, _ in files_below(folder))
+    found = [name for name in names if re.fullmatch(PLACES[place], name)]
     way, at = random_.choice(WAYS), random_.random()
     return Damage(place, random_.choice(found), way, at, random_.random() < 0.5)
 
 
 def damaged(
-    job: Job, scenario: str, wanted: Reference, whole: Path, number: int, draw: random.Random
+    job: Job,
+    scenario: str,
+    wanted: Reference,
+    whole: Path,
+    number: int,
+    draw: random.Random,
+    places: Sequence[str] = tuple(PLACES),
 ) -> Outcome:
     """A finished dataset (a copy of `whole`) is damaged; then the command and `doctor` are given,
     and what their messages say is done, until both are content."""
@@ -93,7 +102,7 @@ def damaged(
     shutil.rmtree(job.out, ignore_errors=True)
     shutil.copytree(whole, job.out)
     content = content_of(job.out)
-    damage = draw_damage(draw, job.out)
+    damage = draw_damage(draw, job.out, places)
     damage.do(job.out)
     outcome.faults, outcome.kinds = [str(damage)], [f"{damage.way}: {damage.place}"]
     log = Log(job.work / "log")

@@ -131,10 +131,13 @@ def test_messages_are_followed(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     said = f"error: {folder}/manifest.json: damaged (...); remove {folder} and build again"
     assert follow(build, said, outcome) and not folder.exists()
+    folder.mkdir()
+    said = f"error: {folder}/lineage.parquet: no table (x); build again, or remove the version"
+    assert follow(build, said, outcome) and not folder.exists()
     header = build.out / "dataset.json"
     said = f'error: {header}: damaged (x); write {{"kind": 1}} into it if this version made it'
     assert follow(build, said, outcome) and header.read_text() == '{"kind": 1}\n'
-    assert outcome.advice == ["remove root/versions/0a", "write dataset.json"]
+    assert outcome.advice == ["remove root/versions/0a"] * 2 + ["write dataset.json"]
     assert not follow(build, "error: no idea", outcome)
     # Never outside the trial's own folder, whatever a message says.
     assert not follow(build, "remove the folder /usr and go on", outcome)

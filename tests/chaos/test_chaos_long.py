@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from .__main__ import main
+from .damage import PLACES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+
+DATA = ("an artefact", "a shard", "dataset.json")
 
 
 def disturb(tmp_path: Path, *given: str) -> list[dict[str, object]]:
@@ -35,8 +38,18 @@ def test_disks_are_full(tmp_path: Path) -> None:
     disturb(tmp_path, "--kills", "0", "--full-disks", "6")
 
 
-def test_files_are_damaged(tmp_path: Path) -> None:
-    disturb(tmp_path, "--kills", "0", "--damages", "32")
+def test_damaged_artefacts_and_shards_are_made_anew(tmp_path: Path) -> None:
+    disturb(tmp_path, "--kills", "0", "--damages", "24", "--places", *DATA)
+
+
+@pytest.mark.xfail(strict=True, reason="doctor does not mend a version's own files: docs/chaos.md")
+def test_damaged_versions_are_mended(tmp_path: Path) -> None:
+    others = [place for place in PLACES if place not in DATA]
+    disturb(tmp_path, "--kills", "0", "--damages", "24", "--places", *others)
+
+
+def test_retraining_is_killed(tmp_path: Path) -> None:
+    disturb(tmp_path, "--kills", "0", "--retrain-kills", "8")
 
 
 def test_prefect_is_in_trouble(tmp_path: Path) -> None:

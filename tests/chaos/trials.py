@@ -225,7 +225,9 @@ def follow(job: Job, said: str, outcome: Outcome) -> bool:
     if re.search(r"[Rr]un\s+`focusdpo\s+doctor\s+--root\s+\S+\s+--repair`", said):
         outcome.advice.append("doctor --repair")
         return doctor(job, repair=True)[0]
-    found = re.search(r"[Rr]emove\s+(?:the\s+folder\s+)?(/\S+)\s+and\s", said)
+    found = re.search(r"[Rr]emove\s+(?:the\s+folder\s+)?(/\S+)\s+and\s", said) or re.search(
+        r"(/[^\s:]+/versions/[^\s:/]+)[^\s:]*: .*remove the (?:folder|version)", said
+    )
     if found and Path(found[1]).is_relative_to(job.work):
         outcome.advice.append(f"remove {Path(found[1]).relative_to(job.now)}")
         path = Path(found[1])
