@@ -18,6 +18,7 @@ from focusdpo.flows.ablation import ablate as ablate_here
 from focusdpo.flows.ablation_plan import Cell
 from focusdpo.flows.build_dataset import build_dataset
 from focusdpo.flows.config import AblateRun
+from focusdpo.flows.ephemeral import tether
 from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.retries import worth_retrying
 
@@ -66,6 +67,7 @@ def ablate(run: AblateRun) -> AblateOutcome:
 
 def run_here(run: AblateRun, watch: Watch) -> AblateOutcome:
     """The flow in this process, with progress."""
+    tether()
     _WATCH[run.out] = watch
     try:
         return ablate(run)

@@ -20,6 +20,7 @@ from focusdpo.data_schemas.pairs import Reject
 from focusdpo.data_schemas.scenes import Scene
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.flows.config import BuildRun
+from focusdpo.flows.logs import about
 from focusdpo.flows.plan import Plan, Unit, make_plan, model_of
 from focusdpo.flows.progress import Watch
 from focusdpo.flows.stages import STAGES, Work
@@ -131,7 +132,8 @@ class Builder:
             busy = []
             for partition in left:
                 try:
-                    outcome = self._run_unit(stage, partition, wait)
+                    with about(partition=partition):
+                        outcome = self._run_unit(stage, partition, wait)
                 except PARTITION_ERRORS as error:
                     if self.run.strict or disk_is_full(error):
                         raise

@@ -71,7 +71,7 @@ class LocalConfig(BaseModel):
 
     model_config = CLOSED
 
-    kind: Literal["local"] = "local"
+    kind: Literal["local"] = Field("local", description="stages run in this process")
 
 
 class RayConfig(BaseModel):
@@ -79,7 +79,7 @@ class RayConfig(BaseModel):
 
     model_config = CLOSED
 
-    kind: Literal["ray"] = "ray"
+    kind: Literal["ray"] = Field("ray", description="stages run in workers of a Ray cluster")
     address: str = Field(
         "auto",
         description="auto: the cluster that this machine is a node of; HOST:PORT of its head; "

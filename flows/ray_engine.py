@@ -35,6 +35,7 @@ class Engine:
         self.config = config
         self.ray = _import_ray()
         self._ours = not self.ray.is_initialized()
+        self._gone = False
         if self._ours:
             self._connect()
         address = config.address.removeprefix(CLIENT)
@@ -67,19 +68,23 @@ class Engine:
                 "executor.address=local"
             ) from error
 
-    def check(self) -> None:
-        """UserError when the head has been silent for too long. To be called often: Ray itself
-        ends this process, without a word that could be caught, when it has been so for 60 s."""
+    def check(self) -> bool:
+        """Whether the head answers now. Only then may anything else be asked of this engine: Ray
+        waits for a head that is gone, and after 60 s ends this process without a word that could
+        be caught. UserError when it has been silent for too long, so this is to be called often.
+        """
         if _answers(self._head):
             self._heard = time.monotonic()
-        elif (silent := time.monotonic() - self._heard) > self.config.silent_seconds:
-            self._ours = False  # nothing is left to say goodbye to
-            atexit.unregister(self.ray.shutdown)
-            raise UserError(
-                f"the Ray cluster at {self._head[0]}:{self._head[1]} has not answered for "
-                f"{silent:.0f} s: its head is gone. What was finished is stored; start the cluster "
-                "and run the same command again"
-            )
+            return True
+        if (silent := time.monotonic() - self._heard) <= self.config.silent_seconds:
+            return False
+        self._gone = True
+        atexit.unregister(self.ray.shutdown)
+        raise UserError(
+            f"the Ray cluster at {self._head[0]}:{self._head[1]} has not answered for "
+            f"{silent:.0f} s: its head is gone. What was finished is stored; start the cluster "
+            "and run the same command again"
+        )
 
     def capacity(self, request: StageResources) -> int:
         """How many workers of a request the living nodes have room for, other work aside."""
@@ -118,11 +123,16 @@ class Engine:
             .remote(*args)
         )
 
+    def kill(self, actor: Any) -> None:
+        """End an actor, if there is anybody left who could."""
+        if not self._gone and _answers(self._head):
+            self.ray.kill(actor)
+
     def close(self) -> None:
         """Leave the cluster; one of our own ends."""
-        if self._ours:
+        if self._ours and not self._gone:
             self.ray.shutdown()
-            self._ours = False
+        self._ours = False
 
 
 def _import_ray() -> Any:

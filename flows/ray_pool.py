@@ -21,6 +21,9 @@ WAIT = 1.0
 SAY_AFTER = 15.0
 """Seconds without a worker after which people are told why."""
 
+REASON = 600
+"""Letters of a worker's obituary; Ray can go on for pages."""
+
 
 class Divisible(Protocol):
     """Work for an actor."""
@@ -107,16 +110,16 @@ class Pool(Generic[Work]):
     def close(self) -> None:
         """End all actors: their cores, cards and memory are free for others."""
         for member in self._members:
-            self._engine.ray.kill(member.actor)
+            self._engine.kill(member.actor)
         self._members.clear()
 
     def _look(self, left: int) -> None:
         """Whether the cluster is there, and as many actors as there is room and work for."""
         now = time.monotonic()
         if now - self._looked >= WAIT:
-            self._engine.check()
             self._looked = now
-            self._grow(min(left, self.request.workers or self._capacity()))
+            if self._engine.check():
+                self._grow(min(left, self.request.workers or self._capacity()))
         if self.workers:
             self._alone_since = now
         elif (alone := now - self._alone_since) > self._engine.config.start_seconds:
@@ -182,9 +185,9 @@ class Pool(Generic[Work]):
     def _lose(self, member: Member[Work], error: BaseException) -> Iterator[Result[Work]]:
         """An actor is gone: its work goes to the front of the queue, in its smallest parts."""
         self._members.remove(member)
-        self._engine.ray.kill(member.actor)  # it may be alive, and only out of reach
+        self._engine.kill(member.actor)  # it may be alive, and only out of reach
         self._deaths += 1
-        why = " ".join(str(error).split())
+        why = _reason(error)
         log.warning("a worker was lost, %d tasks are done again: %s", len(member.flying), why)
         if self._deaths > 5 + len(self._members):
             raise UserError(
@@ -200,3 +203,9 @@ class Pool(Generic[Work]):
             else:
                 parts = [Job(part, job.losses) for part in job.work.each()]
                 self._queue.extendleft(reversed(parts))
+
+
+def _reason(error: BaseException) -> str:
+    """What Ray says of a death, without its advice and its numbers for itself."""
+    text = " ".join(str(error).split()).partition(" Some common causes include")[0]
+    return text if len(text) <= REASON else f"{text[:REASON]}..."

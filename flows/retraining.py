@@ -22,6 +22,7 @@ from focusdpo.flows import building, evaluation, training
 from focusdpo.flows.building import BuildResult
 from focusdpo.flows.config import BuildRun, EvaluateRun, RetrainRun, TrainRun
 from focusdpo.flows.evaluation_files import EvaluateResult
+from focusdpo.flows.metrics import note
 from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.promotion import (
     CANDIDATES,
@@ -57,7 +58,7 @@ def now() -> datetime:
 
 def build_here(run: BuildRun, watch: Watch) -> BuildResult:
     """build-dataset by plain calls."""
-    return building.execute(building.prepare(run), watch=watch)
+    return note(building.execute(building.prepare(run), watch=watch), run.alert)
 
 
 @dataclass(frozen=True)

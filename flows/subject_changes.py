@@ -54,7 +54,8 @@ def _register(
     by_parent = _subject_folders(folders)
     store = Store.open(root, create=create)
     subjects: list[Subject] = []
-    fatal, notes = [], []
+    fatal: list[str] = []
+    notes: list[str] = []
     for parent, names in by_parent.items():
         found = read_folder(run, store, parent, only=names)
         subjects += found.subjects

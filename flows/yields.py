@@ -65,7 +65,7 @@ def gather(
                 key=key,
                 samples=samples,
                 pairs=len(pairs),
-                rejects=dict(rejects),
+                rejects={str(reason): count for reason, count in rejects.items()},
             )
         )
     return yields

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -140,7 +141,7 @@ class ShardCache:
     def _path(self, name: str) -> Path:
         return self._folder / name
 
-    def _kept(self, name: str) -> BinaryIO | None:
+    def _kept(self, name: str) -> BufferedReader | None:
         try:
             file = self._path(name).open("rb")
         except FileNotFoundError:
@@ -149,7 +150,7 @@ class ShardCache:
             os.utime(self._path(name))
         return file
 
-    def _is_whole(self, shard: RemoteShard, file: BinaryIO) -> bool:
+    def _is_whole(self, shard: RemoteShard, file: BufferedReader) -> bool:
         """Looked at once a process: a copy may have been cut short when power failed."""
         if shard.name in self._checked:
             return True

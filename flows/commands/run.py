@@ -77,6 +77,7 @@ def say_licences(family: Family) -> None:
 def build(run: BuildRun, *, plan: bool = False, prefect: bool = True) -> dict[str, Any]:
     """build-dataset with progress; the engine is left out when nothing is missing."""
     from focusdpo.flows.building import execute, prepare
+    from focusdpo.flows.metrics import note
 
     prepared = prepare(run)
     counts = prepared.counts()
@@ -95,9 +96,14 @@ def build(run: BuildRun, *, plan: bool = False, prefect: bool = True) -> dict[st
 
             return run_here(prepared, watch)
 
-        result = choose(prefect and missing, run.root, flow, lambda: execute(prepared, watch=watch))
+        def plain() -> Any:
+            return note(execute(prepared, watch=watch), run.alert)
+
+        result = choose(prefect and missing, run.root, flow, plain)
     for line in [*result.problems, *result.failed]:
         say(f"left out: {line}")
+    for line in result.alerts:
+        say(line)
     say(
         f"dataset {result.version}{SUFFIX[result.new]}: {result.pairs} pairs in {result.root}; "
         f"{result.model_seconds:.1f} s of model computation, {result.wall_seconds:.1f} s in all"

@@ -41,7 +41,8 @@ def last_json(out: str) -> dict[str, object]:
 
 
 COMMANDS = ("demo", "build-dataset", "train", "evaluate", "report", "focus-maps", "generate",
-            "settings", "inspect", "doctor", "bench", "pocket")  # fmt: skip
+            "settings", "inspect", "doctor", "bench", "pocket", "fetch", "export", "retrain",
+            "prefect-setup", "subjects", "dataset", "gc", "ablate")  # fmt: skip
 
 
 def test_help_names_every_command(capsys: Capture) -> None:

@@ -127,6 +127,40 @@ def bucket_versioning(topology: Topology) -> str:
     return ended.stdout.strip()
 
 
+RACE = """
+import io, threading
+from focusdpo.pipeline.objects import ABSENT
+from focusdpo.pipeline.remote_config import RemoteConfig
+from focusdpo.pipeline.s3_objects import S3Objects
+
+store = S3Objects("focusdpo", "race", RemoteConfig())
+
+def writers_that_won(condition, size):
+    won, barrier = [], threading.Barrier(12)
+    def write(number):
+        data = bytes([number]) * size
+        barrier.wait()
+        if (tag := store.put("key", io.BytesIO(data), size, condition)) is not None:
+            won.append((tag, data))
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(12)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    return won
+
+condition = ABSENT
+for size in (10, 11, 12, 2**25, 13):  # 2**25 bytes travel in parts
+    (tag, data), = writers_that_won(condition, size)
+    assert store.get("key", 0, -1) == (data, tag), size
+    condition = tag
+"""
+
+
+def test_of_many_writers_at_once_the_store_lets_one_win(topology: Topology) -> None:
+    """What leases and the dataset's index stand on, on a bucket that keeps versions."""
+    ended = topology.run("worker", "python", "-c", RACE)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
 def test_a_backup_of_the_database_is_whole(topology: Topology, tmp_path: Path) -> None:
     """As docs/deployment.md says: pg_dump while the server runs, pg_restore into a new database."""
     dump = tmp_path / "prefect.dump"

@@ -11,7 +11,7 @@ from typing import Any
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # Ray's workers give way to everything else on a machine, which on a busy one means for ever.
-os.environ["RAY_worker_niceness"] = "0"
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's own spelling
 
 HELPERS = str(Path(__file__).parent)
 SMALL = {"object_store_memory": 80 * 2**20}

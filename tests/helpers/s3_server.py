@@ -174,7 +174,8 @@ class S3Server:
         import moto.s3.models
 
         held = moto.s3.models.s3_backends["123456789012"]["aws"].buckets[bucket]
-        return {key: held.keys[key].value for key in sorted(held.keys)}
+        with self.door.writing:
+            return {key: held.keys[key].value for key in sorted(held.keys)}
 
     def put(self, bucket: str, key: str, data: bytes) -> None:
         import moto.s3.models

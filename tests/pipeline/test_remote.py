@@ -1,5 +1,4 @@
-"""A root in an object store: the promises of `Files` on S3 and in memory, faults, secrets; and
-build-dataset on a bucket, alone, killed, and beside another."""
+"""A root in an object store: the promises of `Files` on S3 and in memory, faults, secrets."""
 
 from __future__ import annotations
 
@@ -8,10 +7,7 @@ import json
 import logging
 import os
 import random
-import signal
-import subprocess
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +16,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from s3_server import KEY_ID, SECRET, TOKEN, S3Server, s3_server
-from toy_root import TOY_CLI, Toy, toy
 
 from focusdpo.data_schemas.addresses import split_address
 from focusdpo.data_schemas.errors import UserError
@@ -29,9 +24,7 @@ from focusdpo.pipeline.objects import Lost
 from focusdpo.pipeline.remote_config import RemoteConfig
 from focusdpo.pipeline.roots import files_of
 from focusdpo.pipeline.store import Store
-from focusdpo.pipeline.versions import Superseded, open_version
 
-__all__ = ["toy"]
 BUCKET = "roots"
 SECRETS = (SECRET, TOKEN, KEY_ID)
 
@@ -64,21 +57,6 @@ def files(request: pytest.FixtureRequest, tmp_path: Path) -> Files:
     if request.param == "memory":
         return files_of(f"memory://{uuid.uuid4().hex}")
     return files_of(request.getfixturevalue("root"))
-
-
-def below(s3: S3Server, root: str) -> dict[str, bytes]:
-    """Every file of a root that a build decides, past the protocol; as `Toy.files`."""
-    prefix = f"{root.removeprefix(f's3://{BUCKET}/')}/"
-    found = {
-        key.removeprefix(prefix): data
-        for key, data in s3.objects(BUCKET).items()
-        if key.startswith(prefix)
-    }
-    return {
-        key: data
-        for key, data in found.items()
-        if not key.startswith(".") and not (key.startswith("stages/") and key.endswith(".json"))
-    }
 
 
 # Files
@@ -306,121 +284,3 @@ def test_no_secret_is_logged_at_any_level(s3: S3Server, root: str) -> None:
     told = stream.getvalue() + repr(caught.value)
     assert "SlowDown" in told
     assert not [secret for secret in SECRETS if secret in told]
-
-
-# build-dataset on a bucket
-
-
-def run(toy: Toy, root: str | Path, *more: str) -> subprocess.Popen[str]:
-    toy.root = root  # type: ignore[assignment]
-    command = [*TOY_CLI, *toy.arguments, "--json", *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def ended(process: subprocess.Popen[str]) -> tuple[dict[str, object], str]:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert not [secret for secret in SECRETS if secret in out + err]
-    return json.loads(out.splitlines()[-1]), err
-
-
-def same(one: dict[str, bytes], other: dict[str, bytes]) -> None:
-    """Equal byte for byte, but for what tells when, how long and into which root."""
-    told = {"manifest.json", "config.yaml", "lineage.parquet"}
-    assert one.keys() == other.keys()
-    assert [k for k in one if one[k] != other[k] and k.rpartition("/")[2] not in told] == []
-
-
-@pytest.fixture
-def local(toy: Toy, tmp_path: Path) -> dict[str, bytes]:
-    """An undisturbed build on a local disk."""
-    ended(run(toy, tmp_path / "calm"))
-    return toy.files()
-
-
-def test_a_bucket_gets_the_bytes_of_a_local_root(
-    s3: S3Server, root: str, toy: Toy, local: dict[str, bytes]
-) -> None:
-    s3.fail(refuse=3)  # the first requests of all
-    result, _ = ended(run(toy, root))
-    assert result["made"]["generate"] == 6  # type: ignore[index]
-    same(below(s3, root), local)
-    assert not [key for key in s3.objects(BUCKET) if ".leases" in key]
-    s3.door.seen.clear()
-    again, _ = ended(run(toy, root))
-    assert again["made"] == {} and again["new"] is False
-    assert s3.door.seen["PUT"] == 0
-    for command in (["inspect", root, "--verify"], ["doctor", "--root", root]):
-        done = subprocess.run([*TOY_CLI, *command], capture_output=True, text=True)
-        assert root in done.stdout + done.stderr and "damaged" not in done.stdout + done.stderr
-    page = Path(toy.subjects).parent / "page.html"
-    told = subprocess.run(
-        [*TOY_CLI, "report", "--root", root, "--out", str(page)], capture_output=True, text=True
-    )
-    assert told.returncode == 0, told.stderr
-    assert page.stat().st_size > 10_000
-    assert not [secret for secret in SECRETS if secret in page.read_text() + told.stderr]
-
-
-def test_kill_9_then_again_gives_the_undisturbed_bytes(
-    s3: S3Server, root: str, toy: Toy, local: dict[str, bytes]
-) -> None:
-    chance = random.Random(1)
-    seen = 0
-    for _ in range(3):
-        process = run(toy, root)
-        wanted = seen + chance.randint(3, 12)
-        until = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < until:
-            seen = sum(key.endswith(".tar") for key in below(s3, root))
-            if seen >= wanted:
-                break
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    before = {key for key in below(s3, root) if key.startswith("stages")}
-    result, _ = ended(run(toy, root))
-    made = sum(result["made"].values())  # type: ignore[attr-defined]
-    stages = [key for key in below(s3, root) if key.startswith("stages") and "subjects" not in key]
-    assert made == len(stages) - len([key for key in before if "subjects" not in key])
-    same(below(s3, root), local)
-
-
-@pytest.mark.parametrize("where", ["local", "s3"])
-def test_two_builders_share_the_work_of_one_root(
-    s3: S3Server, toy: Toy, tmp_path: Path, where: str, local: dict[str, bytes]
-) -> None:
-    """Each artefact is computed once, and both end with the same version."""
-    root = tmp_path / "shared" if where == "local" else f"s3://{BUCKET}/{uuid.uuid4().hex}"
-    builders = [run(toy, root) for _ in range(2)]
-    results = [ended(builder)[0] for builder in builders]
-    assert results[0]["version"] == results[1]["version"]
-    same(toy.files() if where == "local" else below(s3, str(root)), local)
-    for stage in ("generate", "score", "pair"):
-        counts = [result["made"].get(stage, 0) for result in results]  # type: ignore[attr-defined]
-        assert sum(counts) == 6, f"{stage}: {counts}"
-
-
-def test_of_two_who_publish_neither_is_passed_over(
-    s3: S3Server, root: str, toy: Toy, tmp_path: Path
-) -> None:
-    """One whose lease ran out is told, and publishes again as the other's child."""
-    from focusdpo.pipeline import versions
-
-    ended(run(toy, root))
-    store = Store.open(root)
-    first = open_version(store)
-    files = store.files
-    real = files.swap
-
-    def late(path: str, data: bytes, tag: str | None, *, sync: bool = True) -> str | None:
-        if path == "LATEST":
-            real("LATEST", b"another\n", tag)
-        return real(path, data, tag, sync=sync)
-
-    files.swap = late  # type: ignore[method-assign]
-    with pytest.raises(Superseded, match="another builder published"):
-        versions.publish(
-            store, first.rows[:-1], subjects=first.subjects(), artefacts=[], config={}, rejects={}
-        )
-    assert files.read("LATEST") == b"another\n"
