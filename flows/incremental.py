@@ -166,7 +166,7 @@ class _Before:
             if not past or not past["artefacts"]:
                 return None
             total += count * past["seconds"] / past["artefacts"] * self._growth
-        return round(total, 1)
+        return round(total, 3)
 
     def leaving(self) -> Iterator[str]:
         """Subjects that the last version has and the next will not have."""

@@ -147,7 +147,7 @@ class ShardCache:
         except FileNotFoundError:
             return None
         with suppress(FileNotFoundError):  # thrown out just now
-            os.utime(self._path(name))
+            _touch(self._path(name))
         return file
 
     def _is_whole(self, shard: RemoteShard, file: BufferedReader) -> bool:
@@ -178,6 +178,7 @@ class ShardCache:
                 found = _download(shard, part)
                 if shard.digest not in (None, found):
                     raise _damaged(shard, "its bytes are not those that were published")
+                _touch(part)
                 part.replace(self._path(shard.name))
                 self._checked.add(shard.name)
             except OSError as error:
@@ -246,6 +247,12 @@ def _cache_of(config: CacheConfig) -> ShardCache:
 def default_cache() -> ShardCache:
     """The cache that the environment names."""
     return _cache_of(CacheConfig.from_environment())
+
+
+def _touch(path: Path) -> None:
+    """Used now, by a clock finer than the one that the system stamps files with."""
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))
 
 
 def _download(shard: RemoteShard, part: Path) -> str:

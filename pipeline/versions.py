@@ -153,7 +153,7 @@ def publish(
         manifest = {
             "id": name,
             "parent": parent,
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
             "schema_version": SCHEMA_VERSION,
             "packages": _packages(),
             "pairs": pair_counts(rows),

@@ -164,9 +164,13 @@ class S3Server:
         self.door.faults = Faults(**faults)
 
     def make_bucket(self, name: str) -> str:
+        """An empty one. Servers of one process share what they keep."""
         import moto.s3.models
 
-        moto.s3.models.s3_backends["123456789012"]["aws"].create_bucket(name, "us-east-1")
+        backend = moto.s3.models.s3_backends["123456789012"]["aws"]
+        backend.buckets.pop(name, None)
+        moto.s3.models.s3_backends.bucket_accounts.pop(name, None)
+        backend.create_bucket(name, "us-east-1")
         return f"s3://{name}"
 
     def objects(self, bucket: str) -> dict[str, bytes]:
