@@ -15,6 +15,7 @@ from focusdpo.data_schemas.shards import SAMPLE_VERSION
 from focusdpo.flows.builder import Builder
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.plan import Unit, model_of
+from focusdpo.flows.review_effects import review_lines
 from focusdpo.flows.stages import STAGES
 from focusdpo.pipeline import shard
 from focusdpo.pipeline.keys import config_digest
@@ -28,8 +29,10 @@ NOT_ASKED = {"root", "subjects", "strict", "partitions_per_task", "preset", "mod
 def request_digest(builder: Builder) -> str:
     """Digest of all that a version depends on: subjects, settings, models, code."""
     parts = {name: model_of(stage, builder.parts) for name, stage in STAGES.items()}
+    reviews = sorted(map(list, builder.ruling.partitions.values()))
     return config_digest(
         {
+            **({"reviews": reviews} if reviews else {}),
             "run": builder.run.model_dump(mode="json", exclude=NOT_ASKED),
             "subjects": sorted(
                 (one.id, one.digest, one.licence, one.references[0].image)
@@ -96,7 +99,10 @@ class Explanation:
 
 def explain(builder: Builder) -> Explanation:
     """Why each missing unit is missing, by comparison with the newest version."""
-    before = _Before.of(builder)
+    latest = latest_id(builder.store)
+    if latest is None:
+        return _everything(builder)
+    before = _Before(builder, read_manifest(builder.store, latest))
     groups: dict[str, Counter[str]] = {}
     subjects: dict[str, set[str]] = {}
     for unit in builder.plan.missing():
@@ -112,8 +118,16 @@ def explain(builder: Builder) -> Explanation:
         counts=builder.plan.counts(),
         causes=causes,
         seconds=before.cost(missing),
-        leaving=list(before.leaving()),
+        leaving=[*before.leaving(), *review_lines(builder)],
     )
+
+
+def _everything(builder: Builder) -> Explanation:
+    """Before the first version; counted, not asked for one by one."""
+    counts = builder.plan.counts()
+    missing = {stage: absent for stage, (_, absent) in counts.items() if absent}
+    causes = [Cause("no version yet: everything that is not there", missing, None)]
+    return Explanation(counts, causes if missing else [], None, [])
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:
@@ -128,19 +142,12 @@ def listed(names: Iterable[str], most: int = 5) -> str:
 class _Before:
     """The newest version, asked what has changed since."""
 
-    def __init__(self, builder: Builder, manifest: Mapping[str, Any] | None) -> None:
+    def __init__(self, builder: Builder, manifest: Mapping[str, Any]) -> None:
         self._builder = builder
         self._manifest = manifest
 
-    @classmethod
-    def of(cls, builder: Builder) -> _Before:
-        latest = latest_id(builder.store)
-        return cls(builder, None if latest is None else read_manifest(builder.store, latest))
-
     def why(self, unit: Unit) -> tuple[str, set[str]]:
         """The kind of cause and the subjects that it names."""
-        if self._manifest is None:
-            return "no version yet: everything that is not there", set()
         members = set(self._builder.partitions[unit.partition][0].subject_ids)
         old = self._subjects
         if new := {name for name in members if name not in old}:
@@ -158,8 +165,6 @@ class _Before:
 
     def cost(self, missing: Mapping[str, int]) -> float | None:
         """Model seconds that so many partitions of each stage take, as their like have taken."""
-        if self._manifest is None:
-            return None
         total = 0.0
         for stage, count in missing.items():
             past = self._manifest["stages"].get(stage)
@@ -170,8 +175,6 @@ class _Before:
 
     def leaving(self) -> Iterator[str]:
         """Subjects that the last version has and the next will not have."""
-        if self._manifest is None:
-            return
         gone = {one for one in self._subjects if one not in self._builder.subjects}
         if not gone:
             return
@@ -184,13 +187,11 @@ class _Before:
 
     @functools.cached_property
     def _subjects(self) -> dict[str, str]:
-        assert self._manifest is not None
         return {one["id"]: one["digest"] for one in self._manifest["subjects"]}
 
     @functools.cached_property
     def _keys(self) -> Mapping[str, Mapping[str, str]]:
         """Stage -> partition -> key, of what was made for the last version."""
-        assert self._manifest is not None
         found: dict[str, dict[str, str]] = defaultdict(dict)
         columns = ["stage", "partition", "key"]
         table = lineage_columns(self._builder.store, self._manifest["id"], columns)
@@ -222,7 +223,6 @@ class _Before:
             yield from (f"setting {text}" for text in differences(name, old, new))
 
     def _code(self, stage: str) -> Iterator[str]:
-        assert self._manifest is not None
         then = self._manifest["stages"].get(stage, {}).get("versions", {})
         code, model = str(STAGES[stage].version), model_of(STAGES[stage], self._builder.parts)
         if then.get("code", code) != code:
@@ -233,7 +233,6 @@ class _Before:
     @functools.cached_property
     def _then(self) -> BuildRun | None:
         """The run that made the last version; None when this focusdpo cannot read it."""
-        assert self._manifest is not None
         try:
             # Every field is recorded, so the preset's name adds nothing; its file may be gone.
             return BuildRun.model_validate({**self._manifest["config"], "preset": "pocket"})

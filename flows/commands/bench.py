@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.bench_figure import BenchFigure
 from focusdpo.flows.commands.common import JSON, PRESET, SET, finish, say
 from focusdpo.flows.settings import parse_overrides, resolve
 
@@ -48,6 +50,23 @@ def bench(
             "picture files, beside its bare forward pass. Wanted: 0.9 of it, with 2000.",
         ),
     ] = None,
+    shards: Annotated[
+        bool,
+        typer.Option(
+            "--shards",
+            help="Instead: shards written and read, beside tarfile's speed and webdataset's.",
+        ),
+    ] = False,
+    scale: Annotated[
+        int | None,
+        typer.Option(
+            "--scale",
+            min=10,
+            metavar="SUBJECTS",
+            help="Instead: a root of so many subjects gets one more, and a million candidates are "
+            "planned. The promise is made for 1000.",
+        ),
+    ] = None,
     preset: PRESET = "pocket",
     set_: SET = [],  # noqa: B006
     json: JSON = False,
@@ -69,14 +88,27 @@ def bench(
     if scoring is not None:
         _bench_scoring(scoring, repeats or 1, json)
         return
+    if shards:
+        from focusdpo.flows.io_bench import figures as shard_figures
+
+        _finish(shard_figures(out), json)
+        return
+    if scale is not None:
+        from focusdpo.flows.scale_bench import scale_figures
+
+        _finish(scale_figures(out, scale), json)
+        return
     from focusdpo.flows.measuring import measure
 
     figures = measure(out, prefect=prefect, repeats=repeats or 20, preset=preset, overrides=set_)
+    _finish(figures, json)
+
+
+def _finish(figures: Sequence[BenchFigure], as_json: bool) -> None:
     for figure in figures:
         mark = "" if figure.ok is None else ("ok  " if figure.ok else "MISS")
-        say(f"{mark:<5}{figure.name:<46}{figure.value:>12.3f} {figure.unit:<6}{figure.wanted}")
-    told = [figure.as_dict() for figure in figures]
-    finish({"command": "bench", "figures": told}, json)
+        say(f"{mark:<5}{figure.name:<50}{figure.value:>12.3f} {figure.unit:<6}{figure.wanted}")
+    finish({"command": "bench", "figures": [figure.as_dict() for figure in figures]}, as_json)
 
 
 def _bench_scoring(count: int, repeats: int, as_json: bool) -> None:
