@@ -30,6 +30,7 @@ from focusdpo.pipeline.complexity import complexity_map
 from focusdpo.pipeline.compose import by_partition, compose
 from focusdpo.pipeline.files import FULL
 from focusdpo.pipeline.retention import last_sweep
+from focusdpo.pipeline.reviews import Audit, Ruling
 from focusdpo.pipeline.shard import write_shards
 from focusdpo.pipeline.store import Store
 from focusdpo.pipeline.versions import DatasetVersion, Superseded, publish
@@ -93,6 +94,11 @@ class Builder:
         """Partition -> its scenes. UserError when subjects and settings give none."""
         scenes = compose(list(self.subjects.values()), self.backgrounds, self.run.compose)
         return {name: tuple(own) for name, own in by_partition(scenes).items()}
+
+    @functools.cached_property
+    def ruling(self) -> Ruling:
+        """What reviews come to, as they were when first asked, or last published."""
+        return Ruling.of(Audit(self.store).reviews())
 
     @functools.cached_property
     def plan(self) -> Plan:
@@ -229,7 +235,8 @@ class Builder:
 
     def _publish(self, config: Mapping[str, Any]) -> DatasetVersion:
         finished = dict(self.finished())
-        yields = gather(self.store, self.run, self.partitions, finished)
+        self.ruling = Ruling.of(Audit(self.store).reviews())  # some may have come meanwhile
+        yields = gather(self.store, self.run, self.partitions, finished, self.ruling)
         rejects: Counter[str] = Counter()
         for row in yields.partitions:
             rejects.update(row.rejects)
@@ -258,6 +265,7 @@ class Builder:
             rejects=dict(rejects),
             seeds={"compose": self.run.compose.seed, "world": self.run.world.seed},
             partitions=yields.partitions,
+            reviewed=yields.reviewed,
         )
 
 

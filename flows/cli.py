@@ -25,6 +25,7 @@ from focusdpo.flows.commands import export as export_commands
 from focusdpo.flows.commands import fetch as fetch_commands
 from focusdpo.flows.commands import focus, look, pocket, run, subjects
 from focusdpo.flows.commands import retrain as retrain_commands
+from focusdpo.flows.commands import review as review_commands
 
 app = typer.Typer(
     name="focusdpo",
@@ -54,6 +55,7 @@ app.command("bench")(bench_commands.bench)
 app.command("gc")(dataset_commands.gc)
 app.add_typer(subjects.app, name="subjects")
 app.add_typer(dataset_commands.app, name="dataset")
+app.add_typer(review_commands.app, name="review")
 app.add_typer(pocket.app, name="pocket")
 app.add_typer(export_commands.app, name="export")
 

@@ -10,6 +10,7 @@ from typing import Any
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.pairs import Pair
 from focusdpo.pipeline.retention import find_garbage
+from focusdpo.pipeline.reviews import is_swapped, original_id, swapped
 from focusdpo.pipeline.shard import FOLDER as SHARDS
 from focusdpo.pipeline.store import Store
 from focusdpo.pipeline.version_tables import lineage_keys
@@ -97,8 +98,8 @@ def _pair_record(version: DatasetVersion, partition: str, pair_id: str) -> Pair:
     for artefact in lineage_of(version):
         if artefact.stage == "pair" and artefact.partition == partition:
             for pair in version.store.read("pair", artefact.key, Pair):
-                if pair.id == pair_id:
-                    return pair
+                if pair.id == original_id(pair_id):
+                    return swapped(pair) if is_swapped(pair_id) else pair
     raise UserError(
         f"{version.store.root}: the artefact that made pair {pair_id} is gone; its shard still "
         "holds the sample"

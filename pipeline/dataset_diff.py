@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from focusdpo.data_schemas.shards import IndexRow
+from focusdpo.pipeline.reviews import original_id
 from focusdpo.pipeline.store import Store
-from focusdpo.pipeline.version_tables import PartitionRow, partitions_of
+from focusdpo.pipeline.version_tables import PartitionRow, partitions_of, reviewed_of
 from focusdpo.pipeline.versions import DatasetVersion, open_version
 
 Compare = Callable[[Mapping[str, Any], Mapping[str, Any]], Sequence[str]]
@@ -112,6 +113,9 @@ class _Reasons:
             "licence": [name for name in both if was[name]["licence"] != now[name]["licence"]],
         }
         self._causes = list(causes)
+        self._verdicts = [
+            {row.pair_id: row.verdict for row in reviewed_of(store, one.id)} for one in (old, new)
+        ]
         self._partitions = [_by_partition(partitions_of(store, one.id)) for one in (old, new)]
 
     def count(self, rows: Iterable[IndexRow], what: str) -> dict[str, int]:
@@ -122,6 +126,9 @@ class _Reasons:
         for kind in (what, "changed"):
             if names := [one for one in row.subject_ids if one in self.subjects[kind]]:
                 return f"subject {kind}: {', '.join(sorted(names))}"
+        before, after = (one.get(original_id(row.pair_id)) for one in self._verdicts)
+        if before != after:
+            return f"review: {after or 'withdrawn'}"
         old, new = self._partitions
         here, there = (new, old) if what == "added" else (old, new)
         if here and there and row.partition not in there and not self._causes:

@@ -12,10 +12,12 @@ import dataclasses
 import datetime
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.reviews import ReviewedPair
 from focusdpo.data_schemas.shards import IndexRow
 from focusdpo.data_schemas.tables import to_parquet
 from focusdpo.pipeline import registry, tars
@@ -24,15 +26,18 @@ from focusdpo.pipeline.keys import digest
 from focusdpo.pipeline.purge_plan import FOLDER, PurgePlan, make_plan, read_plans
 from focusdpo.pipeline.purge_shards import without as without_samples
 from focusdpo.pipeline.retention import Reached, alone, note_sweep, passing
+from focusdpo.pipeline.reviews import Audit
 from focusdpo.pipeline.roots import LEASES
 from focusdpo.pipeline.shard import FOLDER as SHARDS
 from focusdpo.pipeline.store import Store
 from focusdpo.pipeline.version_tables import (
     LINEAGE,
     PARTITIONS,
+    REVIEWED,
     PartitionRow,
     lineage_columns,
     partitions_of,
+    reviewed_of,
     stage_summary,
     table_bytes,
     without,
@@ -102,6 +107,8 @@ def _carry_out(store: Store, plan: PurgePlan, reached: Reached) -> PurgePlan:
         store.drop(stage, key)
         store.files.remove(f"{path.removesuffix('tar')}json")
         reached("artefact")
+    Audit(store).remove_of(plan.subjects)
+    reached("reviews")
     for path in _shown(store, plan):
         store.files.remove(path)
     reached("shown")
@@ -129,7 +136,7 @@ def _registry(store: Store, plan: PurgePlan) -> None:
         store.files.remove(registry.state_path(number))
 
 
-def _is_theirs(plan: PurgePlan, row: IndexRow | PartitionRow) -> bool:
+def _is_theirs(plan: PurgePlan, row: IndexRow | PartitionRow | ReviewedPair) -> bool:
     return bool(set(plan.subjects) & set(row.subject_ids))
 
 
@@ -141,6 +148,9 @@ def _index(store: Store, plan: PurgePlan, name: str) -> None:
     partitions = [row for row in partitions_of(store, name) if not _is_theirs(plan, row)]
     if store.files.exists(f"{folder}/{PARTITIONS}"):
         store.files.write(f"{folder}/{PARTITIONS}", to_parquet(partitions, PartitionRow))
+    if store.files.exists(f"{folder}/{REVIEWED}"):
+        reviewed = [row for row in reviewed_of(store, name) if not _is_theirs(plan, row)]
+        store.files.write(f"{folder}/{REVIEWED}", to_parquet(reviewed, ReviewedPair))
     for request in store.files.names(f"{folder}/requests"):
         store.files.remove(f"{folder}/requests/{request}")
 
@@ -179,6 +189,8 @@ def _manifest(store: Store, plan: PurgePlan, name: str, lost: Mapping[str, int])
     if store.files.exists(f"{folder}/{PARTITIONS}"):
         manifest["partitions"] = len(partitions)
         manifest["rejects"] = _rejects(partitions)
+    reviewed = Counter(one.verdict for one in reviewed_of(store, name))
+    manifest["reviews"] = dict(sorted(reviewed.items()))
     manifest["subjects"] = [one for one in manifest["subjects"] if one["id"] not in plan.subjects]
     manifest["pairs"] = pair_counts(opened.rows)
     manifest["shards"] = list(_shard_entries(manifest["shards"], opened.rows, plan))

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.reviews import ReviewedPair
 from focusdpo.data_schemas.runs import Artefact
 from focusdpo.data_schemas.tables import arrow_table, from_parquet, to_parquet
 from focusdpo.pipeline.store import Store
 
 LINEAGE = "lineage.parquet"
 PARTITIONS = "partitions.parquet"
+REVIEWED = "reviewed.parquet"
 Named = tuple[str, str]
 """Stage and artefact key."""
 
@@ -46,6 +48,16 @@ def partitions_of(store: Store, version: str) -> list[PartitionRow]:
     except FileNotFoundError:
         return []
     return from_parquet(data, PartitionRow, f"{store.root}/{path}")
+
+
+def reviewed_of(store: Store, version: str) -> list[ReviewedPair]:
+    """The pairs that reviews have left out of a version or exchanged in it."""
+    path = f"versions/{version}/{REVIEWED}"
+    try:
+        data = store.files.read(path)
+    except FileNotFoundError:
+        return []
+    return from_parquet(data, ReviewedPair, f"{store.root}/{path}")
 
 
 def lineage_columns(store: Store, version: str, columns: Sequence[str] | None) -> Any:

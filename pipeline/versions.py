@@ -3,6 +3,7 @@
 versions/<id>/index.parquet       one IndexRow per pair
 versions/<id>/lineage.parquet     one Artefact per result that the version rests on
 versions/<id>/partitions.parquet  one PartitionRow per set of subjects
+versions/<id>/reviewed.parquet    one ReviewedPair per pair that reviews left out or exchanged
 versions/<id>/manifest.json       for people; written last, so a version with one is whole
 versions/<id>/requests/<digest>   a build that asked for this has this version
 LATEST                            id of the newest version
@@ -25,6 +26,7 @@ from typing import Any
 
 from focusdpo.data_schemas.addresses import with_digest
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.reviews import ReviewedPair
 from focusdpo.data_schemas.runs import SCHEMA_VERSION, Artefact
 from focusdpo.data_schemas.shards import IndexRow, ShardSample, Split
 from focusdpo.data_schemas.subjects import Subject
@@ -36,6 +38,7 @@ from focusdpo.pipeline.store import Corrupt, Store
 from focusdpo.pipeline.version_tables import (
     LINEAGE,
     PARTITIONS,
+    REVIEWED,
     PartitionRow,
     lineage_table,
     stage_summary,
@@ -134,6 +137,7 @@ def publish(
     rejects: Mapping[str, int],
     seeds: Mapping[str, int] | None = None,
     partitions: Sequence[PartitionRow] = (),
+    reviewed: Sequence[ReviewedPair] = (),
 ) -> DatasetVersion:
     """Make the rows a version and LATEST point at it.
 
@@ -159,6 +163,7 @@ def publish(
             "pairs": pair_counts(rows),
             "rejects": dict(sorted(rejects.items())),
             "partitions": len(partitions),
+            "reviews": dict(sorted(Counter(one.verdict for one in reviewed).items())),
             "stages": stage_summary(known),
             "subjects": [_subject_entry(one) for one in sorted(subjects, key=lambda s: s.id)],
             "seeds": dict(seeds or {}),
@@ -170,6 +175,9 @@ def publish(
         if partitions:
             data = to_parquet(sorted(partitions, key=lambda one: one.partition), PartitionRow)
             store.files.write(f"{folder}/{PARTITIONS}", data)
+        if reviewed:
+            data = to_parquet(sorted(reviewed, key=lambda one: one.pair_id), ReviewedPair)
+            store.files.write(f"{folder}/{REVIEWED}", data)
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         store.files.write(f"{folder}/manifest.json", text.encode(), replace=False)
     if parent != name:

@@ -295,6 +295,6 @@ def test_every_point_is_passed(store: Store) -> None:
     passed: list[str] = []
     purge(store, ["bee"], now=NOW, reached=passed.append)
     assert list(dict.fromkeys(passed)) == [
-        "planned", "registry", "index", "shard", "manifest", "artefact", "shown",
+        "planned", "registry", "index", "shard", "manifest", "artefact", "reviews", "shown",
     ]  # fmt: skip
     assert len(passed) > 20

@@ -1,0 +1,145 @@
+"""`focusdpo review`: what people decided about pairs, and how well they agree."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json as json_module
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from focusdpo.flows.commands.common import JSON, ROOT, finish, say
+
+app = typer.Typer(
+    help="Decisions of reviewers about pairs (made in `focusdpo studio`): agreement, list, export. "
+    "The next build honours them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@app.command("stats")
+def stats(root: ROOT, json: JSON = False) -> None:
+    """Tell how reviewers agree with one another (Cohen's kappa, Krippendorff's alpha) and with the
+    scorers."""
+    from focusdpo.pipeline.review_stats import statistics
+
+    told = statistics(_reviews(root)).as_dict()
+    for line in _lines(told):
+        say(line)
+    finish({"command": "review stats", "root": root, **told}, json)
+
+
+@app.command("list")
+def list_(
+    root: ROOT,
+    reviewer: Annotated[
+        str | None, typer.Option("--reviewer", help="Only this reviewer's decisions.")
+    ] = None,
+    pair: Annotated[str | None, typer.Option("--pair", help="Only those about this pair.")] = None,
+    json: JSON = False,
+) -> None:
+    """List all decisions, oldest first; those that a later one replaced stay in the list."""
+    from focusdpo.pipeline.reviews import original_id, standing
+
+    reviews = _reviews(root)
+    counts = {one.id for by in standing(reviews).values() for one in by.values()}
+    chosen = [
+        one
+        for one in reviews
+        if reviewer in (None, one.reviewer) and (pair is None or one.pair_id == original_id(pair))
+    ]
+    for one in chosen:
+        say(
+            f"{one.when}  {one.pair_id}  {one.decision:<8}  "
+            f"{'counts' if one.id in counts else '-':<6}"
+            f"  {one.reviewer}{'  ' + one.reason if one.reason else ''}"
+        )
+    if not chosen:
+        say("no decision yet; `focusdpo studio` has a page for review")
+    told = [{**asdict(one), "counts": one.id in counts} for one in chosen]
+    finish({"command": "review list", "root": root, "reviews": told}, json)
+
+
+@app.command("export")
+def export(
+    root: ROOT,
+    out: Annotated[Path, typer.Option("--out", help="File to write: .csv, or .jsonl.")],
+    json: JSON = False,
+) -> None:
+    """Write the audit as a table, a line per decision."""
+    from focusdpo.data_schemas.errors import UserError
+
+    if out.suffix not in (".csv", ".jsonl"):
+        raise UserError(f"--out {out}: expected a name that ends in .csv or .jsonl")
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: {out.absolute().parent} is no folder; make it first")
+    rows = [{**asdict(one), "subject_ids": list(one.subject_ids)} for one in _reviews(root)]
+    out.write_text(_csv(rows) if out.suffix == ".csv" else _jsonl(rows), encoding="utf-8")
+    say(f"{out}: {len(rows)} decisions")
+    finish({"command": "review export", "root": root, "out": str(out), "reviews": len(rows)}, json)
+
+
+def _reviews(root: str) -> list[Any]:
+    from focusdpo.pipeline.reviews import Audit
+    from focusdpo.pipeline.store import Store
+
+    return Audit(Store.open(root, create=False)).reviews()
+
+
+def _lines(told: dict[str, Any]) -> list[str]:
+    verdicts = ", ".join(f"{count} {name}" for name, count in told["verdicts"].items())
+    lines = [
+        f"{told['decisions']} decisions in the audit; {told['pairs']} pairs judged"
+        + (f": {verdicts}" if verdicts else "")
+    ]
+    for name, counts in told["reviewers"].items():
+        lines.append(f"  {name}: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
+    if told["several"]:
+        lines.append(
+            f"{told['several']} pairs judged by two or more: agreement "
+            f"{_figure(told['agreement'])}, Krippendorff's alpha {_figure(told['alpha'])}"
+        )
+    for one in told["between"]:
+        lines.append(
+            f"  {one['a']} and {one['b']}: {one['pairs']} pairs, agreement "
+            f"{_figure(one['agreement'])}, Cohen's kappa {_figure(one['kappa'])}"
+        )
+    for title, name in (("all", "scorers"), ("blind", "scorers_blind")):
+        one = told[name]
+        if one["decisions"]:
+            lines.append(
+                f"with the scorers, {title} decisions: {one['prefer_winner']} prefer their winner, "
+                f"{one['prefer_loser']} their loser, {one['neither']} neither; share "
+                f"{_figure(one['share'])} [{_figure(one['low'])}, {_figure(one['high'])}], rank "
+                f"correlation with the margin {_figure(one['rank_correlation'])}"
+            )
+    return lines
+
+
+def _figure(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.3f}"
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    from focusdpo.data_schemas.reviews import Review
+
+    sink = io.StringIO()
+    writer = csv.DictWriter(sink, list(Review.__dataclass_fields__), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        cells = {**row, "subject_ids": " ".join(row["subject_ids"])}
+        writer.writerow({name: _plain(value) for name, value in cells.items()})
+    return sink.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    """A text that a spreadsheet does not take for a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@" and value else value
+
+
+def _jsonl(rows: list[dict[str, Any]]) -> str:
+    return "".join(json_module.dumps(row, ensure_ascii=False) + "\n" for row in rows)
