@@ -190,8 +190,9 @@ def wilson(hits: int, total: int) -> tuple[float | None, float | None]:
     centre = share + Z**2 / (2 * total)
     spread = Z * math.sqrt(share * (1 - share) / total + Z**2 / (4 * total**2))
     scale = 1 + Z**2 / total
-    # Rounding may lead a hair beyond the ends, which are exact for none and for all.
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    # With none or all hits one end is the share itself, which rounding may miss by a hair.
+    low, high = (centre - spread) / scale, (centre + spread) / scale
+    return min(share, max(0.0, low)), max(share, min(1.0, high))
 
 
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
