@@ -7,8 +7,10 @@ Each command that is timed runs in a process of its own, as a user's would.
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,7 @@ from focusdpo.flows.config import BuildRun
 from focusdpo.flows.measuring import Finished, run_command
 from focusdpo.flows.progress import working
 from focusdpo.flows.settings import merge, parse_overrides, resolve
-from focusdpo.pipeline.compose import ComposeConfig
 from focusdpo.pipeline.draws import num_sets
-from focusdpo.pipeline.generate import GenerateConfig
 from focusdpo.pipeline.registry import read_registry
 from focusdpo.pipeline.store import Store
 from focusdpo.pipeline.version_tables import PartitionRow, partitions_of
@@ -95,7 +95,9 @@ def _planned(root: Path, folder: Path, candidates: int) -> Iterator[BenchFigure]
     plan = ["build-dataset", "--root", str(root), "--plan", *_options(sets)]
     empty = run_command(plan)
     with working(f"laying out the names of {candidates} candidates' artefacts"):
-        laid_out = _lay_out(root, sets)
+        # Elsewhere: a child's peak begins with what its parent holds.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            laid_out = pool.submit(_lay_out, root, sets).result()
     full = run_command(plan)
     if any(full.result["plan"].values()):
         raise RuntimeError(f"names laid out, and still to compute: {full.result['plan']}")
@@ -110,11 +112,12 @@ def _costs(name: str, finished: Finished) -> Iterator[BenchFigure]:
 
 
 def _sets_for(root: Path, candidates: int) -> dict[str, Any]:
-    """Settings with the default number of candidates a set of subjects, and enough sets of two."""
+    """Settings with the preset's number of candidates a set of subjects, and enough such sets."""
     state = read_registry(Store.open(root))
     assert state is not None
     classes = [one.class_name for one in state.entries.values()]
-    each = ComposeConfig().variants * GenerateConfig().candidates
+    run = resolve(BuildRun, {"root": str(root)})
+    each = run.compose.variants * run.generate.candidates
     pairs = candidates / each - len(classes)
     there = num_sets(sorted(classes), 2, same_class=False)
     if not 0 <= pairs <= there:
