@@ -94,10 +94,10 @@ def _planned(root: Path, folder: Path, candidates: int) -> Iterator[BenchFigure]
     sets = _sets_for(root, candidates)
     plan = ["build-dataset", "--root", str(root), "--plan", *_options(sets)]
     empty = run_command(plan)
-    with working(f"laying out the names of {candidates} candidates' artefacts"):
-        # Elsewhere: a child's peak begins with what its parent holds.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            laid_out = pool.submit(_lay_out, root, sets).result()
+    # Elsewhere: a child's peak begins with what its parent holds.
+    elsewhere = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    with elsewhere as pool, working(f"laying out {candidates} candidates' artefacts, empty"):
+        laid_out = pool.submit(_lay_out, root, sets).result()
     full = run_command(plan)
     if any(full.result["plan"].values()):
         raise RuntimeError(f"names laid out, and still to compute: {full.result['plan']}")
