@@ -32,7 +32,19 @@ def cut_out(
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_], str]:
     """Image (size, size, 3) on white, mask (size, size), and what its owner should know or "".
 
-    The mask is the alpha channel; without one, what differs from a uniform background that
+    The mask is `find_subject`'s.
+    """
+    picture, alpha, note = find_subject(picture, size, tolerance, find)
+    image, opacity = _square(picture.image, alpha, size)
+    return image, opacity > 127, note
+
+
+def find_subject(
+    picture: Picture, size: int, tolerance: int, find: Finder | None = None
+) -> tuple[Picture, NDArray[np.uint8], str]:
+    """The picture, perhaps made smaller, its subject's opacity (H, W), and a note or "".
+
+    The opacity is the alpha channel; without one, what differs from a uniform background that
     touches the border; failing that, what `find` finds, and if that is nothing, the whole picture.
     """
     note = ""
@@ -52,8 +64,7 @@ def cut_out(
             )
             found = np.ones(picture.image.shape[:2], dtype=np.bool_)
         alpha = found.astype(np.uint8) * np.uint8(255)
-    image, opacity = _square(picture.image, alpha, size)
-    return image, opacity > 127, note
+    return picture, alpha, note
 
 
 def _shrink(picture: Picture, side: int) -> Picture:
