@@ -26,6 +26,7 @@ from focusdpo.flows.commands import fetch as fetch_commands
 from focusdpo.flows.commands import focus, look, pocket, run, subjects
 from focusdpo.flows.commands import retrain as retrain_commands
 from focusdpo.flows.commands import review as review_commands
+from focusdpo.flows.commands import studio as studio_commands
 
 app = typer.Typer(
     name="focusdpo",
@@ -50,6 +51,7 @@ app.command("generate")(look.generate)
 app.command("settings")(look.settings)
 app.command("inspect")(look.inspect)
 app.command("doctor")(look.doctor)
+app.command("studio")(studio_commands.studio)
 app.command("fetch")(fetch_commands.fetch)
 app.command("bench")(bench_commands.bench)
 app.command("gc")(dataset_commands.gc)

@@ -1,0 +1,1 @@
+"""`focusdpo studio`: a local web application to look into a dataset, its runs and evaluations."""

@@ -1,0 +1,52 @@
+"""How numbers and times are written on pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+def count(value: int) -> str:
+    """1234567 as 1 234 567, with spaces that do not break."""
+    return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def score(value: float | None, digits: int = 3) -> str:
+    """A score with its sign as a minus, not a hyphen; a dash where there is none."""
+    if value is None or value != value:
+        return "–"
+    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def size(value: float) -> str:
+    """Bytes in the unit that suits."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def words(name: str) -> str:
+    """missing_subject as missing subject."""
+    return name.replace("_", " ")
+
+
+def day(when: str) -> str:
+    """2026-11-28T10:11:12.345+00:00 as 2026-11-28 10:11."""
+    return when[:16].replace("T", " ")
+
+
+def percent(part: float, whole: float) -> str:
+    """A share; a dash of nothing."""
+    return f"{100 * part / whole:.0f}\N{NARROW NO-BREAK SPACE}%" if whole else "–"
+
+
+FILTERS: dict[str, Callable[..., Any]] = {
+    "count": count,
+    "score": score,
+    "size": size,
+    "words": words,
+    "day": day,
+    "percent": percent,
+}

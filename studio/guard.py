@@ -1,0 +1,222 @@
+"""Who may ask: hosts, token, origin of changes, and headers of every answer.
+
+Plain ASGI, so that nothing is buffered but small forms.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import secrets
+import socket
+import urllib.parse
+from collections.abc import Iterable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from focusdpo.studio.settings import StudioConfig
+
+SAFE = {"GET", "HEAD"}
+OPEN_PATHS = ("/login", "/static/")
+CSRF_HEADER = "x-csrf-token"
+CSRF_FIELD = "csrf"
+LARGEST_FORM = 256 * 1024
+"""Bytes of a form without files."""
+MOST_SESSIONS = 1000
+POLICY = "; ".join(
+    [
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data: blob:",
+        "connect-src 'self'",
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    ]
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    # not no-referrer: with it browsers hide the origin of forms, which is checked
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), microphone=(), geolocation=()",
+}
+
+
+class Keys:
+    """Secrets of one process: the token of its forms, and who has logged in."""
+
+    def __init__(self, config: StudioConfig) -> None:
+        self._token = config.token
+        self.csrf = secrets.token_urlsafe(32)
+        self.cookie = f"focusdpo_studio_{config.port}"
+        """Cookies are not kept apart by port, so the name is."""
+        self._sessions: dict[str, None] = {}
+
+    def needs_login(self) -> bool:
+        return self._token is not None
+
+    def log_in(self, token: str) -> str | None:
+        """A new session for who knows the token."""
+        if self._token is None or not same(token, self._token):
+            return None
+        session = secrets.token_urlsafe(32)
+        self._sessions[session] = None
+        if len(self._sessions) > MOST_SESSIONS:
+            del self._sessions[next(iter(self._sessions))]
+        return session
+
+    def log_out(self, session: str) -> None:
+        self._sessions.pop(session, None)
+
+    def knows(self, session: str) -> bool:
+        return any(same(session, one) for one in self._sessions)
+
+
+def same(left: str, right: str) -> bool:
+    """Comparison that takes equally long wherever they differ."""
+    return hmac.compare_digest(left.encode(), right.encode())
+
+
+class Guard:
+    """Refuses what may not come through, and adds the headers to what does."""
+
+    def __init__(self, app: ASGIApp, config: StudioConfig, keys: Keys) -> None:
+        self._app = app
+        self._keys = keys
+        self._names = {"localhost", "127.0.0.1", "::1", *map(str.lower, config.hosts)}
+        self._any_address = config.token is not None
+        if not _is_wildcard(config.host):
+            self._names.add(config.host.strip("[]").lower())
+        else:
+            self._names.add(socket.gethostname().lower())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        send = _with_headers(send)
+        refused = self._refusal(HTTPConnection(scope))
+        if refused is None and scope["method"] not in SAFE:
+            refused, receive = await self._change(scope, receive)
+        await (refused or self._app)(scope, receive, send)
+
+    def _refusal(self, asked: HTTPConnection) -> Response | None:
+        if not self._is_ours(asked.headers.get("host", "")):
+            return PlainTextResponse(
+                "This name is not the studio's. Open it by the address that `focusdpo studio` "
+                "printed, or start it with --allow-host NAME.\n",
+                421,
+            )
+        path = asked.url.path
+        if not self._keys.needs_login() or path.startswith(OPEN_PATHS):
+            return None
+        if self._keys.knows(asked.cookies.get(self._keys.cookie, "")):
+            return None
+        if "text/html" in asked.headers.get("accept", "") and asked.scope["method"] in SAFE:
+            target = path + (f"?{asked.url.query}" if asked.url.query else "")
+            return RedirectResponse(f"/login?{urllib.parse.urlencode({'to': target})}", 303)
+        return PlainTextResponse("Log in first, at /login.\n", 401)
+
+    def _is_ours(self, host: str) -> bool:
+        """A page elsewhere whose name was turned to this address (DNS rebinding) says its own
+        name. Literal addresses cannot be turned."""
+        name = urllib.parse.urlsplit(f"//{host}").hostname or ""
+        return name in self._names or (self._any_address and _is_address(name))
+
+    async def _change(self, scope: Scope, receive: Receive) -> tuple[Response | None, Receive]:
+        headers = Headers(scope=scope)
+        if not _is_same_origin(headers):
+            return PlainTextResponse("A change must come from the studio's own pages.\n", 403), (
+                receive
+            )
+        if scope["path"] == "/login":  # what it sends is the secret itself
+            return None, receive
+        told = headers.get(CSRF_HEADER)
+        if told is None and headers.get("content-type", "").startswith(
+            "application/x-www-form-urlencoded"
+        ):
+            body = await _body(receive, LARGEST_FORM)
+            if body is None:
+                return PlainTextResponse("The form is too large.\n", 413), receive
+            told = _field(body)
+            receive = _again(body)
+        if told is None or not same(told, self._keys.csrf):
+            return (
+                PlainTextResponse(
+                    "This page is from before the studio was started anew. Load it again and "
+                    "repeat what you did.\n",
+                    403,
+                ),
+                receive,
+            )
+        return None, receive
+
+
+def _is_same_origin(headers: Headers) -> bool:
+    origin = headers.get("origin")
+    if origin is not None and urllib.parse.urlsplit(origin).netloc != headers.get("host"):
+        return False
+    return headers.get("sec-fetch-site", "same-origin") in {"same-origin", "none"}
+
+
+def _is_wildcard(host: str) -> bool:
+    return host.strip("[]") in {"", "0.0.0.0", "::"}
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _field(body: bytes) -> str | None:
+    fields = urllib.parse.parse_qs(body.decode("utf-8", "replace"))
+    values: Iterable[str] = fields.get(CSRF_FIELD, ())
+    return next(iter(values), None)
+
+
+async def _body(receive: Receive, largest: int) -> bytes | None:
+    parts, size, more = [], 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return b""
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > largest:
+            return None
+        more = message.get("more_body", False)
+    return b"".join(parts)
+
+
+def _again(body: bytes) -> Receive:
+    """A body that was read, for the next reader."""
+    left = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Message:
+        return left.pop() if left else {"type": "http.disconnect"}
+
+    return receive
+
+
+def _with_headers(send: Send) -> Send:
+    async def wrapped(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(raw=message["headers"])
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+            headers.setdefault("cache-control", "no-store")
+            message["headers"] = headers.raw
+        await send(message)
+
+    return wrapped

@@ -1,0 +1,69 @@
+"""What all pages share: the store, and the dataset version that is the newest now."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.pipeline.manifests import latest_id
+from focusdpo.pipeline.roots import HEADER, files_of
+from focusdpo.pipeline.store import Store
+from focusdpo.studio.settings import StudioConfig
+
+LOOK_AGAIN = 1.0
+"""Seconds for which LATEST is believed."""
+
+
+class Studio:
+    """The state of one application. Safe for threads."""
+
+    def __init__(self, config: StudioConfig) -> None:
+        self.config = config
+        self._lock = threading.Lock()
+        self._store: Store | None = None
+        self._latest: tuple[float, str | None] = (-LOOK_AGAIN, None)
+        # A folder that holds something else is told now, not at the first look.
+        self.store()
+
+    def store(self, *, create: bool = False) -> Store | None:
+        """The root's store; None while there is no root yet and it is not to be made."""
+        with self._lock:
+            if self._store is None and (create or _is_root(self.config.root)):
+                self._store = Store.open(self.config.root, create=create)
+            return self._store
+
+    def needed_store(self) -> Store:
+        """The store, for pages that are nothing without one."""
+        store = self.store()
+        if store is None:
+            raise UserError(
+                f"{self.config.root}: no dataset here yet; add a subject, or run "
+                "`focusdpo build-dataset`"
+            )
+        return store
+
+    def latest(self) -> str | None:
+        """Id of the newest version."""
+        store = self.store()
+        if store is None:
+            return None
+        when, name = self._latest
+        now = time.monotonic()
+        if now - when > LOOK_AGAIN:
+            name = latest_id(store)
+            self._latest = (now, name)
+        return name
+
+    def forget(self) -> None:
+        """Look again at once: something was built."""
+        self._latest = (-LOOK_AGAIN, None)
+
+
+def _is_root(root: str) -> bool:
+    files = files_of(root)
+    if files.exists(HEADER):
+        return True
+    if files.names(""):
+        Store.open(root, create=False)  # says what the folder is, or that it is none
+    return False
