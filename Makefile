@@ -8,7 +8,7 @@ DEMO ?= demo
 # Tests and the demo share two cores with whatever else runs; one OpenMP thread per test process.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup demo test test-slow lint types format bench clean
+.PHONY: help setup demo test test-slow lint types format docs bench clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -40,6 +40,9 @@ types: $(STAMP)  ## mypy
 format: $(STAMP)  ## put the layout right
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP)  ## the site, into build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(STAMP)  ## the promised figures, measured here
 	$(BIN)/focusdpo bench --out runs/bench-$(shell date +%Y%m%d-%H%M%S)
