@@ -11,11 +11,12 @@ from typer.main import get_command
 
 HEAD = """# Command line
 
-Made of the commands when this site was built; `focusdpo COMMAND --help` tells the same. Results go to stdout, progress
-and the log to stderr; `--json` prints one machine-readable line last.
+Made of the commands when this site was built; `focusdpo COMMAND --help` tells the same. Results go
+to stdout, progress and the log to stderr; `--json` prints one machine-readable line last.
 
-Exit codes: 0 all done; 1 a mistake of ours, with its traceback; 2 bad input, with what is wrong and what to do; 3 done,
-but some subjects or partitions were left out; 130 stopped by the user (the same command goes on).
+Exit codes: 0 all done; 1 a mistake of ours, with its traceback; 2 bad input, with what is wrong and
+what to do; 3 done, but some subjects or partitions were left out; 130 stopped by the user (the same
+command goes on).
 """
 
 

@@ -1,5 +1,5 @@
-"""Formulas between dollar signs as MathML, which browsers draw by themselves: no script, no font from
-elsewhere."""
+"""Formulas between dollar signs as MathML, which browsers draw by themselves: no script, no font
+from elsewhere."""
 
 from __future__ import annotations
 

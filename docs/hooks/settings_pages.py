@@ -13,12 +13,13 @@ from pydantic_core import PydanticUndefined
 
 HEAD = """# Settings
 
-Every field of every command's settings, made of the models that check them when this site was built. `--set
-section.field=value` changes one (values are YAML), a preset file changes many, and a Prefect run takes the same tree as
-its parameter `run`. `focusdpo settings train` prints them with the values of a preset. A misspelt field is refused with the
-names that there are.
+Every field of every command's settings, made of the models that check them when this site was
+built. `--set section.field=value` changes one (values are YAML), a preset file changes many, and a
+Prefect run takes the same tree as its parameter `run`. `focusdpo settings train` prints them with
+the values of a preset. A misspelt field is refused with the names that there are.
 
-*pocket* tells where the preset `pocket`, which is taken when none is named, differs from the default.
+*pocket* tells where the preset `pocket`, which is taken when none is named, differs from the
+default.
 """
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 

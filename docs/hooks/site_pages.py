@@ -1,5 +1,5 @@
-"""The site's hook: pages that are made of the code and of files outside docs/ when the site is built,
-so that none of them can go stale.
+"""The site's hook: pages that are made of the code and of files outside docs/ when the site is
+built, so that none of them can go stale.
 
 Named in mkdocs.yml; MkDocs calls the `on_...` functions.
 """
