@@ -108,6 +108,11 @@ def write_shards(
 
 def read_sample(store: Store, row: IndexRow) -> ShardSample:
     """The sample that a row finds; UserError names the shard when its bytes are not those."""
+    return decode(read_fields(store, row), f"{store.root}/{FOLDER}/{row.shard}")
+
+
+def read_fields(store: Store, row: IndexRow) -> dict[str, bytes]:
+    """The fields of a sample as bytes, for who needs only some of its pictures; checked alike."""
     where = f"{store.root}/{FOLDER}/{row.shard}"
     try:
         data = store.files.read(f"{FOLDER}/{row.shard}", row.offset, row.size)
@@ -116,8 +121,7 @@ def read_sample(store: Store, row: IndexRow) -> ShardSample:
     if len(data) != row.size or _checksum(data) != row.checksum:
         what = "truncated" if len(data) != row.size else "not what was written"
         raise damaged_shard(store, row.shard, f"the sample of pair {row.pair_id} is {what}")
-    fields = {name.partition(".")[2]: content for name, content in tars.members(data, where)}
-    return decode(fields, where)
+    return {name.partition(".")[2]: content for name, content in tars.members(data, where)}
 
 
 def damaged_shard(store: Store, name: str, what: str) -> UserError:

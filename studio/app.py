@@ -22,6 +22,8 @@ from focusdpo.studio.state import Studio
 
 MODULES = (
     "pages_home",
+    "pages_pairs",
+    "image_routes",
     "static_files",
     "login",
 )

@@ -5,14 +5,23 @@ from __future__ import annotations
 import threading
 import time
 
-from focusdpo.data_schemas.errors import UserError
+from starlette.exceptions import HTTPException
+
 from focusdpo.pipeline.manifests import latest_id
+from focusdpo.pipeline.registry import Registry, read_registry
 from focusdpo.pipeline.roots import HEADER, files_of
 from focusdpo.pipeline.store import Store
+from focusdpo.studio.dataset import Dataset
+from focusdpo.studio.pictures import Kept
 from focusdpo.studio.settings import StudioConfig
 
 LOOK_AGAIN = 1.0
 """Seconds for which LATEST is believed."""
+
+
+def absent(what: str) -> HTTPException:
+    """404: to be raised."""
+    return HTTPException(404, what)
 
 
 class Studio:
@@ -20,9 +29,11 @@ class Studio:
 
     def __init__(self, config: StudioConfig) -> None:
         self.config = config
+        self.kept = Kept()
         self._lock = threading.Lock()
         self._store: Store | None = None
         self._latest: tuple[float, str | None] = (-LOOK_AGAIN, None)
+        self._dataset: Dataset | None = None
         # A folder that holds something else is told now, not at the first look.
         self.store()
 
@@ -37,10 +48,7 @@ class Studio:
         """The store, for pages that are nothing without one."""
         store = self.store()
         if store is None:
-            raise UserError(
-                f"{self.config.root}: no dataset here yet; add a subject, or run "
-                "`focusdpo build-dataset`"
-            )
+            raise absent(f"{self.config.root}: no dataset here yet. Add a subject, then build.")
         return store
 
     def latest(self) -> str | None:
@@ -54,6 +62,29 @@ class Studio:
             name = latest_id(store)
             self._latest = (now, name)
         return name
+
+    def dataset(self) -> Dataset | None:
+        """The newest version; None before the first. It is read once, and again when another is
+        the newest."""
+        store, name = self.store(), self.latest()
+        if store is None or name is None:
+            return None
+        with self._lock:
+            if self._dataset is None or self._dataset.id != name:
+                self._dataset = Dataset(store, name)
+            return self._dataset
+
+    def needed_dataset(self) -> Dataset:
+        """The newest version, for pages that are nothing without one."""
+        dataset = self.dataset()
+        if dataset is None:
+            raise absent(f"{self.config.root}: no dataset version yet. Add a subject, then build.")
+        return dataset
+
+    def registry(self) -> Registry | None:
+        """Who is in the next version."""
+        store = self.store()
+        return None if store is None else read_registry(store)
 
     def forget(self) -> None:
         """Look again at once: something was built."""

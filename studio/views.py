@@ -13,7 +13,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from focusdpo.studio import formats
-from focusdpo.studio.state import Studio
+from focusdpo.studio.state import Studio, absent
+
+__all__ = ["NavItem", "absent", "environment", "failure", "render", "studio_of", "wants_json"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +80,6 @@ async def on_user_error(request: Request, error: Exception) -> Response:
 async def on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return failure(request, error.status_code, error.detail)
-
-
-def absent(what: str) -> HTTPException:
-    """404: to be raised."""
-    return HTTPException(404, what)
 
 
 def _asset_tag() -> str:
