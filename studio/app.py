@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.studio import views
+from focusdpo.studio.acting import Acting
 from focusdpo.studio.guard import Guard, Keys
 from focusdpo.studio.settings import StudioConfig
 from focusdpo.studio.state import Studio
@@ -23,6 +24,9 @@ from focusdpo.studio.state import Studio
 MODULES = (
     "pages_home",
     "pages_pairs",
+    "review",
+    "uploads",
+    "jobs",
     "image_routes",
     "static_files",
     "login",
@@ -46,5 +50,6 @@ def create_app(config: StudioConfig) -> Starlette:
     )
     app.state.keys = keys
     app.state.studio = Studio(config)
+    app.state.acting = Acting(config)
     app.state.templates = views.environment(tuple(item for one in modules for item in one.NAV))
     return app

@@ -1,0 +1,156 @@
+"""Build, train, evaluate and export from the browser: the commands of the command line."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.settings import preset_names
+from focusdpo.studio.acting import acting_of
+from focusdpo.studio.job_files import ID, Job
+from focusdpo.studio.job_forms import FORMS, evaluation_of, order, trained
+from focusdpo.studio.places import runs_folder
+from focusdpo.studio.views import NavItem, absent, render, studio_of
+
+NAV = (NavItem("Jobs", "/jobs"),)
+TITLES = {
+    "build": ("Build", "Subjects become pairs. Only what is missing is computed."),
+    "train": ("Train", "Pairs become an adapter. The same name again goes on."),
+    "evaluate": ("Evaluate", "Base and adapter on individuals that neither has seen."),
+    "export": ("Export", "The adapter with its card, ready to be given away."),
+}
+RESULT_PAGES = {"build": "/pairs", "train": "/runs", "evaluate": "/evaluation", "export": ""}
+MOST_FIELDS, LARGEST_FIELD = 40, 64 * 1024
+
+
+def page(request: Request) -> Response:
+    """Forms, and all jobs."""
+    return _page(request)
+
+
+async def start(request: Request) -> Response:
+    """Start what a form asks for; with errors the form comes back as it was filled."""
+    sent = await request.form(max_files=0, max_fields=MOST_FIELDS, max_part_size=LARGEST_FIELD)
+    form = {key: value for key, value in sent.items() if isinstance(value, str)}
+    kind = request.path_params["kind"]
+
+    def begin() -> Response:
+        acting = acting_of(request)
+        try:
+            runs = runs_folder(acting.config)
+            wanted = order(kind, form, root=acting.config.root, runs=runs)
+            runs.mkdir(parents=True, exist_ok=True)
+            job = acting.jobs.start(
+                wanted.kind, wanted.title, acting.config.root, wanted.arguments, wanted.outputs
+            )
+        except UserError as error:
+            return _page(request, kind=kind, said=str(error), form=form, status=400)
+        return RedirectResponse(f"/jobs/{job.id}", 303)
+
+    return await run_in_threadpool(begin)
+
+
+def show(request: Request) -> Response:
+    """One job; its script asks for what is new."""
+    job = _job(request)
+    if not job.active:
+        studio_of(request).forget()
+    return render(
+        request, "job.html.j2", job=job, told=_told(job), page=RESULT_PAGES.get(job.kind, "")
+    )
+
+
+def state(request: Request) -> Response:
+    """The same for the script."""
+    job = _job(request)
+    if not job.active:
+        studio_of(request).forget()
+    return JSONResponse(_told(job))
+
+
+def stop(request: Request) -> Response:
+    """Stop, as Ctrl-C does; again: at once."""
+    acting_of(request).jobs.stop(_job(request).id)
+    return RedirectResponse(f"/jobs/{request.path_params['job']}", 303)
+
+
+def _page(
+    request: Request,
+    *,
+    kind: str = "",
+    said: str = "",
+    form: dict[str, str] | None = None,
+    status: int = 200,
+) -> Response:
+    acting = acting_of(request)
+    runs = runs_folder(acting.config)
+    names = trained(runs)
+    jobs = acting.jobs.list(logs=False)
+    return render(
+        request,
+        "jobs.html.j2",
+        status,
+        forms=FORMS,
+        titles=TITLES,
+        runs=names,
+        evaluated=[one for one in names if (evaluation_of(runs, one) / "run.json").exists()],
+        presets=preset_names(),
+        preset=acting.config.preset,
+        jobs=jobs,
+        active=next((one for one in jobs if one.active), None),
+        kind=kind,
+        said=said,
+        form=form or {},
+        folder=str(runs),
+    )
+
+
+def _job(request: Request) -> Job:
+    id = request.path_params["job"]
+    if not ID.fullmatch(id):
+        raise absent("no such job")
+    return acting_of(request).jobs.get(id)
+
+
+def _told(job: Job) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "state": job.state,
+        "active": job.active,
+        "code": job.code,
+        "log": job.log,
+        "progress": [{**asdict(one), "share": one.share} for one in job.progress],
+        "summary": summary(job),
+    }
+
+
+def summary(job: Job) -> str:
+    """What a job that ended well has made, in a sentence."""
+    made = job.result
+    if job.kind == "build" and "pairs" in made:
+        return f"Version {made['version']} with {made['pairs']} pairs" + (
+            "" if made.get("new") else " (nothing was new)"
+        )
+    if job.kind == "train" and "steps" in made:
+        return f"{made['objective']}, {made['steps']} steps on {made['pairs']} pairs"
+    if job.kind == "evaluate" and "scenes" in made:
+        return f"{made['scenes']} scenes painted by base and adapter"
+    if job.kind == "export" and "out" in made:
+        return f"Written to {made['out']}"
+    return ""
+
+
+def routes() -> list[BaseRoute]:
+    return [
+        Route("/jobs", page),
+        Route("/jobs/start/{kind}", start, methods=["POST"]),
+        Route("/jobs/{job}", show),
+        Route("/jobs/{job}/state", state),
+        Route("/jobs/{job}/stop", stop, methods=["POST"]),
+    ]

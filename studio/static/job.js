@@ -1,0 +1,51 @@
+"use strict";
+// A job's page: asks what is new until the job has ended.
+
+const job = document.getElementById("job");
+const EVERY = 1000;
+
+function phases(rows) {
+  document.getElementById("phases").replaceChildren(...rows.map((one) => {
+    const line = document.createElement("p"), label = document.createElement("label");
+    const bar = document.createElement("progress");
+    bar.max = 1;
+    bar.value = one.share;
+    label.append(`${one.phase}: ${one.done} of ${one.total} ${one.figures}`, bar);
+    line.append(label);
+    return line;
+  }));
+}
+
+async function look() {
+  const answer = await fetch(`/jobs/${job.dataset.id}/state`, { headers: { accept: "application/json" } });
+  if (!answer.ok) throw new Error(`the studio answered ${answer.status}`);
+  const told = await answer.json();
+  document.getElementById("state").textContent = told.state;
+  phases(told.progress);
+  const log = document.getElementById("log");
+  const atEnd = log.scrollTop + log.clientHeight >= log.scrollHeight - 20;
+  log.textContent = told.log;
+  if (atEnd) log.scrollTop = log.scrollHeight;
+  if (told.state === "stopping") document.querySelector("#stop button").textContent = "Stop at once";
+  if (told.active) return true;
+  const summary = document.getElementById("summary");
+  summary.textContent = told.summary;
+  summary.hidden = !told.summary;
+  document.getElementById("stop").hidden = true;
+  const result = document.getElementById("result");
+  if (result) result.hidden = !["done", "incomplete"].includes(told.state);
+  return false;
+}
+
+async function follow() {
+  let more = true;
+  while (more) {
+    await new Promise((wake) => setTimeout(wake, EVERY));
+    // The studio may be starting anew: the job goes on without it.
+    more = await look().catch(() => true);
+  }
+}
+
+const log = document.getElementById("log");
+log.scrollTop = log.scrollHeight;
+if (job.dataset.active) follow();

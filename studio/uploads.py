@@ -1,0 +1,247 @@
+"""Add a subject: pictures by drag and drop, its mask, the register."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.images import decode_png, encode_png
+from focusdpo.flows.wiring import vocabulary
+from focusdpo.studio.acting import acting_of
+from focusdpo.studio.bodies import body, json_body, text
+from focusdpo.studio.drafts import ID, Draft, DraftPicture, Drafts
+from focusdpo.studio.incoming import drawn_mask, shown_name
+from focusdpo.studio.views import NavItem, absent, render, studio_of
+
+NAV = (NavItem("Add a subject", "/add-subject"),)
+LARGEST_PICTURE = 50 * 1024 * 1024
+LARGEST_MASK = 4 * 1024 * 1024
+FILES = re.compile(r"view|mask|found")
+
+
+def begin(request: Request) -> Response:
+    """A new draft's page; drafts that were not saved are offered there."""
+    return RedirectResponse(f"/add-subject/{Drafts.new_id()}", 303)
+
+
+def page(request: Request) -> Response:
+    """One draft."""
+    acting = acting_of(request)
+    draft = acting.drafts.get(_draft_id(request))
+    _, classes = vocabulary(acting.run.family)
+    return render(
+        request,
+        "add_subject.html.j2",
+        draft=draft,
+        others=[one for one in acting.drafts.list() if one.id != draft.id],
+        classes=sorted(classes or ()),
+        megabytes=LARGEST_PICTURE // 2**20,
+        most=acting.run.ingest.max_references,
+        told=[_told(draft, one) for one in draft.pictures],
+    )
+
+
+def editor(request: Request) -> Response:
+    """The mask of one picture."""
+    acting = acting_of(request)
+    draft = acting.drafts.get(_draft_id(request))
+    one = _picture(draft, request)
+    return render(
+        request,
+        "mask.html.j2",
+        draft=draft,
+        picture=_told(draft, one),
+        pocket=acting.run.suite == "pocket",
+    )
+
+
+def file(request: Request) -> Response:
+    """A picture's view or mask."""
+    acting = acting_of(request)
+    what = request.path_params["what"]
+    if not FILES.fullmatch(what):
+        raise absent("no such file")
+    draft = acting.drafts.get(_draft_id(request))
+    one = _picture(draft, request)
+    return FileResponse(acting.drafts.file(draft.id, one.id, what), media_type="image/png")
+
+
+async def upload(request: Request) -> Response:
+    """A picture as the body of the request; its name in `name`. Refused as soon as it is known to
+    be too large."""
+    acting = acting_of(request)
+    draft = _draft_id(request)
+    name = shown_name(request.query_params.get("name", ""))
+    incoming = await run_in_threadpool(acting.drafts.incoming)
+    try:
+        await _receive(request, incoming, name)
+        store = await run_in_threadpool(studio_of(request).store)
+        one = await run_in_threadpool(acting.drafts.add, draft, name, incoming, acting.run, store)
+    finally:
+        incoming.unlink(missing_ok=True)
+    return JSONResponse(_told(acting.drafts.get(draft), one), 201)
+
+
+def remove(request: Request) -> Response:
+    """Leave a picture out."""
+    acting_of(request).drafts.remove(_draft_id(request), request.path_params["picture"])
+    return JSONResponse({})
+
+
+async def note(request: Request) -> Response:
+    """Keep what was typed."""
+    acting, values = acting_of(request), await json_body(request)
+    draft = await run_in_threadpool(
+        acting.drafts.note,
+        _draft_id(request),
+        *(text(values, key) for key in ("name", "class_name", "licence")),
+    )
+    return JSONResponse({"name": draft.name, "class_name": draft.class_name})
+
+
+async def save(request: Request) -> Response:
+    """Into the register, as `focusdpo subjects add` does."""
+    acting, values = acting_of(request), await json_body(request)
+    draft = _draft_id(request)
+    fields = (text(values, key) for key in ("name", "class_name", "licence"))
+    await run_in_threadpool(acting.drafts.note, draft, *fields)
+    root = acting.config.root
+
+    def register() -> Any:
+        done = acting.drafts.save(draft, acting.run, root, again=values.get("replace") is True)
+        studio_of(request).store(create=True)
+        studio_of(request).forget()
+        return done
+
+    done = await run_in_threadpool(register)
+    names = [*done.changed.changed, *done.changed.unchanged]
+    return JSONResponse(
+        {
+            "subject": names[0],
+            "unchanged": bool(done.changed.unchanged),
+            "subjects": len(done.changed.registry.entries),
+            "notes": done.notes,
+        }
+    )
+
+
+def discard(request: Request) -> Response:
+    """Give a draft up."""
+    acting_of(request).drafts.discard(_draft_id(request))
+    return JSONResponse({})
+
+
+async def draw(request: Request) -> Response:
+    """Keep a drawn mask (PNG, white on black); an empty body goes back to the one found."""
+    acting = acting_of(request)
+    data = await body(request, LARGEST_MASK, "the mask")
+    mask = drawn_mask(data) if data else None
+    await run_in_threadpool(
+        acting.drafts.draw, _draft_id(request), request.path_params["picture"], mask
+    )
+    return JSONResponse({})
+
+
+async def click(request: Request) -> Response:
+    """The mask (PNG) of what stands at a place of the view."""
+    acting, values = acting_of(request), await json_body(request)
+
+    def find() -> bytes:
+        draft = acting.drafts.get(_draft_id(request))
+        one = _picture(draft, request)
+        view = decode_png(acting.drafts.file(draft.id, one.id, "view").read_bytes(), one.name)
+        x, y = (
+            _place(values, name, size)
+            for name, size in (("x", view.shape[1]), ("y", view.shape[0]))
+        )
+        name = f"{draft.id}/{one.id}"
+        mask = acting.instances.at(view, name, acting.run, draft.class_name, x, y)
+        if mask is None:
+            raise UserError(
+                f"{one.name}: the segmenter sees no subject at this place; use the brush"
+            )
+        return encode_png(mask)
+
+    return Response(await run_in_threadpool(find), media_type="image/png")
+
+
+async def _receive(request: Request, target: Path, name: str) -> None:
+    told = request.headers.get("content-length", "0")
+    if not told.isdecimal() or int(told) > LARGEST_PICTURE:
+        raise _too_large(name)
+    size = 0
+    with target.open("wb") as sink:
+        async for piece in request.stream():
+            size += len(piece)
+            if size > LARGEST_PICTURE:
+                raise _too_large(name)
+            sink.write(piece)
+
+
+def _too_large(name: str) -> HTTPException:
+    most = LARGEST_PICTURE // 2**20
+    return HTTPException(
+        413, f"{name}: larger than {most} MiB; scale it down, 2000 pixels a side are plenty"
+    )
+
+
+def _place(values: dict[str, Any], key: str, size: int) -> int:
+    value = values.get(key)
+    if not isinstance(value, int) or not 0 <= value < size:
+        raise UserError(f"{key}: expected a whole number from 0 to {size - 1}")
+    return value
+
+
+def _draft_id(request: Request) -> str:
+    id: str = request.path_params["draft"]
+    if not ID.fullmatch(id):
+        raise absent("no such draft; begin again at Add a subject")
+    return id
+
+
+def _picture(draft: Draft, request: Request) -> DraftPicture:
+    try:
+        return draft.picture(request.path_params["picture"])
+    except UserError as error:
+        raise absent(str(error)) from error
+
+
+def _told(draft: Draft, one: DraftPicture) -> dict[str, Any]:
+    where = f"/add-subject/{draft.id}/{one.id}"
+    return {
+        "id": one.id,
+        "name": one.name,
+        "width": one.width,
+        "height": one.height,
+        "notes": one.notes,
+        "drawn": one.drawn,
+        "view": f"{where}/view.png",
+        "mask": f"{where}/mask.png",
+        "edit": where,
+    }
+
+
+def routes() -> list[BaseRoute]:
+    draft = "/add-subject/{draft}"
+    picture = f"{draft}/{{picture}}"
+    return [
+        Route("/add-subject", begin),
+        Route(draft, page),
+        Route(f"{draft}/pictures", upload, methods=["POST"]),
+        Route(f"{draft}/note", note, methods=["POST"]),
+        Route(f"{draft}/save", save, methods=["POST"]),
+        Route(f"{draft}/discard", discard, methods=["POST"]),
+        Route(picture, editor),
+        Route(f"{picture}/remove", remove, methods=["POST"]),
+        Route(f"{picture}/draw", draw, methods=["POST"]),
+        Route(f"{picture}/click", click, methods=["POST"]),
+        Route(f"{picture}/{{what}}.png", file),
+    ]
