@@ -32,7 +32,7 @@ from focusdpo.data_schemas.images import decode_mask, decode_png, encode_png
 from focusdpo.data_schemas.runs import Artefact
 from focusdpo.data_schemas.subjects import ImageKey
 from focusdpo.data_schemas.tables import from_parquet, to_parquet
-from focusdpo.pipeline import leases
+from focusdpo.pipeline import leases, tars
 from focusdpo.pipeline.artefact_file import INDEX, Index, artefact_bytes, read_index
 from focusdpo.pipeline.files import Files
 from focusdpo.pipeline.keys import KEY, STAGE, digest, image_key, split_image_key
@@ -193,6 +193,9 @@ class Store:
         self._forget()
         for name in self._index(stage, key).artefact.files:
             self._checked(stage, key, name)
+        path = self.path(stage, key)
+        if not tars.is_sound(self.files.read(path), self.files.address(path)):
+            raise self._damaged(stage, key, "bytes around its members are not those of a tar")
 
     def corrupt(self) -> list[Corrupt]:
         """All damaged artefacts of the root; reads everything."""

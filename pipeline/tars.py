@@ -98,6 +98,17 @@ def members(data: bytes, where: str) -> Iterator[tuple[str, bytes]]:
         offset = start + info.size + (-info.size % BLOCK)
 
 
+def is_sound(data: bytes, where: str) -> bool:
+    """Whether all bytes around the members' contents are those that `append` and `finish` write."""
+    sink = io.BytesIO()
+    try:
+        written = sum(append(sink, name, content) for name, content in members(data, where))
+    except UserError:
+        return False
+    finish(sink, written)
+    return sink.getvalue() == data
+
+
 def first_size(data: bytes, where: str) -> int:
     """Size of the first member of the tar that `data` begins; UserError when it begins none."""
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 from small_disk import small_disk
@@ -230,6 +230,26 @@ def test_a_damaged_artefact_is_named_and_repair_drops_it_alone(store: Store, how
     put(fresh, 1)
     assert artefact_file(store, keys[1]).read_bytes() == before
     assert fresh.corrupt() == []
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@given(data=st.data(), bit=st.integers(0, 7))
+def test_no_flipped_bit_of_an_artefact_stays_unseen(
+    tmp_path: Path, data: st.DataObject, bit: int
+) -> None:
+    """Headers, padding and the tar's end too."""
+    store = Store.open(tmp_path / "root")
+    key = put(store, 1)
+    path = artefact_file(store, key)
+    whole = path.read_bytes()
+    at = data.draw(st.integers(0, len(whole) - 1))
+    try:
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
+        with pytest.raises(UserError, match="doctor --root"):
+            store.verify("generate", key)
+    finally:
+        path.write_bytes(whole)
+    store.verify("generate", key)
 
 
 def test_an_absent_artefact_says_what_to_run(store: Store) -> None:
