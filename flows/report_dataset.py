@@ -11,17 +11,10 @@ import numpy as np
 
 from focusdpo.data_schemas.pairs import Reject
 from focusdpo.data_schemas.scenes import stable_hash
+from focusdpo.flows.report_cards import pair_card, reject_card
 from focusdpo.flows.report_chart_data import Count, Histogram
-from focusdpo.flows.report_images import overlay, picture
 from focusdpo.flows.report_records import Records
-from focusdpo.flows.report_view import (
-    DatasetPart,
-    Fact,
-    PairCard,
-    Picture,
-    RejectCard,
-    SubjectScore,
-)
+from focusdpo.flows.report_view import DatasetPart, Fact
 
 if TYPE_CHECKING:
     from focusdpo.data_schemas.shards import IndexRow
@@ -63,10 +56,10 @@ def collect_dataset(root: Path, version: str, *, pairs: int, rejects: int) -> Da
         reject_reasons=_reasons(dataset.manifest.get("rejects") or {}),
         breakdowns=_breakdowns(dataset.rows),
         histograms=_histograms(dataset.rows),
-        pairs=tuple(_pair_card(dataset, records, row) for row in shown),
+        pairs=tuple(pair_card(dataset, records, row) for row in shown),
         pairs_chosen=f"{len(shown)} of {len(dataset.rows)} pairs: from each mode alike, evenly "
         "spaced by rank of margin, from the narrowest to the widest.",
-        rejects=tuple(_reject_card(records, reject) for reject in chosen),
+        rejects=tuple(reject_card(records, reject) for reject in chosen),
         rejects_chosen=f"{len(chosen)} of {len(dropped)} rejects, from each reason alike, drawn by "
         "a hash of their ids.",
         stages=_stages(dataset.manifest),
@@ -222,61 +215,6 @@ def _histogram(title: str, explain: str, x_label: str, series: Sequence[Any]) ->
             for name, role, one in series
         ),
     )
-
-
-def _pair_card(dataset: DatasetVersion, records: Records, row: IndexRow) -> PairCard:
-    sample = dataset.read(row)
-    pair, images = sample.pair, sample.images
-    words = ", ".join(pair.class_names)
-    repainted = records.repainted(pair.lose_id)
-    return PairCard(
-        id=pair.id,
-        prompt=pair.prompt,
-        source=pair.source,
-        mode=pair.mode,
-        win=picture(images.win, f"winner: {words}"),
-        lose=picture(images.lose, f"loser: {words}"),
-        prior=overlay(images.win, images.prior, f"where the preference looks: {words}"),
-        references=tuple(
-            picture(image, f"reference: {name}")
-            for image, name in zip(images.references, pair.class_names, strict=True)
-        ),
-        subjects=tuple(
-            SubjectScore(
-                class_name=name,
-                win_identity=pair.win_identity[i],
-                lose_identity=pair.lose_identity[i],
-                win_leakage_margin=pair.win_leakage_margin[i],
-                lose_leakage_margin=pair.lose_leakage_margin[i],
-                repainted=pair.subject_ids[i] in repainted,
-            )
-            for i, name in enumerate(pair.class_names)
-        ),
-        win_clip_t=pair.win_clip_t,
-        lose_clip_t=pair.lose_clip_t,
-        margin=pair.margin,
-        reason=pair.reason,
-    )
-
-
-def _reject_card(records: Records, reject: Reject) -> RejectCard:
-    scene = records.scenes.get(reject.scene_id)
-    disrupted = records.disrupted.get(reject.candidate_id)
-    parent = records.sampled.get(disrupted.parent_id) if disrupted else None
-    candidate = disrupted or records.sampled.get(reject.candidate_id)
-    return RejectCard(
-        candidate_id=reject.candidate_id,
-        prompt=scene.prompt if scene else "",
-        source=reject.source,
-        reason=reject.reason,
-        detail=reject.detail,
-        image=_stored(records, candidate.image, "rejected candidate") if candidate else None,
-        against=_stored(records, parent.image, "what it was made from") if parent else None,
-    )
-
-
-def _stored(records: Records, key: str, alt: str) -> Picture:
-    return picture(records.store.image(key), alt)
 
 
 def _stages(manifest: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -227,6 +227,12 @@ def _example(folder: _Folder, why: str, scene_id: str) -> Example:
         figures=tuple(figures),
         base_note=verdict_words(base),
         adapter_note=verdict_words(adapter),
+        record={
+            "kind": "scene",
+            "where": {"table": "scenes.parquet of the evaluation"},
+            "base": asdict(base),
+            "adapter": asdict(adapter),
+        },
     )
 
 

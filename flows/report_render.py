@@ -22,6 +22,7 @@ from focusdpo.flows import report_bars as bars
 from focusdpo.flows import report_charts as charts
 from focusdpo.flows import report_images as images
 from focusdpo.flows.report_chart_data import Scatter, Unit
+from focusdpo.flows.report_downloads import FILTERS
 from focusdpo.flows.report_metrics import (
     FEWEST,
     MINUS,
@@ -132,6 +133,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     env.filters.update(
+        FILTERS,
         data_uri=images.data_uri,
         line_chart=charts.line_chart,
         bucket_chart=charts.bucket_chart,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from focusdpo.flows.report_chart_data import (
     Better,
@@ -77,6 +78,8 @@ class PairCard:
     lose_clip_t: float
     margin: float
     reason: str
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """The pair as it is stored, and where."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +94,8 @@ class RejectCard:
     image: Picture | None
     against: Picture | None = None
     """The picture that it was compared with: a disrupted candidate's parent."""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """The reject as it is stored, and where."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +199,8 @@ class Example:
     figures: tuple[ExampleFigure, ...]
     base_note: str = ""
     adapter_note: str = ""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """What was measured on the pictures, and where they lie."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,6 +95,7 @@ def _pair(rng: np.random.Generator, index: int) -> PairCard:
         lose_clip_t=0.30,
         margin=0.2 + 0.01 * index,
         reason="identity falls by 0.49 on the repainted subject; CLIP-T changes by 0.01.",
+        record={"kind": "pair", "where": {"shard": "shards/a.tar"}, "pair": {"prompt": HOSTILE}},
     )
 
 
@@ -149,6 +150,7 @@ def _dataset(rng: np.random.Generator) -> DatasetPart:
                 reason=("missing_subject", "no_identity_drop")[index % 2],
                 detail=HOSTILE if index == 0 else "identity 0.71, loser 0.69, needs 0.08",
                 image=picture(_scene(rng, [40 * index])[0], "candidate"),
+                record={"kind": "reject", "reject": {"detail": HOSTILE}},
             )
             for index in range(6)
         ),
@@ -330,6 +332,7 @@ def _evaluation(rng: np.random.Generator) -> EvaluationPart:
                     ),
                 ),
                 base_note="1 of 2 subjects resembles the other's reference",
+                record={"kind": "scene", "base": {"hue_error": math.nan}},
             )
         )
     return EvaluationPart(
