@@ -23,7 +23,10 @@ from focusdpo.studio.state import Studio
 
 MODULES = (
     "pages_home",
+    "pages_subjects",
+    "pages_scenes",
     "pages_pairs",
+    "pages_rejects",
     "review",
     "uploads",
     "jobs",
