@@ -41,6 +41,7 @@ PROGRESS = re.compile(r"^([A-Za-z][\w -]{0,40}): (\d+)/(\d+)(?:  (.*))?$")
 STOPPING = "stopping"
 STARTING_SECONDS = 60.0
 TAIL_BYTES = 64 * 1024
+SHOWN_LINES = 200
 INTERRUPTED = 130
 
 
@@ -152,7 +153,7 @@ class Jobs:
             outputs=values["outputs"],
             state=self._state(place, code),
             code=code,
-            log=_without_progress(log),
+            log="\n".join(log.splitlines()[-SHOWN_LINES:]),
             progress=progress_of(log),
             result=_result(place / RESULT) if logs and code in (0, 3) else {},
         )
@@ -217,11 +218,6 @@ def progress_of(log: str) -> list[Progress]:
             phase, done, total, figures = match.groups()
             found[phase] = Progress(phase, int(done), int(total), figures or "")
     return list(found.values())
-
-
-def _without_progress(log: str) -> str:
-    lines = [line for line in log.splitlines() if not PROGRESS.fullmatch(line.strip())]
-    return "\n".join(lines[-200:])
 
 
 def _read(path: Path) -> dict[str, Any]:

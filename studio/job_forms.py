@@ -100,7 +100,7 @@ def _build(form: Mapping[str, str], root: str, runs: Path) -> Order:
 
     settings = _settings("build", form)
     _checked(BuildRun, form, settings, root=root)
-    arguments = ["build-dataset", "--root", root, *_common(form, settings)]
+    arguments = ["-v", "build-dataset", "--root", root, *_common(form, settings)]
     return Order("build", "build-dataset", arguments, {"root": root})
 
 
@@ -113,7 +113,7 @@ def _train(form: Mapping[str, str], root: str, runs: Path) -> Order:
         raise UserError(f"Name of the run: {name} is there and is no training run; choose another")
     settings = _settings("train", form)
     _checked(TrainRun, form, settings, root=root, out=str(out))
-    arguments = ["train", "--root", root, "--out", str(out), *_common(form, settings)]
+    arguments = ["-v", "train", "--root", root, "--out", str(out), *_common(form, settings)]
     return Order("train", f"train {name}", arguments, {"run": str(out)})
 
 
@@ -124,7 +124,7 @@ def _evaluate(form: Mapping[str, str], root: str, runs: Path) -> Order:
     adapter, out = runs / name / "adapter", evaluation_of(runs, name)
     settings = _settings("evaluate", form)
     _checked(EvaluateRun, form, settings, adapter=str(adapter), out=str(out))
-    arguments = ["evaluate", "--adapter", str(adapter), "--out", str(out)]
+    arguments = ["-v", "evaluate", "--adapter", str(adapter), "--out", str(out)]
     arguments += _common(form, settings)
     return Order("evaluate", f"evaluate {name}", arguments, {"evaluation": str(out)})
 
@@ -135,7 +135,7 @@ def _export(form: Mapping[str, str], root: str, runs: Path) -> Order:
     if layout not in ("diffusers", "uno"):
         raise UserError(f"Layout: got '{layout[:20]}'; expected diffusers or uno")
     out = runs / f"{name}-export"
-    arguments = ["export", "adapter", "--adapter", str(runs / name / "adapter")]
+    arguments = ["-v", "export", "adapter", "--adapter", str(runs / name / "adapter")]
     arguments += ["--out", str(out), "--layout", layout]
     evaluation = evaluation_of(runs, name)
     if (evaluation / "run.json").exists():

@@ -20,7 +20,8 @@ async function look() {
   const answer = await fetch(`/jobs/${job.dataset.id}/state`, { headers: { accept: "application/json" } });
   if (!answer.ok) throw new Error(`the studio answered ${answer.status}`);
   const told = await answer.json();
-  document.getElementById("state").textContent = told.state;
+  const state = document.getElementById("state");
+  state.textContent = state.dataset.state = told.state;
   phases(told.progress);
   const log = document.getElementById("log");
   const atEnd = log.scrollTop + log.clientHeight >= log.scrollHeight - 20;

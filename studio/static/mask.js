@@ -33,12 +33,9 @@ function show() {
   const marks = painter.getImageData(0, 0, canvas.width, canvas.height).data;
   for (let i = 0; i < marks.length; i += 4) {
     const pixel = shown.data;
-    if (marks[i] > 127) {
-      pixel[i] = pixel[i] * 0.6; pixel[i + 1] = pixel[i + 1] * 0.6 + 90; pixel[i + 2] = pixel[i + 2] * 0.6 + 70;
-    } else {
-      const grey = 0.12 * (pixel[i] + pixel[i + 1] + pixel[i + 2]);
-      pixel[i] = pixel[i + 1] = pixel[i + 2] = grey + 20;
-    }
+    if (marks[i] > 127) continue;
+    const grey = 0.15 * (pixel[i] + pixel[i + 1] + pixel[i + 2]);
+    pixel[i] = pixel[i + 1] = pixel[i + 2] = grey + 25;
   }
   pen.putImageData(shown, 0, 0);
 }
@@ -160,13 +157,12 @@ document.getElementById("found").addEventListener("click", () => asFound().catch
 document.getElementById("keep").addEventListener("click", () => keep().catch((error) => say(error.message)));
 size.addEventListener("input", () => resize(0));
 document.addEventListener("keydown", (event) => {
-  if (event.target.matches("input[type=range], a, button")) return;
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
   const tools = { b: "add", e: "erase", c: "click" };
   if (event.key in tools) choose(tools[event.key]);
   else if (event.key === "[") resize(-4);
   else if (event.key === "]") resize(4);
   else if (event.key === "z") undo();
-  else if (event.key === "Enter") keep().catch((error) => say(error.message));
 });
 window.addEventListener("beforeunload", (event) => { if (changed) event.preventDefault(); });
 

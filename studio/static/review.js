@@ -12,6 +12,7 @@ function start() {
   const byId = (id) => document.getElementById(id);
   const messages = byId("messages");
   let pairs = [], at = 0, shown = null, flipped = false, busy = false;
+  const ahead = new Map();
 
   function say(text, good = false) {
     const one = document.createElement("p");
@@ -104,13 +105,17 @@ function start() {
     }
     at = (at + pairs.length) % pairs.length;
     flipped = false;
-    shown = await get(`/review/pairs/${pairs[at].id}`);
+    const id = pairs[at].id;
+    shown = await (ahead.get(id) ?? get(`/review/pairs/${id}`));
+    ahead.clear();
     byId("reason").value = "";
     draw();
     describe();
     review.dataset.pair = shown.id;
     for (const next of pairs.slice(at + 1, at + 1 + AHEAD)) {
-      get(`/review/pairs/${next.id}`).then((one) => { for (const side of ["left", "right"]) new Image().src = one[side]; }, () => {});
+      const coming = get(`/review/pairs/${next.id}`);
+      coming.then((one) => { for (const side of ["left", "right"]) new Image().src = one[side]; }, () => ahead.delete(next.id));
+      ahead.set(next.id, coming);
     }
   }
 

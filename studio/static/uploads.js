@@ -52,7 +52,7 @@ function card(one) {
     element("p", { className: "name", textContent: one.name }),
     element("p", { className: "note", textContent: `${one.width} × ${one.height}` }),
     ...one.notes.map((said) => element("p", { className: "note warn", textContent: said })),
-    element("p", { className: "row" },
+    element("p", { className: "act-row" },
       element("a", { className: "button", href: one.edit, textContent: "Mend the mask" }), remove));
   made.dataset.picture = one.id;
   list.append(made);
