@@ -141,10 +141,20 @@ def pair_row(version: DatasetVersion, run: FocusMapsRun) -> IndexRow:
     return by_id[run.pair_id]
 
 
-def _draw_maps(run: FocusMapsRun, backbone: Backbone, sample: ShardSample) -> None:
-    """maps.safetensors, in the manner of training's focus maps, and maps.png."""
-    from safetensors.numpy import save
+def maps_of(run: FocusMapsRun, sample: ShardSample) -> tuple[Arrays, dict[str, Any]]:
+    """One pair's maps and noisy pictures, and what it is, without writing anything. `run.root` and
+    `run.out` do not matter. UserError for a foreign adapter."""
+    backbone = build_part(run.family, "backbone")
+    _put_adapter(backbone, run.adapter)
+    try:
+        return _pair_maps(run, backbone, sample)
+    finally:
+        remove_policy(backbone.transformer)
 
+
+def _pair_maps(
+    run: FocusMapsRun, backbone: Backbone, sample: ShardSample
+) -> tuple[Arrays, dict[str, Any]]:
     batch = encode_pairs(backbone, [sample], focus=run.train.focus)
     arrays: Arrays = {}
     for phase in _phases(run):
@@ -161,7 +171,14 @@ def _draw_maps(run: FocusMapsRun, backbone: Backbone, sample: ShardSample) -> No
         "class_names": list(sample.pair.class_names),
         "source": f"{sample.pair.source}, {sample.pair.mode}",
     }
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}, info
+
+
+def _draw_maps(run: FocusMapsRun, backbone: Backbone, sample: ShardSample) -> None:
+    """maps.safetensors, in the manner of training's focus maps, and maps.png."""
+    from safetensors.numpy import save
+
+    arrays, info = _pair_maps(run, backbone, sample)
     write_file(Path(run.out) / "maps.safetensors", save(arrays, {"info": json.dumps(info)}))
     features = " at ".join(_features(run, backbone))
     figure = focus_figures.maps_figure(arrays, info, features, run.train.focus.tau)

@@ -27,6 +27,7 @@ MODULES = (
     "pages_scenes",
     "pages_pairs",
     "pages_rejects",
+    "pages_focus",
     "review",
     "uploads",
     "jobs",

@@ -70,10 +70,9 @@ def encode(image: Array, largest: int | None = None) -> Encoded:
     exact = max(picture.size) <= 2 * PIXEL_ART + GAP
     if largest is not None and max(picture.size) > largest and not exact:
         picture.thumbnail((largest, largest), Image.Resampling.LANCZOS)
-    sink = io.BytesIO()
     if exact:
-        picture.save(sink, "PNG", compress_level=3)
-        return Encoded(sink.getvalue(), "image/png")
+        return encode_exact(np.asarray(picture))
+    sink = io.BytesIO()
     picture.save(sink, "WEBP", quality=85, method=2)
     return Encoded(sink.getvalue(), "image/webp")
 
@@ -154,3 +153,10 @@ def difference(win: Array, lose: Array) -> Array:
     """Where two pictures differ, and how much: the mean over channels, bright at half the range."""
     apart = np.abs(win.astype(np.float32) - lose.astype(np.float32)).mean(axis=2) / 255.0
     return heat(apart, 0.0, 0.5)
+
+
+def encode_exact(image: Array) -> Encoded:
+    """As PNG, whatever its size."""
+    sink = io.BytesIO()
+    Image.fromarray(image).save(sink, "PNG", compress_level=3)
+    return Encoded(sink.getvalue(), "image/png")

@@ -12,6 +12,7 @@ from focusdpo.pipeline.registry import Registry, read_registry
 from focusdpo.pipeline.roots import HEADER, files_of
 from focusdpo.pipeline.store import Store
 from focusdpo.studio.dataset import Dataset
+from focusdpo.studio.focus_maps import FocusWorker
 from focusdpo.studio.pictures import Kept
 from focusdpo.studio.settings import StudioConfig
 
@@ -30,6 +31,7 @@ class Studio:
     def __init__(self, config: StudioConfig) -> None:
         self.config = config
         self.kept = Kept()
+        self.focus = FocusWorker(config.preset)
         self._lock = threading.Lock()
         self._store: Store | None = None
         self._latest: tuple[float, str | None] = (-LOOK_AGAIN, None)
