@@ -28,6 +28,8 @@ MODULES = (
     "pages_pairs",
     "pages_rejects",
     "pages_focus",
+    "pages_runs",
+    "pages_evaluations",
     "review",
     "uploads",
     "jobs",

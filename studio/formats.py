@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
+
+from markupsafe import Markup, escape
+
+from focusdpo.flows.report_bars import forest_row
+from focusdpo.flows.report_chart_data import Unit
+from focusdpo.flows.report_charts import bucket_chart, line_chart
+from focusdpo.flows.report_images import data_uri
+from focusdpo.flows.report_metrics import bounds, mean_text, number
+from focusdpo.flows.report_view import Interval
 
 
 def count(value: int) -> str:
@@ -42,6 +52,20 @@ def percent(part: float, whole: float) -> str:
     return f"{100 * part / whole:.0f}\N{NARROW NO-BREAK SPACE}%" if whole else "–"
 
 
+def symbol(text: str) -> Markup:
+    """M_prior, M_s, x_t, ... as letters with a subscript; all else escaped."""
+    return Markup(re.sub(r"\b(M|e|x)_(prior|s|d|w|l|t)\b", r"\1<sub>\2</sub>", str(escape(text))))
+
+
+def interval(value: Interval | None, unit: Unit, signed: bool = False) -> Markup:
+    """Mean and interval in their unit."""
+    if value is None:
+        return Markup("–")
+    return Markup("{} <small>{}</small>").format(
+        mean_text(value, unit, signed=signed), bounds(value, unit, signed=signed)
+    )
+
+
 FILTERS: dict[str, Callable[..., Any]] = {
     "count": count,
     "score": score,
@@ -49,4 +73,11 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "words": words,
     "day": day,
     "percent": percent,
+    "symbol": symbol,
+    "interval": interval,
+    "value": number,
+    "line_chart": line_chart,
+    "bucket_chart": bucket_chart,
+    "forest_row": forest_row,
+    "data_uri": data_uri,
 }

@@ -14,6 +14,11 @@
     link.click();
   });
 
+  // On a phone the navigation is a strip: the page's own entry comes into view.
+  const strip = document.querySelector(".bar nav ul");
+  const here = strip && strip.querySelector("[aria-current]");
+  if (here) strip.scrollLeft = here.offsetLeft - strip.offsetLeft - strip.clientWidth / 2 + here.offsetWidth / 2;
+
   // A control that acts as soon as it is changed.
   for (const one of document.querySelectorAll("[data-submit]")) {
     one.addEventListener("change", () => one.form.requestSubmit());
