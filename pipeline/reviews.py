@@ -37,6 +37,7 @@ FOLDER = "reviews"
 SWAPPED = "-swapped"
 """Ends the id of a pair whose winner and loser have changed places: another sample, another name,
 so that no reader takes the one in an old shard for it."""
+TURNED = "review: swapped; the scorers said: "
 NAME = re.compile(r"[0-9a-f]{2}/([A-Za-z0-9_-]+)\.[0-9a-f]{32}\.json")
 LONGEST_NAME, LONGEST_REASON = 64, 1000
 READERS = 16
@@ -67,8 +68,11 @@ def judged_digest(pair: Pair) -> str:
 
 
 def swapped(pair: Pair) -> Pair:
-    """The pair with winner and loser exchanged. Masks, prior and captions stay: the prior is the
-    region in which the two differ, from either side, and masks say where each subject stands."""
+    """The pair with winner and loser exchanged; done twice, it is as it was.
+
+    Masks, prior and captions stay: the prior is the region in which the two differ, from either
+    side, and masks say where each subject stands.
+    """
     back = is_swapped(pair.id)
     return dataclasses.replace(
         pair,
@@ -84,7 +88,7 @@ def swapped(pair: Pair) -> Pair:
         win_clip_t=pair.lose_clip_t,
         lose_clip_t=pair.win_clip_t,
         margin=-pair.margin,
-        reason=f"review: swapped; the scorers said: {pair.reason}",
+        reason=pair.reason.removeprefix(TURNED) if back else f"{TURNED}{pair.reason}",
     )
 
 

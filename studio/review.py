@@ -66,7 +66,7 @@ def listing(request: Request) -> Response:
             "pairs": [_listed(one, blind) for one in items[:MOST_LISTED]],
             "matching": len(items),
             "count": asdict(count),
-            "agreement": _agreement(audit),
+            "agreement": _agreement(audit, blind),
         }
     )
 
@@ -159,7 +159,7 @@ def _decide(request: Request, values: dict[str, Any]) -> dict[str, Any]:
     return {
         "mine": _mine(held, pair, reviewer, blind),
         "count": asdict(count),
-        "agreement": _agreement(audit),
+        "agreement": _agreement(audit, blind),
     }
 
 
@@ -230,12 +230,14 @@ def _mine(held: list[Any], pair: Pair, reviewer: str, blind: bool) -> str | None
     return winner if decision == "accept" else other
 
 
-def _agreement(audit: Audit) -> dict[str, Any]:
+def _agreement(audit: Audit, blind: bool) -> dict[str, Any]:
+    """Figures for the page. A blind reviewer gets counts alone: shares would tell, after each
+    decision, whether it was the scorers' side."""
     told = statistics(audit.reviews()).as_dict()
-    return {
-        name: told[name]
-        for name in ("decisions", "pairs", "several", "agreement", "alpha", "reviewers", "scorers")
-    }
+    names = ["decisions", "pairs"]
+    if not blind:
+        names += ["several", "agreement", "alpha", "scorers"]
+    return {name: told[name] for name in names}
 
 
 def routes() -> list[BaseRoute]:

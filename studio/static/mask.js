@@ -20,9 +20,9 @@ function load(path) {
   });
 }
 
-function say(text) {
+function say(text, good = false) {
   const one = document.createElement("p");
-  one.className = "message bad";
+  one.className = `message ${good ? "good" : "bad"}`;
   one.textContent = text;
   messages.replaceChildren(one);
 }
@@ -80,6 +80,7 @@ async function take(at, away) {
     x: Math.min(mask.width - 1, Math.max(0, Math.floor(at.x))),
     y: Math.min(mask.height - 1, Math.max(0, Math.floor(at.y))),
   };
+  say("Looking; the first look takes a while, as the segmenter is loaded", true);
   const answer = await fetch(`${editor.dataset.edit}/click`, { method: "POST", headers, body: JSON.stringify(spot) });
   if (!answer.ok) {
     const said = await answer.json().catch(() => ({}));
@@ -95,6 +96,7 @@ async function take(at, away) {
     if (theirs[i] > 127) mine.data.fill(away ? 0 : 255, i, i + 3);
   }
   painter.putImageData(mine, 0, 0);
+  messages.replaceChildren();
   show();
 }
 

@@ -44,9 +44,9 @@ function start() {
     byId("progress").value = told.count.decided;
     byId("count").textContent = `${told.count.decided} of ${told.count.total} decided by you`;
     const one = told.agreement;
-    terms("agreement", [
-      ["Decisions", one.decisions],
-      ["Pairs judged", one.pairs],
+    const counts = [["Decisions", one.decisions], ["Pairs judged", one.pairs]];
+    terms("agreement", blind ? counts : [
+      ...counts,
       ["By two or more", one.several],
       ["Same decision", one.agreement === null ? "not known yet" : `${Math.round(100 * one.agreement)} %`],
       ["Krippendorff’s α", figure(one.alpha)],

@@ -1,0 +1,255 @@
+"""Jobs: the command line's commands and errors, one at a time, alive across restarts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from small_root import small_version
+from studio_client import Client
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.config import BuildRun
+from focusdpo.flows.settings import resolve
+from focusdpo.studio.job_files import Job, Jobs, progress_of
+from focusdpo.studio.job_forms import order
+
+PYTHON = (sys.executable, "-c")
+SLEEPS = "import time\nprint('begun', flush=True)\ntime.sleep(600)"
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Jobs:
+    return Jobs(tmp_path / "jobs")
+
+
+def start(jobs: Jobs, code: str, root: str = "here", kind: str = "build") -> Job:
+    return jobs.start(kind, f"a {kind}", root, [code], program=PYTHON)
+
+
+def ended(jobs: Jobs, id: str, seconds: float = 60) -> Job:
+    deadline = time.monotonic() + seconds
+    while (job := jobs.get(id)).active:
+        assert time.monotonic() < deadline, job
+        time.sleep(0.05)
+    return job
+
+
+def running(jobs: Jobs, id: str) -> Job:
+    deadline = time.monotonic() + 60
+    while (job := jobs.get(id)).state == "starting":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return job
+
+
+def test_what_a_command_says_and_gives_is_kept(jobs: Jobs) -> None:
+    code = (
+        "import sys\n"
+        "sys.stderr.write('reading\\ngenerate: 3/10  loss 0.5\\ngenerate: 10/10\\n')\n"
+        "print('for people')\nprint('{\"pairs\": 4}')"
+    )
+    job = ended(jobs, start(jobs, code).id)
+    assert (job.state, job.code, job.result) == ("done", 0, {"pairs": 4})
+    assert job.log.startswith("reading")
+    assert [(one.phase, one.done, one.total) for one in job.progress] == [("generate", 10, 10)]
+
+
+@pytest.mark.parametrize(
+    ("code", "state"), [(0, "done"), (3, "incomplete"), (1, "failed"), (2, "failed")]
+)
+def test_exit_codes(jobs: Jobs, code: int, state: str) -> None:
+    assert ended(jobs, start(jobs, f"raise SystemExit({code})").id).state == state
+
+
+def test_a_command_that_cannot_start_has_failed(jobs: Jobs) -> None:
+    job = jobs.start("build", "none", "here", [], program=["/no/such/program"])
+    job = ended(jobs, job.id)
+    assert job.state == "failed" and "cannot start" in job.log
+
+
+def test_one_at_a_time_for_a_root(jobs: Jobs) -> None:
+    first = start(jobs, SLEEPS)
+    with pytest.raises(UserError, match="a job is at work on here: a build"):
+        start(jobs, "pass", kind="train")
+    assert ended(jobs, start(jobs, "pass", root="elsewhere").id).state == "done"
+    running(jobs, first.id)
+    jobs.stop(first.id)
+    assert ended(jobs, first.id).state == "stopped"
+    assert ended(jobs, start(jobs, "pass", kind="train").id).state == "done"
+    assert [one.kind for one in jobs.list()] == ["train", "build", "build"]
+
+
+def test_stop_lets_a_command_end_as_on_a_terminal(jobs: Jobs) -> None:
+    code = (
+        "import time, sys\n"
+        "try:\n    sys.stderr.write('begun\\n'); sys.stderr.flush(); time.sleep(600)\n"
+        "except KeyboardInterrupt:\n"
+        "    sys.stderr.write('kept what was finished\\n'); sys.exit(130)"
+    )
+    job = start(jobs, code)
+    while "begun" not in jobs.get(job.id).log:
+        time.sleep(0.05)
+    jobs.stop(job.id)
+    job = ended(jobs, job.id)
+    assert (job.state, job.code) == ("stopped", 130) and "kept what was finished" in job.log
+
+
+def test_stop_again_ends_what_does_not_listen(jobs: Jobs) -> None:
+    code = (
+        "import signal, sys, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "sys.stderr.write('begun\\n'); sys.stderr.flush()\ntime.sleep(600)"
+    )
+    job = start(jobs, code)
+    while "begun" not in jobs.get(job.id).log:
+        time.sleep(0.05)
+    assert jobs.stop(job.id).state == "stopping"
+    time.sleep(0.5)
+    assert jobs.get(job.id).state == "stopping"
+    jobs.stop(job.id)
+    assert ended(jobs, job.id).state == "stopped"
+
+
+RESTART = """
+import sys
+from pathlib import Path
+from focusdpo.studio.job_files import Jobs
+print(Jobs(Path(sys.argv[1])).start("build", "b", "here", [sys.argv[2]],
+      program=(sys.executable, "-c")).id)
+"""
+
+
+def test_a_job_outlives_the_studio_that_started_it(jobs: Jobs, tmp_path: Path) -> None:
+    import subprocess
+
+    command = [sys.executable, "-c", RESTART, str(tmp_path / "jobs")]
+    code = "import time; time.sleep(2); print('{\"pairs\": 1}')"
+    begun = subprocess.run([*command, code], capture_output=True, text=True, check=True)
+    id = begun.stdout.strip()
+    assert running(jobs, id).state == "running", "that studio is gone, this one sees it"
+    with pytest.raises(UserError, match="a job is at work"):
+        start(jobs, "pass")
+    assert ended(jobs, id).result == {"pairs": 1}
+
+
+def test_a_killed_job_is_lost_and_does_not_hold_up_the_next(jobs: Jobs, tmp_path: Path) -> None:
+    import json
+
+    job = start(jobs, SLEEPS)
+    running(jobs, job.id)
+    told = json.loads((tmp_path / "jobs" / job.id / "runner.json").read_text())
+    os.killpg(int(told["process"].split("~")[1]), signal.SIGKILL)
+    assert ended(jobs, job.id).state == "lost"
+    assert ended(jobs, start(jobs, "pass").id).state == "done"
+
+
+@pytest.mark.parametrize("id", ["..", "../jobs", "nope", "20260101-000000-build-zzzzzz", ""])
+def test_names_of_jobs_are_no_paths(jobs: Jobs, id: str) -> None:
+    with pytest.raises(UserError, match="no such job"):
+        jobs.get(id)
+
+
+def test_progress_is_each_phases_last_count() -> None:
+    log = "compose: 1/4\nnot: a count\ncompose: 4/4\ntrain: 7/20  loss 0.69  gap 0.1\nx: 1/2 of it"
+    told = progress_of(log)
+    assert [(one.phase, one.done, one.total) for one in told] == [
+        ("compose", 4, 4),
+        ("train", 7, 20),
+    ]
+    assert told[1].figures == "loss 0.69  gap 0.1" and told[1].share == 0.35
+
+
+def form(**values: str) -> dict[str, str]:
+    return {"preset": "pocket", **values}
+
+
+def test_forms_become_the_commands(tmp_path: Path) -> None:
+    made = order("build", form(variants="2", settings="pair.min_drop=0.1\n--set shard.max_pairs=8"),
+                 root="data", runs=tmp_path)  # fmt: skip
+    assert made.arguments == [
+        "-v", "build-dataset", "--root", "data", "--preset", "pocket",
+        "--set", "compose.variants=2", "--set", "pair.min_drop=0.1", "--set", "shard.max_pairs=8",
+        "--no-prefect", "--json",
+    ]  # fmt: skip
+    made = order("train", form(name="a", steps="5", objective="dpo"), root="data", runs=tmp_path)
+    assert made.arguments[:6] == ["-v", "train", "--root", "data", "--out", str(tmp_path / "a")]
+    assert "train.objective.name=dpo" in made.arguments and "train.steps=5" in made.arguments
+
+
+def test_a_wrong_setting_gets_the_command_lines_words(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as ours:
+        order("build", form(settings="pair.min_drp=0.1"), root="data", runs=tmp_path)
+    with pytest.raises(UserError) as theirs:
+        resolve(BuildRun, {"preset": "pocket", "root": "data", "pair": {"min_drp": 0.1}})
+    assert str(ours.value) == str(theirs.value) and "did you mean 'min_drop'" in str(ours.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "said"),
+    [
+        ("build", {"variants": "two"}, "Scenes per set of subjects: got 'two'"),
+        ("build", {"variants": "1; rm -rf /"}, "expected a whole number"),
+        ("build", {"settings": "no equals sign"}, "expected section.field=value"),
+        ("build", {"settings": "a.b=\x1b[31m"}, "control characters"),
+        ("build", {"settings": "x.y=" + "1" * 10_000}, "too long"),
+        ("build", {"settings": "a.b=1\n" * 101}, "101 lines"),
+        ("build", {"preset": "/etc/passwd"}, "Preset: there is no"),
+        ("train", {"name": ""}, "Name of the run"),
+        ("train", {"name": "../../x"}, "expected letters"),
+        ("train", {"name": "a b; ls"}, "expected letters"),
+        ("train", {"name": "-rf"}, "expected letters"),
+        ("train", {"name": "taken"}, "is no training run"),
+        ("train", {"name": "a", "objective": "magic"}, "expected one of"),
+        ("evaluate", {"run": "nobody"}, "train first"),
+        ("export", {"run": "../taken"}, "train first"),
+        ("erase", {}, "no job is called"),
+    ],
+)
+def test_bad_forms_are_refused(
+    tmp_path: Path, kind: str, values: dict[str, str], said: str
+) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(UserError, match=said):
+        order(kind, form(**values), root="data", runs=tmp_path)
+
+
+@pytest.fixture
+def studio(tmp_path: Path) -> Client:
+    small_version(tmp_path / "data")
+    return Client(tmp_path / "data")
+
+
+def test_the_page_keeps_what_was_filled_and_escapes_it(studio: Client) -> None:
+    evil = "pair.x=</textarea><script>alert(1)</script>"
+    answer = studio.form("/jobs/start/build", variants="3", settings=evil, preset="pocket")
+    assert answer.status_code == 400
+    assert "pair.x: no such field" in answer.text and 'value="3"' in answer.text
+    assert "<script>alert" not in answer.text and "&lt;/textarea&gt;" in answer.text
+
+
+def test_a_form_needs_the_pages_token(studio: Client) -> None:
+    answer = studio.http.post("/jobs/start/build", data={"preset": "pocket"})
+    assert answer.status_code == 403
+
+
+def test_a_job_from_its_form_to_its_error(studio: Client) -> None:
+    """The real command: this root's subjects were read with other settings, and it says so."""
+    answer = studio.form("/jobs/start/train", name="first", preset="pocket", settings="", steps="1",
+                         objective="")  # fmt: skip
+    assert answer.status_code == 303
+    where = answer.headers["location"]
+    assert studio.page(where).status_code == 200
+    deadline = time.monotonic() + 120
+    while (told := studio.get(f"{where}/state").json())["active"]:
+        assert time.monotonic() < deadline, told
+        time.sleep(0.2)
+    assert told["state"] in ("done", "failed")
+    page = studio.page(where).text
+    assert "train first" in page and "focusdpo -v train --root" in page
+    assert "train first" in studio.page("/jobs").text
+    assert studio.get("/jobs/20260101-000000-build-abcdef").status_code == 400
+    assert studio.get("/jobs/..%2f..").status_code == 404
