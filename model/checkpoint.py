@@ -25,6 +25,8 @@ from focusdpo.data_schemas.errors import UserError
 
 STATE = "state.safetensors"
 META = "checkpoint.json"
+KEEP = 2
+"""Checkpoints of a run that stay."""
 _NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -79,7 +81,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def save_checkpoint(
-    root: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, Any], *, keep: int = 2
+    root: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, Any], *, keep: int = KEEP
 ) -> Path:
     """Writes one checkpoint and removes all but the newest `keep`."""
     from safetensors.torch import save
@@ -100,9 +102,14 @@ def save_checkpoint(
             shutil.rmtree(final)
         temporary.rename(final)
         _flush(root)
+    prune_checkpoints(root, keep=keep)
+    return final
+
+
+def prune_checkpoints(root: Path, *, keep: int = KEEP) -> None:
+    """Remove all but the newest `keep`: a run that was killed may have left one more."""
     for old in list_checkpoints(root)[:-keep]:
         shutil.rmtree(old)
-    return final
 
 
 def list_checkpoints(root: Path) -> list[Path]:

@@ -16,7 +16,12 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.adapter import AdapterCard, remove_policy, save_adapter
 from focusdpo.model.backbone import Backbone
 from focusdpo.model.batches import PairData, Progress, Which
-from focusdpo.model.checkpoint import list_checkpoints, newest_checkpoint, save_checkpoint
+from focusdpo.model.checkpoint import (
+    list_checkpoints,
+    newest_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from focusdpo.model.configs import TrainConfig, digest
 from focusdpo.model.focus_report import PairMaps
 from focusdpo.model.looks import Looks, Validate
@@ -154,6 +159,8 @@ class _Run:
             self._looks.restore(saved.meta["looks"])
             log.info("going on from step %d of %d", saved.step, config.steps)
         processes.require_agreement({"newest checkpoint": self._state.step})
+        if processes.is_main:
+            prune_checkpoints(self._checkpoints)
         if sharding is not None:
             shard_base(backbone.transformer, self._state.parameters.values(), sharding)
         self._stepper = Stepper(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,6 +178,21 @@ def test_a_finished_run_is_not_run_again(straight: Path, pair_shards: list[Path]
     assert isinstance(result, TrainResult)
     assert (result.steps, result.resumed_from) == (12, 12)
     assert {p: p.stat().st_mtime_ns for p in straight.rglob("*") if p.is_file()} == before
+
+
+def test_a_run_killed_before_it_dropped_an_old_checkpoint_drops_it(
+    straight: Path, pair_shards: list[Path], tmp_path: Path
+) -> None:
+    """Killed just after the last checkpoint was there: no later one takes the old one along."""
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    kept = sorted(path.name for path in (run / "checkpoints").iterdir())
+    shutil.copytree(run / "checkpoints" / kept[0], run / "checkpoints" / "step-000001")
+    (run / "run.json").unlink()
+    shutil.rmtree(run / "adapter")
+    train(tiny_backbone(), pair_shards, settings(), run, dataset_version="v1")
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == kept
+    assert outcome(run) == outcome(straight)
 
 
 def test_a_longer_run_goes_on_from_a_shorter(
