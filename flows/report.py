@@ -115,7 +115,7 @@ def collect(
         title=f"FocusDPO report{f': {dataset.version}' if dataset else ''}",
         what=f"{what[0].upper()}{what[1:]}",
         created=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
-        machine=_machine(),
+        machine=machine_words(),
         software=package_version("focusdpo"),
         dataset=dataset,
         training=training,
@@ -130,7 +130,8 @@ def collect(
     )
 
 
-def _machine() -> str:
+def machine_words() -> str:
+    """This machine, in a line."""
     about = machine()
     return (
         f"{about['cores']} cores, {about['processor']}, {about['memory_gib']} GiB, "

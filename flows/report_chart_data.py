@@ -94,3 +94,5 @@ class Scatter:
     base: tuple[float, ...]
     adapter: tuple[float, ...]
     labels: tuple[str, ...]
+    names: tuple[str, str] = ("base", "adapter")
+    """What the two values are of."""

@@ -222,8 +222,8 @@ def scatter_chart(chart: Scatter) -> Markup:
     both = [*chart.base, *chart.adapter]
     frame = _Frame(both, both)
     frame.x0, frame.x1 = frame.y0, frame.y1
-    parts = frame.axes(f"base: {chart.title.lower()}")
-    parts.append(element("text", "adapter", x=LEFT + 6, y=TOP + 10, class_="axis"))
+    parts = frame.axes(f"{chart.names[0]}: {chart.title.lower()}")
+    parts.append(element("text", chart.names[1], x=LEFT + 6, y=TOP + 10, class_="axis"))
     ends = {"x1": frame.x(frame.x0), "y1": frame.y(frame.y0)}
     ends |= {"x2": frame.x(frame.x1), "y2": frame.y(frame.y1)}
     parts.append(element("line", **ends, class_="level"))

@@ -51,7 +51,7 @@ def collect_dataset(root: Path, version: str, *, pairs: int, rejects: int) -> Da
     chosen = choose_rejects(dropped, rejects)
     return DatasetPart(
         version=dataset.id,
-        facts=_facts(dataset),
+        facts=dataset_facts(dataset),
         funnel=_funnel(dataset, records),
         reject_reasons=_reasons(dataset.manifest.get("rejects") or {}),
         breakdowns=_breakdowns(dataset.rows),
@@ -106,7 +106,8 @@ def _shares(sizes: Mapping[str, int], count: int) -> dict[str, int]:
     return shares
 
 
-def _facts(dataset: DatasetVersion) -> tuple[Fact, ...]:
+def dataset_facts(dataset: DatasetVersion) -> tuple[Fact, ...]:
+    """What a version is, in a few numbers."""
     manifest, rows = dataset.manifest, dataset.rows
     splits = Counter(row.split for row in rows)
     subjects = manifest.get("subjects") or []
@@ -127,7 +128,8 @@ def _facts(dataset: DatasetVersion) -> tuple[Fact, ...]:
         Fact(label="shards", value=str(len(shards)), note=f"{size / 1e6:.1f} MB"),
     ]
     if manifest.get("created"):
-        facts.append(Fact(label="published", value=str(manifest["created"])))
+        when = str(manifest["created"])[:16].replace("T", " ")
+        facts.append(Fact(label="published", value=f"{when} UTC"))
     if manifest.get("parent"):
         facts.append(Fact(label="grew from", value=str(manifest["parent"])))
     return tuple(facts)

@@ -42,7 +42,7 @@ def _points(chart: Chart) -> Iterator[Row]:
             edges = zip(chart.edges[:-1], chart.edges[1:], counts, strict=True)
             yield from ((name, low, high, count) for low, high, count in edges)
     else:
-        yield ("scene", "base", "adapter")
+        yield ("scene", *chart.names)
         yield from zip(chart.labels, chart.base, chart.adapter, strict=True)
 
 

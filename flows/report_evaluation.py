@@ -38,7 +38,7 @@ SHOWN = ("identity", "leakage_margin", "hue_error")
 
 
 @dataclass(frozen=True, slots=True)
-class _Folder:
+class Folder:
     """What an evaluation left."""
 
     path: Path
@@ -48,10 +48,14 @@ class _Folder:
     base: Mapping[str, EvalScene]
     """Scene id -> the first picture's record."""
     adapter: Mapping[str, EvalScene]
+    records: Sequence[EvalScene]
+    """Of all pictures."""
+    labels: tuple[str, str] = ("base", "adapter")
+    """What the two are called."""
 
 
-def collect_evaluation(directory: Path, *, extremes: int = 2, randoms: int = 6) -> EvaluationPart:
-    """The table and the chosen examples. Raises UserError for a folder that did not finish."""
+def read_folder(directory: Path) -> Folder:
+    """What an evaluation left. Raises UserError for a folder that did not finish."""
     from focusdpo.data_schemas.evaluations import EvalScene
     from focusdpo.data_schemas.tables import from_parquet
 
@@ -63,28 +67,41 @@ def collect_evaluation(directory: Path, *, extremes: int = 2, randoms: int = 6) 
         raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from error
     about = read_json(directory / "subjects.json", AGAIN)
     first = [record for record in records if record.index == 0]
-    folder = _Folder(
+    return Folder(
         path=directory,
         run=run,
         subjects=about.get("subjects", {}),
         prompts=about.get("prompts", {}),
         base={record.scene_id: record for record in first if record.model == "base"},
         adapter={record.scene_id: record for record in first if record.model == "adapter"},
+        records=records,
     )
-    examples = _examples(folder, extremes=extremes, randoms=randoms)
+
+
+def collect_evaluation(directory: Path, *, extremes: int = 2, randoms: int = 6) -> EvaluationPart:
+    """The table and the chosen examples. Raises UserError for a folder that did not finish."""
+    folder = read_folder(directory)
+    examples, scatters = pair_up(folder, extremes=extremes, randoms=randoms)
     rows = metric_rows(read_json(directory / "rows.json", AGAIN))
-    agreement = agreement_lines(run.get("agreement") or ())
+    agreement = agreement_lines(folder.run.get("agreement") or ())
     return EvaluationPart(
-        protocol=str(run.get("protocol", "unknown")),
-        facts=_facts(folder, records),
+        protocol=str(folder.run.get("protocol", "unknown")),
+        facts=_facts(folder, folder.records),
         rows=rows,
-        scatters=_scatters(folder),
+        scatters=scatters,
         examples=examples,
         chosen=_chosen(len(folder.adapter), examples),
         notes=_notes(rows),
         agreement=agreement,
         agreement_notes=agreement_notes(agreement),
     )
+
+
+def pair_up(
+    folder: Folder, *, extremes: int, randoms: int
+) -> tuple[tuple[Example, ...], tuple[Scatter, ...]]:
+    """Chosen scenes side by side, and all of them as dots."""
+    return _examples(folder, extremes=extremes, randoms=randoms), _scatters(folder)
 
 
 def metric_rows(values: Sequence[Mapping[str, Any]]) -> tuple[MetricRow, ...]:
@@ -122,7 +139,7 @@ def _interval(value: Mapping[str, Any] | None) -> Interval | None:
     return Interval(mean=mean, low=low, high=high) if math.isfinite(mean) else None
 
 
-def _facts(folder: _Folder, records: Sequence[EvalScene]) -> tuple[Fact, ...]:
+def _facts(folder: Folder, records: Sequence[EvalScene]) -> tuple[Fact, ...]:
     run = folder.run
     classes = {name for record in records for name in record.class_names}
     new = {name for record in records if record.held_out for name in record.class_names}
@@ -160,7 +177,7 @@ def _chosen(total: int, examples: Sequence[Example]) -> str:
     )
 
 
-def _scatters(folder: _Folder) -> tuple[Scatter, ...]:
+def _scatters(folder: Folder) -> tuple[Scatter, ...]:
     """Every scene, so that no choice of examples hides one."""
     scatters = []
     for name in DECIDING:
@@ -181,12 +198,13 @@ def _scatters(folder: _Folder) -> tuple[Scatter, ...]:
                     base=base,
                     adapter=adapter,
                     labels=tuple(folder.prompts.get(one, one) for one in scenes),
+                    names=folder.labels,
                 )
             )
     return tuple(scatters)
 
 
-def _examples(folder: _Folder, *, extremes: int, randoms: int) -> tuple[Example, ...]:
+def _examples(folder: Folder, *, extremes: int, randoms: int) -> tuple[Example, ...]:
     scores = []
     for scene_id, base in folder.base.items():
         adapter = folder.adapter.get(scene_id)
@@ -198,7 +216,7 @@ def _examples(folder: _Folder, *, extremes: int, randoms: int) -> tuple[Example,
     )
 
 
-def _example(folder: _Folder, why: str, scene_id: str) -> Example:
+def _example(folder: Folder, why: str, scene_id: str) -> Example:
     base, adapter = folder.base[scene_id], folder.adapter[scene_id]
     words = ", ".join(base.class_names)
     figures = []
@@ -219,21 +237,29 @@ def _example(folder: _Folder, why: str, scene_id: str) -> Example:
         why=why,
         scene_id=scene_id,
         prompt=folder.prompts.get(scene_id, words),
-        references=_references(folder, base),
-        base=_image(folder.path / base.image, f"base model: {words}. {verdict_words(base)}"),
-        adapter=_image(
-            folder.path / adapter.image, f"with the adapter: {words}. {verdict_words(adapter)}"
-        ),
+        references=references(folder, base),
+        base=_painted(folder, base, folder.labels[0]),
+        adapter=_painted(folder, adapter, folder.labels[1]),
         figures=tuple(figures),
         base_note=verdict_words(base),
         adapter_note=verdict_words(adapter),
         record={
             "kind": "scene",
             "where": {"table": "scenes.parquet of the evaluation"},
-            "base": asdict(base),
-            "adapter": asdict(adapter),
+            folder.labels[0]: _as_stored(base),
+            folder.labels[1]: _as_stored(adapter),
         },
     )
+
+
+def _painted(folder: Folder, record: EvalScene, label: str) -> Picture:
+    words = f"{label}: {', '.join(record.class_names)}. {verdict_words(record)}"
+    return stored_picture(folder.path / record.image, words)
+
+
+def _as_stored(record: EvalScene) -> dict[str, Any]:
+    """Its picture by its place in the evaluation, wherever that lies."""
+    return {**asdict(record), "image": "/".join(Path(record.image).parts[-3:])}
 
 
 def verdict_words(record: EvalScene) -> str:
@@ -253,16 +279,18 @@ def verdict_words(record: EvalScene) -> str:
     return "; ".join(parts)
 
 
-def _references(folder: _Folder, record: EvalScene) -> tuple[Picture, ...]:
+def references(folder: Folder, record: EvalScene) -> tuple[Picture, ...]:
+    """The first picture of each subject."""
     pictures = []
     for subject_id, name in zip(record.subject_ids, record.class_names, strict=True):
         paths = (folder.subjects.get(subject_id) or {}).get("pictures") or []
         if paths:
-            pictures.append(_image(folder.path / str(paths[0]), f"reference: {name}"))
+            pictures.append(stored_picture(folder.path / str(paths[0]), f"reference: {name}"))
     return tuple(pictures)
 
 
-def _image(path: Path, alt: str) -> Picture:
+def stored_picture(path: Path, alt: str) -> Picture:
+    """A picture of the evaluation. Raises UserError where it cannot be read."""
     try:
         with Image.open(path) as image:
             return picture(np.asarray(image.convert("RGB")), alt)

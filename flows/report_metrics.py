@@ -137,7 +137,7 @@ def _overall(evaluation: EvaluationPart) -> dict[str, MetricRow]:
     return {row.metric: row for row in evaluation.rows if row.group == "all" and row.difference}
 
 
-def headline(evaluation: EvaluationPart) -> Headline:
+def headline(evaluation: EvaluationPart, who: str = "the adapter") -> Headline:
     """The key result in one sentence with its interval; it says undecided where it is."""
     overall = _overall(evaluation)
     deciding = [overall[name] for name in DECIDING if name in overall]
@@ -145,7 +145,7 @@ def headline(evaluation: EvaluationPart) -> Headline:
         return Headline("The evaluation holds no comparison of base and adapter.")
     order: tuple[Verdict, ...] = ("better", "worse", "undecided", "unchanged", "too few scenes")
     groups = [(verdict, [row for row in deciding if row.verdict == verdict]) for verdict in order]
-    text = "; ".join(_clause(verdict, rows) for verdict, rows in groups if rows)
+    text = "; ".join(_clause(verdict, rows, who) for verdict, rows in groups if rows)
     scenes = max(row.scenes for row in deciding)
     figures = tuple(_key_figure(overall[n]) for n in HEADLINE_METRICS if n in overall)
     return Headline(
@@ -153,12 +153,12 @@ def headline(evaluation: EvaluationPart) -> Headline:
     )
 
 
-def _clause(verdict: Verdict, rows: Sequence[MetricRow]) -> str:
+def _clause(verdict: Verdict, rows: Sequence[MetricRow], who: str) -> str:
     names = " and ".join(row.title.lower() for row in rows)
     if verdict in ("better", "worse"):
         verb = "improves" if verdict == "better" else "worsens"
         parts = [f"{row.title.lower()} by {_with_bounds(row)}" for row in rows]
-        return f"the adapter {verb} {' and '.join(parts)}"
+        return f"{who} {verb} {' and '.join(parts)}"
     are = "are" if len(rows) > 1 else "is"
     if verdict == "unchanged":
         return f"{names} {are} unchanged"

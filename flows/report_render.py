@@ -75,7 +75,7 @@ def render(data: ReportData) -> str:
             header_facts=_header_facts(data),
             main_rows=[row for row in rows if row.group == "all"],
             forests=_forests(rows),
-            groups=_groups(rows),
+            groups=by_metric(rows),
         )
     )
 
@@ -231,14 +231,14 @@ def _forests(rows: Sequence[MetricRow]) -> list[_Forest]:
     return out
 
 
-def _groups(rows: Sequence[MetricRow]) -> list[tuple[str, str, list[MetricRow]]]:
+def by_metric(rows: Sequence[MetricRow]) -> list[tuple[str, str, list[MetricRow]]]:
     """Per metric its rows of all groups, where there is more than one group."""
-    by_metric: dict[str, list[MetricRow]] = {}
+    found: dict[str, list[MetricRow]] = {}
     for row in rows:
-        by_metric.setdefault(row.metric, []).append(row)
+        found.setdefault(row.metric, []).append(row)
     return [
         (members[0].title, members[0].better, members)
-        for members in by_metric.values()
+        for members in found.values()
         if len(members) > 1
     ]
 

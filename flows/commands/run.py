@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.commands.common import (
     INCOMPLETE,
     JSON,
@@ -277,15 +278,34 @@ def report(
     evaluate_dir: Annotated[
         Path | None, typer.Option("--evaluate", help="Folder of an evaluation to show.")
     ] = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            "--compare",
+            metavar="A B",
+            help="Show instead what differs from A to B: two versions of --root, or without --root "
+            "two folders that `evaluate` wrote.",
+        ),
+    ] = None,
     json: JSON = False,
 ) -> None:
     """Write one self-contained HTML page about a dataset, a training run, an evaluation, or all
-    three."""
+    three; or about what differs between two datasets or adapters."""
+    from focusdpo.flows.compare import write_comparison
     from focusdpo.flows.report import write_report
 
+    if compare is not None and (train_dir is not None or evaluate_dir is not None):
+        raise UserError(
+            "--compare goes with --root (two versions) or alone (two evaluations), not with "
+            "--train or --evaluate"
+        )
     with working("writing the report"):
-        page = write_report(
-            out, root=root, version=version, train_dir=train_dir, evaluate_dir=evaluate_dir
+        page = (
+            write_report(
+                out, root=root, version=version, train_dir=train_dir, evaluate_dir=evaluate_dir
+            )
+            if compare is None
+            else write_comparison(out, *compare, root=root)
         )
     say(f"report: {page}")
     finish({"command": "report", "report": str(page)}, json)

@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import CHROMIUM, chromium
-from PIL import Image
+from evaluated import agreement_row, evaluation_folder, scene_record
 from report_fixture import HOSTILE
-from small_root import grey, small_version
+from small_root import small_version
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.evaluations import AgreementRow, EvalScene
-from focusdpo.data_schemas.tables import to_parquet
 from focusdpo.flows.report import write_report
 from focusdpo.flows.report_agreement import agreement_lines, agreement_notes
 from focusdpo.flows.report_dataset import choose_pairs, collect_dataset
@@ -26,8 +24,6 @@ from focusdpo.flows.report_evaluation import collect_evaluation, verdict_words
 from focusdpo.flows.report_training import collect_training
 from focusdpo.model.backbones.flux import FluxBackbone
 from focusdpo.model.configs import TrainConfig
-from focusdpo.pipeline.compare import rows
-from focusdpo.pipeline.evaluate import EvaluateConfig
 
 
 @pytest.fixture(scope="module")
@@ -238,89 +234,10 @@ def test_skipped_steps_are_told_with_their_reason(tmp_path: Path) -> None:
     assert collect_training(folder).notes == (note,)
 
 
-def _record(model: str, index: int, identity: float, **changes: object) -> EvalScene:
-    values = {
-        "protocol": "pocket",
-        "model": model,
-        "scene_id": f"scene{index:02d}",
-        "index": 0,
-        "image": f"images/{model}/scene{index:02d}-0.png",
-        "subject_ids": ("a", "b"),
-        "class_names": ("cat", "dog"),
-        "held_out": index % 2 == 0,
-        "seen": 2,
-        "boxes": ((0, 0, 9, 9), (20, 20, 40, 40)),
-        "matched": (identity, identity),
-        "identity": identity,
-        "leakage_margin": identity - 0.2,
-        "confusion": 0.0,
-        "missing": 0.0,
-        "duplicate": 0.0,
-        "class_recognition": 1.0,
-        "hue_error": float("nan"),
-        "pattern_error": 0.2,
-        "clip_t": 0.3,
-        "scr_40": 0.0,
-        "scr_50": 0.0,
-        "scr_60": 0.0,
-        "copy_paste": 0.3,
-    }
-    return EvalScene(**(values | changes))  # type: ignore[arg-type]
-
-
-def _agreement(model: str, scorer: float, judge: float, spearman: float | None) -> dict[str, Any]:
-    row = AgreementRow(
-        metric="identity",
-        group="all",
-        model=model,
-        spearman=spearman,
-        count=12,
-        scenes=12,
-        scorer_mean=scorer,
-        scorer_low=scorer - 0.01,
-        scorer_high=scorer + 0.01,
-        judge_mean=judge,
-        judge_low=judge - 0.01,
-        judge_high=judge + 0.01,
-    )
-    return dataclasses.asdict(row)
-
-
 @pytest.fixture
 def evaluation(tmp_path: Path) -> Path:
     """Twelve scenes; the adapter gains 0.1 in identity, but loses 0.3 in scene 3."""
-    base = [_record("base", i, 0.5 + 0.01 * i) for i in range(12)]
-    gain = [0.1 - 0.4 * (i == 3) + 0.001 * i for i in range(12)]
-    adapter = [_record("adapter", i, 0.5 + 0.01 * i + gain[i]) for i in range(12)]
-    for record in base + adapter:
-        path = tmp_path / record.image
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(grey(100)).save(path)
-    reference = tmp_path / "references" / "a" / "0.png"
-    reference.parent.mkdir(parents=True)
-    Image.fromarray(grey(200)).save(reference)
-    table = rows(base, adapter, EvaluateConfig(resamples=200))
-    files = {
-        "rows.json": [dataclasses.asdict(row) for row in table],
-        "subjects.json": {
-            "subjects": {"a": {"pictures": ["references/a/0.png"]}},
-            "prompts": {"scene03": HOSTILE},
-        },
-        "run.json": {
-            "identity": "0123abcd",
-            "protocol": "pocket",
-            "seed": 0,
-            "fingerprints": {"base": "b1", "adapter": "a1", "judge": "j1"},
-            "agreement": [
-                _agreement("base", 0.6, 0.5, 0.4),
-                _agreement("adapter - base", 0.1, 0.002, None),
-            ],
-        },
-    }
-    (tmp_path / "scenes.parquet").write_bytes(to_parquet(base + adapter, EvalScene))
-    for name, value in files.items():
-        (tmp_path / name).write_text(json.dumps(value))
-    return tmp_path
+    return evaluation_folder(tmp_path)
 
 
 def test_evaluation_is_read(evaluation: Path) -> None:
@@ -376,15 +293,15 @@ def test_scorer_and_judge_side_by_side(evaluation: Path) -> None:
     ],
 )
 def test_agreement_in_words(scorer: float, judge: float, words: str) -> None:
-    rows = [_agreement("adapter - base", scorer, judge, 0.1)]
+    rows = [agreement_row("adapter - base", scorer, judge, 0.1)]
     assert words in agreement_notes(agreement_lines(rows))[0]
 
 
 def test_verdict_words_of_a_picture() -> None:
-    assert verdict_words(_record("base", 0, 0.5)) == "all found, none confused"
-    lost = _record("base", 0, 0.5, boxes=((), (20, 20, 40, 40)), missing=0.5, confusion=1.0)
+    assert verdict_words(scene_record("base", 0, 0.5)) == "all found, none confused"
+    lost = scene_record("base", 0, 0.5, boxes=((), (20, 20, 40, 40)), missing=0.5, confusion=1.0)
     assert verdict_words(lost) == "cat missing; 1 of 1 found look like another subject"
-    twice = _record("base", 0, 0.5, duplicate=0.5)
+    twice = scene_record("base", 0, 0.5, duplicate=0.5)
     assert verdict_words(twice) == "1 painted more than once"
 
 

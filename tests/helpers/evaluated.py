@@ -1,0 +1,119 @@
+"""The folder of an evaluation, made by hand: twelve scenes, base and adapter, real pictures and
+tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+from report_fixture import HOSTILE
+from small_root import grey
+
+from focusdpo.data_schemas.evaluations import AgreementRow, EvalScene
+from focusdpo.data_schemas.tables import to_parquet
+from focusdpo.pipeline.compare import rows
+from focusdpo.pipeline.evaluate import EvaluateConfig
+
+SCENES = 12
+GAIN = tuple(0.1 - 0.4 * (i == 3) + 0.001 * i for i in range(SCENES))
+"""In identity, but for a loss of 0.3 in scene 3."""
+
+
+def scene_record(model: str, index: int, identity: float, **changes: object) -> EvalScene:
+    """A scene of two subjects."""
+    values = {
+        "protocol": "pocket",
+        "model": model,
+        "scene_id": f"scene{index:02d}",
+        "index": 0,
+        "image": f"images/{model}/scene{index:02d}-0.png",
+        "subject_ids": ("a", "b"),
+        "class_names": ("cat", "dog"),
+        "held_out": index % 2 == 0,
+        "seen": 2,
+        "boxes": ((0, 0, 9, 9), (20, 20, 40, 40)),
+        "matched": (identity, identity),
+        "identity": identity,
+        "leakage_margin": identity - 0.2,
+        "confusion": 0.0,
+        "missing": 0.0,
+        "duplicate": 0.0,
+        "class_recognition": 1.0,
+        "hue_error": float("nan"),
+        "pattern_error": 0.2,
+        "clip_t": 0.3,
+        "scr_40": 0.0,
+        "scr_50": 0.0,
+        "scr_60": 0.0,
+        "copy_paste": 0.3,
+    }
+    return EvalScene(**(values | changes))  # type: ignore[arg-type]
+
+
+def agreement_row(
+    model: str, scorer: float, judge: float, spearman: float | None
+) -> dict[str, Any]:
+    """Identity by scorer and judge."""
+    row = AgreementRow(
+        metric="identity",
+        group="all",
+        model=model,
+        spearman=spearman,
+        count=12,
+        scenes=12,
+        scorer_mean=scorer,
+        scorer_low=scorer - 0.01,
+        scorer_high=scorer + 0.01,
+        judge_mean=judge,
+        judge_low=judge - 0.01,
+        judge_high=judge + 0.01,
+    )
+    return dataclasses.asdict(row)
+
+
+def evaluation_folder(
+    folder: Path,
+    gain: Sequence[float] = GAIN,
+    adapter_name: str = "a1",
+    shade: int = 100,
+    **settings: object,
+) -> Path:
+    """What `evaluate` leaves; `settings` make a config.yaml."""
+    base = [scene_record("base", i, 0.5 + 0.01 * i) for i in range(len(gain))]
+    adapter = [scene_record("adapter", i, 0.5 + 0.01 * i + more) for i, more in enumerate(gain)]
+    for at, record in enumerate(base + adapter):
+        path = folder / record.image
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(grey(shade + at)).save(path)
+    reference = folder / "references" / "a" / "0.png"
+    reference.parent.mkdir(parents=True)
+    Image.fromarray(grey(200)).save(reference)
+    table = rows(base, adapter, EvaluateConfig(resamples=200))
+    files = {
+        "rows.json": [dataclasses.asdict(row) for row in table],
+        "subjects.json": {
+            "subjects": {"a": {"pictures": ["references/a/0.png"]}},
+            "prompts": {"scene03": HOSTILE},
+        },
+        "run.json": {
+            "identity": "0123abcd",
+            "protocol": "pocket",
+            "seed": 0,
+            "fingerprints": {"base": "b1", "adapter": adapter_name, "judge": "j1"},
+            "agreement": [
+                agreement_row("base", 0.6, 0.5, 0.4),
+                agreement_row("adapter - base", 0.1, 0.002, None),
+            ],
+        },
+    }
+    (folder / "scenes.parquet").write_bytes(to_parquet(base + adapter, EvalScene))
+    for name, value in files.items():
+        (folder / name).write_text(json.dumps(value))
+    if settings:
+        (folder / "config.yaml").write_text(yaml.safe_dump(dict(settings)))
+    return folder
