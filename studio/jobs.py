@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from focusdpo.data_schemas.errors import UserError
@@ -16,6 +17,8 @@ from focusdpo.studio.acting import acting_of
 from focusdpo.studio.job_files import ID, Job
 from focusdpo.studio.job_forms import FORMS, evaluation_of, order, trained
 from focusdpo.studio.places import runs_folder
+from focusdpo.studio.run_folders import find_runs
+from focusdpo.studio.settings import StudioConfig
 from focusdpo.studio.views import NavItem, absent, render, studio_of
 
 NAV = (NavItem("Jobs", "/jobs"),)
@@ -25,7 +28,7 @@ TITLES = {
     "evaluate": ("Evaluate", "Base and adapter on individuals that neither has seen."),
     "export": ("Export", "The adapter with its card, ready to be given away."),
 }
-RESULT_PAGES = {"build": "/pairs", "train": "/runs", "evaluate": "/evaluation", "export": ""}
+ENDED_WELL = ("done", "incomplete")
 MOST_FIELDS, LARGEST_FIELD = 40, 64 * 1024
 
 
@@ -62,7 +65,12 @@ def show(request: Request) -> Response:
     if not job.active:
         studio_of(request).forget()
     return render(
-        request, "job.html.j2", job=job, told=_told(job), page=RESULT_PAGES.get(job.kind, "")
+        request,
+        "job.html.j2",
+        job=job,
+        told=_told(job, acting_of(request).config),
+        files=_files(job),
+        card=_card(job),
     )
 
 
@@ -71,7 +79,16 @@ def state(request: Request) -> Response:
     job = _job(request)
     if not job.active:
         studio_of(request).forget()
-    return JSONResponse(_told(job))
+    return JSONResponse(_told(job, acting_of(request).config))
+
+
+def download(request: Request) -> Response:
+    """A file of an export."""
+    there = {one.name: one for one in _files(_job(request))}
+    name = request.path_params["name"]
+    if name not in there:
+        raise absent("no such file")
+    return FileResponse(there[name], filename=name, media_type="application/octet-stream")
 
 
 def stop(request: Request) -> Response:
@@ -118,7 +135,7 @@ def _job(request: Request) -> Job:
     return acting_of(request).jobs.get(id)
 
 
-def _told(job: Job) -> dict[str, Any]:
+def _told(job: Job, config: StudioConfig) -> dict[str, Any]:
     return {
         "id": job.id,
         "state": job.state,
@@ -127,6 +144,8 @@ def _told(job: Job) -> dict[str, Any]:
         "log": job.log,
         "progress": [{**asdict(one), "share": one.share} for one in job.progress],
         "summary": summary(job),
+        "page": _page_of(job, config),
+        "files": len(_files(job)),
     }
 
 
@@ -146,6 +165,38 @@ def summary(job: Job) -> str:
     return ""
 
 
+def _page_of(job: Job, config: StudioConfig) -> str:
+    """Where its result is looked at; "" while there is nothing to see. A training run is to be seen
+    as soon as it has begun."""
+    if job.kind == "build":
+        return "/pairs" if job.state in ENDED_WELL else ""
+    found = find_runs(config)
+    for output, page, folders in (
+        ("run", "/runs", found.training),
+        ("evaluation", "/evaluations", found.evaluations),
+    ):
+        for one in folders:
+            if str(one.path) == job.outputs.get(output):
+                return f"{page}/{one.id}"
+    return ""
+
+
+def _files(job: Job) -> list[Path]:
+    """What an export has written: plain files, no links."""
+    folder = job.outputs.get("export")
+    if folder is None or job.state not in ENDED_WELL or not Path(folder).is_dir():
+        return []
+    return sorted(one for one in Path(folder).iterdir() if one.is_file() and not one.is_symlink())
+
+
+def _card(job: Job) -> str:
+    """The text of an export's card."""
+    for one in _files(job):
+        if one.name == "README.md":
+            return one.read_text(encoding="utf-8", errors="replace")
+    return ""
+
+
 def routes() -> list[BaseRoute]:
     return [
         Route("/jobs", page),
@@ -153,4 +204,5 @@ def routes() -> list[BaseRoute]:
         Route("/jobs/{job}", show),
         Route("/jobs/{job}/state", state),
         Route("/jobs/{job}/stop", stop, methods=["POST"]),
+        Route("/jobs/{job}/files/{name}", download),
     ]

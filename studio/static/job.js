@@ -25,16 +25,21 @@ async function look() {
   phases(told.progress);
   const log = document.getElementById("log");
   const atEnd = log.scrollTop + log.clientHeight >= log.scrollHeight - 20;
-  log.textContent = told.log;
+  log.textContent = told.log || "Nothing yet.";
   if (atEnd) log.scrollTop = log.scrollHeight;
   if (told.state === "stopping") document.querySelector("#stop button").textContent = "Stop at once";
+  const result = document.getElementById("result");
+  if (told.page) {
+    result.href = told.page;
+    result.hidden = false;
+  }
   if (told.active) return true;
   const summary = document.getElementById("summary");
   summary.textContent = told.summary;
   summary.hidden = !told.summary;
   document.getElementById("stop").hidden = true;
-  const result = document.getElementById("result");
-  if (result) result.hidden = !["done", "incomplete"].includes(told.state);
+  // What an export has written is listed by the page itself.
+  if (told.files) location.reload();
   return false;
 }
 

@@ -253,3 +253,21 @@ def test_a_job_from_its_form_to_its_error(studio: Client) -> None:
     assert "train first" in studio.page("/jobs").text
     assert studio.get("/jobs/20260101-000000-build-abcdef").status_code == 400
     assert studio.get("/jobs/..%2f..").status_code == 404
+
+
+def test_an_exports_files_are_offered_and_no_others(studio: Client, tmp_path: Path) -> None:
+    folder = tmp_path / "data-runs" / "a-export"
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text("# a <script>alert(1)</script>")
+    (folder / "secret").symlink_to("/etc/passwd")
+    jobs = Jobs(tmp_path / "data-runs/.studio/jobs")
+    job = jobs.start(
+        "export", "export a", str(studio.root), ["pass"], {"export": str(folder)}, PYTHON
+    )
+    ended(jobs, job.id)
+    page = studio.page(f"/jobs/{job.id}").text
+    assert "README.md" in page and "secret" not in page and "<script>alert" not in page
+    answer = studio.get(f"/jobs/{job.id}/files/README.md")
+    assert answer.status_code == 200 and "attachment" in answer.headers["content-disposition"]
+    for name in ("secret", "..%2f..%2fdata%2fdataset.json", "nothing"):
+        assert studio.get(f"/jobs/{job.id}/files/{name}").status_code == 404

@@ -62,7 +62,8 @@ def built_again(studio: Client) -> None:
     )
     publish(
         store, rows, subjects=version.subjects(),
-        artefacts=[("pair", key) for key in keys.values()], config=version.manifest["config"], rejects={}, partitions=partitions, reviewed=changed,
+        artefacts=[("pair", key) for key in keys.values()],
+        config=version.manifest["config"], rejects={}, partitions=partitions, reviewed=changed,
     )  # fmt: skip
 
 
