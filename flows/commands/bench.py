@@ -67,6 +67,16 @@ def bench(
             "planned. The promise is made for 1000.",
         ),
     ] = None,
+    studio: Annotated[
+        int | None,
+        typer.Option(
+            "--studio",
+            min=200,
+            metavar="PAIRS",
+            help="Instead: a root of so many made-up pairs is looked at in the studio: first view "
+            "and page turns. The promise is made for 100000, which take about 2 GB.",
+        ),
+    ] = None,
     preset: PRESET = "pocket",
     set_: SET = [],  # noqa: B006
     json: JSON = False,
@@ -97,6 +107,11 @@ def bench(
         from focusdpo.flows.scale_bench import scale_figures
 
         _finish(scale_figures(out, scale), json)
+        return
+    if studio is not None:
+        from focusdpo.studio.bench import studio_figures
+
+        _finish(studio_figures(out, studio), json)
         return
     from focusdpo.flows.measuring import measure
 

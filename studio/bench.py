@@ -1,0 +1,172 @@
+"""How fast the studio is on a large root: `focusdpo bench --studio 100000`.
+
+The studio runs as a user starts it, in a process of its own; pages are asked for over HTTP, each
+with the pictures that a browser would load for it, six at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.bench_figure import BenchFigure
+from focusdpo.flows.progress import working
+from focusdpo.pipeline.store import Store
+from focusdpo.studio.large_root import EACH, make_root
+
+FIRST_SECONDS, TURN_MS = 2.0, 300.0
+AT_ONCE = 6
+"""Requests that a browser sends at once to one host."""
+TURNS = 40
+ADDRESS = re.compile(r"(http://\S+)/ ")
+PICTURE = re.compile(r'<img [^>]*src="(/(?:thumbnails|pair-pictures|pictures)/[^"]+)"')
+LINK = re.compile(r'href="(/(?:pairs|scenes|subjects)/[^"#?]+)')
+START_SECONDS = 120.0
+
+
+def studio_figures(out: Path, pairs: int) -> list[BenchFigure]:
+    """Make a root of so many pairs in `out`, and look at it. UserError when `out` is not empty."""
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: holds something already; give bench --studio a new --out")
+    root = out / "dataset"
+    with working(f"making a root of {pairs} pairs"):
+        version = make_root(Store.open(root), pairs, max(10, pairs // 100))
+    figures = [
+        BenchFigure("pairs of the root", pairs, ""),
+        BenchFigure("partitions of the root", -(-pairs // EACH), ""),
+    ]
+    with _served(root) as visit:
+        figures.append(BenchFigure("studio: start to listening", visit.start_seconds, "s"))
+        for name, address in (("home", "/"), ("grid", "/pairs")):
+            with _served(root) as cold:
+                took, size = cold.view(address)
+            figures.append(BenchFigure(f"first view, {name}: page and pictures", took, "s",
+                                       FIRST_SECONDS))  # fmt: skip
+            figures.append(BenchFigure(f"first view, {name}: bytes", size / 1e3, "kB"))
+        figures += _turns(visit, pairs)
+        figures.append(BenchFigure("studio: memory", visit.memory / 1e6, "MB"))
+    if not version:
+        raise RuntimeError("the root has no version")
+    return figures
+
+
+class _Visitor:
+    """A browser's part: a page, then its pictures that are not kept yet."""
+
+    def __init__(self, address: str, process: subprocess.Popen[str], seconds: float) -> None:
+        self._client = httpx.Client(
+            base_url=address, trust_env=False, timeout=60, headers={"accept": "text/html"}
+        )
+        self._process, self.start_seconds = process, seconds
+        self._pool = ThreadPoolExecutor(AT_ONCE)
+        self._kept: set[str] = set()
+
+    def page(self, address: str) -> str:
+        answer = self._client.get(address)
+        if answer.status_code != 200:
+            raise RuntimeError(f"{address}: {answer.status_code} {answer.text[:300]}")
+        return answer.text
+
+    def view(self, address: str) -> tuple[float, int]:
+        """Seconds until page and pictures are there, and their bytes."""
+        start = time.perf_counter()
+        text = self.page(address)
+        wanted = {one.replace("&amp;", "&") for one in PICTURE.findall(text)} - self._kept
+        sizes = list(self._pool.map(self._picture, sorted(wanted)))
+        self._kept |= wanted
+        return time.perf_counter() - start, len(text) + sum(sizes)
+
+    def _picture(self, address: str) -> int:
+        return len(self._client.get(address).raise_for_status().content)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the studio's process that are in memory."""
+        pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        self._client.close()
+
+
+@contextmanager
+def _served(root: Path) -> Iterator[_Visitor]:
+    command = [sys.executable, "-m", "focusdpo.flows.cli", "studio"]
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [*command, "--root", str(root), "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        assert process.stdout is not None
+        match = ADDRESS.search(process.stdout.readline())
+        if match is None:
+            raise RuntimeError("the studio told no address")
+        visitor = _Visitor(match[1], process, 0.0)
+        _wait(visitor)
+        visitor.start_seconds = time.perf_counter() - started
+        try:
+            yield visitor
+        finally:
+            visitor.close()
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def _wait(visitor: _Visitor) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            visitor.page("/static/icon.svg")
+            return
+        except httpx.TransportError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+def _turns(visit: _Visitor, pairs: int) -> Iterator[BenchFigure]:
+    """Page turns of every kind, after each kind's first."""
+    rng = np.random.default_rng(3)
+    last = max(1, pairs // 24)
+    numbers = [int(one) for one in rng.integers(1, last + 1, TURNS)]
+    subjects = [f"subject-{int(one):05d}" for one in rng.integers(0, max(10, pairs // 100), TURNS)]
+    sorts = ("margin", "-margin", "win", "-lose", "-clip")
+    kinds = {
+        "grid, next page": [f"/pairs?page={n}" for n in numbers],
+        "grid, sorted": [f"/pairs?sort={sorts[n % 5]}&page={n}" for n in numbers],
+        "grid, by subject": [f"/pairs?subject={one}" for one in subjects],
+        "grid, by words of the prompt": [f"/pairs?text=on+snow&page={n % 50 + 1}" for n in numbers],
+        "grid, by score": [f"/pairs?low=0.{n % 9}&high=1.5&page=2" for n in numbers],
+        "gallery of subjects": [f"/subjects?page={n % 20 + 1}" for n in numbers],
+        "one subject": [f"/subjects/{one}" for one in subjects],
+        "sets of subjects": [f"/scenes?page={n}" for n in numbers],
+        "rejects": ["/rejects", "/rejects?reason=weak_winner"],
+        "home": ["/"] * 5,
+    }
+    for name, addresses in kinds.items():
+        yield from _turn(visit, name, addresses)
+    grid = [visit.page(f"/pairs?page={n}") for n in numbers[:TURNS]]
+    yield from _turn(visit, "one pair", [LINK.findall(one)[0] for one in grid])
+
+
+def _turn(visit: _Visitor, name: str, addresses: list[str]) -> Iterator[BenchFigure]:
+    visit.view(addresses[0])
+    took = sorted(1000 * visit.view(one)[0] for one in addresses[1:])
+    yield BenchFigure(f"turn, {name}: median", took[len(took) // 2], "ms", TURN_MS)
+    yield BenchFigure(f"turn, {name}: 95 %", took[int(0.95 * (len(took) - 1))], "ms", TURN_MS)
