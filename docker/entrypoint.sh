@@ -88,6 +88,13 @@ server() {
     remember server "${PREFECT_SERVER_API_PORT:-4200}"
     export PREFECT_SERVER_DATABASE_TIMEOUT="${PREFECT_SERVER_DATABASE_TIMEOUT:-60}"
     unset PREFECT_API_URL
+    # At DEBUG the web server writes what clients send, the API's password among it.
+    case ${PREFECT_SERVER_LOGGING_LEVEL:-} in
+    [Dd][Ee][Bb][Uu][Gg])
+        echo "focusdpo: PREFECT_SERVER_LOGGING_LEVEL=DEBUG would log secrets; INFO is used" >&2
+        export PREFECT_SERVER_LOGGING_LEVEL=INFO
+        ;;
+    esac
     exec prefect server start
 }
 

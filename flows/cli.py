@@ -6,17 +6,19 @@ and what to do; 3 done, but some subjects or partitions were left out; 130 stopp
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import ClusterGone, UserError
 from focusdpo.flows import logs
 from focusdpo.flows.commands import ablate as ablate_commands
 from focusdpo.flows.commands import bench as bench_commands
@@ -103,10 +105,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         app(given, prog_name="focusdpo")
+    except ClusterGone as error:
+        with suppress(SystemExit):
+            _complain(str(error), 2, "--json" in given)
+        leave_at_once(2)
     except UserError as error:
         _complain(str(error), 2, "--json" in given)
     except KeyboardInterrupt:
         _complain("stopped; what was finished is kept, the same command goes on", 130, False)
+
+
+def leave_at_once(code: int) -> NoReturn:
+    """End without taking the interpreter apart; what was registered for the end is done."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _complain(message: str, code: int, as_json: bool) -> None:

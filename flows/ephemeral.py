@@ -1,5 +1,5 @@
 """The server that Prefect starts for a command without one: it ends when the command's process
-does, also when that is killed.
+does, also when that is killed; and when it is killed itself, another takes its place.
 
 Prefect ends its own from `atexit`, which a kill -9 skips; the server then lives on. This one reads
 a pipe whose other end only the command's process holds: at its end of file it stops itself, after
@@ -23,6 +23,8 @@ STORE_SECONDS = 10.0
 """How long it may take to store what it was told."""
 STOP_SECONDS = 5.0
 """How long it has for an orderly end after that."""
+DEATHS = 3
+"""Servers of a command that are replaced when they are killed."""
 QUIET_SECONDS = 0.6
 """Nothing waits for so long: all is stored."""
 
@@ -39,8 +41,11 @@ def tether() -> None:
     class Tethered(SubprocessASGIServer):
         """Started with a pipe as its standard input."""
 
+        _deaths = 0
+        _ending = False
+
         def _run_uvicorn_command(self) -> subprocess.Popen[bytes]:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "focusdpo.flows.ephemeral", str(self.port)],
                 stdin=subprocess.PIPE,
                 env={
@@ -51,8 +56,25 @@ def tether() -> None:
                     **get_current_settings().to_environment_variables(exclude_unset=True),
                 },
             )
+            watch = threading.Thread(target=self._replace, args=(process,), daemon=True)
+            watch.start()
+            return process
+
+        def _replace(self, process: subprocess.Popen[bytes]) -> None:
+            """Another server on the same port and database when this one dies by a signal (kill -9,
+            no memory left): clients ask again, and the run goes on."""
+            code = process.wait()
+            if code >= 0 or self._ending:
+                return
+            self._deaths += 1
+            if self._deaths > DEATHS:
+                log.error("Prefect's server was killed %d times; it stays away", self._deaths)
+                return
+            log.warning("Prefect's server was killed (signal %d); started again", -code)
+            self.server_process = self._run_uvicorn_command()
 
         def stop(self) -> None:
+            self._ending = True
             process = self.server_process
             if process is not None and process.stdin is not None:
                 process.stdin.close()

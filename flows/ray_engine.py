@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import ClusterGone, UserError
 from focusdpo.flows.executor_config import RayConfig, StageResources
 from focusdpo.pipeline.remote_config import PREFIX
 
@@ -80,7 +80,7 @@ class Engine:
             return False
         self._gone = True
         atexit.unregister(self.ray.shutdown)
-        raise UserError(
+        raise ClusterGone(
             f"the Ray cluster at {self._head[0]}:{self._head[1]} has not answered for "
             f"{silent:.0f} s: its head is gone. What was finished is stored; start the cluster "
             "and run the same command again"

@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-import toy_cli
 import toy_root
 import toy_suite
 import yaml
@@ -346,7 +344,7 @@ def test_a_killed_worker_ends_plain_calls_with_advice(
 
 def command(folder: Path, out: Path) -> list[str]:
     own = ["ablate", "--preset", str(folder / "preset.yaml"), "--root", str(folder / "root")]
-    return [sys.executable, str(Path(toy_cli.__file__)), *own, "--out", str(out), "--no-prefect"]
+    return [*toy_root.TOY_CLI, *own, "--out", str(out), "--no-prefect"]
 
 
 @pytest.mark.slow
