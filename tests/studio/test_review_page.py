@@ -1,0 +1,147 @@
+"""The acting pages in a real browser: keys, drag and drop, brush, and no barrier for anybody."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect
+from small_root import small_version
+from studio_walk import browser_page, drop_files, meadow, needs_browser, served
+
+from focusdpo.pipeline.reviews import Audit
+from focusdpo.pipeline.store import Store
+
+pytestmark = needs_browser
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("studio") / "data"
+    small_version(folder, scenes=8)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(root: Path) -> Iterator[str]:
+    with served(root) as where:
+        yield where
+
+
+@pytest.fixture
+def page() -> Iterator[Any]:
+    complaints: list[str] = []
+    with browser_page(complaints=complaints) as tab:
+        yield tab
+    # What is refused in words is an error to the browser's console all the same.
+    assert not [one for one in complaints if "status of 400" not in one]
+
+
+def review(page: Any, address: str, query: str) -> None:
+    page.goto(f"{address}/review?{query}")
+    page.wait_for_selector("#review[data-ready]")
+
+
+def shown(page: Any) -> str:
+    return str(page.get_attribute("#review", "data-pair"))
+
+
+def test_the_keyboard_is_enough(root: Path, address: str, page: Any) -> None:
+    review(page, address, "reviewer=Ada")
+    pairs = []
+    for key in "ars":
+        pairs.append(shown(page))
+        page.keyboard.press(key)
+        expect(page.locator("#review")).not_to_have_attribute("data-pair", pairs[-1])
+    expect(page.locator("#count")).to_have_text("3 of 8 decided by you")
+    held = [(one.pair_id, one.decision) for one in Audit(Store.open(root)).reviews()]
+    assert held == list(zip(pairs, ["accept", "reject", "swap"], strict=True))
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#review")).to_have_attribute("data-pair", pairs[-1])
+    expect(page.locator("[data-decide=swap]")).to_have_attribute("aria-pressed", "true")
+    page.keyboard.press("u")
+    expect(page.locator("[data-decide=swap]")).to_have_attribute("aria-pressed", "false")
+    expect(page.locator("#count")).to_have_text("2 of 8 decided by you")
+    page.keyboard.press("u")
+    expect(page.locator("#messages")).to_contain_text("no decision of yours to undo")
+
+
+def test_space_flips_and_typing_a_reason_decides_nothing(address: str, page: Any) -> None:
+    review(page, address, "reviewer=Barbara")
+    before = [page.get_attribute(f"#{side}", "src") for side in ("left", "right")]
+    page.keyboard.press("Space")
+    after = [page.get_attribute(f"#{side}", "src") for side in ("left", "right")]
+    assert after == before[::-1]
+    assert page.inner_text("#left-title") == "Loser"
+    page.fill("#reason", "a rare case as such")
+    page.press("#reason", "r")
+    page.keyboard.press("Space")
+    expect(page.locator("#count")).to_have_text("0 of 8 decided by you")
+
+
+def test_blind_review_shows_no_winner(root: Path, address: str, page: Any) -> None:
+    review(page, address, "reviewer=Grace&mode=blind")
+    text = page.inner_text("main").lower()
+    assert "winner" not in text and "margin" not in text and "scorers" not in text
+    first = shown(page)
+    page.keyboard.press("1")
+    expect(page.locator("#review")).not_to_have_attribute("data-pair", first)
+    (one,) = [one for one in Audit(Store.open(root)).reviews() if one.reviewer == "Grace"]
+    assert one.blind and one.decision in ("accept", "swap")
+
+
+def test_to_the_end_of_the_queue(address: str, page: Any) -> None:
+    review(page, address, "reviewer=Edsger")
+    for _ in range(8):
+        before = page.inner_text("#count")
+        page.keyboard.press("a")
+        expect(page.locator("#count")).not_to_have_text(before)
+        page.wait_for_timeout(150)
+    expect(page.locator("#messages")).to_contain_text("Nothing is left to review here")
+
+
+def test_a_bad_picture_costs_no_other_and_is_named(address: str, page: Any, tmp_path: Path) -> None:
+    meadow(200).save(tmp_path / "meadow.jpg")
+    (tmp_path / "<b>drawing.png").write_bytes(b"<svg onload=alert(1)>")
+    (tmp_path / "empty.png").write_bytes(b"")
+    page.goto(f"{address}/add-subject")
+    drop_files(page, "#drop", sorted(tmp_path.iterdir()))
+    expect(page.locator("#pictures li")).to_have_count(1)
+    expect(page.locator("#messages .bad")).to_have_count(2)
+    told = page.inner_text("#messages")
+    assert "<b>drawing.png: not an image" in told and "empty.png: the file is empty" in told
+    assert page.input_value("#name") == "b-drawing"
+    page.reload()
+    expect(page.locator("#pictures li")).to_have_count(1)
+    page.click("#pictures li a.button")
+    page.wait_for_selector("#editor[data-ready]")
+    box = page.locator("#canvas").bounding_box()
+    page.keyboard.press("e")
+    page.mouse.move(box["x"] + 20, box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 200, box["y"] + 30, steps=4)
+    page.mouse.up()
+    page.click("#keep")
+    expect(page.locator("#pictures")).to_contain_text("mask drawn by hand")
+
+
+REVIEW = "/review?reviewer=Ada"
+PAGES = ("/review", REVIEW, f"{REVIEW}&mode=blind", "/add-subject", "/jobs")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_nothing_serious_is_in_the_way_of_anybody(address: str, dark: bool) -> None:
+    found = []
+    for width in (1180, 390):
+        with browser_page(width=width, dark=dark) as page:
+            for path in PAGES:
+                page.goto(address + path)
+                page.wait_for_timeout(400)
+                for one in Axe().run(page).response["violations"]:
+                    found.append((path, width, one["id"], one["nodes"][0]["html"][:200]))
+                wide = page.evaluate("document.documentElement.scrollWidth")
+                assert wide <= width, f"{path} is {wide} wide on {width}"
+    assert not found
