@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from focusdpo.data_schemas.images import Picture
 from focusdpo.flows.config import GenerateRun
@@ -59,6 +59,8 @@ def resized(mask: Mask, shape: tuple[int, int]) -> Mask:
         return mask
     soft = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
     grey = soft.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
+    if (growth := max(shape) / max(mask.shape)) > 1:
+        grey = grey.filter(ImageFilter.GaussianBlur(growth / 2))  # else steps, as large as pixels
     return np.asarray(grey) > 127
 
 

@@ -126,7 +126,7 @@ def test_the_whole_story(tmp_path: Path) -> None:
         shots.take(page, "9-export")
         with page.expect_download() as download:
             page.get_by_role("link", name="README.md").click()
-        assert "first-try" in Path(download.value.path()).read_text()
+        assert "library_name: diffusers" in Path(download.value.path()).read_text()
     export = tmp_path / "data-runs" / "first-try-export"
     assert (export / "README.md").is_file() and list(export.glob("*.safetensors"))
     assert not complaints
