@@ -20,7 +20,6 @@ from focusdpo.flows.executors import new_builder
 from focusdpo.flows.incremental import request_digest, settled_version
 from focusdpo.flows.preview import first_pictures
 from focusdpo.flows.progress import Watch, quiet
-from focusdpo.flows.settings import as_yaml
 from focusdpo.flows.stages import STAGES
 from focusdpo.flows.subject_sources import find_subjects
 from focusdpo.flows.wiring import resident_parts, vocabulary
@@ -180,7 +179,6 @@ def _build(
     if failed and not any(builder.finished()):
         raise UserError("every partition failed:\n  " + "\n  ".join(failed[:5]))
     version = publish(builder, run.model_dump(mode="json"))
-    builder.store.files.write(f"versions/{version.id}/config.yaml", as_yaml(run).encode())
     if version.manifest.get("partitions") == len(builder.partitions):
         note_request(builder.store, version.id, request_digest(builder))
     return BuildResult(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +16,7 @@ from focusdpo.flows.models_config import ModelsConfig
 from focusdpo.flows.wiring import Parts, fingerprint_of
 
 if TYPE_CHECKING:
+    from focusdpo.pipeline.mending import Mended
     from focusdpo.pipeline.store import Store
 
 FREE_DISK = 2 * 2**30
@@ -54,20 +55,29 @@ def _told(check: Callable[[], str]) -> Callable[[], tuple[bool, str]]:
 
 
 def dataset_check(root: str, *, repair: bool = False) -> Check:
-    """Every byte of a dataset, and whether its store takes new ones; with `repair`, damaged
-    artefacts and shards are dropped."""
-    from focusdpo.pipeline import versions
+    """Every byte of a dataset, and whether its store takes new ones; with `repair`, what has a copy
+    is restored, and damaged artefacts and shards are dropped."""
+    from focusdpo.pipeline import mending
     from focusdpo.pipeline.store import Store
 
-    store = Store.open(root, create=False)
-    fine, room = _room(store)
     if repair:
-        dropped = versions.repair(store)
-        told = f"{len(dropped)} damaged, dropped; run the same build again" if dropped else "whole"
-        return Check("dataset", fine, f"{root}: {told}; {room}")
-    bad = store.corrupt() + versions.corrupt_shards(store)
+        done = mending.mend(root)
+        fine, room = _room(Store.open(root, create=False))
+        told = "; ".join(_done(done)) or "whole"
+        return Check("dataset", fine and not done.lost, f"{root}: {told}; {room}")
+    bad = mending.damages(root)
+    fine, room = _room(Store.open(root, create=False))
     told = f"{len(bad)} damaged, first: {bad[0].what}" if bad else "whole"
     return Check("dataset", fine and not bad, f"{root}: {told}; {room}")
+
+
+def _done(mended: Mended) -> Iterator[str]:
+    if mended.restored:
+        yield f"{len(mended.restored)} restored ({', '.join(mended.restored[:5])})"
+    if mended.dropped:
+        yield f"{len(mended.dropped)} damaged, dropped; run the same build again"
+    for one in mended.lost:
+        yield one.what
 
 
 def _room(store: Store) -> tuple[bool, str]:

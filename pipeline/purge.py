@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from focusdpo.data_schemas.tables import to_parquet
 from focusdpo.pipeline import registry, tars
 from focusdpo.pipeline.files import LOCK, TEMP
 from focusdpo.pipeline.keys import digest
+from focusdpo.pipeline.manifests import MANIFEST, manifest_bytes
 from focusdpo.pipeline.purge_plan import FOLDER, PurgePlan, make_plan, read_plans
 from focusdpo.pipeline.purge_shards import without as without_samples
 from focusdpo.pipeline.retention import Reached, alone, note_sweep, passing
@@ -30,6 +30,7 @@ from focusdpo.pipeline.reviews import Audit
 from focusdpo.pipeline.roots import LEASES
 from focusdpo.pipeline.shard import FOLDER as SHARDS
 from focusdpo.pipeline.store import Store
+from focusdpo.pipeline.twins import digests, drop_twin, ensure_twin, refuse_damaged
 from focusdpo.pipeline.version_tables import (
     LINEAGE,
     PARTITIONS,
@@ -70,6 +71,8 @@ def purge(
                 return done
         when = now or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         plan = make_plan(store, wanted, when)
+        for name in plan.versions:
+            refuse_damaged(store, name)  # what is changed now is taken for right afterwards
         plan.write(store)
         reached("planned")
         return _carry_out(store, plan, reached)
@@ -93,6 +96,7 @@ def _carry_out(store: Store, plan: PurgePlan, reached: Reached) -> PurgePlan:
     _registry(store, plan)
     reached("registry")
     for name, lost in plan.versions.items():
+        drop_twin(store, name)  # it holds their rows
         if any(lost.values()):
             _index(store, plan, name)
         reached("index")
@@ -101,6 +105,7 @@ def _carry_out(store: Store, plan: PurgePlan, reached: Reached) -> PurgePlan:
         reached("shard")
     for name, lost in plan.versions.items():
         _manifest(store, plan, name, lost)
+        ensure_twin(store, name)
         reached("manifest")
     for stage, key in plan.artefacts:
         path = store.path(stage, key)
@@ -196,8 +201,9 @@ def _manifest(store: Store, plan: PurgePlan, name: str, lost: Mapping[str, int])
     manifest["shards"] = list(_shard_entries(manifest["shards"], opened.rows, plan))
     note = {"id": plan.id, "when": plan.when, "subjects": plan.subjects, "lost": dict(lost)}
     manifest["purged"] = [*notes, note]
-    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    store.files.write(f"{folder}/manifest.json", text.encode())
+    if told := manifest.get("digests"):
+        manifest["digests"] = digests({one: store.files.read(f"{folder}/{one}") for one in told})
+    store.files.write(f"{folder}/{MANIFEST}", manifest_bytes(manifest))
 
 
 def _rejects(partitions: Sequence[PartitionRow]) -> dict[str, int]:

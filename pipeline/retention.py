@@ -18,7 +18,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.pipeline import ingest, leases, photo_masks, registry
 from focusdpo.pipeline.leases import SLACK, Holder
-from focusdpo.pipeline.manifests import versions_of
+from focusdpo.pipeline.manifests import MANIFEST, TWIN, versions_of
 from focusdpo.pipeline.processes import is_dead
 from focusdpo.pipeline.roots import LEASES
 from focusdpo.pipeline.shard import FOLDER as SHARDS
@@ -271,10 +271,11 @@ def _sweep(store: Store, garbage: Garbage, reached: Reached) -> None:
 
 
 def remove_version(store: Store, name: str) -> None:
-    """Take a version's folder away, its manifest first: without one it is no version."""
+    """Take a version's folder away: its twin, from which it would come back, then its manifest,
+    without which it is no version."""
     folder = f"versions/{name}"
     paths = store.files.listing(folder)
-    for path in sorted(paths, key=lambda one: one != "manifest.json"):
+    for path in sorted(paths, key=lambda one: (one != TWIN, one != MANIFEST)):
         store.files.remove(f"{folder}/{path}")
     if store.files.local is not None:
         for one in (f"{folder}/requests", folder):

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 from focusdpo.data_schemas.addresses import split_address
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, run_doctor
 from focusdpo.data_schemas.runs import SCHEMA_VERSION
 from focusdpo.pipeline.files import LOCK, TEMP, Files, LocalFiles
 
 HEADER = "dataset.json"
 LEASES = ".leases"
+OURS = {"stages", "versions"}
+"""Folders by which a dataset is known that has lost its dataset.json."""
 IGNORED = {TEMP, LOCK, LEASES, "lost+found", ".DS_Store"}
 """Names that do not make a folder somebody else's."""
 
@@ -52,6 +54,11 @@ def open_root(root: str | Path, *, create: bool) -> Files:
     if not files.exists(HEADER):
         others = set(files.names("")) - IGNORED
         # Asked again, because another writer may have made the root in between.
+        if others >= OURS and not files.exists(HEADER):
+            raise UserError(
+                f"{root}: {HEADER} is missing, and all else of a dataset is there. "
+                f"{run_doctor(root)}"
+            )
         if others and not files.exists(HEADER):
             raise UserError(
                 f"{root}: not a FocusDPO dataset root, but it holds {sorted(others)[:3]}; "
@@ -59,13 +66,45 @@ def open_root(root: str | Path, *, create: bool) -> Files:
             )
         if not create:
             raise UserError(f"{root}: no dataset here; run `focusdpo build-dataset` first")
-        files.write(HEADER, f"{_header()}\n".encode(), replace=False)
+        files.write(HEADER, header(), replace=False)
     _check_version(files)
     return files
 
 
-def _header() -> str:
-    return json.dumps({"kind": "focusdpo dataset", "schema_version": SCHEMA_VERSION})
+def header() -> bytes:
+    """What dataset.json holds."""
+    about = {"kind": "focusdpo dataset", "schema_version": SCHEMA_VERSION}
+    return f"{json.dumps(about)}\n".encode()
+
+
+def header_damage(files: Files) -> str | None:
+    """What is wrong with the dataset.json of a folder that has all else of a dataset; None when
+    nothing is, or it is of another layout, and no version says otherwise."""
+    if not set(files.names("")) >= OURS:
+        return None
+    try:
+        data = files.read(HEADER)
+    except FileNotFoundError:
+        return "missing"
+    try:
+        version = json.loads(data)["schema_version"]
+    except (ValueError, KeyError, TypeError):
+        version = None
+    if data == header():
+        return None
+    other = isinstance(version, int) and version != SCHEMA_VERSION
+    return None if other and _schemas(files) != {SCHEMA_VERSION} else "damaged"
+
+
+def _schemas(files: Files) -> set[object]:
+    """What the versions of a root say of its layout, as far as they can be read."""
+    found = set()
+    for name in files.names("versions"):
+        try:
+            found.add(json.loads(files.read(f"versions/{name}/manifest.json"))["schema_version"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            continue
+    return found
 
 
 def _check_version(files: Files) -> None:
@@ -73,10 +112,12 @@ def _check_version(files: Files) -> None:
     try:
         version = json.loads(files.read(HEADER))["schema_version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{where}: damaged ({error}); write {_header()} into it if this version of focusdpo "
-            "made the root"
-        ) from error
+        what_to_do = f"remove {where} and build again"
+        if set(files.names("")) >= OURS:
+            what_to_do = run_doctor(files.root)
+        raise UserError(f"{where}: damaged ({error}). {what_to_do}") from error
+    if version != SCHEMA_VERSION and header_damage(files):
+        raise UserError(f"{where}: damaged, versions say otherwise. {run_doctor(files.root)}")
     if version != SCHEMA_VERSION:
         raise UserError(
             f"{where}: schema version {version}, this focusdpo reads {SCHEMA_VERSION}; build into "

@@ -9,19 +9,23 @@ from __future__ import annotations
 import io
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.reviews import ReviewedPair
 from focusdpo.data_schemas.runs import Artefact
 from focusdpo.data_schemas.tables import arrow_table, from_parquet, to_parquet
+from focusdpo.pipeline.keys import digest
+from focusdpo.pipeline.manifests import MANIFEST, damaged_file, read_manifest
 from focusdpo.pipeline.store import Store
 
+INDEX = "index.parquet"
 LINEAGE = "lineage.parquet"
 PARTITIONS = "partitions.parquet"
 REVIEWED = "reviewed.parquet"
 Named = tuple[str, str]
 """Stage and artefact key."""
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,42 +44,68 @@ class PartitionRow:
     """Reason -> count."""
 
 
+def rows_of(store: Store, version: str, name: str, row_type: type[R]) -> list[R] | None:
+    """The records of one of a version's tables; None where the version never had it. UserError when
+    it is damaged or missing."""
+    data = _table_data(store, version, name)
+    if data is None:
+        return None
+    try:
+        return from_parquet(data, row_type, f"{store.root}/versions/{version}/{name}")
+    except UserError as error:
+        if _is_damaged(store, version, name, data):
+            raise damaged_file(store, version, name) from error
+        raise
+
+
 def partitions_of(store: Store, version: str) -> list[PartitionRow]:
     """The partitions of a version; none where it was written before these were recorded."""
-    path = f"versions/{version}/{PARTITIONS}"
-    try:
-        data = store.files.read(path)
-    except FileNotFoundError:
-        return []
-    return from_parquet(data, PartitionRow, f"{store.root}/{path}")
+    return rows_of(store, version, PARTITIONS, PartitionRow) or []
 
 
 def reviewed_of(store: Store, version: str) -> list[ReviewedPair]:
     """The pairs that reviews have left out of a version or exchanged in it."""
-    path = f"versions/{version}/{REVIEWED}"
-    try:
-        data = store.files.read(path)
-    except FileNotFoundError:
-        return []
-    return from_parquet(data, ReviewedPair, f"{store.root}/{path}")
+    return rows_of(store, version, REVIEWED, ReviewedPair) or []
 
 
 def lineage_columns(store: Store, version: str, columns: Sequence[str] | None) -> Any:
     """A version's lineage, or some of its columns, as an Arrow table; None when it has none."""
     import pyarrow as pa
 
-    path = f"versions/{version}/{LINEAGE}"
-    try:
-        data = store.files.read(path)
-    except FileNotFoundError:
+    data = _table_data(store, version, LINEAGE)
+    if data is None:
         return None
     try:
         return arrow_table(data, columns)
     except (pa.ArrowException, OSError) as error:
+        if _is_damaged(store, version, LINEAGE, data):
+            raise damaged_file(store, version, LINEAGE) from error
         raise UserError(
-            f"{store.root}/{path}: not a readable Parquet table ({error}); build again with "
-            "another setting, or remove the version"
+            f"{store.root}/versions/{version}/{LINEAGE}: not a readable Parquet table ({error}); "
+            "build again with another setting, or remove the version"
         ) from error
+
+
+def _table_data(store: Store, version: str, name: str) -> bytes | None:
+    try:
+        return store.files.read(f"versions/{version}/{name}")
+    except FileNotFoundError:
+        if name in _told_digests(store, version):
+            raise damaged_file(store, version, name) from None
+        return None
+
+
+def _is_damaged(store: Store, version: str, name: str, data: bytes) -> bool:
+    """Whether a table that cannot be read is another one than was written; if not, this focusdpo
+    does not know its columns."""
+    return _told_digests(store, version).get(name, digest(data)) != digest(data)
+
+
+def _told_digests(store: Store, version: str) -> Mapping[str, str]:
+    if not store.files.exists(f"versions/{version}/{MANIFEST}"):
+        return {}
+    told: Mapping[str, str] = read_manifest(store, version).get("digests", {})
+    return told
 
 
 def lineage_keys(store: Store, version: str) -> dict[str, set[str]]:

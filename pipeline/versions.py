@@ -4,7 +4,9 @@ versions/<id>/index.parquet       one IndexRow per pair
 versions/<id>/lineage.parquet     one Artefact per result that the version rests on
 versions/<id>/partitions.parquet  one PartitionRow per set of subjects
 versions/<id>/reviewed.parquet    one ReviewedPair per pair that reviews left out or exchanged
-versions/<id>/manifest.json       for people; written last, so a version with one is whole
+versions/<id>/config.yaml         the settings of the build that made it
+versions/<id>/manifest.json       for people; written last of these, so a version with one is whole
+versions/<id>/twin.tar            all of the above once more (twins.py)
 versions/<id>/requests/<digest>   a build that asked for this has this version
 LATEST                            id of the newest version
 
@@ -24,27 +26,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from focusdpo.data_schemas.addresses import with_digest
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.reviews import ReviewedPair
 from focusdpo.data_schemas.runs import SCHEMA_VERSION, Artefact
 from focusdpo.data_schemas.shards import IndexRow, ShardSample, Split
 from focusdpo.data_schemas.subjects import Subject
-from focusdpo.data_schemas.tables import from_parquet, to_parquet
+from focusdpo.data_schemas.tables import to_parquet
 from focusdpo.pipeline.keys import digest
-from focusdpo.pipeline.manifests import latest_id, read_manifest
+from focusdpo.pipeline.manifests import (
+    LATEST,
+    MANIFEST,
+    latest_id,
+    manifest_bytes,
+    named_by,
+    read_manifest,
+)
 from focusdpo.pipeline.shard import FOLDER, damaged_shard, read_sample
-from focusdpo.pipeline.store import Corrupt, Store
+from focusdpo.pipeline.store import Store
+from focusdpo.pipeline.twins import digests, ensure_twin
 from focusdpo.pipeline.version_tables import (
+    INDEX,
     LINEAGE,
     PARTITIONS,
     REVIEWED,
     PartitionRow,
     lineage_table,
+    rows_of,
     stage_summary,
     table_bytes,
 )
 
+CONFIG = "config.yaml"
 PACKAGES = ("focusdpo", "torch", "diffusers", "transformers", "numpy", "pillow", "pyarrow")
 
 log = logging.getLogger(__name__)
@@ -99,7 +114,7 @@ class DatasetVersion:
     def verify(self) -> None:
         """Check every byte of every shard; UserError names the first damaged one."""
         for shard in self.manifest["shards"]:
-            _verify_shard(self.store, shard)
+            verify_shard(self.store, shard)
 
 
 def latest_rows(store: Store) -> list[IndexRow]:
@@ -116,14 +131,11 @@ def open_version(root: str | Path | Store, id: str = "latest") -> DatasetVersion
         raise UserError(f"{store.root}: no dataset version yet; run `focusdpo build-dataset`")
     folder = f"versions/{name}"
     manifest = read_manifest(store, name)
-    path = f"{folder}/index.parquet"
-    try:
-        rows = from_parquet(store.files.read(path), IndexRow, f"{store.root}/{path}")
-    except FileNotFoundError as error:
+    rows = rows_of(store, name, INDEX, IndexRow)
+    if rows is None:
         raise UserError(
-            f"{store.root}/{folder}: its index.parquet is missing; remove the folder and build "
-            "again"
-        ) from error
+            f"{store.root}/{folder}: its {INDEX} is missing; remove the folder and build again"
+        )
     return DatasetVersion(store, name, manifest, rows)
 
 
@@ -149,11 +161,22 @@ def publish(
     name = _version_id(rows, subjects, lineage)
     while _is_purged(store, name):  # something else by now: what it was comes under another name
         name = digest(f"{name} again".encode())[:16]
-    latest = store.files.tagged("LATEST")
-    parent = None if latest is None else latest[0].decode().strip() or None
+    latest = store.files.tagged(LATEST)
+    parent = None if latest is None else named_by(store, latest[0])
     folder = f"versions/{name}"
-    if not store.files.exists(f"{folder}/manifest.json"):
+    if not store.files.exists(f"{folder}/{MANIFEST}"):
         known = lineage_table(store, lineage, parent)
+        files = {
+            INDEX: to_parquet(rows, IndexRow),
+            LINEAGE: table_bytes(known),
+            CONFIG: yaml.safe_dump(dict(config), sort_keys=False).encode(),
+        }
+        if partitions:
+            ordered = sorted(partitions, key=lambda one: one.partition)
+            files[PARTITIONS] = to_parquet(ordered, PartitionRow)
+        if reviewed:
+            by_pair = sorted(reviewed, key=lambda one: one.pair_id)
+            files[REVIEWED] = to_parquet(by_pair, ReviewedPair)
         manifest = {
             "id": name,
             "parent": parent,
@@ -168,21 +191,16 @@ def publish(
             "subjects": [_subject_entry(one) for one in sorted(subjects, key=lambda s: s.id)],
             "seeds": dict(seeds or {}),
             "shards": _shard_entries(store, rows, parent),
+            "digests": digests(files),
             "config": dict(config),
         }
-        store.files.write(f"{folder}/index.parquet", to_parquet(rows, IndexRow))
-        store.files.write(f"{folder}/{LINEAGE}", table_bytes(known))
-        if partitions:
-            data = to_parquet(sorted(partitions, key=lambda one: one.partition), PartitionRow)
-            store.files.write(f"{folder}/{PARTITIONS}", data)
-        if reviewed:
-            data = to_parquet(sorted(reviewed, key=lambda one: one.pair_id), ReviewedPair)
-            store.files.write(f"{folder}/{REVIEWED}", data)
-        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-        store.files.write(f"{folder}/manifest.json", text.encode(), replace=False)
+        for file, data in files.items():
+            store.files.write(f"{folder}/{file}", data)
+        store.files.write(f"{folder}/{MANIFEST}", manifest_bytes(manifest), replace=False)
+    ensure_twin(store, name)
     if parent != name:
         tag = None if latest is None else latest[1]
-        if store.files.swap("LATEST", f"{name}\n".encode(), tag) is None:
+        if store.files.swap(LATEST, f"{name}\n".encode(), tag) is None:
             raise Superseded(f"{store.root}: another builder published after version {parent}")
         log.info("%s: version %s, %d pairs", store.root, name, len(rows))
     version = open_version(store, name)
@@ -191,32 +209,7 @@ def publish(
 
 def lineage_of(version: DatasetVersion) -> list[Artefact]:
     """The artefacts that a version rests on."""
-    path = f"versions/{version.id}/lineage.parquet"
-    data = version.store.files.read(path)
-    return from_parquet(data, Artefact, f"{version.store.root}/{path}")
-
-
-def corrupt_shards(store: Store) -> list[Corrupt]:
-    """Damaged or missing shards of the newest version; reads all of them."""
-    if latest_id(store) is None:
-        return []
-    found = []
-    for shard in open_version(store).manifest["shards"]:
-        try:
-            _verify_shard(store, shard)
-        except UserError as error:
-            found.append(Corrupt(stage=FOLDER, key=shard["name"], what=str(error)))
-    return found
-
-
-def repair(store: Store) -> list[Corrupt]:
-    """Drop damaged artefacts and shards, so that the next build makes them anew; what was
-    dropped."""
-    shards = corrupt_shards(store)
-    for shard in shards:
-        log.warning("dropped %s", shard.what)
-        store.files.remove(f"{FOLDER}/{shard.key}")
-    return store.repair() + shards
+    return rows_of(version.store, version.id, LINEAGE, Artefact) or []
 
 
 def _version_id(
@@ -228,13 +221,14 @@ def _version_id(
 
 
 def _is_purged(store: Store, name: str) -> bool:
-    if not store.files.exists(f"versions/{name}/manifest.json"):
+    if not store.files.exists(f"versions/{name}/{MANIFEST}"):
         return False
     notes = read_manifest(store, name).get("purged", [])
     return any(count for note in notes for count in note["lost"].values())
 
 
-def _verify_shard(store: Store, shard: Mapping[str, Any]) -> None:
+def verify_shard(store: Store, shard: Mapping[str, Any]) -> None:
+    """UserError when a shard is not what a manifest says of it."""
     try:
         data = store.files.read(f"{FOLDER}/{shard['name']}")
     except FileNotFoundError as error:

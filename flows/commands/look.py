@@ -132,7 +132,8 @@ def doctor(
     repair: Annotated[
         bool,
         typer.Option(
-            "--repair", help="Drop what is damaged, so that the next build makes it anew."
+            "--repair",
+            help="Restore what has a copy; drop what the next build can make anew.",
         ),
     ] = False,
     json: JSON = False,

@@ -36,6 +36,8 @@ PLACES = {
     "a version's manifest": r"versions/[^/]*/manifest\.json",
     "a version's lineage": r"versions/[^/]*/lineage\.parquet",
     "a version's partitions": r"versions/[^/]*/partitions\.parquet",
+    "a version's settings": r"versions/[^/]*/config\.yaml",
+    "a version's twin": r"versions/[^/]*/twin\.tar",
     "LATEST": "LATEST",
     "dataset.json": r"dataset\.json",
 }
@@ -122,10 +124,28 @@ def damaged(
     dropped = [key for key in log.computed() if key not in damage.path]
     outcome.twice += [f"not damaged, and computed again: {key}" for key in dropped]
     outcome.lost += differences(job.state(), wanted.state)[:5]
+    outcome.lost += other_bytes(job.out, whole)[:5]
     if content_of(job.out) != content:
         outcome.lost.append("the newest version has other pairs")
     outcome.seconds = round(time.monotonic() - started, 2)
     return outcome
+
+
+WRITTEN = r"shards/.*|versions/[^/]*/[^/]*(?<!build\.json)|LATEST|dataset\.json|stages/.*\.tar"
+
+
+def other_bytes(root: Path, whole: Path) -> list[str]:
+    """Files that do not have the very bytes of before the damage."""
+    names = {name for one in (root, whole) for name, _ in files_below(one)}
+    return [
+        f"{name}: other bytes than before"
+        for name in sorted(names)
+        if re.fullmatch(WRITTEN, name) and bytes_of(root / name) != bytes_of(whole / name)
+    ]
+
+
+def bytes_of(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
 
 
 def content_of(root: Path) -> object:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from focusdpo.data_schemas.tables import arrow_table
+from focusdpo.pipeline.manifests import TWIN
+from focusdpo.pipeline.twins import read_twin
 
 from .processes import HELPERS, Launcher
 
@@ -19,8 +21,11 @@ if str(HELPERS) not in sys.path:  # where the toy suite lies
     sys.path.append(str(HELPERS))
 
 
-TIMES = {"seconds", "created", "started", "decided", "promoted", "machine", "wall_seconds"}
-"""Fields that tell when, how fast and where: not what."""
+TIMES = {
+    *("seconds", "created", "started", "decided", "promoted", "machine", "wall_seconds"),
+    "digests",
+}
+"""Fields that tell when, how fast and where: not what. A manifest's digests are of such files."""
 SUBJECTS = {"red": ("disc", 0.0), "blue": ("disc", 240.0), "green": ("square", 120.0)}
 FEW = ("red", "blue")
 
@@ -230,12 +235,19 @@ def files_below(folder: Path) -> Iterator[tuple[str, Path]]:
 
 def digest_of(path: Path) -> str:
     """Of a file's content without its times."""
-    data = path.read_bytes()
-    if path.suffix == ".json":
-        data = _json_without_times(data)
-    elif path.suffix == ".parquet":
-        data = _table_without_times(data)
+    data = _without_times(path.name, path.read_bytes())
     return hashlib.blake2b(data, digest_size=12).hexdigest()
+
+
+def _without_times(name: str, data: bytes) -> bytes:
+    if name.endswith(".json"):
+        return _json_without_times(data)
+    if name.endswith(".parquet"):
+        return _table_without_times(data)
+    files = read_twin(data) if name == TWIN else None
+    if files is None:
+        return data
+    return b"".join(_without_times(*one) for one in sorted(files.items()))
 
 
 def _json_without_times(data: bytes) -> bytes:

@@ -16,17 +16,16 @@ from stored_pairs import flat_complexity, put_pairs, put_subjects
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.pairs import Pair
 from focusdpo.data_schemas.subjects import Subject
+from focusdpo.pipeline.mending import damages, mend
 from focusdpo.pipeline.shard import ShardConfig, write_shards
 from focusdpo.pipeline.store import Store
 from focusdpo.pipeline.versions import (
     DatasetVersion,
-    corrupt_shards,
     latest_id,
     latest_rows,
     lineage_of,
     open_version,
     publish,
-    repair,
 )
 
 CONFIG = ShardConfig(max_pairs=3, val_share=0.3)
@@ -157,7 +156,7 @@ def test_a_damaged_version_is_named(store: Store, name: str) -> None:
     version = build(store)
     path = store.root / "versions" / version.id / name
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(UserError, match=f"{version.id}/{name}"):
+    with pytest.raises(UserError, match=f"{version.id}/{name}: damaged .*doctor --root .*--repair"):
         open_version(store)
 
 
@@ -173,8 +172,8 @@ def test_a_damaged_shard_is_named_repaired_and_rebuilt(store: Store, how: str) -
         path.unlink()
     with pytest.raises(UserError, match=f"{path.name} is damaged.*--repair"):
         version.verify()
-    assert [one.key for one in corrupt_shards(store)] == [path.name]
-    assert [one.key for one in repair(store)] == [path.name]
+    assert [one.key for one in damages(store.root)] == [path.name]
+    assert [one.key for one in mend(store.root).dropped] == [path.name]
     again = build(store)
     assert (again.id, again.new) == (version.id, False)
     assert path.read_bytes() == whole
