@@ -8,12 +8,17 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import CHROMIUM
+from browsing import page_of, serious
 
 ROOT = Path(__file__).parents[1]
 HOOKS = ROOT / "docs" / "hooks"
@@ -201,6 +206,41 @@ def test_the_site_is_built_strictly_and_asks_no_other_host(site: Path) -> None:
     assert [one for page in pages for one in Outside(page.read_text("utf-8")).found] == []
     styles = "".join(path.read_text("utf-8") for path in site.rglob("*.css"))
     assert not re.findall(r"(?:url\(|@import )[\"']?(?:https?:)?//", styles)
+
+
+@pytest.fixture(scope="module")
+def served(site: Path) -> Iterator[str]:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            """Nothing is logged."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site))) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+LOOKED_AT = ("index", "datasets", "objectives", "reference/settings")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_the_site_in_a_browser(served: str, dark: bool) -> None:
+    """axe finds nothing serious, the search finds, and no page asks another host."""
+    asked: list[str] = []
+    for name in LOOKED_AT:
+        with page_of(f"{served}/{name}.html", dark=dark) as page:
+            page.on("request", lambda request: asked.append(request.url))
+            page.reload(wait_until="networkidle")
+            assert serious(page) == [], name
+    with page_of(f"{served}/index.html", dark=dark) as page:
+        page.locator("input.md-search__input").first.fill("purge")
+        found = page.locator(".md-search-result__link[href*='datasets.html']")
+        found.first.wait_for(timeout=20_000)
+    assert [url for url in asked if not url.startswith(served)] == []
 
 
 def test_references_are_whole(site: Path) -> None:

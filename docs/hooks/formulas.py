@@ -20,4 +20,6 @@ def on_page_content(content: str, **_: Any) -> str:
 def _drawn(found: re.Match[str]) -> str:
     latex = html.unescape(found[3]).strip()
     display = "block" if found[2] == "[" else "inline"
-    return f"<{found[1]} class='formula'>{convert(latex, display=display)}</{found[1]}>"
+    # A long formula is scrolled, by keyboard too.
+    focus = " tabindex='0'" if display == "block" else ""
+    return f"<{found[1]} class='formula'{focus}>{convert(latex, display=display)}</{found[1]}>"
