@@ -117,15 +117,14 @@ def _svg(label: str, parts: Sequence[Markup]) -> Markup:
 
 
 def _path(points: Iterable[tuple[float, float]]) -> str:
-    """An SVG path with gaps at NaN."""
-    out, pen = [], "M"
+    """An SVG path with gaps at NaN; a point between two gaps is a dot."""
+    runs: list[list[str]] = [[]]
     for x, y in points:
-        if not (math.isfinite(x) and math.isfinite(y)):
-            pen = "M"
-            continue
-        out.append(f"{pen}{x:.1f} {y:.1f}")
-        pen = "L"
-    return "".join(out)
+        if math.isfinite(x) and math.isfinite(y):
+            runs[-1].append(f"{x:.1f} {y:.1f}")
+        elif runs[-1]:
+            runs.append([])
+    return "".join(f"M{'L'.join(run)}{'' if run[1:] else 'h0'}" for run in runs if run)
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:

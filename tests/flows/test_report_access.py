@@ -7,6 +7,8 @@ import base64
 import csv
 import io
 import json
+import math
+import re
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,8 @@ from report_fixture import HOSTILE, make_report
 from small_root import small_version
 
 from focusdpo.flows.report import write_report
-from focusdpo.flows.report_chart_data import Count
+from focusdpo.flows.report_chart_data import Count, Line, LineChart
+from focusdpo.flows.report_charts import line_chart
 from focusdpo.flows.report_downloads import chart_csv, counts_csv, file_name, file_uri, record_json
 from focusdpo.flows.report_render import render
 
@@ -112,6 +115,13 @@ def test_a_pairs_record_is_the_stored_one(tmp_path: Path) -> None:
     assert record["lineage"].endswith(f"--pair {row.pair_id}")
     beside = json.loads((tmp_path / "report.json").read_text())
     assert beside["dataset"]["pairs"][0]["record"]["kind"] == "pair"
+
+
+def test_a_point_between_gaps_is_drawn() -> None:
+    line = Line(name="a", x=(0, 1, 2, 3, 4), y=(1, math.nan, 2, 3, math.nan))
+    drawn = str(line_chart(LineChart(title="t", explain="", x_label="step", lines=(line,))))
+    path = re.findall(r' d="([^"]+)"', drawn)[0]
+    assert re.fullmatch(r"M[\d. ]+h0M[\d. ]+L[\d. ]+", path), path
 
 
 def test_downloads_are_harmless_and_exact() -> None:
