@@ -163,13 +163,20 @@ class Audit:
         """Later than what this reviewer has said of the pair, even if the clock went back."""
         own = [
             datetime.datetime.fromisoformat(one.when)
-            for one in self.reviews()
-            if one.pair_id == pair_id and one.reviewer == clean_reviewer(reviewer)
+            for one in self._about(pair_id)
+            if one.reviewer == clean_reviewer(reviewer)
         ]
         last = max(own, default=None)
         if last is not None and last >= now:
             now = last + datetime.timedelta(microseconds=1)
         return now.isoformat(timespec="microseconds")
+
+    def _about(self, pair_id: str) -> list[Review]:
+        """All decisions about one pair, by a look into one folder."""
+        folder = digest(pair_id.encode())[:2]
+        names = self._store.files.names(f"{FOLDER}/{folder}")
+        paths = [f"{folder}/{name}" for name in names if name.startswith(f"{pair_id}.")]
+        return [self._read.get(path) or self._load(path) for path in paths if NAME.fullmatch(path)]
 
     def _load(self, path: str) -> Review:
         where = f"{self._store.root}/{FOLDER}/{path}"

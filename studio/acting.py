@@ -11,7 +11,7 @@ from focusdpo.flows.config import GenerateRun
 from focusdpo.flows.settings import resolve
 from focusdpo.pipeline.reviews import Audit
 from focusdpo.pipeline.store import Store
-from focusdpo.pipeline.versions import open_version
+from focusdpo.studio.dataset import Dataset
 from focusdpo.studio.drafts import Drafts
 from focusdpo.studio.job_files import Jobs
 from focusdpo.studio.masks import Instances
@@ -45,11 +45,11 @@ class Acting:
                 self._audit = Audit(store)
             return self._audit
 
-    def queue(self, store: Store, version: str) -> Queue:
+    def queue(self, dataset: Dataset) -> Queue:
         """The pairs of a version; the last one asked for is kept."""
         with self._lock:
-            if self._queue is None or self._queue[0] != version:
-                self._queue = version, Queue(open_version(store, version))
+            if self._queue is None or self._queue[0] != dataset.id:
+                self._queue = dataset.id, Queue(dataset)
             return self._queue[1]
 
 

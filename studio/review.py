@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import urllib.parse
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from starlette.routing import BaseRoute, Route
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.pairs import Pair
-from focusdpo.data_schemas.reviews import DECISIONS, Decision
+from focusdpo.data_schemas.reviews import DECISIONS, Decision, Review
 from focusdpo.pipeline.review_stats import statistics
 from focusdpo.pipeline.reviews import Audit, clean_reviewer
 from focusdpo.studio.acting import acting_of
@@ -32,7 +33,7 @@ from focusdpo.studio.review_queue import (
 from focusdpo.studio.views import NavItem, absent, render, studio_of
 
 NAV = (NavItem("Review", "/review"),)
-MOST_LISTED = 500
+MOST_LISTED = 200
 """Pairs that a page gets at once; it asks for more."""
 FOREVER = {"cache-control": "private, max-age=31536000, immutable"}
 
@@ -59,14 +60,15 @@ def listing(request: Request) -> Response:
     """The queue as the filter has it, and how far the reviewer is."""
     queue, audit = _open(request)
     reviewer = _reviewer(request)
-    items, count = queue.items(audit.reviews(), reviewer, _filter(request))
+    reviews = audit.reviews()
+    items, matching, count = queue.items(reviews, reviewer, _filter(request), MOST_LISTED)
     blind = request.query_params.get("mode") == "blind"
     return JSONResponse(
         {
-            "pairs": [_listed(one, blind) for one in items[:MOST_LISTED]],
-            "matching": len(items),
+            "pairs": [_listed(one, blind) for one in items],
+            "matching": matching,
             "count": asdict(count),
-            "agreement": _agreement(audit, blind),
+            "agreement": _agreement(reviews, blind),
         }
     )
 
@@ -116,13 +118,11 @@ def picture(request: Request) -> Response:
     queue, _ = _open(request)
     pair = _pair(queue, request)
     what = request.path_params["what"]
-    roles = {"win": pair.win_image, "lose": pair.lose_image}
-    roles |= {f"ref{at}": one.image for at, one in enumerate(pair.references)}
     if what in ("left", "right"):
         what = _sides(pair, _reviewer(request), True)[what]
-    if what not in roles:
+    data = queue.picture(pair, what)
+    if data is None:
         raise absent("no such picture")
-    data = studio_of(request).needed_store().image_bytes(roles[what])
     return Response(data, media_type="image/png", headers=FOREVER)
 
 
@@ -154,22 +154,19 @@ def _decide(request: Request, values: dict[str, Any]) -> dict[str, Any]:
     else:
         raise UserError(f"decision '{wanted[:20]}': expected one of {', '.join(DECISIONS)}, undo")
     audit.record(pair, decision, reviewer, reason=reason, blind=blind)
-    held = [one for one in audit.reviews() if one.pair_id == pair.id]
-    _, count = queue.items(audit.reviews(), reviewer, _filter(request))
+    reviews = audit.reviews()
+    held = [one for one in reviews if one.pair_id == pair.id]
+    _, _, count = queue.items(reviews, reviewer, _filter(request), 0)
     return {
         "mine": _mine(held, pair, reviewer, blind),
         "count": asdict(count),
-        "agreement": _agreement(audit, blind),
+        "agreement": _agreement(reviews, blind),
     }
 
 
 def _open(request: Request) -> tuple[Queue, Audit]:
-    studio, acting = studio_of(request), acting_of(request)
-    store = studio.needed_store()
-    version = studio.latest()
-    if version is None:
-        raise UserError("there is no dataset version yet; build one on the page Jobs first")
-    return acting.queue(store, version), acting.audit(store)
+    dataset, acting = studio_of(request).needed_dataset(), acting_of(request)
+    return acting.queue(dataset), acting.audit(dataset.store)
 
 
 def _filter(request: Request) -> Filter:
@@ -215,12 +212,12 @@ def _listed(one: Item, blind: bool) -> dict[str, Any]:
     return told if blind else {**told, "mine": one.mine, "verdict": one.verdict}
 
 
-def _mine(held: list[Any], pair: Pair, reviewer: str, blind: bool) -> str | None:
+def _mine(held: Sequence[Review], pair: Pair, reviewer: str, blind: bool) -> str | None:
     """The reviewer's decision that counts, in the words of the page."""
     own = [one for one in held if one.reviewer == reviewer]
     if not own or own[-1].decision == "withdraw":
         return None
-    decision: str = own[-1].decision
+    decision = own[-1].decision
     if not blind:
         return decision
     if decision == "reject":
@@ -230,10 +227,10 @@ def _mine(held: list[Any], pair: Pair, reviewer: str, blind: bool) -> str | None
     return winner if decision == "accept" else other
 
 
-def _agreement(audit: Audit, blind: bool) -> dict[str, Any]:
+def _agreement(reviews: Sequence[Review], blind: bool) -> dict[str, Any]:
     """Figures for the page. A blind reviewer gets counts alone: shares would tell, after each
     decision, whether it was the scorers' side."""
-    told = statistics(audit.reviews()).as_dict()
+    told = statistics(reviews).as_dict()
     names = ["decisions", "pairs"]
     if not blind:
         names += ["several", "agreement", "alpha", "scorers"]

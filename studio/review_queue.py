@@ -6,15 +6,17 @@ it was built: decisions are about that, whichever side a version shows as its wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.pairs import Pair
 from focusdpo.data_schemas.reviews import Decision, Review, Verdict
 from focusdpo.data_schemas.scenes import stable_hash
-from focusdpo.data_schemas.shards import IndexRow
 from focusdpo.pipeline.reviews import (
     Judged,
     is_swapped,
@@ -24,15 +26,20 @@ from focusdpo.pipeline.reviews import (
     swapped,
     verdict_of,
 )
-from focusdpo.pipeline.store import Store
-from focusdpo.pipeline.version_tables import partitions_of, reviewed_of
-from focusdpo.pipeline.versions import DatasetVersion
+from focusdpo.pipeline.shard import read_fields
+from focusdpo.pipeline.version_tables import reviewed_of
+from focusdpo.studio.columns import Wanted
+from focusdpo.studio.dataset import Dataset
 
 Show = Literal["open", "mine", "disputed", "all"]
 Order = Literal["uncertain", "certain", "pair"]
 Side = Literal["left", "right"]
 SHOWS: tuple[Show, ...] = get_args(Show)
 ORDERS: tuple[Order, ...] = get_args(Order)
+Places = NDArray[np.bool_]
+"""(N,): which pairs of the version."""
+Held = Mapping[str, Mapping[str, Review]]
+"""Pair -> reviewer -> the decision that counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +48,6 @@ class Item:
 
     pair_id: str
     """As it was built."""
-    partition: str
     subject_ids: tuple[str, ...]
     source: str
     margin: float | None
@@ -71,90 +77,151 @@ class Count:
 
 
 class Queue:
-    """The pairs of one version; reads nothing twice."""
+    """The pairs of one version. Its columns are those of the other pages; what reviews have left
+    out, a few beside a whole dataset, is kept as items."""
 
-    def __init__(self, version: DatasetVersion) -> None:
-        self._version = version
-        self._store: Store = version.store
-        self._rows: dict[str, IndexRow] = {original_id(row.pair_id): row for row in version.rows}
-        partitions = partitions_of(version.store, version.id)
-        self._keys = {one.partition: one.key for one in partitions}
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._columns = dataset.pairs
+        ids: list[str] = self._columns.table["pair_id"].to_pylist()
+        turned = np.array([is_swapped(name) for name in ids], np.bool_)
+        self._ids = [original_id(name) for name in ids]
+        self._margins = np.where(turned, -self._columns.margin, self._columns.margin)
+        self._places = {name: at for at, name in enumerate(self._ids)}
+        # Ties by id, as the index is written, so that the order is the same at each look.
+        self._ordered = {
+            "uncertain": np.argsort(np.abs(self._margins), kind="stable"),
+            "certain": np.argsort(-np.abs(self._margins), kind="stable"),
+            "pair": np.arange(len(ids)),
+        }
         self._left_out = {
             one.pair_id: one
-            for one in reviewed_of(version.store, version.id)
-            if one.pair_id not in self._rows
+            for one in reviewed_of(dataset.store, dataset.id)
+            if one.pair_id not in self._places
         }
 
     @property
     def subjects(self) -> list[str]:
-        return sorted({name for row in self._rows.values() for name in row.subject_ids})
+        """Everybody in it."""
+        names = set(self._columns.subjects.names)
+        return sorted(names.union(*(one.subject_ids for one in self._left_out.values())))
 
     def __contains__(self, pair_id: str) -> bool:
-        return pair_id in self._rows or pair_id in self._left_out
+        return pair_id in self._places or pair_id in self._left_out
 
     def items(
-        self, reviews: Sequence[Review], reviewer: str, chosen: Filter
-    ) -> tuple[list[Item], Count]:
-        """The items that pass, and how far the reviewer is with all that the subject and source
-        let through."""
+        self, reviews: Sequence[Review], reviewer: str, chosen: Filter, most: int
+    ) -> tuple[list[Item], int, Count]:
+        """The first `most` items that pass, how many pass, and how far the reviewer is with all
+        that the subject and source let through."""
         held = _by_pair(standing(reviews))
-        here = [
-            one
-            for one in self._all(held, reviewer)
-            if chosen.subject in ("", *one.subject_ids) and chosen.source in ("", one.source)
-        ]
-        decided = sum(one.mine is not None for one in here)
-        shown = [one for one in here if _shows(one, chosen.show)]
-        return _ordered(shown, chosen.order), Count(decided=decided, total=len(here))
+        inside = self._inside(chosen)
+        out = [one for one in self._out(held, reviewer) if _is_of(one, chosen)]
+        mine = [name for name, by in held.items() if reviewer in by]
+        decided = sum(self._is_inside(name, inside) for name in mine)
+        decided += sum(one.mine is not None for one in out)
+        count = Count(decided=decided, total=int(inside.sum()) + len(out))
+        shown = self._shown(inside, held, mine, chosen.show)
+        order = self._ordered[chosen.order]
+        passing = order[shown[order]]
+        items = list(self._items(passing[:most], held, reviewer))
+        more = [one for one in out if _shows(one, chosen.show)]
+        return (
+            sorted([*items, *more], key=_key(chosen.order))[:most],
+            len(passing) + len(more),
+            count,
+        )
 
     def pair(self, pair_id: str) -> Pair:
         """A pair as it was built. UserError when the version has none of that id."""
-        row = self._rows.get(pair_id)
-        if row is not None:
-            pair = self._version.read(row).pair
+        place = self._places.get(pair_id)
+        if place is not None:
+            pair = self._dataset.sample(self._columns.row(place).pair_id).pair
             return swapped(pair) if is_swapped(pair.id) else pair
-        left_out = self._left_out.get(pair_id)
-        key = self._keys.get(left_out.partition) if left_out else None
-        for pair in self._store.read("pair", key, Pair) if key else ():
-            if pair.id == pair_id:
-                return pair
-        raise UserError(f"version {self._version.id} has no pair of this name; load the page again")
+        if pair_id in self._left_out:
+            for pair in self._dataset.records(self._left_out[pair_id].partition).pairs:
+                if pair.id == pair_id:
+                    return pair
+        raise UserError(
+            f"version {self._dataset.id} shows no pair of this name; load the page again"
+        )
 
-    def _all(self, held: Mapping[str, Mapping[str, Review]], reviewer: str) -> Iterator[Item]:
-        for name, row in self._rows.items():
-            margin = -row.margin if is_swapped(row.pair_id) else row.margin
-            yield _item(name, row.partition, row.subject_ids, row.source, margin, held, reviewer)
+    def picture(self, pair: Pair, what: str) -> bytes | None:
+        """PNG bytes of a pair's picture, as it was built: win, lose or ref0, ref1, ...; None for
+        anything else. From its shard, which is there as long as the version."""
+        keys = {"win": pair.win_image, "lose": pair.lose_image}
+        keys |= {f"ref{at}": one.image for at, one in enumerate(pair.references)}
+        if what not in keys:
+            return None
+        if pair.id not in self._places:
+            return self._dataset.store.image_bytes(keys[what])
+        row = self._columns.row(self._places[pair.id])
+        if is_swapped(row.pair_id):
+            what = {"win": "lose", "lose": "win"}.get(what, what)
+        return read_fields(self._dataset.store, row)[f"{what}.png"]
+
+    def _inside(self, chosen: Filter) -> Places:
+        wanted = Wanted(subject=chosen.subject, source=chosen.source)
+        inside = np.zeros(len(self._ids), np.bool_)
+        inside[self._columns.select(wanted)] = True
+        return inside
+
+    def _is_inside(self, pair_id: str, inside: Places) -> bool:
+        place = self._places.get(pair_id)
+        return place is not None and bool(inside[place])
+
+    def _shown(self, inside: Places, held: Held, mine: Sequence[str], show: Show) -> Places:
+        """Which of the pairs inside the filter are shown."""
+        named = np.zeros(len(self._ids), np.bool_)
+        names = (
+            mine
+            if show != "disputed"
+            else [name for name, by in held.items() if _verdict(by) == "contested"]
+        )
+        named[[self._places[name] for name in names if name in self._places]] = True
+        if show == "all":
+            return inside
+        return inside & ~named if show == "open" else inside & named
+
+    def _items(self, places: NDArray[np.int64], held: Held, reviewer: str) -> Iterator[Item]:
+        for at, row in zip(places, self._columns.rows(places), strict=True):
+            margin = float(self._margins[at])
+            yield _item(self._ids[at], row.subject_ids, row.source, margin, held, reviewer)
+
+    def _out(self, held: Held, reviewer: str) -> Iterator[Item]:
         for name, one in self._left_out.items():
             by = held.get(name, {})
             source = next((review.source for review in by.values()), "")
-            known = next((review.margin for review in by.values()), None)
-            yield _item(name, one.partition, one.subject_ids, source, known, held, reviewer)
+            margin = next((review.margin for review in by.values()), None)
+            yield _item(name, one.subject_ids, source, margin, held, reviewer)
 
 
 def _item(
     name: str,
-    partition: str,
     subject_ids: tuple[str, ...],
     source: str,
     margin: float | None,
-    held: Mapping[str, Mapping[str, Review]],
+    held: Held,
     reviewer: str,
 ) -> Item:
     by = held.get(name, {})
     mine = by.get(reviewer)
     return Item(
         pair_id=name,
-        partition=partition,
         subject_ids=subject_ids,
         source=source,
         margin=margin,
         mine=mine.decision if mine else None,
         others=len(by) - (mine is not None),
-        verdict=verdict_of(one.decision for one in by.values()),
+        verdict=_verdict(by),
     )
 
 
-def _by_pair(held: Mapping[Judged, Mapping[str, Review]]) -> dict[str, Mapping[str, Review]]:
+def _verdict(by: Mapping[str, Review]) -> Verdict | None:
+    return verdict_of(one.decision for one in by.values())
+
+
+def _by_pair(held: Mapping[Judged, Mapping[str, Review]]) -> Held:
     """The decisions about the pictures judged last: an index row does not say which it has."""
     found: dict[str, Mapping[str, Review]] = {}
     latest: dict[str, str] = {}
@@ -165,6 +232,10 @@ def _by_pair(held: Mapping[Judged, Mapping[str, Review]]) -> dict[str, Mapping[s
     return found
 
 
+def _is_of(one: Item, chosen: Filter) -> bool:
+    return chosen.subject in ("", *one.subject_ids) and chosen.source in ("", one.source)
+
+
 def _shows(one: Item, show: Show) -> bool:
     if show == "open":
         return one.mine is None
@@ -173,16 +244,12 @@ def _shows(one: Item, show: Show) -> bool:
     return one.verdict == "contested" if show == "disputed" else True
 
 
-def _ordered(items: list[Item], order: Order) -> list[Item]:
-    """By margin: the scorers are least certain where it is small. Ties, and pairs without one, by
-    id, so that the order is the same at each look."""
+def _key(order: Order) -> Callable[[Item], tuple[bool, float, str]]:
+    """The scorers are least certain where the margin is small."""
     if order == "pair":
-        return sorted(items, key=lambda one: one.pair_id)
+        return lambda one: (False, 0.0, one.pair_id)
     sign = 1 if order == "uncertain" else -1
-    return sorted(
-        items,
-        key=lambda one: (one.margin is None, sign * abs(one.margin or 0.0), one.pair_id),
-    )
+    return lambda one: (one.margin is None, sign * abs(one.margin or 0.0), one.pair_id)
 
 
 def winner_side(reviewer: str, pair: Pair) -> Side:

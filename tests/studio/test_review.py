@@ -17,6 +17,7 @@ from focusdpo.pipeline.shard import ShardConfig, write_shards
 from focusdpo.pipeline.store import Store
 from focusdpo.pipeline.version_tables import PartitionRow
 from focusdpo.pipeline.versions import open_version, publish
+from focusdpo.studio.dataset import Dataset
 from focusdpo.studio.review_queue import Filter, Queue, blind_decision, winner_side
 
 ADA = "/review/queue?reviewer=Ada"
@@ -30,6 +31,11 @@ def studio(tmp_path: Path) -> Client:
 
 def audit(studio: Client) -> Audit:
     return Audit(Store.open(studio.root))
+
+
+def queue_of(studio: Client) -> Queue:
+    store = Store.open(studio.root)
+    return Queue(Dataset(store, open_version(store).id))
 
 
 def decide(studio: Client, pair: str, decision: str, reviewer: str = "Ada", **more: object):
@@ -46,7 +52,7 @@ def built_again(studio: Client) -> None:
     """What the next build makes of the reviews, without its models."""
     store = Store.open(studio.root)
     version = open_version(store)
-    queue = Queue(version)
+    queue = queue_of(studio)
     pairs = [queue.pair(f"pair{at}") for at in range(6)]
     kept, changed = Ruling.of(Audit(store).reviews()).apply(pairs)
     keys = {
@@ -151,7 +157,7 @@ def test_a_blind_pair_tells_nothing_of_its_winner(studio: Client) -> None:
 
 
 def test_blind_sides_are_even_and_the_same_at_each_look(studio: Client) -> None:
-    queue = Queue(open_version(studio.root))
+    queue = queue_of(studio)
     pair = queue.pair("pair0")
     sides = Counter(winner_side(f"reviewer {at}", pair) for at in range(400))
     assert 150 < sides["left"] < 250
@@ -196,8 +202,9 @@ def test_after_a_build_pairs_are_shown_and_decided_as_they_were_built(studio: Cl
 def test_items_know_what_others_say(studio: Client) -> None:
     decide(studio, "pair0", "accept", "Ada")
     decide(studio, "pair0", "accept", "Grace")
-    queue = Queue(open_version(studio.root))
-    items, _ = queue.items(audit(studio).reviews(), "Ada", Filter(show="all"))
+    queue = queue_of(studio)
+    items, matching, _ = queue.items(audit(studio).reviews(), "Ada", Filter(show="all"), 3)
+    assert len(items) == 3 and matching == 6
     (one,) = [item for item in items if item.pair_id == "pair0"]
     assert (one.mine, one.others, one.verdict) == ("accept", 1, "accepted")
 
