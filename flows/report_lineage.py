@@ -34,7 +34,7 @@ def collect_lineage(
     if root is not None:
         manifest = _manifest(root, version)
         facts += _dataset_facts(manifest)
-        models += _stage_models(manifest, _family(manifest.get("config") or {}))
+        models += stage_models(manifest, family_of(manifest.get("config") or {}))
         configs.append(("Dataset configuration", _text(manifest.get("config"))))
         configs.append(("Packages of the build", _text(manifest.get("packages"))))
     for title, folder in (("Training", train_dir), ("Evaluation", evaluate_dir)):
@@ -42,7 +42,7 @@ def collect_lineage(
             continue
         run = read_json(folder / "run.json", AGAIN)
         facts += _run_facts(title, run)
-        models += _run_models(title, run, _family(_settings(folder)))
+        models += _run_models(title, run, family_of(_settings(folder)))
         configs += [
             (f"{title} configuration ({name})", read_text(folder / name))
             for name in ("config.yaml", "config.json")
@@ -64,7 +64,7 @@ def _settings(folder: Path) -> Mapping[str, Any]:
     return {}
 
 
-def _family(config: Mapping[str, Any]) -> Family:
+def family_of(config: Mapping[str, Any]) -> Family:
     """Whose weights a resolved configuration names."""
     if config.get("suite") == "checkpoints":
         return ModelsConfig.model_validate(config["models"])
@@ -95,7 +95,7 @@ def _dataset_facts(manifest: Mapping[str, Any]) -> list[Fact]:
     return [*facts, Fact(label="licences of the subjects", value=", ".join(licences) or "none")]
 
 
-def _stage_models(manifest: Mapping[str, Any], family: Family) -> list[ModelFact]:
+def stage_models(manifest: Mapping[str, Any], family: Family) -> list[ModelFact]:
     """One row per stage and role, from the versions that the stages recorded."""
     from focusdpo.flows.stages import STAGES
 

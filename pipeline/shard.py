@@ -113,7 +113,13 @@ def read_sample(store: Store, row: IndexRow) -> ShardSample:
 
 def read_fields(store: Store, row: IndexRow) -> dict[str, bytes]:
     """The fields of a sample as bytes, for who needs only some of its pictures; checked alike."""
+    data = read_bytes(store, row)
     where = f"{store.root}/{FOLDER}/{row.shard}"
+    return {name.partition(".")[2]: content for name, content in tars.members(data, where)}
+
+
+def read_bytes(store: Store, row: IndexRow) -> bytes:
+    """A sample as it lies in its tar, checked."""
     try:
         data = store.files.read(f"{FOLDER}/{row.shard}", row.offset, row.size)
     except FileNotFoundError as error:
@@ -121,7 +127,7 @@ def read_fields(store: Store, row: IndexRow) -> dict[str, bytes]:
     if len(data) != row.size or _checksum(data) != row.checksum:
         what = "truncated" if len(data) != row.size else "not what was written"
         raise damaged_shard(store, row.shard, f"the sample of pair {row.pair_id} is {what}")
-    return {name.partition(".")[2]: content for name, content in tars.members(data, where)}
+    return data
 
 
 def damaged_shard(store: Store, name: str, what: str) -> UserError:
