@@ -22,8 +22,9 @@ import numpy as np
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.bench_figure import BenchFigure
 from focusdpo.flows.progress import working
+from focusdpo.pipeline.manifests import latest_id
 from focusdpo.pipeline.store import Store
-from focusdpo.studio.large_root import EACH, make_root
+from focusdpo.studio.large_root import EACH, make_root, version_name
 
 FIRST_SECONDS, TURN_MS = 2.0, 300.0
 AT_ONCE = 6
@@ -36,12 +37,14 @@ START_SECONDS = 120.0
 
 
 def studio_figures(out: Path, pairs: int) -> list[BenchFigure]:
-    """Make a root of so many pairs in `out`, and look at it. UserError when `out` is not empty."""
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out}: holds something already; give bench --studio a new --out")
-    root = out / "dataset"
-    with working(f"making a root of {pairs} pairs"):
-        version = make_root(Store.open(root), pairs, max(10, pairs // 100))
+    """Make a root of so many pairs in `out`, unless it is there already, and look at it. UserError
+    when `out` holds something else."""
+    root, subjects = out / "dataset", max(10, pairs // 100)
+    if not out.exists() or not any(out.iterdir()):
+        with working(f"making a root of {pairs} pairs"):
+            make_root(Store.open(root), pairs, subjects)
+    elif latest_id(Store.open(root, create=False)) != version_name(pairs, subjects):
+        raise UserError(f"{out}: holds something else; give bench --studio a new --out")
     figures = [
         BenchFigure("pairs of the root", pairs, ""),
         BenchFigure("partitions of the root", -(-pairs // EACH), ""),
@@ -56,8 +59,6 @@ def studio_figures(out: Path, pairs: int) -> list[BenchFigure]:
             figures.append(BenchFigure(f"first view, {name}: bytes", size / 1e3, "kB"))
         figures += _turns(visit, pairs)
         figures.append(BenchFigure("studio: memory", visit.memory / 1e6, "MB"))
-    if not version:
-        raise RuntimeError("the root has no version")
     return figures
 
 

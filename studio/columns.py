@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,9 +80,13 @@ class Codes:
         equal: NDArray[np.bool_] = self.values == self._code.get(name, -1)
         return equal
 
-    def counts(self) -> dict[str, int]:
+    @functools.cached_property
+    def counts(self) -> Mapping[str, int]:
         """How often each is there, by name."""
-        found = np.bincount(self.values, minlength=len(self.names))
+        return self._named(self.values)
+
+    def _named(self, values: NDArray[np.int64]) -> Mapping[str, int]:
+        found = np.bincount(values, minlength=len(self.names))
         return {name: int(found[code]) for name, code in sorted(self._code.items())}
 
 
@@ -102,11 +106,11 @@ class ListCodes(Codes):
         found[self._rows[super().are(name)]] = True
         return found
 
-    def counts(self) -> dict[str, int]:
+    @functools.cached_property
+    def counts(self) -> Mapping[str, int]:
         """How many rows have each; a row counts once."""
-        pairs = np.unique(np.stack([self._rows, self.values]), axis=1)[1]
-        found = np.bincount(pairs, minlength=len(self.names))
-        return {name: int(found[code]) for name, code in sorted(self._code.items())}
+        num = max(1, len(self.names))
+        return self._named(np.unique(self._rows * num + self.values) % num)
 
 
 def _chunked(array: Any) -> Any:
@@ -166,7 +170,7 @@ class PairColumns:
         """Records of a few pairs."""
         return [
             IndexRow(**{k: tuple(v) if isinstance(v, list) else v for k, v in one.items()})
-            for one in self.table.take(list(places)).to_pylist()
+            for one in self.table.take(np.asarray(places, np.int64)).to_pylist()
         ]
 
     def _select(self, wanted: Wanted) -> Rows:

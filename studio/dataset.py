@@ -79,7 +79,7 @@ class Dataset:
 
     @functools.cached_property
     def pairs_by_subject(self) -> Mapping[str, int]:
-        return self.pairs.subjects.counts()
+        return self.pairs.subjects.counts
 
     @functools.cached_property
     def lineage(self) -> Any:

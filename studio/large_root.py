@@ -76,6 +76,11 @@ def make_root(store: Store, pairs: int, subjects: int) -> str:
     return _publish(store, rows, members, partitions)
 
 
+def version_name(pairs: int, subjects: int) -> str:
+    """The id of the version that `make_root` makes."""
+    return stable_id("made up", pairs, subjects)
+
+
 def _look(rng: np.random.Generator) -> Look:
     """A coloured disc on a rough ground; the loser has another colour."""
     ground = rng.integers(90, 150, (8, 8, 3)).repeat(8, 0).repeat(8, 1)
@@ -329,7 +334,7 @@ def _publish(
     partitions: Sequence[_Partition],
 ) -> str:
     """A version's files, as `versions.publish` lays them out; it would read every artefact."""
-    name = stable_id("made up", len(rows), len(members))
+    name = version_name(len(rows), len(members))
     folder = f"versions/{name}"
     counts = Counter(row.partition for row in rows)
     table = sorted((one.row(counts[one.name]) for one in partitions), key=lambda r: r.partition)

@@ -78,13 +78,13 @@ def grid(request: Request) -> Response:
 def choices(pairs: PairColumns) -> Mapping[str, Mapping[Any, int]]:
     """What each field may be, with how many pairs have it."""
     numbers, counts = np.unique(pairs.num_subjects, return_counts=True)
-    subjects = pairs.subjects.counts()
+    subjects = pairs.subjects.counts
     return {
         "subject": dict(list(subjects.items())[:MOST_CHOICES]),
-        "class": pairs.classes.counts(),
-        "source": pairs.source.counts(),
-        "mode": pairs.mode.counts(),
-        "split": pairs.split.counts(),
+        "class": pairs.classes.counts,
+        "source": pairs.source.counts,
+        "mode": pairs.mode.counts,
+        "split": pairs.split.counts,
         "subjects": {int(n): int(c) for n, c in zip(numbers, counts, strict=True)},
     }
 

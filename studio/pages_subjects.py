@@ -20,7 +20,7 @@ from focusdpo.studio.state import Studio
 from focusdpo.studio.views import NavItem, absent, render, studio_of
 
 NAV = (NavItem("Subjects", "/subjects"),)
-PAGE = 48
+PAGE = 36
 SHOWN_PAIRS = 12
 SHOWN_SETS = 30
 STATES = {

@@ -158,5 +158,5 @@ def difference(win: Array, lose: Array) -> Array:
 def encode_exact(image: Array) -> Encoded:
     """As PNG, whatever its size."""
     sink = io.BytesIO()
-    Image.fromarray(image).save(sink, "PNG", compress_level=3)
+    Image.fromarray(image).save(sink, "PNG", compress_level=1)
     return Encoded(sink.getvalue(), "image/png")

@@ -35,6 +35,7 @@ def serve(config: StudioConfig, *, open_browser: bool = False) -> None:
         )
         address = _address(config)
         _say(f"studio of {config.root}: {address} (stop with Ctrl-C)")
+        threading.Thread(target=app.state.studio.warm, daemon=True).start()
         if open_browser:
             threading.Timer(0.5, webbrowser.open, [address]).start()
         server.run(sockets=[listener])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 
 from starlette.exceptions import HTTPException
 
+from focusdpo.data_schemas.errors import UserError
 from focusdpo.pipeline.manifests import latest_id
 from focusdpo.pipeline.registry import Registry, read_registry
 from focusdpo.pipeline.roots import HEADER, files_of
@@ -75,6 +77,12 @@ class Studio:
             if self._dataset is None or self._dataset.id != name:
                 self._dataset = Dataset(store, name)
             return self._dataset
+
+    def warm(self) -> None:
+        """Read the newest version now, so that the first page finds it read. What is wrong with it
+        is for that page to say."""
+        with contextlib.suppress(UserError):
+            self.dataset()
 
     def needed_dataset(self) -> Dataset:
         """The newest version, for pages that are nothing without one."""

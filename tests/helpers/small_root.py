@@ -123,14 +123,16 @@ def _partition(store, index, images, references: tuple[Reference, ...], prompt) 
     more = {"rejects": (Reject, [reject])}
     members = {"w.png": images.win, "x.png": images.lose, **masks}
     versions = {"code": "1", "model": "toy"}
-    store.commit("compose", keys["compose"], [scene], Scene, partition=name)
+    own = {"partition": name}
+    store.commit("compose", keys["compose"], [scene], Scene, **own)
     store.commit(
-        "generate", keys["generate"], sampled, Sampled, images=members, versions=versions, seconds=2
+        *("generate", keys["generate"], sampled, Sampled),
+        **{"images": members, "versions": versions, "seconds": 2, **own},
     )
     prior = {"l.png": images.lose, "p.png": images.masks[0]}
-    store.commit("disrupt", keys["disrupt"], [disrupted], Disrupted, images=prior)
-    store.commit("score", keys["score"], scored, Scored)
-    store.commit("pair", keys["pair"], [pair], Pair, more=more)
+    store.commit("disrupt", keys["disrupt"], [disrupted], Disrupted, images=prior, **own)
+    store.commit("score", keys["score"], scored, Scored, **own)
+    store.commit("pair", keys["pair"], [pair], Pair, more=more, **own)
     return keys
 
 
