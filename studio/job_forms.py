@@ -16,7 +16,7 @@ from focusdpo.flows.settings import merge, parse_overrides, preset_names, resolv
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MOST_SETTINGS, LONGEST_SETTING = 100, 500
-Kind = Literal["build", "train", "evaluate", "export"]
+Kind = Literal["build", "train", "evaluate", "export", "share"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Field:
     options: tuple[str, ...] = ()
     """Choices; "" lets the preset decide."""
     number: bool = False
+    check: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,23 @@ FORMS: Mapping[Kind, tuple[Field, ...]] = {
         Field("run", "Training run"),
         Field("layout", "Layout", options=("diffusers", "uno")),
     ),
+    "share": (
+        Field("allow_unlicensed", "Also subjects that state no licence; the card says so",
+              check=True),
+    ),
 }  # fmt: skip
 
 
-def order(kind: str, form: Mapping[str, str], *, root: str, runs: Path) -> Order:
-    """What a filled form asks for. UserError names the field or setting that is wrong."""
+def order(
+    kind: str, form: Mapping[str, str], *, root: str, runs: Path, version: str | None = None
+) -> Order:
+    """What a filled form asks for; `version`: the newest. UserError names the field or setting that
+    is wrong."""
+    if kind == "share":
+        return _share(form, root, runs, version)
     makers = {"build": _build, "train": _train, "evaluate": _evaluate, "export": _export}
     if kind not in makers:
-        raise UserError(f"no job is called '{kind[:20]}'; there are {', '.join(makers)}")
+        raise UserError(f"no job is called '{kind[:20]}'; there are {', '.join(FORMS)}")
     return makers[kind](form, root, runs)
 
 
@@ -141,6 +151,18 @@ def _export(form: Mapping[str, str], root: str, runs: Path) -> Order:
     if (evaluation / "run.json").exists():
         arguments += ["--evaluate", str(evaluation)]
     return Order("export", f"export {name}", [*arguments, "--json"], {"export": str(out)})
+
+
+def _share(form: Mapping[str, str], root: str, runs: Path, version: str | None) -> Order:
+    if version is None:
+        raise UserError("there is no dataset version yet; build one first")
+    out = runs / f"dataset-{version}"
+    arguments = ["-v", "export", "dataset", "--root", root, "--version", version]
+    arguments += ["--out", str(out)]
+    if form.get("allow_unlicensed"):
+        arguments.append("--allow-unlicensed")
+    title = f"export dataset {version}"
+    return Order("share", title, [*arguments, "--json"], {"export": str(out)})
 
 
 def _settings(kind: Kind, form: Mapping[str, str]) -> list[str]:

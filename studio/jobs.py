@@ -26,7 +26,11 @@ TITLES = {
     "build": ("Build", "Subjects become pairs. Only what is missing is computed."),
     "train": ("Train", "Pairs become an adapter. The same name again goes on."),
     "evaluate": ("Evaluate", "Base and adapter on individuals that neither has seen."),
-    "export": ("Export", "The adapter with its card, ready to be given away."),
+    "export": ("Export the adapter", "The adapter with its card, ready to be given away."),
+    "share": (
+        "Export the dataset",
+        "The newest version for `datasets` and `webdataset`, with a card.",
+    ),
 }
 ENDED_WELL = ("done", "incomplete")
 MOST_FIELDS, LARGEST_FIELD = 40, 64 * 1024
@@ -47,7 +51,13 @@ async def start(request: Request) -> Response:
         acting = acting_of(request)
         try:
             runs = runs_folder(acting.config)
-            wanted = order(kind, form, root=acting.config.root, runs=runs)
+            wanted = order(
+                kind,
+                form,
+                root=acting.config.root,
+                runs=runs,
+                version=studio_of(request).latest(),
+            )
             runs.mkdir(parents=True, exist_ok=True)
             job = acting.jobs.start(
                 wanted.kind, wanted.title, acting.config.root, wanted.arguments, wanted.outputs
@@ -160,7 +170,7 @@ def summary(job: Job) -> str:
         return f"{made['objective']}, {made['steps']} steps on {made['pairs']} pairs"
     if job.kind == "evaluate" and "scenes" in made:
         return f"{made['scenes']} scenes painted by base and adapter"
-    if job.kind == "export" and "out" in made:
+    if job.kind in ("export", "share") and "out" in made:
         return f"Written to {made['out']}"
     return ""
 

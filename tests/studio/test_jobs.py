@@ -180,6 +180,18 @@ def test_forms_become_the_commands(tmp_path: Path) -> None:
     assert "train.objective.name=dpo" in made.arguments and "train.steps=5" in made.arguments
 
 
+def test_a_dataset_is_exported_by_its_version(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="build one first"):
+        order("share", {}, root="data", runs=tmp_path)
+    made = order("share", {"allow_unlicensed": "yes"}, root="data", runs=tmp_path, version="ab12")
+    out = str(tmp_path / "dataset-ab12")
+    assert made.arguments == [
+        "-v", "export", "dataset", "--root", "data", "--version", "ab12", "--out", out,
+        "--allow-unlicensed", "--json",
+    ]  # fmt: skip
+    assert made.outputs == {"export": out}
+
+
 def test_a_wrong_setting_gets_the_command_lines_words(tmp_path: Path) -> None:
     with pytest.raises(UserError) as ours:
         order("build", form(settings="pair.min_drp=0.1"), root="data", runs=tmp_path)
