@@ -12,11 +12,13 @@ import re
 from pathlib import Path
 
 import pytest
+from ablation_fixture import make_ablation, write_pictures
 from browser import CHROMIUM
 from browsing import page_of, serious
 from report_fixture import HOSTILE, make_report
 from small_root import small_version
 
+from focusdpo.flows.ablation_report import write_ablation_report
 from focusdpo.flows.report import write_report
 from focusdpo.flows.report_chart_data import Count, Line, LineChart
 from focusdpo.flows.report_charts import line_chart
@@ -47,6 +49,17 @@ def test_axe_finds_nothing_serious(report: Path, width: int, dark: bool) -> None
         ]
         assert levels[0] == 1 and levels.count(1) == 1
         assert all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False)), levels
+
+
+@needs_chromium
+def test_axe_finds_nothing_serious_in_an_ablation(tmp_path: Path) -> None:
+    ablation = make_ablation()
+    write_pictures(tmp_path, ablation)
+    write_ablation_report(tmp_path, ablation)
+    for dark in (False, True):
+        with page_of(tmp_path / "ablation.html", dark=dark) as page:
+            assert serious(page) == []
+            assert page.locator(".chartbox").count() == page.locator(".chartbox .records").count()
 
 
 @needs_chromium
