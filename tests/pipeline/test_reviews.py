@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import kept_root
@@ -333,3 +334,22 @@ def test_gc_keeps_the_audit(store: Store) -> None:
     before = Audit(store).reviews()
     collect(store, keep_versions=1, min_age=0)
     assert before and Audit(store).reviews() == before
+
+
+def test_reviews_on_an_object_store() -> None:
+    """One PUT each, so writers at once lose nothing; reading asks for many at a time."""
+    store = Store.open("memory://reviews/root")
+    pairs = put_pairs(store, put_subjects(store, 2), 2, partition="p")[0]
+
+    def review(name: str) -> None:
+        audit = Audit(Store.open("memory://reviews/root", create=False))
+        for turn in range(10):
+            audit.record(pairs[turn % 2], ("accept", "reject")[turn % 2], name)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(review, ["Ada", "Grace", "Edsger", "Barbara"]))
+    found = Audit(store).reviews()
+    assert Counter(one.reviewer for one in found) == dict.fromkeys(
+        ["Ada", "Grace", "Edsger", "Barbara"], 10
+    )
+    assert set(verdicts(found).values()) == {"accepted", "rejected"}
