@@ -71,7 +71,8 @@ PUBLIC: dict[str, tuple[str, tuple[str, ...]]] = {
                 "training",
                 "evaluation",
                 "retraining",
-                "painting",
+                "inference",
+                "dataset_export",
                 "report",
             )
         ),
