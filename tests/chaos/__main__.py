@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from .bucket import a_bucket, disturbed, draw_fault
 from .damage import PLACES, damaged, full
 from .faults import draw_strikes
 from .jobs import Build, Evaluate, Job, Retrain, Train
@@ -36,6 +37,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--places", nargs="+", choices=PLACES, default=list(PLACES))
     parser.add_argument("--full-disks", type=int, default=0, help="mounts a tmpfs: needs the right")
     parser.add_argument("--prefect", type=int, default=0, help="builds as flows, in trouble")
+    parser.add_argument("--bucket", type=int, default=0, help="builds on s3://, in trouble")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="one trial, by its number")
     parser.add_argument("--fresh", type=int, default=20, help="every so many trials, interpreters")
@@ -149,6 +151,20 @@ class Session:
         finally:
             server.kill()
 
+    def store(self, wanted: int) -> None:
+        """Trials on a bucket of a real S3 server."""
+        if not wanted:
+            return
+        with a_bucket(below(self.work, "bucket")) as job:
+            job.grow()
+            for number in self.numbers("bucket", wanted):
+                draw = random.Random(f"{self.options.seed}/bucket/{number}")
+                scenario = draw.choice(job.scenarios)
+                found = self.undisturbed(job, scenario)
+                job.lay(scenario)
+                new = len(found.state) - len(job.state())
+                self.keep(disturbed(job, scenario, found, number, draw_fault(draw, number, new)))
+
     def run(self) -> None:
         """Build, and what goes on from it."""
         options = self.options
@@ -160,6 +176,7 @@ class Session:
             self.damage(build, options.damages)
             self.fill(build, options.full_disks)
             self.trouble(build, options.prefect)
+            self.store(options.bucket)
             if options.retrain_kills:
                 retrain = Retrain(below(self.work, "retrain"), build.subjects("new"))
                 with closing(retrain):

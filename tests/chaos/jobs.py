@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,7 @@ from focusdpo.data_schemas.tables import arrow_table
 from focusdpo.pipeline.manifests import TWIN
 from focusdpo.pipeline.twins import read_twin
 
-from .processes import HELPERS, Launcher
-
-if str(HELPERS) not in sys.path:  # where the toy suite lies
-    sys.path.append(str(HELPERS))
-
+from .processes import Launcher
 
 TIMES = {
     *("seconds", "created", "started", "decided", "promoted", "machine", "wall_seconds"),
@@ -51,6 +46,11 @@ class Job:
     def out(self) -> Path:
         """What the command fills."""
         return self.now / self.result
+
+    @property
+    def address(self) -> str:
+        """`out` as the command is told."""
+        return str(self.out)
 
     def base(self, scenario: str) -> Path | None:
         """A folder whose copy `out` is in the beginning."""
@@ -116,7 +116,7 @@ class Build(Job):
     def arguments(self, scenario: str) -> list[str]:
         subjects = str(self.subjects(scenario))
         return [
-            *("build-dataset", "--root", str(self.out), "--subjects", subjects),
+            *("build-dataset", "--root", self.address, "--subjects", subjects),
             *SMALL,
             *("--no-prefect", "--json"),
         ]
@@ -235,7 +235,12 @@ def files_below(folder: Path) -> Iterator[tuple[str, Path]]:
 
 def digest_of(path: Path) -> str:
     """Of a file's content without its times."""
-    data = _without_times(path.name, path.read_bytes())
+    return digest_of_data(path.name, path.read_bytes())
+
+
+def digest_of_data(name: str, data: bytes) -> str:
+    """The same of bytes that lie elsewhere."""
+    data = _without_times(name, data)
     return hashlib.blake2b(data, digest_size=12).hexdigest()
 
 

@@ -10,9 +10,13 @@ import threading
 from pathlib import Path
 
 import pytest
+from s3_server import SECRET
+
+from focusdpo.pipeline.roots import header
 
 from .__main__ import main
-from .damage import Damage, draw_damage
+from .bucket import BUCKET, KINDS, PREFIX, a_bucket, draw_fault
+from .damage import PLACES, Damage, draw_damage
 from .faults import NAMED, Call, draw_strikes
 from .jobs import Build, digest_of
 from .reading import Reader
@@ -36,6 +40,35 @@ def test_kills_lose_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     again = [*given[:5], str(tmp_path / "again"), *given[6:]]
     assert main(again) == 0
     assert json.loads(found.read_text())["trials"] == told["trials"]
+
+
+def test_a_bucket_in_trouble_loses_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = tmp_path / "chaos.json"
+    given = ["--kills", "0", "--bucket", "2", "--work", str(tmp_path / "w"), "--json", str(found)]
+    assert main(given) == 0, capsys.readouterr().out
+    told = json.loads(found.read_text())["trials"]
+    assert [one["kinds"] for one in told] == [["requests refused"], ["cut before it is done"]]
+    assert all("LATEST" in one["moments"][0] for one in told)
+
+
+def test_kinds_of_trouble_with_a_bucket_come_in_turn() -> None:
+    drawn = [draw_fault(random.Random(number), number, 30) for number in range(14)]
+    assert [one.kind for one in drawn] == [*KINDS, *KINDS]
+    assert len({one.objects for one in drawn}) > 5
+
+
+def test_what_is_wrong_in_a_bucket_is_told(tmp_path: Path) -> None:
+    with a_bucket(tmp_path) as job:
+        job.lay("new")
+        job.server.put(BUCKET, f"{PREFIX}/LATEST", b"0123\n")
+        job.server.put(BUCKET, f"{PREFIX}/dataset.json", header())
+        assert "no such version" in str(job.newest())
+        assert job.secrets() == []
+        job.server.put(BUCKET, f"{PREFIX}/note", SECRET.encode())
+        assert job.secrets() == ["note"]
+        assert job.state().keys() == {"LATEST", "dataset.json"}
 
 
 def test_a_seed_draws_the_same_faults() -> None:
@@ -101,7 +134,7 @@ def test_a_reader_notices_half_a_version(tmp_path: Path) -> None:
     assert reader.wrong == []
     (tmp_path / "root" / "versions" / version.id / "index.parquet").unlink()
     reader.look()
-    assert len(reader.wrong) == 1 and "index.parquet is missing" in reader.wrong[0]
+    assert len(reader.wrong) == 1 and "index.parquet: damaged (missing)" in reader.wrong[0]
 
 
 @pytest.mark.parametrize("way", ["truncated", "flipped", "emptied", "deleted"])
@@ -120,7 +153,7 @@ def test_damage_has_a_place_for_every_file_that_a_version_has(tmp_path: Path) ->
     (tmp_path / "root" / "versions" / "x").mkdir()
     (tmp_path / "root" / "versions" / "x" / "partitions.parquet").touch()
     places = {draw_damage(random.Random(seed), tmp_path / "root").place for seed in range(200)}
-    assert len(places) == 8
+    assert places == set(PLACES)
 
 
 def test_messages_are_followed(tmp_path: Path) -> None:

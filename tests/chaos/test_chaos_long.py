@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from .__main__ import main
+from .bucket import KINDS
 from .damage import PLACES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
@@ -45,6 +46,11 @@ def test_damaged_artefacts_and_shards_are_made_anew(tmp_path: Path) -> None:
 def test_damaged_versions_are_mended(tmp_path: Path) -> None:
     others = [place for place in PLACES if place not in DATA]
     disturb(tmp_path, "--kills", "0", "--damages", "24", "--places", *others)
+
+
+def test_buckets_are_in_trouble(tmp_path: Path) -> None:
+    trials = disturb(tmp_path, "--kills", "0", "--bucket", str(2 * len(KINDS)))
+    assert {str(one["kinds"]) for one in trials} == {str([kind]) for kind in KINDS}
 
 
 def test_retraining_is_killed(tmp_path: Path) -> None:

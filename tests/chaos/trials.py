@@ -238,6 +238,9 @@ def follow(job: Job, said: str, outcome: Outcome) -> bool:
         outcome.advice.append("write dataset.json")
         Path(found[1]).write_text(found[2] + "\n")
         return True
+    if re.search(r"[Rr]un the same command again", said):
+        outcome.advice.append("the same command again")
+        return True
     return False
 
 
@@ -246,7 +249,7 @@ def doctor(job: Job, *, repair: bool = False) -> tuple[bool, str]:
     puts it."""
     more = ["--repair"] if repair else []
     running = job.launcher.start(
-        ["doctor", "--root", str(job.out), "--json", *more], job.work, {}, fresh=False
+        ["doctor", "--root", job.address, "--json", *more], job.work, {}, fresh=False
     )
     code = running.wait()
     said = running.said()
