@@ -30,6 +30,8 @@ REASONS = {
     "too_few_candidates": "fewer than two usable candidates",
     "small_margin": "best and worst are too close",
     "surplus": "more than the scene's quota; the best were kept",
+    "review: rejected": "reviewers decided that it teaches nothing",
+    "review: contested": "reviewers do not agree about it",
 }
 MODES = {
     "all": "every subject repainted",
