@@ -127,6 +127,12 @@ def test_the_whole_story(tmp_path: Path) -> None:
         with page.expect_download() as download:
             page.get_by_role("link", name="README.md").click()
         assert "library_name: diffusers" in Path(download.value.path()).read_text()
+
+        page.goto(f"{address}/jobs")
+        page.click("#share button")
+        page.wait_for_url("**/jobs/2*")
+        assert wait_for_job(page) == "done", page.inner_text("#log")
+        page.get_by_role("link", name="README.md").wait_for()
     export = tmp_path / "data-runs" / "first-try-export"
     assert (export / "README.md").is_file() and list(export.glob("*.safetensors"))
     assert not complaints
