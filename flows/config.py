@@ -93,6 +93,16 @@ class _Run(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _out_is_here(self) -> _Run:
+        out = getattr(self, "out", None)
+        if out is not None and "://" in out:
+            raise ValueError(
+                f"out={out}: checkpoints need a local folder, and so does all that lies beside "
+                "them; only `root` may be an address"
+            )
+        return self
+
     @property
     def family(self) -> Family:
         """What `wiring` builds parts of."""
@@ -274,12 +284,6 @@ class RetrainRun(_WholeJob):
     alert: YieldAlertConfig = Field(
         YieldAlertConfig(), description="when a drop of the yield is told"
     )
-
-    @model_validator(mode="after")
-    def _here(self) -> RetrainRun:
-        if "://" in self.out:
-            raise ValueError(f"out={self.out}: checkpoints need a local folder")
-        return self
 
     @property
     def dataset_root(self) -> str:

@@ -47,6 +47,12 @@ def test_every_preset_is_valid_for_every_run(name: str, model: type) -> None:
     assert run.preset == name
 
 
+@pytest.mark.parametrize("model", [m for m in RUNS if "out" in m.model_fields])
+def test_a_run_is_written_to_a_local_folder(model: type) -> None:
+    with pytest.raises(UserError, match=r"out=s3://b/x: checkpoints need a local folder"):
+        resolve(model, {**given_for(model), "out": "s3://b/x"})
+
+
 def test_a_section_of_the_preset_lies_under_what_is_given() -> None:
     preset = load_preset("pocket")
     run = resolve(BuildRun, {"root": "r", "generate": {"batch": 7}})
