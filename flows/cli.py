@@ -25,10 +25,11 @@ from focusdpo.flows.commands import bench as bench_commands
 from focusdpo.flows.commands import dataset as dataset_commands
 from focusdpo.flows.commands import export as export_commands
 from focusdpo.flows.commands import fetch as fetch_commands
-from focusdpo.flows.commands import focus, look, pocket, run, subjects
+from focusdpo.flows.commands import focus, generate, look, pocket, run, subjects
 from focusdpo.flows.commands import retrain as retrain_commands
 from focusdpo.flows.commands import review as review_commands
 from focusdpo.flows.commands import studio as studio_commands
+from focusdpo.pipeline.objects import Lost
 
 app = typer.Typer(
     name="focusdpo",
@@ -49,7 +50,7 @@ app.command("ablate")(ablate_commands.ablate)
 app.command("retrain")(retrain_commands.retrain)
 app.command("prefect-setup")(retrain_commands.prefect_setup)
 app.command("focus-maps")(focus.focus_maps)
-app.command("generate")(look.generate)
+app.command("generate")(generate.generate)
 app.command("settings")(look.settings)
 app.command("inspect")(look.inspect)
 app.command("doctor")(look.doctor)
@@ -109,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with suppress(SystemExit):
             _complain(str(error), 2, "--json" in given)
         leave_at_once(2)
-    except UserError as error:
+    except (UserError, Lost) as error:
         _complain(str(error), 2, "--json" in given)
     except KeyboardInterrupt:
         _complain("stopped; what was finished is kept, the same command goes on", 130, False)

@@ -1,9 +1,8 @@
-"""Commands that look or paint once: generate, inspect, doctor."""
+"""Commands that look: inspect, settings, doctor."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,55 +11,6 @@ from pydantic import BaseModel
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.commands.common import INCOMPLETE, JSON, PRESET, SET, finish, say, tree
 from focusdpo.flows.progress import working
-
-
-def generate(
-    reference: Annotated[
-        list[Path],
-        typer.Option("--reference", help="A picture of a subject; repeat for up to three."),
-    ],
-    class_name: Annotated[
-        list[str], typer.Option("--class-name", help="What it is; one per reference, in order.")
-    ],
-    out: Annotated[Path, typer.Option("--out", help="The PNG to write.")],
-    prompt: Annotated[
-        str | None,
-        typer.Option("--prompt", help="Default: the subjects on the suite's first background."),
-    ] = None,
-    adapter: Annotated[
-        str | None, typer.Option("--adapter", help="Folder that `train` wrote; none: the base.")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="The noise.")] = 0,
-    count: Annotated[
-        int, typer.Option("--count", min=1, max=64, help="Pictures of seeds from --seed on.")
-    ] = 1,
-    preset: PRESET = "pocket",
-    set_: SET = [],  # noqa: B006 - typer copies it
-    json: JSON = False,
-) -> None:
-    """Paint subjects from reference pictures, with or without an adapter.
-
-    With --count above 1 the file is a contact sheet. The PNG tells how it was made.
-    """
-    from focusdpo.flows.config import GenerateRun
-    from focusdpo.flows.painting import Request, paint
-    from focusdpo.flows.settings import resolve
-
-    run = resolve(GenerateRun, tree(preset, set_))
-    request = Request(
-        references=tuple(reference),
-        class_names=tuple(class_name),
-        prompt=prompt,
-        seed=seed,
-        count=count,
-        adapter=adapter,
-        family=run.family,
-        ingest=run.ingest,
-    )
-    with working("loading the generator and painting"):
-        about = paint(request, out)
-    say(f"{out}: {about['prompt']}")
-    finish({"command": "generate", "out": str(out), **about}, json)
 
 
 def settings(
