@@ -6,17 +6,18 @@ with the pictures that a browser would load for it, six at a time.
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import numpy as np
 
 from focusdpo.data_schemas.errors import UserError
@@ -30,9 +31,9 @@ FIRST_SECONDS, TURN_MS = 2.0, 300.0
 AT_ONCE = 6
 """Requests that a browser sends at once to one host."""
 TURNS = 40
-ADDRESS = re.compile(r"(http://\S+)/ ")
+ADDRESS = re.compile(r"http://(\S+)/ ")
 PICTURE = re.compile(r'<img [^>]*src="(/(?:thumbnails|pair-pictures|pictures)/[^"]+)"')
-LINK = re.compile(r'href="(/(?:pairs|scenes|subjects)/[^"#?]+)')
+LINK = re.compile(r'href="(/(?:pairs|scenes)/[^"#?]+)')
 START_SECONDS = 120.0
 
 
@@ -63,33 +64,50 @@ def studio_figures(out: Path, pairs: int) -> list[BenchFigure]:
 
 
 class _Visitor:
-    """A browser's part: a page, then its pictures that are not kept yet."""
+    """A browser's part: a page, then its pictures that are not kept yet. Plain connections that
+    stay open, as a browser's do: a richer client would cost as much as the server."""
 
-    def __init__(self, address: str, process: subprocess.Popen[str], seconds: float) -> None:
-        self._client = httpx.Client(
-            base_url=address, trust_env=False, timeout=60, headers={"accept": "text/html"}
-        )
-        self._process, self.start_seconds = process, seconds
+    def __init__(self, host: str, process: subprocess.Popen[str]) -> None:
+        self._host, self._process, self.start_seconds = host, process, 0.0
         self._pool = ThreadPoolExecutor(AT_ONCE)
+        self._own = threading.local()
         self._kept: set[str] = set()
 
+    def _get(self, address: str) -> bytes:
+        for last in (False, True):
+            try:
+                return self._once(address)
+            except (ConnectionResetError, BrokenPipeError, http.client.RemoteDisconnected):
+                if last:  # an idle connection may be closed by the server; a new one may not
+                    raise
+        raise AssertionError("not reached")
+
+    def _once(self, address: str) -> bytes:
+        if not hasattr(self._own, "connection"):
+            self._own.connection = http.client.HTTPConnection(self._host, timeout=60)
+        connection: http.client.HTTPConnection = self._own.connection
+        try:
+            connection.request("GET", address, headers={"accept": "text/html,image/*"})
+            answer = connection.getresponse()
+            body = answer.read()
+        except (OSError, http.client.HTTPException):
+            del self._own.connection
+            raise
+        if answer.status != 200:
+            raise RuntimeError(f"{address}: {answer.status} {body[:300]!r}")
+        return body
+
     def page(self, address: str) -> str:
-        answer = self._client.get(address)
-        if answer.status_code != 200:
-            raise RuntimeError(f"{address}: {answer.status_code} {answer.text[:300]}")
-        return answer.text
+        return self._get(address).decode()
 
     def view(self, address: str) -> tuple[float, int]:
         """Seconds until page and pictures are there, and their bytes."""
         start = time.perf_counter()
         text = self.page(address)
         wanted = {one.replace("&amp;", "&") for one in PICTURE.findall(text)} - self._kept
-        sizes = list(self._pool.map(self._picture, sorted(wanted)))
+        sizes = list(self._pool.map(lambda one: len(self._get(one)), sorted(wanted)))
         self._kept |= wanted
         return time.perf_counter() - start, len(text) + sum(sizes)
-
-    def _picture(self, address: str) -> int:
-        return len(self._client.get(address).raise_for_status().content)
 
     @property
     def memory(self) -> int:
@@ -99,7 +117,6 @@ class _Visitor:
 
     def close(self) -> None:
         self._pool.shutdown()
-        self._client.close()
 
 
 @contextmanager
@@ -117,7 +134,7 @@ def _served(root: Path) -> Iterator[_Visitor]:
         match = ADDRESS.search(process.stdout.readline())
         if match is None:
             raise RuntimeError("the studio told no address")
-        visitor = _Visitor(match[1], process, 0.0)
+        visitor = _Visitor(match[1], process)
         _wait(visitor)
         visitor.start_seconds = time.perf_counter() - started
         try:
@@ -135,7 +152,7 @@ def _wait(visitor: _Visitor) -> None:
         try:
             visitor.page("/static/icon.svg")
             return
-        except httpx.TransportError:
+        except OSError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
@@ -157,7 +174,8 @@ def _turns(visit: _Visitor, pairs: int) -> Iterator[BenchFigure]:
         "gallery of subjects": [f"/subjects?page={n % 20 + 1}" for n in numbers],
         "one subject": [f"/subjects/{one}" for one in subjects],
         "sets of subjects": [f"/scenes?page={n}" for n in numbers],
-        "rejects": ["/rejects", "/rejects?reason=weak_winner"],
+        "scenes of a set": LINK.findall(visit.page("/scenes"))[:TURNS],
+        "rejects": [f"/rejects?page={n}" for n in range(1, 21)],
         "home": ["/"] * 5,
     }
     for name, addresses in kinds.items():

@@ -168,10 +168,9 @@ class PairColumns:
 
     def rows(self, places: Sequence[int] | Rows) -> list[IndexRow]:
         """Records of a few pairs."""
-        return [
-            IndexRow(**{k: tuple(v) if isinstance(v, list) else v for k, v in one.items()})
-            for one in self.table.take(np.asarray(places, np.int64)).to_pylist()
-        ]
+        found: list[dict[str, Any]] = self.table.take(np.asarray(places, np.int64)).to_pylist()
+        lists = ("subject_ids", "class_names", "win_identity", "lose_identity")
+        return [IndexRow(**{**one, **{name: tuple(one[name]) for name in lists}}) for one in found]
 
     def _select(self, wanted: Wanted) -> Rows:
         """Places of the pairs that are wanted, in the order asked for."""

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from focusdpo.data_schemas.candidates import Described, Disrupted, Instance, Sampled, Scored
+from focusdpo.data_schemas.candidates import Disrupted, Instance, Sampled, Scored
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import decode_png
 from focusdpo.data_schemas.pairs import Pair, Reject
@@ -35,20 +35,48 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class PartitionRecords:
-    """What the stages said of one partition, as far as the store still holds it."""
+    """What the stages said of one partition, as far as the store still holds it. A table is read
+    when it is first asked for."""
 
+    store: Store
     name: str
     keys: Mapping[str, str]
     """Stage -> artefact key."""
-    scenes: tuple[Scene, ...]
-    sampled: tuple[Sampled, ...]
-    instances: tuple[Instance, ...]
-    captions: Mapping[tuple[str, str], str]
-    """(candidate, subject) -> words."""
-    disrupted: tuple[Disrupted, ...]
-    scored: Mapping[str, Scored]
-    pairs: tuple[Pair, ...]
-    rejects: tuple[Reject, ...]
+
+    @functools.cached_property
+    def scenes(self) -> tuple[Scene, ...]:
+        return self._read("compose", Scene)
+
+    @functools.cached_property
+    def sampled(self) -> tuple[Sampled, ...]:
+        return self._read("generate", Sampled)
+
+    @functools.cached_property
+    def instances(self) -> tuple[Instance, ...]:
+        return self._read("segment", Instance)
+
+    @functools.cached_property
+    def disrupted(self) -> tuple[Disrupted, ...]:
+        return self._read("disrupt", Disrupted)
+
+    @functools.cached_property
+    def scored(self) -> Mapping[str, Scored]:
+        """By candidate."""
+        return {one.candidate_id: one for one in self._read("score", Scored)}
+
+    @functools.cached_property
+    def pairs(self) -> tuple[Pair, ...]:
+        return self._read("pair", Pair)
+
+    @functools.cached_property
+    def rejects(self) -> tuple[Reject, ...]:
+        return self._read("pair", Reject, "rejects")
+
+    def _read(self, stage: str, record: type[R], table: str = "records") -> tuple[R, ...]:
+        key = self.keys.get(stage)
+        if key is None or not self.store.has(stage, key):
+            return ()
+        return tuple(self.store.read(stage, key, record, table))
 
 
 class Dataset:
@@ -132,29 +160,7 @@ class Dataset:
         return win, lose
 
     def _records(self, partition: str) -> PartitionRecords:
-        keys = self.keys_of(partition)
-
-        def read(stage: str, record: type[R], table: str = "records") -> tuple[R, ...]:
-            key = keys.get(stage)
-            if key is None or not self.store.has(stage, key):
-                return ()
-            return tuple(self.store.read(stage, key, record, table))
-
-        return PartitionRecords(
-            name=partition,
-            keys=keys,
-            scenes=read("compose", Scene),
-            sampled=read("generate", Sampled),
-            instances=read("segment", Instance),
-            captions={
-                (one.instance.candidate_id, one.instance.subject_id): one.caption
-                for one in read("describe", Described)
-            },
-            disrupted=read("disrupt", Disrupted),
-            scored={one.candidate_id: one for one in read("score", Scored)},
-            pairs=read("pair", Pair),
-            rejects=read("pair", Reject, "rejects"),
-        )
+        return PartitionRecords(self.store, partition, self.keys_of(partition))
 
 
 class Partitions:
@@ -204,8 +210,8 @@ class Partitions:
     ) -> list[tuple[int, int, int]]:
         """Which partitions hold rejects start..start+size of a reason (empty: any), as
         (place, first, last) of that reason's rejects within the partition."""
-        chosen = [self.rejects[reason]] if reason else list(self.rejects.values())
-        if not chosen or reason not in {"", *self.rejects}:
+        chosen = [one for name, one in self.rejects.items() if reason in ("", name)]
+        if not chosen:
             return []
         counts = np.sum([one[places] for one in chosen], axis=0)
         ends = np.cumsum(counts)

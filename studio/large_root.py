@@ -9,11 +9,10 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from focusdpo.data_schemas.candidates import Described, Disrupted, Instance, Sampled, Scored
 from focusdpo.data_schemas.pairs import Pair, Reason, Reject
 from focusdpo.data_schemas.runs import SCHEMA_VERSION, Artefact
 from focusdpo.data_schemas.scenes import Scene, stable_id
@@ -33,6 +32,7 @@ from focusdpo.pipeline.shard import FOLDER, Place, write_samples
 from focusdpo.pipeline.store import Store
 from focusdpo.pipeline.version_tables import LINEAGE, PARTITIONS, PartitionRow
 from focusdpo.pipeline.versions import pair_counts
+from focusdpo.studio.large_records import Look, commit_partition
 
 SIDE = 64
 LOOKS = 24
@@ -45,18 +45,7 @@ PLACES = ("snow", "grass", "water", "bricks", "wood", "asphalt")
 REASONS: tuple[Reason, ...] = ("weak_winner", "missing_subject", "small_margin", "surplus")
 STAGES = ("compose", "generate", "segment", "describe", "disrupt", "score", "pair")
 STORED = 200
-"""Partitions whose artefacts are really there."""
-
-Image = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Look:
-    """A winner, its loser and the mask, as arrays and as the fields of a sample."""
-
-    win: Image
-    lose: Image
-    mask: NDArray[np.bool_]
+"""Partitions whose artefacts are really there: the first by name, as pages list them."""
 
 
 def make_root(store: Store, pairs: int, subjects: int) -> str:
@@ -70,8 +59,7 @@ def make_root(store: Store, pairs: int, subjects: int) -> str:
     ]
     made = [pair for one in partitions for pair in one.pairs(looks)][:pairs]
     rows = list(_write_shards(store, made, looks))
-    every = max(1, len(partitions) // STORED)
-    for one in partitions[::every]:
+    for one in sorted(partitions, key=lambda one: one.name)[:STORED]:
         one.commit(store, looks)
     return _publish(store, rows, members, partitions)
 
@@ -195,81 +183,10 @@ class _Partition:
 
     def commit(self, store: Store, looks: Sequence[Look]) -> None:
         """What the stages would have stored."""
-        pairs, scene, keys = list(self.pairs(looks)), self.scene, self.keys
         shown = [self.look(looks, place) for place in range(EACH)]
-        sampled = [
-            Sampled(id=one.win_id, scene_id=scene.id, index=at, seed=at, image=one.win_image)
-            for at, one in enumerate(pairs)
-        ]
-        instances = [_instance(one, r, shown[at].mask) for at, one in enumerate(pairs)
-                     for r in range(len(one.masks))]  # fmt: skip
-        disrupted = [_disrupted(one) for one in pairs]
-        scored = [_scored(one, won) for one in pairs for won in (True, False)]
-        described = [Described(instance=one, caption=one.class_name) for one in instances]
-        places = range(EACH)
-        wins = {f"c{at}.png": shown[at].win for at in places}
-        masks = {
-            f"c{at}-{r}.png": shown[at].mask for at in places for r in range(len(self.members))
-        }
-        loses = {f"c{at}.png": shown[at].lose for at in places}
-        priors = {f"c{at}-prior.png": shown[at].mask for at in places}
-        put = {"partition": self.name, "versions": {"code": "1"}}
-        store.commit("compose", keys["compose"], [scene], Scene, **put)
-        store.commit("generate", keys["generate"], sampled, Sampled, images=wins, **put)
-        store.commit("segment", keys["segment"], instances, Instance, images=masks, **put)
-        store.commit("describe", keys["describe"], described, Described, **put)
-        store.commit("disrupt", keys["disrupt"], disrupted, Disrupted, images=loses | priors, **put)
-        store.commit("score", keys["score"], scored, Scored, **put)
-        more = {"rejects": (Reject, self.rejects())}
-        store.commit("pair", keys["pair"], pairs, Pair, more=more, **put)
-
-
-def _instance(pair: Pair, r: int, mask: NDArray[np.bool_]) -> Instance:
-    ys, xs = np.nonzero(mask)
-    return Instance(
-        candidate_id=pair.win_id,
-        scene_id=pair.scene_id,
-        subject_id=pair.subject_ids[r],
-        class_name=pair.class_names[r],
-        found="one",
-        box=(int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1),
-        mask=pair.masks[r],
-        confidence=0.9,
-        extra=0,
-    )
-
-
-def _disrupted(pair: Pair) -> Disrupted:
-    assert pair.prior is not None
-    return Disrupted(
-        id=pair.lose_id,
-        scene_id=pair.scene_id,
-        parent_id=pair.win_id,
-        mode="all",
-        subject_ids=pair.subject_ids,
-        seed=0,
-        image=pair.lose_image,
-        prior=pair.prior,
-    )
-
-
-def _scored(pair: Pair, won: bool) -> Scored:
-    identity = pair.win_identity if won else pair.lose_identity
-    num = len(identity)
-    return Scored(
-        candidate_id=pair.win_id if won else pair.lose_id,
-        scene_id=pair.scene_id,
-        kind="sampled" if won else "disrupted",
-        similarity=tuple(
-            tuple(identity[i] if i == j else 0.1 for j in range(num)) for i in range(num)
-        ),
-        identity=identity,
-        leakage_margin=identity,
-        clip_i=identity,
-        clip_t=pair.win_clip_t,
-        background=0.0,
-        complete=True,
-    )
+        commit_partition(
+            store, self.scene, list(self.pairs(looks)), self.rejects(), shown, self.keys
+        )
 
 
 def _write_shards(store: Store, pairs: Sequence[Pair], looks: Sequence[Look]) -> Iterator[IndexRow]:
@@ -309,7 +226,7 @@ def _images(look: Look, num: int) -> SampleImages:
 
 
 def _row(pair: Pair, shard: str, place: Place) -> IndexRow:
-    shared = {
+    shared: dict[str, Any] = {
         field.name: getattr(pair, field.name)
         for field in dataclasses.fields(IndexRow)
         if hasattr(pair, field.name)
@@ -345,10 +262,26 @@ def _publish(
         for one in partitions
         for stage, key in one.keys.items()
     ]
+    manifest = _manifest(store, name, rows, members, table)
+    store.files.write(f"{folder}/index.parquet", to_parquet(rows, IndexRow))
+    store.files.write(f"{folder}/{LINEAGE}", to_parquet(lineage, Artefact))
+    store.files.write(f"{folder}/{PARTITIONS}", to_parquet(table, PartitionRow))
+    store.files.write(f"{folder}/manifest.json", json.dumps(manifest).encode())
+    store.files.write("LATEST", f"{name}\n".encode())
+    return name
+
+
+def _manifest(
+    store: Store,
+    name: str,
+    rows: Sequence[IndexRow],
+    members: Sequence[Subject],
+    table: Sequence[PartitionRow],
+) -> dict[str, Any]:
     rejects: Counter[str] = Counter()
     for one in table:
         rejects.update(one.rejects)
-    manifest = {
+    return {
         "id": name,
         "parent": None,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
@@ -380,9 +313,3 @@ def _publish(
         ],
         "config": {"pair": PairConfig().model_dump(mode="json")},
     }
-    store.files.write(f"{folder}/index.parquet", to_parquet(rows, IndexRow))
-    store.files.write(f"{folder}/{LINEAGE}", to_parquet(lineage, Artefact))
-    store.files.write(f"{folder}/{PARTITIONS}", to_parquet(table, PartitionRow))
-    store.files.write(f"{folder}/manifest.json", json.dumps(manifest).encode())
-    store.files.write("LATEST", f"{name}\n".encode())
-    return name

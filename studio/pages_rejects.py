@@ -12,12 +12,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from focusdpo.data_schemas.candidates import Scored
 from focusdpo.data_schemas.pairs import Reject
 from focusdpo.flows.report_dataset import REASONS
 from focusdpo.pipeline.accept import PairConfig
 from focusdpo.studio.dataset import Dataset, PartitionRecords
-from focusdpo.studio.pages_scenes import Candidate, scene_view
 from focusdpo.studio.paging import page_of, text_of
 from focusdpo.studio.views import NavItem, render, studio_of
 
@@ -63,10 +61,11 @@ class Example:
     partition: str
     prompt: str
     class_names: tuple[str, ...]
-    candidate: Candidate | None
-    parent: Candidate | None
-    """What a disrupted candidate was made from."""
-    scored: Scored | None
+    image: str
+    """Key of the candidate's picture; empty where its artefact is gone."""
+    masks: tuple[str, ...]
+    parent: str
+    """Key of the picture that a disrupted candidate was made from."""
     ruler: Ruler | None
 
 
@@ -108,22 +107,23 @@ def _examples(
 
 def _example(records: PartitionRecords, reject: Reject) -> Example:
     scene = next((one for one in records.scenes if one.id == reject.scene_id), None)
-    candidate = parent = None
-    if scene is not None:
-        for one in scene_view(records, scene, frozenset()).candidates:
-            if one.id == reject.candidate_id:
-                candidate = one
-            for child in one.children:
-                if child.id == reject.candidate_id:
-                    candidate, parent = child, one
+    sampled = {one.id: one.image for one in records.sampled}
+    image, parent = sampled.get(reject.candidate_id, ""), ""
+    masks: tuple[str, ...] = ()
+    for one in () if image else records.disrupted:
+        if one.id == reject.candidate_id:
+            image, parent = one.image, sampled.get(one.parent_id, "")
+    if image and not parent:
+        found = [one for one in records.instances if one.candidate_id == reject.candidate_id]
+        masks = tuple(one.mask or "" for one in found)
     return Example(
         reject=reject,
         partition=records.name,
         prompt="" if scene is None else scene.prompt,
         class_names=() if scene is None else scene.class_names,
-        candidate=candidate,
+        image=image,
+        masks=masks,
         parent=parent,
-        scored=records.scored.get(reject.candidate_id),
         ruler=ruler_of(reject.detail),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -69,18 +69,26 @@ def members(studio: Studio) -> dict[str, Member]:
     for name, entry in ({} if registry is None else registry.entries).items():
         had = built.get(name)
         state = "new" if had is None else "built" if had["digest"] == entry.digest else "changed"
-        values = {
-            field: getattr(entry, field)
-            for field in ("id", "class_name", "licence", "references", "artefact")
-        }
-        times = {"added": entry.added, "changed": entry.changed}
-        found[name] = _member(values, state, counts.get(name, 0), **times)
+        found[name] = _member(
+            asdict(entry), state, counts.get(name, 0), added=entry.added, changed=entry.changed
+        )
     return dict(sorted(found.items()))
 
 
-def _member(values: Mapping[str, Any], state: str, pairs: int, **times: str) -> Member:
-    fields = ("id", "class_name", "licence", "references", "artefact")
-    return Member(**{name: values[name] for name in fields}, state=state, pairs=pairs, **times)
+def _member(
+    values: Mapping[str, Any], state: str, pairs: int, added: str = "", changed: str = ""
+) -> Member:
+    return Member(
+        id=values["id"],
+        class_name=values["class_name"],
+        licence=values["licence"],
+        references=values["references"],
+        artefact=values["artefact"],
+        state=state,
+        pairs=pairs,
+        added=added,
+        changed=changed,
+    )
 
 
 def gallery(request: Request) -> Response:

@@ -44,10 +44,12 @@ def serve(config: StudioConfig, *, open_browser: bool = False) -> None:
 def _listen(config: StudioConfig) -> socket.socket:
     host = config.host.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # By its protocol's name asyncio knows that it may send small answers at once (TCP_NODELAY).
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, config.port))
+        listener.listen(128)  # who comes before the server is ready waits
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
