@@ -36,7 +36,7 @@ State = Literal[
     "starting", "running", "stopping", "done", "incomplete", "failed", "stopped", "lost"
 ]
 ACTIVE: tuple[State, ...] = ("starting", "running", "stopping")
-ID = re.compile(r"\d{8}-\d{6}-[a-z]+-[0-9a-f]{6}")
+ID = re.compile(r"\d{8}-\d{12}-[a-z]+-[0-9a-f]{6}")
 PROGRESS = re.compile(r"^([A-Za-z][\w -]{0,40}): (\d+)/(\d+)(?:  (.*))?$")
 STOPPING = "stopping"
 STARTING_SECONDS = 60.0
@@ -72,6 +72,8 @@ class Job:
     started: str
     outputs: Mapping[str, str]
     """What it makes, by name: folders and files."""
+    form: Mapping[str, str]
+    """What was filled in, for the next of its kind."""
     state: State
     code: int | None
     log: str
@@ -100,6 +102,7 @@ class Jobs:
         root: str,
         arguments: Sequence[str],
         outputs: Mapping[str, str] | None = None,
+        form: Mapping[str, str] | None = None,
         program: Sequence[str] = (sys.executable, "-m", "focusdpo.flows.cli"),
     ) -> Job:
         """Start a command. UserError while another job of this root runs."""
@@ -112,7 +115,7 @@ class Jobs:
                         "wait until it is done, or stop it"
                     )
             now = datetime.datetime.now(datetime.UTC)
-            name = f"{now:%Y%m%d-%H%M%S}-{kind}-{secrets.token_hex(3)}"
+            name = f"{now:%Y%m%d-%H%M%S%f}-{kind}-{secrets.token_hex(3)}"
             place = self._folder / name
             place.mkdir()
             values: dict[str, object] = {
@@ -123,6 +126,7 @@ class Jobs:
                 "command": [*program, *arguments],
                 "started": now.isoformat(timespec="seconds"),
                 "outputs": dict(outputs or {}),
+                "form": dict(form or {}),
             }
             write(place / JOB, values)
             with (place / LOG).open("ab") as log:
@@ -151,6 +155,7 @@ class Jobs:
             command=values["shown"],
             started=values["started"],
             outputs=values["outputs"],
+            form=values["form"],
             state=self._state(place, code),
             code=code,
             log="\n".join(log.splitlines()[-SHOWN_LINES:]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from starlette.routing import BaseRoute, Route
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.settings import preset_names
 from focusdpo.studio.acting import acting_of
+from focusdpo.studio.guard import CSRF_FIELD
 from focusdpo.studio.job_files import ID, Job
 from focusdpo.studio.job_forms import FORMS, evaluation_of, order, trained
 from focusdpo.studio.places import runs_folder
@@ -29,7 +31,7 @@ TITLES = {
     "export": ("Export the adapter", "The adapter with its card, ready to be given away."),
     "share": (
         "Export the dataset",
-        "The newest version for `datasets` and `webdataset`, with a card.",
+        "The newest version as others load it, with a card.",
     ),
 }
 ENDED_WELL = ("done", "incomplete")
@@ -60,7 +62,12 @@ async def start(request: Request) -> Response:
             )
             runs.mkdir(parents=True, exist_ok=True)
             job = acting.jobs.start(
-                wanted.kind, wanted.title, acting.config.root, wanted.arguments, wanted.outputs
+                wanted.kind,
+                wanted.title,
+                acting.config.root,
+                wanted.arguments,
+                wanted.outputs,
+                {key: value for key, value in form.items() if key != CSRF_FIELD},
             )
         except UserError as error:
             return _page(request, kind=kind, said=str(error), form=form, status=400)
@@ -112,7 +119,7 @@ def _page(
     *,
     kind: str = "",
     said: str = "",
-    form: dict[str, str] | None = None,
+    form: Mapping[str, str] | None = None,
     status: int = 200,
 ) -> Response:
     acting = acting_of(request)
@@ -133,9 +140,22 @@ def _page(
         active=next((one for one in jobs if one.active), None),
         kind=kind,
         said=said,
-        form=form or {},
+        filled=_filled(jobs, kind, form),
         folder=str(runs),
     )
+
+
+def _filled(
+    jobs: list[Job], kind: str, form: Mapping[str, str] | None
+) -> dict[str, Mapping[str, str]]:
+    """What stands in each form: what was just sent, else what the last job of its kind had, so that
+    a second build does not fall back to the preset without a word."""
+    found: dict[str, Mapping[str, str]] = {name: {} for name in FORMS}
+    for job in reversed(jobs):
+        found[job.kind] = job.form
+    if form is not None and kind in found:
+        found[kind] = form
+    return found
 
 
 def _job(request: Request) -> Job:

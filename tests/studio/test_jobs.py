@@ -147,7 +147,7 @@ def test_a_killed_job_is_lost_and_does_not_hold_up_the_next(jobs: Jobs, tmp_path
     assert ended(jobs, start(jobs, "pass").id).state == "done"
 
 
-@pytest.mark.parametrize("id", ["..", "../jobs", "nope", "20260101-000000-build-zzzzzz", ""])
+@pytest.mark.parametrize("id", ["..", "../jobs", "nope", "20260101-000000000000-build-zzzzzz", ""])
 def test_names_of_jobs_are_no_paths(jobs: Jobs, id: str) -> None:
     with pytest.raises(UserError, match="no such job"):
         jobs.get(id)
@@ -243,6 +243,20 @@ def test_the_page_keeps_what_was_filled_and_escapes_it(studio: Client) -> None:
     assert "<script>alert" not in answer.text and "&lt;/textarea&gt;" in answer.text
 
 
+def test_a_form_has_what_the_last_job_of_its_kind_had(studio: Client, tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path / "data-runs/.studio/jobs")
+    for number in ("3", "4"):
+        form = {"variants": number, "settings": "compose.pair_rate=1"}
+        job = jobs.start("build", "b", str(studio.root), ["pass"], {}, form, PYTHON)
+        ended(jobs, job.id)
+    page = studio.page("/jobs").text
+    assert 'name="variants" value="4"' in page and ">compose.pair_rate=1</textarea>" in page
+    assert (
+        studio.csrf["x-csrf-token"]
+        not in (tmp_path / f"data-runs/.studio/jobs/{job.id}/job.json").read_text()
+    )
+
+
 def test_a_form_needs_the_pages_token(studio: Client) -> None:
     answer = studio.http.post("/jobs/start/build", data={"preset": "pocket"})
     assert answer.status_code == 403
@@ -263,7 +277,7 @@ def test_a_job_from_its_form_to_its_error(studio: Client) -> None:
     page = studio.page(where).text
     assert "train first" in page and "focusdpo -v train --root" in page
     assert "train first" in studio.page("/jobs").text
-    assert studio.get("/jobs/20260101-000000-build-abcdef").status_code == 400
+    assert studio.get("/jobs/20260101-000000000000-build-abcdef").status_code == 400
     assert studio.get("/jobs/..%2f..").status_code == 404
 
 
@@ -274,7 +288,7 @@ def test_an_exports_files_are_offered_and_no_others(studio: Client, tmp_path: Pa
     (folder / "secret").symlink_to("/etc/passwd")
     jobs = Jobs(tmp_path / "data-runs/.studio/jobs")
     job = jobs.start(
-        "export", "export a", str(studio.root), ["pass"], {"export": str(folder)}, PYTHON
+        "export", "export a", str(studio.root), ["pass"], {"export": str(folder)}, {}, PYTHON
     )
     ended(jobs, job.id)
     page = studio.page(f"/jobs/{job.id}").text

@@ -95,6 +95,7 @@ def test_the_whole_story(tmp_path: Path) -> None:
         page.click("#build button")
         page.wait_for_url("**/jobs/2*")
         assert wait_for_job(page) == "done", page.inner_text("#log")
+        assert "generate" not in page.inner_text("#phases"), "reviews alone cost no model"
 
         page.goto(f"{address}/jobs")
         page.fill("#train input[name=name]", "first-try")
