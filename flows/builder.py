@@ -29,6 +29,7 @@ from focusdpo.flows.yields import gather
 from focusdpo.pipeline.complexity import complexity_map
 from focusdpo.pipeline.compose import by_partition, compose
 from focusdpo.pipeline.files import FULL
+from focusdpo.pipeline.objects import Lost
 from focusdpo.pipeline.retention import last_sweep
 from focusdpo.pipeline.reviews import Audit, Ruling
 from focusdpo.pipeline.shard import write_shards
@@ -141,7 +142,7 @@ class Builder:
                     with about(partition=partition):
                         outcome = self._run_unit(stage, partition, wait)
                 except PARTITION_ERRORS as error:
-                    if self.run.strict or disk_is_full(error):
+                    if self.run.strict or disk_is_full(error) or isinstance(error, Lost):
                         raise
                     again = again or not isinstance(error, UserError)
                     log.warning("%s %s failed: %s", stage, partition, error, exc_info=again)

@@ -117,7 +117,10 @@ def _check_version(files: Files) -> None:
             what_to_do = run_doctor(files.root)
         raise UserError(f"{where}: damaged ({error}). {what_to_do}") from error
     if version != SCHEMA_VERSION and header_damage(files):
-        raise UserError(f"{where}: damaged, versions say otherwise. {run_doctor(files.root)}")
+        raise UserError(
+            f"{where}: damaged (schema version {version}, but its versions have {SCHEMA_VERSION}). "
+            f"{run_doctor(files.root)}"
+        )
     if version != SCHEMA_VERSION:
         raise UserError(
             f"{where}: schema version {version}, this focusdpo reads {SCHEMA_VERSION}; build into "

@@ -136,6 +136,31 @@ def test_kill_9_then_again_gives_the_undisturbed_bytes(
     same(below(s3, root), local)
 
 
+@pytest.mark.parametrize("tars", [0, 5, 25])
+def test_a_store_that_stays_away_ends_the_build_without_a_version(
+    s3: S3Server, root: str, toy: Toy, local: dict[str, bytes], tars: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """In a sentence. A partition that it took is no reason for a version without it: the next run
+    ends as an undisturbed one."""
+    with monkeypatch.context() as patched:
+        patched.setenv("FOCUSDPO_STORAGE_ATTEMPTS", "2")
+        process = run(toy, root)
+        while process.poll() is None and tars:
+            if sum(key.endswith(".tar") for key in below(s3, root)) >= tars:
+                break
+            time.sleep(0.005)
+        s3.fail(refuse=10**6)
+        out, err = process.communicate(timeout=300)
+    assert process.returncode == 2 and "Traceback" not in err
+    assert "failed 2 times, at last with " in err and "Run the same command again" in err
+    assert json.loads(out.splitlines()[-1])["exit_code"] == 2
+    assert not [key for key in below(s3, root) if key.startswith(("versions", "shards", "LATEST"))]
+    s3.fail()
+    ended(run(toy, root))
+    same(below(s3, root), local)
+
+
 @pytest.mark.parametrize("where", ["local", "s3"])
 def test_two_builders_share_the_work_of_one_root(
     s3: S3Server, toy: Toy, tmp_path: Path, where: str, local: dict[str, bytes]
