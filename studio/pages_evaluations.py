@@ -21,7 +21,6 @@ from focusdpo.studio.evaluation_reading import FIELDS, Evaluation, read_evaluati
 from focusdpo.studio.image_routes import answer, is_known
 from focusdpo.studio.paging import page_of, text_of
 from focusdpo.studio.pictures import Encoded
-from focusdpo.studio.run_folders import find_runs
 from focusdpo.studio.views import NavItem, absent, render, studio_of
 
 NAV = (NavItem("Evaluation", "/evaluations"),)
@@ -56,7 +55,7 @@ class SceneRow:
 def leaderboard(request: Request) -> Response:
     """All evaluations by a metric, protocol by protocol."""
     metric = _metric(request)
-    found = [read_evaluation(one) for one in find_runs(studio_of(request).config).evaluations]
+    found = [read_evaluation(one) for one in studio_of(request).runs().evaluations]
     boards = {
         protocol: _board([one for one in found if one.protocol == protocol], metric)
         for protocol in sorted({one.protocol for one in found})
@@ -92,7 +91,7 @@ def evaluation(request: Request) -> Response:
     metric, best_first = _metric(request), text_of(request, "order") == "best"
     others = [
         one
-        for one in map(read_evaluation, find_runs(studio_of(request).config).evaluations)
+        for one in map(read_evaluation, studio_of(request).runs().evaluations)
         if one.folder.id != main.folder.id and one.protocol == main.protocol
     ]
     chosen = request.query_params.getlist("with")[:MOST_OTHERS]
@@ -202,7 +201,7 @@ def _metric(request: Request) -> str:
 
 
 def _evaluation(request: Request, id: str) -> Evaluation:
-    folder = find_runs(studio_of(request).config).evaluation(id)
+    folder = studio_of(request).runs().evaluation(id)
     if folder is None:
         raise absent(f"no evaluation '{id}' in the folders of --runs")
     return read_evaluation(folder)

@@ -14,7 +14,7 @@ from focusdpo.studio.dataset import Dataset
 from focusdpo.studio.focus_maps import BRANCHES, MAPS, PHASES
 from focusdpo.studio.image_routes import answer
 from focusdpo.studio.paging import text_of
-from focusdpo.studio.run_folders import RunFolder, find_runs
+from focusdpo.studio.run_folders import RunFolder
 from focusdpo.studio.views import NavItem, absent, render, studio_of
 
 NAV = (NavItem("Focus", "/focus"),)
@@ -36,7 +36,7 @@ def choose(request: Request) -> Response:
 def explorer(request: Request) -> Response:
     """The slider; its maps are asked for by the page's script."""
     dataset, row = _row(request)
-    adapters = find_runs(studio_of(request).config).adapters()
+    adapters = studio_of(request).runs().adapters()
     chosen = text_of(request, "adapter")
     return render(
         request,
@@ -101,7 +101,7 @@ def _adapter(request: Request, id: str) -> RunFolder | None:
     """The training run of an id; 404 for one that is not there or has no adapter."""
     if not id:
         return None
-    found = next((a for a in find_runs(studio_of(request).config).adapters() if a.id == id), None)
+    found = next((a for a in studio_of(request).runs().adapters() if a.id == id), None)
     if found is None:
         raise absent(f"no training run '{id}' with an adapter")
     return found

@@ -11,7 +11,7 @@ from starlette.routing import BaseRoute, Route
 
 from focusdpo.flows.report_dataset import MODES, REASONS
 from focusdpo.studio.dataset import Dataset
-from focusdpo.studio.run_folders import Found, find_runs
+from focusdpo.studio.run_folders import Found
 from focusdpo.studio.state import Studio
 from focusdpo.studio.views import NavItem, render, studio_of
 
@@ -37,7 +37,7 @@ def home(request: Request) -> Response:
     """Counts, yields, and the way on."""
     studio = studio_of(request)
     dataset = studio.dataset()
-    found = find_runs(studio.config)
+    found = studio.runs()
     steps = steps_of(studio, dataset, found)
     return render(
         request,

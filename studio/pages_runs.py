@@ -7,7 +7,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from focusdpo.studio.evaluation_reading import adapter_of
-from focusdpo.studio.run_folders import RunFolder, find_runs
+from focusdpo.studio.run_folders import RunFolder
 from focusdpo.studio.run_reading import standing, training_part
 from focusdpo.studio.views import NavItem, absent, render, studio_of
 
@@ -16,7 +16,7 @@ NAV = (NavItem("Training", "/runs"),)
 
 def runs(request: Request) -> Response:
     """All runs, the newest first."""
-    found = find_runs(studio_of(request).config)
+    found = studio_of(request).runs()
     return render(request, "runs.html.j2", runs=[(one, standing(one)) for one in found.training])
 
 
@@ -53,7 +53,7 @@ def state(request: Request) -> Response:
 
 
 def _folder(request: Request) -> RunFolder:
-    found = find_runs(studio_of(request).config).run(request.path_params["run"])
+    found = studio_of(request).runs().run(request.path_params["run"])
     if found is None:
         raise absent(f"no training run '{request.path_params['run']}' in the folders of --runs")
     return found
@@ -62,7 +62,7 @@ def _folder(request: Request) -> RunFolder:
 def _evaluations(request: Request, folder: RunFolder) -> list[RunFolder]:
     """Those of this run's adapter."""
     adapter = (folder.path / "adapter").resolve()
-    found = find_runs(studio_of(request).config).evaluations
+    found = studio_of(request).runs().evaluations
     return [one for one in found if adapter_of(one) == adapter]
 
 

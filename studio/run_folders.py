@@ -69,7 +69,7 @@ def find_runs(config: StudioConfig) -> Found:
             elif "config.json" in names and names & {"metrics", "run.json", "steps.parquet"}:
                 one = _folder(top, path, "run.json" in names, "config.json")
                 training.setdefault(one.id, one)
-            elif "README.md" in names and names & {"adapter.safetensors", "data", "export.json"}:
+            elif "README.md" in names and names & {"adapter.json", "data"}:
                 one = _folder(top, path, True, "README.md")
                 exports.setdefault(one.id, one)
     return Found(_newest(training), _newest(evaluations), _newest(exports))

@@ -16,10 +16,11 @@ from focusdpo.pipeline.store import Store
 from focusdpo.studio.dataset import Dataset
 from focusdpo.studio.focus_maps import FocusWorker
 from focusdpo.studio.pictures import Kept
+from focusdpo.studio.run_folders import Found, find_runs
 from focusdpo.studio.settings import StudioConfig
 
 LOOK_AGAIN = 1.0
-"""Seconds for which LATEST is believed."""
+"""Seconds for which LATEST and the folders of runs are believed."""
 
 
 def absent(what: str) -> HTTPException:
@@ -38,6 +39,7 @@ class Studio:
         self._store: Store | None = None
         self._latest: tuple[float, str | None] = (-LOOK_AGAIN, None)
         self._dataset: Dataset | None = None
+        self._runs: tuple[float, Found | None] = (-LOOK_AGAIN, None)
         # A folder that holds something else is told now, not at the first look.
         self.store()
 
@@ -96,9 +98,19 @@ class Studio:
         store = self.store()
         return None if store is None else read_registry(store)
 
+    def runs(self) -> Found:
+        """Training runs, evaluations and exports: a page with many pictures looks once."""
+        when, found = self._runs
+        now = time.monotonic()
+        if found is None or now - when > LOOK_AGAIN:
+            found = find_runs(self.config)
+            self._runs = (now, found)
+        return found
+
     def forget(self) -> None:
         """Look again at once: something was built."""
         self._latest = (-LOOK_AGAIN, None)
+        self._runs = (-LOOK_AGAIN, None)
 
 
 def _is_root(root: str) -> bool:

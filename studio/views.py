@@ -18,6 +18,9 @@ from focusdpo.studio.state import Studio, absent
 __all__ = ["NavItem", "absent", "environment", "failure", "render", "studio_of", "wants_json"]
 
 
+NO_PAGE = "There is no such page."
+
+
 @dataclasses.dataclass(frozen=True)
 class NavItem:
     """An entry of the navigation."""
@@ -79,7 +82,8 @@ async def on_user_error(request: Request, error: Exception) -> Response:
 
 async def on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return failure(request, error.status_code, error.detail)
+    no_page = error.status_code == 404 and error.detail == "Not Found"
+    return failure(request, error.status_code, NO_PAGE if no_page else error.detail)
 
 
 def _asset_tag() -> str:
