@@ -244,11 +244,14 @@ def test_the_site_in_a_browser(served: str, dark: bool) -> None:
 
 
 def test_references_are_whole(site: Path) -> None:
-    settings = (site / "reference" / "settings.html").read_text("utf-8")
+    settings = (site / "reference" / "settings.html").read_text("utf-8").replace("<wbr>", "")
+    # Sections with the fields of one before: said once.
+    alike = tuple(
+        f"{path}." for path in re.findall(r"<code>([\w.]+)[^<]*</code> has the", settings)
+    )
     for model in runs().values():
-        for path in paths(model):
-            last = path.rpartition(".")[2]
-            assert last in settings, path
+        missing = [path for path in paths(model) if path not in settings]
+        assert [path for path in missing if not path.startswith(alike)] == []
     for name in ("train.objective.beta", "pair.min_drop", "executor.kind", "held_out.split"):
         assert f">{name}<" in settings, name
     commands = (site / "reference" / "commands.html").read_text("utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -123,7 +124,7 @@ def _plain_fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
 
 def _table(fields: Mapping[str, FieldInfo], path: str, preset: Mapping[str, Any]) -> str:
     rows = [
-        f"| `{f'{path}.{name}' if path else name}` | {type_of(field)} | {_default(field)}"
+        f"| {_field(f'{path}.{name}' if path else name)} | {type_of(field)} | {_default(field)}"
         f"{_pocket(field, f'{path}.{name}', preset)} | {_cell(field.description or '')} |"
         for name, field in fields.items()
     ]
@@ -131,10 +132,16 @@ def _table(fields: Mapping[str, FieldInfo], path: str, preset: Mapping[str, Any]
     return "\n".join([*head, *rows]) if rows else ""
 
 
+def _field(path: str) -> str:
+    """A dotted name as code that breaks at its joints."""
+    broken = re.sub(r"([._])", r"\1<wbr>", path)
+    return f"<code>{broken}</code>"
+
+
 def type_of(field: FieldInfo) -> str:
     """A field's type and bounds in words."""
     bounds = [
-        f"{sign} {getattr(one, name):g}"
+        f"{sign}\N{NO-BREAK SPACE}{getattr(one, name):g}"
         for one in field.metadata
         for name, sign in BOUNDS.items()
         if getattr(one, name, None) is not None
