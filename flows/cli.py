@@ -23,6 +23,7 @@ from focusdpo.flows import logs
 from focusdpo.flows.commands import ablate as ablate_commands
 from focusdpo.flows.commands import bench as bench_commands
 from focusdpo.flows.commands import dataset as dataset_commands
+from focusdpo.flows.commands import demo_app as demo_commands
 from focusdpo.flows.commands import export as export_commands
 from focusdpo.flows.commands import fetch as fetch_commands
 from focusdpo.flows.commands import focus, generate, look, pocket, run, subjects
@@ -55,6 +56,7 @@ app.command("settings")(look.settings)
 app.command("inspect")(look.inspect)
 app.command("doctor")(look.doctor)
 app.command("studio")(studio_commands.studio)
+app.command("demo-app")(demo_commands.demo_app)
 app.command("fetch")(fetch_commands.fetch)
 app.command("bench")(bench_commands.bench)
 app.command("gc")(dataset_commands.gc)

@@ -1,0 +1,258 @@
+"""`focusdpo demo-app` and `space/app.py`: upload subjects, say what is to be seen, look at base and
+FocusDPO side by side.
+
+Nothing is asked of the network: system fonts, no analytics, and a policy that forbids the browser
+any other address. Uploads are read as `build-dataset` reads pictures: by their bytes, whatever
+their names say, with their size checked before they are decoded.
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.demo_page import (
+    CSS,
+    examples,
+    head_text,
+    licence_text,
+    numbers_table,
+    subject_view,
+)
+from focusdpo.flows.inference import MAX_SEED
+from focusdpo.flows.painted import Painted, ReferenceUsed
+from focusdpo.flows.side_by_side import SideBySide, rows
+
+NUM = 3
+MAX_PROMPT = 300
+MAX_PICTURES = 4
+MAX_FILE = "10mb"
+MAX_WAITING = 16
+KEPT_SECONDS = 600.0
+POLICY = (
+    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; connect-src 'self' ws: wss: data: blob:; object-src 'none'"
+)
+
+
+@dataclass(frozen=True)
+class DemoAppConfig:
+    """What is shown and where."""
+
+    preset: str = "pocket"
+    adapter: Path | None = None
+    settings: tuple[str, ...] = ()
+    host: str | None = None
+    """None: GRADIO_SERVER_NAME, or this machine alone."""
+    port: int | None = None
+    """None: GRADIO_SERVER_PORT, or the first free one from 7860 on."""
+
+
+def serve(config: DemoAppConfig) -> None:
+    """Serve until stopped. UserError when gradio is missing or the adapter is none."""
+    blocks, folder = build(config)
+    gradio = _gradio()
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    with folder:
+        blocks.queue(max_size=MAX_WAITING, default_concurrency_limit=1).launch(
+            server_name=config.host,
+            server_port=config.port or None,
+            max_file_size=MAX_FILE,
+            theme=gradio.themes.Base(**fonts),
+            css=CSS,
+            footer_links=[],
+            ssr_mode=False,
+            share=False,
+            app_kwargs={"middleware": [_policy()]},
+        )
+
+
+def build(config: DemoAppConfig) -> tuple[Any, tempfile.TemporaryDirectory[str]]:
+    """The app, and the folder of its pictures, which goes with it."""
+    gradio = _gradio()
+    models = SideBySide.of(config.preset, config.adapter, config.settings)
+    folder = tempfile.TemporaryDirectory(prefix="focusdpo-demo-")
+    handlers = Handlers(models, Path(folder.name), gradio.Error)
+    classes = models.base.classes
+    with gradio.Blocks(
+        title="FocusDPO", analytics_enabled=False, delete_cache=(600, 3600)
+    ) as blocks:
+        gradio.Markdown(head_text(models.base.run.family, config.adapter))
+        files, words, views = [], [], []
+        with gradio.Row():
+            for at in range(1, NUM + 1):
+                with gradio.Column(min_width=180):
+                    label = f"Subject {at}" + (" (optional)" if at > 1 else "")
+                    files.append(
+                        gradio.File(
+                            label=f"{label}: picture",
+                            file_types=[".png", ".jpg", ".jpeg", ".webp", ".gif"],
+                            height=130,
+                            elem_id=f"file-{at}",
+                        )
+                    )
+                    words.append(
+                        gradio.Dropdown(
+                            sorted(classes or ()),
+                            value=None,
+                            label=f"{label}: what it is",
+                            allow_custom_value=classes is None,
+                            elem_id=f"word-{at}",
+                        )
+                    )
+                    views.append(gradio.HTML(subject_view(at, None), elem_id=f"view-{at}"))
+        prompt = gradio.Textbox(
+            label="Prompt",
+            info="Name every subject by its word; empty: the subjects on a plain background.",
+            max_length=MAX_PROMPT,
+            elem_id="prompt",
+        )
+        with gradio.Row():
+            for title, values in examples(Path(folder.name)):
+                gradio.Button(title, size="sm").click(
+                    lambda values=values: values, None, [*files, *words, prompt],
+                    queue=False, api_visibility="private",
+                )  # fmt: skip
+        with gradio.Row():
+            seed = gradio.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED - 8)
+            count = gradio.Slider(1, MAX_PICTURES, value=2, step=1, label="Pictures of each model")
+        paint = gradio.Button("Paint", variant="primary", elem_id="paint")
+        with gradio.Row():
+            base, adapted = (
+                gradio.Gallery(
+                    label=label, columns=2, object_fit="contain", format="png",
+                    interactive=False, elem_id=name, buttons=["download", "fullscreen"],
+                )
+                for label, name in (("Base", "base"), ("FocusDPO", "adapted"))
+            )  # fmt: skip
+        numbers = gradio.HTML(elem_id="numbers", label="Numbers")
+        gradio.Markdown(licence_text(models.base.run.family, config.adapter))
+        for at, (file, word, view) in enumerate(zip(files, words, views, strict=True), start=1):
+            file.change(
+                functools.partial(handlers.view, at), [file, word], view, api_visibility="private"
+            )
+        paint.click(
+            handlers.paint,
+            [*files, *words, prompt, seed, count],
+            [base, adapted, numbers],
+            api_visibility="private",
+        )
+    return blocks, folder
+
+
+class Handlers:
+    """What happens on a click; UserErrors become the page's own messages, escaped."""
+
+    def __init__(self, models: SideBySide, folder: Path, error: type[Exception]) -> None:
+        self.models = models
+        self.folder = folder
+        self.error = error
+
+    def view(self, at: int, file: str | None, word: str | None) -> str:
+        """A subject cut out, as the generator is shown it."""
+        if not file:
+            return subject_view(at, None)
+        try:
+            return subject_view(at, self.models.base.read(file, word or "object").image)
+        except UserError as error:
+            raise self._told(error, [file]) from error
+
+    def paint(self, *given: Any) -> tuple[list[Any], list[Any], str]:
+        """Galleries of both models and the table."""
+        files, words, (prompt, seed, count) = given[:NUM], given[NUM : 2 * NUM], given[2 * NUM :]
+        try:
+            subjects = _subjects(files, words)
+            text = str(prompt or "").strip() or None
+            if text is not None and len(text) > MAX_PROMPT:
+                raise UserError(f"the prompt has {len(text)} characters, at most {MAX_PROMPT}")
+            if not 1 <= int(count or 0) <= MAX_PICTURES:
+                raise UserError(f"pictures: 1 to {MAX_PICTURES}")
+            first = int(seed or 0)
+            sides = self.models.paint(text, subjects, range(first, first + int(count)))
+        except UserError as error:
+            raise self._told(error, [file for file in files if file]) from error
+        self._clean()
+        shown: list[list[Any]] = [self._files(side.pictures) for side in sides]
+        table = numbers_table([side.name for side in sides], rows(sides))
+        return shown[0], shown[1] if len(shown) > 1 else [], table
+
+    def _files(self, pictures: Sequence[Painted]) -> list[tuple[str, str]]:
+        """PNGs that tell how they were made, but not where this machine keeps uploads."""
+        made = []
+        for one in pictures:
+            names = tuple(
+                ReferenceUsed(file=Path(used.file).name, sha256=used.sha256)
+                for used in one.about.references
+            )
+            adapter = one.about.adapter and Path(one.about.adapter).name
+            about = one.about.model_copy(update={"references": names, "adapter": adapter})
+            (seed,) = about.seeds
+            path = self.folder / f"{time.time_ns()}-seed-{seed}.png"
+            made.append((str(Painted(one.image, about).save(path)), f"seed {seed}"))
+        return made
+
+    def _clean(self) -> None:
+        """Pictures are copied when they are shown; what is older has been."""
+        for old in self.folder.glob("*-seed-*.png"):
+            if time.time() - old.stat().st_mtime > KEPT_SECONDS:
+                old.unlink(missing_ok=True)
+
+    def _told(self, error: UserError, files: Sequence[str]) -> Exception:
+        text = str(error).replace("--class-name ", "")
+        for file in files:
+            text = text.replace(str(file), Path(file).name)
+        return self.error(html.escape(text))
+
+
+def _subjects(files: Sequence[str | None], words: Sequence[str | None]) -> list[tuple[str, str]]:
+    found = []
+    for at, (file, word) in enumerate(zip(files, words, strict=True), start=1):
+        if file and not word:
+            raise UserError(f"subject {at}: say what it is")
+        if word and not file:
+            raise UserError(f"subject {at}: give a picture of the {word}, or clear its word")
+        if file and word:
+            found.append((file, word))
+    if not found:
+        raise UserError("give a picture of at least one subject, and say what it is")
+    return found
+
+
+def _gradio() -> Any:
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        import gradio
+    except ImportError as error:
+        raise UserError("the demo app needs gradio: pip install 'focusdpo[demo]'") from error
+    return gradio
+
+
+def _policy() -> Any:
+    """Middleware that forbids pages to ask any other address for anything."""
+    from starlette.datastructures import MutableHeaders
+    from starlette.middleware import Middleware
+
+    class Policy:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            async def with_policy(message: Any) -> None:
+                if message["type"] == "http.response.start":
+                    headers = MutableHeaders(scope=message)
+                    headers["Content-Security-Policy"] = POLICY
+                    headers["X-Content-Type-Options"] = "nosniff"
+                    headers["Referrer-Policy"] = "no-referrer"
+                await send(message)
+
+            await self.app(scope, receive, with_policy if scope["type"] == "http" else send)
+
+    return Middleware(Policy)
