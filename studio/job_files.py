@@ -29,6 +29,7 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.commands.studio import TOKEN
 from focusdpo.pipeline.processes import is_dead
 from focusdpo.studio.job_runner import ENDED, JOB, LOG, RESULT, RUNNER, write
 
@@ -136,6 +137,7 @@ class Jobs:
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
+                    env={name: text for name, text in os.environ.items() if name != TOKEN},
                 )
         return self.get(name)
 

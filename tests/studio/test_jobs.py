@@ -59,6 +59,12 @@ def test_what_a_command_says_and_gives_is_kept(jobs: Jobs) -> None:
     assert [(one.phase, one.done, one.total) for one in job.progress] == [("generate", 10, 10)]
 
 
+def test_a_job_does_not_know_the_studios_token(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOCUSDPO_STUDIO_TOKEN", "a secret of many letters")
+    code = "import os, json; print(json.dumps({'told': 'FOCUSDPO_STUDIO_TOKEN' in os.environ}))"
+    assert ended(jobs, start(jobs, code).id).result == {"told": False}
+
+
 @pytest.mark.parametrize(
     ("code", "state"), [(0, "done"), (3, "incomplete"), (1, "failed"), (2, "failed")]
 )
