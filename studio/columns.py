@@ -70,9 +70,7 @@ class Codes:
     def __init__(self, column: Any) -> None:
         coded = column.combine_chunks().dictionary_encode()
         self.names: list[str] = coded.dictionary.to_pylist()
-        self.values: NDArray[np.int64] = coded.indices.to_numpy(zero_copy_only=False).astype(
-            np.int64
-        )
+        self.values: NDArray[np.int64] = numbers(coded.indices).astype(np.int64)
         self._code = {name: code for code, name in enumerate(self.names)}
 
     def are(self, name: str) -> NDArray[np.bool_]:
@@ -96,7 +94,7 @@ class ListCodes(Codes):
     def __init__(self, column: Any) -> None:
         lists = column.combine_chunks()
         super().__init__(_chunked(lists.flatten()))
-        lengths = np.diff(lists.offsets.to_numpy())
+        lengths = np.diff(numbers(lists.offsets))
         self._rows = np.repeat(np.arange(len(lists)), lengths)
         self._num = len(lists)
 
@@ -113,6 +111,19 @@ class ListCodes(Codes):
         return self._named(np.unique(self._rows * num + self.values) % num)
 
 
+NUMBERS = {"double": np.float64, "int64": np.int64, "int32": np.int32}
+
+
+def numbers(column: Any) -> NDArray[Any]:
+    """A column or array of numbers without nulls, as numpy sees its bytes. Arrow's own `to_numpy`
+    imports pandas, which costs a first page half a second."""
+    array = column.combine_chunks() if hasattr(column, "combine_chunks") else column
+    dtype, data = NUMBERS[str(array.type)], array.buffers()[1]
+    if not len(array) or data is None:
+        return np.empty(0, dtype)
+    return np.frombuffer(data, dtype)[array.offset : array.offset + len(array)]
+
+
 def _chunked(array: Any) -> Any:
     import pyarrow as pa
 
@@ -124,16 +135,16 @@ class PairColumns:
 
     def __init__(self, table: Any) -> None:
         self.table = table
-        self.margin: NDArray[np.float64] = table["margin"].to_numpy()
+        self.margin: NDArray[np.float64] = numbers(table["margin"])
         self.subjects = ListCodes(table["subject_ids"])
         self.classes = ListCodes(table["class_names"])
         self.source, self.mode = Codes(table["source"]), Codes(table["mode"])
         self.split = Codes(table["split"])
-        self.num_subjects: NDArray[np.int64] = table["num_subjects"].to_numpy()
+        self.num_subjects: NDArray[np.int64] = numbers(table["num_subjects"])
         self.win = _means(table["win_identity"])
         self.lose = _means(table["lose_identity"])
         self.clip: NDArray[np.float64] = np.abs(
-            table["win_clip_t"].to_numpy() - table["lose_clip_t"].to_numpy()
+            numbers(table["win_clip_t"]) - numbers(table["lose_clip_t"])
         )
         self.select = functools.lru_cache(maxsize=32)(self._select)
 
@@ -168,7 +179,7 @@ class PairColumns:
 
     def rows(self, places: Sequence[int] | Rows) -> list[IndexRow]:
         """Records of a few pairs."""
-        found: list[dict[str, Any]] = self.table.take(np.asarray(places, np.int64)).to_pylist()
+        found: list[dict[str, Any]] = self.table.take(_indices(places)).to_pylist()
         lists = ("subject_ids", "class_names", "win_identity", "lose_identity")
         return [IndexRow(**{**one, **{name: tuple(one[name]) for name in lists}}) for one in found]
 
@@ -205,7 +216,7 @@ class PairColumns:
 
         def has(column: str) -> NDArray[np.bool_]:
             found = pc.match_substring(self.table[column], text, ignore_case=True)
-            return np.asarray(found.to_numpy(), np.bool_)
+            return np.array(found.to_pylist(), np.bool_)
 
         return has("prompt") | has("pair_id")
 
@@ -235,10 +246,17 @@ class LazyRows(Sequence[IndexRow]):
         return iter(self._columns.rows(range(len(self))))
 
 
+def _indices(places: Sequence[int] | Rows) -> Any:
+    import pyarrow as pa
+
+    whole = np.ascontiguousarray(places, np.int64)
+    return pa.Array.from_buffers(pa.int64(), len(whole), [None, pa.py_buffer(whole)])
+
+
 def _means(column: Any) -> NDArray[np.float64]:
     """(N,) means of lists; NaN of an empty one."""
     lists = column.combine_chunks()
-    lengths = np.diff(lists.offsets.to_numpy())
+    lengths = np.diff(numbers(lists.offsets))
     rows = np.repeat(np.arange(len(lists)), lengths)
-    sums = np.bincount(rows, lists.flatten().to_numpy(), minlength=len(lists))
+    sums = np.bincount(rows, numbers(lists.flatten()), minlength=len(lists))
     return np.divide(sums, lengths, out=np.full(len(lists), np.nan), where=lengths > 0)

@@ -28,7 +28,7 @@ from focusdpo.pipeline.shard import FOLDER, read_fields, read_sample
 from focusdpo.pipeline.store import Store
 from focusdpo.pipeline.version_tables import PARTITIONS, PartitionRow, lineage_columns
 from focusdpo.pipeline.versions import DatasetVersion
-from focusdpo.studio.columns import LazyRows, ListCodes, PairColumns
+from focusdpo.studio.columns import LazyRows, ListCodes, PairColumns, numbers
 
 R = TypeVar("R")
 
@@ -169,7 +169,7 @@ class Partitions:
     def __init__(self, table: Any) -> None:
         self.names: list[str] = table["partition"].to_pylist()
         self.subject_ids: list[list[str]] = table["subject_ids"].to_pylist()
-        self.pairs: NDArray[np.int64] = table["pairs"].to_numpy()
+        self.pairs: NDArray[np.int64] = numbers(table["pairs"])
         self._members = ListCodes(table["subject_ids"])
         self._place = {name: at for at, name in enumerate(self.names)}
         self.rejects = _by_reason(table["rejects"])
@@ -229,10 +229,10 @@ class Partitions:
 
 def _by_reason(column: Any) -> dict[str, NDArray[np.int64]]:
     maps = column.combine_chunks()
-    lengths = np.diff(maps.offsets.to_numpy())
+    lengths = np.diff(numbers(maps.offsets))
     rows = np.repeat(np.arange(len(maps)), lengths)
     reasons = np.array(maps.keys.to_pylist(), dtype=object)
-    counts = maps.items.to_numpy()
+    counts = numbers(maps.items)
     return {
         str(reason): np.bincount(
             rows[reasons == reason], counts[reasons == reason], minlength=len(maps)
