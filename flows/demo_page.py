@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -111,10 +112,10 @@ def examples(folder: Path) -> list[tuple[str, list[Any]]]:
     from focusdpo.flows.world_subjects import WorldConfig, export
 
     export(folder / "subjects", WorldConfig(subjects=6, references=1, seed=11))
-    subjects = [
-        (str(one), one.parent.name.rpartition("-")[0].replace("-", " "))
-        for one in sorted((folder / "subjects").glob("*/00.png"))
-    ]
+    subjects = []
+    for one in sorted((folder / "subjects").glob("*/00.png")):
+        word = one.parent.name.rpartition("-")[0].replace("-", " ")
+        subjects.append((str(shutil.copy(one, one.parent / f"{word}.png")), word))
     made, start = [], 0
     for title, count, text in _ORDERS:
         chosen = subjects[start : start + count]

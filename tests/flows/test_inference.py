@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from pocket_adapter import pocket_adapter
 from toy_root import Toy
 
 from focusdpo.data_schemas.errors import UserError
@@ -223,27 +224,12 @@ def test_the_pocket_generator_with_an_adapter(tmp_path: Path, capsys: Capture) -
     """The real models: a picture of base and adapter, each once more to the same bytes, and an
     exported adapter instead of the trained one."""
     from focusdpo.flows.exporting import export_adapter
-    from focusdpo.flows.wiring import build_part
     from focusdpo.flows.world_subjects import WorldConfig, export
-    from focusdpo.model.adapter import AdapterCard, add_policy, policy_parameters, save_adapter
-    from focusdpo.model.configs import LoraConfig
-    from focusdpo.pocket.parts_generator import PocketGenerator
 
     export(tmp_path / "subjects", WorldConfig(subjects=1))
     (file, *_) = sorted((tmp_path / "subjects").glob("*/*.png"))
     word = file.parent.name.rpartition("-")[0]
-    backbone = PocketGenerator.load().backbone
-    lora = LoraConfig(rank=4, alpha=4, targets=backbone.lora_targets)
-    add_policy(backbone.transformer, lora, seed=0)
-    for parameter in policy_parameters(backbone.transformer).values():
-        parameter.data += 0.02
-    card = AdapterCard(
-        lora=lora, base_fingerprint=backbone.fingerprint, dataset_version="d", objective="dpo",
-        step=1,
-    )  # fmt: skip
-    weights = policy_parameters(backbone.transformer)
-    save_adapter(tmp_path / "run" / "adapter", backbone.transformer, card, weights)
-    build_part("pocket", "generator")
+    pocket_adapter(tmp_path / "run" / "adapter")
     base, adapted = (
         Generator("pocket", adapter=folder)(f"a {word} on snow", [(file, word)], [3])[0]
         for folder in (None, tmp_path / "run" / "adapter")
