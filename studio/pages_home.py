@@ -67,6 +67,8 @@ def yields(dataset: Dataset) -> dict[str, Any]:
         "seconds": sum(one["seconds"] for one in stages.values()),
         "judged": pairs + sum((dataset.manifest.get("rejects") or {}).values()),
         "pairs": pairs,
+        # the table of partitions is not read for a number that the manifest has
+        "sets": dataset.manifest.get("partitions") or len(dataset.partitions),
         "bytes": sum(one["bytes"] for one in dataset.manifest.get("shards") or ()),
     }
 

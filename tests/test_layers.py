@@ -28,7 +28,10 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 STUDIO_COMMANDS = {"flows/commands/studio.py", "flows/commands/bench.py"}
 """Who may import the studio, and only in a function."""
-HEAVY = ("torch", "diffusers", "transformers", "prefect", "open_clip", "matplotlib")
+HEAVY = (
+    *("torch", "diffusers", "transformers", "prefect", "open_clip", "matplotlib"),
+    *("starlette", "uvicorn"),
+)
 LIGHT = (
     "data_schemas.tables",
     "data_schemas.shards",
@@ -80,6 +83,13 @@ def test_no_relative_imports() -> None:
         if isinstance(node, ast.ImportFrom) and node.level
     ]
     assert not wrong, wrong
+
+
+def test_the_command_line_imports_the_studio_in_functions_only() -> None:
+    for name in STUDIO_COMMANDS:
+        tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
+        at_top = [one.module for one in tree.body if isinstance(one, ast.ImportFrom)]
+        assert not [one for one in at_top if (one or "").startswith("focusdpo.studio")], name
 
 
 @pytest.mark.parametrize("module", LIGHT)
