@@ -62,7 +62,17 @@ def split_digest(address: str | Path) -> tuple[str, str | None]:
 
 
 def hush_clients() -> None:
-    """Keep what clients of remote stores log free of credentials, whatever the level."""
+    """Keep what clients of remote stores log free of credentials, whatever the level, and of
+    tracebacks of what the request itself tells."""
     for name in CHATTY:
         logger = logging.getLogger(name)
         logger.setLevel(max(logging.WARNING, logger.level))
+    logging.getLogger("asyncio").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """aiohttp sends in a task of its own; when the connection is gone, the request fails, and
+    asyncio says once more that nobody has asked the task."""
+    error = record.exc_info[1] if record.exc_info else None
+    unasked = record.getMessage().startswith("Task exception was never retrieved")
+    return not (unasked and isinstance(error, ConnectionResetError))

@@ -125,6 +125,8 @@ class Session:
 
     def fill(self, build: Build, wanted: int) -> None:
         """Trials on small disks."""
+        if not wanted:
+            return
         for number in self.numbers("disk", wanted):
             draw = random.Random(f"{self.options.seed}/disk/{number}")
             scenario = draw.choice(build.scenarios)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from s3_server import KEY_ID, SECRET, TOKEN, S3Server, s3_server
 
-from focusdpo.data_schemas.addresses import split_address
+from focusdpo.data_schemas.addresses import hush_clients, split_address
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.pipeline.files import Files, LocalFiles
 from focusdpo.pipeline.objects import Lost
@@ -284,3 +284,13 @@ def test_no_secret_is_logged_at_any_level(s3: S3Server, root: str) -> None:
     told = stream.getvalue() + repr(caught.value)
     assert "SlowDown" in told
     assert not [secret for secret in SECRETS if secret in told]
+
+
+def test_a_lost_connection_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    hush_clients()
+    log = logging.getLogger("asyncio")
+    for error in (ConnectionResetError("closing transport"), KeyError("a mistake")):
+        log.error("Task exception was never retrieved\nfuture: <Task>", exc_info=error)
+    log.error("Executing took 3 s")
+    told = [record.exc_info and record.exc_info[0] for record in caplog.records]
+    assert told == [KeyError, None]
