@@ -14,13 +14,16 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.markdown import one_line
 from focusdpo.flows.report_files import read_json
+from focusdpo.flows.share_folder import whole_folder
 
 if TYPE_CHECKING:
     from focusdpo.model.adapter import AdapterCard
 
 Layout = Literal["diffusers", "uno"]
 CARD = "README.md"
+ADAPTER = "adapter.json"
 IP_ADAPTER = "ip_adapter.safetensors"
 _KEPT = ("objective", "lora", "noise", "focus")
 """Sections of the training's settings that a card tells; `adapter.json` has all."""
@@ -54,8 +57,7 @@ pipe.load_ip_adapter(  # the image encoder is that of h94/IP-Adapter, models/ima
 pipe = Flux2KleinPipeline.from_pretrained("black-forest-labs/FLUX.2-klein-base-4B")
 pipe.load_lora_weights("THIS_FOLDER")
 image = pipe(image=[first, second], prompt="a dog and a cat on a sandy beach").images[0]""",
-    "pocket": """# The embedded pocket model: no diffusers pipeline fits it as it is.
-# focusdpo generate --reference cat.png --class-name cat --adapter THIS_FOLDER --out cat.png""",
+    "pocket": "",  # no diffusers pipeline fits it as it is
 }
 
 
@@ -81,42 +83,53 @@ def export_adapter(
     """Writes `out`: weights (diffusers' layout, or UNO's, with `uno` joined to UNO's own LoRA),
     adapter.json and a model card. UserError for a damaged adapter, an evaluation of another one,
     and a layout that does not fit."""
-    from focusdpo.model.adapter import WEIGHTS, read_card, read_weights
+    from focusdpo.model.adapter import read_card, read_weights
 
     card = read_card(adapter)
     read_weights(adapter, card)
     tables = [_table(folder, adapter) for folder in evaluations]
-    out.mkdir(parents=True, exist_ok=True)
-    if layout == "uno":
-        from focusdpo.model.backbones.uno_lora import export_uno
-
-        export_uno(adapter, out, uno=uno)
-    elif _backbone(adapter).get("policy") == "adapter_kv":
-        from focusdpo.model.backbones.sdxl_config import SdxlIpAdapterConfig
-        from focusdpo.model.backbones.sdxl_export import save_ip_adapter
-
-        config = SdxlIpAdapterConfig.model_validate(_backbone(adapter))
-        save_ip_adapter(config, adapter, out / IP_ADAPTER)
-    else:
-        shutil.copyfile(adapter / WEIGHTS, out / WEIGHTS)
-    shutil.copyfile(adapter / "adapter.json", out / "adapter.json")
-    (out / CARD).write_text(_card(card, adapter, tables), encoding="utf-8")
+    with whole_folder(out, replaces=ADAPTER) as folder:
+        _write_weights(adapter, folder, layout, uno)
+        shutil.copyfile(adapter / ADAPTER, folder / ADAPTER)
+        (folder / CARD).write_text(_card(card, adapter, layout, tables), encoding="utf-8")
     return out
 
 
-def _card(card: AdapterCard, adapter: Path, tables: Sequence[EvaluationTable]) -> str:
+def _write_weights(adapter: Path, folder: Path, layout: Layout, uno: str | None) -> None:
+    from focusdpo.model.adapter import WEIGHTS
+
+    backbone = _backbone(adapter)
+    if layout == "uno":
+        from focusdpo.model.backbones.uno_lora import export_uno
+
+        export_uno(adapter, folder, uno=uno)
+    elif backbone.get("policy") == "adapter_kv":
+        from focusdpo.model.backbones.sdxl_config import SdxlIpAdapterConfig
+        from focusdpo.model.backbones.sdxl_export import save_ip_adapter
+
+        config = SdxlIpAdapterConfig.model_validate(backbone)
+        save_ip_adapter(config, adapter, folder / IP_ADAPTER)
+    else:
+        shutil.copyfile(adapter / WEIGHTS, folder / WEIGHTS)
+
+
+def _card(
+    card: AdapterCard, adapter: Path, layout: Layout, tables: Sequence[EvaluationTable]
+) -> str:
     backbone = _backbone(adapter)
     kind = str(backbone.get("kind", "pocket"))
     base = str(backbone.get("base", "the embedded pocket generator"))
     text = resources.files("focusdpo.flows").joinpath("templates/model_card.md.j2").read_text()
-    # A card is Markdown for people: what users wrote is shown as text, without HTML.
-    template = Environment(undefined=StrictUndefined, trim_blocks=True).from_string(text)
-    return template.render(
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["one_line"] = one_line  # what users wrote is shown as text
+    kv = backbone.get("policy") == "adapter_kv"
+    return environment.from_string(text).render(
         title=f"FocusDPO adapter for {kind}",
         card=card,
         base_name=base if kind == "pocket" else f"{kind} ({base})",
         base_model=base if "/" in base and not base.startswith("/") else "other",
-        load=_LOAD["adapter_kv" if backbone.get("policy") == "adapter_kv" else kind],
+        load=_LOAD["adapter_kv" if kv else kind],
+        preset=None if kv or layout == "uno" else kind,
         tables=tables,
         settings=list(_settings(card.train_config)),
     )
@@ -141,7 +154,7 @@ def _settings(config: Mapping[str, Any], path: str = "") -> list[tuple[str, str]
         if isinstance(value, Mapping):
             found += _settings(value, f"{path}{name}.")
         else:
-            found.append((f"{path}{name}", str(value).replace("|", "\\|")))
+            found.append((f"{path}{name}", str(value)))
     return found
 
 

@@ -16,30 +16,41 @@ _MARK = ".partial~"
 
 
 @contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
+def whole_folder(out: Path, *, replaces: str | None = None) -> Iterator[Path]:
     """A new folder beside `out` to write into, renamed to `out` when the block ends well; what
-    dead writers of the same folder have left is removed. UserError when `out` is not free."""
+    dead writers of the same folder have left is removed. UserError when `out` is not free; one
+    that has a file `replaces` is an earlier result and gives way."""
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    earlier = replaces is not None and (out / replaces).is_file()
+    if out.exists() and not earlier and (not out.is_dir() or any(out.iterdir())):
         raise UserError(
             f"{out}: there is something already; give a new folder, or remove this one first"
         )
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f".{out.name}{_MARK}"
-        for old in out.parent.iterdir():
-            if old.name.startswith(prefix) and is_dead(old.name.removeprefix(prefix)):
-                shutil.rmtree(old)
-        temp = out.parent / f"{prefix}{me()}"
+        temp = _beside(out)
         temp.mkdir()
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
+    old = temp.with_name(f"{temp.name}~old")
     try:
         yield temp
+        if earlier:
+            out.replace(old)
         temp.replace(out)
     finally:
-        if temp.exists():
-            shutil.rmtree(temp)
+        for left in (temp, old):
+            if left.exists():
+                shutil.rmtree(left)
+
+
+def _beside(out: Path) -> Path:
+    """The name to write under, which says whose it is."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{out.name}{_MARK}"
+    for old in out.parent.iterdir():
+        if old.name.startswith(prefix) and is_dead(old.name.removeprefix(prefix)):
+            shutil.rmtree(old)
+    return out.parent / f"{prefix}{me()}"
 
 
 def write_sums(folder: Path) -> None:

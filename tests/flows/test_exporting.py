@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors import safe_open
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.exporting import export_adapter
+from focusdpo.flows.painted import read_about
 from focusdpo.model.adapter import AdapterCard, add_policy, policy_parameters, save_adapter
 from focusdpo.model.backbones import flux_uno
 from focusdpo.model.configs import LoraConfig
@@ -58,6 +60,7 @@ def test_the_card_tells_settings_licences_and_how_to_load(adapter: Path, tmp_pat
     for part in (
         "base: no commercial use", "subjects: CC BY 4.0", "`focus.tau` | 0.7", "load_lora_weights",
         "arXiv 2509.01181", "dataset version `d1`", "None was given to this card",
+        'Generator("flux-uno", adapter="THIS_FOLDER")', "license_name: see-card",
     ):  # fmt: skip
         assert part in card
 
@@ -99,3 +102,39 @@ def test_a_damaged_adapter_is_not_exported(adapter: Path, tmp_path: Path) -> Non
     with pytest.raises(UserError, match="corrupt or truncated"):
         export_adapter(copy, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_export_replaces_an_earlier_one_and_nothing_else(adapter: Path, tmp_path: Path) -> None:
+    out = export_adapter(adapter, tmp_path / "out", "uno")
+    export_adapter(adapter, out)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "README.md", "adapter.json", "pytorch_lora_weights.safetensors",
+    ]  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(UserError, match="there is something already"):
+        export_adapter(adapter, tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.slow
+def test_the_cards_three_lines_paint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they stand, but for the folder's name; and the subjects' licences are text."""
+    from PIL import Image
+    from pocket_adapter import pocket_adapter
+
+    out = export_adapter(pocket_adapter(tmp_path / "run" / "adapter"), tmp_path / "given")
+    card = (out / "README.md").read_text()
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["library_name"] == "focusdpo" and "base_model" not in front
+    assert "\\<b\\>MIT" in card and "<b>" not in card
+    (lines,) = re.findall(r"```python\n(.*?)```", card, re.S)
+    assert len(lines.strip().splitlines()) == 3
+    for name, colour in (("cat", (200, 40, 40, 255)), ("rocket", (40, 40, 200, 255))):
+        picture = Image.new("RGBA", (64, 64))
+        picture.paste(colour, (16, 16, 48, 48))
+        picture.save(tmp_path / f"{name}.png")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(lines.replace("THIS_FOLDER", str(out)), "card", "exec"), {})
+    assert read_about(tmp_path / "out.png").class_names == ("cat", "rocket")

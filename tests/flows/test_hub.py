@@ -152,3 +152,24 @@ def test_the_cards_front_matter_is_what_the_hub_knows(
     assert card.data.license == "other" and card.data.task_categories == ["text-to-image"]
     written = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---\n")[1])
     assert card.data.to_dict() == written
+
+
+@pytest.mark.slow
+def test_an_adapter_is_published(hub: Hub, tmp_path: Path) -> None:
+    from pocket_adapter import pocket_adapter
+
+    adapter = pocket_adapter(tmp_path / "run" / "adapter")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "focusdpo.flows.cli", "export", "adapter", "--json"),
+            *("--adapter", str(adapter), "--to", "hub", "--repo", "team/adapter"),
+        ],
+        env={**os.environ, **hub.environment, "HF_HOME": str(tmp_path / "hf")},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    repository = hub.repositories["team/adapter"]
+    assert repository.kind == "model" and repository.private and len(repository.commits) == 1
+    weights = "pytorch_lora_weights.safetensors"
+    assert repository.files[weights] == (adapter / weights).read_bytes()
+    assert {"README.md", "adapter.json", weights} == set(repository.files)
