@@ -134,7 +134,7 @@ def _job(number: int, row: Mapping[str, str]) -> tuple[Job, list[tuple[str, str]
             seeds = parse_seeds(row["seeds"])
         except UserError as error:
             wrong.append(("seeds", str(error)))
-    subjects = []
+    subjects: list[tuple[str, str]] = []
     for at, (file, word) in enumerate(SUBJECTS):
         pair = row.get(file, ""), row.get(word, "")
         if all(pair):

@@ -165,7 +165,8 @@ def test_the_card_tells_what_it_should(version: DatasetVersion, exported: Path) 
     for part in (
         f"dataset version `{version.id}`", "18 of 36 would-be pairs were kept (50%)",
         "`missing_subject`: a subject was not found in the would-be winner | 18", "| MIT | 2 |",
-        "| generate: generator | pocket |", "`toy`", "compose 7", "load_dataset(", "webdataset as wds",
+        "| generate: generator | pocket |", "`toy`", "compose 7", "load_dataset(",
+        "webdataset as wds",
         "## Known biases and limits", "| train |", "| validation |", "No person's review",
     ):  # fmt: skip
         assert part in text, part
