@@ -141,6 +141,8 @@ class Shots:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def take(self, page: Any, name: str, *, full: bool = False) -> None:
+        if full:
+            page.evaluate("() => window.scrollTo(0, 0)")
         page.wait_for_timeout(250)  # pictures are decoded after they have come
         shown = Image.open(io.BytesIO(page.screenshot(full_page=full))).convert("RGB")
         small = shown.quantize(COLOURS, dither=Image.Dither.NONE)

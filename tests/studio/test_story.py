@@ -38,7 +38,7 @@ def test_the_whole_story(tmp_path: Path) -> None:
         (first, (word, paths)), *others = subjects.items()
         add_subject(page, address, first, word, paths)
         assert "the whole picture counts as the subject" in page.inner_text("#pictures")
-        shots.take(page, "1-add-subject")
+        shots.take(page, "1-add-subject", full=True)
 
         page.click("#pictures li:first-child a.button")
         page.wait_for_selector("#editor[data-ready]")
@@ -84,12 +84,12 @@ def test_the_whole_story(tmp_path: Path) -> None:
         page.wait_for_timeout(500)
         page.keyboard.press("r")
         expect(page.locator("#count")).to_contain_text("2 of")
-        shots.take(page, "4-review")
+        shots.take(page, "4-review", full=True)
         page.goto(f"{address}/review?reviewer=Grace&mode=blind&show=all")
         page.wait_for_selector("#review[data-ready]")
         page.keyboard.press("1")
         expect(page.locator("#count")).to_contain_text("1 of")
-        shots.take(page, "5-review-blind")
+        shots.take(page, "5-review-blind", full=True)
 
         page.goto(f"{address}/jobs")
         page.click("#build button")
@@ -103,8 +103,7 @@ def test_the_whole_story(tmp_path: Path) -> None:
         shots.take(page, "6-jobs")
         page.click("#train button")
         page.wait_for_url("**/jobs/2*")
-        page.wait_for_selector("#phases progress")
-        page.wait_for_timeout(2500)
+        expect(page.locator("#phases")).to_contain_text("train: ", timeout=120_000)
         shots.take(page, "7-train")
         assert wait_for_job(page) == "done", page.inner_text("#log")
 
@@ -127,7 +126,7 @@ def test_the_whole_story(tmp_path: Path) -> None:
         shots.take(page, "9-export")
         with page.expect_download() as download:
             page.get_by_role("link", name="README.md").click()
-        assert "library_name: diffusers" in Path(download.value.path()).read_text()
+        assert "library_name: " in Path(download.value.path()).read_text()
 
         page.goto(f"{address}/jobs")
         page.click("#share button")
