@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kept_root import build, register
+from s3_server import s3_server
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.shards import IndexRow
@@ -242,6 +243,41 @@ def test_a_publish_that_was_stopped_is_finished_by_the_next(
     assert version.new and damages(store.root) == []
     folder = folder_of(store)
     assert {path.name for path in folder.iterdir()} >= PARTS
+
+
+def test_a_version_whose_publish_stopped_before_its_twin_gets_one(store: Store) -> None:
+    path = folder_of(store, 0) / "twin.tar"
+    whole = path.read_bytes()
+    path.unlink()
+    build(store, setting=2)
+    (found,) = damages(store.root)
+    assert found.key.endswith("twin.tar")
+    assert [path.rpartition("/")[2] for path in mend(store.root).restored] == ["twin.tar"]
+    assert path.read_bytes() == whole
+
+
+def test_a_root_on_s3_is_mended_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3_server() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        root = f"{server.make_bucket('mended')}/deep"
+        store = Store.open(root)
+        register(store, "ant")
+        old, new = build(store), build(store, setting=1)
+        before = server.objects("mended")
+        for name in (
+            f"versions/{old.id}/manifest.json",
+            f"versions/{new.id}/index.parquet",
+            f"versions/{new.id}/lineage.parquet",
+            "LATEST",
+            "dataset.json",
+        ):
+            server.put("mended", f"deep/{name}", before[f"deep/{name}"][:-3] + b"~~~")
+        with pytest.raises(UserError, match=ADVICE):
+            damages(root)
+        assert len(mend(root).restored) == 5
+        assert server.objects("mended") == before, "and no lease is left"
+        assert damages(root) == []
 
 
 def test_what_has_no_right_copy_is_named_and_can_be_built_again(store: Store) -> None:
