@@ -32,6 +32,9 @@ from focusdpo.studio.columns import LazyRows, ListCodes, PairColumns, numbers
 
 R = TypeVar("R")
 
+KEPT_SAMPLES, KEPT_PARTITIONS = 4, 64
+"""A sample of 1024-pixel pictures takes 30 MB."""
+
 
 @dataclass(frozen=True)
 class PartitionRecords:
@@ -93,8 +96,8 @@ class Dataset:
                 f"{store.root}/{path}: missing; remove the folder and build again"
             ) from error
         self.pairs = PairColumns.of(data, f"{store.root}/{path}")
-        self.records = functools.lru_cache(maxsize=64)(self._records)
-        self.sample = functools.lru_cache(maxsize=16)(self._sample)
+        self.records = functools.lru_cache(maxsize=KEPT_PARTITIONS)(self._records)
+        self.sample = functools.lru_cache(maxsize=KEPT_SAMPLES)(self._sample)
 
     def version(self) -> DatasetVersion:
         """The same for functions of other packages; its rows are made when asked for."""

@@ -26,6 +26,7 @@ SIDE = 160
 LARGEST = 2048
 NUMBERED = re.compile(r"(mask|ref|refmask)([0-9]{1,2})")
 MOST_MASKS = 8
+SIDES = ("win", "lose")
 
 
 def answer(request: Request, tag: str, picture: Encoded | None) -> Response:
@@ -65,6 +66,9 @@ def pair_picture(request: Request) -> Response:
         return answer(request, tag, None)
 
     def make() -> Encoded:
+        if what in SIDES:
+            image = dataset.win_and_lose(row)[SIDES.index(what)]
+            return pictures.encode(image, LARGEST)
         image = _drawn(dataset.sample(row.pair_id).images, what)
         if image is None:
             raise absent(f"pair {row.pair_id} has no picture '{what}'")
@@ -74,8 +78,6 @@ def pair_picture(request: Request) -> Response:
 
 
 def _drawn(images: SampleImages, what: str) -> pictures.Array | None:
-    if what in ("win", "lose"):
-        return images.win if what == "win" else images.lose
     if what == "prior":
         return pictures.focused(images.win, images.prior)
     if what == "difference":

@@ -43,7 +43,6 @@ def explorer(request: Request) -> Response:
         "focus.html.j2",
         dataset=dataset,
         row=row,
-        sample=dataset.sample(row.pair_id),
         adapters=adapters,
         adapter=_adapter(request, chosen),
         maps=MAPS,

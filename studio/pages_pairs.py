@@ -68,6 +68,7 @@ def grid(request: Request) -> Response:
         query=query_for(wanted),
         page=page,
         rows=dataset.pairs.rows(places[page.start : page.stop]),
+        ahead=dataset.pairs.rows(places[page.stop : page.stop + PAGE]),
         choices=choices(dataset.pairs),
         sorts=SORTS,
         scores=SCORES,
@@ -103,8 +104,8 @@ def pair(request: Request) -> Response:
         "pair.html.j2",
         dataset=dataset,
         row=row,
-        record=dataset.pair(row),
-        sample=dataset.sample(pair_id),
+        # the shard's copy of the record, where the artefact that made it is gone
+        record=dataset.pair(row) or dataset.sample(pair_id).pair,
         artefacts=dataset.artefacts(row.partition),
         repainted=_repainted(dataset, row),
         query=query_for(wanted),

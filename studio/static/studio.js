@@ -19,6 +19,18 @@
   const here = strip && strip.querySelector("[aria-current]");
   if (here) strip.scrollLeft = here.offsetLeft - strip.offsetLeft - strip.clientWidth / 2 + here.offsetWidth / 2;
 
+  // Pictures of the next page, one after another once this page is there: turning it then is quick.
+  const grid = document.querySelector("[data-ahead]");
+  if (grid) window.addEventListener("load", async () => {
+    for (const address of grid.dataset.ahead.split(" ").filter(Boolean)) {
+      await new Promise((resolve) => {
+        const image = new Image();
+        image.onload = image.onerror = resolve;
+        image.src = address;
+      });
+    }
+  });
+
   // A control that acts as soon as it is changed.
   for (const one of document.querySelectorAll("[data-submit]")) {
     one.addEventListener("change", () => one.form.requestSubmit());

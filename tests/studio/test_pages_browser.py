@@ -100,6 +100,19 @@ def test_arrows_lead_through_the_choice(page: Any, address: str) -> None:
     assert page.url == first and page.input_value("[data-blend]") == "1"
 
 
+def test_pictures_of_the_next_page_are_fetched_ahead(page: Any, address: str) -> None:
+    page.goto(f"{address}/pairs?sort=margin")
+    asked = "performance.getEntriesByType('resource').map((one) => new URL(one.name).pathname)"
+    asked = f"{asked}.filter((one) => one.startsWith('/thumbnails/'))"
+    page.wait_for_function(f"() => {asked}.length == 30")
+    fetched = set(page.evaluate(asked))
+    page.keyboard.press("ArrowRight")
+    page.wait_for_url("**/pairs?sort=margin&page=2")
+    sources = "all => all.map(one => one.getAttribute('src'))"
+    shown = page.eval_on_selector_all(".pairgrid img", sources)
+    assert len(shown) == 6 and set(shown) <= fetched
+
+
 def test_everything_of_the_grid_is_reached_by_tab(page: Any, address: str) -> None:
     page.goto(f"{address}/pairs")
     page.keyboard.press("Tab")
