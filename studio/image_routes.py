@@ -67,8 +67,7 @@ def pair_picture(request: Request) -> Response:
 
     def make() -> Encoded:
         if what in SIDES:
-            image = dataset.win_and_lose(row)[SIDES.index(what)]
-            return pictures.encode(image, LARGEST)
+            return pictures.encode(dataset.win_and_lose(row)[SIDES.index(what)], LARGEST)
         image = _drawn(dataset.sample(row.pair_id).images, what)
         if image is None:
             raise absent(f"pair {row.pair_id} has no picture '{what}'")
