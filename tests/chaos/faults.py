@@ -30,6 +30,7 @@ NAMED = {
         "a shard is written": r"shards/.*\.tar",
         "the version's index": r"versions/[^/]*/index\.parquet",
         "the version's manifest": r"versions/[^/]*/manifest\.json",
+        "the version's twin": r"versions/[^/]*/twin\.tar",
         "LATEST": r"LATEST",
         "the version's request": r"versions/.*/requests/.*",
     },
