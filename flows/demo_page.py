@@ -24,6 +24,8 @@ CSS = """
 .as-seen { display: flex; flex-direction: column; align-items: center; gap: .3rem; }
 .as-seen img, .as-seen div { width: 8rem; height: 8rem; background: #fff; border-radius: .4rem; }
 .as-seen div { border: 1px dashed #8888; background: none; }
+#base, #adapted { min-height: 12rem; }
+#base .grid-wrap, #adapted .grid-wrap { min-height: 0; height: auto; }
 #numbers table { border-collapse: collapse; width: 100%; margin: .5rem 0; }
 #numbers caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 #numbers th, #numbers td {

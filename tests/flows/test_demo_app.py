@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 import os
 import re
 import socket
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Iterator
@@ -291,6 +293,32 @@ def test_a_visitor_paints_and_is_told_what_is_wrong(address: str, tmp_path: Path
             timeout=60_000
         )
         assert not [one for one in asked if not one.startswith((address, "data:", "blob:"))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "status"), [(10_000, 200), (11_000_000, 413)])
+def test_large_files_are_refused_on_their_way(address: str, size: int, status: int) -> None:
+    """Before they are whole on the server's disk."""
+    mark = "b0undary"
+    head = (
+        f'--{mark}\r\nContent-Disposition: form-data; name="files"; filename="../../x.png"\r\n'
+        "Content-Type: image/png\r\n\r\n"
+    )
+    body = head.encode() + bytes(size) + f"\r\n--{mark}--\r\n".encode()
+    request = urllib.request.Request(
+        f"{address}gradio_api/upload",
+        data=body,
+        headers={"Content-Type": f"multipart/form-data; boundary={mark}"},
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=60) as answer:
+            found = answer.status
+            (path,) = json.load(answer)
+            assert Path(path).name == "x.png" and ".." not in path
+    except urllib.error.HTTPError as error:
+        found = error.code
+    assert found == status
 
 
 def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
