@@ -168,6 +168,7 @@ def test_curves_grow_while_a_run_goes_on(page: Any, address: str, folder: Path) 
 PAGES = [
     "/", "/subjects", "/subjects/s0", "/scenes", "/scenes/p0", "/pairs", "/pairs/pair0", "/rejects",
     "/rejects?reason=missing_subject", "/focus", "/focus/pair0", "/runs", "/evaluations", "/none",
+    "/review", "/add-subject", "/jobs",
 ]  # fmt: skip
 
 
