@@ -130,6 +130,7 @@ def build(config: DemoAppConfig) -> tuple[Any, tempfile.TemporaryDirectory[str]]
                 gradio.Gallery(
                     label=label, columns=2, object_fit="contain", format="png",
                     interactive=False, elem_id=name, buttons=["download", "fullscreen"],
+                    visible=name == "base" or models.adapted is not None,
                 )
                 for label, name in (("Base", "base"), ("FocusDPO", "adapted"))
             )  # fmt: skip
