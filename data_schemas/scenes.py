@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 def stable_hash(*parts: object) -> int:
     """A 64-bit number that depends on the parts alone, equal on every machine."""
-    text = "\x1f".join(str(part) for part in parts)
+    text = "\x1f".join(map(str, parts))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 

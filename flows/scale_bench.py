@@ -21,7 +21,9 @@ from focusdpo.flows.config import BuildRun
 from focusdpo.flows.measuring import Finished, run_command
 from focusdpo.flows.progress import working
 from focusdpo.flows.settings import merge, parse_overrides, resolve
+from focusdpo.pipeline.compose import ComposeConfig
 from focusdpo.pipeline.draws import num_sets
+from focusdpo.pipeline.generate import GenerateConfig
 from focusdpo.pipeline.registry import read_registry
 from focusdpo.pipeline.store import Store
 from focusdpo.pipeline.version_tables import PartitionRow, partitions_of
@@ -112,12 +114,13 @@ def _costs(name: str, finished: Finished) -> Iterator[BenchFigure]:
 
 
 def _sets_for(root: Path, candidates: int) -> dict[str, Any]:
-    """Settings with the preset's number of candidates a set of subjects, and enough such sets."""
+    """Settings with so many candidates a set of subjects as the stages' defaults give, and enough
+    such sets."""
     state = read_registry(Store.open(root))
     assert state is not None
     classes = [one.class_name for one in state.entries.values()]
-    run = resolve(BuildRun, {"root": str(root)})
-    each = run.compose.variants * run.generate.candidates
+    variants, each_scene = ComposeConfig().variants, GenerateConfig().candidates
+    each = variants * each_scene
     pairs = candidates / each - len(classes)
     there = num_sets(sorted(classes), 2, same_class=False)
     if not 0 <= pairs <= there:
@@ -126,6 +129,8 @@ def _sets_for(root: Path, candidates: int) -> dict[str, Any]:
             f"{each * (there + len(classes))} candidates, not {candidates}"
         )
     return {
+        "compose.variants": variants,
+        "generate.candidates": each_scene,
         "compose.pair_rate": pairs / there,
         "compose.triple_rate": 0,
         "compose.max_scenes": candidates,

@@ -57,6 +57,10 @@ class Files(Protocol):
         listing, and so the way to ask for many."""
         ...
 
+    def below(self, path: str) -> list[str]:
+        """The same paths alone, in any order: on a disk without a look at each file."""
+        ...
+
     def read(self, path: str, offset: int = 0, size: int = -1) -> bytes:
         """A file's bytes, or a range of them. FileNotFoundError when it is absent."""
         ...
@@ -126,6 +130,22 @@ class LocalFiles:
     def listing(self, path: str) -> dict[str, int]:
         found = dict(_walk(f"{self.root}/{path}", ""))
         return dict(sorted(found.items()))
+
+    def below(self, path: str) -> list[str]:
+        found: list[str] = []
+        folders = [""]
+        while folders:
+            prefix = folders.pop()
+            try:
+                with os.scandir(f"{self.root}/{path}/{prefix}") as entries:
+                    for entry in entries:
+                        if entry.is_dir(follow_symlinks=False):
+                            folders.append(f"{prefix}{entry.name}/")
+                        else:
+                            found.append(f"{prefix}{entry.name}")
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+        return found
 
     def read(self, path: str, offset: int = 0, size: int = -1) -> bytes:
         with (self._root / path).open("rb") as file:

@@ -49,6 +49,9 @@ class RemoteFiles:
     def listing(self, path: str) -> dict[str, int]:
         return self._ask(path, lambda: self._objects.below(path))
 
+    def below(self, path: str) -> list[str]:
+        return list(self.listing(path))
+
     def read(self, path: str, offset: int = 0, size: int = -1) -> bytes:
         return self._ask(path, lambda: self._objects.get(path, offset, size))[0]
 

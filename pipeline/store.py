@@ -93,10 +93,10 @@ class Store:
     def keys(self, stage: str) -> list[str]:
         """Keys of all artefacts of a stage, sorted. One listing: where each question is a request,
         the way to ask for many."""
-        names = [name for name in self.files.listing(f"stages/{stage}") if name.endswith(".tar")]
+        names = [name for name in self.files.below(f"stages/{stage}") if name.endswith(".tar")]
         if self._far is not None:
             self._far.are_present(f"stages/{stage}/{name}" for name in names)
-        return [name.rpartition("/")[2].removesuffix(".tar") for name in names]
+        return sorted(name.rpartition("/")[2].removesuffix(".tar") for name in names)
 
     def lease(
         self, stage: str, key: str, partition: str, *, wait: bool = True

@@ -77,6 +77,7 @@ def test_files_keep_their_promises(files: Files) -> None:
     assert files.names("") == [*([".tmp"] if files.local else []), "a", "z"]
     assert files.names("a") == ["b", "x"] and files.names("nowhere") == []
     assert files.listing("a") == {"b/y": 0, "x": 3} and files.listing("nowhere") == {}
+    assert sorted(files.below("a")) == ["b/y", "x"] and files.below("nowhere") == []
     with pytest.raises(FileNotFoundError):
         files.read("a/nothing")
     files.remove("a/x")

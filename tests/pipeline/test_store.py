@@ -25,7 +25,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.pairs import Reject
 from focusdpo.data_schemas.runs import SCHEMA_VERSION
 from focusdpo.pipeline.files import LocalFiles
-from focusdpo.pipeline.keys import config_digest, content_key, image_key
+from focusdpo.pipeline.keys import config_digest, content_key, digest, image_key
 from focusdpo.pipeline.store import Store
 
 HERE = Path(__file__).parent
@@ -129,6 +129,12 @@ def test_the_first_of_two_commits_stays(store: Store) -> None:
 class SomeConfig(BaseModel):
     rate: float = 0.5
     words: tuple[str, ...] = ("a",)
+
+
+@given(inputs=st.lists(st.text()), model=st.text())
+def test_a_key_is_the_digest_of_its_json(inputs: list[str], model: str) -> None:
+    words = ["generate", "3", config_digest({"a": 1}), model, sorted(inputs)]
+    assert content_key("generate", 3, {"a": 1}, model, inputs) == digest(json.dumps(words).encode())
 
 
 def test_a_key_depends_on_everything_but_the_order_of_inputs() -> None:
