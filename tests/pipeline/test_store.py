@@ -199,8 +199,10 @@ def test_a_root_of_another_schema_version_is_refused(store: Store, version: obje
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '"x"'])
 def test_a_damaged_root_says_how_to_mend_it(store: Store, text: str) -> None:
     (store.root / "dataset.json").write_text(text)
-    with pytest.raises(UserError, match="dataset.json: damaged.*write .*schema_version"):
+    with pytest.raises(UserError, match="dataset.json: damaged.*remove .*dataset.json and build"):
         Store.open(store.root)
+    (store.root / "dataset.json").unlink()
+    put(Store.open(store.root), 1)
 
 
 # Damage
