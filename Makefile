@@ -8,7 +8,7 @@ DEMO ?= demo
 # Tests and the demo share two cores with whatever else runs; one OpenMP thread per test process.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup demo test test-slow lint types format docs bench clean
+.PHONY: help setup demo test test-slow lint types format docs bench chaos clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -46,6 +46,11 @@ docs: $(STAMP)  ## the site, into build/site; a broken link is an error
 
 bench: $(STAMP)  ## the promised figures, measured here
 	$(BIN)/focusdpo bench --out runs/bench-$(shell date +%Y%m%d-%H%M%S)
+
+chaos: $(STAMP)  ## faults by the hundred; again, it goes on behind the trials in build/chaos.json
+	mkdir -p build
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --json build/chaos.json --kills 200 --train-kills 50 \
+	  --evaluate-kills 10 --retrain-kills 16 --damages 48 --full-disks 12 --prefect 5 --bucket 30
 
 clean:  ## what was built and cached, but neither .venv nor demo
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
