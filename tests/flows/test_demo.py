@@ -13,6 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from focusdpo.flows.painted import read_about
 from focusdpo.pipeline.versions import open_version
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -95,13 +96,15 @@ def test_generate_paints_with_and_without_the_adapter(
     subject = sorted(path for path in (out / "subjects").iterdir() if path.is_dir())[0]
     word = yaml.safe_load((subject / "subject.yaml").read_text())["class_name"]
     common = ["--reference", str(next(subject.glob("*.png"))), "--class-name", word]
-    base = focusdpo("generate", *common, "--out", str(tmp_path / "base.png"))
-    adapted = focusdpo(
+    focusdpo("generate", *common, "--out", str(tmp_path / "base.png"))
+    focusdpo(
         "generate",
         *common,
         *("--adapter", str(out / "train/adapter"), "--out", str(tmp_path / "adapted.png")),
     )
-    assert base["fingerprint"] != adapted["fingerprint"]
+    base, adapted = (read_about(tmp_path / name) for name in ("base.png", "adapted.png"))
+    assert base.fingerprint == adapted.fingerprint, "of the model below"
+    assert base.adapter_digest is None and adapted.adapter_digest is not None
     assert (tmp_path / "base.png").read_bytes() != (tmp_path / "adapted.png").read_bytes()
 
 
