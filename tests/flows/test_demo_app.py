@@ -26,7 +26,6 @@ from browser import CHROMIUM
 from browsing import page_of, serious
 from PIL import Image
 from playwright.sync_api import Page, expect
-from pocket_adapter import pocket_adapter
 from toy_root import Toy
 
 from focusdpo.data_schemas.errors import UserError
@@ -212,13 +211,12 @@ def test_the_spaces_files_agree_with_the_package() -> None:
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """space/app.py as a Space runs it, with an adapter."""
+    """space/app.py as a Space runs it, with the adapter beside it."""
     folder = tmp_path_factory.mktemp("space")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {
-        "FOCUSDPO_ADAPTER": str(pocket_adapter(folder / "adapter")),
         "GRADIO_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "1", "NO_PROXY": "*",
         "GRADIO_TEMP_DIR": str(folder / "gradio"),
     }  # fmt: skip
