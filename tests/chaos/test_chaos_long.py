@@ -49,7 +49,7 @@ def test_damaged_versions_are_mended(tmp_path: Path) -> None:
 
 
 def test_buckets_are_in_trouble(tmp_path: Path) -> None:
-    trials = disturb(tmp_path, "--kills", "0", "--bucket", str(2 * len(KINDS)))
+    trials = disturb(tmp_path, "--kills", "0", "--bucket", str(len(KINDS)))
     assert {str(one["kinds"]) for one in trials} == {str([kind]) for kind in KINDS}
 
 
