@@ -7,8 +7,6 @@ from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
 
-from markupsafe import Markup
-
 from focusdpo.data_schemas.ablations import BASE, Ablation, Contrast
 from focusdpo.flows import ablation_tables as tables
 from focusdpo.flows.ablation_figures import curve_charts
@@ -25,9 +23,9 @@ from focusdpo.flows.ablation_markdown import protocol_text
 from focusdpo.flows.ablation_pictures import Grid, reference_tile
 from focusdpo.flows.ablation_verdict import Finding, find
 from focusdpo.flows.report_files import seconds_text
-from focusdpo.flows.report_images import PIXEL_ART, picture
-from focusdpo.flows.report_metrics import FEWEST, KeyFigure, metric_info
-from focusdpo.flows.report_render import asset, environment, source_hash
+from focusdpo.flows.report_images import picture
+from focusdpo.flows.report_metrics import KeyFigure, metric_info
+from focusdpo.flows.report_render import page
 from focusdpo.flows.report_view import Fact, Picture
 
 TITLE = "FocusDPO ablation"
@@ -46,40 +44,31 @@ def render(ablation: Ablation, grid: Grid | None) -> str:
     """The page. Text from the record passes jinja2's autoescape."""
     look = Lookup(ablation)
     finding = find(look)
-    style, script = asset("report.css") + asset("ablation.css"), asset("report.js")
-    return (
-        environment()
-        .get_template("ablation.html.j2")
-        .render(
-            title=TITLE,
-            style=Markup(style),
-            script=Markup(script),
-            style_hash=source_hash(style),
-            script_hash=source_hash(script),
-            pixel_art=PIXEL_ART,
-            fewest=FEWEST,
-            a=ablation,
-            level=f"{100 * ablation.level:.4g}\N{NARROW NO-BREAK SPACE}%",
-            software=package_version("focusdpo"),
-            finding=finding,
-            figures=_key_figures(look, finding),
-            facts=_facts(ablation),
-            protocol=protocol_text(ablation),
-            main=tables.main_tables(look, tables.MAIN),
-            more=tables.main_tables(look, tables.rest(look)),
-            rivals=tables.rival_lines(look, finding),
-            contrasts=[tables.contrast_line(look, c) for c in _finite(ablation)],
-            groups=tables.group_tables(look),
-            charts=curve_charts(ablation, deciding=True),
-            more_charts=curve_charts(ablation, deciding=False),
-            search=tables.search_lines(look),
-            trials=_trials(ablation),
-            readings=tables.reading_table(look),
-            agreement=tables.agreement_lines(look),
-            arms=[(title_of(arm), settings_text(arm.settings)) for arm in ablation.arms],
-            grid=grid,
-            gallery=_gallery(grid, look) if grid else [],
-        )
+    return page(
+        "ablation.html.j2",
+        styles=("report.css", "ablation.css"),
+        title=TITLE,
+        a=ablation,
+        level=f"{100 * ablation.level:.4g}\N{NARROW NO-BREAK SPACE}%",
+        software=package_version("focusdpo"),
+        finding=finding,
+        figures=_key_figures(look, finding),
+        facts=_facts(ablation),
+        protocol=protocol_text(ablation),
+        main=tables.main_tables(look, tables.MAIN),
+        more=tables.main_tables(look, tables.rest(look)),
+        rivals=tables.rival_lines(look, finding),
+        contrasts=[tables.contrast_line(look, c) for c in _finite(ablation)],
+        groups=tables.group_tables(look),
+        charts=curve_charts(ablation, deciding=True),
+        more_charts=curve_charts(ablation, deciding=False),
+        search=tables.search_lines(look),
+        trials=_trials(ablation),
+        readings=tables.reading_table(look),
+        agreement=tables.agreement_lines(look),
+        arms=[(title_of(arm), settings_text(arm.settings)) for arm in ablation.arms],
+        grid=grid,
+        gallery=_gallery(grid, look) if grid else [],
     )
 
 

@@ -12,7 +12,6 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib import metadata
 from typing import Annotated, NoReturn
 
@@ -109,8 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(given, prog_name="focusdpo")
     except ClusterGone as error:
-        with suppress(SystemExit):
-            _complain(str(error), 2, "--json" in given)
+        _tell(str(error), 2, "--json" in given)
         leave_at_once(2)
     except (UserError, Lost) as error:
         _complain(str(error), 2, "--json" in given)
@@ -126,11 +124,15 @@ def leave_at_once(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _complain(message: str, code: int, as_json: bool) -> None:
+def _complain(message: str, code: int, as_json: bool) -> NoReturn:
+    _tell(message, code, as_json)
+    sys.exit(code)
+
+
+def _tell(message: str, code: int, as_json: bool) -> None:
     sys.stderr.write(f"error: {message}\n")
     if as_json:
         sys.stdout.write(json.dumps({"error": message, "exit_code": code}) + "\n")
-    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -14,19 +14,14 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows import report_images as images
 from focusdpo.flows.compare_view import Change, Comparison
 from focusdpo.flows.report import machine_words, write_file
-from focusdpo.flows.report_metrics import FEWEST, MINUS
+from focusdpo.flows.report_metrics import MINUS
 from focusdpo.flows.report_render import (
     as_json,
-    asset,
     by_metric,
-    environment,
-    source_hash,
+    page,
 )
 
 log = logging.getLogger(__name__)
@@ -87,18 +82,11 @@ def compare(a: str, b: str, *, root: Path | None) -> Comparison:
 
 def render(data: Comparison) -> str:
     """The page, under the same policy as the report: it asks the network for nothing."""
-    style, script = asset("report.css"), asset("report.js")
     rows = data.adapters.rows if data.adapters else ()
-    env = environment()
-    env.filters.update(amount=amount, changes_csv=changes_csv)
-    return env.get_template("compare.html.j2").render(
+    return page(
+        "compare.html.j2",
+        filters={"amount": amount, "changes_csv": changes_csv},
         data=data,
-        style=Markup(style),
-        script=Markup(script),
-        style_hash=source_hash(style),
-        script_hash=source_hash(script),
-        pixel_art=images.PIXEL_ART,
-        fewest=FEWEST,
         main_rows=[row for row in rows if row.group == "all"],
         groups=by_metric(rows),
     )

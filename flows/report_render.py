@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -54,29 +54,42 @@ WHY_ORDER = ("worst", "median", "best", "random")
 
 def render(data: ReportData) -> str:
     """The report as HTML. Raises nothing on hostile text: it is escaped."""
-    style, script = asset("report.css"), asset("report.js")
     evaluation = data.evaluation
     rows = evaluation.rows if evaluation else ()
-    return (
-        environment()
-        .get_template("report.html.j2")
-        .render(
-            data=data,
-            style=Markup(style),
-            script=Markup(script),
-            style_hash=source_hash(style),
-            script_hash=source_hash(script),
-            pixel_art=images.PIXEL_ART,
-            fewest=FEWEST,
-            headline=_headline(data),
-            hero=_median_example(data),
-            hero_note=_HERO_NOTE,
-            hero_pair=_median_pair(data),
-            header_facts=_header_facts(data),
-            main_rows=[row for row in rows if row.group == "all"],
-            forests=_forests(rows),
-            groups=by_metric(rows),
-        )
+    return page(
+        "report.html.j2",
+        data=data,
+        headline=_headline(data),
+        hero=_median_example(data),
+        hero_note=_HERO_NOTE,
+        hero_pair=_median_pair(data),
+        header_facts=_header_facts(data),
+        main_rows=[row for row in rows if row.group == "all"],
+        forests=_forests(rows),
+        groups=by_metric(rows),
+    )
+
+
+def page(
+    template: str,
+    *,
+    styles: Sequence[str] = ("report.css",),
+    filters: Mapping[str, Callable[..., Any]] | None = None,
+    **values: Any,
+) -> str:
+    """A page of the report's kind: one file that asks the network for nothing, its style and script
+    named by their hashes in its policy."""
+    style, script = "".join(asset(name) for name in styles), asset("report.js")
+    env = environment()
+    env.filters.update(filters or {})
+    return env.get_template(template).render(
+        style=Markup(style),
+        script=Markup(script),
+        style_hash=source_hash(style),
+        script_hash=source_hash(script),
+        pixel_art=images.PIXEL_ART,
+        fewest=FEWEST,
+        **values,
     )
 
 

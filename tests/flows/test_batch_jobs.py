@@ -11,27 +11,16 @@ import pytest
 import toy_suite
 from hypothesis import given
 from hypothesis import strategies as st
+from in_process import run
 from PIL import Image
 from toy_root import Toy
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.batch_jobs import COLUMNS, MAX_PICTURES, Job, check_out, parse_jobs, parse_seeds
-from focusdpo.flows.cli import main
 from focusdpo.flows.painted import read_about
 
 Capture = pytest.CaptureFixture[str]
 HEAD = "prompt,reference_1,class_1,reference_2,class_2,seeds,out\n"
-
-
-def run(arguments: list[str], capsys: Capture) -> tuple[int, str, str]:
-    capsys.readouterr()
-    try:
-        main(arguments)
-        code: object = 0
-    except SystemExit as stop:
-        code = stop.code or 0
-    out, err = capsys.readouterr()
-    return int(str(code)), out, err
 
 
 def batch(toy: Toy, rows: str, capsys: Capture) -> tuple[int, dict, str]:

@@ -14,23 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from in_process import run
 from PIL import Image
 from toy_root import TOY_CLI, Toy
 
-from focusdpo.flows.cli import main
 from focusdpo.pipeline.versions import open_version
 
 Capture = pytest.CaptureFixture[str]
-
-
-def run(arguments: list[str], capsys: Capture) -> tuple[int, str, str]:
-    """Exit code, stdout, stderr."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    out, err = capsys.readouterr()
-    code = ended.value.code
-    return (code if isinstance(code, int) else 0 if code is None else 1), out, err
 
 
 def last_json(out: str) -> dict[str, object]:

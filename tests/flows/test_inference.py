@@ -8,28 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from in_process import run
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pocket_adapter import pocket_adapter
 from toy_root import Toy
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.cli import main
 from focusdpo.flows.inference import MAX_PROMPT, Generator, again
 from focusdpo.flows.painted import About, Painted, read_about, sheet
 
 Capture = pytest.CaptureFixture[str]
-
-
-def run(arguments: list[str], capsys: Capture) -> tuple[int, str, str]:
-    capsys.readouterr()
-    try:
-        main(arguments)
-        code: object = 0
-    except SystemExit as stop:
-        code = stop.code or 0
-    out, err = capsys.readouterr()
-    return int(str(code)), out, err
 
 
 def red(toy: Toy) -> tuple[Path, str]:

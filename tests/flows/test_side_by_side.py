@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_suite
 from PIL import Image, ImageDraw
+from pocket_adapter import small_adapter
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.demo_page import head_text, licence_text
@@ -27,29 +28,8 @@ def subject(path: Path, colour: str) -> Path:
 
 
 def adapter_of(generator: Generator, folder: Path) -> Path:
-    """What training leaves, without the training."""
-    from focusdpo.model.adapter import (
-        AdapterCard,
-        add_policy,
-        policy_parameters,
-        remove_policy,
-        save_adapter,
-    )
-    from focusdpo.model.configs import LoraConfig
-
     backbone = build_part(generator.run.family, "backbone")
-    lora = LoraConfig(rank=4, alpha=4, targets=backbone.lora_targets)
-    add_policy(backbone.transformer, lora, seed=0)
-    for parameter in policy_parameters(backbone.transformer).values():
-        parameter.data += 0.05
-    card = AdapterCard(
-        lora=lora, base_fingerprint=backbone.fingerprint, dataset_version="d1", objective="dpo",
-        step=1, licences=("subjects: CC0",),
-    )  # fmt: skip
-    weights = policy_parameters(backbone.transformer)
-    save_adapter(folder, backbone.transformer, card, weights)
-    remove_policy(backbone.transformer)
-    return folder
+    return small_adapter(backbone, folder, 0.05, "subjects: CC0")
 
 
 def test_both_models_paint_and_are_measured(tmp_path: Path) -> None:
