@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.models_config import ModelsConfig
 from focusdpo.flows.wiring import Parts, fingerprint_of
+from focusdpo.pipeline.one_winner import WRITERS, race
 
 if TYPE_CHECKING:
     from focusdpo.pipeline.mending import Mended
@@ -81,20 +83,28 @@ def _done(mended: Mended) -> Iterator[str]:
 
 
 def _room(store: Store) -> tuple[bool, str]:
-    """Whether the root, local or not, can be written: a few bytes go there, back, and away."""
-    probe = f"doctor-{os.getpid()}.probe"
+    """Whether the root, local or not, can be written: a few bytes go there, back, and away. And
+    whether it lets one of many writers win, as far as a few tries tell."""
+    probe = f"doctor-{uuid.uuid4().hex}.probe"
     try:
         store.files.write(probe, b"focusdpo")
         back = store.files.read(probe)
+        store.files.remove(probe)
+        won = race(store.files, probe)
         store.files.remove(probe)
     except (OSError, UserError) as error:
         return False, f"it cannot be written, so nothing can be built there ({error})"
     if back != b"focusdpo":
         return False, "what is written there comes back changed"
-    local = store.files.local
-    if local is None:
-        return True, "it takes new files"
-    return True, f"it takes new files, {shutil.disk_usage(local).free / 2**30:.1f} GiB free"
+    told = "it takes new files"
+    if (local := store.files.local) is not None:
+        told += f", {shutil.disk_usage(local).free / 2**30:.1f} GiB free"
+    if set(won) != {1}:
+        told += (
+            f", but of {WRITERS} writers at once {max(won)} were told that they were first: two "
+            "builders could undo each other's version; let one at a time build there"
+        )
+    return set(won) == {1}, told
 
 
 def _guarded(name: str, check: Callable[[], tuple[bool, str]]) -> Check:

@@ -24,7 +24,11 @@ class RemoteConfig(BaseModel):
     connect_timeout: float = Field(10.0, gt=0, description="seconds to wait for a connection")
     read_timeout: float = Field(60.0, gt=0, description="seconds to wait for bytes that must come")
     part_mib: int = Field(
-        16, ge=5, le=5000, description="MiB of a part; what has two parts or more travels in parts"
+        16,
+        ge=5,
+        le=5000,
+        description="MiB of a part; what is written without a condition and has two parts or more "
+        "travels in parts",
     )
     parts_at_once: int = Field(4, ge=1, le=64, description="parts of one file that travel together")
 

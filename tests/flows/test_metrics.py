@@ -10,6 +10,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -290,6 +291,20 @@ def test_doctor_tells_whether_a_root_takes_new_files(
 
     def refused(*given: Any, **more: Any) -> None:
         raise PermissionError(13, "Permission denied")
+
+    def hasty(self: LocalFiles, path: str, data: bytes, tag: str | None) -> str | None:
+        """Looks, and writes later: like a store that does not heed conditions."""
+        if (found := self.tagged(path)) is not None and found[1] != tag:
+            return None
+        time.sleep(0.2)
+        self.write(path, data)
+        return "some tag"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFiles, "swap", hasty)
+        check = dataset_check(str(toy.root))
+    assert not check.ok and "of 8 writers at once 8 were told that they were first" in check.told
+    assert toy.files() == files
 
     monkeypatch.setattr(LocalFiles, "write", refused)
     check = dataset_check(str(toy.root))

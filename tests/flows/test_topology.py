@@ -148,7 +148,7 @@ def writers_that_won(condition, size):
     return won
 
 condition = ABSENT
-for size in (10, 11, 12, 2**25, 13):  # 2**25 bytes travel in parts
+for size in (10, 11, 12, 2**25, 13):  # 2**25 bytes would travel in parts
     (tag, data), = writers_that_won(condition, size)
     assert store.get("key", 0, -1) == (data, tag), size
     condition = tag
@@ -159,6 +159,8 @@ def test_of_many_writers_at_once_the_store_lets_one_win(topology: Topology) -> N
     """What leases and the dataset's index stand on, on a bucket that keeps versions."""
     ended = topology.run("worker", "python", "-c", RACE)
     assert ended.returncode == 0, ended.stdout + ended.stderr
+    ended = topology.run("worker", "focusdpo", "doctor", "--root", DATASET)
+    assert ended.returncode == 0 and "it takes new files" in ended.stdout, ended.stdout
 
 
 def test_a_backup_of_the_database_is_whole(topology: Topology, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 fails when it is told to.
 
 moto looks at a condition and then writes; here requests that write go one after another, so that of
-two writers only one is first. Ended uploads heed If-None-Match, too.
+two writers only one is first. Uploads in parts heed no condition.
 
     python s3_server.py [BUCKET]        serves until its input ends; prints its address
 """
@@ -82,7 +82,7 @@ class Door:
         if fate == "cut":
             raise Cut
         with self.writing if method in WRITES else contextlib.nullcontext():
-            status, headers, body = self._answer(environ)
+            status, headers, body = self._ask(environ)
         if fate == "late":
             raise Cut
         start(status, headers)
@@ -109,16 +109,6 @@ class Door:
                 faults.short -= 1
                 return "short"
             return "fine"
-
-    def _answer(self, environ: dict[str, Any]) -> tuple[str, list[Any], bytes]:
-        ended = environ["REQUEST_METHOD"] == "POST" and "uploadId=" in environ["QUERY_STRING"]
-        if ended and environ.get("HTTP_IF_NONE_MATCH") == "*":
-            look = {**environ, "REQUEST_METHOD": "HEAD", "QUERY_STRING": "", "CONTENT_LENGTH": "0"}
-            look.pop("HTTP_IF_NONE_MATCH")
-            if self._ask(look)[0].startswith("200"):
-                text = b"<Error><Code>PreconditionFailed</Code></Error>"
-                return "412 Precondition Failed", [("Content-Length", str(len(text)))], text
-        return self._ask(environ)
 
     def _ask(self, environ: dict[str, Any]) -> tuple[str, list[Any], bytes]:
         told: list[Any] = []

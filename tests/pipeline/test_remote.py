@@ -157,11 +157,22 @@ def test_a_large_file_travels_in_parts(s3: S3Server, root: str) -> None:
     assert files.read("big") == data
     s3.door.ranges = 0
     assert files.read("big", 11 * 2**20, 9) == data[11 * 2**20 :][:9] and s3.door.ranges == 1
-    assert not files.write("big", data[::-1], replace=False)
-    assert files.write("big", data, replace=False)  # the same bytes: nothing is amiss
     s3.fail(only="PUT", refuse=2)
     files.write("big", data[::-1])
     assert files.read("big") == data[::-1]
+
+
+def test_a_large_file_under_a_condition_travels_whole(s3: S3Server, root: str) -> None:
+    """Stores that decide between conditional PUTs need not do so between ended uploads."""
+    files = files_of(root)
+    data = random.Random(0).randbytes(12 * 2**20)
+    assert files.write("big", data, replace=False)
+    assert not files.write("big", data[::-1], replace=False)
+    assert files.write("big", data, replace=False)  # the same bytes: nothing is amiss
+    found = files.tagged("big")
+    assert found and found[0] == data
+    assert files.swap("big", data[::-1], found[1]) and not files.swap("big", data, found[1])
+    assert files.read("big") == data[::-1] and s3.door.seen["POST"] == 0
 
 
 def test_uploads_that_were_never_ended_are_swept_up_in_a_day(
