@@ -13,9 +13,9 @@ from prefect import flow, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from focusdpo.flows.ablation import AblateOutcome, Pending, Workers, dataset_is_there
-from focusdpo.flows.ablation import ablate as ablate_here
-from focusdpo.flows.ablation_plan import Cell
+from focusdpo.flows.ablation.plan import Cell
+from focusdpo.flows.ablation.run import AblateOutcome, Pending, Workers, dataset_is_there
+from focusdpo.flows.ablation.run import ablate as ablate_here
 from focusdpo.flows.build_dataset import build_dataset
 from focusdpo.flows.config import AblateRun
 from focusdpo.flows.ephemeral import tether

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.shards import Split
-from focusdpo.flows.ablation_config import AblationConfig
+from focusdpo.flows.ablation.config import AblationConfig
 from focusdpo.flows.executor_config import ExecutorConfig, LocalConfig
 from focusdpo.flows.held_out import HeldOutConfig
 from focusdpo.flows.models_config import Family, ModelsConfig

@@ -23,7 +23,7 @@ def run_demo(run: DemoRun, *, prefect: bool = True) -> dict[str, Any]:
     Leaves subjects/, dataset/, train/, evaluate/, report.html and demo.json (times, memory) in
     `run.out`. Raises what the steps raise.
     """
-    from focusdpo.flows.report import ReportLimits, write_report
+    from focusdpo.flows.reports.report import ReportLimits, write_report
     from focusdpo.flows.world_subjects import export
 
     started = time.perf_counter()

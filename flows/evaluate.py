@@ -16,7 +16,7 @@ from focusdpo.flows.ephemeral import tether
 from focusdpo.flows.evaluation import GRID, EvaluateResult, finished
 from focusdpo.flows.evaluation import evaluate as evaluate_here
 from focusdpo.flows.progress import Watch, quiet
-from focusdpo.flows.report import write_report
+from focusdpo.flows.reports.report import write_report
 from focusdpo.flows.retries import worth_retrying
 
 log = logging.getLogger(__name__)

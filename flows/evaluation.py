@@ -60,7 +60,7 @@ def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
     UserError when the adapter is absent, damaged or made for another base.
     """
     if run.protocol != PROTOCOL:
-        from focusdpo.flows import dreambench
+        from focusdpo.flows.dreambench import evaluation as dreambench
 
         return dreambench.evaluate(run, watch)
     started = time.perf_counter()
@@ -209,7 +209,7 @@ def _key(run: EvaluateRun) -> str:
 def finished(run: EvaluateRun) -> EvaluateResult | None:
     """The result of this very evaluation, when it is in its folder already. Loads no model."""
     if run.protocol != PROTOCOL:
-        from focusdpo.flows import dreambench
+        from focusdpo.flows.dreambench import evaluation as dreambench
 
         return dreambench.finished(run)
     return result_with(Path(run.out), _key(run))

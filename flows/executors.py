@@ -21,6 +21,6 @@ def new_builder(
     """The builder of a run; connects to nothing yet."""
     if run.executor.kind == "local":
         return Builder(run, store, subjects, backgrounds, parts)
-    from focusdpo.flows.ray_executor import RayBuilder
+    from focusdpo.flows.cluster.executor import RayBuilder
 
     return RayBuilder(run, store, subjects, backgrounds, parts)

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.bench_figure import BenchFigure
+from focusdpo.flows.bench.figure import BenchFigure
 from focusdpo.flows.progress import working
 from focusdpo.pipeline.manifests import latest_id
 from focusdpo.pipeline.store import Store

@@ -13,9 +13,9 @@ from typing import Any
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.evaluations import EvalScene
 from focusdpo.data_schemas.tables import from_parquet
-from focusdpo.flows.report_evaluation import AGAIN, metric_rows
-from focusdpo.flows.report_metrics import metric_info
-from focusdpo.flows.report_view import MetricRow
+from focusdpo.flows.reports.evaluation import AGAIN, metric_rows
+from focusdpo.flows.reports.metrics import metric_info
+from focusdpo.flows.reports.view import MetricRow
 from focusdpo.studio.run_folders import RunFolder
 from focusdpo.studio.run_reading import read_small
 

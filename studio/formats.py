@@ -8,12 +8,12 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from focusdpo.flows.report_bars import forest_row
-from focusdpo.flows.report_chart_data import Unit
-from focusdpo.flows.report_charts import bucket_chart, line_chart
-from focusdpo.flows.report_images import data_uri
-from focusdpo.flows.report_metrics import bounds, mean_text, number
-from focusdpo.flows.report_view import Interval
+from focusdpo.flows.reports.bars import forest_row
+from focusdpo.flows.reports.chart_data import Unit
+from focusdpo.flows.reports.charts import bucket_chart, line_chart
+from focusdpo.flows.reports.images import data_uri
+from focusdpo.flows.reports.metrics import bounds, mean_text, number
+from focusdpo.flows.reports.view import Interval
 
 
 def count(value: int) -> str:

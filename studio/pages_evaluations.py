@@ -12,10 +12,10 @@ from starlette.routing import BaseRoute, Route
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.evaluations import EvalScene
 from focusdpo.data_schemas.images import read_picture
-from focusdpo.flows.report_bars import forest_scale
-from focusdpo.flows.report_evaluation import verdict_words
-from focusdpo.flows.report_metrics import metric_info
-from focusdpo.flows.report_view import MetricRow
+from focusdpo.flows.reports.bars import forest_scale
+from focusdpo.flows.reports.evaluation import verdict_words
+from focusdpo.flows.reports.metrics import metric_info
+from focusdpo.flows.reports.view import MetricRow
 from focusdpo.studio import pictures
 from focusdpo.studio.evaluation_reading import FIELDS, Evaluation, read_evaluation
 from focusdpo.studio.image_routes import answer, is_known

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from focusdpo.flows.report_dataset import MODES, REASONS
+from focusdpo.flows.reports.dataset import MODES, REASONS
 from focusdpo.studio.dataset import Dataset
 from focusdpo.studio.run_folders import Found
 from focusdpo.studio.state import Studio

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from focusdpo.data_schemas.shards import IndexRow
-from focusdpo.flows.report_dataset import MODES
+from focusdpo.flows.reports.dataset import MODES
 from focusdpo.studio.columns import SCORES, SORTS, PairColumns, Wanted
 from focusdpo.studio.dataset import Dataset
 from focusdpo.studio.paging import float_of, number_of, page_of, query_of, text_of

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from focusdpo.data_schemas.pairs import Reject
-from focusdpo.flows.report_dataset import REASONS
+from focusdpo.flows.reports.dataset import REASONS
 from focusdpo.pipeline.accept import PairConfig
 from focusdpo.studio.dataset import Dataset, PartitionRecords
 from focusdpo.studio.paging import page_of, text_of

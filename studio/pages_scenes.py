@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Route
 from focusdpo.data_schemas.candidates import Disrupted, Instance, Sampled, Scored
 from focusdpo.data_schemas.pairs import Reject
 from focusdpo.data_schemas.scenes import Scene
-from focusdpo.flows.report_dataset import MODES, REASONS
+from focusdpo.flows.reports.dataset import MODES, REASONS
 from focusdpo.pipeline.reviews import SWAPPED
 from focusdpo.pipeline.store import Store
 from focusdpo.studio.dataset import Dataset, PartitionRecords

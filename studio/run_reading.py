@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.tables import arrow_table
-from focusdpo.flows.report_focus import read_focus
-from focusdpo.flows.report_looks import look_charts
-from focusdpo.flows.report_training import collect_training
-from focusdpo.flows.report_training_charts import bucket_charts, curve_charts
-from focusdpo.flows.report_view import Fact, TrainingPart
+from focusdpo.flows.reports.focus import read_focus
+from focusdpo.flows.reports.looks import look_charts
+from focusdpo.flows.reports.training import collect_training
+from focusdpo.flows.reports.training_charts import bucket_charts, curve_charts
+from focusdpo.flows.reports.view import Fact, TrainingPart
 from focusdpo.studio.run_folders import RunFolder
 
 PART = re.compile(r"(steps|buckets)-(\d+)-(\d+)\.parquet")

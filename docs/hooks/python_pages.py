@@ -72,8 +72,8 @@ PUBLIC: dict[str, tuple[str, tuple[str, ...]]] = {
                 "evaluation",
                 "retraining",
                 "inference",
-                "dataset_export",
-                "report",
+                "sharing.dataset_export",
+                "reports.report",
             )
         ),
     ),

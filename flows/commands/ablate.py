@@ -40,7 +40,7 @@ def ablate(
     run = resolve(AblateRun, tree(preset, set_, out=out, root=root, version=version))
     result = ablate_run(run, prefect=prefect)
     if docs is not None:
-        from focusdpo.flows.ablation_report import publish
+        from focusdpo.flows.ablation.report import publish
 
         for file in publish(Path(run.out), docs):
             say(f"copied: {file}")
@@ -57,7 +57,7 @@ def ablate_run(run: AblateRun, *, prefect: bool = True) -> dict[str, Any]:
             return run_here(run, watch)
 
         def plain() -> Any:
-            from focusdpo.flows.ablation import ablate_plain
+            from focusdpo.flows.ablation.run import ablate_plain
 
             return ablate_plain(run, watch)
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.bench_figure import BenchFigure
+from focusdpo.flows.bench.figure import BenchFigure
 from focusdpo.flows.commands.common import JSON, PRESET, SET, finish, say
 from focusdpo.flows.settings import parse_overrides, resolve
 
@@ -99,12 +99,12 @@ def bench(
         _bench_scoring(scoring, repeats or 1, json)
         return
     if shards:
-        from focusdpo.flows.io_bench import figures as shard_figures
+        from focusdpo.flows.bench.storage import figures as shard_figures
 
         _finish(shard_figures(out), json)
         return
     if scale is not None:
-        from focusdpo.flows.scale_bench import scale_figures
+        from focusdpo.flows.bench.scale import scale_figures
 
         _finish(scale_figures(out, scale), json)
         return
@@ -113,7 +113,7 @@ def bench(
 
         _finish(studio_figures(out, studio), json)
         return
-    from focusdpo.flows.measuring import measure
+    from focusdpo.flows.bench.measuring import measure
 
     figures = measure(out, prefect=prefect, repeats=repeats or 20, preset=preset, overrides=set_)
     _finish(figures, json)
@@ -139,7 +139,7 @@ def _bench_scoring(count: int, repeats: int, as_json: bool) -> None:
 
 
 def _bench_gpu(out: Path, overrides: list[str], repeats: int | None, as_json: bool) -> None:
-    from focusdpo.flows.gpu_bench import measure_gpu
+    from focusdpo.flows.bench.gpu import measure_gpu
     from focusdpo.model.gpu_bench_config import GpuBenchConfig
 
     given = {} if repeats is None else {"repeats": repeats}

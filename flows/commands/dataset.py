@@ -20,7 +20,7 @@ app = typer.Typer(
 def versions(root: ROOT, json: JSON = False) -> None:
     """List the versions, the newest last; each stays readable, and trainable with `train
     --version`."""
-    from focusdpo.flows.dataset_report import size, versions
+    from focusdpo.flows.reports.dataset_report import size, versions
 
     found = versions(root)
     for one in found:
@@ -44,7 +44,7 @@ def diff(
 ) -> None:
     """Tell what changed from version A to version B: subjects, pairs and why, yields, rejects,
     shards."""
-    from focusdpo.flows import dataset_report
+    from focusdpo.flows.reports import dataset_report
 
     with working("comparing"):
         told = dataset_report.difference(root, a, b)
@@ -118,7 +118,7 @@ def gc(
 
 
 def _show(told: dict[str, Any]) -> None:
-    from focusdpo.flows.dataset_report import size
+    from focusdpo.flows.reports.dataset_report import size
 
     for name, count in told["versions"].items():
         say(f"version {name}: {size(count)}")

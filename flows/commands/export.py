@@ -51,7 +51,7 @@ def dataset(
 ) -> None:
     """Write a dataset version for others: Parquet for `datasets`, shards for `webdataset`, a
     dataset card."""
-    from focusdpo.flows.dataset_export import export_dataset
+    from focusdpo.flows.sharing.dataset_export import export_dataset
 
     with _target(to, out, repo) as folder:
         with working("exporting"):
@@ -92,7 +92,7 @@ def adapter(
 ) -> None:
     """Write an adapter with its model card: evaluation, settings, data version, licences, how to
     load it."""
-    from focusdpo.flows.exporting import export_adapter
+    from focusdpo.flows.sharing.adapter_export import export_adapter
 
     with _target(to, out, repo) as folder:
         made = export_adapter(adapter, folder, layout, uno=uno, evaluations=evaluate or ())
@@ -107,7 +107,7 @@ def _target(to: str, out: Path | None, repo: str | None) -> Iterator[Path]:
     """The folder to write: `--out`, or for the Hub one that goes away. What is wrong with the
     options, the token or the network settings is said before anything is computed."""
     if to == "hub":
-        from focusdpo.flows.hub import check_hub
+        from focusdpo.flows.sharing.hub import check_hub
 
         if repo is None:
             raise UserError("--to hub needs --repo OWNER/NAME")
@@ -130,7 +130,7 @@ def _send(
 ) -> str | None:
     if to != "hub" or repo is None:
         return None
-    from focusdpo.flows.hub import upload
+    from focusdpo.flows.sharing.hub import upload
 
     with working(f"sending to {repo}"):
         url = upload(folder, repo, kind, public=public, message=message)

@@ -291,8 +291,8 @@ def report(
 ) -> None:
     """Write one self-contained HTML page about a dataset, a training run, an evaluation, or all
     three; or about what differs between two datasets or adapters."""
-    from focusdpo.flows.compare import write_comparison
-    from focusdpo.flows.report import write_report
+    from focusdpo.flows.reports.compare import write_comparison
+    from focusdpo.flows.reports.report import write_report
 
     if compare is not None and (train_dir is not None or evaluate_dir is not None):
         raise UserError(

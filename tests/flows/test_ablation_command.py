@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given as given_by
 from hypothesis import strategies as st
 
-from focusdpo.flows.ablation_config import AblationConfig
-from focusdpo.flows.ablation_result import command_of
+from focusdpo.flows.ablation.config import AblationConfig
+from focusdpo.flows.ablation.result import command_of
 from focusdpo.flows.config import AblateRun
 from focusdpo.flows.settings import merge, parse_overrides
 

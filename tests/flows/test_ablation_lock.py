@@ -8,8 +8,8 @@ import pytest
 from filelock import FileLock
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.ablation import Pending, ablate
-from focusdpo.flows.ablation_plan import Cell
+from focusdpo.flows.ablation.plan import Cell
+from focusdpo.flows.ablation.run import Pending, ablate
 from focusdpo.flows.config import AblateRun
 
 

@@ -19,12 +19,12 @@ from PIL import Image
 
 from focusdpo.data_schemas.ablations import BASE, Ablation, read_ablation, to_json
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.ablation_lookup import Lookup, spoken
-from focusdpo.flows.ablation_markdown import markdown
-from focusdpo.flows.ablation_pictures import evenly, read_grid
-from focusdpo.flows.ablation_render import render
-from focusdpo.flows.ablation_report import publish, rewrite, write_ablation_report
-from focusdpo.flows.ablation_verdict import and_list, verdict
+from focusdpo.flows.ablation.lookup import Lookup, spoken
+from focusdpo.flows.ablation.markdown import markdown
+from focusdpo.flows.ablation.pictures import evenly, read_grid
+from focusdpo.flows.ablation.render import render
+from focusdpo.flows.ablation.report import publish, rewrite, write_ablation_report
+from focusdpo.flows.ablation.verdict import and_list, verdict
 
 HOSTILE = "<img src=https://evil.example/x onerror=alert(1)>|*&\"'"
 
@@ -320,7 +320,7 @@ def test_words():
 
 
 def test_importing_it_is_light():
-    code = "import sys, focusdpo.flows.ablation_report; print(*sys.modules)"
+    code = "import sys, focusdpo.flows.ablation.report; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "prefect", "matplotlib"} & set(run.stdout.split())
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.cli import app
-from focusdpo.flows.compare import amount, compare, write_comparison
+from focusdpo.flows.reports.compare import amount, compare, write_comparison
 from focusdpo.pipeline import registry
 from focusdpo.pipeline.store import Store
 
@@ -38,7 +38,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def versions(root: Path) -> list[str]:
-    from focusdpo.flows.dataset_report import versions
+    from focusdpo.flows.reports.dataset_report import versions
 
     return [one["id"] for one in versions(str(root))]
 

@@ -21,7 +21,7 @@ from focusdpo.flows import wiring
 from focusdpo.flows.cli import app
 from focusdpo.flows.config import EvaluateRun
 from focusdpo.flows.evaluation import evaluate, finished
-from focusdpo.flows.report import write_report
+from focusdpo.flows.reports.report import write_report
 from focusdpo.flows.settings import resolve
 from focusdpo.pipeline.evaluate import EvaluateConfig
 

@@ -12,8 +12,8 @@ import yaml
 from safetensors import safe_open
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.exporting import export_adapter
 from focusdpo.flows.painted import read_about
+from focusdpo.flows.sharing.adapter_export import export_adapter
 from focusdpo.model.adapter import AdapterCard, add_policy, policy_parameters, save_adapter
 from focusdpo.model.backbones import flux_uno
 from focusdpo.model.configs import LoraConfig

@@ -12,9 +12,9 @@ import torch
 import yaml
 from tiny_bench import SMALL, tiny_bench
 
+from focusdpo.flows.bench.gpu import COLUMNS, GpuBench, measure_gpu
+from focusdpo.flows.bench.gpu_promises import GIB, Promise
 from focusdpo.flows.cli import main
-from focusdpo.flows.gpu_bench import COLUMNS, GpuBench, measure_gpu
-from focusdpo.flows.gpu_promises import GIB, Promise
 from focusdpo.model.gpu_bench_config import STRAIGHTFORWARD, GpuBenchConfig, Row
 
 Capture = pytest.CaptureFixture[str]

@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from focusdpo.flows.io_bench import IoBench, figures
+from focusdpo.flows.bench.storage import IoBench, figures
 from focusdpo.pipeline import tars
 
 

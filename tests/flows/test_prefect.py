@@ -13,7 +13,8 @@ import toy_suite
 import toy_trainer
 from toy_root import Toy
 
-from focusdpo.flows import ablation, events, validation, wiring
+from focusdpo.flows import events, validation, wiring
+from focusdpo.flows.ablation import run as ablation
 from focusdpo.flows.building import BuildResult, prepare
 from focusdpo.flows.config import AblateRun, BuildRun
 from focusdpo.flows.progress import quiet

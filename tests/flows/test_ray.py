@@ -17,7 +17,7 @@ from ray_cluster import RayCluster, executor, helpers_on_path, ray_cluster
 from toy_root import TOY_CLI, Toy
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows import ray_bench
+from focusdpo.flows.bench import ray as ray_bench
 from focusdpo.flows.building import BuildResult, execute, prepare
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.progress import Watch, quiet

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from report_fixture import HOSTILE, make_report
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.report import write_report
-from focusdpo.flows.report_charts import line_chart, nice_ticks, running_mean
-from focusdpo.flows.report_metrics import bounds, choose, headline, judge, mean_text, number
-from focusdpo.flows.report_render import as_json, render, report_json
-from focusdpo.flows.report_view import EvaluationPart, Interval, ReportData
+from focusdpo.flows.reports.charts import line_chart, nice_ticks, running_mean
+from focusdpo.flows.reports.metrics import bounds, choose, headline, judge, mean_text, number
+from focusdpo.flows.reports.render import as_json, render, report_json
+from focusdpo.flows.reports.report import write_report
+from focusdpo.flows.reports.view import EvaluationPart, Interval, ReportData
 
 finite = st.floats(-1e6, 1e6, allow_nan=False)
 

@@ -17,11 +17,11 @@ from report_fixture import HOSTILE
 from small_root import small_version
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.report import write_report
-from focusdpo.flows.report_agreement import agreement_lines, agreement_notes
-from focusdpo.flows.report_dataset import choose_pairs, collect_dataset
-from focusdpo.flows.report_evaluation import collect_evaluation, verdict_words
-from focusdpo.flows.report_training import collect_training
+from focusdpo.flows.reports.agreement import agreement_lines, agreement_notes
+from focusdpo.flows.reports.dataset import choose_pairs, collect_dataset
+from focusdpo.flows.reports.evaluation import collect_evaluation, verdict_words
+from focusdpo.flows.reports.report import write_report
+from focusdpo.flows.reports.training import collect_training
 from focusdpo.model.backbones.flux import FluxBackbone
 from focusdpo.model.configs import TrainConfig
 
@@ -98,7 +98,8 @@ def test_dataset_report_in_a_browser(root: Path, tmp_path: Path) -> None:
 
 def test_report_loads_no_model(root: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from focusdpo.flows.report import write_report; "
+        "import sys; from pathlib import Path; "
+        "from focusdpo.flows.reports.report import write_report; "
         "write_report(Path(sys.argv[2]), root=Path(sys.argv[1])); "
         "assert not {'torch', 'prefect', 'matplotlib'} & set(sys.modules)"
     )

@@ -13,11 +13,12 @@ from toy_root import Toy
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.reviews import Decision
-from focusdpo.flows import cli, dataset_report
+from focusdpo.flows import cli
 from focusdpo.flows.building import BuildResult, execute, prepare
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.incremental import explain
 from focusdpo.flows.inspection import pair_lineage
+from focusdpo.flows.reports import dataset_report
 from focusdpo.flows.settings import resolve
 from focusdpo.pipeline.reviews import Audit, is_swapped, original_id, swapped
 from focusdpo.pipeline.store import Store

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.scale_bench import scale_figures
+from focusdpo.flows.bench.scale import scale_figures
 
 
 @pytest.mark.slow

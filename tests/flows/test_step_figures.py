@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from tiny_backbone import tiny_backbone
 
-from focusdpo.flows import step_figures, wiring
-from focusdpo.flows.step_figures import StepBench, memory_figures, memory_of
+from focusdpo.flows import wiring
+from focusdpo.flows.bench import steps as step_figures
+from focusdpo.flows.bench.steps import StepBench, memory_figures, memory_of
 from focusdpo.model.backbones.flux import FluxBackbone
 from focusdpo.model.bench import StepMemory
 

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from focusdpo.flows.report_agreement import agreement_notes
-from focusdpo.flows.report_chart_data import (
+from focusdpo.flows.reports.agreement import agreement_notes
+from focusdpo.flows.reports.chart_data import (
     Bucket,
     BucketChart,
     Count,
@@ -16,9 +16,9 @@ from focusdpo.flows.report_chart_data import (
     LineChart,
     Scatter,
 )
-from focusdpo.flows.report_images import heat_map, overlay, picture
-from focusdpo.flows.report_metrics import choose, judge, metric_info
-from focusdpo.flows.report_view import (
+from focusdpo.flows.reports.images import heat_map, overlay, picture
+from focusdpo.flows.reports.metrics import choose, judge, metric_info
+from focusdpo.flows.reports.view import (
     AgreementLine,
     DatasetPart,
     EvaluationPart,

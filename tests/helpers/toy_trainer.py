@@ -14,7 +14,8 @@ import toy_suite
 import toy_world
 from tiny_backbone import tiny_backbone
 
-from focusdpo.flows import ablation_cells, wiring
+from focusdpo.flows import wiring
+from focusdpo.flows.ablation import cells as ablation_cells
 from focusdpo.model.adapter import reference_policy
 from focusdpo.model.backbone import References
 from focusdpo.model.backbones.flux import FluxBackbone

@@ -1,0 +1,1 @@
+"""Objectives compared: a plan of cells, their trainings, contrasts, tables and pictures."""

@@ -1,0 +1,1 @@
+"""What `focusdpo bench` measures, and the figures that it wants."""

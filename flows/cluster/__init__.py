@@ -1,0 +1,1 @@
+"""Stages on Ray: resident models in actors, a task per group of partitions."""

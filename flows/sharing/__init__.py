@@ -1,0 +1,1 @@
+"""Datasets and adapters made ready to be given away."""
