@@ -26,6 +26,7 @@ from focusdpo.flows.commands import demo_app as demo_commands
 from focusdpo.flows.commands import export as export_commands
 from focusdpo.flows.commands import fetch as fetch_commands
 from focusdpo.flows.commands import focus, generate, look, pocket, run, subjects
+from focusdpo.flows.commands import report as report_commands
 from focusdpo.flows.commands import retrain as retrain_commands
 from focusdpo.flows.commands import review as review_commands
 from focusdpo.flows.commands import studio as studio_commands
@@ -45,7 +46,7 @@ app.command("demo")(run.demo)
 app.command("build-dataset")(run.build_dataset)
 app.command("train")(run.train)
 app.command("evaluate")(run.evaluate)
-app.command("report")(run.report)
+app.command("report")(report_commands.report)
 app.command("ablate")(ablate_commands.ablate)
 app.command("retrain")(retrain_commands.retrain)
 app.command("prefect-setup")(retrain_commands.prefect_setup)

@@ -13,10 +13,10 @@ from focusdpo.data_schemas.subjects import Subject
 from focusdpo.flows.config import GenerateRun
 from focusdpo.flows.subject_sources import read_folder
 from focusdpo.pipeline import registry
-from focusdpo.pipeline.ingest import SUFFIXES
 from focusdpo.pipeline.manifests import latest_id, read_manifest
 from focusdpo.pipeline.registry import Changed
 from focusdpo.pipeline.store import Store
+from focusdpo.pipeline.subject_folders import SUFFIXES
 from focusdpo.pipeline.version_tables import partitions_of
 from focusdpo.pipeline.versions import open_version
 

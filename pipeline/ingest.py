@@ -1,24 +1,17 @@
-"""Stage ingest: a team's folders of pictures -> subjects in the store.
-
-DIR/<subject>/*.png|jpg|jpeg|webp     pictures of one subject; alpha is its mask
-DIR/<subject>/subject.yaml            optional: class_name, licence
-"""
+"""Stage ingest: a team's folders of pictures (subject_folders.py) -> subjects in the store."""
 
 from __future__ import annotations
 
-import difflib
 import functools
 import logging
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import Picture, encode_png, read_picture
@@ -26,12 +19,18 @@ from focusdpo.data_schemas.subjects import Reference, Subject
 from focusdpo.pipeline.cutout import Finder, cut_out
 from focusdpo.pipeline.keys import content_key, digest, image_key
 from focusdpo.pipeline.store import Store
+from focusdpo.pipeline.subject_folders import (
+    NAME,
+    card_of,
+    class_name_of,
+    doubles,
+    pictures_of,
+    stay_inside,
+    subject_folders,
+)
 
 VERSION = 2
 STAGE = "subjects"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-CARD = "subject.yaml"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 log = logging.getLogger(__name__)
 
@@ -91,15 +90,6 @@ class _Found(NamedTuple):
     pictures: list[Cutout]
 
 
-class SubjectCard(BaseModel):
-    """What subject.yaml may say."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    class_name: str | None = Field(None, min_length=1, description="the word for it in prompts")
-    licence: str = Field("", description="licence or owner of the pictures")
-
-
 def ingest(
     folder: str | Path,
     store: Store,
@@ -119,13 +109,13 @@ def ingest(
     """
     problems: list[Problem] = []
     subjects: list[Subject] = []
-    folders = [path for path in _subject_folders(Path(folder)) if only is None or path.name in only]
-    doubles = _doubles(folders)
+    folders = [path for path in subject_folders(Path(folder)) if only is None or path.name in only]
+    twice = doubles(folders)
     for path in folders:
         notes: list[str] = []
         try:
-            if path.name in doubles:
-                raise UserError(doubles[path.name])
+            if path.name in twice:
+                raise UserError(twice[path.name])
             found = _read_subject(path, config, known_classes, find, notes)
         except UserError as error:
             if strict:
@@ -187,39 +177,6 @@ def _put(store: Store, found: _Found) -> Subject:
     return subject
 
 
-def clean_name(folder: str) -> str:
-    """The class word that a folder's name suggests: "Teddy_bear-02" -> "teddy bear"."""
-    return " ".join(re.sub(r"[^a-z]+", " ", folder.lower()).split())
-
-
-def _subject_folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give a folder with one folder per subject")
-    folders = sorted(path for path in folder.iterdir() if _may_be_subject(path))
-    if not folders:
-        raise UserError(
-            f"{folder}: no subject folders; expected {folder}/<subject>/*.png, .jpg or .webp"
-        )
-    return folders
-
-
-def _may_be_subject(path: Path) -> bool:
-    return not path.name.startswith((".", "__")) and (path.is_dir() or path.is_symlink())
-
-
-def _doubles(folders: Sequence[Path]) -> dict[str, str]:
-    """Folder name -> what is wrong, for names that differ in case or separators only."""
-    same: dict[str, list[str]] = {}
-    for path in folders:
-        same.setdefault(re.sub(r"[^a-z0-9]", "", path.name.lower()), []).append(path.name)
-    return {
-        name: f"subjects {names} have the same name but for case and separators; rename one"
-        for names in same.values()
-        if len(names) > 1
-        for name in names
-    }
-
-
 def _read_subject(
     path: Path,
     config: IngestConfig,
@@ -230,16 +187,16 @@ def _read_subject(
     if not NAME.fullmatch(path.name):
         raise UserError(f"{path}: a subject's folder is named with letters, digits, '-' and '_'")
     try:
-        _stay_inside(path, path.parent)
-        card = _card(path)
-        files = _pictures(path)
-        class_name = _class_name(path, card, known_classes)
+        stay_inside(path, path.parent)
+        card = card_of(path)
+        files = pictures_of(path)
+        class_name = class_name_of(path, card, known_classes)
         if len(files) > config.max_references:
             notes.append(f"{len(files)} pictures, the first {config.max_references} are used")
         finder = functools.partial(find, class_name=class_name) if find else None
         references = []
         for file in files[: config.max_references]:
-            _stay_inside(file, path)
+            stay_inside(file, path)
             picture = read_picture(file, min_side=config.min_side, max_pixels=config.max_pixels)
             notes += [f"{file.name}: {note}" for note in picture.notes]
             references.append(_reference(file, picture, config, finder, notes))
@@ -258,59 +215,3 @@ def _reference(
     if not mask.any():
         raise UserError(f"{file}: nothing is visible (alpha is 0 everywhere); replace or remove it")
     return image, mask
-
-
-def _stay_inside(path: Path, folder: Path) -> None:
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{path}: a link that leads out of {folder}; copy the file there instead")
-
-
-def _pictures(path: Path) -> list[Path]:
-    files = sorted(one for one in path.iterdir() if not one.name.startswith("."))
-    pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
-    if not pictures:
-        others = sorted(file.name for file in files if file.name != CARD)[:3]
-        raise UserError(
-            f"{path}: no picture{f' (only {others})' if others else ''}; put at least one "
-            ".png, .jpg or .webp there"
-        )
-    return pictures
-
-
-def _card(path: Path) -> SubjectCard:
-    file = path / CARD
-    if not file.exists():
-        return SubjectCard()
-    _stay_inside(file, path)
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        if not isinstance(values, dict):
-            raise UserError(f"{file}: expected lines such as 'class_name: cat'")
-        return SubjectCard.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UserError(
-            f"{file}: {field}: {first['msg']}; allowed are {', '.join(SubjectCard.model_fields)}"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{file}: not readable YAML ({' '.join(str(error).split())})") from error
-
-
-def _class_name(path: Path, card: SubjectCard, known: Collection[str] | None) -> str:
-    name = card.class_name or clean_name(path.name)
-    if card.class_name is None and known is not None and name not in known:
-        # "my cat" -> "cat": the last words of a folder's name that are a known class.
-        words = name.split()
-        tails = (" ".join(words[start:]) for start in range(1, len(words)))
-        name = next((tail for tail in tails if tail in known), name)
-    if not name:
-        raise UserError(f"{path}: its name has no letters; write class_name into {path / CARD}")
-    if known is not None and name not in known:
-        near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
-        close = f" (near: {', '.join(near)})" if near else ""
-        raise UserError(
-            f"{path}: the generator does not know the class '{name}'{close}; write a known "
-            f"class_name into {path / CARD}, or class_name: object"
-        )
-    return name

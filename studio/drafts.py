@@ -33,9 +33,9 @@ from focusdpo.data_schemas.images import (
 )
 from focusdpo.flows import subject_changes
 from focusdpo.flows.config import GenerateRun
-from focusdpo.pipeline.ingest import CARD
-from focusdpo.pipeline.ingest import NAME as SUBJECT_NAME
 from focusdpo.pipeline.store import Store
+from focusdpo.pipeline.subject_folders import CARD
+from focusdpo.pipeline.subject_folders import NAME as SUBJECT_NAME
 from focusdpo.studio.incoming import read_named, shown_name
 from focusdpo.studio.masks import Mask, found_mask, view_of, with_alpha
 

@@ -1,4 +1,4 @@
-"""The main job's commands: build-dataset, train, evaluate, report, demo."""
+"""The main job's commands: build-dataset, train, evaluate, demo."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.commands.common import (
     INCOMPLETE,
     JSON,
@@ -24,7 +23,7 @@ from focusdpo.flows.commands.common import (
 from focusdpo.flows.config import BuildRun, DemoRun, EvaluateRun, TrainRun
 from focusdpo.flows.licences import notices
 from focusdpo.flows.models_config import Family
-from focusdpo.flows.progress import Bars, working
+from focusdpo.flows.progress import Bars
 from focusdpo.flows.settings import resolve
 
 SUBJECTS = Annotated[
@@ -264,51 +263,6 @@ def show_rows(result: Any) -> None:
                 f"{metric:<20}{base.mean if base else float('nan'):>9.4f}"
                 f"{other.mean if other else float('nan'):>9.4f}{told:>30}"
             )
-
-
-def report(
-    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
-    root: Annotated[
-        Path | None, typer.Option("--root", help="Folder of a dataset to show.")
-    ] = None,
-    version: Annotated[str, typer.Option("--version", help="Its version.")] = "latest",
-    train_dir: Annotated[
-        Path | None, typer.Option("--train", help="Folder of a training run to show.")
-    ] = None,
-    evaluate_dir: Annotated[
-        Path | None, typer.Option("--evaluate", help="Folder of an evaluation to show.")
-    ] = None,
-    compare: Annotated[
-        tuple[str, str] | None,
-        typer.Option(
-            "--compare",
-            metavar="A B",
-            help="Show instead what differs from A to B: two versions of --root, or without --root "
-            "two folders that `evaluate` wrote.",
-        ),
-    ] = None,
-    json: JSON = False,
-) -> None:
-    """Write one self-contained HTML page about a dataset, a training run, an evaluation, or all
-    three; or about what differs between two datasets or adapters."""
-    from focusdpo.flows.reports.compare import write_comparison
-    from focusdpo.flows.reports.report import write_report
-
-    if compare is not None and (train_dir is not None or evaluate_dir is not None):
-        raise UserError(
-            "--compare goes with --root (two versions) or alone (two evaluations), not with "
-            "--train or --evaluate"
-        )
-    with working("writing the report"):
-        page = (
-            write_report(
-                out, root=root, version=version, train_dir=train_dir, evaluate_dir=evaluate_dir
-            )
-            if compare is None
-            else write_comparison(out, *compare, root=root)
-        )
-    say(f"report: {page}")
-    finish({"command": "report", "report": str(page)}, json)
 
 
 def demo(

@@ -11,8 +11,9 @@ from small_disk import small_disk
 from unprivileged import unprivileged
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.pipeline.ingest import IngestConfig, Ingested, clean_name, ingest, put_subject
+from focusdpo.pipeline.ingest import IngestConfig, Ingested, ingest, put_subject
 from focusdpo.pipeline.store import Store
+from focusdpo.pipeline.subject_folders import clean_name
 
 CONFIG = IngestConfig()
 CLASSES = ("cat", "dog", "teddy bear", "object")
