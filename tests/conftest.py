@@ -6,7 +6,9 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -15,6 +17,9 @@ from pair_samples import write_shards
 from tiny_backbone import tiny_backbone
 
 from focusdpo.model.backbones.flux import FluxBackbone
+
+if TYPE_CHECKING:
+    from s3_server import S3Server
 
 torch.set_num_threads(1)
 # How fast a busy machine draws and runs an example says nothing about the code.
@@ -28,6 +33,23 @@ settings.load_profile("busy machine")
 def pair_shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two shards: 5 pairs of two subjects, 3 pairs of one."""
     return write_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="session")
+def s3_running() -> Iterator[S3Server]:
+    """One S3 server for all tests, with a bucket."""
+    from s3_server import BUCKET, s3_server  # moto takes a second, and few tests need it
+
+    with s3_server() as running:
+        running.make_bucket(BUCKET)
+        yield running
+
+
+@pytest.fixture
+def s3(s3_running: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The S3 server that this process's clients talk to; it fails when it is told to."""
+    s3_running.use(monkeypatch)
+    return s3_running
 
 
 @pytest.fixture

@@ -9,35 +9,17 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from s3_server import KEY_ID, SECRET, TOKEN, S3Server, s3_server
+from s3_server import BUCKET, KEY_ID, SECRET, TOKEN, S3Server
 from toy_root import TOY_CLI, Toy
 
 from focusdpo.pipeline import versions
 from focusdpo.pipeline.store import Store
 from focusdpo.pipeline.versions import Superseded, open_version
 
-BUCKET = "roots"
 SECRETS = (SECRET, TOKEN, KEY_ID)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with s3_server() as running:
-        running.make_bucket(BUCKET)
-        yield running
-
-
-@pytest.fixture
-def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    server.fail()
-    server.door.seen.clear()
-    return server
 
 
 @pytest.fixture

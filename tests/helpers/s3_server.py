@@ -20,9 +20,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
+BUCKET = "roots"
+"""Made by the fixture `s3`."""
 KEY_ID, SECRET, TOKEN = "LOOPBACKKEY", "never-shown-secret", "never-shown-token"
 WRITES = {"PUT", "POST", "DELETE"}
 
@@ -149,6 +152,13 @@ class S3Server:
     def environment(self) -> dict[str, str]:
         """What a client needs to know."""
         return environment(self.url)
+
+    def use(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Clients of this process come here; nothing fails, nothing is counted yet."""
+        for name, value in self.environment.items():
+            monkeypatch.setenv(name, value)
+        self.fail()
+        self.door.seen.clear()
 
     def fail(self, **faults: Any) -> None:
         self.door.faults = Faults(**faults)

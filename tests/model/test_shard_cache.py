@@ -9,14 +9,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from s3_server import KEY_ID, SECRET, TOKEN, S3Server, s3_server
+from s3_server import BUCKET, KEY_ID, SECRET, TOKEN, S3Server
 from tiny_backbone import tiny_backbone
 
 from focusdpo.data_schemas.addresses import with_digest
@@ -26,28 +25,11 @@ from focusdpo.model.shard_cache import CacheConfig, ShardCache
 from focusdpo.model.shard_index import index_shard, read_fields
 from focusdpo.model.training import train
 
-BUCKET = "shards"
 WIDE = 10**9
 
 
 def digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with s3_server() as running:
-        running.make_bucket(BUCKET)
-        yield running
-
-
-@pytest.fixture
-def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    server.fail()
-    server.door.seen.clear()
-    return server
 
 
 @pytest.fixture

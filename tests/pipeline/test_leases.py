@@ -11,12 +11,11 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from s3_server import S3Server, s3_process, s3_server
+from s3_server import BUCKET, S3Server, s3_process
 
 from focusdpo.pipeline import leases
 from focusdpo.pipeline.files import Files, LocalFiles
@@ -30,24 +29,14 @@ WHAT = "generate of partition p"
 SHORT = LeaseConfig(seconds=0.6)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with s3_server() as running:
-        running.make_bucket("leases")
-        yield running
-
-
 @pytest.fixture(params=["local", "memory", "s3"])
-def files(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
+def files(request: pytest.FixtureRequest, tmp_path: Path) -> Files:
     if request.param == "local":
         return LocalFiles(tmp_path / "root")
     if request.param == "memory":
         return files_of(f"memory://{uuid.uuid4().hex}/root")
-    server: S3Server = request.getfixturevalue("server")
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    server.fail()
-    return files_of(f"s3://leases/{uuid.uuid4().hex}")
+    request.getfixturevalue("s3")
+    return files_of(f"s3://{BUCKET}/{uuid.uuid4().hex}")
 
 
 class Clock:
@@ -281,19 +270,14 @@ def test_who_waits_for_one_that_fails_does_the_work(files: Files) -> None:
     worker.join()
 
 
-def test_a_store_that_fails_for_a_while_loses_no_lease(
-    server: S3Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    server.fail()
-    files = files_of(f"s3://leases/{uuid.uuid4().hex}")
+def test_a_store_that_fails_for_a_while_loses_no_lease(s3: S3Server) -> None:
+    files = files_of(f"s3://{BUCKET}/{uuid.uuid4().hex}")
     mine = Leases(files, LeaseConfig(seconds=2, renewals=4)).ask(NAME, WHAT)
     assert isinstance(mine, Lease)
     for faults in ({"refuse": 3}, {"cut": 2}, {"cut": 2, "late": True}):
-        server.fail(**faults)
+        s3.fail(**faults)
         time.sleep(0.8)
-    server.fail()
+    s3.fail()
     assert not mine.lost
     mine.release()
     assert not files.exists(PATH)

@@ -9,13 +9,12 @@ import os
 import random
 import threading
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from s3_server import KEY_ID, SECRET, TOKEN, S3Server, s3_server
+from s3_server import BUCKET, KEY_ID, SECRET, TOKEN, S3Server
 
 from focusdpo.data_schemas.addresses import hush_clients, split_address
 from focusdpo.data_schemas.errors import UserError
@@ -25,24 +24,7 @@ from focusdpo.pipeline.remote_config import RemoteConfig
 from focusdpo.pipeline.roots import files_of
 from focusdpo.pipeline.store import Store
 
-BUCKET = "roots"
 SECRETS = (SECRET, TOKEN, KEY_ID)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with s3_server() as running:
-        running.make_bucket(BUCKET)
-        yield running
-
-
-@pytest.fixture
-def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    server.fail()
-    server.door.seen.clear()
-    return server
 
 
 @pytest.fixture
