@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.wiring import Family, resident_parts
+from focusdpo.flows.models_config import Family
+from focusdpo.flows.wiring import resident_parts
 from focusdpo.pipeline.parts import Image, Labels, Mask, Points
 
 MOST_POINTS = 32

@@ -12,7 +12,7 @@ function shape(name, attributes) {
 
 // A disc with a plus or a minus: no one needs to tell colours apart.
 function mark(point, r) {
-  const group = shape("g", { class: point.belongs ? "belongs" : "away" });
+  const group = shape("g", { class: point.belongs ? "belongs" : "outside" });
   const [x, y] = [point.x + 0.5, point.y + 0.5];
   const sign = `M${x - r / 2} ${y}h${r}` + (point.belongs ? `M${x} ${y - r / 2}v${r}` : "");
   group.append(shape("circle", { cx: x, cy: y, r }), shape("path", { d: sign }));

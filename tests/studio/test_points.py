@@ -245,17 +245,22 @@ def test_points_by_mouse_and_by_keyboard(
         expect(page.locator("#away")).to_have_attribute("aria-pressed", "true")
         editor.click(0.9, 0.1)
         editor.counts("1 point belongs, 2 do not")
+        assert not [one["id"] for one in Axe().run(page).response["violations"]]
         page.keyboard.press("n")
         for key in ("ArrowRight", "ArrowDown", "Shift+ArrowDown", "Enter"):
             page.locator("#canvas").press(key)
         editor.counts("2 points belong, 2 do not")
         assert page.locator("#marks g.belongs").count() == 2
-        assert page.locator("#marks g.away").count() == 2
+        assert page.locator("#marks g.outside").count() == 2
+        looks = "all => all.map(one => getComputedStyle(one.parentNode).opacity + one.nextSibling"
+        looks = f"{looks}.getAttribute('d').replace(/[^a-z]/g, ''))"
+        plus, minus = "1hv", "1h"
+        drawn = page.eval_on_selector_all("#marks circle", looks)
+        assert drawn == [plus, minus, minus, plus]
         assert [one["labels"] for one in sent] == [[1], [1, 0], [1, 0, 0], [1, 0, 0, 1]]
         clicked = [[160, 128], [32, 32], [288, 32]]
         np.testing.assert_allclose(sent[-1]["points"][:3], clicked, atol=1)
         assert sent[-1]["points"][3] == [167, 168], "from the middle: 7 right, 7 and 1 down"
-        assert not [one["id"] for one in Axe().run(page).response["violations"]]
         for left in ("1 point belongs, 2 do not", "1 point belongs, 1 does not", "1 point belongs"):
             page.keyboard.press("z")
             editor.counts(left)
@@ -263,7 +268,7 @@ def test_points_by_mouse_and_by_keyboard(
         page.keyboard.press("Escape")
         editor.counts("No points")
         assert editor.inside() == before
-        assert page.locator("#marks g.belongs, #marks g.away").count() == 0
+        assert page.locator("#marks circle").count() == 0
         page.keyboard.press("z")
         editor.counts("1 point belongs")
         assert editor.inside() == first
