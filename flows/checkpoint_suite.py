@@ -47,6 +47,10 @@ class CheckpointSuite:
         """Backgrounds; any class word is understood."""
         return self._models.backgrounds, None
 
+    def takes_points(self) -> bool:
+        """Whether the segmenter is a `parts.PointSegmenter`; loads nothing."""
+        return bool(module_of(self._models.segmenter).TAKES_POINTS)
+
     def fingerprint(self, role: str) -> str:
         """Hash of a part's weights and settings; loads nothing. UserError as `build`."""
         return _fingerprint(self._models, role)

@@ -20,6 +20,11 @@ def fingerprint(role: str) -> str:
     return parts.fingerprint("generator" if role == "backbone" else role)
 
 
+def takes_points() -> bool:
+    """No: the pocket segmenter proposes whole bodies, whatever is pointed at."""
+    return False
+
+
 def build(role: str, *, adapter: str | None = None) -> Any:
     """Load a part, once per process; `adapter` (a folder) is for the generator. The role
     `backbone` is the generator's model, for training."""

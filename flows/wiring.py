@@ -22,6 +22,7 @@ from focusdpo.pipeline.parts import (
     Generator,
     IdentityEncoder,
     Inpainter,
+    PointSegmenter,
     Segmenter,
     TextImageEncoder,
 )
@@ -136,6 +137,12 @@ class Parts:
         return cast(Segmenter, self._residents["segmenter"])
 
     @property
+    def point_segmenter(self) -> PointSegmenter | None:
+        """The segmenter, loaded, where it takes points too."""
+        segmenter = self._residents["segmenter"]
+        return segmenter if isinstance(segmenter.part, PointSegmenter) else None
+
+    @property
     def identity(self) -> IdentityEncoder:
         return cast(IdentityEncoder, self._residents["identity"])
 
@@ -161,6 +168,10 @@ class Suite(Protocol):
 
     def vocabulary(self) -> Vocabulary:
         """What prompts may say."""
+        ...
+
+    def takes_points(self) -> bool:
+        """Whether the segmenter is a `parts.PointSegmenter`; loads nothing."""
         ...
 
 
@@ -197,6 +208,11 @@ def fingerprint_of(family: Family, role: str) -> str:
 def vocabulary(family: Family) -> Vocabulary:
     """A suite's backgrounds and class words."""
     return suite(family).vocabulary()
+
+
+def takes_points(family: Family) -> bool:
+    """Whether a suite's segmenter can be asked with points; loads nothing."""
+    return suite(family).takes_points()
 
 
 @functools.lru_cache(maxsize=2)

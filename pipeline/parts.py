@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Vectors = NDArray[np.float32]
+Points = NDArray[np.float64]
+"""(N, 2): x, y of pixels, the first of a row or column is 0."""
+Labels = NDArray[np.int64]
+"""(N,): 1, the point belongs to what is meant; 0, it does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,15 @@ class Segmenter(Part, Protocol):
         self, images: Sequence[Image], class_names: Sequence[Sequence[str]]
     ) -> list[list[Detection]]:
         """All instances of each of the words in each image, best first; words are distinct."""
+        ...
+
+
+@runtime_checkable
+class PointSegmenter(Protocol):
+    """Finds what a person points at: what a segmenter may be besides. `isinstance` tells."""
+
+    def segment_points(self, image: Image, points: Points, labels: Labels) -> Mask:
+        """One mask for all the points together, possibly empty."""
         ...
 
 

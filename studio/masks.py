@@ -1,4 +1,5 @@
-"""Masks of pictures that are being added: the one that a build would use, and what a click takes.
+"""Masks of pictures that are being added: the one that a build would use, and what a segmenter that
+takes no points sees.
 
 Everything is in pixels of the view, which is the picture, made smaller where it is large.
 """
@@ -80,19 +81,15 @@ class Instances:
         self._lock = threading.Lock()
         self._known: dict[Any, list[Mask]] = {}
 
-    def at(
-        self, view: Array, name: str, run: GenerateRun, class_name: str, x: int, y: int
-    ) -> Mask | None:
-        """The smallest instance that covers a place; None where there is none. `name` tells views
-        apart."""
+    def of(self, view: Array, name: str, run: GenerateRun, class_name: str) -> list[Mask]:
+        """All of them. `name` tells views apart."""
         with self._lock:
             key = (name, view.shape, class_name)
             if key not in self._known:
                 while len(self._known) >= self.MOST:
                     del self._known[next(iter(self._known))]
                 self._known[key] = _instances(view, run, class_name)
-            there = [mask for mask in self._known[key] if mask[y, x]]
-        return min(there, key=lambda mask: int(mask.sum()), default=None)
+            return self._known[key]
 
 
 def _instances(view: Array, run: GenerateRun, class_name: str) -> list[Mask]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from starlette.routing import BaseRoute, Route
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import decode_png, encode_png
-from focusdpo.flows.wiring import vocabulary
+from focusdpo.flows.wiring import takes_points, vocabulary
 from focusdpo.studio.acting import acting_of
 from focusdpo.studio.bodies import body, json_body, text
 from focusdpo.studio.drafts import ID, Draft, DraftPicture, Drafts
 from focusdpo.studio.incoming import drawn_mask, shown_name
+from focusdpo.studio.points import MOST_POINTS, mask_at, read_prompt
 from focusdpo.studio.views import NavItem, absent, render, studio_of
 
 NAV = (NavItem("Add a subject", "/add-subject"),)
@@ -59,7 +61,8 @@ def editor(request: Request) -> Response:
         "mask.html.j2",
         draft=draft,
         picture=_told(draft, one),
-        pocket=acting.run.suite == "pocket",
+        takes_points=takes_points(acting.run.family),
+        most_points=MOST_POINTS,
     )
 
 
@@ -151,24 +154,21 @@ async def draw(request: Request) -> Response:
 
 
 async def click(request: Request) -> Response:
-    """The mask (PNG) of what stands at a place of the view."""
+    """The mask (PNG) of what all points together tell."""
     acting, values = acting_of(request), await json_body(request)
 
     def find() -> bytes:
         draft = acting.drafts.get(_draft_id(request))
         one = _picture(draft, request)
         view = decode_png(acting.drafts.file(draft.id, one.id, "view").read_bytes(), one.name)
-        x, y = (
-            _place(values, name, size)
-            for name, size in (("x", view.shape[1]), ("y", view.shape[0]))
+        prompt = read_prompt(values, view.shape[:2])
+        instances = functools.partial(
+            acting.instances.of, view, f"{draft.id}/{one.id}", acting.run, draft.class_name
         )
-        name = f"{draft.id}/{one.id}"
-        mask = acting.instances.at(view, name, acting.run, draft.class_name, x, y)
-        if mask is None:
-            raise UserError(
-                f"{one.name}: the segmenter sees no subject at this place; use the brush"
-            )
-        return encode_png(mask)
+        try:
+            return encode_png(mask_at(prompt, view, acting.run.family, instances))
+        except UserError as error:
+            raise UserError(f"{one.name}: {error}") from error
 
     return Response(await run_in_threadpool(find), media_type="image/png")
 
@@ -191,13 +191,6 @@ def _too_large(name: str) -> HTTPException:
     return HTTPException(
         413, f"{name}: larger than {most} MiB; scale it down, 2000 pixels a side are plenty"
     )
-
-
-def _place(values: dict[str, Any], key: str, size: int) -> int:
-    value = values.get(key)
-    if not isinstance(value, int) or not 0 <= value < size:
-        raise UserError(f"{key}: expected a whole number from 0 to {size - 1}")
-    return value
 
 
 def _draft_id(request: Request) -> str:

@@ -1,9 +1,10 @@
-"""Detector and mask model as one segmenter: words -> boxes -> masks, batched and resident.
+"""Detector and mask model as one segmenter: words -> boxes -> masks, batched and resident; and
+points -> a mask.
 
 Which models they are is not known here: both adapters hand in theirs, so that what surrounds the
 forward passes (views, batches, thresholds, masks) is the same code for both.
 
-Letters: B images, S side of the mask model's view, N boxes, K mask proposals of a box, Q queries,
+Letters: B images, S side of the mask model's view, N boxes or points, K mask proposals, Q queries,
 T text tokens, H x W pixels of an image, h x w of a view.
 """
 
@@ -36,7 +37,8 @@ from focusdpo.pipeline.adapters.detections import (
     token_spans,
     view_size,
 )
-from focusdpo.pipeline.parts import Detection, Image, Mask
+from focusdpo.pipeline.adapters.embeddings import Embeddings
+from focusdpo.pipeline.parts import Detection, Image, Labels, Mask, Points
 
 Size = tuple[int, int]
 
@@ -54,7 +56,7 @@ class Detector(Protocol):
 
 
 class MaskModel(Protocol):
-    """A mask model prompted with boxes."""
+    """A mask model prompted with boxes or points."""
 
     @property
     def view(self) -> View: ...
@@ -68,6 +70,12 @@ class MaskModel(Protocol):
         of the view."""
         ...
 
+    def propose_at(
+        self, known: Any, points_N2: Tensor, labels_N: Tensor, multimask: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The same for one object that all points together tell: (1, K, any size) and (1, K)."""
+        ...
+
 
 class View(Protocol):
     """How a mask model looks at an image."""
@@ -75,6 +83,8 @@ class View(Protocol):
     def pixels(self, image: Image) -> Tensor: ...
 
     def corners(self, corners_N4: Floats, size: Size) -> Tensor: ...
+
+    def points(self, points_N2: Points, size: Size) -> Tensor: ...
 
     def logits(self, logits_NK: Tensor, size: Size) -> Tensor: ...
 
@@ -94,6 +104,10 @@ class PaddedView:
     def corners(self, corners_N4: Floats, size: Size) -> Tensor:
         """Boxes in pixels of an image of `size` -> in pixels of its view."""
         return _scaled(corners_N4, size, inner_size(size, self.side))
+
+    def points(self, points_N2: Points, size: Size) -> Tensor:
+        """Points in pixels of an image of `size` -> in pixels of its view."""
+        return _scaled(points_N2, size, inner_size(size, self.side))
 
     def logits(self, logits_NK: Tensor, size: Size) -> Tensor:
         """Logits over the view -> (N, K, H, W) over the image."""
@@ -119,13 +133,17 @@ class SquareView:
         """Boxes in pixels of an image of `size` -> in pixels of its view."""
         return _scaled(corners_N4, size, (self.side, self.side))
 
+    def points(self, points_N2: Points, size: Size) -> Tensor:
+        """Points in pixels of an image of `size` -> in pixels of its view."""
+        return _scaled(points_N2, size, (self.side, self.side))
+
     def logits(self, logits_NK: Tensor, size: Size) -> Tensor:
         """Logits over the view -> (N, K, H, W) over the image."""
         return _interpolate(logits_NK, size)
 
 
 class GroundedSegmenter:
-    """Fits `pipeline.parts.Segmenter`.
+    """Fits `pipeline.parts.Segmenter` and `PointSegmenter`.
 
     Images are grouped by the size of their view and the length of their caption, so that nothing
     is padded and an image's detections do not depend on its neighbours. `batch` images enter the
@@ -149,6 +167,7 @@ class GroundedSegmenter:
         self.fingerprint = fingerprint
         self._device, self._dtype = torch.device(device), dtype
         self._batch, self._mask_batch = batch, mask_batch
+        self._pointed = Embeddings()
 
     def segment(
         self, images: Sequence[Image], class_names: Sequence[Sequence[str]]
@@ -166,6 +185,24 @@ class GroundedSegmenter:
             for at, own in zip(part, made, strict=True):
                 masks[at] = own
         return [detections_of(boxes, own) for boxes, own in zip(found, masks, strict=True)]
+
+    def segment_points(self, image: Image, points: Points, labels: Labels) -> Mask:
+        """What the points tell, as SAM's authors ask: a single point may mean several things, of
+        which the mask model trusts one most; for several points it gives its single mask. What it
+        knows of the last pictures is kept. ValueError for points without labels, or none."""
+        if points.shape != (len(labels), 2) or not len(labels):
+            raise ValueError(f"points {points.shape} and labels {labels.shape}: one label a point")
+        view, size = self.mask_model.view, image.shape[:2]
+        (known,) = self._pointed.of(image, lambda: self._encoded([image]))
+        with torch.inference_mode():
+            logits, quality = self.mask_model.propose_at(
+                known,
+                view.points(points, size).to(self._device),
+                torch.from_numpy(labels.astype(np.int32)).to(self._device),
+                len(labels) == 1,
+            )
+            masks = (view.logits(logits, size)[0] > 0).cpu().numpy()
+        return choose_mask(masks, _numbers(quality)[0])
 
     def boxes(self, images: Sequence[Image], class_names: Sequence[Sequence[str]]) -> list[Boxes]:
         """The boxes of each image, before masks."""
@@ -201,15 +238,18 @@ class GroundedSegmenter:
 
     def _masks(self, images: Sequence[Image], found: Sequence[Boxes]) -> list[list[Mask]]:
         """A mask for each box of each image."""
-        view = self.mask_model.view
-        pixels = torch.stack([view.pixels(image) for image in images]).to(self._device)
+        known = self._encoded(images)
         with torch.inference_mode():
-            with self._autocast():
-                known = self.mask_model.encode(pixels)
             return [
                 self._masks_of(own, boxes, image.shape[:2])
                 for own, boxes, image in zip(known, found, images, strict=True)
             ]
+
+    def _encoded(self, images: Sequence[Image]) -> list[Any]:
+        """What the mask model knows of each image."""
+        pixels = torch.stack([self.mask_model.view.pixels(image) for image in images])
+        with torch.inference_mode(), self._autocast():
+            return self.mask_model.encode(pixels.to(self._device))
 
     def _masks_of(self, known: Any, boxes: Boxes, size: Size) -> list[Mask]:
         view = self.mask_model.view
@@ -223,9 +263,10 @@ class GroundedSegmenter:
         return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
 
 
-def _scaled(corners_N4: Floats, size: Size, view: Size) -> Tensor:
-    ratio = np.array([view[1] / size[1], view[0] / size[0]] * 2)
-    return torch.from_numpy((corners_N4 * ratio).astype(np.float32))
+def _scaled(places: Floats | Points, size: Size, view: Size) -> Tensor:
+    """Rows of x, y or of x0, y0, x1, y1."""
+    ratio = np.array([view[1] / size[1], view[0] / size[0]] * (places.shape[1] // 2))
+    return torch.from_numpy((places * ratio).astype(np.float32))
 
 
 def _interpolate(logits_NK: Tensor, size: Size) -> Tensor:

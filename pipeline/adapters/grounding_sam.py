@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 TEXT_FILES = ["config.json", "tokenizer*.json", "vocab.txt", "special_tokens_map.json"]
 _ROLE = "models.segmenter"
+TAKES_POINTS = True
+"""What `build` gives is a `parts.PointSegmenter` too. Said here, where nothing is loaded."""
 
 
 class GroundingSamConfig(BaseModel):

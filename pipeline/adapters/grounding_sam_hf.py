@@ -28,6 +28,8 @@ DETECTOR_CLASS = "GroundingDinoForObjectDetection"
 SAM_CLASSES = ("SamModel", "Sam2Model", "Sam2VideoModel")
 """SAM 2's published folders name the video model, whose image part is the same."""
 FILES = ["*.json", "*.safetensors", "*.txt"]
+TAKES_POINTS = True
+"""What `build` gives is a `parts.PointSegmenter` too. Said here, where nothing is loaded."""
 _DETECTOR, _SAM = "models.segmenter.detector", "models.segmenter.sam"
 
 

@@ -169,7 +169,17 @@ class PackageSam:
 
     def propose(self, known: Any, corners_N4: Tensor, multimask: bool) -> tuple[Tensor, Tensor]:
         """Mask logits (N, K, 4 g, 4 g) and their predicted IoU (N, K)."""
-        sparse, dense = self.sam.prompt_encoder(points=None, boxes=corners_N4, masks=None)
+        return self._decode(known, multimask, points=None, boxes=corners_N4)
+
+    def propose_at(
+        self, known: Any, points_N2: Tensor, labels_N: Tensor, multimask: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Mask logits (1, K, 4 g, 4 g) and their predicted IoU (1, K), for all points."""
+        points = points_N2[None], labels_N[None]
+        return self._decode(known, multimask, points=points, boxes=None)
+
+    def _decode(self, known: Any, multimask: bool, **prompts: Any) -> tuple[Tensor, Tensor]:
+        sparse, dense = self.sam.prompt_encoder(**prompts, masks=None)
         logits, quality = self.sam.mask_decoder(
             image_embeddings=known,
             image_pe=self.sam.prompt_encoder.get_dense_pe(),

@@ -56,6 +56,12 @@ class TransformersSam:
         """Mask logits (N, K, 4 g, 4 g) and their predicted IoU (N, K)."""
         return _propose(self.model, known, corners_N4, multimask)
 
+    def propose_at(
+        self, known: Any, points_N2: Tensor, labels_N: Tensor, multimask: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Mask logits (1, K, 4 g, 4 g) and their predicted IoU (1, K), for all points."""
+        return _propose_at(self.model, known, points_N2, labels_N, multimask)
+
 
 class TransformersSam2:
     """A `MaskModel` on Sam2Model."""
@@ -73,6 +79,12 @@ class TransformersSam2:
     def propose(self, known: Any, corners_N4: Tensor, multimask: bool) -> tuple[Tensor, Tensor]:
         """Mask logits (N, K, h, w) of the finest level and their predicted IoU (N, K)."""
         return _propose(self.model, known, corners_N4, multimask)
+
+    def propose_at(
+        self, known: Any, points_N2: Tensor, labels_N: Tensor, multimask: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Mask logits (1, K, h, w) and their predicted IoU (1, K), for all points."""
+        return _propose_at(self.model, known, points_N2, labels_N, multimask)
 
 
 def load_detector(folder: Path, field: str) -> tuple[nn.Module, Any]:
@@ -126,4 +138,17 @@ def _load(cls: Any, folder: Path, field: str, **more: Any) -> nn.Module:
 
 def _propose(model: Any, known: Any, corners_N4: Tensor, multimask: bool) -> tuple[Tensor, Tensor]:
     out = model(image_embeddings=known, input_boxes=corners_N4[None], multimask_output=multimask)
+    return out.pred_masks[0], out.iou_scores[0]
+
+
+def _propose_at(
+    model: Any, known: Any, points_N2: Tensor, labels_N: Tensor, multimask: bool
+) -> tuple[Tensor, Tensor]:
+    # Images, objects of an image, points of an object: one, one and N.
+    out = model(
+        image_embeddings=known,
+        input_points=points_N2[None, None],
+        input_labels=labels_N[None, None],
+        multimask_output=multimask,
+    )
     return out.pred_masks[0], out.iou_scores[0]

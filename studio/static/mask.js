@@ -1,5 +1,5 @@
 "use strict";
-// The mask of a picture: brush, eraser, and a click that takes what the segmenter sees.
+// The mask of a picture: brush, eraser, and clicks at what belongs to the subject and what does not.
 
 const editor = document.getElementById("editor");
 const csrf = document.querySelector("meta[name=csrf]").content;
@@ -7,9 +7,15 @@ const canvas = document.getElementById("canvas");
 const pen = canvas.getContext("2d");
 const messages = document.getElementById("messages");
 const size = document.getElementById("size");
+const away = document.getElementById("away");
+const overlay = document.getElementById("marks");
+const pointed = document.getElementById("pointed");
 const MOST_UNDO = 30;
 
 let picture, mask, painter, history = [], last = null, changed = false;
+// What was clicked, the mask before the first of these points, and what the brush did since.
+let points = [], base = null, strokes = [];
+let cursor = null, looking = null, turn = Promise.resolve();
 
 function load(path) {
   return new Promise((resolve, reject) => {
@@ -38,16 +44,25 @@ function show() {
     pixel[i] = pixel[i + 1] = pixel[i + 2] = grey + 25;
   }
   pen.putImageData(shown, 0, 0);
+  drawMarks(overlay, mask.width, mask.height, points, cursor);
+  const count = countInWords(points);
+  if (pointed.textContent !== count) pointed.textContent = count;
 }
 
+function pixels() { return painter.getImageData(0, 0, mask.width, mask.height); }
+
 function remember() {
-  history.push(painter.getImageData(0, 0, mask.width, mask.height));
+  history.push({ before: pixels(), points, base, strokes });
   if (history.length > MOST_UNDO) history.shift();
   changed = true;
 }
 
 function undo() {
-  if (history.length) painter.putImageData(history.pop(), 0, 0);
+  if (stopLooking() || !history.length) return;
+  const one = history.pop();
+  painter.putImageData(one.before, 0, 0);
+  ({ points, base, strokes } = one);
+  messages.replaceChildren();
   show();
 }
 
@@ -63,55 +78,123 @@ function tool() { return editor.querySelector("input[name=tool]:checked").value;
 
 function choose(name) { editor.querySelector(`input[name=tool][value=${name}]`).checked = true; }
 
-function stroke(from, to) {
-  painter.strokeStyle = painter.fillStyle = tool() === "erase" ? "#000" : "#fff";
-  painter.lineWidth = Number(size.value);
+function paint({ from, to, colour, width }) {
+  painter.strokeStyle = colour;
+  painter.lineWidth = width;
   painter.lineCap = painter.lineJoin = "round";
   painter.beginPath();
   painter.moveTo(from.x, from.y);
   painter.lineTo(to.x + 0.01, to.y);
   painter.stroke();
+}
+
+function stroke(from, to) {
+  const one = { from, to, colour: tool() === "erase" ? "#000" : "#fff", width: Number(size.value) };
+  paint(one);
+  if (points.length) strokes = [...strokes, one];
   show();
 }
 
-async function take(at, away) {
-  const headers = { "x-csrf-token": csrf, accept: "application/json", "content-type": "application/json" };
+// A point that is still being looked at is given up; false where there is none.
+function stopLooking() {
+  if (!looking) return false;
+  looking.control.abort();
+  looking = null;
+  messages.replaceChildren();
+  return true;
+}
+
+// Points are asked one after the other, each with all that came before it. `turn` tells whether the
+// last one was answered or given up.
+function point(at, belongs) {
+  if (points.length + (looking ? looking.waiting : 0) >= Number(editor.dataset.most)) {
+    say(`There are ${editor.dataset.most} points, and no more are taken; undo some`);
+    return;
+  }
   const spot = {
     x: Math.min(mask.width - 1, Math.max(0, Math.floor(at.x))),
     y: Math.min(mask.height - 1, Math.max(0, Math.floor(at.y))),
+    belongs,
   };
-  say("Looking; the first look takes a while, as the segmenter is loaded", true);
-  const answer = await fetch(`${editor.dataset.edit}/click`, { method: "POST", headers, body: JSON.stringify(spot) });
-  if (!answer.ok) {
-    const said = await answer.json().catch(() => ({}));
-    throw new Error(said.error || `the studio answered ${answer.status}`);
+  const own = looking || { control: new AbortController(), waiting: 0 };
+  const { signal } = own.control;
+  looking = own;
+  own.waiting += 1;
+  turn = turn.then(async () => {
+    try {
+      if (!signal.aborted) await take(spot, signal);
+      return true;
+    } catch (error) {
+      if (!signal.aborted) say(error.message);
+      return signal.aborted;
+    } finally {
+      own.waiting -= 1;
+      if (own === looking && !own.waiting) looking = null;
+    }
+  });
+}
+
+async function take(spot, signal) {
+  const asked = [...points, spot];
+  let found = null;
+  if (asked.some((one) => one.belongs)) {
+    say("Looking; the first look takes a while, as the segmenter is loaded", true);
+    found = await maskOf(`${editor.dataset.edit}/click`, csrf, asked, signal);
+    if (signal.aborted) return;
+    messages.replaceChildren();
+  } else {
+    say("Now click what belongs to the subject", true);
   }
-  const found = await createImageBitmap(await answer.blob());
-  const layer = new OffscreenCanvas(mask.width, mask.height).getContext("2d");
-  layer.drawImage(found, 0, 0);
-  const theirs = layer.getImageData(0, 0, mask.width, mask.height).data;
   remember();
-  const mine = painter.getImageData(0, 0, mask.width, mask.height);
-  for (let i = 0; i < theirs.length; i += 4) {
-    if (theirs[i] > 127) mine.data.fill(away ? 0 : 255, i, i + 3);
+  if (!points.length) base = pixels();
+  points = asked;
+  if (found) {
+    painter.drawImage(found, 0, 0);
+    strokes.forEach(paint);
   }
-  painter.putImageData(mine, 0, 0);
+  show();
+}
+
+function forgetPoints() {
+  points = [];
+  strokes = [];
+  base = null;
+}
+
+// Back to the mask before the first point; what the brush did since stays.
+function dropPoints() {
+  if (stopLooking() || !points.length) return;
+  remember();
+  painter.putImageData(base, 0, 0);
+  strokes.forEach(paint);
+  forgetPoints();
   messages.replaceChildren();
   show();
 }
 
+function setAway(on) {
+  away.setAttribute("aria-pressed", String(on));
+  if (on) choose("click");
+}
+
+function isAway() { return away.getAttribute("aria-pressed") === "true"; }
+
 canvas.addEventListener("pointerdown", (event) => {
-  messages.replaceChildren();
   const at = place(event);
   if (tool() === "click") {
-    take(at, event.shiftKey).catch((error) => say(error.message));
+    if (event.button === 1) return;
+    cursor = null;
+    point(at, !(isAway() || event.button === 2 || event.shiftKey || event.ctrlKey));
     return;
   }
+  messages.replaceChildren();
   canvas.setPointerCapture(event.pointerId);
+  stopLooking();
   remember();
   last = at;
   stroke(at, at);
 });
+canvas.addEventListener("contextmenu", (event) => { if (tool() === "click") event.preventDefault(); });
 canvas.addEventListener("pointermove", (event) => {
   if (last === null) return;
   const at = place(event);
@@ -120,29 +203,53 @@ canvas.addEventListener("pointermove", (event) => {
 });
 for (const kind of ["pointerup", "pointercancel"]) canvas.addEventListener(kind, () => { last = null; });
 
+// Without a mouse: arrows move a cross over the picture, Enter sets a point there.
+const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+canvas.addEventListener("keydown", (event) => {
+  if (tool() !== "click" || event.ctrlKey || event.metaKey || event.altKey) return;
+  const middle = { x: Math.floor(mask.width / 2), y: Math.floor(mask.height / 2) };
+  if (event.key in STEPS) {
+    const far = event.shiftKey ? 1 : Math.max(1, Math.round(Math.max(mask.width, mask.height) / 48));
+    const [dx, dy] = STEPS[event.key];
+    const from = cursor || middle;
+    cursor = {
+      x: Math.min(mask.width - 1, Math.max(0, from.x + dx * far)),
+      y: Math.min(mask.height - 1, Math.max(0, from.y + dy * far)),
+    };
+  } else if (event.key === "Enter") {
+    cursor = cursor || middle;
+    point(cursor, !(isAway() || event.shiftKey));
+  } else return;
+  event.preventDefault();
+  show();
+});
+canvas.addEventListener("blur", () => { cursor = null; show(); });
+
 function every(change) {
+  stopLooking();
   remember();
-  const pixels = painter.getImageData(0, 0, mask.width, mask.height);
-  for (let i = 0; i < pixels.data.length; i += 4) pixels.data.fill(change(pixels.data[i] > 127) ? 255 : 0, i, i + 3);
-  painter.putImageData(pixels, 0, 0);
+  forgetPoints();
+  const all = pixels();
+  for (let i = 0; i < all.data.length; i += 4) all.data.fill(change(all.data[i] > 127) ? 255 : 0, i, i + 3);
+  painter.putImageData(all, 0, 0);
   show();
 }
 
 async function asFound() {
   const image = await load(`${editor.dataset.edit}/found.png`);
+  stopLooking();
   remember();
+  forgetPoints();
   painter.drawImage(image, 0, 0);
   show();
 }
 
 async function keep() {
+  if (looking && !(await turn)) return;
   const blob = await mask.convertToBlob({ type: "image/png" });
   const headers = { "x-csrf-token": csrf, accept: "application/json", "content-type": "image/png" };
   const answer = await fetch(`${editor.dataset.edit}/draw`, { method: "POST", headers, body: blob });
-  if (!answer.ok) {
-    const said = await answer.json().catch(() => ({}));
-    throw new Error(said.error || `the studio answered ${answer.status}`);
-  }
+  if (!answer.ok) throw await refusal(answer);
   changed = false;
   location.href = editor.dataset.back;
 }
@@ -153,6 +260,8 @@ function resize(by) {
 }
 
 document.getElementById("undo").addEventListener("click", undo);
+away.addEventListener("click", () => setAway(!isAway()));
+document.getElementById("drop").addEventListener("click", dropPoints);
 document.getElementById("invert").addEventListener("click", () => every((inside) => !inside));
 document.getElementById("clear").addEventListener("click", () => every(() => false));
 document.getElementById("found").addEventListener("click", () => asFound().catch((error) => say(error.message)));
@@ -165,6 +274,8 @@ document.addEventListener("keydown", (event) => {
   else if (event.key === "[") resize(-4);
   else if (event.key === "]") resize(4);
   else if (event.key === "z") undo();
+  else if (event.key === "n") setAway(!isAway());
+  else if (event.key === "Escape") dropPoints();
 });
 window.addEventListener("beforeunload", (event) => { if (changed) event.preventDefault(); });
 

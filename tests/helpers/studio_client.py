@@ -17,9 +17,10 @@ from focusdpo.studio.settings import StudioConfig
 class Client:
     """Asks as the pages' scripts do."""
 
-    def __init__(self, root: Path, *runs: Path) -> None:
+    def __init__(self, root: Path, *runs: Path, preset: str = "pocket") -> None:
         self.root = root
-        self.app: Starlette = create_app(StudioConfig(root=str(root), runs=runs))
+        config = StudioConfig(root=str(root), runs=runs, preset=preset)
+        self.app: Starlette = create_app(config)
         self.http = TestClient(self.app, base_url="http://localhost")
         self.csrf = {"x-csrf-token": self.app.state.keys.csrf, "accept": "application/json"}
 

@@ -233,26 +233,6 @@ def test_masks_that_cannot_be_are_refused(studio: Client) -> None:
     assert "mask drawn by hand" not in studio.page(HERE).text
 
 
-def test_a_click_takes_the_subject_that_stands_there(studio: Client, tmp_path: Path) -> None:
-    from studio_walk import bring_pictures
-
-    word, paths = next(iter(bring_pictures(tmp_path / "pictures", 1).values()))
-    studio.post(f"{HERE}/note", json={"name": "a", "class_name": word, "licence": ""})
-    told = bring(studio, paths[0].read_bytes(), paths[0].name).json()
-    found = studio.post(f"{told['edit']}/click", json={"x": 160, "y": 160})
-    assert found.status_code == 200
-    mask = np.asarray(Image.open(io.BytesIO(found.content))) > 127
-    alpha = np.asarray(Image.open(paths[1]).getchannel("A")) > 127
-    assert mask.shape == (320, 320) and mask[160, 160]
-    assert 0.4 < mask.sum() / alpha.sum() < 1.8, (
-        "about as large as the subject in its other picture"
-    )
-    nothing = studio.post(f"{told['edit']}/click", json={"x": 2, "y": 2})
-    assert nothing.status_code == 400 and "use the brush" in nothing.json()["error"]
-    for spot in ({"x": -1, "y": 0}, {"x": 0, "y": 320}, {"x": "1", "y": 1}, {}):
-        assert studio.post(f"{told['edit']}/click", json=spot).status_code == 400
-
-
 def test_a_registered_name_is_kept_unless_it_is_to_be_replaced(studio: Client) -> None:
     bring(studio, cut_out())
     save(studio)
