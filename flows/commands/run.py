@@ -17,7 +17,9 @@ from focusdpo.flows.commands.common import (
     SET,
     STRICT,
     choose,
+    fetched,
     finish,
+    require_here,
     say,
     tree,
 )
@@ -149,7 +151,7 @@ def _told_seconds(seconds: float | None) -> str:
 
 def train(
     root: ROOT,
-    out: Annotated[str, typer.Option("--out", help="Folder of the run, made when absent.")],
+    out: Annotated[str, typer.Option("--out", help="Folder or address of the run.")],
     version: Annotated[str, typer.Option("--version", help="Dataset version.")] = "latest",
     prefect: PREFECT = True,
     preset: PRESET = "pocket",
@@ -181,7 +183,9 @@ def train_run(run: TrainRun, *, prefect: bool = True) -> dict[str, Any]:
             return train(run, watch)
 
         # A finished run is only looked at: no engine for that.
-        finished = (Path(run.out) / "run.json").exists()
+        from focusdpo.flows.outputs import holds
+
+        finished = holds(run.out, "run.json")
         outcome = choose(prefect and not finished, run.root, flow, plain)
     say(
         f"adapter {outcome.adapter}: {outcome.objective}, {outcome.steps} steps on "
@@ -191,8 +195,10 @@ def train_run(run: TrainRun, *, prefect: bool = True) -> dict[str, Any]:
 
 
 def evaluate(
-    adapter: Annotated[str, typer.Option("--adapter", help="Folder that `train` wrote.")],
-    out: Annotated[str, typer.Option("--out", help="Folder of the evaluation.")],
+    adapter: Annotated[
+        str, typer.Option("--adapter", help="Folder or address that `train` wrote.")
+    ],
+    out: Annotated[str, typer.Option("--out", help="Folder or address of the evaluation.")],
     protocol: Annotated[
         str | None,
         typer.Option(
@@ -273,10 +279,10 @@ def report(
     ] = None,
     version: Annotated[str, typer.Option("--version", help="Its version.")] = "latest",
     train_dir: Annotated[
-        Path | None, typer.Option("--train", help="Folder of a training run to show.")
+        Path | None, typer.Option("--train", help="Folder or address of a training run to show.")
     ] = None,
     evaluate_dir: Annotated[
-        Path | None, typer.Option("--evaluate", help="Folder of an evaluation to show.")
+        Path | None, typer.Option("--evaluate", help="Folder or address of an evaluation to show.")
     ] = None,
     compare: Annotated[
         tuple[str, str] | None,
@@ -299,16 +305,27 @@ def report(
             "--compare goes with --root (two versions) or alone (two evaluations), not with "
             "--train or --evaluate"
         )
+    require_here(out)
     with working("writing the report"):
         page = (
             write_report(
-                out, root=root, version=version, train_dir=train_dir, evaluate_dir=evaluate_dir
+                out,
+                root=root,
+                version=version,
+                train_dir=fetched(train_dir),
+                evaluate_dir=fetched(evaluate_dir),
             )
             if compare is None
-            else write_comparison(out, *compare, root=root)
+            else write_comparison(out, *_sides(compare, root), root=root)
         )
     say(f"report: {page}")
     finish({"command": "report", "report": str(page)}, json)
+
+
+def _sides(compare: tuple[str, str], root: Path | None) -> tuple[str, str]:
+    """Versions as they are; evaluations as folders of this machine."""
+    a, b = compare if root is not None else [str(fetched(Path(one))) for one in compare]
+    return a, b
 
 
 def demo(
