@@ -97,5 +97,5 @@ def _size(folder: Path) -> int:
     size = 0
     for one in folder.rglob("*"):
         with suppress(FileNotFoundError):
-            size += one.stat().st_size
+            size += one.stat().st_size if one.is_file() else 0
     return size

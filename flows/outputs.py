@@ -72,8 +72,8 @@ def opened(out: str | Path, what: str) -> Iterator[Output]:
         yield Output(name, Path(name))
         return
     folders = OutputFolders.from_environment()
-    own = hashlib.blake2b(name.encode(), digest_size=12).hexdigest()
-    folder = folders.place("work", own)
+    own = _short(name)
+    folder = folders.place("work", own, _last(name))
     if num_launched() > 1:
         _require_one_machine(name)
     if not is_first():
@@ -83,7 +83,7 @@ def opened(out: str | Path, what: str) -> Iterator[Output]:
     with folders.alone(own, name):
         folders.make_room()
         with mirrored(files, folder, what) as mirror:
-            os.utime(folder)
+            os.utime(folder.parent)
             yield Output(name, folder, mirror)
 
 
@@ -102,13 +102,11 @@ def local(address: str | Path, *only: str) -> Path:
     base, below = _base_of(name)
 
     def place(state: State) -> Path:
-        told = f"{base} {state.writer} {state.number}"
-        own = hashlib.blake2b(told.encode(), digest_size=12).hexdigest()
-        folder = folders.place("copies", own)
-        with room(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            os.utime(folder)
-        return folder
+        own = folders.place("copies", _short(f"{base} {state.writer} {state.number}"))
+        with room(own):
+            own.mkdir(parents=True, exist_ok=True)
+            os.utime(own)
+        return own / _last(base)
 
     def wanted(file: str) -> bool:
         if below and file in BESIDE:
@@ -140,6 +138,15 @@ def address_of(out: str | Path) -> str:
 
 def _is_here(name: str) -> bool:
     return not split_address(name)[0]
+
+
+def _short(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def _last(name: str) -> str:
+    """What a report calls the folder."""
+    return name.rpartition("/")[2]
 
 
 def _base_of(name: str) -> tuple[str, str]:

@@ -23,14 +23,7 @@ from toy_team import FIRST, SECOND, Team
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows import building, output_folders, outputs, wiring
-from focusdpo.flows.config import (
-    AblateRun,
-    BuildRun,
-    DemoRun,
-    EvaluateRun,
-    FocusMapsRun,
-    TrainRun,
-)
+from focusdpo.flows.config import BuildRun, EvaluateRun, TrainRun
 from focusdpo.flows.evaluation import evaluate, finished
 from focusdpo.flows.inference import Generator
 from focusdpo.flows.promotion import history, read_promoted
@@ -301,15 +294,6 @@ def test_a_night_is_finished_on_another_machine(
     assert (outputs.local(str(second.adapter)) / "adapter.json").is_file()
 
 
-@pytest.mark.parametrize(
-    ("model", "given"),
-    [(AblateRun, {}), (DemoRun, {}), (FocusMapsRun, {"root": "r"})],
-)
-def test_commands_that_take_no_address_say_so(model: Any, given: dict[str, str]) -> None:
-    with pytest.raises(UserError, match="out=s3://bucket/out: this command writes to a local"):
-        resolve(model, {"out": "s3://bucket/out", **given})
-
-
 def test_an_address_that_cannot_be_used_is_told(root: Path) -> None:
     with pytest.raises(UserError, match="'http' is not known to show a file only when all of it"):
         training(root, "http://example.org/run")
@@ -321,8 +305,6 @@ def test_an_address_of_this_disk_is_a_folder(root: Path, tmp_path: Path, calm: P
     result = training(root, f"file://{tmp_path}/run")
     assert result.adapter == f"{tmp_path}/run/adapter"
     assert outcome(tmp_path / "run") == outcome(calm)
-    with pytest.raises(UserError, match="this command writes to a local folder"):
-        resolve(DemoRun, {"out": f"file://{tmp_path}/demo"})
 
 
 def test_nothing_there_is_told(address: str) -> None:
