@@ -84,7 +84,8 @@ def opened(out: str | Path, what: str) -> Iterator[Output]:
         folders.make_room()
         with mirrored(files, folder, what) as mirror:
             os.utime(folder.parent)
-            yield Output(name, folder, mirror)
+            with _named(folder, name):
+                yield Output(name, folder, mirror)
 
 
 def local(address: str | Path, *only: str) -> Path:
@@ -138,6 +139,18 @@ def address_of(out: str | Path) -> str:
 
 def _is_here(name: str) -> bool:
     return not split_address(name)[0]
+
+
+@contextmanager
+def _named(folder: Path, name: str) -> Iterator[None]:
+    """What is wrong with a run's files is told of the address; a disk's trouble of the folder."""
+    try:
+        yield
+    except UserError as error:
+        told = str(error).replace(str(folder), name)
+        if told == str(error) or isinstance(error.__cause__, OSError):
+            raise
+        raise UserError(told) from error
 
 
 def _short(text: str) -> str:

@@ -72,7 +72,9 @@ class Mirror:
             try:
                 fetch(files, state, kept, folder)
             except FileNotFoundError as error:
-                raise gone(files, error) from error
+                now = read_state(files)
+                mine = now is not None and now.tag == self._tag
+                raise (gone(files, error) if mine else self._succeeded()) from error
         stamps = dict(_stamps(folder))
         self._known = {name: (stamps[name], one) for name, one in kept.items()}
 
@@ -109,16 +111,25 @@ class Mirror:
         told = state_bytes(self._number + 1, self._writer, files)
         tag = self._files.swap(STATE, told, self._tag)
         if tag is None:
-            raise UserError(
-                f"{self._files.root}: another process writes here now, and this one stops; what it "
-                "had sent before is kept. Give every run an `out` of its own"
-            )
+            raise self._succeeded()
         self._number, self._tag = self._number + 1, tag
 
+    def _succeeded(self) -> UserError:
+        return UserError(
+            f"{self._files.root}: another process writes here now, and this one stops; what it "
+            "had sent before is kept. Give every run an `out` of its own"
+        )
+
     def _sweep(self, kept: dict[str, Kept]) -> None:
-        """What a killed writer had sent and no state names. No other writer can name it now."""
+        """What killed writers had sent and no state names. Sendings are numbered after the state
+        that they make, so those of a writer that takes over from this one, should it be slow, are
+        not among these."""
         named = {one.at for one in kept.values()}
-        self._remove({f"{FILES}/{name}" for name in self._files.below(FILES)} - named)
+        found = {name: name.partition("-")[0] for name in self._files.below(FILES)}
+        old = [
+            n for n, number in found.items() if number.isdecimal() and int(number) <= self._number
+        ]
+        self._remove({f"{FILES}/{name}" for name in old} - named)
 
     def _remove(self, paths: set[str]) -> None:
         try:

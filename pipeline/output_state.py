@@ -27,7 +27,7 @@ PIECE = 32 * 2**20
 """Bytes of a file that lie in memory at once."""
 AT_ONCE = 4
 """Files that travel together."""
-ANEW = "remove outputs.json there, and the same command starts from the beginning"
+ANEW = "remove outputs.json and files/ there, and the same command starts from the beginning"
 """What helps when what was sent is damaged."""
 
 

@@ -294,6 +294,16 @@ def test_a_night_is_finished_on_another_machine(
     assert (outputs.local(str(second.adapter)) / "adapter.json").is_file()
 
 
+def test_another_run_at_the_address_is_told_of_the_address(root: Path, tmp_path: Path) -> None:
+    address = f"memory://{uuid.uuid4().hex}/one"
+    training(root, address)
+    given = {"root": str(root), "out": address, "train": {**QUICK, "seed": 5}}
+    with pytest.raises(UserError) as refused:
+        train(resolve(TrainRun, given))
+    assert address in str(refused.value) and str(tmp_path) not in str(refused.value)
+    assert outputs.local(address).name == "one", "as reports call it"
+
+
 def test_an_address_that_cannot_be_used_is_told(root: Path) -> None:
     with pytest.raises(UserError, match="'http' is not known to show a file only when all of it"):
         training(root, "http://example.org/run")

@@ -182,6 +182,28 @@ def test_one_that_was_silent_and_comes_back_changes_nothing(files: Files, tmp_pa
     assert fetched(files, tmp_path / "read") == {"run": b"2", "more": b"1"}
 
 
+def test_one_that_begins_slowly_takes_nothing_from_who_took_over(
+    files: Files, tmp_path: Path
+) -> None:
+    put(tmp_path / "one", run=b"1")
+    first = Mirror(files, tmp_path / "one")
+    put(tmp_path / "one", run=b"1")
+    first.send()
+    files.write(f"{FILES}/000002-killed/run", b"sent in vain")
+
+    class Slow(Mirror):
+        def _sweep(self, kept: Any) -> None:
+            other = Mirror(files, tmp_path / "two")
+            put(tmp_path / "two", run=b"2")
+            other.send()
+            super()._sweep(kept)
+
+    with pytest.raises(UserError, match="another process writes here now"):
+        Slow(files, tmp_path / "slow")
+    assert fetched(files, tmp_path / "read") == {"run": b"2"}
+    assert len(lying(files)) == 1
+
+
 def test_of_many_that_begin_at_once_one_writes(files: Files, tmp_path: Path) -> None:
     start, told = threading.Barrier(4), []
 
