@@ -176,6 +176,7 @@ def test_kill_9_and_another_machine(
     words = ["train", "--root", str(root), "--out", address, "--no-prefect", "--json", "-v"]
     settings = {**STEPS, "lora.rank": 2, "tensorboard": "false"}
     more = [part for k, v in settings.items() for part in ("--set", f"train.{k}={v}")]
+    s3.fail(slow=0.02)  # or it would be done before it is killed
     for number, wanted in enumerate((2, 5)):
         machine = {"FOCUSDPO_OUTPUTS_DIR": str(tmp_path / f"machine-{number}")}
         process = subprocess.Popen(
@@ -192,6 +193,7 @@ def test_kill_9_and_another_machine(
         _, told = process.communicate()
         assert process.returncode == -signal.SIGKILL, told.decode()
         assert not [secret for secret in (KEY_ID, SECRET, TOKEN) if secret in told.decode()]
+    s3.fail()
     result = training(root, address)
     assert result.resumed_from > 0
     assert outcome(outputs.local(address)) == outcome(calm)
