@@ -8,7 +8,7 @@ Importing this module imports no torch and no Prefect.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -61,6 +61,8 @@ class _Run(BaseModel):
     """What all runs share. A preset is laid under the given fields before they are checked."""
 
     model_config = CLOSED
+    sends: ClassVar[bool] = False
+    """Whether `out` may be an address."""
 
     preset: str = Field("pocket", description="a shipped preset, or the path of a YAML file")
     suite: Literal["pocket", "checkpoints"] = Field(
@@ -96,10 +98,10 @@ class _Run(BaseModel):
     @model_validator(mode="after")
     def _out_is_here(self) -> _Run:
         out = getattr(self, "out", None)
-        if out is not None and "://" in out:
+        if out is not None and "://" in out and not self.sends:
             raise ValueError(
-                f"out={out}: checkpoints need a local folder, and so does all that lies beside "
-                "them; only `root` may be an address"
+                f"out={out}: this command writes to a local folder; only train, evaluate and "
+                "retrain take an address as `out`"
             )
         return self
 
@@ -155,9 +157,12 @@ class GenerateRun(_Run):
 class TrainRun(_Run):
     """`train`: a dataset version -> an adapter in `out`."""
 
+    sends: ClassVar[bool] = True
     root: str = Field(description="folder of the dataset")
     version: str = Field("latest", description="dataset version")
-    out: str = Field(description="folder of the run; the adapter lies in `adapter` below it")
+    out: str = Field(
+        description="folder or address of the run; the adapter lies in `adapter` below it"
+    )
     train: TrainConfig = Field(TrainConfig(), description="objective, optimiser, focus")
 
 
@@ -167,7 +172,9 @@ class FocusMapsRun(_Run):
     root: str = Field(description="folder of the dataset")
     version: str = Field("latest", description="dataset version")
     out: str = Field(description="folder of the figures and numbers")
-    adapter: str | None = Field(None, description="folder of an adapter; none: the base alone")
+    adapter: str | None = Field(
+        None, description="folder or address of an adapter; none: the base alone"
+    )
     split: Split = Field("train", description="which pairs: train or val")
     pair_id: str | None = Field(
         None, description="id of the pair that is drawn; none: the first with most subjects"
@@ -180,8 +187,9 @@ class FocusMapsRun(_Run):
 class EvaluateRun(_Run):
     """`evaluate`: base against adapter by a protocol -> rows and pictures in `out`."""
 
-    adapter: str = Field(description="folder of the adapter")
-    out: str = Field(description="folder of the evaluation")
+    sends: ClassVar[bool] = True
+    adapter: str = Field(description="folder or address of the adapter")
+    out: str = Field(description="folder or address of the evaluation")
     protocol: ProtocolId = Field(
         "pocket", description="what is painted and how it is measured (docs/dreambench.md)"
     )
@@ -270,7 +278,10 @@ class DemoRun(_WholeJob):
 class RetrainRun(_WholeJob):
     """`retrain`: build, decide, train, evaluate, and promote what is better, in `out`."""
 
-    out: str = Field(description="folder of the models: candidates, and which one is in use")
+    sends: ClassVar[bool] = True
+    out: str = Field(
+        description="folder or address of the models: candidates, and which one is in use"
+    )
     root: str | None = Field(None, description="folder of the dataset; none: `dataset` below `out`")
     protocol: ProtocolId = Field("pocket", description="what decides, as for evaluate")
     data: str | None = Field(None, description="folder of the protocol's photographs")

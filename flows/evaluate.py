@@ -9,12 +9,14 @@ from pathlib import Path
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
+from focusdpo.data_schemas.addresses import is_remote
 from focusdpo.flows import artefacts, events
 from focusdpo.flows.config import EvaluateRun
 from focusdpo.flows.engine import at_work
 from focusdpo.flows.ephemeral import tether
 from focusdpo.flows.evaluation import GRID, EvaluateResult, finished
 from focusdpo.flows.evaluation import evaluate as evaluate_here
+from focusdpo.flows.outputs import holds, local, opened
 from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.reports.report import write_report
 from focusdpo.flows.retries import worth_retrying
@@ -40,7 +42,8 @@ def evaluate_adapter(run: EvaluateRun) -> EvaluateResult:
 @task(name="report", cache_policy=NO_CACHE, persist_result=False)
 def report(run: EvaluateRun) -> Path:
     """The evaluation as a page."""
-    return write_report(Path(run.out) / "report.html", evaluate_dir=Path(run.out))
+    with opened(run.out, "a report") as out:
+        return write_report(out.folder / "report.html", evaluate_dir=out.folder)
 
 
 @flow(
@@ -62,10 +65,14 @@ def tell(result: EvaluateResult, page: Path) -> None:
     """The evaluation on Prefect's page."""
     artefacts.text("evaluation", table(result), "base against adapter")
     artefacts.table("evaluation-rows", [asdict(row) for row in result.rows], "every group")
-    sheet = Path(result.out) / GRID
-    if sheet.is_file():
+    if holds(result.out, GRID):
+        sheet = local(result.out, GRID) / GRID
         artefacts.picture("evaluation-sheet", sheet.read_bytes(), "what base and adapter painted")
-    artefacts.page("report", page)
+    if is_remote(result.out):
+        told = f"`focusdpo report --evaluate {result.out}` writes the page on any machine."
+        artefacts.text("report", told, "the report")
+    else:
+        artefacts.page("report", page)
 
 
 def run_here(run: EvaluateRun, watch: Watch) -> EvaluateResult:

@@ -25,6 +25,7 @@ from focusdpo.flows.config import EvaluateRun
 from focusdpo.flows.evaluation_files import EvaluateResult, result_with, write_json
 from focusdpo.flows.held_out import HeldOut, HeldOutConfig, held_out_scenes
 from focusdpo.flows.machine import machine, packages
+from focusdpo.flows.outputs import local, opened
 from focusdpo.flows.preview import comparison_sheet
 from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.settings import save_config
@@ -63,12 +64,16 @@ def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
         from focusdpo.flows.dreambench import evaluation as dreambench
 
         return dreambench.evaluate(run, watch)
-    started = time.perf_counter()
-    out = Path(run.out)
     done = finished(run)
     if done is not None:
-        log.info("%s: finished before, nothing to paint", out)
+        log.info("%s: finished before, nothing to paint", run.out)
         return done
+    with opened(run.out, "an evaluation") as out:
+        return _evaluate(run, out.folder, watch)
+
+
+def _evaluate(run: EvaluateRun, out: Path, watch: Watch) -> EvaluateResult:
+    started = time.perf_counter()
     key = _key(run)
     backgrounds, _ = vocabulary(run.family)
     held_out = held_out_scenes(run.held_out, backgrounds)
@@ -80,7 +85,7 @@ def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
     segmenter, identity, clip = (build_part(run.family, role) for role in SCORERS)
     fingerprints = {part: fingerprint_of(run.family, part) for part in ("judge", *SCORERS)}
     for model in MODELS:
-        adapter = run.adapter if model == "adapter" else None
+        adapter = str(local(run.adapter)) if model == "adapter" else None
         generator = build_part(run.family, "generator", adapter=adapter)
         fingerprints[model] = generator.fingerprint
         protocol = protocol_of(run.held_out)
@@ -193,8 +198,8 @@ def _key(run: EvaluateRun) -> str:
             "--protocol dreambench-single/kosmosg, dreambench-single/all-refs, dreambench-multi/uno"
             " or subjects, and --data (docs/dreambench.md)"
         )
-    card = Path(run.adapter) / "adapter.json"
-    weights = Path(run.adapter) / "pytorch_lora_weights.safetensors"
+    adapter = local(run.adapter)
+    card, weights = adapter / "adapter.json", adapter / "pytorch_lora_weights.safetensors"
     for file in (card, weights):
         if not file.is_file():
             raise UserError(f"{file}: absent; --adapter takes the folder that `train` wrote")
@@ -212,7 +217,7 @@ def finished(run: EvaluateRun) -> EvaluateResult | None:
         from focusdpo.flows.dreambench import evaluation as dreambench
 
         return dreambench.finished(run)
-    return result_with(Path(run.out), _key(run))
+    return result_with(run.out, _key(run))
 
 
 def _paint(

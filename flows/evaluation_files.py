@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from focusdpo.data_schemas.runs import EvalRow
+from focusdpo.flows.outputs import holds, local
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +39,18 @@ class EvaluateResult:
         }
 
 
-def result_with(out: Path, key: str) -> EvaluateResult | None:
-    """The result in a folder, when it was made under this key."""
-    file = out / "run.json"
-    if not file.exists():
+def result_with(where: str, key: str) -> EvaluateResult | None:
+    """The result in a folder or at an address, when it was made under this key."""
+    if not holds(where, "run.json"):
         return None
+    out = local(where, "run.json", "rows.json")
+    file = out / "run.json"
     about = json.loads(file.read_text("utf-8"))
     if about.get("key") != key:
         return None
     rows = [EvalRow(**row) for row in json.loads((out / "rows.json").read_text("utf-8"))]
     return EvaluateResult(
-        out=str(out),
+        out=where,
         adapter=about["adapter"],
         rows=rows,
         scenes=about["scenes"],

@@ -18,6 +18,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.shards import IndexRow, ShardSample
 from focusdpo.flows import focus_figures, premise_figure, premise_record
 from focusdpo.flows.config import FocusMapsRun
+from focusdpo.flows.outputs import local
 from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.wiring import build_part
 from focusdpo.model.adapter import load_adapter, reference_policy, remove_policy
@@ -99,7 +100,7 @@ def focus_on(run: FocusMapsRun, watch: Watch = quiet) -> FocusOutcome:
 def _put_adapter(backbone: Backbone, folder: str | None) -> str | None:
     """The digest of the adapter's weights, once it is on the backbone."""
     remove_policy(backbone.transformer)
-    return None if folder is None else load_adapter(backbone, Path(folder)).weights_digest
+    return None if folder is None else load_adapter(backbone, local(folder)).weights_digest
 
 
 def _phase(backbone: Backbone, phase: str) -> Any:

@@ -22,6 +22,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import Picture, read_picture
 from focusdpo.flows.config import GenerateRun
 from focusdpo.flows.machine import packages
+from focusdpo.flows.outputs import address_of, local
 from focusdpo.flows.painted import About, Painted, ReferenceUsed, read_about, sheet
 from focusdpo.flows.settings import parse_overrides, resolve
 from focusdpo.flows.wiring import build_part, fingerprint_of, vocabulary
@@ -50,13 +51,14 @@ class Generator:
         settings: Sequence[str] = (),
     ) -> None:
         """`preset` is a shipped one, a YAML file, or settings that are resolved; `adapter` a folder
-        that `train` or `export adapter` wrote; `settings` change single ones, as in
-        `["models.backbone.steps=8"]`. UserError for a folder without an adapter."""
+        that `train` or `export adapter` wrote, or the address of one that `train` sent; `settings`
+        change single ones, as in `["models.backbone.steps=8"]`. UserError without an adapter."""
         if not isinstance(preset, GenerateRun):
             preset = resolve(GenerateRun, {"preset": preset, **parse_overrides(settings)})
         self.run = preset
-        self.adapter = None if adapter is None else str(adapter)
-        self.adapter_digest = None if adapter is None else adapter_digest(adapter)
+        self.adapter = None if adapter is None else address_of(adapter)
+        self._folder = None if adapter is None else str(local(adapter))
+        self.adapter_digest = None if self._folder is None else adapter_digest(self._folder)
         self.backgrounds, self.classes = vocabulary(self.run.family)
 
     def __call__(
@@ -66,7 +68,7 @@ class Generator:
         a prompt: the subjects on the suite's first background. UserError for bad input."""
         about = self.about(prompt, references, seeds)
         shown = tuple(self.read(file, word) for file, word in references)
-        generator = build_part(self.run.family, "generator", adapter=self.adapter)
+        generator = build_part(self.run.family, "generator", adapter=self._folder)
         made = []
         for seed in seeds:
             (pixels,) = generator.generate([about.prompt], [shown], [seed])

@@ -129,9 +129,10 @@ def _start_on_publish(client: SyncPrefectClient, name: str) -> AutomationCore:
     retrain's build makes do not, or it would start itself."""
     version = "{{ event.payload.version }}"
     over: dict[str, Any] = {"root": "{{ event.payload.root }}"}
+    own = None
     if name == "train":
-        over |= {"version": version, "out": f"runs/train-{version}"}
-    return _starter(client, ON_PUBLISH, name, events.PUBLISHED, "focusdpo.dataset.*", over)
+        over, own = over | {"version": version}, f"train-{version}"
+    return _starter(client, ON_PUBLISH, name, events.PUBLISHED, "focusdpo.dataset.*", over, own)
 
 
 def _evaluate_on_trained(client: SyncPrefectClient) -> AutomationCore:
@@ -149,9 +150,11 @@ def _starter(
     event: str,
     resource: str,
     over: dict[str, Any],
+    own: str | None = None,
 ) -> AutomationCore:
     """An automation that starts a deployment on an event that the flow itself tells, with the
-    deployment's own parameters but for what the event knows."""
+    deployment's own parameters but for what the event knows. `own`: a name for `out` beside the
+    deployment's own, in its folder or at its address."""
     try:
         deployment = client.read_deployment_by_name(f"{name}/{name}")
     except ObjectNotFound as error:
@@ -160,7 +163,11 @@ def _starter(
             "in the folder of prefect.yaml, then this again"
         ) from error
     teller = {events.PUBLISHED: "build-dataset", events.TRAINED: "train"}[event]
-    run = merge(dict(deployment.parameters or {}).get("run", {}), over)
+    given = dict(deployment.parameters or {}).get("run", {})
+    run = merge(given, over)
+    if own is not None:
+        folder, slash, _ = str(given.get("out", "")).rpartition("/")
+        run["out"] = f"{folder}{slash}{own}"
     return AutomationCore(
         name=title,
         description=f"made by focusdpo prefect-setup: {event} starts {name}",

@@ -34,6 +34,8 @@ POINTER = "promoted.json"
 CANDIDATES = "candidates"
 DECISION = "decision.json"
 STARTED = "started.json"
+RECORDS = ("run.json", "scenes.parquet", "photographs.parquet")
+"""What `compare` reads of an evaluation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

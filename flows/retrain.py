@@ -17,6 +17,7 @@ from focusdpo.flows.config import RetrainRun
 from focusdpo.flows.engine import at_work
 from focusdpo.flows.ephemeral import tether
 from focusdpo.flows.evaluate import evaluate
+from focusdpo.flows.outputs import local
 from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.promotion import history
 from focusdpo.flows.retraining import Clock, RetrainOutcome, Steps, now
@@ -47,7 +48,7 @@ def retrain(run: RetrainRun) -> RetrainOutcome:
     with at_work(run.out, gpu=False):
         outcome = retrain_here(run, AS_FLOWS, watch, clock)
         artefacts.text("retrain", summary(outcome), outcome.decision)
-        rows = [row(one) for one in history(run.out)[-SHOWN:]]
+        rows = [row(one) for one in history(local(run.out))[-SHOWN:]]
         if rows:
             artefacts.table("retrain-history", rows[::-1], "candidates, newest first")
         if outcome.decision in ("promoted", "kept"):

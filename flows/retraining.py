@@ -23,10 +23,12 @@ from focusdpo.flows.building import BuildResult
 from focusdpo.flows.config import BuildRun, EvaluateRun, RetrainRun, TrainRun
 from focusdpo.flows.evaluation_files import EvaluateResult
 from focusdpo.flows.metrics import note
+from focusdpo.flows.outputs import Output, local, opened
 from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.promotion import (
     CANDIDATES,
     DECISION,
+    RECORDS,
     STARTED,
     Comparison,
     Promoted,
@@ -104,29 +106,31 @@ def retrain(
     UserError when another process does the same in this folder, and what the steps raise.
     """
     started = time.perf_counter()
-    out = Path(run.out)
-    out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / ".retrain.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(
-            f"{out}: another process retrains here; wait for it, or choose another --out"
-        ) from error
-    with lock:
-        night = _Night(run, steps or Steps(), watch, clock)
-        outcome = night.spend()
+    with opened(run.out, "a retraining") as out:
+        out.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out.folder / ".retrain.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(
+                f"{run.out}: another process retrains here; wait for it, or choose another --out"
+            ) from error
+        with lock:
+            night = _Night(run, out, steps or Steps(), watch, clock)
+            outcome = night.spend()
     seconds = round(time.perf_counter() - started, 3)
-    log.info("%s: %s: %s", out, outcome.decision, outcome.reason)
+    log.info("%s: %s: %s", run.out, outcome.decision, outcome.reason)
     return RetrainOutcome(**{**vars(outcome), "wall_seconds": seconds})
 
 
 class _Night:
-    """One call of `retrain`."""
+    """One call of `retrain`. Its jobs have folders or addresses of their own below `out`."""
 
-    def __init__(self, run: RetrainRun, steps: Steps, watch: Watch, clock: Clock) -> None:
-        self.run, self.steps, self.watch, self.clock = run, steps, watch, clock
-        self.models = Path(run.out)
+    def __init__(
+        self, run: RetrainRun, out: Output, steps: Steps, watch: Watch, clock: Clock
+    ) -> None:
+        self.run, self.out, self.steps, self.watch, self.clock = run, out, steps, watch, clock
+        self.models = out.folder
 
     def spend(self) -> RetrainOutcome:
         """Build, decide, train, evaluate, promote or keep."""
@@ -155,6 +159,7 @@ class _Night:
                 "pairs": len(self.version.rows),
             }
             write_whole(self.folder / STARTED, about)
+            self.out.send()
         return self._try_out()
 
     def _due(self, gone: str) -> tuple[bool, str]:
@@ -180,17 +185,16 @@ class _Night:
     def _try_out(self) -> RetrainOutcome:
         """Train, evaluate, compare, decide; each goes on where it was stopped."""
         run, folder = self.run, self.folder
-        trained = self.steps.train(
-            run.train_run(self.version.id, str(folder / "train")), self.watch
-        )
-        own = run.evaluate_run(trained.adapter, str(folder / "evaluate"))
+        job = run.train_run(self.version.id, self._job(self.name, "train"))
+        trained = self.steps.train(job, self.watch)
+        own = run.evaluate_run(trained.adapter, self._job(self.name, "evaluate"))
         self.steps.evaluate(own, self.watch)
         rival = self.promoted
         against = None
         if rival is not None and rival.base == self.base:
             against = self._rival(rival)
         name = rival.candidate if rival is not None and against is not None else "base"
-        found = compare(Path(own.out), against, name, run.retrain, run.evaluate)
+        found = compare(local(own.out, *RECORDS), against, name, run.retrain, run.evaluate)
         promote, reason = decide(found, run.retrain)
         decision: dict[str, Any] = {
             "decision": "promoted" if promote else "kept",
@@ -198,13 +202,14 @@ class _Night:
             "decided": self.clock().isoformat(),
             "comparison": asdict(found),
             "rule": run.retrain.model_dump(mode="json"),
-            "adapter": str(Path(trained.adapter).relative_to(self.models)),
+            "adapter": f"{CANDIDATES}/{self.name}/train/adapter",
             "base": self.base,
             "version": self.version.id,
             "before": rival.candidate if rival is not None else None,
             "settled": not promote,
         }
         write_whole(folder / DECISION, decision)
+        self.out.send()
         _settle(self.models)
         self.promoted = read_promoted(self.models)
         return self._told("promoted" if promote else "kept", reason, found)
@@ -212,15 +217,17 @@ class _Night:
     def _rival(self, rival: Promoted) -> Path:
         """The folder of the promoted adapter's evaluation by tonight's settings: its own when
         these have not changed, else one that is made now."""
-        adapter = str(self.models / rival.adapter)
-        before = self.run.evaluate_run(
-            adapter, str(self.models / CANDIDATES / rival.candidate / "evaluate")
-        )
+        adapter = self.out.at(rival.adapter)
+        before = self.run.evaluate_run(adapter, self._job(rival.candidate, "evaluate"))
         if evaluation.finished(before) is not None:
-            return Path(before.out)
-        again = self.run.evaluate_run(adapter, str(self.folder / "against"))
+            return local(before.out, *RECORDS)
+        again = self.run.evaluate_run(adapter, self._job(self.name, "against"))
         self.steps.evaluate(again, self.watch)
-        return Path(again.out)
+        return local(again.out, *RECORDS)
+
+    def _job(self, candidate: str, name: str) -> str:
+        """The `out` of a candidate's job."""
+        return self.out.at(f"{CANDIDATES}/{candidate}/{name}")
 
     def _told(
         self, decision: Decision, reason: str, found: Comparison | None = None
@@ -233,7 +240,7 @@ class _Night:
             reason=reason,
             candidate=None if decision == "not due" else self.name,
             promoted=inside.candidate if inside is not None else None,
-            adapter=str(self.models / inside.adapter) if inside is not None else None,
+            adapter=self.out.at(inside.adapter) if inside is not None else None,
             new_pairs=self.new_pairs,
             comparison=found,
             build=self.built.as_dict(),

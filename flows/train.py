@@ -6,7 +6,6 @@ One task: training has checkpoints of its own, and a retry goes on from the newe
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
@@ -16,6 +15,7 @@ from focusdpo.flows import artefacts, events
 from focusdpo.flows.config import TrainRun
 from focusdpo.flows.engine import at_work
 from focusdpo.flows.ephemeral import tether
+from focusdpo.flows.outputs import holds
 from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.retries import worth_retrying
 from focusdpo.flows.training import TrainOutcome
@@ -47,7 +47,7 @@ def train_adapter(run: TrainRun) -> TrainOutcome:
 )
 def train(run: TrainRun) -> TrainOutcome:
     """A dataset version -> an adapter in `run.out`."""
-    with at_work(run.out, gpu=not (Path(run.out) / "run.json").exists()):
+    with at_work(run.out, gpu=not holds(run.out, "run.json")):
         outcome = train_adapter(run)
         artefacts.text("adapter", summary(outcome), "what was trained")
         if outcome.validation:

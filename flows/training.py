@@ -6,13 +6,13 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focusdpo.data_schemas.addresses import is_remote
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.config import TrainRun
 from focusdpo.flows.licences import licence_of
+from focusdpo.flows.outputs import Output, opened
 from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.settings import save_config
 from focusdpo.flows.wiring import build_part
@@ -63,12 +63,20 @@ class TrainOutcome:
 def train(
     run: TrainRun, watch: Watch = quiet, reference_errors: ReferenceErrors | None = None
 ) -> TrainOutcome:
-    """Train on a version's training split; goes on from the newest checkpoint in `out`.
+    """Train on a version's training split; goes on from the newest checkpoint in `out`. Where that
+    is an address, what is new is sent after each checkpoint and at the end.
 
     Where a launcher started several processes, each calls this: they train together, and the first
     one writes and tells. UserError for a damaged shard, an unknown version, a folder of another
     run, processes that do not fit together.
     """
+    with opened(run.out, "training") as out:
+        return _train(run, out, watch, reference_errors)
+
+
+def _train(
+    run: TrainRun, out: Output, watch: Watch, reference_errors: ReferenceErrors | None
+) -> TrainOutcome:
     started = time.perf_counter()
     watch = watch if parallel.is_first() else quiet
     version = open_version(run.root, run.version)
@@ -81,11 +89,14 @@ def train(
             "subjects, or lower shard.val_share"
         )
     if parallel.is_first():
-        save_config(run, Path(run.out) / "run.yaml")
+        save_config(run, out.folder / "run.yaml")
     from focusdpo.model import training
 
     parallel.take_place()
     backbone = build_part(run.family, "backbone")
+    if parallel.num_launched() > 1 and is_remote(run.out):
+        # The first one may have fetched what all go on from.
+        parallel.meet(next(backbone.transformer.parameters()).device)
     validate = None
     if run.train.validation.every:
         from focusdpo.flows.validation import Validator, check_metric
@@ -101,7 +112,7 @@ def train(
         backbone,
         shards,
         run.train,
-        Path(run.out),
+        out.folder,
         only=version.ids("train"),
         split="train",
         dataset_version=version.id,
@@ -109,10 +120,11 @@ def train(
         validate=validate,
         reference_errors=reference_errors,
         progress=watch,
+        saved=out.send,
     )
     return TrainOutcome(
         out=run.out,
-        adapter=str(result.adapter),
+        adapter=out.at("adapter"),
         version=version.id,
         objective=run.train.objective.name,
         steps=result.steps,

@@ -57,6 +57,11 @@ def take_place() -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
+def meet(device: torch.device) -> None:
+    """Waits for all processes that the launcher has started."""
+    Processes(device).wait()
+
+
 def leave() -> None:
     """Ends the group of processes, where there is one."""
     import torch

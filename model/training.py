@@ -8,7 +8,7 @@ an undisturbed one takes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,10 +58,11 @@ def train(
     validate: Validate | None = None,
     reference_errors: ReferenceErrors | None = None,
     progress: Progress | None = None,
+    saved: Callable[[], None] | None = None,
 ) -> TrainResult:
     """Trains an adapter on the pairs of `shards` (`only`: those that count) into `out_dir`.
     `validate` is called where `config.validation` asks for it; `reference_errors` is shared by runs
-    of one process that differ in their objective alone.
+    of one process that differ in their objective alone; `saved` is called after each checkpoint.
 
     Started again with the same settings it goes on from the newest checkpoint, or returns at once
     when it is done. The backbone is left without an adapter; one that `config.shard` shared out
@@ -115,6 +116,7 @@ def train(
             processes,
             sharding,
             known.of(identity["base"], identity["pairs"], config),
+            saved,
         )
         return run.go(progress)
     finally:
@@ -139,10 +141,11 @@ class _Run:
         processes: Processes,
         sharding: Sharding | None,
         known: KnownErrors,
+        saved: Callable[[], None] | None,
     ) -> None:
         self._backbone, self._data, self._config, self._out_dir = backbone, data, config, out_dir
         self._identity, self._dataset_version = identity, dataset_version
-        self._licences = licences
+        self._licences, self._saved = licences, saved
         self._processes = processes
         # A sharded base computes only where all processes do: then all draw maps and look at
         # validation scenes. Else the first does, and the others wait for it at the next step.
@@ -151,13 +154,13 @@ class _Run:
             cast("Any", backbone.transformer).enable_gradient_checkpointing()
         self._state = RunState(backbone, config)
         self._looks = Looks(config.validation, validate, out_dir, writes=processes.is_main)
-        saved = newest_checkpoint(self._checkpoints)
-        if saved is not None:
-            require_same(saved.meta.get("identity", {}), identity, out_dir)
-            require_not_past(saved.step, config.steps, out_dir)
-            self._state.restore(saved)
-            self._looks.restore(saved.meta["looks"])
-            log.info("going on from step %d of %d", saved.step, config.steps)
+        newest = newest_checkpoint(self._checkpoints)
+        if newest is not None:
+            require_same(newest.meta.get("identity", {}), identity, out_dir)
+            require_not_past(newest.step, config.steps, out_dir)
+            self._state.restore(newest)
+            self._looks.restore(newest.meta["looks"])
+            log.info("going on from step %d of %d", newest.step, config.steps)
         processes.require_agreement({"newest checkpoint": self._state.step})
         if processes.is_main:
             prune_checkpoints(self._checkpoints)
@@ -246,6 +249,8 @@ class _Run:
         }
         save_checkpoint(self._checkpoints, self._state.step, self._state.tensors(), meta)
         self._looks.forget_older()
+        if self._saved is not None:
+            self._saved()
 
     def _finish(self, monitor: Monitor, maps: PairMaps) -> None:
         """Adapter, focus maps, tables and, last, the summary."""

@@ -72,6 +72,7 @@ PUBLIC: dict[str, tuple[str, tuple[str, ...]]] = {
                 "evaluation",
                 "retraining",
                 "inference",
+                "outputs",
                 "sharing.dataset_export",
                 "reports.report",
             )

@@ -7,10 +7,13 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
+from focusdpo.data_schemas.addresses import is_remote
+from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.settings import merge, parse_overrides
 from focusdpo.model.parallel import is_first, num_launched
 
@@ -56,6 +59,22 @@ def tree(preset: str, overrides: Sequence[str], **given: Any) -> dict[str, Any]:
     """The nested mapping that a run's model is made of; options that were left out stay out."""
     named = {name: value for name, value in given.items() if value is not None}
     return merge({"preset": preset, **parse_overrides(overrides)}, named)
+
+
+def fetched(address: Path | None) -> Path | None:
+    """A folder that a run left, of this machine: where it is an address, what lies there comes."""
+    from focusdpo.flows.outputs import local
+
+    return None if address is None else local(address)
+
+
+def require_here(out: Path | None) -> None:
+    """UserError for an `--out` at an address."""
+    if out is not None and is_remote(out):
+        raise UserError(
+            f"--out {out}: this command writes to this machine; give a local path. Only train, "
+            "evaluate and retrain take an address as --out"
+        )
 
 
 def say(text: str = "") -> None:

@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
-from focusdpo.flows.commands.common import PRESET, SET, say
+from focusdpo.flows.commands.common import PRESET, SET, fetched, say
 
 
 def demo_app(
     adapter: Annotated[
         Path | None,
-        typer.Option("--adapter", help="Folder that `train` wrote; none: the base alone."),
+        typer.Option(
+            "--adapter", help="Folder or address that `train` wrote; none: the base alone."
+        ),
     ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port.")] = 7860,
@@ -25,4 +27,4 @@ def demo_app(
     from focusdpo.flows.demo_app import DemoAppConfig, serve
 
     say(f"http://{host}:{port}/")
-    serve(DemoAppConfig(preset, adapter, tuple(set_), host, port))
+    serve(DemoAppConfig(preset, fetched(adapter), tuple(set_), host, port))

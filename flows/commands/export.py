@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.commands.common import JSON, ROOT, finish, say
+from focusdpo.flows.commands.common import JSON, ROOT, finish, require_here, say
 from focusdpo.flows.progress import working
 
 app = typer.Typer(help="Make results ready to be given away.", no_args_is_help=True)
@@ -67,7 +67,9 @@ def dataset(
 
 @app.command("adapter")
 def adapter(
-    adapter: Annotated[Path, typer.Option("--adapter", help="Folder that `train` wrote.")],
+    adapter: Annotated[
+        Path, typer.Option("--adapter", help="Folder or address that `train` wrote.")
+    ],
     to: TO = "dir",
     out: OUT = None,
     repo: REPO = None,
@@ -86,16 +88,25 @@ def adapter(
     ] = None,
     evaluate: Annotated[
         list[Path] | None,
-        typer.Option("--evaluate", help="Folder of an evaluation for the card; may be repeated."),
+        typer.Option(
+            "--evaluate", help="Folder or address of an evaluation for the card; may be repeated."
+        ),
     ] = None,
     json: JSON = False,
 ) -> None:
     """Write an adapter with its model card: evaluation, settings, data version, licences, how to
     load it."""
+    from focusdpo.flows.outputs import local
     from focusdpo.flows.sharing.adapter_export import export_adapter
 
     with _target(to, out, repo) as folder:
-        made = export_adapter(adapter, folder, layout, uno=uno, evaluations=evaluate or ())
+        made = export_adapter(
+            local(adapter),
+            folder,
+            layout,
+            uno=uno,
+            evaluations=[local(one) for one in evaluate or ()],
+        )
         say(f"{made}: {', '.join(sorted(file.name for file in made.iterdir()))}")
         url = _send(folder, to, repo, "model", public, "FocusDPO adapter")
     told = {"out": None if out is None else str(out), "layout": layout, "url": url}
@@ -106,6 +117,7 @@ def adapter(
 def _target(to: str, out: Path | None, repo: str | None) -> Iterator[Path]:
     """The folder to write: `--out`, or for the Hub one that goes away. What is wrong with the
     options, the token or the network settings is said before anything is computed."""
+    require_here(out)
     if to == "hub":
         from focusdpo.flows.sharing.hub import check_hub
 

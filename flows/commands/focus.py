@@ -25,7 +25,9 @@ def focus_maps(
     ] = None,
     adapter: Annotated[
         str | None,
-        typer.Option("--adapter", help="Folder that `train` wrote: shows it beside the base."),
+        typer.Option(
+            "--adapter", help="Folder or address that `train` wrote: shows it beside the base."
+        ),
     ] = None,
     pair: Annotated[
         str | None,

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.commands.common import INCOMPLETE, JSON, PRESET, SET, finish, say, tree
+from focusdpo.flows.commands.common import (
+    INCOMPLETE,
+    JSON,
+    PRESET,
+    SET,
+    finish,
+    require_here,
+    say,
+    tree,
+)
 from focusdpo.flows.progress import Bars, working
 
 if TYPE_CHECKING:
@@ -35,7 +44,7 @@ def generate(
     ] = None,
     adapter: Annotated[
         Path | None,
-        typer.Option("--adapter", help="Folder that `train` wrote; none: the base."),
+        typer.Option("--adapter", help="Folder or address that `train` wrote; none: the base."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="The noise.")] = 0,
     count: Annotated[
@@ -78,6 +87,7 @@ def generate(
     from focusdpo.flows.settings import resolve
 
     _check(batch, again, reference, class_name, prompt)
+    require_here(out)
     if again is not None:
         _again(again, reference or (), adapter, out, json)
         return

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.commands.common import JSON, finish, say
+from focusdpo.flows.commands.common import JSON, fetched, finish, require_here, say
 from focusdpo.flows.progress import working
 
 
@@ -19,10 +19,10 @@ def report(
     ] = None,
     version: Annotated[str, typer.Option("--version", help="Its version.")] = "latest",
     train_dir: Annotated[
-        Path | None, typer.Option("--train", help="Folder of a training run to show.")
+        Path | None, typer.Option("--train", help="Folder or address of a training run to show.")
     ] = None,
     evaluate_dir: Annotated[
-        Path | None, typer.Option("--evaluate", help="Folder of an evaluation to show.")
+        Path | None, typer.Option("--evaluate", help="Folder or address of an evaluation to show.")
     ] = None,
     compare: Annotated[
         tuple[str, str] | None,
@@ -45,13 +45,24 @@ def report(
             "--compare goes with --root (two versions) or alone (two evaluations), not with "
             "--train or --evaluate"
         )
+    require_here(out)
     with working("writing the report"):
         page = (
             write_report(
-                out, root=root, version=version, train_dir=train_dir, evaluate_dir=evaluate_dir
+                out,
+                root=root,
+                version=version,
+                train_dir=fetched(train_dir),
+                evaluate_dir=fetched(evaluate_dir),
             )
             if compare is None
-            else write_comparison(out, *compare, root=root)
+            else write_comparison(out, *_sides(compare, root), root=root)
         )
     say(f"report: {page}")
     finish({"command": "report", "report": str(page)}, json)
+
+
+def _sides(compare: tuple[str, str], root: Path | None) -> tuple[str, str]:
+    """Versions as they are; evaluations as folders of this machine."""
+    a, b = compare if root is not None else [str(fetched(Path(one))) for one in compare]
+    return a, b

@@ -28,7 +28,9 @@ from focusdpo.flows.settings import resolve
 def retrain(
     out: Annotated[
         str,
-        typer.Option("--out", help="Folder of the models: candidates, and promoted.json."),
+        typer.Option(
+            "--out", help="Folder or address of the models: candidates, and promoted.json."
+        ),
     ],
     root: Annotated[
         str | None,

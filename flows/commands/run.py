@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -148,7 +147,7 @@ def _told_seconds(seconds: float | None) -> str:
 
 def train(
     root: ROOT,
-    out: Annotated[str, typer.Option("--out", help="Folder of the run, made when absent.")],
+    out: Annotated[str, typer.Option("--out", help="Folder or address of the run.")],
     version: Annotated[str, typer.Option("--version", help="Dataset version.")] = "latest",
     prefect: PREFECT = True,
     preset: PRESET = "pocket",
@@ -180,7 +179,9 @@ def train_run(run: TrainRun, *, prefect: bool = True) -> dict[str, Any]:
             return train(run, watch)
 
         # A finished run is only looked at: no engine for that.
-        finished = (Path(run.out) / "run.json").exists()
+        from focusdpo.flows.outputs import holds
+
+        finished = holds(run.out, "run.json")
         outcome = choose(prefect and not finished, run.root, flow, plain)
     say(
         f"adapter {outcome.adapter}: {outcome.objective}, {outcome.steps} steps on "
@@ -190,8 +191,10 @@ def train_run(run: TrainRun, *, prefect: bool = True) -> dict[str, Any]:
 
 
 def evaluate(
-    adapter: Annotated[str, typer.Option("--adapter", help="Folder that `train` wrote.")],
-    out: Annotated[str, typer.Option("--out", help="Folder of the evaluation.")],
+    adapter: Annotated[
+        str, typer.Option("--adapter", help="Folder or address that `train` wrote.")
+    ],
+    out: Annotated[str, typer.Option("--out", help="Folder or address of the evaluation.")],
     protocol: Annotated[
         str | None,
         typer.Option(

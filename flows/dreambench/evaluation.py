@@ -24,6 +24,7 @@ from focusdpo.flows.dreambench.files import MODELS, small, write_results, write_
 from focusdpo.flows.dreambench.painting import paint_missing, read_pictures
 from focusdpo.flows.dreambench.run import Bench, look, roles
 from focusdpo.flows.evaluation_files import EvaluateResult, result_with
+from focusdpo.flows.outputs import local, opened
 from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.settings import save_config
 from focusdpo.flows.wiring import build_part
@@ -49,13 +50,17 @@ def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
     UserError before anything is painted: for the folder of photographs, missing subjects, an
     absent adapter, and an identity encoder that takes no whole pictures.
     """
-    started = time.perf_counter()
     bench = look(run)
-    out = Path(run.out)
-    done = result_with(out, bench.key)
+    done = result_with(run.out, bench.key)
     if done is not None:
-        log.info("%s: finished before, nothing to paint", out)
+        log.info("%s: finished before, nothing to paint", run.out)
         return done
+    with opened(run.out, "an evaluation") as out:
+        return _evaluate(bench, out.folder, out.sending(watch))
+
+
+def _evaluate(bench: Bench, out: Path, watch: Watch) -> EvaluateResult:
+    started, run = time.perf_counter(), bench.run
     parts = _parts(run)
     known, shown, files = _know(bench, parts, watch)
     (out / "run.json").unlink(missing_ok=True)
@@ -71,18 +76,20 @@ def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
             bench.plan.images_per_prompt,
             shown,
             lambda model=model: build_part(  # type: ignore[misc]
-                run.family, "generator", adapter=run.adapter if model == "adapter" else None
+                run.family,
+                "generator",
+                adapter=str(local(run.adapter)) if model == "adapter" else None,
             ),
             batch=run.evaluate.batch,
             watch=watch,
         )
-        measured[model] = _measure(bench, model, names, known, parts, watch)
-    return write_results(bench, measured, known, shown, started)
+        measured[model] = _measure(bench, out, model, names, known, parts, watch)
+    return write_results(bench, out, measured, known, shown, started)
 
 
 def finished(run: EvaluateRun) -> EvaluateResult | None:
     """The result of this very evaluation, when it is in its folder already. Loads no model."""
-    return result_with(Path(run.out), look(run).key)
+    return result_with(run.out, look(run).key)
 
 
 def _parts(run: EvaluateRun) -> BenchParts:
@@ -127,6 +134,7 @@ def _cut_out(image: Image, mask: Mask) -> ReferenceImage:
 
 def _measure(
     bench: Bench,
+    out: Path,
     model: str,
     names: Sequence[str],
     known: Mapping[str, KnownSubject],
@@ -147,7 +155,7 @@ def _measure(
             [bench.plan.scenes[at // per_scene] for at in numbers],
             [at % per_scene for at in numbers],
             part,
-            read_pictures(Path(bench.run.out), part),
+            read_pictures(out, part),
             known,
             parts,
             config,

@@ -40,12 +40,13 @@ SHEET_SIDE = 192
 
 def write_results(
     bench: Bench,
+    out: Path,
     measured: Mapping[str, tuple[list[EvalScene], list[WholeScores]]],
     known: Mapping[str, KnownSubject],
     shown: Mapping[str, ReferenceImage],
     started: float,
 ) -> EvaluateResult:
-    run, out = bench.run, Path(bench.run.out)
+    run = bench.run
     judged = [one for model in MODELS for one in measured[model][0]]
     whole = [one for model in MODELS for one in measured[model][1]]
     (out / "scenes.parquet").write_bytes(to_parquet(judged, EvalScene))

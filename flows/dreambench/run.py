@@ -14,6 +14,7 @@ from focusdpo.data_schemas.checkpoints import digest_files
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.flows.config import EvaluateRun
+from focusdpo.flows.outputs import address_of, local
 from focusdpo.flows.wiring import Meter, Resident, build_part, fingerprint_of, vocabulary
 from focusdpo.pipeline import own_scenes
 from focusdpo.pipeline.dreambench import (
@@ -111,7 +112,7 @@ def look(run: EvaluateRun) -> Bench:
     if run.data is None:
         what = "your subjects" if run.protocol == own_scenes.ID else f"the dataset; {GET}"
         raise UserError(f"data: protocol {run.protocol} needs --data, the folder of {what}")
-    adapter = adapter_digest(Path(run.adapter))
+    adapter = adapter_digest(local(run.adapter))
     plan, members = _own(run, run.data) if run.protocol == own_scenes.ID else _public(run, run.data)
     parts = {**roles(run), "generator": "generator"}
     return Bench(
@@ -144,7 +145,7 @@ def _public(run: EvaluateRun, data: str) -> tuple[BenchScenes, dict[str, Member]
 def _own(run: EvaluateRun, data: str) -> tuple[BenchScenes, dict[str, Member]]:
     """Subjects read as build-dataset reads them, into a store of the evaluation's own. The
     segmenter is loaded for a photograph without alpha that was not seen before."""
-    store = Store.open(Path(run.out) / "store")
+    store = Store.open(f"{address_of(run.out)}/store")
     backgrounds, words = vocabulary(run.family)
     find = StoredMasks(store, _segmenter(run)) if run.suite == "checkpoints" else None
     found = ingest(data, store, run.ingest, known_classes=words, find=find, strict=True)

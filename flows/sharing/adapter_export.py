@@ -15,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.markdown import one_line
+from focusdpo.flows.outputs import local
 from focusdpo.flows.reports.files import read_json
 from focusdpo.flows.sharing.folder import whole_folder
 
@@ -161,7 +162,7 @@ def _settings(config: Mapping[str, Any], path: str = "") -> list[tuple[str, str]
 def _table(folder: Path, adapter: Path) -> EvaluationTable:
     about = read_json(folder / "run.json", "evaluate again")
     rows = read_json(folder / "rows.json", "evaluate again")
-    if Path(str(about.get("adapter", ""))).resolve() != adapter.resolve():
+    if local(str(about.get("adapter", ""))).resolve() != adapter.resolve():
         raise UserError(f"{folder}: an evaluation of {about.get('adapter')}, not of {adapter}")
     named: dict[str, dict[str, Any]] = {}
     for row in rows:

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from s3_server import s3_server
 from safetensors.torch import load_file
 from small_root import small_version
 
 from focusdpo.flows import training
 from focusdpo.flows.config import TrainRun
+from focusdpo.flows.outputs import local
 from focusdpo.flows.settings import resolve
 
 CONFIGS = Path(training.__file__).with_name("accelerate")
@@ -41,7 +43,9 @@ def single(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def launch(config: str, root: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def launch(
+    config: str, root: Path, out: Path | str, *more: str
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     command += ["--config_file", str(CONFIGS / config), "--num_processes", "2"]
     command += ["--main_process_port", "0", "-m", "focusdpo.flows.cli"]
@@ -94,3 +98,24 @@ def test_configurations_are_accelerates(path: Path) -> None:
     assert config.distributed_type == tree["distributed_type"]
     assert config.num_processes == 2
     assert config.mixed_precision == "no"
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_from_what_one_machine_sent(
+    root: Path, single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first process fetches and sends; the other waits for it and reads the same folder."""
+    with s3_server() as server:
+        server.make_bucket("launched")
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        for machine, steps in (("first", "2"), ("second", "3")):
+            monkeypatch.setenv("FOCUSDPO_OUTPUTS_DIR", str(tmp_path / machine))
+            more = ("--set", f"train.steps={steps}")
+            done = launch("ddp.yaml", root, "s3://launched/run", *more)
+            assert done.returncode == 0, done.stderr[-6000:]
+        (said,) = [json.loads(x) for x in done.stdout.splitlines() if x.startswith("{")]
+        assert (said["resumed_from"], said["adapter"]) == (2, "s3://launched/run/adapter")
+        ours, theirs = load_file(local("s3://launched/run") / WEIGHTS), load_file(single / WEIGHTS)
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-5)

@@ -11,7 +11,7 @@ import toy_suite
 import toy_world
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows import wiring
+from focusdpo.flows import outputs, wiring
 from focusdpo.flows.config import EvaluateRun
 from focusdpo.flows.evaluation import evaluate, finished
 from focusdpo.flows.settings import resolve
@@ -112,3 +112,32 @@ def test_other_protocols_settings_do_not_touch_pocket(
     other = resolve(EvaluateRun, run.model_dump() | changes | {"data": "elsewhere"})
     assert _key(run) == _key(other)
     assert _key(run) != _key(resolve(EvaluateRun, run.model_dump() | {"evaluate": {"seed": 3}}))
+
+
+def test_at_an_address_it_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures that were sent are not painted again, and the rows are those of a folder."""
+    monkeypatch.setitem(wiring.SUITES, "pocket", "photo_folder")
+    monkeypatch.setitem(photo_folder.PARTS, "identity", toy_world.Identity())
+    monkeypatch.setattr(outputs, "SEND_EVERY", 0.0)
+    data = toy_suite.write_subjects(tmp_path / "subjects", SUBJECTS)
+    here = run_of(tmp_path, data, variants=2)
+    there = here.model_copy(update={"out": f"memory://{tmp_path.name}/{id(data)}"})
+    painted: list[str] = []
+
+    def stop(phase: str, done: int, total: int, figures: object) -> None:
+        painted.append(phase)
+        if phase == "paint adapter":
+            raise KeyboardInterrupt
+
+    monkeypatch.setenv("FOCUSDPO_OUTPUTS_DIR", str(tmp_path / "first"))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(there, stop)
+    assert finished(there) is None and "paint base" in painted
+    monkeypatch.setenv("FOCUSDPO_OUTPUTS_DIR", str(tmp_path / "second"))
+    painted.clear()
+    result = evaluate(there, lambda phase, *_: painted.append(phase))
+    assert "paint base" not in painted and "paint adapter" in painted
+    assert result.rows == evaluate(here).rows
+    assert evaluate(there).resumed

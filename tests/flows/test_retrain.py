@@ -6,76 +6,25 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import toy_learner
-import toy_suite
 from filelock import FileLock
+from toy_team import FIRST, SECOND, THIRD, Team
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows import promotion, retraining, wiring
 from focusdpo.flows.config import RetrainRun
 from focusdpo.flows.promotion import Comparison, decide, history, read_promoted
 from focusdpo.flows.retrain_config import RetrainConfig
-from focusdpo.flows.retraining import RetrainOutcome, Steps, retrain
-from focusdpo.flows.settings import merge, resolve
+from focusdpo.flows.retraining import Steps
+from focusdpo.flows.settings import resolve
 
-FIRST = {"red": ("disc", 0.0), "blue": ("disc", 240.0), "green": ("square", 120.0)}
-SECOND = {"yellow": ("disc", 60.0), "cyan": ("square", 180.0)}
-THIRD = {"pink": ("disc", 300.0)}
 BAD = {"objective": {"name": "dpo", "beta": 2000, "eta": 0}, "lr": 0.05, "steps": 30}
 """A strong preference without an anchor, at five times the rate: both images get worse."""
-
-
-class Clock:
-    """A night is over when somebody says so."""
-
-    def __init__(self) -> None:
-        self.time = datetime(2026, 1, 1, 2, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        return self.time
-
-    def pass_days(self, days: float) -> None:
-        self.time += timedelta(days=days)
-
-
-class Team:
-    """Subjects, a folder of models, settings, and a clock."""
-
-    def __init__(self, folder: Path) -> None:
-        self.subjects, self.models, self.clock = folder / "subjects", folder / "models", Clock()
-
-    def bring(self, hues: dict[str, tuple[str, float]]) -> None:
-        toy_suite.write_subjects(self.subjects, hues)
-
-    def run(self, **given: Any) -> RetrainRun:
-        base = {
-            "out": str(self.models),
-            "subjects": str(self.subjects),
-            "compose": {
-                **{"pair_rate": 1.0, "triple_rate": 0.0, "variants": 1},
-                "same_class": True,
-            },
-            "generate": {"candidates": 3},
-            "pair": {"min_winner_identity": 0.0, "min_drop": 0.02},
-            "train": {
-                **{"steps": 5, "batch_pairs": 4, "lr": 0.01, "warmup": 2, "save_every": 20},
-                **{"mixed_precision": "no", "tensorboard": False},
-                **{"lora": {"rank": 4}, "objective": {"name": "sft"}},
-            },
-            "held_out": {"singles": 4, "pairs": 8, "same_class_pairs": 0, "triples": 0},
-            "evaluate": {"resamples": 200},
-            "retrain": {"min_new_pairs": 5, "max_age_days": 7},
-        }
-        return resolve(RetrainRun, merge(base, given))
-
-    def night(self, steps: Steps | None = None, **given: Any) -> RetrainOutcome:
-        wiring.resident_parts.cache_clear()
-        return retrain(self.run(**given), steps, clock=self.clock)
 
 
 @pytest.fixture
@@ -319,11 +268,6 @@ def test_the_rule(comparison: Comparison, rule: dict[str, Any], promote: bool, w
 def test_wrong_rules_are_named(given: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         resolve(RetrainRun, {"out": "o", "retrain": given})
-
-
-def test_models_are_local() -> None:
-    with pytest.raises(UserError, match="checkpoints need a local folder"):
-        resolve(RetrainRun, {"out": "s3://bucket/models"})
 
 
 def test_the_command_tells_the_decision(team: Team, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,10 +47,14 @@ def test_every_preset_is_valid_for_every_run(name: str, model: type) -> None:
     assert run.preset == name
 
 
+@pytest.mark.parametrize("out", ["s3://b/x", "file:///b/x"])
 @pytest.mark.parametrize("model", [m for m in RUNS if "out" in m.model_fields])
-def test_a_run_is_written_to_a_local_folder(model: type) -> None:
-    with pytest.raises(UserError, match=r"out=s3://b/x: checkpoints need a local folder"):
-        resolve(model, {**given_for(model), "out": "s3://b/x"})
+def test_who_takes_an_address_as_out(model: type, out: str) -> None:
+    if model in (TrainRun, EvaluateRun, RetrainRun):
+        assert resolve(model, {**given_for(model), "out": out}).out == out
+    else:
+        with pytest.raises(UserError, match=f"out={out}: this command writes to a local folder"):
+            resolve(model, {**given_for(model), "out": out})
 
 
 def test_a_section_of_the_preset_lies_under_what_is_given() -> None:

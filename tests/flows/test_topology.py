@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -27,6 +28,7 @@ SMALL = {
     "generate": {"candidates": 3},
     "pair": {"min_winner_identity": -1.0, "min_drop": 0.0},
 }
+OUTPUTS_RACE = Path(__file__).parents[1] / "helpers/outputs_race.py"
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
@@ -161,6 +163,16 @@ def test_of_many_writers_at_once_the_store_lets_one_win(topology: Topology) -> N
     assert ended.returncode == 0, ended.stdout + ended.stderr
     ended = topology.run("worker", "focusdpo", "doctor", "--root", DATASET)
     assert ended.returncode == 0 and "it takes new files" in ended.stdout, ended.stdout
+
+
+def test_outputs_of_a_run_have_one_writer(topology: Topology, tmp_path: Path) -> None:
+    """Of six who begin at once on one `out` the others are told so, and what is there is whole."""
+    ended = topology.run(
+        "worker", sys.executable, str(OUTPUTS_RACE), "s3://focusdpo/runs/one", str(tmp_path)
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    rounds = json.loads(ended.stdout.splitlines()[-1])
+    assert len(rounds) == 4 and all(there in told for told, there in rounds), rounds
 
 
 def test_a_backup_of_the_database_is_whole(topology: Topology, tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""A team that retrains by night on parts that really learn, with a clock that runs faster."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import toy_suite
+
+from focusdpo.flows import wiring
+from focusdpo.flows.config import RetrainRun
+from focusdpo.flows.retraining import RetrainOutcome, Steps, retrain
+from focusdpo.flows.settings import merge, resolve
+
+FIRST = {"red": ("disc", 0.0), "blue": ("disc", 240.0), "green": ("square", 120.0)}
+SECOND = {"yellow": ("disc", 60.0), "cyan": ("square", 180.0)}
+THIRD = {"pink": ("disc", 300.0)}
+
+
+class Clock:
+    """A night is over when somebody says so."""
+
+    def __init__(self) -> None:
+        self.time = datetime(2026, 1, 1, 2, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.time
+
+    def pass_days(self, days: float) -> None:
+        self.time += timedelta(days=days)
+
+
+class Team:
+    """Subjects, a folder of models, settings, and a clock."""
+
+    def __init__(self, folder: Path) -> None:
+        self.subjects, self.models, self.clock = folder / "subjects", folder / "models", Clock()
+        self.out = str(self.models)
+
+    def bring(self, hues: dict[str, tuple[str, float]]) -> None:
+        toy_suite.write_subjects(self.subjects, hues)
+
+    def run(self, **given: Any) -> RetrainRun:
+        base = {
+            "out": self.out,
+            "subjects": str(self.subjects),
+            "compose": {
+                **{"pair_rate": 1.0, "triple_rate": 0.0, "variants": 1},
+                "same_class": True,
+            },
+            "generate": {"candidates": 3},
+            "pair": {"min_winner_identity": 0.0, "min_drop": 0.02},
+            "train": {
+                **{"steps": 5, "batch_pairs": 4, "lr": 0.01, "warmup": 2, "save_every": 20},
+                **{"mixed_precision": "no", "tensorboard": False},
+                **{"lora": {"rank": 4}, "objective": {"name": "sft"}},
+            },
+            "held_out": {"singles": 4, "pairs": 8, "same_class_pairs": 0, "triples": 0},
+            "evaluate": {"resamples": 200},
+            "retrain": {"min_new_pairs": 5, "max_age_days": 7},
+        }
+        return resolve(RetrainRun, merge(base, given))
+
+    def night(self, steps: Steps | None = None, **given: Any) -> RetrainOutcome:
+        wiring.resident_parts.cache_clear()
+        return retrain(self.run(**given), steps, clock=self.clock)
