@@ -7,37 +7,21 @@ Importing this module imports no torch and no Prefect.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field
 
-from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.shards import Split
 from focusdpo.flows.ablation.config import AblationConfig
-from focusdpo.flows.executor_config import ExecutorConfig, LocalConfig
+from focusdpo.flows.config_base import CLOSED, Run, Stages
 from focusdpo.flows.held_out import HeldOutConfig
-from focusdpo.flows.models_config import Family, ModelsConfig
 from focusdpo.flows.retrain_config import RetrainConfig, YieldAlertConfig
-from focusdpo.flows.settings import load_preset, merge
-from focusdpo.flows.world_subjects import WorldConfig
 from focusdpo.model.configs import TrainConfig
 from focusdpo.model.premise_config import PremiseConfig
-from focusdpo.pipeline.complexity import ComplexityConfig
-from focusdpo.pipeline.compose import ComposeConfig
-from focusdpo.pipeline.describe import DescribeConfig
-from focusdpo.pipeline.disrupt import DisruptConfig
 from focusdpo.pipeline.dreambench import DreamBenchConfig
 from focusdpo.pipeline.evaluate import EvaluateConfig
-from focusdpo.pipeline.generate import GenerateConfig
 from focusdpo.pipeline.ingest import IngestConfig
 from focusdpo.pipeline.own_scenes import OwnScenesConfig
-from focusdpo.pipeline.pair import PairConfig
-from focusdpo.pipeline.score import ScoreConfig
-from focusdpo.pipeline.segment import SegmentConfig
-from focusdpo.pipeline.shard import ShardConfig
-
-CLOSED = ConfigDict(extra="forbid", frozen=True)
 
 ProtocolId = Literal[
     "pocket",
@@ -57,80 +41,7 @@ class ReportConfig(BaseModel):
     rejects: int = Field(18, ge=0, description="rejected pairs with pictures")
 
 
-class _Run(BaseModel):
-    """What all runs share. A preset is laid under the given fields before they are checked."""
-
-    model_config = CLOSED
-    sends: ClassVar[bool] = False
-    """Whether `out` may be an address."""
-
-    preset: str = Field("pocket", description="a shipped preset, or the path of a YAML file")
-    suite: Literal["pocket", "checkpoints"] = Field(
-        "pocket", description="which models do the work: the embedded ones, or those of `models`"
-    )
-    models: ModelsConfig | None = Field(
-        None, description="checkpoints of each role, for suite `checkpoints`"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _over_preset(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping):
-            return given
-        tree = load_preset(str(given.get("preset", "pocket")))
-        unknown = sorted(set(tree) - set(SECTIONS))
-        if unknown:
-            raise UserError(
-                f"preset '{given.get('preset')}': no such section: {', '.join(unknown)}; "
-                f"sections: {', '.join(SECTIONS)}"
-            )
-        return merge({name: tree[name] for name in tree if name in cls.model_fields}, given)
-
-    @model_validator(mode="after")
-    def _models_are_said(self) -> _Run:
-        if self.suite == "checkpoints" and self.models is None:
-            raise ValueError(
-                "suite checkpoints needs a `models` section; take a preset that has one, as in "
-                "--preset flux-uno"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _out_is_here(self) -> _Run:
-        out = getattr(self, "out", None)
-        if out is not None and "://" in out and not self.sends:
-            raise ValueError(
-                f"out={out}: this command writes to a local folder; only train, evaluate and "
-                "retrain take an address as `out`"
-            )
-        return self
-
-    @property
-    def family(self) -> Family:
-        """What `wiring` builds parts of."""
-        return self.suite if self.models is None or self.suite == "pocket" else self.models
-
-
-class _Stages(BaseModel):
-    """One section per stage of build-dataset."""
-
-    model_config = CLOSED
-
-    world: WorldConfig = Field(WorldConfig(), description="subjects, when none are given")
-    ingest: IngestConfig = Field(IngestConfig(), description="reading a folder of subjects")
-    compose: ComposeConfig = Field(ComposeConfig(), description="subjects -> scenes")
-    generate: GenerateConfig = Field(GenerateConfig(), description="scene -> sampled candidates")
-    segment: SegmentConfig = Field(SegmentConfig(), description="candidate -> instances")
-    describe: DescribeConfig = Field(DescribeConfig(), description="instance -> words")
-    disrupt: DisruptConfig = Field(DisruptConfig(), description="repaints without a reference")
-    score: ScoreConfig = Field(ScoreConfig(), description="identity, leakage, meaning")
-    pair: PairConfig = Field(PairConfig(), description="scores -> pairs and rejects")
-    complexity: ComplexityConfig = Field(ComplexityConfig(), description="the map M_d")
-    shard: ShardConfig = Field(ShardConfig(), description="pairs -> webdataset shards")
-    executor: ExecutorConfig = Field(LocalConfig(), description="where the stages run")
-
-
-class BuildRun(_Stages, _Run):
+class BuildRun(Stages, Run):
     """`build-dataset`: subjects -> a dataset version in `root`."""
 
     root: str = Field(description="folder of the dataset, made when absent")
@@ -148,13 +59,13 @@ class BuildRun(_Stages, _Run):
     )
 
 
-class GenerateRun(_Run):
+class GenerateRun(Run):
     """`generate` and `doctor`: the models alone, and how references are read."""
 
     ingest: IngestConfig = Field(IngestConfig(), description="reading pictures of subjects")
 
 
-class TrainRun(_Run):
+class TrainRun(Run):
     """`train`: a dataset version -> an adapter in `out`."""
 
     sends: ClassVar[bool] = True
@@ -166,7 +77,7 @@ class TrainRun(_Run):
     train: TrainConfig = Field(TrainConfig(), description="objective, optimiser, focus")
 
 
-class FocusMapsRun(_Run):
+class FocusMapsRun(Run):
     """`focus-maps`: a dataset version -> pictures of its focus maps and the premise's check."""
 
     root: str = Field(description="folder of the dataset")
@@ -184,7 +95,7 @@ class FocusMapsRun(_Run):
     premise: PremiseConfig = Field(PremiseConfig(), description="what is measured")
 
 
-class EvaluateRun(_Run):
+class EvaluateRun(Run):
     """`evaluate`: base against adapter by a protocol -> rows and pictures in `out`."""
 
     sends: ClassVar[bool] = True
@@ -215,7 +126,7 @@ def shared(run: BaseModel, model: type[BaseModel]) -> dict[str, Any]:
     return {name: values[name] for name in model.model_fields if name in values}
 
 
-class _WholeJob(_Stages, _Run):
+class _WholeJob(Stages, Run):
     """What the commands share that build, train and evaluate in one folder."""
 
     subjects: str | None = Field(None, description="folder of subjects; none: the pocket world's")
@@ -314,24 +225,3 @@ class RetrainRun(_WholeJob):
         """Its evaluate part, of an adapter."""
         own = {"adapter": adapter, "out": out}
         return EvaluateRun.model_validate(shared(self, EvaluateRun) | own)
-
-
-SECTIONS = tuple(
-    sorted(
-        {"suite", "models", "partitions_per_task"}
-        | set(_Stages.model_fields)
-        | {
-            "train",
-            "premise",
-            "held_out",
-            "evaluate",
-            "dreambench",
-            "own_scenes",
-            "report",
-            "ablation",
-            "retrain",
-            "alert",
-        }
-    )
-)
-"""What a preset file may hold."""

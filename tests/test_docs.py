@@ -27,14 +27,14 @@ sys.path.append(str(HOOKS))
 from command_pages import root_command  # noqa: E402
 from settings_pages import paths, runs  # noqa: E402
 
-from focusdpo.flows import config  # noqa: E402
+from focusdpo.flows import config_base  # noqa: E402
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^(?: {4}|\t).*\n)+", re.MULTILINE)
 INLINE = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-SECTIONS = {*config.SECTIONS, "alert"}
+SECTIONS = {*config_base.SECTIONS, "alert"}
 FILE_ENDINGS = {"html", "json", "py", "md", "yaml", "png", "csv", "log", "jsonl", "prom", "parquet"}
 PLACEHOLDER = re.compile(r"^(\.\.\.|…|[A-Z][A-Z_]*(\.\.\.)?)$")
 
