@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from in_process import run as command
-from s3_server import KEY_ID, SECRET, TOKEN, S3Server, s3_server
+from s3_server import BUCKET, KEY_ID, SECRET, TOKEN, S3Server
 from toy_root import HUES, TOY_CLI, Toy
 from toy_team import FIRST, SECOND, Team
 
@@ -31,25 +31,9 @@ from focusdpo.flows.retraining import Steps
 from focusdpo.flows.settings import resolve
 from focusdpo.flows.training import TrainOutcome, train
 
-BUCKET = "outputs"
 STEPS = {"steps": 12, "batch_pairs": 2, "save_every": 3, "warmup": 1, "mixed_precision": "no"}
 QUICK = {**STEPS, "lora": {"rank": 2}, "tensorboard": False}
 HELD_OUT = {"singles": 2, "pairs": 3, "same_class_pairs": 0, "triples": 0}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with s3_server() as running:
-        running.make_bucket(BUCKET)
-        yield running
-
-
-@pytest.fixture
-def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    server.fail()
-    return server
 
 
 @pytest.fixture(autouse=True)

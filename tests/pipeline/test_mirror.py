@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import threading
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from s3_server import S3Server, s3_server
+from s3_server import BUCKET, S3Server
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.pipeline.files import Files
@@ -19,24 +18,11 @@ from focusdpo.pipeline.mirror import Mirror, mirrored
 from focusdpo.pipeline.output_state import FILES, STATE, State, copy, read_state
 from focusdpo.pipeline.roots import HEADER, files_of
 
-BUCKET = "outputs"
 QUICK = LeaseConfig(seconds=0.4, renewals=4)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with s3_server() as running:
-        running.make_bucket(BUCKET)
-        yield running
-
-
 @pytest.fixture(params=["memory", "s3"])
-def address(
-    request: pytest.FixtureRequest, server: S3Server, monkeypatch: pytest.MonkeyPatch
-) -> str:
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    server.fail()
+def address(request: pytest.FixtureRequest, s3: S3Server) -> str:
     base = "memory://" if request.param == "memory" else f"s3://{BUCKET}/"
     return f"{base}{uuid.uuid4().hex}/run"
 
