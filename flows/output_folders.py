@@ -4,16 +4,17 @@ how much room they take."""
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import ClassVar
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
+from focusdpo.data_schemas.environment import EnvironmentConfig
 from focusdpo.data_schemas.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -22,24 +23,13 @@ IN_USE = 24 * 3600.0
 """Seconds for which what was fetched is not taken away."""
 
 
-class OutputFolders(BaseModel):
+class OutputFolders(EnvironmentConfig):
     """From FOCUSDPO_OUTPUTS_DIR and FOCUSDPO_OUTPUTS_GIB: where a run works changes no result."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    prefix: ClassVar[str] = "FOCUSDPO_OUTPUTS_"
 
     dir: str = Field("~/.cache/focusdpo/outputs", description="where they lie")
     gib: float = Field(20.0, gt=0, description="GiB above which the oldest are taken away")
-
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> OutputFolders:
-        """UserError that names a variable which says nothing usable."""
-        names = {name: f"FOCUSDPO_OUTPUTS_{name.upper()}" for name in cls.model_fields}
-        given = {name: environment[key] for name, key in names.items() if environment.get(key)}
-        try:
-            return cls.model_validate(given)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise UserError(f"{names[str(first['loc'][0])]}: {first['msg']}") from error
 
     def place(self, *parts: str) -> Path:
         """A folder or file below."""

@@ -16,18 +16,19 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, ClassVar, TypeVar
 
 import fsspec
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from focusdpo.data_schemas.addresses import hush_clients, split_address, split_digest
+from focusdpo.data_schemas.environment import EnvironmentConfig
 from focusdpo.data_schemas.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -40,25 +41,14 @@ TRIES = 6
 """Of a request; the client below repeats some failures itself."""
 
 
-class CacheConfig(BaseModel):
+class CacheConfig(EnvironmentConfig):
     """The folder. From FOCUSDPO_CACHE_DIR and FOCUSDPO_CACHE_GIB: which copy of a shard is read
     changes no result."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    prefix: ClassVar[str] = "FOCUSDPO_CACHE_"
 
     dir: str = Field("~/.cache/focusdpo/shards", description="where copies of shards lie")
     gib: float = Field(20.0, gt=0, description="GiB that they may take together")
-
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> CacheConfig:
-        """UserError that names a variable which says nothing usable."""
-        names = {name: f"FOCUSDPO_CACHE_{name.upper()}" for name in cls.model_fields}
-        given = {name: environment[key] for name, key in names.items() if environment.get(key)}
-        try:
-            return cls.model_validate(given)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise UserError(f"{names[str(first['loc'][0])]}: {first['msg']}") from error
 
 
 @dataclass(frozen=True, slots=True)

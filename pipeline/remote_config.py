@@ -3,20 +3,17 @@ come from the environment and not from a run's configuration: no content key dep
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from focusdpo.data_schemas.errors import UserError
-
-PREFIX = "FOCUSDPO_STORAGE_"
+from focusdpo.data_schemas.environment import EnvironmentConfig
 
 
-class RemoteConfig(BaseModel):
+class RemoteConfig(EnvironmentConfig):
     """Retries, time limits and parts. Each field is read from FOCUSDPO_STORAGE_<FIELD>."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    prefix: ClassVar[str] = "FOCUSDPO_STORAGE_"
 
     attempts: int = Field(9, ge=1, le=50, description="tries of a request before it counts as lost")
     first_wait: float = Field(0.2, ge=0, description="seconds before the second try; then doubled")
@@ -31,17 +28,3 @@ class RemoteConfig(BaseModel):
         "travels in parts",
     )
     parts_at_once: int = Field(4, ge=1, le=64, description="parts of one file that travel together")
-
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> RemoteConfig:
-        """UserError that names a variable which says nothing usable."""
-        given = {
-            name: environment[PREFIX + name.upper()]
-            for name in cls.model_fields
-            if PREFIX + name.upper() in environment
-        }
-        try:
-            return cls.model_validate(given)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise UserError(f"{PREFIX}{str(first['loc'][0]).upper()}: {first['msg']}") from error

@@ -15,7 +15,7 @@ from typing import Any
 
 from focusdpo.data_schemas.errors import ClusterGone, UserError
 from focusdpo.flows.executor_config import RayConfig, StageResources
-from focusdpo.pipeline.remote_config import PREFIX
+from focusdpo.pipeline.remote_config import RemoteConfig
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ def _import_ray() -> Any:
 
 def _storage_settings(environment: Mapping[str, str]) -> dict[str, str]:
     """How this process reaches its store, none of which is secret; workers do the same."""
-    return {name: value for name, value in environment.items() if name.startswith(PREFIX)}
+    return {name: value for name, value in environment.items() if name.startswith(RemoteConfig.prefix)}
 
 
 def _fit(available: Mapping[str, float], request: StageResources) -> int:
