@@ -152,7 +152,9 @@ def _import_ray() -> Any:
 
 def _storage_settings(environment: Mapping[str, str]) -> dict[str, str]:
     """How this process reaches its store, none of which is secret; workers do the same."""
-    return {name: value for name, value in environment.items() if name.startswith(RemoteConfig.prefix)}
+    return {
+        name: value for name, value in environment.items() if name.startswith(RemoteConfig.prefix)
+    }
 
 
 def _fit(available: Mapping[str, float], request: StageResources) -> int:
