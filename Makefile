@@ -35,7 +35,7 @@ lint: $(STAMP)  ## ruff's rules and layout
 	$(BIN)/ruff format --check .
 
 types: $(STAMP)  ## mypy
-	MYPYPATH=.typing $(BIN)/mypy -p focusdpo
+	MYPYPATH=.typing:. $(BIN)/mypy -p focusdpo -p benchmarks
 
 format: $(STAMP)  ## put the layout right
 	$(BIN)/ruff check --fix .
@@ -45,7 +45,7 @@ docs: $(STAMP)  ## the site, into build/site; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(STAMP)  ## the promised figures, measured here
-	$(BIN)/focusdpo bench --out runs/bench-$(shell date +%Y%m%d-%H%M%S)
+	$(BIN)/python -m benchmarks --out runs/bench-$(shell date +%Y%m%d-%H%M%S)
 
 chaos: $(STAMP)  ## faults by the hundred; again, it goes on behind the trials in build/chaos.json
 	mkdir -p build

@@ -68,7 +68,7 @@ class CurvePoint:
     objective: str
     step: int
     metric: str
-    """A name of `pipeline.metrics.METRICS`."""
+    """A name of `evaluation.metrics.METRICS`."""
     value: Number
     """Difference to the base, mean over validation scenes."""
 

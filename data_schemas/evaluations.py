@@ -1,4 +1,4 @@
-"""What judge and preference scorer measured on the pictures of an evaluation."""
+"""What DreamBench measures on whole pictures."""
 
 from __future__ import annotations
 
@@ -6,9 +6,27 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WholeScores:
+    """One picture against its subjects' photographs, whole against whole."""
+
+    model: str
+    """base or adapter."""
+    scene_id: str
+    index: int
+    """Which picture of the scene."""
+    dino: float
+    """Mean over subjects of the mean DINO cosine to the subject's target photographs."""
+    clip_i: float
+    """The same with CLIP."""
+    dino_each: tuple[float, ...]
+    """`dino` per subject, in scene order."""
+    clip_i_each: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvalScene:
     """What the judge measured on one picture; fields from `identity` on are the metrics
-    of `pipeline.metrics.METRICS`; NaN where one has no meaning."""
+    of `evaluation.metrics.METRICS`; NaN where one has no meaning."""
 
     protocol: str
     model: str

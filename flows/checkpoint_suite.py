@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from focusdpo.data_schemas.checkpoints import digest_files
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.models_config import MODULES, ModelsConfig
 from focusdpo.pipeline.parts import Image, Mask, ReferenceImage
+from focusdpo.store.checkpoints import digest_files
 
 ROLES = ("backbone", "inpainter", "segmenter", "identity", "clip", "captioner")
 """The sections of `models`; generator and backbone are one."""

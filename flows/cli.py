@@ -18,19 +18,15 @@ from typing import Annotated, NoReturn
 import typer
 
 from focusdpo.data_schemas.errors import ClusterGone, UserError
-from focusdpo.flows import logs
+from focusdpo.flows import progress
 from focusdpo.flows.commands import ablate as ablate_commands
-from focusdpo.flows.commands import bench as bench_commands
 from focusdpo.flows.commands import dataset as dataset_commands
-from focusdpo.flows.commands import demo_app as demo_commands
 from focusdpo.flows.commands import export as export_commands
-from focusdpo.flows.commands import fetch as fetch_commands
 from focusdpo.flows.commands import focus, generate, look, pocket, run, subjects
-from focusdpo.flows.commands import report as report_commands
 from focusdpo.flows.commands import retrain as retrain_commands
 from focusdpo.flows.commands import review as review_commands
 from focusdpo.flows.commands import studio as studio_commands
-from focusdpo.pipeline.objects import Lost
+from focusdpo.store.remote import Lost
 
 app = typer.Typer(
     name="focusdpo",
@@ -46,7 +42,7 @@ app.command("demo")(run.demo)
 app.command("build-dataset")(run.build_dataset)
 app.command("train")(run.train)
 app.command("evaluate")(run.evaluate)
-app.command("report")(report_commands.report)
+app.command("report")(export_commands.report)
 app.command("ablate")(ablate_commands.ablate)
 app.command("retrain")(retrain_commands.retrain)
 app.command("prefect-setup")(retrain_commands.prefect_setup)
@@ -56,9 +52,8 @@ app.command("settings")(look.settings)
 app.command("inspect")(look.inspect)
 app.command("doctor")(look.doctor)
 app.command("studio")(studio_commands.studio)
-app.command("demo-app")(demo_commands.demo_app)
-app.command("fetch")(fetch_commands.fetch)
-app.command("bench")(bench_commands.bench)
+app.command("demo-app")(generate.demo_app)
+app.command("fetch")(look.fetch)
 app.command("gc")(dataset_commands.gc)
 app.add_typer(subjects.app, name="subjects")
 app.add_typer(dataset_commands.app, name="dataset")
@@ -98,16 +93,21 @@ def options(
     )
     logging.getLogger("focusdpo").setLevel(LEVELS[min(verbose, 2)])
     if log_json is not None:
-        logs.to_file(log_json)
+        progress.to_file(log_json)
     # tokenizers and OpenMP: no forks here, no warnings about them.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    run_program(app, "focusdpo", sys.argv[1:] if arguments is None else arguments)
+
+
+def run_program(program: typer.Typer, name: str, arguments: Sequence[str]) -> None:
+    """Run one of our programs and exit with its code; bad input is one line on stderr."""
+    given = list(arguments)
     try:
-        app(given, prog_name="focusdpo")
+        program(given, prog_name=name)
     except ClusterGone as error:
         _tell(str(error), 2, "--json" in given)
         leave_at_once(2)

@@ -11,7 +11,7 @@ from typing import Any
 from focusdpo.flows.commands import run as commands
 from focusdpo.flows.commands.common import engine, say
 from focusdpo.flows.config import DemoRun
-from focusdpo.flows.machine import machine, peak_memory_bytes
+from focusdpo.flows.provenance import machine, peak_memory_bytes
 from focusdpo.flows.settings import save_config
 
 log = logging.getLogger(__name__)
@@ -23,8 +23,8 @@ def run_demo(run: DemoRun, *, prefect: bool = True) -> dict[str, Any]:
     Leaves subjects/, dataset/, train/, evaluate/, report.html and demo.json (times, memory) in
     `run.out`. Raises what the steps raise.
     """
-    from focusdpo.flows.reports.report import ReportLimits, write_report
     from focusdpo.flows.world_subjects import export
+    from focusdpo.reports.report import ReportLimits, write_report
 
     started = time.perf_counter()
     out = Path(run.out)

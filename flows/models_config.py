@@ -15,13 +15,13 @@ from focusdpo.model.backbones.sdxl_config import SdxlIpAdapterConfig
 from focusdpo.pipeline.adapters.captioner import ClassNameConfig, VlmConfig
 from focusdpo.pipeline.adapters.clip import ClipConfig
 from focusdpo.pipeline.adapters.dino import DinoConfig, Dinov2Config
-from focusdpo.pipeline.adapters.grounding_sam import GroundingSamConfig
-from focusdpo.pipeline.adapters.grounding_sam_hf import GroundingSamHfConfig
 from focusdpo.pipeline.adapters.inpainter_config import (
     BackboneInpainterConfig,
     FluxFillConfig,
     SdxlInpaintConfig,
 )
+from focusdpo.pipeline.adapters.segmenters.grounding_sam import GroundingSamConfig
+from focusdpo.pipeline.adapters.segmenters.grounding_sam_hf import GroundingSamHfConfig
 
 BackboneConfig = Annotated[
     FluxUnoConfig | SdxlIpAdapterConfig | Flux2KleinConfig, Field(discriminator="kind")
@@ -40,8 +40,8 @@ MODULES = {
     "BackboneInpainterConfig": "focusdpo.pipeline.adapters.inpainters",
     "FluxFillConfig": "focusdpo.pipeline.adapters.inpainters",
     "SdxlInpaintConfig": "focusdpo.pipeline.adapters.inpainters",
-    "GroundingSamHfConfig": "focusdpo.pipeline.adapters.grounding_sam_hf",
-    "GroundingSamConfig": "focusdpo.pipeline.adapters.grounding_sam",
+    "GroundingSamHfConfig": "focusdpo.pipeline.adapters.segmenters.grounding_sam_hf",
+    "GroundingSamConfig": "focusdpo.pipeline.adapters.segmenters.grounding_sam",
     "DinoConfig": "focusdpo.pipeline.adapters.dino",
     "Dinov2Config": "focusdpo.pipeline.adapters.dino",
     "ClipConfig": "focusdpo.pipeline.adapters.clip",

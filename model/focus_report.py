@@ -13,12 +13,12 @@ from torch import Tensor
 
 from focusdpo.model.adapter import reference_policy
 from focusdpo.model.backbone import Backbone
-from focusdpo.model.batches import PairBatch, PairData, encode_pairs
-from focusdpo.model.checkpoint import write_file
-from focusdpo.model.configs import TrainConfig
 from focusdpo.model.focus import branch_weights, focus_maps
 from focusdpo.model.focus_config import FocusConfig, NoiseConfig
 from focusdpo.model.noise import draw_noise
+from focusdpo.model.training.batches import PairBatch, PairData, encode_pairs
+from focusdpo.model.training.checkpoint import write_file
+from focusdpo.model.training.config import TrainConfig
 
 SIGMAS = (0.95, 0.85, 0.7, 0.55, 0.4, 0.25, 0.1, 0.02)
 Arrays = dict[str, NDArray[Any]]

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from focusdpo.model.configs import ObjectiveConfig
+from focusdpo.model.training.config import ObjectiveConfig
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from focusdpo.model.adapter import reference_policy
 from focusdpo.model.backbone import Backbone, Prediction, Prompts, References
-from focusdpo.model.configs import PatchConfig
+from focusdpo.model.training.config import PatchConfig
 
 _NOISE_SEED = 0
 

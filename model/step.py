@@ -18,8 +18,6 @@ from torch import Tensor
 
 from focusdpo.model.adapter import reference_policy
 from focusdpo.model.backbone import Backbone, FeatureConfig, Prediction
-from focusdpo.model.batches import PairBatch
-from focusdpo.model.configs import TrainConfig
 from focusdpo.model.focus import FocusMaps, branch_weights, focus_maps
 from focusdpo.model.focus_config import FocusConfig
 from focusdpo.model.objectives import (
@@ -36,6 +34,8 @@ from focusdpo.model.objectives import (
     token_preference_loss,
 )
 from focusdpo.model.patch_quality import patch_weights
+from focusdpo.model.training.batches import PairBatch
+from focusdpo.model.training.config import TrainConfig
 
 Precision = Literal["auto", "no", "bf16"]
 Autocast = Callable[[], AbstractContextManager[None]]

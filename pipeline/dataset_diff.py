@@ -9,9 +9,9 @@ from typing import Any
 
 from focusdpo.data_schemas.shards import IndexRow
 from focusdpo.pipeline.reviews import original_id
-from focusdpo.pipeline.store import Store
-from focusdpo.pipeline.version_tables import PartitionRow, partitions_of, reviewed_of
-from focusdpo.pipeline.versions import DatasetVersion, open_version
+from focusdpo.store.artefacts import Store
+from focusdpo.store.index import PartitionRow, partitions_of, reviewed_of
+from focusdpo.store.versions import DatasetVersion, open_version
 
 Compare = Callable[[Mapping[str, Any], Mapping[str, Any]], Sequence[str]]
 """Two manifests -> what settings, models and code differ, a text each."""

@@ -1,4 +1,4 @@
-"""What a stage needs from the models: protocols that pocket and real parts fit by shape.
+"""What a stage needs from the models, and an evaluation from a judge: protocols fitted by shape.
 
 Images are uint8 arrays (H, W, 3), masks bool arrays (H, W). Each part has a `fingerprint`, a hash
 of its weights and settings, which enters the content key of all that it makes.
@@ -117,3 +117,45 @@ class Captioner(Part, Protocol):
     def caption(
         self, images: Sequence[Image], masks: Sequence[Mask], class_names: Sequence[str]
     ) -> list[str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One thing that the judge sees in a picture, whatever its class."""
+
+    mask: Mask
+    box: tuple[int, int, int, int]
+    """x0, y0, x1, y1 in pixels, end exclusive."""
+    confidence: float
+    """In [0, 1]: it is a painted subject and not background."""
+    class_scores: Vectors
+    """(K,) probabilities over the judge's class names."""
+    embedding: Vectors
+    """(D,) unit length: the individual."""
+    hue: float
+    """Degrees [0, 360) of the body; NaN when too grey to tell."""
+
+
+class Judge(Part, Protocol):
+    """Looks at pictures without knowing what was asked for."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    def look(self, images: Sequence[Image]) -> list[list[Seen]]:
+        """All instances in each image, best first; possibly none."""
+        ...
+
+    def embed_references(self, images: Sequence[Image], masks: Sequence[Mask]) -> Vectors:
+        """(B, D), unit length, in the space of `Seen.embedding`."""
+        ...
+
+    def hue(self, images: Sequence[Image], masks: Sequence[Mask]) -> Vectors:
+        """(B,) degrees [0, 360), NaN when too grey."""
+        ...
+
+    def pattern(self, images: Sequence[Image], masks: Sequence[Mask]) -> Vectors:
+        """(B, 2, S, S): the structure of each body's light without its shading, wherever and
+        however large it stands, and where it is known (1) or not (0); NaN for too few pixels.
+        `evaluation.metrics` compares them."""
+        ...

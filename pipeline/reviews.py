@@ -29,9 +29,9 @@ from pydantic import TypeAdapter, ValidationError
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.pairs import Pair
 from focusdpo.data_schemas.reviews import DECISIONS, Decision, Review, ReviewedPair, Verdict
-from focusdpo.pipeline.keys import digest
 from focusdpo.pipeline.shard import PAIR_ID
-from focusdpo.pipeline.store import Store
+from focusdpo.store.artefacts import Store
+from focusdpo.store.keys import digest
 
 FOLDER = "reviews"
 SWAPPED = "-swapped"

@@ -30,11 +30,11 @@ from focusdpo.data_schemas.shards import (
     encode,
     pair_digest,
 )
-from focusdpo.pipeline import tars
-from focusdpo.pipeline.files import Files
-from focusdpo.pipeline.keys import config_digest, content_key, digest
 from focusdpo.pipeline.parts import Image, Mask
-from focusdpo.pipeline.store import Store
+from focusdpo.store import tars
+from focusdpo.store.artefacts import Store
+from focusdpo.store.keys import config_digest, content_key, digest
+from focusdpo.store.local import Files
 
 VERSION = 2
 FOLDER = "shards"

@@ -16,8 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from focusdpo.pipeline.judge import Judge, Seen
-from focusdpo.pipeline.parts import Generator, Image, ReferenceImage
+from focusdpo.pipeline.parts import Generator, Image, Judge, ReferenceImage, Seen
 from focusdpo.pocket import figures, parts
 from focusdpo.pocket.autoencoder import load_autoencoder
 from focusdpo.pocket.cards import Figure

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.backbone import Prompts
 from focusdpo.model.backbones.flux import FluxBackbone, SamplingConfig
-from focusdpo.model.codec import LatentCodec
+from focusdpo.model.tokens import LatentCodec
 from focusdpo.pocket import weightfiles
 from focusdpo.pocket.autoencoder import load_autoencoder
 from focusdpo.pocket.crops import crop_subjects

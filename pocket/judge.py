@@ -17,8 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.pipeline.judge import Seen
-from focusdpo.pipeline.parts import Image, Mask, Vectors
+from focusdpo.pipeline.parts import Image, Mask, Seen, Vectors
 from focusdpo.pocket.bodies import REACH, BodiesConfig, box_of, find_bodies
 from focusdpo.pocket.crops import crops_of
 from focusdpo.pocket.facts import hues, structures
@@ -92,7 +91,7 @@ class JudgeNet(nn.Module):
 
 
 class PocketJudge:
-    """`pipeline.judge.Judge` on the packaged weights."""
+    """`pipeline.parts.Judge` on the packaged weights."""
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.demo_app import DemoAppConfig, serve
+from focusdpo.flows.generate.demo_app import DemoAppConfig, serve
 
 beside = Path(__file__).parent / "adapter"
 given = os.environ.get("FOCUSDPO_ADAPTER") or (str(beside) if beside.is_dir() else "")

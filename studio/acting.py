@@ -10,14 +10,13 @@ from starlette.requests import Request
 from focusdpo.flows.config import GenerateRun
 from focusdpo.flows.settings import resolve
 from focusdpo.pipeline.reviews import Audit
-from focusdpo.pipeline.store import Store
-from focusdpo.studio.dataset import Dataset
+from focusdpo.store.artefacts import Store
 from focusdpo.studio.drafts import Drafts
 from focusdpo.studio.job_files import Jobs
 from focusdpo.studio.masks import Instances
-from focusdpo.studio.places import drafts_folder, jobs_folder
 from focusdpo.studio.review_queue import Queue
-from focusdpo.studio.settings import StudioConfig
+from focusdpo.studio.settings import StudioConfig, drafts_folder, jobs_folder
+from focusdpo.studio.version_reading import Dataset
 
 
 class Acting:

@@ -1,4 +1,4 @@
-"""The application: `create_app(StudioConfig)`.
+"""The studio: application, static files, and the web server of `focusdpo studio`.
 
 A module of pages has `NAV`, its entries of the navigation, and `routes()`; it is one line in
 `MODULES`. Endpoints are plain functions, which Starlette calls in a thread.
@@ -6,8 +6,14 @@ A module of pages has `NAV`, its entries of the navigation, and `routes()`; it i
 
 from __future__ import annotations
 
+import errno
 import importlib
+import logging
+import socket
+import threading
+import webbrowser
 
+import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -22,20 +28,20 @@ from focusdpo.studio.settings import StudioConfig
 from focusdpo.studio.state import Studio
 
 MODULES = (
-    "pages_home",
-    "pages_subjects",
-    "pages_scenes",
-    "pages_pairs",
-    "pages_rejects",
-    "pages_focus",
-    "pages_runs",
-    "pages_evaluations",
-    "review",
-    "uploads",
-    "jobs",
-    "image_routes",
-    "static_files",
-    "login",
+    "pages.home_page",
+    "pages.subjects_page",
+    "pages.scenes_page",
+    "pages.pairs_page",
+    "pages.rejects_page",
+    "pages.focus_page",
+    "pages.runs_page",
+    "pages.evaluations_page",
+    "pages.review_page",
+    "pages.upload_page",
+    "pages.jobs_page",
+    "pages.image_routes",
+    "pages.static_files",
+    "guard",
 )
 """In the order of the navigation."""
 
@@ -59,3 +65,66 @@ def create_app(config: StudioConfig) -> Starlette:
     app.state.acting = Acting(config)
     app.state.templates = views.environment(tuple(item for one in modules for item in one.NAV))
     return app
+
+
+log = logging.getLogger(__name__)
+
+
+def serve(config: StudioConfig, *, open_browser: bool = False) -> None:
+    """Serve until stopped. UserError when the address cannot be had."""
+    config.check()
+    listener = _listen(config)
+    config = config.model_copy(update={"port": listener.getsockname()[1]})
+    with listener:
+        app = create_app(config)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,  # addresses may hold a token
+                server_header=False,
+                timeout_graceful_shutdown=5,
+            )
+        )
+        address = _address(config)
+        _say(f"studio of {config.root}: {address} (stop with Ctrl-C)")
+        threading.Thread(target=app.state.studio.warm, daemon=True).start()
+        if open_browser:
+            threading.Timer(0.5, webbrowser.open, [address]).start()
+        server.run(sockets=[listener])
+
+
+def _listen(config: StudioConfig) -> socket.socket:
+    host = config.host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # By its protocol's name asyncio knows that it may send small answers at once (TCP_NODELAY).
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, config.port))
+        listener.listen(128)  # who comes before the server is ready waits
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(
+                f"--port {config.port}: another program listens there; choose another, or 0 for "
+                "any free one"
+            ) from error
+        raise UserError(
+            f"--host {config.host} --port {config.port}: cannot be had ({error.strerror or error})"
+        ) from error
+    return listener
+
+
+def _address(config: StudioConfig) -> str:
+    host = config.host.strip("[]")
+    if host in {"0.0.0.0", "::", ""}:
+        host = socket.gethostname()
+    return f"http://{f'[{host}]' if ':' in host else host}:{config.port}/"
+
+
+def _say(text: str) -> None:
+    """To stdout, at once."""
+    import typer
+
+    typer.echo(text)

@@ -1,4 +1,4 @@
-"""Subjects that are being added: pictures and their masks on disk until they are saved or given up.
+"""Subjects that are being added: pictures and masks on disk until they are saved or given up.
 
 <folder>/<draft>/draft.json     name, class, licence, and what is known of each picture
                  <n>.upload     a picture's bytes as they came
@@ -11,6 +11,7 @@ No name that a visitor gives becomes part of a path: drafts and pictures have nu
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -19,25 +20,67 @@ import shutil
 import tempfile
 import threading
 import time
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import yaml
+from PIL import Image
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import (
+    DECODE_ERRORS,
+    Picture,
     decode_mask,
     encode_png,
+    read_picture,
 )
-from focusdpo.flows import subject_changes
+from focusdpo.flows.build import sources
 from focusdpo.flows.config import GenerateRun
-from focusdpo.pipeline.store import Store
-from focusdpo.pipeline.subject_folders import CARD
-from focusdpo.pipeline.subject_folders import NAME as SUBJECT_NAME
-from focusdpo.studio.incoming import read_named, shown_name
+from focusdpo.pipeline.subjects.ingest import CARD
+from focusdpo.pipeline.subjects.ingest import NAME as SUBJECT_NAME
+from focusdpo.store.artefacts import Store
 from focusdpo.studio.masks import Mask, found_mask, view_of, with_alpha
+
+LONGEST_SHOWN = 80
+LARGEST_SIDE = 2048
+"""Of a drawn mask; a view is smaller."""
+
+
+def shown_name(name: str) -> str:
+    """A file's name as it can be shown: no control or direction marks, not too long."""
+    clean = "".join(
+        one if one.isprintable() else "\N{REPLACEMENT CHARACTER}"
+        for one in unicodedata.normalize("NFC", name[:1000])
+    ).strip()
+    if len(clean) > LONGEST_SHOWN:
+        clean = f"{clean[: LONGEST_SHOWN - 20]}…{clean[-19:]}"
+    return clean or "unnamed picture"
+
+
+def read_named(file: Path, name: str, run: GenerateRun) -> Picture:
+    """`read_picture`, whose errors call the picture by the visitor's name for it."""
+    try:
+        return read_picture(file, min_side=run.ingest.min_side, max_pixels=run.ingest.max_pixels)
+    except UserError as error:
+        raise UserError(str(error).replace(str(file), name)) from error
+
+
+def drawn_mask(data: bytes) -> Mask:
+    """A mask as a page's canvas sends it: PNG, white where the subject is."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            if max(image.size) > LARGEST_SIDE:
+                raise UserError("the mask is larger than any view; load the page again")
+            return np.asarray(image.convert("RGB").getchannel(0)) > 127
+    except UserError:
+        raise
+    except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
+        raise UserError("the mask did not arrive whole; try again") from error
+
 
 ID = re.compile(r"[0-9a-f]{16}")
 PICTURE = re.compile(r"p\d{1,3}")
@@ -181,7 +224,7 @@ class Drafts:
             pictures = [new if one.id == old.id else one for one in draft.pictures]
             return self._put(replace(draft, pictures=pictures))
 
-    def save(self, id: str, run: GenerateRun, root: str, *, again: bool) -> subject_changes.Done:
+    def save(self, id: str, run: GenerateRun, root: str, *, again: bool) -> sources.Done:
         """Register the subject, just as `focusdpo subjects add` (or update) does with a folder of
         these pictures; the draft is then gone. UserError, and the draft stays, when it cannot."""
         with self._changing(id) as draft:
@@ -197,7 +240,7 @@ class Drafts:
                     file = folder / f"{at:02d}.png"
                     names[str(file)] = one.name
                     self._export(draft, one, file, run)
-                change = subject_changes.update if again else subject_changes.add
+                change = sources.update if again else sources.add
                 try:
                     done = change(run, root, [folder])
                 except UserError as error:

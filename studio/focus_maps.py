@@ -91,7 +91,7 @@ class FocusWorker:
 def compute(preset: str, sample: ShardSample, adapter: Path | None) -> Maps:
     """The maps of a pair with the base, and with an adapter."""
     from focusdpo.flows.config import FocusMapsRun
-    from focusdpo.flows.focusing import maps_of
+    from focusdpo.flows.focus.run import maps_of
     from focusdpo.flows.settings import resolve
 
     given = {"preset": preset, "root": "", "out": "", "adapter": adapter and str(adapter)}

@@ -1,4 +1,4 @@
-"""Who may ask: hosts, token, origin of changes, and headers of every answer.
+"""Who may ask: hosts, token, origin of changes, sizes of bodies, and headers of every answer.
 
 Plain ASGI, so that nothing is buffered but small forms.
 """
@@ -7,17 +7,62 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import json
 import secrets
 import socket
+import time
 import urllib.parse
 from collections.abc import Iterable
+from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import HTTPConnection
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from focusdpo.data_schemas.errors import UserError
 from focusdpo.studio.settings import StudioConfig
+from focusdpo.studio.views import NavItem, render
+
+LARGEST_JSON = 64 * 1024
+
+
+async def body(request: Request, largest: int, what: str) -> bytes:
+    """All bytes; 413 where there are more than `largest`, as soon as that is known."""
+    told = request.headers.get("content-length", "0")
+    parts, size = [], 0
+    if told.isdecimal() and int(told) <= largest:
+        async for piece in request.stream():
+            size += len(piece)
+            if size > largest:
+                break
+            parts.append(piece)
+        else:
+            return b"".join(parts)
+    raise HTTPException(413, f"{what}: larger than {largest} bytes")
+
+
+async def json_body(request: Request) -> dict[str, Any]:
+    """A JSON object; UserError for anything else."""
+    try:
+        values = json.loads(await body(request, LARGEST_JSON, "what was typed"))
+    except (ValueError, RecursionError) as error:
+        raise UserError("the request is no JSON; load the page again") from error
+    if not isinstance(values, dict):
+        raise UserError("the request is no JSON object; load the page again")
+    return values
+
+
+def text(values: dict[str, Any], key: str) -> str:
+    """A text, "" where it is absent."""
+    value = values.get(key, "")
+    if not isinstance(value, str):
+        raise UserError(f"{key}: expected a text")
+    return value
+
 
 SAFE = {"GET", "HEAD"}
 OPEN_PATHS = ("/login", "/static/")
@@ -220,3 +265,67 @@ def _with_headers(send: Send) -> Send:
         await send(message)
 
     return wrapped
+
+
+NAV: tuple[NavItem, ...] = ()
+WRONG_SECONDS = 0.5
+"""What a wrong token costs who guesses."""
+LONGEST_TOKEN = 1024
+
+
+async def page(request: Request) -> Response:
+    """The form; with ?token=... as printed at the start, straight in."""
+    keys: Keys = request.app.state.keys
+    if not keys.needs_login():
+        return RedirectResponse("/", 303)
+    if "token" in request.query_params:
+        return await _enter(request, request.query_params["token"])
+    return _form(request, wrong=False)
+
+
+async def enter(request: Request) -> Response:
+    """The form as it was sent."""
+    form = await request.form(max_files=0, max_fields=10, max_part_size=8192)
+    return await _enter(request, str(form.get("token", "")))
+
+
+async def leave(request: Request) -> Response:
+    """Log out."""
+    keys: Keys = request.app.state.keys
+    keys.log_out(request.cookies.get(keys.cookie, ""))
+    answer = RedirectResponse("/login", 303)
+    answer.delete_cookie(keys.cookie)
+    return answer
+
+
+async def _enter(request: Request, token: str) -> Response:
+    keys: Keys = request.app.state.keys
+    session = keys.log_in(token) if len(token) <= LONGEST_TOKEN else None
+    if session is None:
+        await run_in_threadpool(time.sleep, WRONG_SECONDS)
+        return _form(request, wrong=True)
+    answer = RedirectResponse(_target(request), 303)
+    answer.set_cookie(
+        keys.cookie, session, httponly=True, samesite="strict", secure=request.url.scheme == "https"
+    )
+    return answer
+
+
+def _form(request: Request, *, wrong: bool) -> Response:
+    return render(request, "login.html.j2", 401 if wrong else 200, to=_target(request), wrong=wrong)
+
+
+def _target(request: Request) -> str:
+    """Where to go on: a path of the studio and never another site."""
+    target = request.query_params.get("to", "/")
+    # browsers read a backslash as a slash and drop tabs and line ends
+    is_path = target.startswith("/") and not target.startswith("//")
+    return target if is_path and "\\" not in target and target.isprintable() else "/"
+
+
+def routes() -> list[BaseRoute]:
+    return [
+        Route("/login", page),
+        Route("/login", enter, methods=["POST"]),
+        Route("/logout", leave, methods=["POST"]),
+    ]

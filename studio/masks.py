@@ -17,9 +17,8 @@ from PIL import Image, ImageFilter
 from focusdpo.data_schemas.images import Picture
 from focusdpo.flows.config import GenerateRun
 from focusdpo.flows.wiring import resident_parts
-from focusdpo.pipeline.cutout import find_subject
-from focusdpo.pipeline.photo_masks import StoredMasks
-from focusdpo.pipeline.store import Store
+from focusdpo.pipeline.subjects.masks import StoredMasks, find_subject
+from focusdpo.store.artefacts import Store
 
 LARGEST_VIEW = 1024
 POCKET_SIDE = 64

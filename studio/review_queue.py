@@ -27,9 +27,9 @@ from focusdpo.pipeline.reviews import (
     verdict_of,
 )
 from focusdpo.pipeline.shard import read_fields
-from focusdpo.pipeline.version_tables import reviewed_of
+from focusdpo.store.index import reviewed_of
 from focusdpo.studio.columns import Wanted
-from focusdpo.studio.dataset import Dataset
+from focusdpo.studio.version_reading import Dataset
 
 Show = Literal["open", "mine", "disputed", "all"]
 Order = Literal["uncertain", "certain", "pair"]

@@ -1,10 +1,18 @@
-"""A training run as it stands: finished, or while it is still being written."""
+"""Training runs, evaluations and exports in the folders that the studio knows, as they stand.
+
+A folder is what the files in it say; nothing outside those folders is looked at, and links that
+lead out of them are not followed.
+"""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
+import math
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +21,117 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.tables import arrow_table
-from focusdpo.flows.reports.focus import read_focus
-from focusdpo.flows.reports.looks import look_charts
-from focusdpo.flows.reports.training import collect_training
-from focusdpo.flows.reports.training_charts import bucket_charts, curve_charts
-from focusdpo.flows.reports.view import Fact, TrainingPart
-from focusdpo.studio.run_folders import RunFolder
+from focusdpo.data_schemas.evaluations import EvalScene
+from focusdpo.data_schemas.tables import arrow_table, from_parquet
+from focusdpo.reports.evaluation_section import AGAIN, metric_rows
+from focusdpo.reports.focus_section import read_focus
+from focusdpo.reports.metric_texts import metric_info
+from focusdpo.reports.training_section import (
+    bucket_charts,
+    collect_training,
+    curve_charts,
+    look_charts,
+)
+from focusdpo.reports.view import Fact, MetricRow, TrainingPart
+from focusdpo.studio.settings import StudioConfig, runs_folder
+
+DEPTH = 4
+"""How far below a folder of --runs."""
+MOST_FOLDERS = 20_000
+SKIPPED = {"stages", "shards", "versions", "checkpoints", "tensorboard", "metrics", "pictures"}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder that something was made in."""
+
+    id: str
+    """For addresses: a hash of the path, so that no address names a path."""
+    name: str
+    """Below the folder that was told of."""
+    path: Path
+    finished: bool
+    changed: float
+    """When, in seconds."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """All of them, the newest first."""
+
+    training: tuple[RunFolder, ...]
+    evaluations: tuple[RunFolder, ...]
+    exports: tuple[RunFolder, ...]
+
+    def run(self, id: str) -> RunFolder | None:
+        return next((one for one in self.training if one.id == id), None)
+
+    def evaluation(self, id: str) -> RunFolder | None:
+        return next((one for one in self.evaluations if one.id == id), None)
+
+    def adapters(self) -> list[RunFolder]:
+        """Runs whose adapter can be used."""
+        return [one for one in self.training if (one.path / "adapter").is_dir()]
+
+
+def find_runs(config: StudioConfig) -> Found:
+    """What there is now."""
+    own = runs_folder(config)
+    tops = list(dict.fromkeys([*(one.absolute() for one in config.runs), own]))
+    training: dict[str, RunFolder] = {}
+    evaluations: dict[str, RunFolder] = {}
+    exports: dict[str, RunFolder] = {}
+    for top in tops:
+        for path, names in _folders(top):
+            if "scenes.parquet" in names and "rows.json" in names:
+                one = _folder(top, path, "run.json" in names, "rows.json")
+                evaluations.setdefault(one.id, one)
+            elif "config.json" in names and names & {"metrics", "run.json", "steps.parquet"}:
+                one = _folder(top, path, "run.json" in names, "config.json")
+                training.setdefault(one.id, one)
+            elif "README.md" in names and names & {"adapter.json", "data"}:
+                one = _folder(top, path, True, "README.md")
+                exports.setdefault(one.id, one)
+    return Found(_newest(training), _newest(evaluations), _newest(exports))
+
+
+def _newest(found: dict[str, RunFolder]) -> tuple[RunFolder, ...]:
+    return tuple(sorted(found.values(), key=lambda one: (-one.changed, one.name)))
+
+
+def _folders(top: Path) -> Iterator[tuple[Path, set[str]]]:
+    """Folders from `top` down with the names in them; what looks like a run is not entered."""
+    left, seen = [(top, 0)], 0
+    while left and seen < MOST_FOLDERS:
+        path, depth = left.pop()
+        try:
+            with os.scandir(path) as entries:
+                there = list(entries)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue
+        seen += 1
+        names = {one.name for one in there}
+        yield path, names
+        if depth == DEPTH or "dataset.json" in names:
+            continue
+        left += [
+            (path / one.name, depth + 1)
+            for one in there
+            if one.is_dir(follow_symlinks=False)
+            and not one.name.startswith(".")
+            and one.name not in SKIPPED
+        ]
+
+
+def _folder(top: Path, path: Path, finished: bool, file: str) -> RunFolder:
+    name = path.name if path == top else f"{top.name}/{path.relative_to(top).as_posix()}"
+    try:
+        changed = (path / file).stat().st_mtime
+    except FileNotFoundError:  # taken away meanwhile
+        changed = 0.0
+    id = hashlib.blake2b(str(path).encode(), digest_size=8).hexdigest()
+    return RunFolder(id, name, path, finished, changed)
+
 
 PART = re.compile(r"(steps|buckets)-(\d+)-(\d+)\.parquet")
 Columns = dict[str, NDArray[np.float64]]
@@ -116,3 +228,119 @@ def _columns(path: Path, name: str) -> Columns:
         for field in whole.schema
         if pa.types.is_floating(field.type) or pa.types.is_integer(field.type)
     }
+
+
+FIELDS = (
+    "identity",
+    "leakage_margin",
+    "confusion",
+    "missing",
+    "duplicate",
+    "class_recognition",
+    "hue_error",
+    "pattern_error",
+    "clip_t",
+    "copy_paste",
+)
+"""Metrics that each scene has, by which they can be ordered."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation left."""
+
+    folder: RunFolder
+    about: Mapping[str, Any]
+    rows: tuple[MetricRow, ...]
+    prompts: Mapping[str, str]
+    references: Mapping[str, tuple[str, ...]]
+    """Subject -> its pictures' paths below the folder."""
+    scenes: Mapping[str, Mapping[str, EvalScene]]
+    """Scene -> model -> its first picture's record."""
+
+    @property
+    def protocol(self) -> str:
+        return str(self.about.get("protocol", "unknown"))
+
+    def overall(self, metric: str) -> MetricRow | None:
+        """The row of a metric over all scenes."""
+        found = (one for one in self.rows if one.metric == metric and one.group == "all")
+        return next(found, None)
+
+    def change(self, scene: str, metric: str) -> float:
+        """Adapter less base, so that more is better; NaN where one has none."""
+        models = self.scenes[scene]
+        if not {"base", "adapter"} <= models.keys():
+            return math.nan
+        change = float(getattr(models["adapter"], metric) - getattr(models["base"], metric))
+        return -change if metric_info(metric).better == "lower" else change
+
+    def ordered(self, metric: str, *, best_first: bool = False) -> list[str]:
+        """Scenes by what the adapter changed: the worst first; those without a number last."""
+        changes = {scene: self.change(scene, metric) for scene in self.scenes}
+        sign = -1 if best_first else 1
+
+        def rank(scene: str) -> tuple[bool, float, str]:
+            change = changes[scene]
+            unknown = math.isnan(change)
+            return unknown, 0.0 if unknown else sign * change, scene
+
+        return sorted(changes, key=rank)
+
+    def path(self, name: str) -> Path | None:
+        """A file of the evaluation; None for one outside its folder or absent."""
+        root = self.folder.path.resolve()
+        found = (root / name).resolve()
+        return found if found.is_relative_to(root) and found.is_file() else None
+
+
+def read_evaluation(folder: RunFolder) -> Evaluation:
+    """As it is now; kept while its files stay as they are."""
+    stamp = tuple(
+        _stamp(folder.path / name) for name in ("rows.json", "scenes.parquet", "run.json")
+    )
+    return _read(folder, stamp)
+
+
+@functools.lru_cache(maxsize=16)
+def _read(folder: RunFolder, stamp: tuple[int, ...]) -> Evaluation:
+    path = folder.path
+    subjects = read_small(path / "subjects.json")
+    records = from_parquet(_bytes(path / "scenes.parquet"), EvalScene, f"{path}/scenes.parquet")
+    scenes: dict[str, dict[str, EvalScene]] = {}
+    for one in records:
+        if one.index == 0:
+            scenes.setdefault(one.scene_id, {})[one.model] = one
+    try:
+        rows = metric_rows(json.loads(_bytes(path / "rows.json")))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path / 'rows.json'}: cannot be read ({error}); {AGAIN}") from error
+    about = {name: dict(one) for name, one in (subjects.get("subjects") or {}).items()}
+    return Evaluation(
+        folder=folder,
+        about=read_small(path / "run.json"),
+        rows=rows,
+        prompts=dict(subjects.get("prompts") or {}),
+        references={name: tuple(one.get("pictures") or ()) for name, one in about.items()},
+        scenes=scenes,
+    )
+
+
+def adapter_of(folder: RunFolder) -> Path | None:
+    """The adapter that an evaluation was of."""
+    told = read_small(folder.path / "run.json").get("adapter")
+    return Path(told).resolve() if isinstance(told, str) and told else None
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from error
+
+
+def _stamp(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0

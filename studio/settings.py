@@ -1,4 +1,4 @@
-"""What the studio is started with."""
+"""What the studio is started with, and where it keeps what it makes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,31 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.store.addresses import is_remote
+
+OWN = ".studio"
+"""Below the folder of runs: jobs, and subjects that are not saved yet."""
+
+
+def runs_folder(config: StudioConfig) -> Path:
+    """The folder in which jobs put training runs, evaluations and exports: the first of --runs, or
+    one beside the root."""
+    if config.runs:
+        first = config.runs[0]
+        return first.absolute().parent if (first / "run.yaml").exists() else first.absolute()
+    if is_remote(config.root):
+        return Path("runs").absolute()
+    root = Path(config.root).absolute()
+    return root.with_name(f"{root.name}-runs")
+
+
+def jobs_folder(config: StudioConfig) -> Path:
+    return runs_folder(config) / OWN / "jobs"
+
+
+def drafts_folder(config: StudioConfig) -> Path:
+    return runs_folder(config) / OWN / "drafts"
+
 
 SHORTEST_TOKEN = 16
 

@@ -9,15 +9,15 @@ import time
 from starlette.exceptions import HTTPException
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.pipeline.manifests import latest_id
-from focusdpo.pipeline.registry import Registry, read_registry
-from focusdpo.pipeline.roots import HEADER, files_of
-from focusdpo.pipeline.store import Store
-from focusdpo.studio.dataset import Dataset
+from focusdpo.pipeline.subjects.registry import Registry, read_registry
+from focusdpo.store.artefacts import Store
+from focusdpo.store.manifests import latest_id
+from focusdpo.store.roots import HEADER, files_of
 from focusdpo.studio.focus_maps import FocusWorker
 from focusdpo.studio.pictures import Kept
-from focusdpo.studio.run_folders import Found, find_runs
+from focusdpo.studio.run_reading import Found, find_runs
 from focusdpo.studio.settings import StudioConfig
+from focusdpo.studio.version_reading import Dataset
 
 LOOK_AGAIN = 1.0
 """Seconds for which LATEST and the folders of runs are believed."""

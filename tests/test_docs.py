@@ -27,14 +27,14 @@ sys.path.append(str(HOOKS))
 from command_pages import root_command  # noqa: E402
 from settings_pages import paths, runs  # noqa: E402
 
-from focusdpo.flows import config_base  # noqa: E402
+from focusdpo.flows import config  # noqa: E402
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^(?: {4}|\t).*\n)+", re.MULTILINE)
 INLINE = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-SECTIONS = {*config_base.SECTIONS, "alert"}
+SECTIONS = {*config.SECTIONS, "alert"}
 FILE_ENDINGS = {"html", "json", "py", "md", "yaml", "png", "csv", "log", "jsonl", "prom", "parquet"}
 PLACEHOLDER = re.compile(r"^(\.\.\.|…|[A-Z][A-Z_]*(\.\.\.)?)$")
 
@@ -259,7 +259,7 @@ def test_references_are_whole(site: Path) -> None:
         assert f">focusdpo {name}<" in commands
         assert all(option in commands for one in command.params for option in one.opts)
     store = (site / "reference" / "datasets.html").read_text("utf-8")
-    assert "focusdpo.pipeline.store.Store.open" in store and "An artefact is one file" in store
+    assert "focusdpo.store.artefacts.Store.open" in store and "An artefact is one file" in store
 
 
 def test_formulas_are_drawn(site: Path) -> None:

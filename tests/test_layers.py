@@ -13,20 +13,35 @@ ROOT = Path(__file__).parents[1]
 
 MAY_IMPORT: dict[str, set[str]] = {
     "data_schemas": set(),
-    "model": {"data_schemas"},
-    "pipeline": {"data_schemas"},
+    "store": {"data_schemas"},
+    "model": {"data_schemas", "store"},
+    "pipeline": {"data_schemas", "store"},
     "pocket": {
         "data_schemas",
+        "store",
         "model",
         "pipeline.parts",
-        "pipeline.judge",
         "pipeline.adapters.painter",
+        
     },
+    "evaluation": {"data_schemas", "store", "model", "pipeline", "pocket", "flows", "reports"},
+    "reports": {"data_schemas", "store", "pipeline", "model", "evaluation", "flows"},
+    "sharing": {"data_schemas", "store", "pipeline", "model", "evaluation", "reports", "flows"},
     # Of the studio flows know only the command that starts it.
-    "flows": {"data_schemas", "model", "pipeline", "pocket"},
-    "studio": {"data_schemas", "model", "pipeline", "flows"},
+    "flows": {
+        *("data_schemas", "store", "model", "pipeline", "pocket"),
+        *("evaluation", "reports", "sharing"),
+    },
+    "studio": {
+        *("data_schemas", "store", "model", "pipeline", "evaluation"),
+        *("reports", "sharing", "flows"),
+    },
+    "benchmarks": {
+        *("data_schemas", "store", "model", "pipeline", "pocket", "evaluation"),
+        *("reports", "sharing", "flows", "studio"),
+    },
 }
-STUDIO_COMMANDS = {"flows/commands/studio.py", "flows/commands/bench.py"}
+STUDIO_COMMANDS = {"flows/commands/studio.py"}
 """Who may import the studio, and only in a function."""
 HEAVY = (
     *("torch", "diffusers", "transformers", "prefect", "open_clip", "matplotlib"),
@@ -35,11 +50,11 @@ HEAVY = (
 LIGHT = (
     "data_schemas.tables",
     "data_schemas.shards",
-    "pipeline.store",
-    "pipeline.ingest",
+    "store.artefacts",
+    "store.versions",
+    "pipeline.subjects.ingest",
     "pipeline.compose",
     "pipeline.shard",
-    "pipeline.versions",
     "flows.config",
     "flows.cli",
 )

@@ -19,7 +19,7 @@ from focusdpo.flows.progress import quiet
 from focusdpo.flows.wiring import build_part, vocabulary
 
 if TYPE_CHECKING:
-    from focusdpo.model.reference_errors import ReferenceErrors
+    from focusdpo.model.training.reference_errors import ReferenceErrors
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         "settings": cell.settings,
     }
     if cell.train is not None:
-        from focusdpo.flows.training import train
+        from focusdpo.flows.train.run import train
 
         outcome = train(cell.train, reference_errors=_reference_errors())
         about["train"] = {
@@ -84,21 +84,21 @@ def run_cell(cell: Cell) -> dict[str, Any]:
 @functools.cache
 def _reference_errors() -> ReferenceErrors:
     """One for the process: cells of one seed and source follow one another."""
-    from focusdpo.model.reference_errors import ReferenceErrors
+    from focusdpo.model.training.reference_errors import ReferenceErrors
 
     return ReferenceErrors()
 
 
 def _measure(cell: Cell) -> None:
     """Paint the held-out scenes with what was trained (or the base) and let the judge look."""
-    from focusdpo.flows.evaluation import (
+    from focusdpo.evaluation.held_out import held_out_scenes
+    from focusdpo.evaluation.run import (
         SCORERS,
         evaluate_model,
         protocol_of,
         scorer_view,
         write_subjects,
     )
-    from focusdpo.flows.held_out import held_out_scenes
     from focusdpo.model.adapter import load_adapter, remove_policy
 
     held_out = held_out_scenes(cell.held_out, vocabulary(cell.suite)[0])

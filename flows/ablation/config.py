@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from focusdpo.model.configs import ObjectiveConfig
+from focusdpo.model.training.config import ObjectiveConfig
 
 Source = Literal["both", "disrupt", "rank"]
 ObjectiveKey = Literal[

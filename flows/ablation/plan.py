@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from focusdpo.data_schemas.ablations import BASE
+from focusdpo.evaluation.held_out import HeldOutConfig
+from focusdpo.evaluation.metrics import METRICS
+from focusdpo.evaluation.pocket_protocol import EvaluateConfig
+from focusdpo.evaluation.validation import validation_scenes
 from focusdpo.flows.ablation.config import CHOICES, OBJECTIVES, ObjectiveKey, Source
 from focusdpo.flows.config import AblateRun, TrainRun
-from focusdpo.flows.held_out import HeldOutConfig
 from focusdpo.flows.settings import merge, nested
-from focusdpo.flows.validation import validation_scenes
 from focusdpo.flows.wiring import fingerprint_of
-from focusdpo.pipeline.evaluate import EvaluateConfig
-from focusdpo.pipeline.keys import config_digest
-from focusdpo.pipeline.metrics import METRICS
+from focusdpo.store.keys import config_digest
 
 Kind = Literal["search", "final", "base", "choice"]
 """search: a trial, seen on validation scenes while it trains. final: trained, then seen on the

@@ -29,7 +29,7 @@ from focusdpo.flows.ablation.search import choose, choose_reading
 from focusdpo.flows.config import AblateRun
 from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.settings import save_config
-from focusdpo.pipeline.versions import open_version
+from focusdpo.store.versions import open_version
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Pending(Protocol):
 
 
 Submit = Callable[[Cell], Pending]
-"""Starts a cell: a plain pool here, Prefect tasks in `flows/ablate.py`."""
+"""Starts a cell: a plain pool here, Prefect tasks in `flows/prefect/ablate.py`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ def dataset_is_there(run: AblateRun) -> bool:
 def ablate_plain(run: AblateRun, watch: Watch = quiet) -> AblateOutcome:
     """The whole ablation by plain calls. UserError when a worker dies: the same command goes on."""
     if not dataset_is_there(run):
-        from focusdpo.flows.building import execute, prepare
+        from focusdpo.flows.build.run import execute, prepare
 
         execute(prepare(run.build_run()), watch=watch)
     with Workers(run.ablation.workers) as workers:
@@ -160,10 +160,9 @@ def ablate(run: AblateRun, submit: Submit, watch: Watch = quiet) -> AblateOutcom
 
 
 def _ablate(run: AblateRun, out: Path, submit: Submit, watch: Watch) -> AblateOutcome:
-    from focusdpo.flows.ablation.lookup import Lookup
-    from focusdpo.flows.ablation.report import write_ablation_report
+    from focusdpo.flows.ablation.pages import write_ablation_report
     from focusdpo.flows.ablation.result import compare
-    from focusdpo.flows.ablation.verdict import find
+    from focusdpo.flows.ablation.verdict import Lookup, find
 
     started = time.perf_counter()
     save_config(run, out / "config.yaml")

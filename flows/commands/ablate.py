@@ -40,7 +40,7 @@ def ablate(
     run = resolve(AblateRun, tree(preset, set_, out=out, root=root, version=version))
     result = ablate_run(run, prefect=prefect)
     if docs is not None:
-        from focusdpo.flows.ablation.report import publish
+        from focusdpo.flows.ablation.pages import publish
 
         for file in publish(Path(run.out), docs):
             say(f"copied: {file}")
@@ -52,7 +52,7 @@ def ablate_run(run: AblateRun, *, prefect: bool = True) -> dict[str, Any]:
     with Bars() as watch:
 
         def flow() -> Any:
-            from focusdpo.flows.ablate import run_here
+            from focusdpo.flows.prefect.ablate import run_here
 
             return run_here(run, watch)
 

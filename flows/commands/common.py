@@ -12,10 +12,10 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from focusdpo.data_schemas.addresses import is_remote
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.settings import merge, parse_overrides
-from focusdpo.model.parallel import is_first, num_launched
+from focusdpo.model.training.parallel import is_first, num_launched
+from focusdpo.store.addresses import is_remote
 
 Result = TypeVar("Result")
 
@@ -63,7 +63,7 @@ def tree(preset: str, overrides: Sequence[str], **given: Any) -> dict[str, Any]:
 
 def fetched(address: Path | None) -> Path | None:
     """A folder that a run left, of this machine: where it is an address, what lies there comes."""
-    from focusdpo.flows.outputs import local
+    from focusdpo.store.outputs import local
 
     return None if address is None else local(address)
 
@@ -94,7 +94,7 @@ def finish(result: Mapping[str, Any], as_json: bool) -> None:
 def engine(prefect: bool, work_folder: str) -> Iterator[None]:
     """Prefect's environment, when it is wanted; nothing otherwise."""
     if prefect:
-        from focusdpo.flows.engine import described, prepare
+        from focusdpo.flows.prefect.engine import described, prepare
 
         prepare(work_folder)
         logging.getLogger(__name__).info("Prefect records this run at %s", described())

@@ -20,7 +20,7 @@ app = typer.Typer(
 def versions(root: ROOT, json: JSON = False) -> None:
     """List the versions, the newest last; each stays readable, and trainable with `train
     --version`."""
-    from focusdpo.flows.reports.dataset_report import size, versions
+    from focusdpo.reports.dataset_texts import size, versions
 
     found = versions(root)
     for one in found:
@@ -44,13 +44,13 @@ def diff(
 ) -> None:
     """Tell what changed from version A to version B: subjects, pairs and why, yields, rejects,
     shards."""
-    from focusdpo.flows.reports import dataset_report
+    from focusdpo.reports import dataset_texts
 
     with working("comparing"):
-        told = dataset_report.difference(root, a, b)
-    for line in dataset_report.lines(told):
+        told = dataset_texts.difference(root, a, b)
+    for line in dataset_texts.lines(told):
         say(line)
-    finish({"command": "dataset diff", "root": root, **dataset_report.as_dict(told)}, json)
+    finish({"command": "dataset diff", "root": root, **dataset_texts.as_dict(told)}, json)
 
 
 @app.command("purge")
@@ -69,9 +69,9 @@ def purge(
 
 def run_purge(root: str, names: list[str], as_json: bool) -> None:
     """purge, with what it did."""
-    from focusdpo.pipeline.purge import purge as delete
-    from focusdpo.pipeline.purge_plan import as_told
-    from focusdpo.pipeline.store import Store
+    from focusdpo.pipeline.upkeep.purge import purge as delete
+    from focusdpo.pipeline.upkeep.purge_plan import as_told
+    from focusdpo.store.artefacts import Store
 
     with working(f"purging {', '.join(names)}"):
         told = as_told(delete(Store.open(root, create=False), names))
@@ -104,8 +104,8 @@ def gc(
     json: JSON = False,
 ) -> None:
     """Remove artefacts and shards that no version and no registered subject refers to."""
-    from focusdpo.pipeline.retention import collect
-    from focusdpo.pipeline.store import Store
+    from focusdpo.pipeline.upkeep.garbage import collect
+    from focusdpo.store.artefacts import Store
 
     store = Store.open(root, create=False)
     with working("looking for what nothing refers to"):
@@ -118,7 +118,7 @@ def gc(
 
 
 def _show(told: dict[str, Any]) -> None:
-    from focusdpo.flows.reports.dataset_report import size
+    from focusdpo.reports.dataset_texts import size
 
     for name, count in told["versions"].items():
         say(f"version {name}: {size(count)}")

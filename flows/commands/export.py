@@ -1,4 +1,4 @@
-"""`focusdpo export`: results in layouts that others load."""
+"""`focusdpo export` and `focusdpo report`: results for others to load or to read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.commands.common import JSON, ROOT, finish, require_here, say
+from focusdpo.flows.commands.common import JSON, ROOT, fetched, finish, require_here, say
 from focusdpo.flows.progress import working
 
 app = typer.Typer(help="Make results ready to be given away.", no_args_is_help=True)
@@ -51,7 +51,7 @@ def dataset(
 ) -> None:
     """Write a dataset version for others: Parquet for `datasets`, shards for `webdataset`, a
     dataset card."""
-    from focusdpo.flows.sharing.dataset_export import export_dataset
+    from focusdpo.sharing.dataset_export import export_dataset
 
     with _target(to, out, repo) as folder:
         with working("exporting"):
@@ -96,8 +96,8 @@ def adapter(
 ) -> None:
     """Write an adapter with its model card: evaluation, settings, data version, licences, how to
     load it."""
-    from focusdpo.flows.outputs import local
-    from focusdpo.flows.sharing.adapter_export import export_adapter
+    from focusdpo.sharing.adapter_export import export_adapter
+    from focusdpo.store.outputs import local
 
     with _target(to, out, repo) as folder:
         made = export_adapter(
@@ -119,7 +119,7 @@ def _target(to: str, out: Path | None, repo: str | None) -> Iterator[Path]:
     options, the token or the network settings is said before anything is computed."""
     require_here(out)
     if to == "hub":
-        from focusdpo.flows.sharing.hub import check_hub
+        from focusdpo.sharing.hub import check_hub
 
         if repo is None:
             raise UserError("--to hub needs --repo OWNER/NAME")
@@ -142,9 +142,65 @@ def _send(
 ) -> str | None:
     if to != "hub" or repo is None:
         return None
-    from focusdpo.flows.sharing.hub import upload
+    from focusdpo.sharing.hub import upload
 
     with working(f"sending to {repo}"):
         url = upload(folder, repo, kind, public=public, message=message)
     say(url)
     return url
+
+
+def report(
+    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
+    root: Annotated[
+        Path | None, typer.Option("--root", help="Folder of a dataset to show.")
+    ] = None,
+    version: Annotated[str, typer.Option("--version", help="Its version.")] = "latest",
+    train_dir: Annotated[
+        Path | None, typer.Option("--train", help="Folder or address of a training run to show.")
+    ] = None,
+    evaluate_dir: Annotated[
+        Path | None, typer.Option("--evaluate", help="Folder or address of an evaluation to show.")
+    ] = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            "--compare",
+            metavar="A B",
+            help="Show instead what differs from A to B: two versions of --root, or without --root "
+            "two folders that `evaluate` wrote.",
+        ),
+    ] = None,
+    json: JSON = False,
+) -> None:
+    """Write one self-contained HTML page about a dataset, a training run, an evaluation, or all
+    three; or about what differs between two datasets or adapters."""
+    from focusdpo.reports.comparison_page import write_comparison
+    from focusdpo.reports.report import write_report
+
+    if compare is not None and (train_dir is not None or evaluate_dir is not None):
+        raise UserError(
+            "--compare goes with --root (two versions) or alone (two evaluations), not with "
+            "--train or --evaluate"
+        )
+    require_here(out)
+    with working("writing the report"):
+        page = (
+            write_report(
+                out,
+                root=root,
+                version=version,
+                train_dir=fetched(train_dir),
+                evaluate_dir=fetched(evaluate_dir),
+            )
+            if compare is None
+            else write_comparison(out, *_sides(compare, root), root=root)
+        )
+    say(f"report: {page}")
+    finish({"command": "report", "report": str(page)}, json)
+
+
+def _sides(compare: tuple[str, str], root: Path | None) -> tuple[str, str]:
+    """Versions as they are; evaluations as folders of this machine."""
+    a, b = compare if root is not None else [str(fetched(Path(one))) for one in compare]
+    return a, b

@@ -47,7 +47,7 @@ def focus_maps(
     """
     where = {"root": root, "out": out, "version": version, "split": split, "adapter": adapter}
     run = resolve(FocusMapsRun, tree(preset, set_, **where, pair_id=pair, pairs=pairs))
-    from focusdpo.flows.focusing import focus_on
+    from focusdpo.flows.focus.run import focus_on
 
     with Bars() as watch:
         outcome = focus_on(run, watch)

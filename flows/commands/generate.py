@@ -1,4 +1,4 @@
-"""`focusdpo generate`: one picture, a sheet of them, a CSV of orders, or a picture once more."""
+"""`focusdpo generate` and `demo-app`: one picture, a sheet, a CSV of orders, a page."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from focusdpo.flows.commands.common import (
     JSON,
     PRESET,
     SET,
+    fetched,
     finish,
     require_here,
     say,
@@ -23,8 +24,7 @@ from focusdpo.flows.commands.common import (
 from focusdpo.flows.progress import Bars, working
 
 if TYPE_CHECKING:
-    from focusdpo.flows.inference import Generator
-
+    from focusdpo.flows.generate.inference import Generator
 
 def generate(
     out: Annotated[
@@ -83,7 +83,7 @@ def generate(
     Several seeds give a contact sheet. The PNG tells how it was made: --again makes it once more.
     """
     from focusdpo.flows.config import GenerateRun
-    from focusdpo.flows.inference import Generator
+    from focusdpo.flows.generate.inference import Generator
     from focusdpo.flows.settings import resolve
 
     _check(batch, again, reference, class_name, prompt)
@@ -115,7 +115,7 @@ def _paint(
     columns: int | None,
     each: bool,
 ) -> dict[str, Any]:
-    from focusdpo.flows.painted import sheet
+    from focusdpo.flows.generate.painted import sheet
 
     with working("loading the generator and painting"):
         painted = generator(prompt, subjects, seeds)
@@ -134,7 +134,7 @@ def _paint(
 def _again(
     picture: Path, references: Sequence[Path], adapter: Path | None, out: Path, json: bool
 ) -> None:
-    from focusdpo.flows.inference import again
+    from focusdpo.flows.generate.inference import again
 
     with working("painting once more"):
         made = again(picture, references, adapter)
@@ -148,7 +148,7 @@ def _again(
 
 
 def _batch(path: Path, generator: Generator, out: Path, json: bool) -> None:
-    from focusdpo.flows.batch_jobs import read_jobs, run_jobs
+    from focusdpo.flows.generate.batch_jobs import read_jobs, run_jobs
 
     jobs = read_jobs(path, generator)
     with Bars() as watch:
@@ -163,7 +163,7 @@ def _batch(path: Path, generator: Generator, out: Path, json: bool) -> None:
 
 def _seeds(seed: int, count: int, seeds: str | None) -> list[int]:
     from focusdpo.data_schemas.scenes import candidate_seed
-    from focusdpo.flows.batch_jobs import parse_seeds
+    from focusdpo.flows.generate.batch_jobs import parse_seeds
 
     if seeds is None:
         return [seed, *(candidate_seed(seed, index) for index in range(1, count))]
@@ -194,3 +194,23 @@ def _check(
     if (batch or again) and named:
         source = "the CSV" if batch else "the picture"
         raise UserError(f"{', '.join(named)}: {source} tells that already; leave it out")
+
+
+def demo_app(
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            "--adapter", help="Folder or address that `train` wrote; none: the base alone."
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port.")] = 7860,
+    preset: PRESET = "pocket",
+    set_: SET = [],  # noqa: B006 - typer copies it
+) -> None:
+    """Upload subjects in a browser and see base and FocusDPO side by side, with the leakage
+    numbers. Needs `pip install 'focusdpo[demo]'`."""
+    from focusdpo.flows.generate.demo_app import DemoAppConfig, serve
+
+    say(f"http://{host}:{port}/")
+    serve(DemoAppConfig(preset, fetched(adapter), tuple(set_), host, port))

@@ -1,4 +1,4 @@
-"""Commands that look: inspect, settings, doctor."""
+"""Commands that look or fetch: inspect, settings, doctor, fetch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pydantic import BaseModel
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.commands.common import INCOMPLETE, JSON, PRESET, SET, finish, say, tree
 from focusdpo.flows.progress import working
+from focusdpo.flows.settings import resolve
+from focusdpo.store.checkpoints import fetch as fetch_source
 
 
 def settings(
@@ -60,7 +62,7 @@ def inspect(
 ) -> None:
     """Show a dataset: versions, stages with yields and costs, rejects, shards; or a pair's
     lineage."""
-    from focusdpo.flows import inspection
+    from focusdpo.flows.build import inspection
 
     with working(f"reading {root}"):
         found = (
@@ -91,7 +93,7 @@ def doctor(
     """Check what a run needs: packages, the preset's checkpoints, disk, memory, a dataset's
     bytes."""
     from focusdpo.flows.config import GenerateRun
-    from focusdpo.flows.health import checks, dataset_check
+    from focusdpo.flows.doctor import checks, dataset_check
     from focusdpo.flows.settings import resolve
 
     if repair and root is None:
@@ -111,3 +113,28 @@ def doctor(
     finish({"command": "doctor", "ok": all(c.ok for c in results), "checks": told}, json)
     if not all(check.ok for check in results):
         raise typer.Exit(INCOMPLETE)
+
+
+def fetch(
+    preset: PRESET = "flux-uno",
+    set_: SET = [],  # noqa: B006 - typer copies it
+    json: JSON = False,
+) -> None:
+    """Download the checkpoints that a preset names; what is there already is left alone.
+
+    No other command downloads anything.
+    """
+    from focusdpo.flows.checkpoint_suite import sources
+    from focusdpo.flows.config import GenerateRun
+    from focusdpo.flows.provenance import notices
+
+    run = resolve(GenerateRun, tree(preset, set_))
+    if run.models is None or run.suite == "pocket":
+        raise UserError(f"preset {preset}: the embedded suite; there is nothing to download")
+    for line in notices(run.models):
+        say(line)
+    found = {}
+    for field, source, patterns in sources(run.models):
+        say(f"{field}: {source}")
+        found[field] = str(fetch_source(source, field, patterns))
+    finish({"command": "fetch", "found": found}, json)

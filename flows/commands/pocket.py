@@ -1,8 +1,10 @@
-"""`focusdpo pocket`: the embedded models and their world."""
+"""`focusdpo pocket`: the embedded models, their recipes and their world."""
 
 from __future__ import annotations
 
+import importlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +13,38 @@ import typer
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.commands.common import INCOMPLETE, JSON, SET, finish, say
 from focusdpo.flows.progress import Bars
+from focusdpo.flows.settings import parse_overrides, resolve
+
+RECIPES = {
+    "autoencoder": ("focusdpo.pocket.recipes.autoencoder", "AutoencoderConfig"),
+    "generator": ("focusdpo.pocket.recipes.generator", "GeneratorConfig"),
+    "clip": ("focusdpo.pocket.recipes.clip", "ClipRecipe"),
+    "identity": ("focusdpo.pocket.recipes.identity", "IdentityRecipe"),
+    "segmenter": ("focusdpo.pocket.recipes.segmenter", "SegmenterRecipe"),
+    "judge": ("focusdpo.pocket.recipes.judge", "JudgeRecipe"),
+}
+"""Model -> module with `train(config, out_dir)`, and the name of its config class."""
+
+
+def train_recipe(name: str, out: Path, overrides: Sequence[str]) -> list[str]:
+    """Train a model into `out`; its held-out figures in words.
+
+    UserError for an unknown name or setting.
+    """
+    if name not in RECIPES:
+        raise UserError(f"pocket train {name}: there are {', '.join(RECIPES)}")
+    module_name, config_name = RECIPES[name]
+    module = importlib.import_module(module_name)
+    config = resolve(getattr(module, config_name), parse_overrides(overrides))
+    figures = module.train(config, out)
+    if isinstance(figures, dict):
+        return [f"{name}: {figure} {value:.4g}" for figure, value in figures.items()]
+    return [
+        f"{one.model}: {one.name} {one.value:.4g}"
+        + (f" (wanted {one.wanted})" if one.wanted else "")
+        for one in figures or ()
+    ]
+
 
 app = typer.Typer(
     help="The pocket suite: train its models, check them, see its world.",
@@ -35,7 +69,6 @@ def train(
     json: JSON = False,
 ) -> None:
     """Train a pocket model from the rendered world; the same command again goes on."""
-    from focusdpo.flows.recipes import train_recipe
 
     # Recipes tell their progress as log lines: steps, loss, rate.
     logging.getLogger("focusdpo").setLevel(min(logging.INFO, logging.getLogger("focusdpo").level))
@@ -96,8 +129,8 @@ def world_preview(
     json: JSON = False,
 ) -> None:
     """Render scenes of the world: what the models learned from."""
-    from focusdpo.flows.preview import contact_sheet
     from focusdpo.flows.world_subjects import scenes_of_world
+    from focusdpo.reports.sheets import contact_sheet
 
     sheet = contact_sheet(scenes_of_world(count, seed), columns=8, scale=2)
     try:

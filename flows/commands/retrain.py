@@ -79,12 +79,12 @@ def retrain_run(run: RetrainRun, *, prefect: bool = True) -> dict[str, Any]:
     with Bars() as watch:
 
         def flow() -> Any:
-            from focusdpo.flows.retrain import run_here
+            from focusdpo.flows.prefect.retrain import run_here
 
             return run_here(run, watch)
 
         def plain() -> Any:
-            from focusdpo.flows.retraining import retrain as retrain_here
+            from focusdpo.flows.retrain.run import retrain as retrain_here
 
             return retrain_here(run, watch=watch)
 
@@ -133,10 +133,10 @@ def prefect_setup(
     concurrency limit, automations. What is there already as it should be stays."""
     from dataclasses import asdict
 
-    from focusdpo.flows.engine import hush
+    from focusdpo.flows.prefect.engine import hush
 
     hush()
-    from focusdpo.flows.prefect_setup import setup
+    from focusdpo.flows.prefect.setup import setup
 
     chosen = None if on_publish is None else on_publish.value
     done = setup(

@@ -85,7 +85,7 @@ def export(
 
 def _reviews(root: str) -> list[Any]:
     from focusdpo.pipeline.reviews import Audit
-    from focusdpo.pipeline.store import Store
+    from focusdpo.store.artefacts import Store
 
     return Audit(Store.open(root, create=False)).reviews()
 

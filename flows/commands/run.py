@@ -20,9 +20,9 @@ from focusdpo.flows.commands.common import (
     tree,
 )
 from focusdpo.flows.config import BuildRun, DemoRun, EvaluateRun, TrainRun
-from focusdpo.flows.licences import notices
 from focusdpo.flows.models_config import Family
 from focusdpo.flows.progress import Bars
+from focusdpo.flows.provenance import notices
 from focusdpo.flows.settings import resolve
 
 SUBJECTS = Annotated[
@@ -75,8 +75,8 @@ def say_licences(family: Family) -> None:
 
 def build(run: BuildRun, *, plan: bool = False, prefect: bool = True) -> dict[str, Any]:
     """build-dataset with progress; the engine is left out when nothing is missing."""
-    from focusdpo.flows.building import execute, prepare
-    from focusdpo.flows.metrics import note
+    from focusdpo.flows.build.run import execute, prepare
+    from focusdpo.flows.retrain.monitoring import note
 
     prepared = prepare(run)
     counts = prepared.counts()
@@ -91,7 +91,7 @@ def build(run: BuildRun, *, plan: bool = False, prefect: bool = True) -> dict[st
         def flow() -> Any:
             # Prefect's server takes some ten seconds to start, mostly in a process of its own.
             prepared.builder.parts.load_beside(prepared.builder.missing_roles())
-            from focusdpo.flows.build_dataset import run_here
+            from focusdpo.flows.prefect.build_dataset import run_here
 
             return run_here(prepared, watch)
 
@@ -121,7 +121,7 @@ def show_plan(counts: dict[str, tuple[int, int]], subjects: int) -> None:
 
 def told_plan(prepared: Any) -> dict[str, Any]:
     """Why it will be computed, how much it is, and what leaves the index."""
-    from focusdpo.flows.incremental import Explanation, explain
+    from focusdpo.flows.build.explain import Explanation, explain
 
     told = (
         Explanation(prepared.counts(), [], 0.0, [])
@@ -169,17 +169,17 @@ def train_run(run: TrainRun, *, prefect: bool = True) -> dict[str, Any]:
     with Bars() as watch:
 
         def flow() -> Any:
-            from focusdpo.flows.train import run_here
+            from focusdpo.flows.prefect.train import run_here
 
             return run_here(run, watch)
 
         def plain() -> Any:
-            from focusdpo.flows.training import train
+            from focusdpo.flows.train.run import train
 
             return train(run, watch)
 
         # A finished run is only looked at: no engine for that.
-        from focusdpo.flows.outputs import holds
+        from focusdpo.store.outputs import holds
 
         finished = holds(run.out, "run.json")
         outcome = choose(prefect and not finished, run.root, flow, plain)
@@ -229,16 +229,16 @@ def evaluate_run(run: EvaluateRun, *, prefect: bool = True) -> dict[str, Any]:
     with Bars() as watch:
 
         def flow() -> Any:
-            from focusdpo.flows.evaluate import run_here
+            from focusdpo.flows.prefect.evaluate import run_here
 
             return run_here(run, watch)
 
         def plain() -> Any:
-            from focusdpo.flows.evaluation import evaluate
+            from focusdpo.evaluation.run import evaluate
 
             return evaluate(run, watch)
 
-        from focusdpo.flows.evaluation import finished
+        from focusdpo.evaluation.run import finished
 
         result = choose(prefect and finished(run) is None, run.out, flow, plain)
     show_rows(result)

@@ -48,7 +48,7 @@ def studio(
 
     The page is for this machine alone, unless --host says otherwise; then a token is needed.
     """
-    from focusdpo.studio.serve import serve
+    from focusdpo.studio.app import serve
     from focusdpo.studio.settings import StudioConfig
 
     config = StudioConfig(

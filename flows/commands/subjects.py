@@ -62,13 +62,13 @@ def update(
 def _change(
     verb: str, folders: list[Path], root: str, preset: str, set_: list[str], as_json: bool
 ) -> None:
-    from focusdpo.flows import subject_changes
+    from focusdpo.flows.build import sources
     from focusdpo.flows.config import GenerateRun
     from focusdpo.flows.settings import resolve
 
     run = resolve(GenerateRun, tree(preset, set_))
     with working("reading pictures"):
-        done = getattr(subject_changes, verb)(run, root, folders)
+        done = getattr(sources, verb)(run, root, folders)
     changed = done.changed
     if changed.adopted:
         say(f"the registry starts with the {changed.adopted} subjects of the newest version")
@@ -113,14 +113,14 @@ def remove(
 
     With --purge their pictures, and everything that shows them, are deleted from all versions.
     """
-    from focusdpo.flows import subject_changes
+    from focusdpo.flows.build import sources
 
     if purge:
         from focusdpo.flows.commands.dataset import run_purge
 
         run_purge(root, names, json)
         return
-    changed = subject_changes.remove(root, names)
+    changed = sources.remove(root, names)
     for name in changed.changed:
         say(f"removed {name}: the next build leaves its pairs out of the index")
     say(f"{len(changed.registry.entries)} subjects in {root}")
@@ -139,7 +139,7 @@ def remove(
 def list_(root: ROOT, json: JSON = False) -> None:
     """Show the registered subjects: class, pictures, licence, and what the newest version has of
     each."""
-    from focusdpo.flows.subject_changes import listing
+    from focusdpo.flows.build.sources import listing
 
     found = listing(root)
     if found["registry"] is None:

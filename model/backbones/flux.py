@@ -17,10 +17,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from focusdpo.model.backbone import FeatureConfig, Grid, Prediction, Prompts, References
-from focusdpo.model.codec import KLCodec, LatentCodec
-from focusdpo.model.features import capture_features, unwrap
+from focusdpo.model.correspondence import capture_features, unwrap
 from focusdpo.model.noise import add_noise, velocity_target
-from focusdpo.model.tokens import image_ids, mask_to_tokens, pack, text_ids, unpack
+from focusdpo.model.tokens import (
+    KLCodec,
+    LatentCodec,
+    image_ids,
+    mask_to_tokens,
+    pack,
+    text_ids,
+    unpack,
+)
 
 LORA_TARGETS = (
     "to_q",

@@ -1,4 +1,4 @@
-"""SDXL with IP-Adapter-Plus as a backbone.
+"""SDXL with IP-Adapter-Plus as a backbone, and how its files are read into one.
 
 References reach the UNet as image tokens beside the text (all references of an image together: no
 word is bound to a reference, and their order says nothing, as in diffusers).
@@ -10,20 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import CLIPVisionModelWithProjection
 
+from focusdpo.model import adapter
 from focusdpo.model.backbone import FeatureConfig, Grid, Prediction, Prompts, References
-from focusdpo.model.backbones.sdxl_config import CHANNELS, MULTIPLE, SdxlIpAdapterConfig
+from focusdpo.model.backbones.sdxl_conditioning import ImageTokens, SdxlText, framed, resized
+from focusdpo.model.backbones.sdxl_config import CHANNELS, KV_TARGETS, MULTIPLE, SdxlIpAdapterConfig
 from focusdpo.model.backbones.sdxl_features import FeatureReader, alike
+from focusdpo.model.backbones.sdxl_ip_adapter import adapter_path, encoder_folder
 from focusdpo.model.backbones.sdxl_noise import DiffusionNoise, Painter, reference_noise, time_ids
-from focusdpo.model.backbones.sdxl_references import ImageTokens, framed, resized
-from focusdpo.model.backbones.sdxl_text import SdxlText
-from focusdpo.model.codec import KLCodec
-from focusdpo.model.features import unwrap
-from focusdpo.model.tokens import mask_to_tokens, pack, unpack
+from focusdpo.model.correspondence import unwrap
+from focusdpo.model.tokens import KLCodec, mask_to_tokens, pack, unpack
+from focusdpo.store.checkpoints import locate
 
 _PIXELS_AT_ONCE = 4 * 2**20
 """Through the autoencoder: some 10 GB in float32."""
@@ -295,3 +300,59 @@ class SdxlBackbone:
         shape = (self.grid[0] * self.grid[1], CHANNELS)
         noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
         return unpack(torch.stack(noise), self.grid).to(self.device)
+
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+class GivenTokens(nn.Module):
+    """In place of a UNet's image projection, where image tokens are made beforehand."""
+
+    def forward(self, image_embeds: list[Tensor]) -> list[Tensor]:
+        """Per adapter (B, R, m, E), unchanged."""
+        return image_embeds
+
+
+def load(config: SdxlIpAdapterConfig, device: str, fingerprint: str) -> SdxlBackbone:
+    """The backbone, frozen and in evaluation mode, from checkpoints that were checked."""
+    dtype = _DTYPES[config.dtype]
+    pipeline = StableDiffusionXLPipeline.from_pretrained(
+        locate(config.base, "models.backbone.base"),
+        dtype={"vae": _DTYPES[config.vae_dtype], "default": dtype},
+        variant=config.variant,
+        use_safetensors=True,
+        local_files_only=True,
+        add_watermarker=False,
+    )
+    encoder = CLIPVisionModelWithProjection.from_pretrained(
+        encoder_folder(config), dtype=dtype, use_safetensors=True, local_files_only=True
+    )
+    pipeline.register_modules(image_encoder=encoder)
+    unet, resampler = with_adapter(pipeline, adapter_path(config), config.scale)
+    text = SdxlText(
+        (pipeline.tokenizer, pipeline.tokenizer_2),
+        (pipeline.text_encoder, pipeline.text_encoder_2),
+        zero_empty=pipeline.config.force_zeros_for_empty_prompt,
+        cache_mib=config.prompt_cache_mib,
+    )
+    images = ImageTokens(encoder, resampler)
+    rest = "cpu" if config.offload else device
+    for module, where in ((unet, device), (pipeline.vae, rest), (text, rest), (images, rest)):
+        module.to(where).eval().requires_grad_(False)
+    if config.policy == "adapter_kv":
+        adapter.choose(unet, KV_TARGETS)
+    return SdxlBackbone(unet, pipeline.vae, text, images, pipeline.scheduler, config, fingerprint)
+
+
+def with_adapter(pipeline: Any, path: Path, scale: float) -> tuple[Any, nn.Module]:
+    """The pipeline's UNet with IP-Adapter's attention, and the resampler taken out of it: a LoRA
+    on the UNet leaves it alone, and references go through it once."""
+    weights: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
+    for name, tensor in load_file(path).items():
+        part, _, rest = name.partition(".")
+        weights[part][rest] = tensor
+    pipeline.load_ip_adapter([weights], subfolder=[None], weight_name=[None])
+    pipeline.set_ip_adapter_scale(scale)
+    resampler: nn.Module = pipeline.unet.encoder_hid_proj.image_projection_layers[0]
+    pipeline.unet.encoder_hid_proj = GivenTokens()
+    return pipeline.unet, resampler

@@ -2,9 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from focusdpo.data_schemas.errors import UserError
+
+SAMPLERS = {
+    "euler": "EulerDiscreteScheduler",
+    "ddim": "DDIMScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+}
+QUIET = (*SAMPLERS.values(), "PNDMScheduler", "HeunDiscreteScheduler", "UniPCMultistepScheduler")
+"""Samplers that draw no noise on their way: an image depends on its seed alone."""
+_PREDICTIONS = ("epsilon", "v_prediction")
+
+
+def check_scheduler(config: dict[str, Any], sampler: str, field: str) -> str:
+    """One line on a checkpoint's scheduler_config.json. UserError for one that is not of SDXL's
+    kind or, where the checkpoint's own sampler is asked for, draws noise on its way."""
+    name = str(config.get("_class_name", "a scheduler without a class"))
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in _PREDICTIONS or "sigma_data" in config or "beta_start" not in config:
+        raise UserError(
+            f"{field}: {name} with prediction_type {prediction!r} is not a schedule of SDXL; "
+            f"{' and '.join(_PREDICTIONS)} on a beta schedule are"
+        )
+    noisy = name not in QUIET or str(config.get("algorithm_type", "")).startswith("sde")
+    if sampler == "checkpoint" and noisy:
+        raise UserError(
+            f"{field}: {name} draws noise on its way or is not known here; set "
+            f"models.backbone.scheduler to {', '.join(SAMPLERS)}"
+        )
+    return f"{name if sampler == 'checkpoint' else SAMPLERS[sampler]}, predicts {prediction}"
+
 
 MULTIPLE = 16
 """Pixels of a token's side: the autoencoder's factor of 8 times the 2 x 2 packing."""

@@ -9,8 +9,12 @@ from torch import Tensor
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.adapter import read_card, read_weights
 from focusdpo.model.backbones.sdxl_config import SdxlIpAdapterConfig
-from focusdpo.model.backbones.sdxl_ip_adapter import adapter_path, fingerprint, unet_config
-from focusdpo.model.checkpoint import write_file
+from focusdpo.model.backbones.sdxl_ip_adapter import (
+    adapter_path,
+    fingerprint,
+    unet_config,
+)
+from focusdpo.model.training.checkpoint import write_file
 
 
 def save_ip_adapter(config: SdxlIpAdapterConfig, directory: Path, out: Path) -> Path:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from focusdpo.model.backbone import Grid
-from focusdpo.model.backbones.sdxl_config import CHANNELS, SdxlIpAdapterConfig
-from focusdpo.model.backbones.sdxl_schedules import SAMPLERS
+from focusdpo.model.backbones.sdxl_config import CHANNELS, SAMPLERS, SdxlIpAdapterConfig
 
 
 class DiffusionNoise:

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focusdpo.data_schemas.checkpoints import locate, read_header, require_tensors
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.store.checkpoints import locate, read_header, require_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -147,7 +147,7 @@ def export_uno(directory: Path, out: Path, *, uno: str | None = None) -> Path:
     from safetensors.torch import save
 
     from focusdpo.model.adapter import read_card, read_weights
-    from focusdpo.model.checkpoint import make_folder, write_file
+    from focusdpo.model.training.checkpoint import make_folder, write_file
 
     directory, out = Path(directory), Path(out)
     card = read_card(directory)

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from focusdpo.data_schemas.checkpoints import (
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.pipeline.describe import ClassNameCaptioner
+from focusdpo.store.checkpoints import (
     digest_files,
     locate,
     read_headers,
     read_json,
     weight_files,
 )
-from focusdpo.data_schemas.errors import UserError
-from focusdpo.pipeline.describe import ClassNameCaptioner
 
 if TYPE_CHECKING:
     from focusdpo.pipeline.adapters.vlm_captioner import VlmCaptioner

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from focusdpo.data_schemas.checkpoints import (
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.pipeline.adapters import preprocess
+from focusdpo.store.checkpoints import (
     digest_files,
     locate,
     read_header,
@@ -22,8 +24,6 @@ from focusdpo.data_schemas.checkpoints import (
     require_tensors,
     weight_files,
 )
-from focusdpo.data_schemas.errors import UserError
-from focusdpo.pipeline.adapters import preprocess
 
 if TYPE_CHECKING:
     from focusdpo.pipeline.adapters.clip_encoder import ClipEncoder

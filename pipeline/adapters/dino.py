@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from focusdpo.data_schemas.checkpoints import digest_files
 from focusdpo.pipeline.adapters import dino_weights, preprocess
 from focusdpo.pipeline.adapters.dino_weights import DinoWeights
 from focusdpo.pipeline.parts import Image, Mask, Vectors
+from focusdpo.store.checkpoints import digest_files
 
 if TYPE_CHECKING:
     from focusdpo.pipeline.adapters.streaming import Looker

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from focusdpo.data_schemas.checkpoints import (
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.store.checkpoints import (
     TensorInfo,
     locate,
     read_headers,
@@ -20,7 +21,6 @@ from focusdpo.data_schemas.checkpoints import (
     require_tensors,
     weight_files,
 )
-from focusdpo.data_schemas.errors import UserError
 
 HEAD = 64
 """Every published DINO has heads of 64 channels; timm's files do not tell their number."""

@@ -10,10 +10,10 @@ import numpy as np
 import PIL.Image
 import torch
 
-from focusdpo.data_schemas.checkpoints import digest_files
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.pipeline.adapters.painter import check_calls
 from focusdpo.pipeline.parts import Image, Inpainter, Mask, ReferenceImage
+from focusdpo.store.checkpoints import digest_files
 
 
 class FillInpainter:

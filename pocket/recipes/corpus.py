@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from focusdpo.model.codec import LatentCodec
-from focusdpo.model.tokens import pack
+from focusdpo.model.tokens import LatentCodec, pack
 from focusdpo.pocket.generator import frame_references
 from focusdpo.pocket.identities import (
     BACKGROUNDS,

@@ -30,20 +30,20 @@ CHANGES = {"os.rename": 1, "os.link": 1, "os.remove": 0, "os.mkdir": 0, "os.rmdi
 """Audit events that change a folder, and which argument tells where."""
 PRELOADED = {
     "toy_suite": (
-        "focusdpo.flows.building",
+        "focusdpo.flows.build.run",
         "focusdpo.flows.commands.look",
-        "focusdpo.flows.health",
+        "focusdpo.flows.doctor",
         "focusdpo.pipeline.shard",
         "pyarrow.parquet",
-        "focusdpo.flows.preview",
+        "focusdpo.reports.sheets",
     ),
     "toy_trainer": (
-        "focusdpo.flows.building",
-        "focusdpo.flows.training",
-        "focusdpo.flows.evaluation",
-        "focusdpo.flows.retraining",
-        "focusdpo.flows.validation",
-        "focusdpo.model.training",
+        "focusdpo.flows.build.run",
+        "focusdpo.flows.train.run",
+        "focusdpo.evaluation.run",
+        "focusdpo.flows.retrain.run",
+        "focusdpo.evaluation.validation",
+        "focusdpo.model.training.run",
         "focusdpo.pocket.facts",
         "peft",
         "pyarrow.parquet",
@@ -65,7 +65,7 @@ def note(**values: Any) -> None:
 
 def count_computations() -> None:
     """From now on each stage notes which partition's artefact it computes."""
-    from focusdpo.flows.stages import STAGES
+    from focusdpo.flows.build.stages import STAGES
 
     def noted(name: str, run: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def told(work: Any) -> Any:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from focusdpo.pipeline.versions import open_version
+from focusdpo.store.versions import open_version
 
 from .jobs import Job, files_below
 from .reading import Reader

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.pipeline.versions import open_version
+from focusdpo.store.versions import open_version
 
 PAUSE = 0.2
 NOTHING_YET = ("no dataset version yet", "no dataset here")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from focusdpo.flows.engine import QUIET
+from focusdpo.flows.prefect.engine import QUIET
 
 from .jobs import Build, files_below
 from .processes import PATIENCE, Running

@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
-from focusdpo.data_schemas.checkpoints import (
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.store.checkpoints import (
     PROBE,
     digest_files,
     locate,
@@ -27,7 +28,6 @@ from focusdpo.data_schemas.checkpoints import (
     require_tensors,
     weight_files,
 )
-from focusdpo.data_schemas.errors import UserError
 
 FIELD = "models.backbone.base"
 
@@ -140,7 +140,7 @@ def hub() -> Iterator[str]:
 def fetch_in_a_process(source: str, endpoint: str, cache: Path, offline: str = "0") -> str:
     """The hub's address is read when its library is imported."""
     code = (
-        "from focusdpo.data_schemas.checkpoints import fetch\n"
+        "from focusdpo.store.checkpoints import fetch\n"
         "from focusdpo.data_schemas.errors import UserError\n"
         f"try: fetch({source!r}, {FIELD!r})\n"
         "except UserError as error: print('refused:', error)"

@@ -25,18 +25,19 @@ from focusdpo.data_schemas.ablations import BASE, Ablation, read_ablation, to_js
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.evaluations import EvalScene
 from focusdpo.data_schemas.tables import from_parquet
-from focusdpo.flows import held_out, validation, wiring
+from focusdpo.evaluation import held_out, validation
+from focusdpo.evaluation.held_out import HeldOut, HeldOutConfig
+from focusdpo.evaluation.metrics import METRICS
+from focusdpo.flows import wiring
 from focusdpo.flows.ablation import run as ablation
 from focusdpo.flows.ablation.cells import run_cell
 from focusdpo.flows.ablation.config import FOCUS, AblationConfig
 from focusdpo.flows.ablation.plan import Cell, Plan
 from focusdpo.flows.ablation.run import AblateOutcome, Workers, ablate, ablate_plain
-from focusdpo.flows.building import execute, prepare
+from focusdpo.flows.build.run import execute, prepare
 from focusdpo.flows.config import AblateRun, BuildRun
-from focusdpo.flows.held_out import HeldOut, HeldOutConfig
 from focusdpo.flows.settings import merge, resolve
-from focusdpo.model.configs import ObjectiveConfig
-from focusdpo.pipeline.metrics import METRICS
+from focusdpo.model.training.config import ObjectiveConfig
 
 SETTINGS: dict[str, Any] = {
     "train": {

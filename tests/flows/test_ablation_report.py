@@ -19,12 +19,16 @@ from PIL import Image
 
 from focusdpo.data_schemas.ablations import BASE, Ablation, read_ablation, to_json
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.ablation.lookup import Lookup, spoken
-from focusdpo.flows.ablation.markdown import markdown
-from focusdpo.flows.ablation.pictures import evenly, read_grid
-from focusdpo.flows.ablation.render import render
-from focusdpo.flows.ablation.report import publish, rewrite, write_ablation_report
-from focusdpo.flows.ablation.verdict import and_list, verdict
+from focusdpo.flows.ablation.pages import (
+    evenly,
+    publish,
+    read_grid,
+    render,
+    rewrite,
+    write_ablation_report,
+)
+from focusdpo.flows.ablation.tables import markdown
+from focusdpo.flows.ablation.verdict import Lookup, and_list, spoken, verdict
 
 HOSTILE = "<img src=https://evil.example/x onerror=alert(1)>|*&\"'"
 
@@ -320,7 +324,7 @@ def test_words():
 
 
 def test_importing_it_is_light():
-    code = "import sys, focusdpo.flows.ablation.report; print(*sys.modules)"
+    code = "import sys, focusdpo.flows.ablation.pages; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "prefect", "matplotlib"} & set(run.stdout.split())
 

@@ -16,8 +16,15 @@ from PIL import Image
 from toy_root import Toy
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.batch_jobs import COLUMNS, MAX_PICTURES, Job, check_out, parse_jobs, parse_seeds
-from focusdpo.flows.painted import read_about
+from focusdpo.flows.generate.batch_jobs import (
+    COLUMNS,
+    MAX_PICTURES,
+    Job,
+    check_out,
+    parse_jobs,
+    parse_seeds,
+)
+from focusdpo.flows.generate.painted import read_about
 
 Capture = pytest.CaptureFixture[str]
 HEAD = "prompt,reference_1,class_1,reference_2,class_2,seeds,out\n"

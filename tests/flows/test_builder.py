@@ -16,12 +16,12 @@ from toy_root import TOY_CLI, Toy
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.pairs import Pair
-from focusdpo.flows import builder as builder_module
-from focusdpo.flows.building import BuildResult, execute, prepare
+from focusdpo.flows.build import builder as builder_module
+from focusdpo.flows.build.run import BuildResult, execute, prepare
+from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.settings import merge, resolve
-from focusdpo.flows.stages import STAGES
-from focusdpo.pipeline.versions import open_version
+from focusdpo.store.versions import open_version
 
 
 def build(toy: Toy, **given: object) -> BuildResult:

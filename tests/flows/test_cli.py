@@ -18,7 +18,7 @@ from in_process import run
 from PIL import Image
 from toy_root import TOY_CLI, Toy
 
-from focusdpo.pipeline.versions import open_version
+from focusdpo.store.versions import open_version
 
 Capture = pytest.CaptureFixture[str]
 
@@ -320,7 +320,7 @@ def test_inspect_tells_what_there_is_and_where_a_pair_came_from(toy: Toy, capsys
     told = last_json(out)
     assert code == 0 and told["stages"]["generate"]["records"] == 18
     assert "generate" in out and "subjects" in out
-    from focusdpo.pipeline.versions import open_version
+    from focusdpo.store.versions import open_version
 
     row = open_version(str(toy.root)).rows[0]
     code, out, _ = run(["inspect", str(toy.root), "--pair", row.pair_id, "--json"], capsys)

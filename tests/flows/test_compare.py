@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.cli import app
-from focusdpo.flows.reports.compare import amount, compare, write_comparison
-from focusdpo.pipeline import registry
-from focusdpo.pipeline.store import Store
+from focusdpo.pipeline.subjects import registry
+from focusdpo.reports.comparison_page import amount, compare, write_comparison
+from focusdpo.store.artefacts import Store
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
@@ -38,7 +38,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def versions(root: Path) -> list[str]:
-    from focusdpo.flows.reports.dataset_report import versions
+    from focusdpo.reports.dataset_texts import versions
 
     return [one["id"] for one in versions(str(root))]
 

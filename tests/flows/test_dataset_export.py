@@ -21,11 +21,11 @@ from small_root import small_version
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.cli import main
-from focusdpo.flows.sharing.dataset_export import export_dataset, without_paths
-from focusdpo.flows.sharing.folder import whole_folder
-from focusdpo.pipeline import registry
-from focusdpo.pipeline.store import Store
-from focusdpo.pipeline.versions import DatasetVersion, open_version
+from focusdpo.pipeline.subjects import registry
+from focusdpo.sharing.dataset_export import export_dataset, without_paths
+from focusdpo.sharing.hub import whole_folder
+from focusdpo.store.artefacts import Store
+from focusdpo.store.versions import DatasetVersion, open_version
 
 SPLIT = {"train": "train", "val": "validation"}
 
@@ -230,7 +230,7 @@ def test_a_damaged_shard_leaves_no_folder(tmp_path: Path) -> None:
 def test_a_killed_export_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
     code = (
         "import os, pathlib, signal, sys\n"
-        "from focusdpo.flows.sharing.folder import whole_folder\n"
+        "from focusdpo.sharing.hub import whole_folder\n"
         "with whole_folder(pathlib.Path(sys.argv[1])) as folder:\n"
         "    (folder / 'README.md').write_text('half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

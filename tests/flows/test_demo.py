@@ -13,8 +13,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from focusdpo.flows.painted import read_about
-from focusdpo.pipeline.versions import open_version
+from focusdpo.flows.generate.painted import read_about
+from focusdpo.store.versions import open_version
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 

@@ -29,10 +29,18 @@ from playwright.sync_api import Page, expect
 from toy_root import Toy
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.demo_app import MAX_PICTURES, MAX_PROMPT, NUM, DemoAppConfig, Handlers, build
-from focusdpo.flows.demo_page import licence_text, numbers_table
-from focusdpo.flows.painted import read_about
-from focusdpo.flows.side_by_side import SideBySide, rows
+from focusdpo.flows.generate.demo_app import (
+    MAX_PICTURES,
+    MAX_PROMPT,
+    NUM,
+    DemoAppConfig,
+    Handlers,
+    build,
+    licence_text,
+    numbers_table,
+)
+from focusdpo.flows.generate.painted import read_about
+from focusdpo.flows.generate.side_by_side import SideBySide, rows
 
 ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "space"

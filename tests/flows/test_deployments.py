@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 from prefect_server import ROOT, Server, running_server
 
-from focusdpo.flows.prefect_setup import SILENT
-from focusdpo.pipeline.versions import open_version
+from focusdpo.flows.prefect.setup import SILENT
+from focusdpo.store.versions import open_version
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -44,7 +44,7 @@ def test_the_five_deployments_are_there_with_their_limits(server: Server) -> Non
         assert one["enforce_parameter_schema"] is True
     schedules = [s for one in found.values() for s in one["schedules"]]
     assert len(schedules) == 5 and not any(one["active"] for one in schedules)
-    assert found["ablate"]["entrypoint"] == "focusdpo.flows.ablate:ablate"
+    assert found["ablate"]["entrypoint"] == "focusdpo.flows.prefect.ablate:ablate"
     assert [one["name"] for one in server.get("automations/filter", {})] == [SILENT]
 
 

@@ -14,16 +14,15 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.evaluations import EvalScene
-from focusdpo.data_schemas.photographs import WholeScores
+from focusdpo.data_schemas.evaluations import EvalScene, WholeScores
 from focusdpo.data_schemas.tables import from_parquet
+from focusdpo.evaluation.pocket_protocol import EvaluateConfig
+from focusdpo.evaluation.run import evaluate, finished
 from focusdpo.flows import wiring
 from focusdpo.flows.cli import app
 from focusdpo.flows.config import EvaluateRun
-from focusdpo.flows.evaluation import evaluate, finished
-from focusdpo.flows.reports.report import write_report
 from focusdpo.flows.settings import resolve
-from focusdpo.pipeline.evaluate import EvaluateConfig
+from focusdpo.reports.report import write_report
 
 MULTI = "dreambench-multi/uno"
 SINGLE = "dreambench-single/kosmosg"
@@ -249,8 +248,13 @@ def test_on_checkpoints_in_their_public_layouts(tmp_path: Path) -> None:
     import tiny_suite
     import yaml
 
-    from focusdpo.model.adapter import AdapterCard, add_policy, policy_parameters, save_adapter
-    from focusdpo.model.configs import LoraConfig
+    from focusdpo.model.adapter import (
+        AdapterCard,
+        add_policy,
+        policy_parameters,
+        save_adapter,
+    )
+    from focusdpo.model.training.config import LoraConfig
 
     preset = yaml.safe_load(tiny_suite.write_preset("flux-uno", tmp_path).read_text())
     tree = {name: preset[name] for name in ("suite", "models", "evaluate")}

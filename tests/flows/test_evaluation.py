@@ -12,12 +12,13 @@ import toy_world
 
 from focusdpo.data_schemas.evaluations import EvalScene, ScorerView
 from focusdpo.data_schemas.tables import from_parquet
-from focusdpo.flows import evaluation, wiring
+from focusdpo.evaluation import run as evaluation
+from focusdpo.evaluation.held_out import HeldOut
+from focusdpo.evaluation.pocket_protocol import EvaluateConfig
+from focusdpo.evaluation.run import evaluate, evaluate_model, pictures_of, scorer_view
+from focusdpo.flows import wiring
 from focusdpo.flows.config import EvaluateRun
-from focusdpo.flows.evaluation import evaluate, evaluate_model, pictures_of, scorer_view
-from focusdpo.flows.held_out import HeldOut
 from focusdpo.flows.world_subjects import WorldSubject
-from focusdpo.pipeline.evaluate import EvaluateConfig
 from focusdpo.pocket.identities import Identity
 
 CONFIG = EvaluateConfig(images_per_scene=2, resamples=100, batch=6)

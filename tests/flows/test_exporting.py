@@ -12,11 +12,16 @@ import yaml
 from safetensors import safe_open
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.painted import read_about
-from focusdpo.flows.sharing.adapter_export import export_adapter
-from focusdpo.model.adapter import AdapterCard, add_policy, policy_parameters, save_adapter
+from focusdpo.flows.generate.painted import read_about
+from focusdpo.model.adapter import (
+    AdapterCard,
+    add_policy,
+    policy_parameters,
+    save_adapter,
+)
 from focusdpo.model.backbones import flux_uno
-from focusdpo.model.configs import LoraConfig
+from focusdpo.model.training.config import LoraConfig
+from focusdpo.sharing.adapter_export import export_adapter
 
 
 @pytest.fixture(scope="module")

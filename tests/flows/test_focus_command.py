@@ -12,8 +12,8 @@ import pytest
 from small_root import small_version
 from tiny_backbone import tiny_backbone
 
-from focusdpo.flows import focusing
 from focusdpo.flows.cli import main
+from focusdpo.flows.focus import run as focusing
 from focusdpo.model.adapter import (
     AdapterCard,
     LoraConfig,
@@ -22,7 +22,7 @@ from focusdpo.model.adapter import (
     remove_policy,
     save_adapter,
 )
-from focusdpo.pipeline.versions import DatasetVersion
+from focusdpo.store.versions import DatasetVersion
 
 Capture = pytest.CaptureFixture[str]
 FEW = ("--pairs", "3", "--set", "premise.sigmas=[0.1, 0.9]", "--set", "premise.resamples=20")

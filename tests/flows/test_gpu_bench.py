@@ -12,10 +12,9 @@ import torch
 import yaml
 from tiny_bench import SMALL, tiny_bench
 
-from focusdpo.flows.bench.gpu import COLUMNS, GpuBench, measure_gpu
-from focusdpo.flows.bench.gpu_promises import GIB, Promise
+from benchmarks.gpu import COLUMNS, GIB, GpuBench, Promise, measure_gpu
+from benchmarks.gpu_config import STRAIGHTFORWARD, GpuBenchConfig, Row
 from focusdpo.flows.cli import main
-from focusdpo.model.gpu_bench_config import STRAIGHTFORWARD, GpuBenchConfig, Row
 
 Capture = pytest.CaptureFixture[str]
 H100 = {"device": "NVIDIA H100 80GB HBM3", "device_gib": 79.1}

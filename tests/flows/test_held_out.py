@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from focusdpo.flows.evaluation import protocol_of
-from focusdpo.flows.held_out import HeldOutConfig, held_out_scenes
+from focusdpo.evaluation.held_out import HeldOutConfig, held_out_scenes
+from focusdpo.evaluation.run import protocol_of
 from focusdpo.flows.world_subjects import WorldConfig, draw, export
 from focusdpo.pocket.identities import BACKGROUNDS, class_names
 

@@ -16,8 +16,8 @@ from datasets import load_dataset
 from hub_server import TOKEN, Hub, hub_server
 
 from focusdpo.flows.cli import main
-from focusdpo.pipeline.store import Store
-from focusdpo.pipeline.versions import DatasetVersion
+from focusdpo.store.artefacts import Store
+from focusdpo.store.versions import DatasetVersion
 
 REPO = "team/pairs"
 

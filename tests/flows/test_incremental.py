@@ -12,16 +12,17 @@ import toy_suite
 from toy_root import HUES, Toy
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows import cli, subject_changes, wiring
-from focusdpo.flows.building import BuildResult, execute, prepare
+from focusdpo.flows import cli, wiring
+from focusdpo.flows.build import sources
+from focusdpo.flows.build.explain import Explanation, explain
+from focusdpo.flows.build.run import BuildResult, execute, prepare
+from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun, GenerateRun
-from focusdpo.flows.incremental import Explanation, explain
 from focusdpo.flows.settings import merge, resolve
-from focusdpo.flows.stages import STAGES
-from focusdpo.pipeline.manifests import latest_id
-from focusdpo.pipeline.registry import read_registry
-from focusdpo.pipeline.store import Store
-from focusdpo.pipeline.versions import open_version
+from focusdpo.pipeline.subjects.registry import read_registry
+from focusdpo.store.artefacts import Store
+from focusdpo.store.manifests import latest_id
+from focusdpo.store.versions import open_version
 
 READ = resolve(GenerateRun, {})
 
@@ -44,7 +45,7 @@ def plan(toy: Toy, **given: object) -> Explanation:
 
 
 def register(toy: Toy, *names: str) -> None:
-    subject_changes.add(READ, str(toy.root), [toy.subjects / name for name in names])
+    sources.add(READ, str(toy.root), [toy.subjects / name for name in names])
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder = tmp_path_factory.mktemp("made")
         toy = Toy(folder / "subjects", folder / "root")
         toy.add(**HUES)
-        subject_changes.add(READ, str(toy.root), [toy.subjects])
+        sources.add(READ, str(toy.root), [toy.subjects])
         build(toy)
     return folder
 
@@ -81,7 +82,7 @@ def test_a_build_from_the_registry_is_that_from_the_folder(toy: Toy, tmp_path: P
     from_folder = toy.files("stages") | toy.files("shards")
     version = latest_id(Store.open(toy.root))
     toy.root = tmp_path / "registered"
-    subject_changes.add(READ, str(toy.root), [toy.subjects])
+    sources.add(READ, str(toy.root), [toy.subjects])
     assert build(toy).version == version
     assert (toy.files("stages") | toy.files("shards")) == from_folder
 
@@ -116,7 +117,7 @@ def test_an_added_subject_computes_its_partitions_and_keeps_every_byte(
 def test_a_removed_subject_leaves_the_index_and_no_shard_changes(built: Toy) -> None:
     old = open_version(built.root)
     before = built.files("stages") | built.files("shards")
-    subject_changes.remove(str(built.root), ["blue"])
+    sources.remove(str(built.root), ["blue"])
     told = plan(built)
     assert told.causes == [] and told.seconds == 0
     (line,) = told.leaving
@@ -139,7 +140,7 @@ def test_a_removed_subject_leaves_the_index_and_no_shard_changes(built: Toy) -> 
 def test_a_changed_subject_computes_its_partitions_anew(built: Toy) -> None:
     old = open_version(built.root)
     built.add(blue=("disc", 300.0))
-    subject_changes.update(READ, str(built.root), [built.subjects / "blue"])
+    sources.update(READ, str(built.root), [built.subjects / "blue"])
     assert causes(plan(built)) == {"changed subject: blue": every_stage(3)}
     assert build(built).made == every_stage(3)
     new = open_version(built.root)
@@ -150,7 +151,7 @@ def test_a_changed_subject_computes_its_partitions_anew(built: Toy) -> None:
 def test_another_licence_computes_nothing(built: Toy) -> None:
     card = built.subjects / "blue" / "subject.yaml"
     card.write_text("class_name: disc\nlicence: MIT\n")
-    subject_changes.update(READ, str(built.root), [built.subjects])
+    sources.update(READ, str(built.root), [built.subjects])
     result = build(built)
     assert result.made == {} and result.new
     told = {one["id"]: one["licence"] for one in open_version(built.root).manifest["subjects"]}
@@ -218,7 +219,7 @@ def test_a_plan_names_models_code_and_what_is_gone(
 
 
 def test_a_first_plan_knows_no_times(toy: Toy) -> None:
-    subject_changes.add(READ, str(toy.root), [toy.subjects])
+    sources.add(READ, str(toy.root), [toy.subjects])
     told = plan(toy)
     assert causes(told) == {"no version yet: everything that is not there": every_stage(6)}
     assert told.seconds is None
@@ -235,7 +236,7 @@ def test_with_nothing_to_do_nothing_is_composed_or_read(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("composed although nothing had changed")
 
-    monkeypatch.setattr("focusdpo.flows.builder.compose", refuse)
+    monkeypatch.setattr("focusdpo.flows.build.builder.compose", refuse)
     result = execute(prepare(run(built)))
     assert (result.new, result.made, result.partitions) == (False, {}, 6)
     assert result.pairs == len(open_version(built.root).rows)
@@ -277,7 +278,7 @@ def test_pictures_read_with_another_setting_are_not_mixed(built: Toy) -> None:
     with pytest.raises(UserError, match=r"ingest: size 64 -> 32.*subjects update --root"):
         prepare(run(built, ingest={"size": 32}))
     small = resolve(GenerateRun, {"ingest": {"size": 32}})
-    done = subject_changes.update(small, str(built.root), [built.subjects])
+    done = sources.update(small, str(built.root), [built.subjects])
     assert set(done.changed.changed) == {"red", "blue", "green"}
     assert prepare(run(built, ingest={"size": 32})).builder.plan.counts()["generate"] == (6, 6)
 
@@ -288,13 +289,13 @@ def test_registering_is_all_or_nothing(toy: Toy) -> None:
     (toy.subjects / "broken" / "subject.yaml").write_text("class_name: disc")
     (toy.subjects / "empty").mkdir()
     with pytest.raises(UserError, match="2 of 5 .* none was registered: broken: .* empty: "):
-        subject_changes.add(READ, str(toy.root), [toy.subjects])
+        sources.add(READ, str(toy.root), [toy.subjects])
     assert read_registry(Store.open(toy.root)) is None
     with pytest.raises(UserError, match="nowhere: no such folder"):
-        subject_changes.add(READ, str(toy.root), [toy.subjects / "nowhere"])
+        sources.add(READ, str(toy.root), [toy.subjects / "nowhere"])
     with pytest.raises(UserError, match=r"\['red'\] are given twice"):
         other = toy_suite.write_subjects(toy.subjects.parent / "more", {"red": ("disc", 10.0)})
-        subject_changes.add(READ, str(toy.root), [toy.subjects / "red", other / "red"])
+        sources.add(READ, str(toy.root), [toy.subjects / "red", other / "red"])
 
 
 def test_a_vanished_picture_leaves_one_subject_out(built: Toy) -> None:
@@ -307,7 +308,7 @@ def test_a_vanished_picture_leaves_one_subject_out(built: Toy) -> None:
     assert problem.startswith("blue: its pictures are gone") and "subjects update" in problem
     with pytest.raises(UserError, match="its pictures are gone"):
         prepare(run(built, strict=True))
-    subject_changes.update(READ, str(built.root), [built.subjects / "blue"])
+    sources.update(READ, str(built.root), [built.subjects / "blue"])
     assert prepare(run(built)).problems == []
 
 

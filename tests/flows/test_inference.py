@@ -15,8 +15,8 @@ from pocket_adapter import pocket_adapter
 from toy_root import Toy
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.inference import MAX_PROMPT, Generator, again
-from focusdpo.flows.painted import About, Painted, read_about, sheet
+from focusdpo.flows.generate.inference import MAX_PROMPT, Generator, again
+from focusdpo.flows.generate.painted import About, Painted, read_about, sheet
 
 Capture = pytest.CaptureFixture[str]
 
@@ -212,8 +212,8 @@ def test_all_fields_of_about_come_back(tmp_path: Path) -> None:
 def test_the_pocket_generator_with_an_adapter(tmp_path: Path, capsys: Capture) -> None:
     """The real models: a picture of base and adapter, each once more to the same bytes, and an
     exported adapter instead of the trained one."""
-    from focusdpo.flows.sharing.adapter_export import export_adapter
     from focusdpo.flows.world_subjects import WorldConfig, export
+    from focusdpo.sharing.adapter_export import export_adapter
 
     export(tmp_path / "subjects", WorldConfig(subjects=1))
     (file, *_) = sorted((tmp_path / "subjects").glob("*/*.png"))

@@ -8,8 +8,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from focusdpo.flows.bench.storage import IoBench, figures
-from focusdpo.pipeline import tars
+from benchmarks.storage import IoBench, figures
+from focusdpo.store import tars
 
 
 def test_the_figures_are_measured_in_one_run(tmp_path: Path) -> None:

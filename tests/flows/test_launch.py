@@ -16,12 +16,12 @@ from s3_server import s3_server
 from safetensors.torch import load_file
 from small_root import small_version
 
-from focusdpo.flows import training
 from focusdpo.flows.config import TrainRun
-from focusdpo.flows.outputs import local
 from focusdpo.flows.settings import resolve
+from focusdpo.flows.train import run
+from focusdpo.store.outputs import local
 
-CONFIGS = Path(training.__file__).with_name("accelerate")
+CONFIGS = Path(run.__file__).with_name("accelerate")
 WEIGHTS = "adapter/pytorch_lora_weights.safetensors"
 SETTINGS = {"steps": 3, "batch_pairs": 2, "save_every": 2, "mixed_precision": "no", "warmup": 1}
 
@@ -39,7 +39,7 @@ def single(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one process."""
     out = tmp_path_factory.mktemp("single")
     given = {"preset": "pocket", "root": str(root), "out": str(out), "train": SETTINGS}
-    training.train(resolve(TrainRun, given))
+    run.train(resolve(TrainRun, given))
     return out
 
 

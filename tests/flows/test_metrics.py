@@ -24,15 +24,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from toy_root import TOY_CLI, Toy
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows import artefacts, events, logs, slots, wiring
-from focusdpo.flows.building import execute, prepare
+from focusdpo.flows import progress, wiring
+from focusdpo.flows.build.run import execute, prepare
 from focusdpo.flows.config import BuildRun
-from focusdpo.flows.health import dataset_check
-from focusdpo.flows.liveness import Place, here, is_gone, started_of
-from focusdpo.flows.metrics import Brought, Noted, dropped, note
-from focusdpo.flows.retrain_config import YieldAlertConfig
+from focusdpo.flows.doctor import dataset_check
+from focusdpo.flows.prefect import artefacts, engine, events
+from focusdpo.flows.prefect.engine import Place, here, is_gone, started_of
+from focusdpo.flows.retrain.config import YieldAlertConfig
+from focusdpo.flows.retrain.monitoring import Brought, Noted, dropped, note
 from focusdpo.flows.settings import resolve
-from focusdpo.pipeline.files import LocalFiles
+from focusdpo.store.local import LocalFiles
 
 ALERT = YieldAlertConfig(share=0.5, builds=5, least=2)
 HUES = {
@@ -154,9 +155,9 @@ def test_log_lines_are_json_with_their_ids(tmp_path: Path) -> None:
     own = logging.getLogger("focusdpo")
     level, handlers = own.level, list(own.handlers)
     try:
-        logs.to_file(tmp_path / "run.jsonl")
-        logs.to_file(tmp_path / "run.jsonl")
-        with logs.about(run="r1", flow="build-dataset"), logs.about(partition="p1"):
+        progress.to_file(tmp_path / "run.jsonl")
+        progress.to_file(tmp_path / "run.jsonl")
+        with progress.about(run="r1", flow="build-dataset"), progress.about(partition="p1"):
             log.info("made %d", 3)
         log.info("alone")
         try:
@@ -313,9 +314,9 @@ def test_doctor_tells_whether_a_root_takes_new_files(
 
 def test_which_limit_a_run_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.delenv(slots.VARIABLE, raising=False)
-    assert slots.limit_name() is None
-    monkeypatch.setenv(slots.VARIABLE, "gpu-of-this-machine")
-    assert slots.limit_name() == "gpu-of-this-machine"
-    monkeypatch.setenv(slots.VARIABLE, "")
-    assert slots.limit_name() is None
+    monkeypatch.delenv(engine.VARIABLE, raising=False)
+    assert engine.limit_name() is None
+    monkeypatch.setenv(engine.VARIABLE, "gpu-of-this-machine")
+    assert engine.limit_name() == "gpu-of-this-machine"
+    monkeypatch.setenv(engine.VARIABLE, "")
+    assert engine.limit_name() is None

@@ -11,13 +11,18 @@ import toy_suite
 import toy_world
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows import outputs, wiring
+from focusdpo.evaluation.dreambench_protocol import (
+    BACKGROUNDS,
+    OwnScenesConfig,
+    own_scenes,
+)
+from focusdpo.evaluation.pocket_protocol import EvaluateConfig
+from focusdpo.evaluation.run import evaluate, finished
+from focusdpo.flows import wiring
 from focusdpo.flows.config import EvaluateRun
-from focusdpo.flows.evaluation import evaluate, finished
 from focusdpo.flows.settings import resolve
 from focusdpo.pipeline.compose import ComposeConfig, compose
-from focusdpo.pipeline.evaluate import EvaluateConfig
-from focusdpo.pipeline.own_scenes import BACKGROUNDS, OwnScenesConfig, own_scenes
+from focusdpo.store import outputs
 
 SUBJECTS = {"red": ("disc", 0.0), "blue": ("disc", 240.0), "green": ("square", 120.0)}
 
@@ -104,7 +109,7 @@ def test_other_protocols_settings_do_not_touch_pocket(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The key of a pocket evaluation is blind to them: none is made again for their sake."""
-    from focusdpo.flows.evaluation import _key
+    from focusdpo.evaluation.run import _key
 
     monkeypatch.setitem(wiring.SUITES, "pocket", "toy_suite")
     run = run_of(tmp_path, tmp_path).model_copy(update={"protocol": "pocket"})

@@ -13,13 +13,15 @@ import toy_suite
 import toy_trainer
 from toy_root import Toy
 
-from focusdpo.flows import events, validation, wiring
+from focusdpo.evaluation import validation
+from focusdpo.flows import wiring
 from focusdpo.flows.ablation import run as ablation
-from focusdpo.flows.building import BuildResult, prepare
+from focusdpo.flows.build.run import BuildResult, prepare
+from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import AblateRun, BuildRun
+from focusdpo.flows.prefect import events
 from focusdpo.flows.progress import quiet
 from focusdpo.flows.settings import merge, resolve
-from focusdpo.flows.stages import STAGES
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -34,7 +36,7 @@ def server() -> Iterator[None]:
 
 
 def run_flow(toy: Toy, **given: object) -> BuildResult:
-    from focusdpo.flows.build_dataset import run_here
+    from focusdpo.flows.prefect.build_dataset import run_here
 
     run = resolve(BuildRun, merge(toy.tree(partitions_per_task=3), given))
     return run_here(prepare(run), quiet)
@@ -161,7 +163,7 @@ def test_what_is_left_out_shows_in_the_state(server: None, toy: Toy) -> None:
 
 def test_bad_input_fails_the_flow_without_a_retry(server: None, toy: Toy) -> None:
     from focusdpo.data_schemas.errors import UserError
-    from focusdpo.flows.build_dataset import build_dataset
+    from focusdpo.flows.prefect.build_dataset import build_dataset
 
     run = resolve(BuildRun, toy.tree(pair={"min_winner_identity": 1.0}))
     with pytest.raises(UserError, match="no pair was accepted"):
@@ -175,7 +177,7 @@ def test_bad_input_fails_the_flow_without_a_retry(server: None, toy: Toy) -> Non
 def test_an_ablation_is_a_flow_with_a_task_per_cell_that_is_missing(
     server: None, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from focusdpo.flows.ablate import run_here
+    from focusdpo.flows.prefect.ablate import run_here
 
     monkeypatch.setitem(wiring.SUITES, "pocket", "toy_trainer")
     monkeypatch.setattr(validation, "_BASES", {})
@@ -229,7 +231,7 @@ def newest_ablation() -> Any:
 def test_parameters_are_checked_by_the_same_model(server: None, toy: Toy) -> None:
     from prefect.exceptions import ParameterTypeError
 
-    from focusdpo.flows.build_dataset import build_dataset
+    from focusdpo.flows.prefect.build_dataset import build_dataset
 
     good = build_dataset.validate_parameters({"run": toy.tree()})
     assert good["run"] == resolve(BuildRun, toy.tree())
@@ -246,7 +248,7 @@ def test_parameters_are_checked_by_the_same_model(server: None, toy: Toy) -> Non
 def test_each_flow_has_one_parameter_so_that_no_unknown_one_gets_in() -> None:
     import inspect
 
-    from focusdpo.flows import ablate, build_dataset, evaluate, train
+    from focusdpo.flows.prefect import ablate, build_dataset, evaluate, train
 
     for flow in (build_dataset.build_dataset, train.train, evaluate.evaluate, ablate.ablate):
         assert list(inspect.signature(flow.fn).parameters) == ["run"]

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focusdpo.data_schemas.scenes import Scene
-from focusdpo.flows.preview import comparison_sheet
 from focusdpo.pipeline.parts import ReferenceImage
+from focusdpo.reports.sheets import comparison_sheet
 
 SIDE = 8
 

@@ -21,9 +21,9 @@ import toy_deployments
 from prefect_server import Server, running_server
 from toy_root import TOY_CLI
 
-from focusdpo.flows.prefect_setup import ON_PUBLISH, ON_TRAINED, SILENT
-from focusdpo.flows.promotion import read_promoted
-from focusdpo.flows.slots import GPU_LIMIT
+from focusdpo.flows.prefect.engine import GPU_LIMIT
+from focusdpo.flows.prefect.setup import ON_PUBLISH, ON_TRAINED, SILENT
+from focusdpo.flows.retrain.promotion import read_promoted
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

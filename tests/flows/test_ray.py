@@ -16,13 +16,13 @@ import pytest
 from ray_cluster import RayCluster, executor, helpers_on_path, ray_cluster
 from toy_root import TOY_CLI, Toy
 
+from benchmarks import ray_speed as ray_bench
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.bench import ray as ray_bench
-from focusdpo.flows.building import BuildResult, execute, prepare
+from focusdpo.flows.build.run import BuildResult, execute, prepare
+from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.settings import merge, resolve
-from focusdpo.flows.stages import STAGES
 
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -13,15 +13,15 @@ from toy_root import Toy
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows import wiring
-from focusdpo.flows.building import execute, prepare
-from focusdpo.flows.cluster.engine import Engine, _fit
-from focusdpo.flows.cluster.executor import RayBuilder, absolute
-from focusdpo.flows.cluster.worker import StageWorker
+from focusdpo.flows.build.cluster.connection import Engine, _fit
+from focusdpo.flows.build.cluster.ray_builder import RayBuilder, absolute
+from focusdpo.flows.build.cluster.worker import StageWorker
+from focusdpo.flows.build.executor_config import RayConfig, Resources, StageResources
+from focusdpo.flows.build.run import execute, prepare
+from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun
-from focusdpo.flows.executor_config import RayConfig, Resources, StageResources
 from focusdpo.flows.progress import quiet
 from focusdpo.flows.settings import merge, parse_overrides, resolve
-from focusdpo.flows.stages import STAGES
 
 
 def planned(toy: Toy, **executor: object) -> RayBuilder:

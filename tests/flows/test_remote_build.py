@@ -15,9 +15,9 @@ import pytest
 from s3_server import BUCKET, KEY_ID, SECRET, TOKEN, S3Server
 from toy_root import TOY_CLI, Toy
 
-from focusdpo.pipeline import versions
-from focusdpo.pipeline.store import Store
-from focusdpo.pipeline.versions import Superseded, open_version
+from focusdpo.store import versions
+from focusdpo.store.artefacts import Store
+from focusdpo.store.versions import Superseded, open_version
 
 SECRETS = (SECRET, TOKEN, KEY_ID)
 

@@ -22,14 +22,16 @@ from toy_root import HUES, TOY_CLI, Toy
 from toy_team import FIRST, SECOND, Team
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows import building, output_folders, outputs, wiring
+from focusdpo.evaluation.run import evaluate, finished
+from focusdpo.flows import wiring
+from focusdpo.flows.build import run as building
 from focusdpo.flows.config import BuildRun, EvaluateRun, TrainRun
-from focusdpo.flows.evaluation import evaluate, finished
-from focusdpo.flows.inference import Generator
-from focusdpo.flows.promotion import history, read_promoted
-from focusdpo.flows.retraining import Steps
+from focusdpo.flows.generate.inference import Generator
+from focusdpo.flows.retrain.promotion import history, read_promoted
+from focusdpo.flows.retrain.run import Steps
 from focusdpo.flows.settings import resolve
-from focusdpo.flows.training import TrainOutcome, train
+from focusdpo.flows.train.run import TrainOutcome, train
+from focusdpo.store import outputs
 
 STEPS = {"steps": 12, "batch_pairs": 2, "save_every": 3, "warmup": 1, "mixed_precision": "no"}
 QUICK = {**STEPS, "lora": {"rank": 2}, "tensorboard": False}
@@ -319,7 +321,7 @@ def test_several_machines_need_a_folder_that_all_see(monkeypatch: pytest.MonkeyP
 
 
 def test_old_folders_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output_folders, "IN_USE", 0.0)
+    monkeypatch.setattr(outputs, "IN_USE", 0.0)
     monkeypatch.setenv("FOCUSDPO_OUTPUTS_GIB", str(2500 / 2**30))
     names = [f"memory://{uuid.uuid4().hex}" for _ in range(4)]
     for name in names:

@@ -16,11 +16,18 @@ from hypothesis import strategies as st
 from report_fixture import HOSTILE, make_report
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.reports.charts import line_chart, nice_ticks, running_mean
-from focusdpo.flows.reports.metrics import bounds, choose, headline, judge, mean_text, number
-from focusdpo.flows.reports.render import as_json, render, report_json
-from focusdpo.flows.reports.report import write_report
-from focusdpo.flows.reports.view import EvaluationPart, Interval, ReportData
+from focusdpo.reports.charts import line_chart, nice_ticks, running_mean
+from focusdpo.reports.metric_texts import (
+    bounds,
+    choose,
+    headline,
+    judge,
+    mean_text,
+    number,
+)
+from focusdpo.reports.render import as_json, render, report_json
+from focusdpo.reports.report import write_report
+from focusdpo.reports.view import EvaluationPart, Interval, ReportData
 
 finite = st.floats(-1e6, 1e6, allow_nan=False)
 

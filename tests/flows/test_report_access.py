@@ -18,12 +18,18 @@ from browsing import page_of, serious
 from report_fixture import HOSTILE, make_report
 from small_root import small_version
 
-from focusdpo.flows.ablation.report import write_ablation_report
-from focusdpo.flows.reports.chart_data import Count, Line, LineChart
-from focusdpo.flows.reports.charts import line_chart
-from focusdpo.flows.reports.downloads import chart_csv, counts_csv, file_name, file_uri, record_json
-from focusdpo.flows.reports.render import render
-from focusdpo.flows.reports.report import write_report
+from focusdpo.flows.ablation.pages import write_ablation_report
+from focusdpo.reports.chart_data import Count, Line, LineChart
+from focusdpo.reports.charts import line_chart
+from focusdpo.reports.render import (
+    chart_csv,
+    counts_csv,
+    file_name,
+    file_uri,
+    record_json,
+    render,
+)
+from focusdpo.reports.report import write_report
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 

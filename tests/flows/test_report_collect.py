@@ -17,13 +17,17 @@ from report_fixture import HOSTILE
 from small_root import small_version
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.reports.agreement import agreement_lines, agreement_notes
-from focusdpo.flows.reports.dataset import choose_pairs, collect_dataset
-from focusdpo.flows.reports.evaluation import collect_evaluation, verdict_words
-from focusdpo.flows.reports.report import write_report
-from focusdpo.flows.reports.training import collect_training
 from focusdpo.model.backbones.flux import FluxBackbone
-from focusdpo.model.configs import TrainConfig
+from focusdpo.model.training.config import TrainConfig
+from focusdpo.reports.dataset_section import choose_pairs, collect_dataset
+from focusdpo.reports.evaluation_section import (
+    agreement_lines,
+    agreement_notes,
+    collect_evaluation,
+    verdict_words,
+)
+from focusdpo.reports.report import write_report
+from focusdpo.reports.training_section import collect_training
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +72,7 @@ def test_dataset_without_its_stages_still_reports(root: Path, tmp_path: Path) ->
 
 
 def test_pairs_are_taken_from_each_mode(root: Path) -> None:
-    from focusdpo.pipeline.versions import open_version
+    from focusdpo.store.versions import open_version
 
     many = [
         dataclasses.replace(row, mode=mode, pair_id=f"{mode}{n}{row.pair_id}")
@@ -99,7 +103,7 @@ def test_dataset_report_in_a_browser(root: Path, tmp_path: Path) -> None:
 def test_report_loads_no_model(root: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; "
-        "from focusdpo.flows.reports.report import write_report; "
+        "from focusdpo.reports.report import write_report; "
         "write_report(Path(sys.argv[2]), root=Path(sys.argv[1])); "
         "assert not {'torch', 'prefect', 'matplotlib'} & set(sys.modules)"
     )
@@ -110,7 +114,7 @@ def test_report_loads_no_model(root: Path, tmp_path: Path) -> None:
 def test_training_run_is_read(
     backbone: FluxBackbone, pair_shards: list[Path], tmp_path: Path
 ) -> None:
-    from focusdpo.model.training import train
+    from focusdpo.model.training.run import train
 
     config = TrainConfig(steps=3, batch_pairs=2, micro_pairs=2, warmup=1, mixed_precision="no")
     train(backbone, pair_shards, config, tmp_path)

@@ -16,11 +16,13 @@ from filelock import FileLock
 from toy_team import FIRST, SECOND, THIRD, Team
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows import promotion, retraining, wiring
+from focusdpo.flows import wiring
 from focusdpo.flows.config import RetrainRun
-from focusdpo.flows.promotion import Comparison, decide, history, read_promoted
-from focusdpo.flows.retrain_config import RetrainConfig
-from focusdpo.flows.retraining import Steps
+from focusdpo.flows.retrain import promotion
+from focusdpo.flows.retrain import run as retraining
+from focusdpo.flows.retrain.config import RetrainConfig
+from focusdpo.flows.retrain.promotion import Comparison, decide, history, read_promoted
+from focusdpo.flows.retrain.run import Steps
 from focusdpo.flows.settings import resolve
 
 BAD = {"objective": {"name": "dpo", "beta": 2000, "eta": 0}, "lr": 0.05, "steps": 30}

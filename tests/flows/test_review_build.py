@@ -14,16 +14,16 @@ from toy_root import Toy
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.reviews import Decision
 from focusdpo.flows import cli
-from focusdpo.flows.building import BuildResult, execute, prepare
+from focusdpo.flows.build.explain import explain
+from focusdpo.flows.build.inspection import pair_lineage
+from focusdpo.flows.build.run import BuildResult, execute, prepare
 from focusdpo.flows.config import BuildRun
-from focusdpo.flows.incremental import explain
-from focusdpo.flows.inspection import pair_lineage
-from focusdpo.flows.reports import dataset_report
 from focusdpo.flows.settings import resolve
 from focusdpo.pipeline.reviews import Audit, is_swapped, original_id, swapped
-from focusdpo.pipeline.store import Store
-from focusdpo.pipeline.version_tables import partitions_of, reviewed_of
-from focusdpo.pipeline.versions import DatasetVersion, open_version
+from focusdpo.reports import dataset_texts
+from focusdpo.store.artefacts import Store
+from focusdpo.store.index import partitions_of, reviewed_of
+from focusdpo.store.versions import DatasetVersion, open_version
 
 
 def build(toy: Toy) -> BuildResult:
@@ -134,7 +134,7 @@ def test_plan_and_diff_tell_what_reviews_change(toy: Toy, ids: list[str]) -> Non
     ]
     build(toy)
     assert explain(prepare(resolve(BuildRun, toy.tree())).builder).leaving == []
-    diff = dataset_report.difference(str(toy.root), first, "latest")
+    diff = dataset_texts.difference(str(toy.root), first, "latest")
     assert diff.added == {"review: swapped": 1}
     assert diff.removed == {"review: rejected": 2, "review: swapped": 1}
     decide(toy, "withdraw", ids[:1])
@@ -142,7 +142,7 @@ def test_plan_and_diff_tell_what_reviews_change(toy: Toy, ids: list[str]) -> Non
     assert told.leaving == ["review: 1 pair as built again, decisions were withdrawn or overruled"]
     second = latest(toy).id
     build(toy)
-    diff = dataset_report.difference(str(toy.root), second, "latest")
+    diff = dataset_texts.difference(str(toy.root), second, "latest")
     assert diff.added == {"review: withdrawn": 1} and diff.removed == {}
 
 

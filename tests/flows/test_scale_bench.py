@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.scale import scale_figures
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.bench.scale import scale_figures
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows import config
 from focusdpo.flows.config import (
+    SECTIONS,
     AblateRun,
     BuildRun,
     DemoRun,
@@ -20,7 +21,6 @@ from focusdpo.flows.config import (
     RetrainRun,
     TrainRun,
 )
-from focusdpo.flows.config_base import SECTIONS
 from focusdpo.flows.settings import (
     as_yaml,
     changes,

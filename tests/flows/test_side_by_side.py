@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw
 from pocket_adapter import small_adapter
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.demo_page import head_text, licence_text
-from focusdpo.flows.inference import Generator, again
-from focusdpo.flows.side_by_side import SHOWN, SideBySide, rows
+from focusdpo.flows.generate.demo_app import head_text, licence_text
+from focusdpo.flows.generate.inference import Generator, again
+from focusdpo.flows.generate.side_by_side import SHOWN, SideBySide, rows
 from focusdpo.flows.wiring import build_part
 
 pytestmark = pytest.mark.slow

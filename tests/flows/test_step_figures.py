@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from tiny_backbone import tiny_backbone
 
+from benchmarks import measuring as step_figures
+from benchmarks.measuring import StepBench, memory_figures, memory_of
+from benchmarks.step_cost import StepMemory
 from focusdpo.flows import wiring
-from focusdpo.flows.bench import steps as step_figures
-from focusdpo.flows.bench.steps import StepBench, memory_figures, memory_of
 from focusdpo.model.backbones.flux import FluxBackbone
-from focusdpo.model.bench import StepMemory
 
 GIB = 2**30
 
@@ -37,7 +37,7 @@ def bench(pair_shards: list[Path], monkeypatch: pytest.MonkeyPatch) -> StepBench
         return tiny_backbone()
 
     monkeypatch.setattr(wiring, "build_part", build)
-    monkeypatch.setattr("focusdpo.pipeline.versions.open_version", lambda _: Version(pair_shards))
+    monkeypatch.setattr("focusdpo.store.versions.open_version", lambda _: Version(pair_shards))
     return StepBench("root", "pocket", ("world.subjects=8", "train.objective.beta=7"))
 
 

@@ -14,18 +14,24 @@ import toy_trainer
 from toy_root import Toy
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows import validation, wiring
-from focusdpo.flows.building import execute, prepare
+from focusdpo.evaluation import validation
+from focusdpo.evaluation.held_out import HeldOutConfig, held_out_scenes
+from focusdpo.evaluation.metrics import METRICS
+from focusdpo.evaluation.validation import (
+    SCORE,
+    Validator,
+    check_metric,
+    validation_scenes,
+)
+from focusdpo.flows import wiring
+from focusdpo.flows.build.run import execute, prepare
 from focusdpo.flows.cli import main
 from focusdpo.flows.config import BuildRun, TrainRun
-from focusdpo.flows.held_out import HeldOutConfig, held_out_scenes
 from focusdpo.flows.settings import resolve
-from focusdpo.flows.training import train
-from focusdpo.flows.validation import SCORE, Validator, check_metric, validation_scenes
+from focusdpo.flows.train.run import train
 from focusdpo.model.adapter import add_policy, policy_parameters, remove_policy
-from focusdpo.model.configs import LoraConfig
-from focusdpo.pipeline.metrics import METRICS
-from focusdpo.pipeline.versions import open_version
+from focusdpo.model.training.config import LoraConfig
+from focusdpo.store.versions import open_version
 
 TRAIN: dict[str, Any] = {
     "steps": 2,

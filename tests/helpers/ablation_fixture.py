@@ -21,7 +21,7 @@ from focusdpo.data_schemas.ablations import (
     SearchPoint,
 )
 from focusdpo.data_schemas.images import encode_png
-from focusdpo.pipeline.metrics import METRICS
+from focusdpo.evaluation.metrics import METRICS
 
 OBJECTIVES = {
     "sft": "SFT",

@@ -16,13 +16,13 @@ from focusdpo.data_schemas.pairs import Pair, Reject
 from focusdpo.data_schemas.scenes import Scene, stable_hash, stable_id
 from focusdpo.data_schemas.shards import IndexRow
 from focusdpo.data_schemas.subjects import Subject
-from focusdpo.pipeline import registry
-from focusdpo.pipeline.ingest import IngestConfig, put_subject
-from focusdpo.pipeline.keys import content_key, image_key
 from focusdpo.pipeline.shard import ShardConfig, write_shards
-from focusdpo.pipeline.store import Store
-from focusdpo.pipeline.version_tables import PartitionRow
-from focusdpo.pipeline.versions import DatasetVersion, latest_rows, publish
+from focusdpo.pipeline.subjects import registry
+from focusdpo.pipeline.subjects.ingest import IngestConfig, put_subject
+from focusdpo.store.artefacts import Store
+from focusdpo.store.index import PartitionRow
+from focusdpo.store.keys import content_key, image_key
+from focusdpo.store.versions import DatasetVersion, latest_rows, publish
 
 SHARDS = ShardConfig(max_pairs=4, val_share=0.0)
 READ = IngestConfig()

@@ -11,9 +11,8 @@ import threading
 from pathlib import Path
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.pipeline.mirror import Mirror
-from focusdpo.pipeline.output_state import copy
-from focusdpo.pipeline.roots import files_of
+from focusdpo.store.folders import Mirror, copy
+from focusdpo.store.roots import files_of
 
 WRITERS, ROUNDS = 6, 4
 LARGE = 40 * 2**20

@@ -57,7 +57,7 @@ def measure(folder: Path, partitions: int, seconds: float) -> dict[str, float]:
         "pair": {"min_winner_identity": 0.0, "min_drop": 0.02},
     }
     started = time.perf_counter()
-    from focusdpo.flows.building import prepare
+    from focusdpo.flows.build.run import prepare
 
     prepared = prepare(resolve(BuildRun, tree))
     made = len(prepared.builder.partitions)
@@ -65,7 +65,7 @@ def measure(folder: Path, partitions: int, seconds: float) -> dict[str, float]:
         raise RuntimeError(f"{made} partitions instead of {partitions}")
 
     def flow() -> Any:
-        from focusdpo.flows.build_dataset import run_here
+        from focusdpo.flows.prefect.build_dataset import run_here
 
         return run_here(prepared, quiet)
 

@@ -12,7 +12,7 @@ from focusdpo.model.adapter import (
     remove_policy,
     save_adapter,
 )
-from focusdpo.model.configs import LoraConfig
+from focusdpo.model.training.config import LoraConfig
 from focusdpo.pocket.parts_generator import PocketGenerator
 
 

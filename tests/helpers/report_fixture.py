@@ -6,8 +6,7 @@ import math
 
 import numpy as np
 
-from focusdpo.flows.reports.agreement import agreement_notes
-from focusdpo.flows.reports.chart_data import (
+from focusdpo.reports.chart_data import (
     Bucket,
     BucketChart,
     Count,
@@ -16,9 +15,10 @@ from focusdpo.flows.reports.chart_data import (
     LineChart,
     Scatter,
 )
-from focusdpo.flows.reports.images import heat_map, overlay, picture
-from focusdpo.flows.reports.metrics import choose, judge, metric_info
-from focusdpo.flows.reports.view import (
+from focusdpo.reports.evaluation_section import agreement_notes
+from focusdpo.reports.images import heat_map, overlay, picture
+from focusdpo.reports.metric_texts import choose, judge, metric_info
+from focusdpo.reports.view import (
     AgreementLine,
     DatasetPart,
     EvaluationPart,

@@ -12,11 +12,11 @@ from focusdpo.data_schemas.pairs import Pair, Reject
 from focusdpo.data_schemas.scenes import Scene
 from focusdpo.data_schemas.subjects import Reference
 from focusdpo.pipeline.complexity import complexity_map
-from focusdpo.pipeline.ingest import put_subject
-from focusdpo.pipeline.keys import content_key, image_key
 from focusdpo.pipeline.shard import ShardConfig, write_shards
-from focusdpo.pipeline.store import Store
-from focusdpo.pipeline.versions import DatasetVersion, publish
+from focusdpo.pipeline.subjects.ingest import put_subject
+from focusdpo.store.artefacts import Store
+from focusdpo.store.keys import content_key, image_key
+from focusdpo.store.versions import DatasetVersion, publish
 
 WORDS = ("cat", "dog")
 

@@ -12,10 +12,10 @@ from pair_samples import make_sample
 from focusdpo.data_schemas.pairs import Pair
 from focusdpo.data_schemas.scenes import stable_id
 from focusdpo.data_schemas.subjects import Subject
-from focusdpo.pipeline.ingest import put_subject
-from focusdpo.pipeline.keys import content_key, image_key
 from focusdpo.pipeline.parts import Image, Mask
-from focusdpo.pipeline.store import Store
+from focusdpo.pipeline.subjects.ingest import put_subject
+from focusdpo.store.artefacts import Store
+from focusdpo.store.keys import content_key, image_key
 
 
 def flat_complexity(win: Image, prior: Mask) -> NDArray[np.float32]:

@@ -14,8 +14,8 @@ from focusdpo.data_schemas.evaluations import EvalScene
 from focusdpo.data_schemas.images import encode_png
 from focusdpo.data_schemas.runs import EvalRow
 from focusdpo.data_schemas.tables import to_parquet
-from focusdpo.model.configs import TrainConfig
-from focusdpo.model.monitor import Monitor
+from focusdpo.model.training.config import TrainConfig
+from focusdpo.model.training.monitor import Monitor
 
 SCENES = 14
 

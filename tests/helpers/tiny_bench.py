@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from focusdpo.model.gpu_bench_config import GpuBenchConfig
+from benchmarks.gpu_config import GpuBenchConfig
 
 SMALL: dict[str, Any] = {
     "device": "cpu",

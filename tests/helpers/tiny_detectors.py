@@ -36,7 +36,7 @@ def write_text_folder(folder: Path) -> Path:
 
 def original_detector(text_folder: Path) -> nn.Module:
     """groundingdino-py's model, small. Small logits, so that no two confidences tie at 1."""
-    from focusdpo.pipeline.adapters.original_grounding_dino import (
+    from focusdpo.pipeline.adapters.segmenters.original_grounding_dino import (
         GroundingDinoSizes,
         make_grounding_dino,
     )
@@ -102,7 +102,7 @@ def write_detector_folder(folder: Path, state: dict[str, Tensor] | None = None) 
 
 def original_sam() -> nn.Module:
     """segment-anything's model, small."""
-    from focusdpo.pipeline.adapters.original_sam import SamSizes, make_sam
+    from focusdpo.pipeline.adapters.segmenters.original_sam import SamSizes, make_sam
 
     torch.manual_seed(1)
     sizes = SamSizes(

@@ -29,8 +29,8 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from focusdpo.model.backbones.sdxl_conditioning import framed, to_bytes
 from focusdpo.model.backbones.sdxl_config import SdxlIpAdapterConfig
-from focusdpo.model.backbones.sdxl_references import framed, to_bytes
 from focusdpo.model.tokens import unpack
 
 TEXT, CROSS, VISION, RESAMPLER, QUERIES = 16, 32, 32, 32, 16

@@ -10,7 +10,7 @@ import toy_suite
 
 from focusdpo.flows import wiring
 from focusdpo.flows.config import RetrainRun
-from focusdpo.flows.retraining import RetrainOutcome, Steps, retrain
+from focusdpo.flows.retrain.run import RetrainOutcome, Steps, retrain
 from focusdpo.flows.settings import merge, resolve
 
 FIRST = {"red": ("disc", 0.0), "blue": ("disc", 240.0), "green": ("square", 120.0)}

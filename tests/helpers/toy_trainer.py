@@ -19,8 +19,7 @@ from focusdpo.flows.ablation import cells as ablation_cells
 from focusdpo.model.adapter import reference_policy
 from focusdpo.model.backbone import References
 from focusdpo.model.backbones.flux import FluxBackbone
-from focusdpo.pipeline.judge import Seen
-from focusdpo.pipeline.parts import Detection, Image, ReferenceImage
+from focusdpo.pipeline.parts import Detection, Image, ReferenceImage, Seen
 from focusdpo.pocket.identities import class_names
 
 DEGREES = 1e4

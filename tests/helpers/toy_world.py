@@ -15,8 +15,7 @@ from scipy import ndimage
 
 from focusdpo.data_schemas.scenes import Scene, stable_id
 from focusdpo.data_schemas.subjects import Reference, Subject
-from focusdpo.pipeline.judge import Seen
-from focusdpo.pipeline.parts import Detection, ReferenceImage
+from focusdpo.pipeline.parts import Detection, ReferenceImage, Seen
 
 SIDE = 48
 WORDS = ("disc", "square")

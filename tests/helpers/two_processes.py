@@ -23,12 +23,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from focusdpo.model.adapter import add_policy, policy_parameters, reference_policy
 from focusdpo.model.backbones.flux import FluxBackbone
-from focusdpo.model.batches import PairBatch, encode_pairs
-from focusdpo.model.configs import LoraConfig, TrainConfig
 from focusdpo.model.noise import draw_noise
-from focusdpo.model.parallel import Processes, Sharding, shard_base
-from focusdpo.model.training import train
-from focusdpo.model.two_pass import backward_step
+from focusdpo.model.training.batches import PairBatch, encode_pairs
+from focusdpo.model.training.config import LoraConfig, TrainConfig
+from focusdpo.model.training.parallel import Processes, Sharding, shard_base
+from focusdpo.model.training.run import train
+from focusdpo.model.training.steps import backward_step
 
 PAIRS = 4
 SETTINGS: dict[str, Any] = {

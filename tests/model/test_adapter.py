@@ -23,8 +23,8 @@ from focusdpo.model.adapter import (
     set_scale,
 )
 from focusdpo.model.backbones.flux import FluxBackbone
-from focusdpo.model.batches import encode_pairs
-from focusdpo.model.configs import LoraConfig
+from focusdpo.model.training.batches import encode_pairs
+from focusdpo.model.training.config import LoraConfig
 
 LORA = LoraConfig(rank=3, alpha=6.0, targets=("to_q", "to_out.0", "proj_mlp"))
 

@@ -17,10 +17,10 @@ from pair_samples import make_sample, write_shard
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.shards import decode
 from focusdpo.model.backbones.flux import FluxBackbone
-from focusdpo.model.batches import PairData, encode_pairs, join, prior_tokens
 from focusdpo.model.focus_config import FocusConfig
-from focusdpo.model.schedule import Schedule
-from focusdpo.model.shard_index import index_shard, read_entry
+from focusdpo.model.training.batches import PairData, encode_pairs, join, prior_tokens
+from focusdpo.model.training.steps import Schedule
+from focusdpo.store.samples import index_shard, read_entry
 
 
 def test_index_reads_what_webdataset_reads(pair_shards: list[Path]) -> None:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.model.checkpoint import (
+from focusdpo.model.training.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     newest_checkpoint,

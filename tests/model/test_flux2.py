@@ -24,8 +24,8 @@ from focusdpo.model.backbones.flux2_backbone import (
     lora_targets,
     text_ids,
 )
-from focusdpo.model.configs import TrainConfig
-from focusdpo.model.training import train
+from focusdpo.model.training.config import TrainConfig
+from focusdpo.model.training.run import train
 
 PROMPTS = ["a cat and a dog on grass", "a car and a cat on grass"]
 

@@ -12,7 +12,7 @@ from diffusers import FluxPipeline
 from tiny_flux import make_flux
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.model.backbones.flux_text import FluxPrompts
+from focusdpo.model.backbones.flux_uno_backbone import FluxPrompts
 
 PROMPTS = ["a cat and a dog on grass", "a red car", "", "zebra"]
 

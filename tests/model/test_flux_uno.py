@@ -35,9 +35,13 @@ from focusdpo.model.adapter import (
 )
 from focusdpo.model.backbone import References
 from focusdpo.model.backbones import flux_uno
-from focusdpo.model.backbones.flux_uno_backbone import FluxUnoBackbone, frame, middle_blocks
-from focusdpo.model.configs import LoraConfig, TrainConfig
-from focusdpo.model.training import train
+from focusdpo.model.backbones.flux_uno_backbone import (
+    FluxUnoBackbone,
+    frame,
+    middle_blocks,
+)
+from focusdpo.model.training.config import LoraConfig, TrainConfig
+from focusdpo.model.training.run import train
 
 PROMPTS = ["a cat and a dog on grass", "a red car"]
 

@@ -17,13 +17,13 @@ from torch import Tensor
 from focusdpo.model.adapter import add_policy, policy_parameters
 from focusdpo.model.backbone import FeatureConfig
 from focusdpo.model.backbones.flux import FluxBackbone
-from focusdpo.model.batches import PairBatch, encode_pairs
-from focusdpo.model.configs import LoraConfig, TrainConfig
 from focusdpo.model.focus import branch_weights
 from focusdpo.model.focus_config import FocusConfig, NoiseConfig
-from focusdpo.model.monitor import observe
 from focusdpo.model.noise import draw_noise
 from focusdpo.model.step import StepOutput, pair_step
+from focusdpo.model.training.batches import PairBatch, encode_pairs
+from focusdpo.model.training.config import LoraConfig, TrainConfig
+from focusdpo.model.training.monitor import observe
 
 Changes = dict[str, list[tuple[Any, dict[str, Any]]]]
 OPEN = {"gate": "always"}

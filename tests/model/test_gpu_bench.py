@@ -12,25 +12,24 @@ import torch
 from tiny_bench import tiny_bench
 from torch import nn
 
+from benchmarks import gpu_steps
+from benchmarks.device import Flops, Trace, attempt, device_facts, limited, require_device
+from benchmarks.full_size_models import lora_config, random_backbone, random_batch
+from benchmarks.gpu_config import (
+    STRAIGHTFORWARD,
+    GpuBenchConfig,
+    ModelName,
+    Row,
+    Setting,
+)
+from benchmarks.straightforward import frozen_copy, straightforward_dpo
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.model import gpu_bench
 from focusdpo.model.adapter import add_policy, policy_parameters
 from focusdpo.model.backbone import Backbone
-from focusdpo.model.batches import PairBatch
-from focusdpo.model.configs import ObjectiveConfig, TrainConfig
-from focusdpo.model.flops import Flops
-from focusdpo.model.gpu_bench_config import STRAIGHTFORWARD, GpuBenchConfig, ModelName, Row, Setting
-from focusdpo.model.gpu_bench_models import lora_config, random_backbone, random_batch
-from focusdpo.model.gpu_device import (
-    Trace,
-    attempt,
-    device_facts,
-    limited,
-    require_device,
-)
 from focusdpo.model.noise import draw_noise
 from focusdpo.model.step import pair_step
-from focusdpo.model.straightforward import frozen_copy, straightforward_dpo
+from focusdpo.model.training.batches import PairBatch
+from focusdpo.model.training.config import ObjectiveConfig, TrainConfig
 
 MODELS: tuple[ModelName, ...] = ("flux", "sdxl")
 FLOPS = (Flops(10, 12), Flops(9, 0))
@@ -116,7 +115,7 @@ def test_a_quantised_base_takes_steps(method: str) -> None:
     backbone = random_backbone("flux", config, "nf4")
     linear: Any = backbone.transformer.get_submodule("transformer_blocks.0.attn.to_q")
     assert type(linear).__name__ == "Linear4bit" and linear.weight.quant_state is not None
-    (row,) = gpu_bench.measure(backbone, setting((method,), base="nf4"), config, FLOPS)
+    (row,) = gpu_steps.measure(backbone, setting((method,), base="nf4"), config, FLOPS)
     assert row.failure is None and row.seconds
     assert not policy_parameters(backbone.transformer)
 
@@ -199,7 +198,7 @@ def test_the_copy_is_of_its_own(built: Backbone) -> None:
 
 def test_a_row_per_method(built: Backbone) -> None:
     name: ModelName = "sdxl" if hasattr(built, "noise") else "flux"
-    rows = by_method(gpu_bench.measure(built, setting(model=name), tiny_bench(), FLOPS))
+    rows = by_method(gpu_steps.measure(built, setting(model=name), tiny_bench(), FLOPS))
     assert list(rows) == ["sft", "dpo", "focus_dpo"]
     for row in rows.values():
         assert row.failure is None and row.seconds is not None and row.seconds > 0
@@ -213,7 +212,7 @@ def test_a_row_per_method(built: Backbone) -> None:
 
 
 def test_the_straightforward_one_takes_four_passes(built: Backbone) -> None:
-    (row,) = gpu_bench.measure(built, setting((STRAIGHTFORWARD,)), tiny_bench(), FLOPS)
+    (row,) = gpu_steps.measure(built, setting((STRAIGHTFORWARD,)), tiny_bench(), FLOPS)
     assert (row.passes, row.step_flops, row.failure) == (4, 62, None)
 
 
@@ -222,16 +221,16 @@ def test_checkpointing_is_on_in_the_step_alone(
     built: Backbone, memory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    original = gpu_bench.backward_step
+    original = gpu_steps.backward_step
 
     def spy(backbone: Backbone, *args: Any) -> Any:
         core: Any = backbone.transformer
         seen.append((core.is_gradient_checkpointing, args[3].memory))
         return original(backbone, *args)
 
-    monkeypatch.setattr(gpu_bench, "backward_step", spy)
+    monkeypatch.setattr(gpu_steps, "backward_step", spy)
     wanted = setting(("dpo",), checkpointing=True, memory=memory)
-    gpu_bench.measure(built, wanted, tiny_bench(), FLOPS)
+    gpu_steps.measure(built, wanted, tiny_bench(), FLOPS)
     core: Any = built.transformer
     assert set(seen) == {(True, memory)}
     assert not core.is_gradient_checkpointing
@@ -284,7 +283,7 @@ def test_it_is_a_result_and_the_rest_goes_on(fail: Callable[[], None]) -> None:
             fail()
 
     with failing(backbone, after_sft, at=3):  # a sft pass, a reference pass, the policy's
-        rows = by_method(gpu_bench.measure(backbone, setting(), config, FLOPS))
+        rows = by_method(gpu_steps.measure(backbone, setting(), config, FLOPS))
     assert rows["dpo"].failure is not None
     assert rows["dpo"].failure.startswith("out of memory in forward pass 2")
     if fail is gpu_exhaustion:
@@ -301,7 +300,7 @@ def test_failing_while_timed_is_a_result_too() -> None:
     config = tiny_bench()
     backbone = random_backbone("flux", config, "fp32")
     with failing(backbone, gpu_exhaustion, at=2):
-        (row,) = gpu_bench.measure(backbone, setting(("sft",)), config, FLOPS)
+        (row,) = gpu_steps.measure(backbone, setting(("sft",)), config, FLOPS)
     assert row.failure == "out of memory in forward pass 1 (3.25 GiB more)"
     assert row.seconds is None
 
@@ -310,9 +309,9 @@ def test_a_model_that_does_not_fit_fails_all_its_rows(monkeypatch: pytest.Monkey
     def fail(*_: Any, **__: Any) -> Backbone:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 72.00 MiB")
 
-    monkeypatch.setattr(gpu_bench, "image_flops", lambda *_: FLOPS)
-    monkeypatch.setattr(gpu_bench, "random_backbone", fail)
-    rows = list(gpu_bench.bench_rows(tiny_bench(models=("flux",))))
+    monkeypatch.setattr(gpu_steps, "image_flops", lambda *_: FLOPS)
+    monkeypatch.setattr(gpu_steps, "random_backbone", fail)
+    rows = list(gpu_steps.bench_rows(tiny_bench(models=("flux",))))
     assert len(rows) == 2 * (3 + 1 + 2)
     assert {row.failure for row in rows} == {"out of memory loading the model (72.00 MiB more)"}
 
@@ -403,7 +402,7 @@ def test_facts_of_a_cpu() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_memory_is_measured_and_limits_hold() -> None:
     config = tiny_bench(device="cuda", models=("flux",), checkpointing=(True,))
-    rows = list(gpu_bench.bench_rows(config))
+    rows = list(gpu_steps.bench_rows(config))
     assert all(row.failure is None and row.peak_bytes for row in rows)
     with limited(1.5, "cuda"):  # half a GiB, after what CUDA itself takes
         taken, failure = attempt(lambda: torch.empty(2**30, device="cuda"), Trace("within"))

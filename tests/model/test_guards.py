@@ -8,8 +8,8 @@ import logging
 import pytest
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.model.configs import GuardConfig
-from focusdpo.model.guards import Guard
+from focusdpo.model.training.config import GuardConfig
+from focusdpo.model.training.monitor import Guard
 
 
 @pytest.mark.parametrize("loss, norm", [(float("nan"), 1.0), (1.0, float("inf"))])

@@ -16,12 +16,12 @@ from safetensors.numpy import load_file
 from tiny_backbone import tiny_backbone
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.model import training
 from focusdpo.model.adapter import policy_parameters, read_card
 from focusdpo.model.backbones.flux import FluxBackbone
-from focusdpo.model.configs import TrainConfig
-from focusdpo.model.looks import Validate
-from focusdpo.model.training import TrainResult, train
+from focusdpo.model.training import run as training
+from focusdpo.model.training.config import TrainConfig
+from focusdpo.model.training.folder import Validate
+from focusdpo.model.training.run import TrainResult, train
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 SETTINGS: dict[str, Any] = {

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from focusdpo.model.backbone import Prediction
-from focusdpo.model.configs import ObjectiveConfig
 from focusdpo.model.objectives import (
     PairErrors,
     error_slope,
@@ -30,6 +29,7 @@ from focusdpo.model.patch_quality import (
     patch_weights,
     quality_maps,
 )
+from focusdpo.model.training.config import ObjectiveConfig
 
 SEEDS = st.integers(0, 10_000)
 

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from focusdpo.model.configs import ObjectiveConfig
 from focusdpo.model.objectives import (
     PairErrors,
     image_error,
@@ -20,6 +19,7 @@ from focusdpo.model.objectives import (
     sft_loss,
     token_error,
 )
+from focusdpo.model.training.config import ObjectiveConfig
 
 
 def predictions(seed: int, shape: tuple[int, ...] = (4, 9, 5)) -> list[Tensor]:

@@ -23,9 +23,15 @@ from two_processes import PAIRS, SETTINGS, WAYS, output_of, pairs, policy_backbo
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.adapter import policy_parameters
 from focusdpo.model.backbones.flux import FluxBackbone
-from focusdpo.model.configs import TrainConfig
-from focusdpo.model.parallel import Processes, Sharding, block_classes, shard_base, sharding_of
-from focusdpo.model.two_pass import backward_step
+from focusdpo.model.training.config import TrainConfig
+from focusdpo.model.training.parallel import (
+    Processes,
+    Sharding,
+    block_classes,
+    shard_base,
+    sharding_of,
+)
+from focusdpo.model.training.steps import backward_step
 
 WEIGHTS = "adapter/pytorch_lora_weights.safetensors"
 EVERY_WAY = [(w, c, m) for w in WAYS for c in (False, True) for m in ("joint", "sequential")]

@@ -12,21 +12,23 @@ from scipy import stats
 
 from focusdpo.model.backbone import FeatureConfig
 from focusdpo.model.backbones.flux import FluxBackbone
-from focusdpo.model.batches import PairBatch, encode_pairs
 from focusdpo.model.correspondence import alignment, attention_field
 from focusdpo.model.focus import FocusPriors, focus_maps
-from focusdpo.model.focus_config import FocusConfig
+from focusdpo.model.focus_config import FocusConfig, PremiseConfig
 from focusdpo.model.noise import add_noise
 from focusdpo.model.premise import (
     METRICS,
     block_names,
+    bootstrap_band,
     chance_levels,
     measure_premise,
     noise_of,
     noisy_images,
+    rank_correlation,
+    rise_of,
+    spread,
 )
-from focusdpo.model.premise_config import PremiseConfig
-from focusdpo.model.premise_stats import bootstrap_band, rank_correlation, rise_of, spread
+from focusdpo.model.training.batches import PairBatch, encode_pairs
 
 SIGMAS = (0.9, 0.5, 0.1)
 FOCUS = FocusConfig(features=FeatureConfig(kind="queries", blocks=("single.0", "double.0")))

@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny_backbone import tiny_backbone
 
-from focusdpo.model.configs import TrainConfig
-from focusdpo.model.reference_errors import ReferenceErrors
-from focusdpo.model.training import train
+from focusdpo.model.training.config import TrainConfig
+from focusdpo.model.training.reference_errors import ReferenceErrors
+from focusdpo.model.training.run import train
 
 SETTINGS: dict[str, Any] = {
     "steps": 3,

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from focusdpo.model.backbone import References
 from focusdpo.model.backbones.sdxl_backbone import SdxlBackbone, time_ids
+from focusdpo.model.backbones.sdxl_conditioning import framed
 from focusdpo.model.backbones.sdxl_ip_adapter import build
 from focusdpo.model.backbones.sdxl_noise import DiffusionNoise
-from focusdpo.model.backbones.sdxl_references import framed
 from focusdpo.model.tokens import pack, unpack
 
 PROMPTS = ["a cat and a dog on grass", "a car"]

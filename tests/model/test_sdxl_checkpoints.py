@@ -20,8 +20,14 @@ from tiny_sdxl import save_base, save_image_encoder, save_tiny_sdxl, tiny_config
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.backbones.sdxl_config import SdxlIpAdapterConfig
 from focusdpo.model.backbones.sdxl_features import default_blocks
-from focusdpo.model.backbones.sdxl_ip_adapter import build, checks, fingerprint, sources
-from focusdpo.model.backbones.sdxl_layout import cross_attention_widths, image_keys
+from focusdpo.model.backbones.sdxl_ip_adapter import (
+    build,
+    checks,
+    cross_attention_widths,
+    fingerprint,
+    image_keys,
+    sources,
+)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +96,7 @@ def test_what_is_wrong_is_said_before_anything_loads(
     break_it, message = BROKEN[name]
     break_it(folder)
     monkeypatch.setattr(
-        "focusdpo.model.backbones.sdxl_loading.load", lambda *_: pytest.fail("loaded")
+        "focusdpo.model.backbones.sdxl_backbone.load", lambda *_: pytest.fail("loaded")
     )
     with pytest.raises(UserError, match=message):
         build(tiny_config(folder), "cpu")

@@ -17,10 +17,10 @@ from focusdpo.model.backbones.sdxl_backbone import SdxlBackbone
 from focusdpo.model.backbones.sdxl_features import alike, block_names, default_blocks, to_grid
 from focusdpo.model.backbones.sdxl_ip_adapter import build
 from focusdpo.model.backbones.sdxl_noise import reference_noise
-from focusdpo.model.batches import encode_pairs, join
 from focusdpo.model.correspondence import similarity
 from focusdpo.model.focus import FocusConfig, FocusPriors, focus_maps
 from focusdpo.model.tokens import unpack
+from focusdpo.model.training.batches import encode_pairs, join
 
 SIGMA = torch.tensor([0.3, 0.6])
 NOISY = torch.randn((2, 16, 16), generator=torch.Generator().manual_seed(0))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.adapter import (
+    TrainedCopy,
     add_policy,
     load_adapter,
     policy_parameters,
@@ -28,11 +29,10 @@ from focusdpo.model.adapter import (
 from focusdpo.model.backbones.sdxl_backbone import SdxlBackbone
 from focusdpo.model.backbones.sdxl_export import save_ip_adapter
 from focusdpo.model.backbones.sdxl_ip_adapter import build
-from focusdpo.model.batches import encode_pairs
-from focusdpo.model.configs import LoraConfig, TrainConfig
-from focusdpo.model.full_policy import TrainedCopy
 from focusdpo.model.step import pair_step
-from focusdpo.model.training import train
+from focusdpo.model.training.batches import encode_pairs
+from focusdpo.model.training.config import LoraConfig, TrainConfig
+from focusdpo.model.training.run import train
 
 PROMPTS = ["a cat and a dog on grass", "a car"]
 SETTINGS: dict[str, Any] = {

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from s3_server import BUCKET, KEY_ID, SECRET, TOKEN, S3Server
 from tiny_backbone import tiny_backbone
 
-from focusdpo.data_schemas.addresses import with_digest
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.model.configs import TrainConfig
-from focusdpo.model.shard_cache import CacheConfig, ShardCache
-from focusdpo.model.shard_index import index_shard, read_fields
-from focusdpo.model.training import train
+from focusdpo.model.training.config import TrainConfig
+from focusdpo.model.training.run import train
+from focusdpo.store.addresses import with_digest
+from focusdpo.store.cache import CacheConfig, ShardCache
+from focusdpo.store.samples import index_shard, read_fields
 
 WIDE = 10**9
 

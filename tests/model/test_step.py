@@ -11,6 +11,7 @@ import pytest
 import torch
 from pair_samples import make_sample
 
+from benchmarks.step_cost import step_cost, step_memory
 from focusdpo.model.adapter import (
     add_policy,
     policy_parameters,
@@ -19,14 +20,18 @@ from focusdpo.model.adapter import (
 )
 from focusdpo.model.backbone import FeatureConfig
 from focusdpo.model.backbones.flux import FluxBackbone
-from focusdpo.model.batches import PairBatch, encode_pairs
-from focusdpo.model.bench import step_cost, step_memory
-from focusdpo.model.configs import LoraConfig, ObjectiveConfig, PatchConfig, TrainConfig
 from focusdpo.model.focus_config import FocusConfig, NoiseConfig
-from focusdpo.model.monitor import PER_PAIR, bucket_rows, observe
 from focusdpo.model.noise import add_noise, draw_noise, velocity_target
 from focusdpo.model.objectives import PairErrors, image_error, preference_loss, token_error
 from focusdpo.model.step import StepOutput, autocast, pair_step
+from focusdpo.model.training.batches import PairBatch, encode_pairs
+from focusdpo.model.training.config import (
+    LoraConfig,
+    ObjectiveConfig,
+    PatchConfig,
+    TrainConfig,
+)
+from focusdpo.model.training.monitor import PER_PAIR, bucket_rows, observe
 
 NAMES = ("focus_dpo", "dpo", "dpo_prior", "patch_dpo", "sft")
 
@@ -196,7 +201,7 @@ def test_step_memory_is_silent_where_the_system_does_not_tell(
     backbone: FluxBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = encode_pairs(backbone, [make_sample(0, 2)])
-    monkeypatch.setattr("focusdpo.model.bench._PROC", tmp_path / "nowhere")
+    monkeypatch.setattr("benchmarks.step_cost._PROC", tmp_path / "nowhere")
     assert step_memory(backbone, batch, config(), "dpo", steps=1) is None
     assert not policy_parameters(backbone.transformer)
 

@@ -23,8 +23,8 @@ from tiny_backbone import tiny_backbone
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.adapter import load_adapter, policy_parameters
 from focusdpo.model.backbones.flux import FluxBackbone
-from focusdpo.model.configs import LoraConfig, ObjectiveConfig, TrainConfig
-from focusdpo.model.training import TrainResult, learning_rate, train
+from focusdpo.model.training.config import LoraConfig, ObjectiveConfig, TrainConfig
+from focusdpo.model.training.run import TrainResult, learning_rate, train
 
 SETTINGS: dict[str, Any] = {
     "steps": 12,

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from focusdpo.model.adapter import add_policy, policy_parameters
 from focusdpo.model.backbones.flux import FluxBackbone
-from focusdpo.model.batches import PairBatch, encode_pairs
-from focusdpo.model.configs import LoraConfig, PatchConfig, TrainConfig
-from focusdpo.model.monitor import observe
 from focusdpo.model.noise import draw_noise
 from focusdpo.model.step import StepOutput, autocast, pair_step
-from focusdpo.model.two_pass import backward_step
+from focusdpo.model.training.batches import PairBatch, encode_pairs
+from focusdpo.model.training.config import LoraConfig, PatchConfig, TrainConfig
+from focusdpo.model.training.monitor import observe
+from focusdpo.model.training.steps import backward_step
 
 FORMS: dict[str, dict[str, Any]] = {
     "sigmoid": {"name": "dpo"},

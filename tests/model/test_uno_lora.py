@@ -12,9 +12,13 @@ from safetensors.torch import load_file, save_file
 from tiny_flux import NUM_DOUBLE, NUM_SINGLE, RANK, WIDTH, make_flux, make_uno, uno_tensors
 from torch import Tensor
 
-from focusdpo.data_schemas.checkpoints import read_json
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.model.adapter import AdapterCard, add_policy, policy_parameters, save_adapter
+from focusdpo.model.adapter import (
+    AdapterCard,
+    add_policy,
+    policy_parameters,
+    save_adapter,
+)
 from focusdpo.model.backbones.uno_lora import (
     check_uno,
     export_uno,
@@ -23,7 +27,8 @@ from focusdpo.model.backbones.uno_lora import (
     uno_file,
     uno_targets,
 )
-from focusdpo.model.configs import LoraConfig
+from focusdpo.model.training.config import LoraConfig
+from focusdpo.store.checkpoints import read_json
 
 TARGETS = uno_targets(NUM_DOUBLE, NUM_SINGLE)
 

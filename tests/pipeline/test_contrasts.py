@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from focusdpo.pipeline.contrasts import arm_rows, contrasts
+from focusdpo.evaluation.comparison import arm_rows, contrasts
 
 SETTINGS = {"resamples": 400, "level": 0.95, "seed": 0}
 NAN = float("nan")

@@ -15,7 +15,7 @@ from torchvision import transforms
 from torchvision.ops import nms
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.pipeline.adapters.detections import (
+from focusdpo.pipeline.adapters.segmenters.detections import (
     Boxes,
     DetectionConfig,
     boxes_of,

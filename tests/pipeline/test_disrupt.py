@@ -14,13 +14,15 @@ from focusdpo.data_schemas.candidates import Sampled
 from focusdpo.pipeline.describe import ClassNameCaptioner, DescribeConfig, describe
 from focusdpo.pipeline.disrupt import (
     DisruptConfig,
+    blend,
     choose_mode,
     choose_subset,
     choose_swap,
     disrupt,
+    feather_alpha,
+    grow,
     repaint_prompt,
 )
-from focusdpo.pipeline.paste import blend, feather_alpha, grow
 from focusdpo.pipeline.segment import SegmentConfig, segment
 
 MASKS = arrays(bool, (12, 14))

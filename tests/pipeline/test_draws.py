@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from focusdpo.data_schemas.scenes import stable_hash
-from focusdpo.pipeline.draws import DENSE, THINNING, num_sets, sparse_sets
+from focusdpo.pipeline.compose import DENSE, THINNING, num_sets, sparse_sets
 
 NAMES = [f"s{i:04d}" for i in range(400)]
 SIZES = st.sampled_from([2, 3])

@@ -14,7 +14,16 @@ import toy_world
 from PIL import Image
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.pipeline.dreambench import (
+from focusdpo.evaluation.dreambench_metrics import (
+    BENCH_METRICS,
+    BenchParts,
+    bench_rows,
+    know_subject,
+    match,
+    measure_pictures,
+    undetected,
+)
+from focusdpo.evaluation.dreambench_protocol import (
     LIVE,
     PAIRS,
     PHOTOGRAPH,
@@ -27,17 +36,13 @@ from focusdpo.pipeline.dreambench import (
     shown_photograph,
     target_photographs,
 )
-from focusdpo.pipeline.dreambench_metrics import (
-    BENCH_METRICS,
-    BenchParts,
-    know_subject,
-    match,
-    measure_pictures,
+from focusdpo.evaluation.photographs import (
+    open_photographs,
+    parse_prompts,
+    read_photograph,
 )
-from focusdpo.pipeline.dreambench_table import bench_rows, undetected
-from focusdpo.pipeline.evaluate import EvaluateConfig
+from focusdpo.evaluation.pocket_protocol import EvaluateConfig
 from focusdpo.pipeline.parts import Detection
-from focusdpo.pipeline.photographs import open_photographs, parse_prompts, read_photograph
 
 SINGLE, ALL, MULTI = PROTOCOLS
 CONFIG = EvaluateConfig(resamples=200, batch=5)

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from focusdpo.pipeline.compare import rows
-from focusdpo.pipeline.evaluate import EvaluateConfig, measure, paint_scenes
+from focusdpo.evaluation.comparison import rows
+from focusdpo.evaluation.pocket_protocol import EvaluateConfig, measure, paint_scenes
 
 CONFIG = EvaluateConfig(resamples=200)
 

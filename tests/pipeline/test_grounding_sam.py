@@ -20,10 +20,17 @@ from tiny_detectors import (
     write_text_folder,
 )
 
-from focusdpo.pipeline.adapters import grounding_sam as adapter
-from focusdpo.pipeline.adapters import grounding_sam_hf, original_grounding_dino
-from focusdpo.pipeline.adapters.detections import DetectionConfig
-from focusdpo.pipeline.adapters.original_sam import load_sam, make_sam, sam_sizes
+from focusdpo.pipeline.adapters.segmenters import grounding_sam as adapter
+from focusdpo.pipeline.adapters.segmenters import (
+    grounding_sam_hf,
+    original_grounding_dino,
+)
+from focusdpo.pipeline.adapters.segmenters.detections import DetectionConfig
+from focusdpo.pipeline.adapters.segmenters.original_sam import (
+    load_sam,
+    make_sam,
+    sam_sizes,
+)
 
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec("groundingdino") is None,

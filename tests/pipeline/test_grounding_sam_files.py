@@ -21,9 +21,9 @@ from tiny_detectors import (
 )
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.pipeline.adapters import grounding_sam as adapter
-from focusdpo.pipeline.adapters import original_grounding_dino
-from focusdpo.pipeline.adapters.original_sam import check_sam
+from focusdpo.pipeline.adapters.segmenters import grounding_sam as adapter
+from focusdpo.pipeline.adapters.segmenters import original_grounding_dino
+from focusdpo.pipeline.adapters.segmenters.original_sam import check_sam
 
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec("groundingdino") is None,

@@ -16,10 +16,17 @@ from tiny_detectors import (
 
 from focusdpo.data_schemas.candidates import Sampled
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.pipeline.adapters import grounding_sam_hf as adapter
-from focusdpo.pipeline.adapters.detections import DetectionConfig, resized, view_size
-from focusdpo.pipeline.adapters.grounded_segmenter import GroundedSegmenter, SquareView
-from focusdpo.pipeline.adapters.original_sam import PackageSam
+from focusdpo.pipeline.adapters.segmenters import grounding_sam_hf as adapter
+from focusdpo.pipeline.adapters.segmenters.detections import (
+    DetectionConfig,
+    resized,
+    view_size,
+)
+from focusdpo.pipeline.adapters.segmenters.grounded_segmenter import (
+    GroundedSegmenter,
+    SquareView,
+)
+from focusdpo.pipeline.adapters.segmenters.original_sam import PackageSam
 from focusdpo.pipeline.segment import SegmentConfig, segment
 
 LOOSE = DetectionConfig(

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from tiny_detectors import write_detector_folder, write_sam2_folder, write_sam_folder
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.pipeline.adapters import grounding_sam_hf as adapter
-from focusdpo.pipeline.adapters.detections import DetectionConfig
+from focusdpo.pipeline.adapters.segmenters import grounding_sam_hf as adapter
+from focusdpo.pipeline.adapters.segmenters.detections import DetectionConfig
 
 DEFAULT = DetectionConfig()
 

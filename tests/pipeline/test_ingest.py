@@ -11,9 +11,14 @@ from small_disk import small_disk
 from unprivileged import unprivileged
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.pipeline.ingest import IngestConfig, Ingested, ingest, put_subject
-from focusdpo.pipeline.store import Store
-from focusdpo.pipeline.subject_folders import clean_name
+from focusdpo.pipeline.subjects.ingest import (
+    IngestConfig,
+    Ingested,
+    clean_name,
+    ingest,
+    put_subject,
+)
+from focusdpo.store.artefacts import Store
 
 CONFIG = IngestConfig()
 CLASSES = ("cat", "dog", "teddy bear", "object")

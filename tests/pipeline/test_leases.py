@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 from s3_server import BUCKET, S3Server, s3_process
 
-from focusdpo.pipeline import leases
-from focusdpo.pipeline.files import Files, LocalFiles
-from focusdpo.pipeline.leases import Holder, Lease, LeaseConfig, Leases, lease
-from focusdpo.pipeline.processes import host, is_dead, me
-from focusdpo.pipeline.roots import files_of
+from focusdpo.store import leases
+from focusdpo.store.leases import Holder, Lease, LeaseConfig, Leases, lease
+from focusdpo.store.local import Files, LocalFiles
+from focusdpo.store.processes import host, is_dead, me
+from focusdpo.store.roots import files_of
 
 NAME = "generate/0123456789abcdef"
 PATH = f".leases/{NAME}.json"

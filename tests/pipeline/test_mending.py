@@ -16,16 +16,16 @@ from s3_server import s3_server
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.shards import IndexRow
 from focusdpo.data_schemas.tables import from_parquet
-from focusdpo.pipeline import twins
-from focusdpo.pipeline.files import LocalFiles
-from focusdpo.pipeline.manifests import latest_id, versions_of
-from focusdpo.pipeline.mending import damages, mend
-from focusdpo.pipeline.purge import purge
-from focusdpo.pipeline.retention import collect, remove_version
-from focusdpo.pipeline.store import Store
-from focusdpo.pipeline.twins import read_twin, twin_bytes
-from focusdpo.pipeline.version_tables import partitions_of, reviewed_of
-from focusdpo.pipeline.versions import lineage_of, open_version
+from focusdpo.pipeline.upkeep.garbage import collect, remove_version
+from focusdpo.pipeline.upkeep.purge import purge
+from focusdpo.pipeline.upkeep.repair import damages, mend
+from focusdpo.store import twins
+from focusdpo.store.artefacts import Store
+from focusdpo.store.index import partitions_of, reviewed_of
+from focusdpo.store.local import LocalFiles
+from focusdpo.store.manifests import latest_id, versions_of
+from focusdpo.store.twins import read_twin, twin_bytes
+from focusdpo.store.versions import lineage_of, open_version
 
 PARTS = {
     "index.parquet",

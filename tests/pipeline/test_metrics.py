@@ -10,10 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from focusdpo.data_schemas.evaluations import EvalScene
-from focusdpo.pipeline.compare import rows, scene_means
-from focusdpo.pipeline.evaluate import EvaluateConfig
-from focusdpo.pipeline.matching import NOBODY
-from focusdpo.pipeline.metrics import (
+from focusdpo.evaluation.comparison import rows, scene_means
+from focusdpo.evaluation.metrics import (
     METRICS,
     bootstrap,
     circular_mean,
@@ -21,6 +19,8 @@ from focusdpo.pipeline.metrics import (
     identity_values,
     nan_mean,
 )
+from focusdpo.evaluation.pocket_protocol import EvaluateConfig
+from focusdpo.pipeline.matching import NOBODY
 
 DEGREES = st.floats(0, 360, exclude_max=True)
 SETTINGS = {"resamples": 1000, "level": 0.95, "seed": 0}

@@ -12,11 +12,10 @@ import pytest
 from s3_server import BUCKET, S3Server
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.pipeline.files import Files
-from focusdpo.pipeline.leases import LeaseConfig, Leases
-from focusdpo.pipeline.mirror import Mirror, mirrored
-from focusdpo.pipeline.output_state import FILES, STATE, State, copy, read_state
-from focusdpo.pipeline.roots import HEADER, files_of
+from focusdpo.store.folders import FILES, STATE, Mirror, State, copy, mirrored, read_state
+from focusdpo.store.leases import LeaseConfig, Leases
+from focusdpo.store.local import Files
+from focusdpo.store.roots import HEADER, files_of
 
 QUICK = LeaseConfig(seconds=0.4, renewals=4)
 

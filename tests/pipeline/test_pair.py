@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from focusdpo.data_schemas.candidates import Described, Disrupted, Instance, Sampled, Scored
-from focusdpo.pipeline.accept import PairConfig
-from focusdpo.pipeline.pair import pair
+from focusdpo.pipeline.pair import PairConfig, pair
 
 ROOM = PairConfig(max_disrupt_per_scene=8, max_rank_per_scene=2)
 

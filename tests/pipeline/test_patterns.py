@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from focusdpo.pipeline.patterns import pattern_difference
+from focusdpo.evaluation.metrics import pattern_difference
 
 SIDE = 24
 

@@ -26,11 +26,14 @@ from torch import Tensor
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.models_config import MODULES
-from focusdpo.pipeline.adapters import grounding_sam, grounding_sam_hf
-from focusdpo.pipeline.adapters.detections import DetectionConfig
-from focusdpo.pipeline.adapters.grounded_segmenter import GroundedSegmenter, MaskModel
-from focusdpo.pipeline.adapters.original_sam import PackageSam
-from focusdpo.pipeline.adapters.transformers_sam import load_sam
+from focusdpo.pipeline.adapters.segmenters import grounding_sam, grounding_sam_hf
+from focusdpo.pipeline.adapters.segmenters.detections import DetectionConfig
+from focusdpo.pipeline.adapters.segmenters.grounded_segmenter import (
+    GroundedSegmenter,
+    MaskModel,
+)
+from focusdpo.pipeline.adapters.segmenters.original_sam import PackageSam
+from focusdpo.pipeline.adapters.segmenters.transformers_sam import load_sam
 from focusdpo.pipeline.parts import PointSegmenter
 
 PROMPTS = {

@@ -25,16 +25,15 @@ from kept_root import (
 )
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.model.shard_index import index_shard
-from focusdpo.pipeline import photo_masks, registry
-from focusdpo.pipeline.manifests import latest_id, versions_of
-from focusdpo.pipeline.purge import purge, refuse_unfinished, traces
-from focusdpo.pipeline.purge_plan import make_plan, read_plans
-from focusdpo.pipeline.purge_shards import samples, without
-from focusdpo.pipeline.retention import building
-from focusdpo.pipeline.store import Store
-from focusdpo.pipeline.version_tables import partitions_of
-from focusdpo.pipeline.versions import DatasetVersion, lineage_of, open_version
+from focusdpo.pipeline.subjects import masks, registry
+from focusdpo.pipeline.upkeep.garbage import building
+from focusdpo.pipeline.upkeep.purge import purge, refuse_unfinished, traces
+from focusdpo.pipeline.upkeep.purge_plan import make_plan, read_plans, samples, without
+from focusdpo.store.artefacts import Store
+from focusdpo.store.index import partitions_of
+from focusdpo.store.manifests import latest_id, versions_of
+from focusdpo.store.samples import index_shard
+from focusdpo.store.versions import DatasetVersion, lineage_of, open_version
 
 NOW = "2026-02-03T04:05:06+00:00"
 
@@ -53,7 +52,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     register(store, "dog")
     build(store)
     bring(store, "bee", look=2)
-    store.commit(photo_masks.STAGE, "c" * 32, [], registry.Subject, images={"m.png": noise("m")})
+    store.commit(masks.STAGE, "c" * 32, [], registry.Subject, images={"m.png": noise("m")})
     return Path(store.root)
 
 
@@ -89,7 +88,7 @@ def test_no_byte_of_their_pictures_is_left(store: Store) -> None:
     for name, needle in needles.items():
         assert files_with(store.root, needle) == [], name
     assert not (store.root / "first.png").exists()
-    assert store.keys(photo_masks.STAGE) == []
+    assert store.keys(masks.STAGE) == []
     assert list(traces(store, plan)) == []
 
 

@@ -14,12 +14,18 @@ from stored_pairs import flat_complexity, put_pairs, put_subjects
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.subjects import Subject
-from focusdpo.pipeline import registry
-from focusdpo.pipeline.ingest import IngestConfig, put_subject
-from focusdpo.pipeline.registry import add, read_registry, remove, state_numbers, update
 from focusdpo.pipeline.shard import ShardConfig, write_shards
-from focusdpo.pipeline.store import Store
-from focusdpo.pipeline.versions import publish
+from focusdpo.pipeline.subjects import registry
+from focusdpo.pipeline.subjects.ingest import IngestConfig, put_subject
+from focusdpo.pipeline.subjects.registry import (
+    add,
+    read_registry,
+    remove,
+    state_numbers,
+    update,
+)
+from focusdpo.store.artefacts import Store
+from focusdpo.store.versions import publish
 
 READ = IngestConfig()
 

@@ -16,13 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from s3_server import BUCKET, KEY_ID, SECRET, TOKEN, S3Server
 
-from focusdpo.data_schemas.addresses import hush_clients, split_address
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.pipeline.files import Files, LocalFiles
-from focusdpo.pipeline.objects import Lost
-from focusdpo.pipeline.remote_config import RemoteConfig
-from focusdpo.pipeline.roots import files_of
-from focusdpo.pipeline.store import Store
+from focusdpo.store.addresses import hush_clients, split_address
+from focusdpo.store.artefacts import Store
+from focusdpo.store.local import Files, LocalFiles
+from focusdpo.store.remote import Lost, RemoteConfig
+from focusdpo.store.roots import files_of
 
 SECRETS = (SECRET, TOKEN, KEY_ID)
 
@@ -165,7 +164,7 @@ def test_uploads_that_were_never_ended_are_swept_up_in_a_day(
     for key in ("a", "b"):
         objects._call("create_multipart_upload", Key=objects._prefix + key)
     with monkeypatch.context() as patch:  # moto says of every upload that it began in 2010
-        patch.setattr("focusdpo.pipeline.remote_files.FOREIGN_TEMP_SECONDS", 1e10)
+        patch.setattr("focusdpo.store.remote.FOREIGN_TEMP_SECONDS", 1e10)
         assert files.clean() == 0
     assert files.clean() == 2 and files.clean() == 0
 

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from kept_root import bring, build, read_all, register
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.pipeline import photo_masks, registry
-from focusdpo.pipeline.manifests import latest_id, versions_of
-from focusdpo.pipeline.retention import (
+from focusdpo.pipeline.subjects import masks, registry
+from focusdpo.pipeline.upkeep.garbage import (
     DAY,
     building,
     builds_at_work,
@@ -24,9 +23,10 @@ from focusdpo.pipeline.retention import (
     last_sweep,
     remove_version,
 )
-from focusdpo.pipeline.store import Store
-from focusdpo.pipeline.version_tables import lineage_keys
-from focusdpo.pipeline.versions import open_version
+from focusdpo.store.artefacts import Store
+from focusdpo.store.index import lineage_keys
+from focusdpo.store.manifests import latest_id, versions_of
+from focusdpo.store.versions import open_version
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_pictures_that_pairs_came_from_stay_when_the_licence_changes(store: Stor
 
 
 def test_registered_subjects_and_masks_of_photographs_stay(store: Store) -> None:
-    store.commit(photo_masks.STAGE, "a" * 32, [], registry.Subject, partition="")
+    store.commit(masks.STAGE, "a" * 32, [], registry.Subject, partition="")
     before = names(store)
     assert collect(store, min_age=0).bytes == 0
     assert names(store) == before

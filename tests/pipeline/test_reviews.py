@@ -25,8 +25,6 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.pairs import Pair
 from focusdpo.data_schemas.reviews import DECISIONS, Decision, Review
 from focusdpo.pipeline import review_stats
-from focusdpo.pipeline.purge import purge
-from focusdpo.pipeline.retention import collect
 from focusdpo.pipeline.reviews import (
     FOLDER,
     Audit,
@@ -40,7 +38,9 @@ from focusdpo.pipeline.reviews import (
     verdicts,
 )
 from focusdpo.pipeline.shard import load_images
-from focusdpo.pipeline.store import Store
+from focusdpo.pipeline.upkeep.garbage import collect
+from focusdpo.pipeline.upkeep.purge import purge
+from focusdpo.store.artefacts import Store
 
 NOON = datetime.datetime(2026, 11, 28, 12, tzinfo=datetime.UTC)
 

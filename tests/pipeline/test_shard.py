@@ -19,7 +19,7 @@ from focusdpo.pipeline.shard import (
     split_of,
     write_shards,
 )
-from focusdpo.pipeline.store import Store
+from focusdpo.store.artefacts import Store
 
 CONFIG = ShardConfig(max_pairs=4, val_share=0.3)
 

@@ -24,9 +24,9 @@ from focusdpo.data_schemas.candidates import Sampled
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.pairs import Reject
 from focusdpo.data_schemas.runs import SCHEMA_VERSION
-from focusdpo.pipeline.files import LocalFiles
-from focusdpo.pipeline.keys import config_digest, content_key, digest, image_key
-from focusdpo.pipeline.store import Store
+from focusdpo.store.artefacts import Store
+from focusdpo.store.keys import config_digest, content_key, digest, image_key
+from focusdpo.store.local import LocalFiles
 
 HERE = Path(__file__).parent
 IMPORT_PATHS = [str(HERE), str(HERE.parent / "helpers")]

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from focusdpo.data_schemas.errors import UserError
-from focusdpo.pipeline.adapters import dino
-from focusdpo.pipeline.adapters.dino import DinoConfig, DinoEncoder
-from focusdpo.pipeline.adapters.streaming import AHEAD, Looker, Stream
-from focusdpo.pipeline.adapters.throughput import (
+from benchmarks.throughput import (
     ScoringRate,
     bench_scoring,
     make_pictures,
     save_random_dino,
     scoring_rate,
 )
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.pipeline.adapters import dino
+from focusdpo.pipeline.adapters.dino import DinoConfig, DinoEncoder
+from focusdpo.pipeline.adapters.streaming import AHEAD, Looker, Stream
 
 SIDE = 4
 

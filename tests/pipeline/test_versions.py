@@ -16,10 +16,10 @@ from stored_pairs import flat_complexity, put_pairs, put_subjects
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.pairs import Pair
 from focusdpo.data_schemas.subjects import Subject
-from focusdpo.pipeline.mending import damages, mend
 from focusdpo.pipeline.shard import ShardConfig, write_shards
-from focusdpo.pipeline.store import Store
-from focusdpo.pipeline.versions import (
+from focusdpo.pipeline.upkeep.repair import damages, mend
+from focusdpo.store.artefacts import Store
+from focusdpo.store.versions import (
     DatasetVersion,
     latest_id,
     latest_rows,

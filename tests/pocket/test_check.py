@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.pipeline.judge import Seen
-from focusdpo.pipeline.parts import Image, ReferenceImage, Vectors
+from focusdpo.pipeline.parts import Image, ReferenceImage, Seen, Vectors
 from focusdpo.pocket import parts
 from focusdpo.pocket.cards import Figure
 from focusdpo.pocket.check import is_confused, judge_scenes, match_classes

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from tiny_scorers import arrays
 
-from focusdpo.pipeline.patterns import pattern_difference
+from focusdpo.evaluation.metrics import pattern_difference
 from focusdpo.pocket.facts import FEWEST, SIDE, structures
 from focusdpo.pocket.identities import PATTERNS, Identity, class_names, sample_identities
 from focusdpo.pocket.world import render_references, render_scenes

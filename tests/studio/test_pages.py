@@ -12,7 +12,7 @@ from small_root import small_version
 from studio_client import Client
 from studio_runs import add_steps, make_evaluation, make_run
 
-from focusdpo.studio.dataset import Dataset
+from focusdpo.studio.version_reading import Dataset
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&"
 PICTURE = re.compile(r'(?:src|data-src)="(/[^"]+)"')

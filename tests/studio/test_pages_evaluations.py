@@ -10,7 +10,7 @@ from studio_client import Client
 from studio_runs import SCENES, make_evaluation
 
 from focusdpo.data_schemas.images import encode_png
-from focusdpo.studio.run_folders import find_runs
+from focusdpo.studio.run_reading import find_runs
 
 
 def client_of(folder: Path) -> Client:

@@ -23,7 +23,12 @@ from focusdpo.flows.config import GenerateRun
 from focusdpo.flows.settings import resolve
 from focusdpo.flows.wiring import resident_parts, takes_points
 from focusdpo.pipeline.parts import PointSegmenter
-from focusdpo.studio.points import MOST_POINTS, Prompt, read_prompt, whole_instances
+from focusdpo.studio.pages.upload_page import (
+    MOST_POINTS,
+    Prompt,
+    read_prompt,
+    whole_instances,
+)
 
 HERE = "/add-subject/0123456789abcdef"
 SIZE = (240, 320)

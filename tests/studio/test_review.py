@@ -14,11 +14,11 @@ from focusdpo.data_schemas.pairs import Pair
 from focusdpo.pipeline.complexity import complexity_map
 from focusdpo.pipeline.reviews import Audit, Ruling
 from focusdpo.pipeline.shard import ShardConfig, write_shards
-from focusdpo.pipeline.store import Store
-from focusdpo.pipeline.version_tables import PartitionRow
-from focusdpo.pipeline.versions import open_version, publish
-from focusdpo.studio.dataset import Dataset
+from focusdpo.store.artefacts import Store
+from focusdpo.store.index import PartitionRow
+from focusdpo.store.versions import open_version, publish
 from focusdpo.studio.review_queue import Filter, Queue, blind_decision, winner_side
+from focusdpo.studio.version_reading import Dataset
 
 ADA = "/review/queue?reviewer=Ada"
 

@@ -13,7 +13,7 @@ from small_root import small_version
 from studio_walk import browser_page, drop_files, meadow, needs_browser, served
 
 from focusdpo.pipeline.reviews import Audit
-from focusdpo.pipeline.store import Store
+from focusdpo.store.artefacts import Store
 
 pytestmark = needs_browser
 

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 from studio_client import Client
 
-from focusdpo.flows import subject_changes
+from focusdpo.flows.build import sources
 from focusdpo.flows.config import GenerateRun
 from focusdpo.flows.settings import resolve
-from focusdpo.pipeline.registry import read_registry
-from focusdpo.pipeline.store import Store
+from focusdpo.pipeline.subjects.registry import read_registry
+from focusdpo.store.artefacts import Store
 from focusdpo.studio.drafts import Drafts
 
 DRAFT = "0123456789abcdef"
@@ -188,7 +188,7 @@ def test_saving_is_what_subjects_add_does(studio: Client, tmp_path: Path) -> Non
     (folder / "subject.yaml").write_text("class_name: star\nlicence: MIT\n")
     answer = save(studio)
     assert answer.json()["subject"] == "red-disc" and answer.json()["subjects"] == 1
-    subject_changes.add(resolve(GenerateRun, {}), str(tmp_path / "other"), [folder])
+    sources.add(resolve(GenerateRun, {}), str(tmp_path / "other"), [folder])
     ours, theirs = (
         read_registry(Store.open(root)).entries["red-disc"]
         for root in (studio.root, tmp_path / "other")

@@ -1,0 +1,148 @@
+"""How fast shards are written and read here, beside plain tarfile and webdataset alone.
+
+All ways work on the same samples in the same folder, by turns, so that what else the machine does
+falls on all alike; of each the fastest turn counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.measuring import BenchFigure
+from focusdpo.pipeline.shard import write_samples
+from focusdpo.store.local import LocalFiles
+
+WRITE_LIMIT, READ_LIMIT = 1 / 0.8, 1 / 0.9
+"""Time against tarfile's and webdataset's: at least 0.8 and 0.9 of their speed."""
+PICTURES = ("win", "lose", "prior", "complexity", "losecomplexity", "mask0", "ref0", "refmask0")
+
+Samples = Sequence[tuple[str, Mapping[str, bytes]]]
+
+
+@dataclass(frozen=True)
+class IoBench:
+    """How much is written and read, and how often."""
+
+    samples: int = 512
+    picture_bytes: int = 20_000
+    """Of each of the eight pictures of a sample. Compressed pictures are as random as these."""
+    shards: int = 4
+    repeats: int = 5
+
+    def make(self, seed: int = 0) -> list[Samples]:
+        """Samples with the fields of a pair of one subject, by shard."""
+        random = np.random.default_rng(seed)
+        header = {"split": "train", "pair": {"source": "rank", "prompt": "a cat on grass"}}
+        made = []
+        for number in range(self.samples):
+            name = hashlib.blake2b(f"{number}".encode(), digest_size=8).hexdigest()
+            fields = {f"{one}.png": random.bytes(self.picture_bytes) for one in PICTURES}
+            made.append((name, {"json": json.dumps(header).encode(), **fields}))
+        size = -(-self.samples // self.shards)
+        return [made[at : at + size] for at in range(0, len(made), size)]
+
+
+def measure(folder: Path, bench: IoBench | None = None) -> dict[str, float]:
+    """Seconds of the fastest turn of each way, and MiB of the samples. RuntimeError when two ways
+    disagree about what is in a shard."""
+    bench = bench or IoBench()
+    shards = bench.make()
+    files = LocalFiles(folder)
+    ours = [str(folder / "ours" / f"{at}.tar") for at in range(len(shards))]
+    plain = [folder / f"plain-{at}.tar" for at in range(len(shards))]
+
+    def write_ours() -> None:
+        for at, samples in enumerate(shards):
+            write_samples(files, f"ours/{at}.tar", samples)
+
+    def write_plain() -> None:
+        for path, samples in zip(plain, shards, strict=True):
+            _write_plain(path, samples)
+
+    seconds = _by_turns({"write": write_ours, "tarfile": write_plain}, bench.repeats)
+    if _read_ours(ours) != _read_webdataset(ours):
+        raise RuntimeError("webdataset reads other samples than the loader")
+    ways: dict[str, Callable[[], Any]] = {
+        "read": lambda: _read_ours(ours),
+        "webdataset": lambda: _read_webdataset(ours),
+    }
+    size = sum(len(data) for shard in shards for _, fields in shard for data in fields.values())
+    return seconds | _by_turns(ways, bench.repeats) | {"mib": size / 2**20}
+
+
+def figures(folder: Path, bench: IoBench | None = None) -> list[BenchFigure]:
+    """The same as figures of `focusdpo bench`."""
+    found = measure(folder, bench)
+    return [
+        BenchFigure("shards: written", found["mib"] / found["write"], "MiB/s"),
+        BenchFigure(
+            "shards: write / plain tarfile, time",
+            found["write"] / found["tarfile"],
+            "",
+            WRITE_LIMIT,
+        ),
+        BenchFigure("shards: read by the loader", found["mib"] / found["read"], "MiB/s"),
+        BenchFigure(
+            "shards: read / webdataset alone, time",
+            found["read"] / found["webdataset"],
+            "",
+            READ_LIMIT,
+        ),
+    ]
+
+
+def _by_turns(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    best = dict.fromkeys(ways, float("inf"))
+    for _ in range(repeats):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            way()
+            best[name] = min(best[name], time.perf_counter() - started)
+    return best
+
+
+def _write_plain(path: Path, samples: Samples) -> None:
+    """As safe against a power cut as ours: synced."""
+    with path.open("wb") as file:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for sample, fields in samples:
+                for name, data in fields.items():
+                    info = tarfile.TarInfo(f"{sample}.{name}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_ours(paths: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Every sample's fields by the way that training reads them: index, then one read each."""
+    from focusdpo.store.samples import index_shard, read_fields
+
+    return {
+        entry.key: {name: len(data) for name, data in read_fields(entry).items()}
+        for path in paths
+        for entry in index_shard(path)
+    }
+
+
+def _read_webdataset(paths: Sequence[str]) -> dict[str, dict[str, int]]:
+    import webdataset
+
+    data = webdataset.WebDataset([f"file:{path}" for path in paths], shardshuffle=False)
+    return {
+        sample["__key__"]: {
+            name: len(data) for name, data in sample.items() if not name.startswith("__")
+        }
+        for sample in data
+    }

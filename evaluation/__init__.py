@@ -1,0 +1,1 @@
+"""One evaluation: scenes, pictures, a judge, a folder."""

@@ -1,0 +1,369 @@
+"""DreamBench's measures (pure): whole pictures as the public protocols define them, and instances.
+
+Whole pictures: DINO and CLIP-I are cosines to a subject's target photographs, averaged over these
+and then over the scene's subjects; CLIP-T is the cosine to the prompt (DreamBooth, arXiv
+2208.12242, section 4.2; for two subjects as UNO's released scorer does it). Instances: what the
+segmenter finds for the class words, assigned to subjects by word and then by identity
+(`pipeline.matching`), measured as `evaluation.metrics.identity_values`.
+
+The 25 prompts and all seeds of one subject (or pair) are not independent of each other: what a
+model does with a subject it does on every background. So a set's mean over all its pictures counts
+once, as the public scorers average, and the bootstrap draws sets. Pairs that share a subject still
+depend on each other a little.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from focusdpo.data_schemas.evaluations import EvalScene, WholeScores
+from focusdpo.data_schemas.runs import EvalRow
+from focusdpo.data_schemas.scenes import Scene
+from focusdpo.evaluation.comparison import GROUPS, intervals
+from focusdpo.evaluation.metrics import METRICS, Metric, copy_guard, identity_values, thumb
+from focusdpo.evaluation.pocket_protocol import EvaluateConfig
+from focusdpo.pipeline.matching import NOBODY, Matrix, assign, similarity_matrix
+from focusdpo.pipeline.parts import (
+    Detection,
+    IdentityEncoder,
+    Image,
+    Mask,
+    Part,
+    ReferenceImage,
+    Segmenter,
+    TextImageEncoder,
+    Vectors,
+)
+from focusdpo.pipeline.segment import SegmentConfig, usable
+
+BENCH_METRICS: dict[str, Metric] = {
+    "dino": Metric(
+        "DINO", "higher", "cosine",
+        "Whole picture and whole target photographs of each subject, averaged.",
+    ),
+    "clip_i": Metric(
+        "CLIP-I", "higher", "cosine",
+        "Whole picture and whole target photographs of each subject, averaged.",
+    ),
+    "clip_t": Metric("CLIP-T", "higher", "cosine", "Whole picture and its prompt."),
+    **{
+        name: METRICS[name]
+        for name in (
+            "identity", "leakage_margin", "confusion", "missing", "duplicate",
+            "scr_40", "scr_50", "scr_60", "copy_paste",
+        )
+    },
+}  # fmt: skip
+"""Every metric of a DreamBench table, in its order."""
+
+log = logging.getLogger(__name__)
+
+
+class WholeEncoder(Part, Protocol):
+    """An identity encoder that also takes whole pictures, background and all (DINO)."""
+
+    def embed_whole(self, images: Sequence[Image]) -> Vectors:
+        """(B, D), unit length."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchParts:
+    """The models that measure."""
+
+    whole: WholeEncoder | None
+    """None: whole pictures are not compared."""
+    identity: IdentityEncoder
+    clip: TextImageEncoder
+    segmenter: Segmenter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownSubject:
+    """What is known of a subject from its T target photographs."""
+
+    dino: Vectors
+    """(T, D) whole photographs; (0, 0) when whole pictures are not compared."""
+    clip: Vectors
+    """(T, C) whole photographs, as `dino`."""
+    identity: Vectors
+    """(T, D) the subject in each."""
+    thumbs: tuple[ReferenceImage, ...]
+    masks: tuple[Mask, ...]
+    """(H, W) each: where the subject is; everywhere where it was not found."""
+    undetected: int
+    """Photographs in which the segmenter did not find it: the whole counts as the subject."""
+
+
+def know_subject(
+    photographs: Sequence[Image],
+    class_name: str,
+    parts: BenchParts,
+    config: EvaluateConfig,
+    masks: Sequence[Mask] | None = None,
+) -> KnownSubject:
+    """Embed a subject's target photographs, of any sizes; `masks` (H, W) where they are known, else
+    the segmenter finds the class word."""
+    if masks is not None:
+        return _known(photographs, masks, 0, parts, config)
+    found = detect(photographs, [(class_name,)] * len(photographs), parts.segmenter, config)
+    seen = [
+        own[0].mask if own else np.ones(image.shape[:2], np.bool_)
+        for image, own in zip(photographs, found, strict=True)
+    ]
+    undetected = sum(not own for own in found)
+    if undetected:
+        log.warning("%s: not found in %d of %d photographs", class_name, undetected, len(seen))
+    return _known(photographs, seen, undetected, parts, config)
+
+
+def _known(
+    photographs: Sequence[Image],
+    masks: Sequence[Mask],
+    undetected: int,
+    parts: BenchParts,
+    config: EvaluateConfig,
+) -> KnownSubject:
+    none = np.zeros((0, 0), np.float32)
+    whole = parts.whole
+    return KnownSubject(
+        dino=embed(whole.embed_whole, photographs, config.batch) if whole else none,
+        clip=embed(parts.clip.embed_images, photographs, config.batch) if whole else none,
+        identity=embed_masked(parts.identity, photographs, masks, config.batch),
+        thumbs=tuple(thumb(image, mask) for image, mask in zip(photographs, masks, strict=True)),
+        masks=tuple(masks),
+        undetected=undetected,
+    )
+
+
+def measure_pictures(
+    model: str,
+    protocol: str,
+    scenes: Sequence[Scene],
+    indices: Sequence[int],
+    names: Sequence[str],
+    pictures: Sequence[Image],
+    known: Mapping[str, KnownSubject],
+    parts: BenchParts,
+    config: EvaluateConfig,
+) -> tuple[list[EvalScene], list[WholeScores]]:
+    """One record of each kind per picture.
+
+    `scenes[b]` is the scene of picture b, `indices[b]` its number in the scene and `names[b]` where
+    it lies. The metrics of the pocket judge alone (class, hue, pattern) are NaN.
+    """
+    dino = embed(parts.whole.embed_whole, pictures, config.batch) if parts.whole else None
+    clip = embed(parts.clip.embed_images, pictures, config.batch)
+    texts = parts.clip.embed_texts([scene.prompt for scene in scenes])
+    clip_t = np.sum(clip.astype(np.float64) * texts.astype(np.float64), axis=1)
+    words = [tuple(dict.fromkeys(scene.class_names)) for scene in scenes]
+    found = detect(pictures, words, parts.segmenter, config)
+    vectors = _instance_vectors(pictures, found, parts.identity, config.batch)
+    judged, whole = [], []
+    for at, (scene, picture) in enumerate(zip(scenes, pictures, strict=True)):
+        own = [known[name] for name in scene.subject_ids]
+        similarity = similarity_matrix([one.identity for one in own], vectors[at])
+        given = match(similarity, scene.class_names, found[at], config.class_weight)
+        hits = [found[at][k] if k != NOBODY else None for k in given]
+        judged.append(
+            EvalScene(
+                protocol=protocol,
+                model=model,
+                scene_id=scene.id,
+                index=indices[at],
+                image=names[at],
+                subject_ids=scene.subject_ids,
+                class_names=scene.class_names,
+                held_out=False,
+                seen=len(found[at]),
+                boxes=tuple(hit.box if hit else () for hit in hits),
+                matched=tuple(
+                    float(similarity[i, k]) if k != NOBODY else 0.0 for i, k in enumerate(given)
+                ),
+                class_recognition=np.nan,
+                hue_error=np.nan,
+                pattern_error=np.nan,
+                clip_t=float(clip_t[at]),
+                copy_paste=copy_guard(
+                    picture,
+                    [hit.mask if hit else None for hit in hits],
+                    [one.thumbs for one in own],
+                ),
+                **identity_values(similarity, given, claim=config.claim),
+            )
+        )
+        blank = (np.nan,) * len(own)
+        dino_each = blank if dino is None else whole_cosines(dino[at], [o.dino for o in own])
+        clip_each = blank if dino is None else whole_cosines(clip[at], [o.clip for o in own])
+        whole.append(
+            WholeScores(
+                model=model,
+                scene_id=scene.id,
+                index=indices[at],
+                dino=float(np.mean(dino_each)),
+                clip_i=float(np.mean(clip_each)),
+                dino_each=dino_each,
+                clip_i_each=clip_each,
+            )
+        )
+    return judged, whole
+
+
+def whole_cosines(vector: Vectors, targets: Sequence[Vectors]) -> tuple[float, ...]:
+    """Per subject the mean cosine of a picture (D,) and its target photographs (T, D)."""
+    one = vector.astype(np.float64)
+    return tuple(float((own.astype(np.float64) @ one).mean()) for own in targets)
+
+
+def match(
+    similarity: Matrix,
+    class_names: Sequence[str],
+    detections: Sequence[Detection],
+    class_weight: float,
+) -> list[int]:
+    """The instance of each subject: by the word it was found for, then by identity.
+
+    Similarity (R, n) plus `class_weight` where the words agree is assigned (Hungarian); an instance
+    of another word is nobody. With weight 0 looks alone decide.
+    """
+    if not class_weight:
+        return assign(similarity)
+    agree = np.array(
+        [[one.class_name == word for one in detections] for word in class_names], dtype=np.bool_
+    ).reshape(similarity.shape)
+    given = assign(similarity + class_weight * agree)
+    return [k if k != NOBODY and agree[row, k] else NOBODY for row, k in enumerate(given)]
+
+
+def detect(
+    images: Sequence[Image],
+    words: Sequence[tuple[str, ...]],
+    segmenter: Segmenter,
+    config: EvaluateConfig,
+) -> list[list[Detection]]:
+    """The instances that count in each image, of any sizes, most confident first."""
+    limits = SegmentConfig(min_confidence=config.min_confidence, min_area=config.min_area)
+    found: dict[int, list[Detection]] = {}
+    for part in same_size(images, config.batch):
+        made = segmenter.segment([images[at] for at in part], [words[at] for at in part])
+        found |= {at: usable(own, limits) for at, own in zip(part, made, strict=True)}
+    return [found[at] for at in range(len(images))]
+
+
+def embed(
+    encode: Callable[[Sequence[Image]], Vectors], images: Sequence[Image], batch: int
+) -> Vectors:
+    """(B, D) of images of any sizes, in calls of one size and at most `batch`."""
+    rows: dict[int, Vectors] = {}
+    for part in same_size(images, batch):
+        rows |= dict(zip(part, encode([images[at] for at in part]), strict=True))
+    return np.stack([rows[at] for at in range(len(images))])
+
+
+def embed_masked(
+    identity: IdentityEncoder, images: Sequence[Image], masks: Sequence[Mask], batch: int
+) -> Vectors:
+    """(B, D) of the masked subjects of images of any sizes; (0, 1) for none."""
+    rows: dict[int, Vectors] = {}
+    for part in same_size(images, batch):
+        made = identity.embed([images[at] for at in part], [masks[at] for at in part])
+        rows |= dict(zip(part, made, strict=True))
+    if not rows:
+        return np.zeros((0, 1), np.float32)
+    return np.stack([rows[at] for at in range(len(images))])
+
+
+def same_size(images: Sequence[Image], most: int) -> Iterator[list[int]]:
+    """Numbers of images of one size, at most so many at a time: a part may stack its input."""
+    by_size: dict[tuple[int, ...], list[int]] = {}
+    for at, image in enumerate(images):
+        by_size.setdefault(image.shape, []).append(at)
+    for numbers in by_size.values():
+        for start in range(0, len(numbers), most):
+            yield numbers[start : start + most]
+
+
+def _instance_vectors(
+    pictures: Sequence[Image],
+    found: Sequence[Sequence[Detection]],
+    identity: IdentityEncoder,
+    batch: int,
+) -> list[Vectors]:
+    """(n, D) of each picture's instances, all in one go."""
+    owners = [at for at, own in enumerate(found) for _ in own]
+    masks = [one.mask for own in found for one in own]
+    vectors = embed_masked(identity, [pictures[at] for at in owners], masks, batch)
+    return [vectors[[n for n, at in enumerate(owners) if at == b]] for b in range(len(found))]
+
+
+@dataclass(frozen=True, slots=True)
+class BenchPicture:
+    """Both records of one picture."""
+
+    judged: EvalScene
+    whole: WholeScores
+
+    @property
+    def scene_id(self) -> str:
+        """What the bootstrap draws: the set of subjects."""
+        return "+".join(sorted(self.judged.subject_ids))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.whole if name in ("dino", "clip_i") else self.judged, name)
+
+
+Measured = tuple[Sequence[EvalScene], Sequence[WholeScores]]
+"""What `measure_pictures` returns for one model."""
+
+
+def bench_rows(measured: Mapping[str, Measured], config: EvaluateConfig) -> list[EvalRow]:
+    """Every metric in every group that has scenes, for `base`, `adapter` (keys of `measured`) and
+    their paired difference; `scenes` counts sets of subjects.
+
+    ValueError when both kinds of records are not of the same pictures.
+    """
+    pictures = {model: _joined(*records) for model, records in measured.items()}
+    everything = [one for own in pictures.values() for one in own]
+    table = []
+    for group, belongs in GROUPS.items():
+        base, adapter = (
+            [one for one in pictures.get(model, []) if belongs(one.judged)]
+            for model in ("base", "adapter")
+        )
+        if not base and not adapter:
+            continue
+        for metric in BENCH_METRICS:
+            table += [
+                EvalRow(
+                    protocol=everything[0].judged.protocol,
+                    metric=metric,
+                    group=group,
+                    model=model,
+                    mean=interval.mean,
+                    low=interval.low,
+                    high=interval.high,
+                    scenes=interval.scenes,
+                )
+                for model, interval in intervals(metric, base, adapter, config).items()
+                if interval.scenes
+            ]
+    return table
+
+
+def undetected(records: Sequence[EvalScene]) -> tuple[int, int]:
+    """(subjects that were not found, subjects that were asked for) over all pictures."""
+    lost = sum(not box for one in records for box in one.boxes)
+    return lost, sum(len(one.boxes) for one in records)
+
+
+def _joined(judged: Sequence[EvalScene], whole: Sequence[WholeScores]) -> list[BenchPicture]:
+    pairs = list(zip(judged, whole, strict=True))
+    odd = [a.scene_id for a, b in pairs if (a.scene_id, a.index) != (b.scene_id, b.index)]
+    if odd:
+        raise ValueError(f"records of different pictures: {odd[:3]}")
+    return [BenchPicture(a, b) for a, b in pairs]

@@ -1,1 +1,0 @@
-"""What `focusdpo bench` measures, and the figures that it wants."""

@@ -1,0 +1,1 @@
+"""Stages of build-dataset on a Ray cluster."""

@@ -1,0 +1,174 @@
+"""The builder whose stages run in workers of a Ray cluster, with the results of a local build.
+
+Actors and not Ray tasks: Ray ends the process of a task that had a GPU, and its model with it
+(`max_calls=1`). An actor loads the models of its stage once and keeps them. Planning, reading
+subjects and writing shards stay in this process; what is done is the store's to say, so a lost
+actor costs the partition that it was at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.build.builder import Builder, ChunkFailed, Outcome
+from focusdpo.flows.build.cluster.connection import Engine
+from focusdpo.flows.build.cluster.pool import Pool, Result
+from focusdpo.flows.build.cluster.worker import Reply, StageWorker, Task, model_version
+from focusdpo.flows.build.executor_config import RayConfig
+from focusdpo.flows.build.stages import STAGES
+from focusdpo.flows.progress import Watch
+from focusdpo.reports.sheets import first_pictures
+from focusdpo.store.addresses import split_address
+from focusdpo.store.versions import DatasetVersion
+
+log = logging.getLogger(__name__)
+
+LOOKS = 8
+"""How often the sheet of first pictures is drawn while they are generated."""
+
+
+class RayBuilder(Builder):
+    """A builder that hands its partitions to a cluster."""
+
+    _engine: Engine | None = None
+    _pool: Pool[Task] | None = None
+
+    @property
+    def config(self) -> RayConfig:
+        config = self.run.executor
+        assert isinstance(config, RayConfig)
+        return config
+
+    def missing_roles(self) -> list[str]:
+        """None: models are loaded by workers, and not here."""
+        return []
+
+    def chunks(self, stage: str) -> list[list[str]]:
+        """The whole stage, unless `partitions_per_task` is set: a chunk's last partitions would
+        leave workers idle."""
+        if self.run.partitions_per_task:
+            return super().chunks(stage)
+        names = self.plan.missing_partitions(stage)
+        return [names] if names else []
+
+    def run_chunk(
+        self, stage: str, partitions: Sequence[str], watch: Watch, *, done: int = 0, total: int = 0
+    ) -> list[Outcome]:
+        """As `Builder.run_chunk`; partitions are watched in the order in which they come back.
+
+        UserError also when the cluster cannot be reached or is gone, or a worker is unfit.
+        """
+        try:
+            return self._run_chunk(stage, partitions, watch, done, total or len(partitions))
+        except ChunkFailed:
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+    def start(self, stage: str) -> int:
+        """Wait until all workers that a stage may have are up; how many. For measurements."""
+        return self._pool_of(stage).start()
+
+    def publish(self, config: Mapping[str, Any]) -> DatasetVersion:
+        """Workers are let go first; shards are written here."""
+        self.close()
+        return super().publish(config)
+
+    def close(self) -> None:
+        """End the workers and leave the cluster."""
+        pool, self._pool = self._pool, None
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            if pool is not None:
+                pool.close()
+            engine.close()
+
+    def _run_chunk(
+        self, stage: str, partitions: Sequence[str], watch: Watch, done: int, total: int
+    ) -> list[Outcome]:
+        pool = self._pool_of(stage)
+        found: dict[str, Outcome] = {}
+        again, looked = False, 0
+        for result in pool.results(self.tasks(stage, partitions)):
+            outcomes, failed = self._taken(result)
+            again = again or failed
+            for outcome in outcomes:
+                found[outcome.partition] = outcome
+                watch(stage, done + len(found), total, {"workers": float(pool.workers)})
+            if stage == "generate" and len(found) * LOOKS // len(partitions) > looked:
+                looked = len(found) * LOOKS // len(partitions)
+                first_pictures(self)
+        ordered = [found[name] for name in partitions]
+        if again:
+            raise ChunkFailed(ordered)
+        return ordered
+
+    def tasks(self, stage: str, partitions: Sequence[str]) -> list[Task]:
+        """The work of a stage for some partitions."""
+        size = self.config.task_partitions
+        return [
+            self._task(stage, partitions[at : at + size]) for at in range(0, len(partitions), size)
+        ]
+
+    def _task(self, stage: str, names: Sequence[str]) -> Task:
+        scenes = {name: self.partitions[name] for name in names}
+        wanted = {who for own in scenes.values() for scene in own for who in scene.subject_ids}
+        return Task(
+            stage,
+            model_version(stage, self.parts),
+            scenes,
+            tuple(self.subjects[who] for who in sorted(wanted)),
+            {stage: [self.plan.key(stage, name) for name in names] for stage in STAGES},
+        )
+
+    def _taken(self, result: Result[Task]) -> tuple[list[Outcome], bool]:
+        """The outcomes of a result, and whether another try of its failures makes sense."""
+        stage, names = result.job.work.stage, list(result.job.work.scenes)
+        if result.reply is None:
+            log.warning("%s %s failed: %s", stage, ", ".join(names), result.lost)
+            return [Outcome(stage, name, "failed", message=result.lost) for name in names], False
+        reply: Reply = result.reply
+        if reply.unfit:
+            raise UserError(f"worker {reply.worker} cannot work: {reply.unfit}")
+        self.parts.meter.load_seconds += reply.load_seconds
+        outcomes = []
+        for one in reply.outcomes:
+            if one.status == "failed":
+                log.warning("%s %s failed on %s: %s", *_who(one), reply.worker, one.message)
+            if one.status == "found" and result.job.losses:
+                # By the worker that was lost before it could say so.
+                one = dataclasses.replace(one, status="made")
+            outcomes.append(one)
+        return outcomes, reply.again
+
+    def _pool_of(self, stage: str) -> Pool[Task]:
+        """The workers of a stage: those of the last one, when it asked for the same resources."""
+        request = self.config.resources.of(stage)
+        if self._engine is None:
+            self._engine = Engine(self.config)
+        if self._pool is not None and self._pool.request != request:
+            self._pool.close()
+            self._pool = None
+        if self._pool is None:
+            root = absolute(self.run.root)
+            given = (self.run, root, self.config.imports)
+            self._pool = Pool(self._engine, request, StageWorker, *given)
+        return self._pool
+
+
+def absolute(root: str) -> str:
+    """A root as every process understands it, whatever folder it runs in. UserError for memory."""
+    protocol, rest = split_address(root)
+    if protocol == "memory":
+        raise UserError(f"{root}: only this process sees it; give a root that all nodes see")
+    return root if protocol else str(Path(rest).resolve())
+
+
+def _who(outcome: Outcome) -> tuple[str, str]:
+    return outcome.stage, outcome.partition

@@ -1,0 +1,120 @@
+"""`focusdpo inspect`: what a dataset holds, and where a pair came from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.pairs import Pair
+from focusdpo.pipeline.reviews import is_swapped, original_id, swapped
+from focusdpo.pipeline.shard import FOLDER as SHARDS
+from focusdpo.pipeline.upkeep.garbage import find_garbage
+from focusdpo.store.artefacts import Store
+from focusdpo.store.index import lineage_keys
+from focusdpo.store.versions import DatasetVersion, lineage_of, open_version
+
+
+def overview(root: str, version: str = "latest", *, verify: bool = False) -> dict[str, Any]:
+    """Versions, stages, yields, rejects and shards of a dataset."""
+    store = Store.open(root, create=False)
+    opened = open_version(store, version)
+    if verify:
+        opened.verify()
+    manifest = opened.manifest
+    sizes = store.files.listing("stages")
+    return {
+        "root": root,
+        "version": opened.id,
+        "versions": store.files.names("versions"),
+        "created": manifest.get("created"),
+        "parent": manifest.get("parent"),
+        "pairs": manifest["pairs"],
+        "rejects": manifest["rejects"],
+        "stages": dict(_stages(store, opened, sizes)),
+        "seconds": round(sum(one["seconds"] for one in manifest["stages"].values()), 3),
+        "subjects": {one["id"]: one["class_name"] for one in manifest["subjects"]},
+        "licences": dict(Counter(one["licence"] or "not told" for one in manifest["subjects"])),
+        "shards": {one["name"]: one["pairs"] for one in manifest["shards"]},
+        "bytes": sum(one["bytes"] for one in manifest["shards"]),
+        "root_bytes": _root_bytes(store, sizes),
+        "purged": manifest.get("purged", []),
+        "verified": verify,
+    }
+
+
+def _stages(
+    store: Store, version: DatasetVersion, sizes: Mapping[str, int]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Per stage of a version: how much there is, what it cost to compute and what it costs to
+    keep."""
+    keys = lineage_keys(store, version.id)
+    for stage, entry in version.manifest["stages"].items():
+        paths = (f"{stage}/{key[:2]}/{key}.tar" for key in keys.get(stage, ()))
+        told = {name: entry[name] for name in ("artefacts", "records", "seconds")}
+        yield stage, {**told, "bytes": sum(sizes.get(path, 0) for path in paths)}
+
+
+def _root_bytes(store: Store, sizes: Mapping[str, int]) -> dict[str, int]:
+    """What the whole root holds, and how much of it nothing refers to."""
+    return {
+        "artefacts": sum(sizes.values()),
+        "shards": sum(store.files.listing(SHARDS).values()),
+        "versions": sum(store.files.listing("versions").values()),
+        "unreferenced": find_garbage(store, keep_versions=None, min_age=0).bytes,
+    }
+
+
+def pair_lineage(root: str, version: str, pair_id: str) -> dict[str, Any]:
+    """A pair's record, the sample that holds it, and every artefact behind it."""
+    store = Store.open(root, create=False)
+    opened = open_version(store, version)
+    row = next((one for one in opened.rows if one.pair_id == pair_id), None)
+    if row is None:
+        near = [one.pair_id for one in opened.rows[:3]]
+        raise UserError(f"{root}: version {opened.id} has no pair '{pair_id}'; it has {near} ...")
+    artefacts = [one for one in lineage_of(opened) if one.partition == row.partition]
+    return {
+        "root": root,
+        "version": opened.id,
+        "pair": asdict(_pair_record(opened, row.partition, pair_id)),
+        "sample": {"shard": row.shard, "offset": row.offset, "size": row.size, "split": row.split},
+        "artefacts": [
+            {
+                "stage": one.stage,
+                "key": one.key,
+                "records": one.count,
+                "seconds": round(one.seconds, 3),
+                "versions": one.versions,
+            }
+            for one in artefacts
+        ],
+    }
+
+
+def _pair_record(version: DatasetVersion, partition: str, pair_id: str) -> Pair:
+    for artefact in lineage_of(version):
+        if artefact.stage == "pair" and artefact.partition == partition:
+            for pair in version.store.read("pair", artefact.key, Pair):
+                if pair.id == original_id(pair_id):
+                    return swapped(pair) if is_swapped(pair_id) else pair
+    raise UserError(
+        f"{version.store.root}: the artefact that made pair {pair_id} is gone; its shard still "
+        "holds the sample"
+    )
+
+
+def as_lines(found: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """Nested facts as indented lines."""
+    for name, value in found.items():
+        if isinstance(value, Mapping):
+            yield f"{indent}{name}:"
+            yield from as_lines(value, indent + "  ")
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            yield f"{indent}{name}:"
+            for one in value:
+                yield f"{indent}  - " + "  ".join(f"{k}={v}" for k, v in one.items())
+        else:
+            yield f"{indent}{name}: {value}"

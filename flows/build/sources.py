@@ -1,0 +1,276 @@
+"""Where a build's subjects come from, and how a root's registry is changed from folders."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.subjects import Subject
+from focusdpo.flows.config import BuildRun, GenerateRun
+from focusdpo.flows.wiring import resident_parts, vocabulary
+from focusdpo.pipeline.subjects import registry
+from focusdpo.pipeline.subjects.ingest import STAGE, SUFFIXES, Ingested, ingest
+from focusdpo.pipeline.subjects.masks import StoredMasks
+from focusdpo.pipeline.subjects.registry import (
+    Changed,
+    Entry,
+    Registry,
+    read_registry,
+    settings_digest,
+)
+from focusdpo.store.artefacts import Store
+from focusdpo.store.index import partitions_of
+from focusdpo.store.keys import config_digest
+from focusdpo.store.manifests import latest_id, read_manifest
+from focusdpo.store.versions import open_version
+
+
+def find_subjects(run: BuildRun, store: Store) -> tuple[list[Subject], list[str]]:
+    """The subjects of a build and what is wrong with those that were left out: of the folder that
+    is given, of the root's registry, or individuals of the pocket world."""
+    registry = None if run.subjects is not None else read_registry(store)
+    if registry is not None:
+        return registered_subjects(run, store, registry)
+    found = read_folder(run, store, subject_folder(run, store), strict=run.strict)
+    return found.subjects, [f"{one.subject}: {one.message}" for one in found.problems if one.fatal]
+
+
+def read_folder(
+    run: BuildRun | GenerateRun,
+    store: Store,
+    folder: Path,
+    *,
+    strict: bool = False,
+    only: Collection[str] | None = None,
+) -> Ingested:
+    """Read subjects' pictures into the store, with the words and the segmenter of the suite."""
+    _, classes = vocabulary(run.family)
+    parts = resident_parts(run.family)
+    return ingest(
+        folder,
+        store,
+        run.ingest,
+        known_classes=classes,
+        find=None if run.suite == "pocket" else StoredMasks(store, parts.segmenter),
+        strict=strict,
+        only=only,
+    )
+
+
+def subject_folder(run: BuildRun, store: Store) -> Path:
+    """Where the subjects lie: as given, or individuals of the pocket world below the root."""
+    if run.subjects is not None:
+        folder = Path(run.subjects)
+        if not folder.is_dir():
+            raise UserError(
+                f"{folder}: no such folder; --subjects takes a folder that holds one folder of "
+                "pictures per subject"
+            )
+        return folder
+    from focusdpo.flows.world_subjects import export
+
+    # Below a local root; a remote one cannot hold a folder that is read picture by picture.
+    name = config_digest(run.world)
+    folder = (store.files.local or Path.home() / ".focusdpo" / "world" / name) / "subjects"
+    export(folder, run.world)
+    return folder
+
+
+def registered_subjects(
+    run: BuildRun, store: Store, registry: Registry
+) -> tuple[list[Subject], list[str]]:
+    """The registry's subjects, and what is wrong with those that cannot be used.
+
+    UserError when none can, or when pictures were read with other settings than the run's.
+    """
+    _check_settings(run, registry)
+    _, classes = vocabulary(run.family)
+    there = set(store.keys(STAGE))
+    subjects, problems = [], []
+    for entry in registry.entries.values():
+        wrong = _unusable(entry, there, classes, run.root)
+        if wrong is None:
+            subjects.append(entry.subject())
+        elif run.strict:
+            raise UserError(wrong)
+        else:
+            problems.append(f"{entry.id}: {wrong}")
+    if not subjects:
+        raise UserError(
+            f"{run.root}: its registry has no usable subject; bring one with `focusdpo subjects "
+            f"add --root {run.root} DIR`" + "".join(f" | {one}" for one in problems[:3])
+        )
+    return subjects, problems
+
+
+def _check_settings(run: BuildRun, registry: Registry) -> None:
+    wanted = settings_digest(run.ingest)
+    other = [one for one in registry.entries.values() if one.read_as != wanted]
+    if not other:
+        return
+    now = run.ingest.model_dump(mode="json")
+    then = registry.settings.get(other[0].read_as, {})
+    changed = [
+        f"{name} {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]
+    ]
+    raise UserError(
+        f"{run.root}: {len(other)} registered subjects, as '{other[0].id}', were read with other "
+        f"settings (ingest: {', '.join(changed) or 'another version of the code'}); read their "
+        f"pictures again with `focusdpo subjects update --root {run.root} DIR...` and the same "
+        "--set, or leave the setting as it was"
+    )
+
+
+def _unusable(
+    entry: Entry, there: Collection[str], classes: Collection[str] | None, root: str
+) -> str | None:
+    if entry.artefact not in there:
+        return (
+            f"its pictures are gone from the store; bring them with `focusdpo subjects update "
+            f"--root {root} DIR`"
+        )
+    if classes is not None and entry.class_name not in classes:
+        return (
+            f"the generator does not know the class '{entry.class_name}'; update the subject with "
+            "another class_name in its subject.yaml"
+        )
+    return None
+
+
+@dataclass(frozen=True)
+class Done:
+    """What `subjects add` or `update` did."""
+
+    changed: Changed
+    notes: list[str]
+    """What owners should know of their pictures."""
+
+
+def add(run: GenerateRun, root: str, folders: Sequence[Path]) -> Done:
+    """Read folders and register their subjects. UserError, and nothing is registered, when one
+    cannot be used or is registered."""
+    return _register(run, root, folders, registry.add, create=True)
+
+
+def update(run: GenerateRun, root: str, folders: Sequence[Path]) -> Done:
+    """Read folders anew and replace their subjects. UserError, and nothing is replaced, when one
+    cannot be used or is not registered."""
+    return _register(run, root, folders, registry.update, create=False)
+
+
+def remove(root: str, names: Sequence[str]) -> Changed:
+    """Take subjects out of the next version."""
+    return registry.remove(Store.open(root, create=False), names)
+
+
+def _register(
+    run: GenerateRun, root: str, folders: Sequence[Path], change: Callable[..., Changed], *,
+    create: bool,
+) -> Done:  # fmt: skip
+    by_parent = _subject_folders(folders)
+    store = Store.open(root, create=create)
+    subjects: list[Subject] = []
+    fatal: list[str] = []
+    notes: list[str] = []
+    for parent, names in by_parent.items():
+        found = read_folder(run, store, parent, only=names)
+        subjects += found.subjects
+        for one in found.problems:
+            (fatal if one.fatal else notes).append(f"{one.subject}: {one.message}")
+    if fatal:
+        raise UserError(
+            f"{len(fatal)} of {len(fatal) + len(subjects)} subjects cannot be used, so none was "
+            "registered: " + " | ".join(fatal)
+        )
+    return Done(change(store, subjects, run.ingest), notes)
+
+
+def _subject_folders(folders: Sequence[Path]) -> dict[Path, set[str]]:
+    """Parent folder -> names of the subjects' folders in it. A folder that holds pictures is a
+    subject; one that holds folders, many."""
+    chosen: list[Path] = []
+    for folder in (one.expanduser().absolute() for one in folders):
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; give folders of pictures")
+        inside = sorted(path for path in folder.iterdir() if not path.name.startswith((".", "__")))
+        within = [path for path in inside if path.is_dir()]
+        if any(path.suffix.lower() in SUFFIXES for path in inside) or not within:
+            chosen.append(folder)
+        else:
+            chosen += within
+    twice = [name for name, count in Counter(one.name for one in set(chosen)).items() if count > 1]
+    if twice:
+        raise UserError(f"subjects {sorted(twice)} are given twice; rename or leave one out")
+    by_parent: dict[Path, set[str]] = {}
+    for one in chosen:
+        by_parent.setdefault(one.parent, set()).add(one.name)
+    return by_parent
+
+
+def listing(root: str) -> dict[str, Any]:
+    """The registered subjects (or, in a root without a registry, those of the newest version) with
+    what the newest version has of each."""
+    store = Store.open(root, create=False)
+    state = registry.read_registry(store)
+    latest = latest_id(store)
+    manifest = None if latest is None else read_manifest(store, latest)
+    if state is not None:
+        known = [vars_of(one) for one in state.entries.values()]
+    else:
+        known = [] if manifest is None else [dict(one) for one in manifest["subjects"]]
+    partitions, pairs = _counts(store, latest)
+    built = {} if manifest is None else {one["id"]: one["digest"] for one in manifest["subjects"]}
+    return {
+        "root": root,
+        "registry": None if state is None else state.number,
+        "version": latest,
+        "subjects": [
+            {
+                "id": one["id"],
+                "class_name": one["class_name"],
+                "pictures": one["references"],
+                "licence": one["licence"],
+                "partitions": partitions[one["id"]],
+                "pairs": pairs[one["id"]],
+                "state": _state(one, built),
+            }
+            for one in known
+        ],
+        "leaving": sorted(built.keys() - {one["id"] for one in known}),
+    }
+
+
+def vars_of(entry: registry.Entry) -> dict[str, Any]:
+    """An entry's fields that a manifest's subject has, too."""
+    names = ("id", "class_name", "licence", "digest", "references")
+    return {name: getattr(entry, name) for name in names}
+
+
+def _state(one: Mapping[str, Any], built: Mapping[str, str]) -> str:
+    if one["id"] not in built:
+        return "new"
+    return "built" if built[one["id"]] == one["digest"] else "changed"
+
+
+def _counts(store: Store, latest: str | None) -> tuple[Counter[str], Counter[str]]:
+    """Subject -> partitions and pairs in a version."""
+    partitions: Counter[str] = Counter()
+    pairs: Counter[str] = Counter()
+    if latest is None:
+        return partitions, pairs
+    rows = partitions_of(store, latest)
+    for row in rows:
+        partitions.update(row.subject_ids)
+        pairs.update(dict.fromkeys(row.subject_ids, row.pairs))
+    if not rows:  # a version from before partitions were recorded: those with pairs
+        seen = {}
+        for one in open_version(store, latest).rows:
+            seen[one.partition] = one.subject_ids
+            pairs.update(one.subject_ids)
+        for members in seen.values():
+            partitions.update(members)
+    return partitions, pairs

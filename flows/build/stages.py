@@ -1,0 +1,217 @@
+"""The per-partition stages as a table: what each reads, which models it uses, how it is called."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+
+from focusdpo.data_schemas.candidates import Described, Disrupted, Instance, Sampled, Scored
+from focusdpo.data_schemas.pairs import Pair
+from focusdpo.data_schemas.scenes import Scene
+from focusdpo.data_schemas.subjects import Subject
+from focusdpo.flows.config import BuildRun
+from focusdpo.flows.wiring import Parts
+from focusdpo.pipeline import compose, describe, disrupt, generate, pair, score, segment
+from focusdpo.pipeline.stage import StageOutput
+from focusdpo.store.artefacts import Store
+
+
+@dataclass(frozen=True)
+class Work:
+    """One stage of one partition, ready to run."""
+
+    run: BuildRun
+    store: Store
+    parts: Parts
+    scenes: tuple[Scene, ...]
+    subjects: Mapping[str, Subject]
+    """The partition's subjects by id."""
+    keys: Mapping[str, str]
+    """Stage -> artefact key of this partition."""
+    prefix: str
+    """"<stage>/<key>" of what is being made."""
+    _read: dict[str, list[Any]] = field(default_factory=dict)
+
+    def records(self, stage: str) -> list[Any]:
+        """An earlier stage's records for this partition."""
+        if stage not in self._read:
+            record = STAGES[stage].record
+            self._read[stage] = self.store.read(stage, self.keys[stage], record)
+        return self._read[stage]
+
+    @functools.cached_property
+    def images(self) -> Callable[[str], Any]:
+        """Pictures by key, each decoded once: scorers ask for a reference again and again."""
+        return functools.lru_cache(maxsize=4096)(self.store.image)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of the table."""
+
+    name: str
+    record: type
+    version: int
+    needs: tuple[str, ...]
+    """Earlier stages whose records it reads."""
+    roles: tuple[str, ...]
+    """Models it uses; their fingerprints enter the content key."""
+    settings: Callable[[BuildRun], Mapping[str, Any]]
+    """Everything of the configuration that its result depends on."""
+    run: Callable[[Work], StageOutput[Any]]
+
+
+def _dump(**configs: BaseModel | str) -> dict[str, Any]:
+    return {
+        name: config.model_dump(mode="json") if isinstance(config, BaseModel) else config
+        for name, config in configs.items()
+    }
+
+
+def _compose(work: Work) -> StageOutput[Scene]:
+    return StageOutput(list(work.scenes))
+
+
+def _generate(work: Work) -> StageOutput[Sampled]:
+    return generate.generate(
+        work.scenes,
+        work.subjects,
+        work.images,
+        work.parts.generator,
+        work.run.generate,
+        work.prefix,
+    )
+
+
+def _segment(work: Work) -> StageOutput[Instance]:
+    return segment.segment(
+        work.scenes,
+        work.subjects,
+        work.records("generate"),
+        work.images,
+        work.parts.segmenter,
+        work.parts.identity,
+        work.run.segment,
+        work.prefix,
+    )
+
+
+def _describe(work: Work) -> StageOutput[Described]:
+    return describe.describe(
+        work.records("generate"),
+        work.records("segment"),
+        work.images,
+        work.parts.captioner,
+        work.run.describe,
+    )
+
+
+def _disrupt(work: Work) -> StageOutput[Disrupted]:
+    return disrupt.disrupt(
+        work.scenes,
+        work.subjects,
+        work.records("generate"),
+        work.records("describe"),
+        work.images,
+        work.parts.inpainter,
+        work.run.disrupt,
+        work.prefix,
+        reference=work.run.generate.reference,
+    )
+
+
+def _score(work: Work) -> StageOutput[Scored]:
+    return score.score(
+        work.scenes,
+        work.subjects,
+        work.records("generate"),
+        work.records("disrupt"),
+        work.records("segment"),
+        work.images,
+        work.parts.identity,
+        work.parts.clip,
+        work.run.score,
+    )
+
+
+def _pair(work: Work) -> StageOutput[Pair]:
+    return pair.pair(
+        work.scenes,
+        work.subjects,
+        work.records("generate"),
+        work.records("disrupt"),
+        work.records("segment"),
+        work.records("describe"),
+        work.records("score"),
+        work.images,
+        work.run.pair,
+        work.prefix,
+        reference=work.run.generate.reference,
+    )
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage("compose", Scene, compose.VERSION, (), (), lambda run: {}, _compose),
+        Stage(
+            "generate",
+            Sampled,
+            generate.VERSION,
+            ("compose",),
+            ("generator",),
+            lambda run: _dump(generate=run.generate),
+            _generate,
+        ),
+        Stage(
+            "segment",
+            Instance,
+            segment.VERSION,
+            ("compose", "generate"),
+            ("segmenter", "identity"),
+            lambda run: _dump(segment=run.segment),
+            _segment,
+        ),
+        Stage(
+            "describe",
+            Described,
+            describe.VERSION,
+            ("generate", "segment"),
+            ("captioner",),
+            lambda run: _dump(describe=run.describe),
+            _describe,
+        ),
+        Stage(
+            "disrupt",
+            Disrupted,
+            disrupt.VERSION,
+            ("compose", "generate", "describe"),
+            ("inpainter",),
+            lambda run: _dump(disrupt=run.disrupt, reference=run.generate.reference),
+            _disrupt,
+        ),
+        Stage(
+            "score",
+            Scored,
+            score.VERSION,
+            ("compose", "generate", "segment", "disrupt"),
+            ("identity", "clip"),
+            lambda run: _dump(score=run.score),
+            _score,
+        ),
+        Stage(
+            "pair",
+            Pair,
+            pair.VERSION,
+            ("compose", "generate", "segment", "describe", "disrupt", "score"),
+            (),
+            lambda run: _dump(pair=run.pair, reference=run.generate.reference),
+            _pair,
+        ),
+    )
+}
+"""In the order in which they run."""

@@ -1,1 +1,0 @@
-"""Stages on Ray: resident models in actors, a task per group of partitions."""

@@ -1,0 +1,157 @@
+"""`focusdpo doctor`: what a run needs, checked before it is started."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.models_config import ModelsConfig
+from focusdpo.flows.wiring import Parts, fingerprint_of
+from focusdpo.store.leases import WRITERS, race
+
+if TYPE_CHECKING:
+    from focusdpo.pipeline.upkeep.repair import Mended
+    from focusdpo.store.artefacts import Store
+
+FREE_DISK = 2 * 2**30
+FREE_MEMORY = 3 * 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    told: str
+
+
+def checks(models: ModelsConfig | None = None) -> list[Check]:
+    """Python, packages that must fit together, weights (the embedded suite's, or every checkpoint
+    that `models` names), disk, memory; and the Prefect server, where PREFECT_API_URL names one."""
+    wanted = dict(CHECKS)
+    if models is not None:
+        from focusdpo.flows.checkpoint_suite import checks as checkpoint_checks
+
+        del wanted["weights"]
+        wanted |= {name: _told(check) for name, check in checkpoint_checks(models)}
+    if os.environ.get("PREFECT_API_URL"):
+        from focusdpo.flows.prefect.engine import hush
+        from focusdpo.flows.prefect.server_health import checks as server_checks
+
+        hush()
+        wanted |= server_checks()
+    return [_guarded(name, check) for name, check in wanted.items()]
+
+
+def _told(check: Callable[[], str]) -> Callable[[], tuple[bool, str]]:
+    return lambda: (True, check())
+
+
+def dataset_check(root: str, *, repair: bool = False) -> Check:
+    """Every byte of a dataset, and whether its store takes new ones; with `repair`, what has a copy
+    is restored, and damaged artefacts and shards are dropped."""
+    from focusdpo.pipeline.upkeep import repair as mending
+    from focusdpo.store.artefacts import Store
+
+    if repair:
+        done = mending.mend(root)
+        fine, room = _room(Store.open(root, create=False))
+        told = "; ".join(_done(done)) or "whole"
+        return Check("dataset", fine and not done.lost, f"{root}: {told}; {room}")
+    bad = mending.damages(root)
+    fine, room = _room(Store.open(root, create=False))
+    told = f"{len(bad)} damaged, first: {bad[0].what}" if bad else "whole"
+    return Check("dataset", fine and not bad, f"{root}: {told}; {room}")
+
+
+def _done(mended: Mended) -> Iterator[str]:
+    if mended.restored:
+        yield f"{len(mended.restored)} restored ({', '.join(mended.restored[:5])})"
+    if mended.dropped:
+        yield f"{len(mended.dropped)} damaged, dropped; run the same build again"
+    for one in mended.lost:
+        yield one.what
+
+
+def _room(store: Store) -> tuple[bool, str]:
+    """Whether the root, local or not, can be written: a few bytes go there, back, and away. And
+    whether it lets one of many writers win, as far as a few tries tell."""
+    probe = f"doctor-{uuid.uuid4().hex}.probe"
+    try:
+        store.files.write(probe, b"focusdpo")
+        back = store.files.read(probe)
+        store.files.remove(probe)
+        won = race(store.files, probe)
+        store.files.remove(probe)
+    except (OSError, UserError) as error:
+        return False, f"it cannot be written, so nothing can be built there ({error})"
+    if back != b"focusdpo":
+        return False, "what is written there comes back changed"
+    told = "it takes new files"
+    if (local := store.files.local) is not None:
+        told += f", {shutil.disk_usage(local).free / 2**30:.1f} GiB free"
+    if set(won) != {1}:
+        told += (
+            f", but of {WRITERS} writers at once {max(won)} were told that they were first: two "
+            "builders could undo each other's version; let one at a time build there"
+        )
+    return set(won) == {1}, told
+
+
+def _guarded(name: str, check: Callable[[], tuple[bool, str]]) -> Check:
+    try:
+        ok, told = check()
+    except UserError as error:
+        return Check(name, False, str(error))
+    return Check(name, ok, told)
+
+
+def _python() -> tuple[bool, str]:
+    return sys.version_info >= (3, 11), sys.version.split()[0]
+
+
+def _engine() -> tuple[bool, str]:
+    prefect, fastapi = metadata.version("prefect"), metadata.version("fastapi")
+    major, minor = (int(part) for part in fastapi.split(".")[:2])
+    fits = (major, minor) < (0, 151)
+    told = f"prefect {prefect}, fastapi {fastapi}"
+    return fits, told if fits else f"{told}: every flow fails; pip install 'fastapi<0.151'"
+
+
+def _weights() -> tuple[bool, str]:
+    for role in (*Parts.ROLES, "judge"):
+        fingerprint_of("pocket", role)
+    return True, f"pocket: {len(Parts.ROLES) + 1} parts have their weights"
+
+
+def _disk() -> tuple[bool, str]:
+    free = shutil.disk_usage(Path.cwd()).free
+    return (
+        free >= FREE_DISK,
+        f"{free / 2**30:.1f} GiB free here, {FREE_DISK / 2**30:.0f} are wanted",
+    )
+
+
+def _memory() -> tuple[bool, str]:
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    told = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free, {FREE_MEMORY / 2**30:.0f} wanted"
+    return total >= FREE_MEMORY, told
+
+
+CHECKS: dict[str, Callable[[], tuple[bool, str]]] = {
+    "python": _python,
+    "engine": _engine,
+    "weights": _weights,
+    "disk": _disk,
+    "memory": _memory,
+}

@@ -1,0 +1,1 @@
+"""focus-maps: what the loss looks at."""

@@ -1,0 +1,275 @@
+"""`focus-maps` without a command line: a dataset version -> figures of maps and of the premise."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.shards import IndexRow, ShardSample
+from focusdpo.flows.config import FocusMapsRun
+from focusdpo.flows.focus import figures, premise_record
+from focusdpo.flows.progress import Watch, quiet
+from focusdpo.flows.wiring import build_part
+from focusdpo.model.adapter import load_adapter, reference_policy, remove_policy
+from focusdpo.model.backbone import Backbone
+from focusdpo.model.focus_config import NoiseConfig
+from focusdpo.model.focus_report import Arrays, maps_over_sigmas
+from focusdpo.model.noise import draw_noise
+from focusdpo.model.premise import measure_premise, noisy_images, spread
+from focusdpo.model.training.batches import PairBatch, encode_pairs
+from focusdpo.model.training.checkpoint import make_folder, write_file
+from focusdpo.store.outputs import local
+from focusdpo.store.versions import DatasetVersion, open_version
+
+PHASES = ("base", "adapter")
+STORED = {"base": "start", "adapter": "end"}
+"""As training names the maps that it leaves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FocusOutcome:
+    """What a run left in `out`."""
+
+    out: str
+    version: str
+    split: str
+    pair: str
+    """The pair that was drawn."""
+    premise: dict[str, Any]
+    """As in premise.json."""
+
+    def figure(self, name: str) -> str:
+        """Path of a figure: maps or premise."""
+        return str(Path(self.out) / f"{name}.png")
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`: the files, and the numbers of the short table."""
+        best = {
+            of: {name: row[name] for name in ("kind", "blocks", "rise", "spearman")}
+            for of, row in self.premise["best"].items()
+        }
+        return {
+            "command": "focus-maps",
+            "out": self.out,
+            "version": self.version,
+            "split": self.split,
+            "pair": self.pair,
+            "figures": [self.figure("maps"), self.figure("premise")],
+            "pairs": len(self.premise["pairs"]["ids"]),
+            "chance": self.premise["chance"],
+            "configured": [premise_record.ends(row) for row in self.premise["configured"]],
+            "best": best,
+        }
+
+
+def focus_on(run: FocusMapsRun, watch: Watch = quiet) -> FocusOutcome:
+    """Draw one pair's maps and measure the premise; overwrites what is in `run.out`.
+
+    UserError for an unknown pair, a split without pairs, a damaged shard, a foreign adapter.
+    """
+    version = open_version(run.root, run.version)
+    rows = chosen_rows(version, run)
+    shown = pair_row(version, run)
+    backbone = build_part(run.family, "backbone")
+    digest = _put_adapter(backbone, run.adapter)
+    try:
+        make_folder(Path(run.out))
+        _draw_maps(run, backbone, version.read(shown))
+        premise = _premise(run, backbone, version, rows, watch) | {"adapter": digest}
+    finally:
+        remove_policy(backbone.transformer)
+    text = json.dumps(premise, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    write_file(Path(run.out) / "premise.json", text.encode())
+    write_file(Path(run.out) / "premise.png", figures.premise_figure(premise))
+    return FocusOutcome(
+        out=run.out, version=version.id, split=run.split, pair=shown.pair_id, premise=premise
+    )
+
+
+def _put_adapter(backbone: Backbone, folder: str | None) -> str | None:
+    """The digest of the adapter's weights, once it is on the backbone."""
+    remove_policy(backbone.transformer)
+    return None if folder is None else load_adapter(backbone, local(folder)).weights_digest
+
+
+def _phase(backbone: Backbone, phase: str) -> Any:
+    """Inside, the backbone is the base, or has the adapter on."""
+    return reference_policy(backbone.transformer) if phase == "base" else nullcontext()
+
+
+def _phases(run: FocusMapsRun) -> tuple[str, ...]:
+    return PHASES if run.adapter else PHASES[:1]
+
+
+def chosen_rows(version: DatasetVersion, run: FocusMapsRun) -> list[IndexRow]:
+    """`run.pairs` pairs of the split, spread over numbers of subjects; the same ones each time."""
+    groups: dict[int, list[IndexRow]] = defaultdict(list)
+    for row in sorted(version.rows_of(run.split), key=lambda row: row.pair_id):
+        groups[row.num_subjects].append(row)
+    if not groups:
+        found = sorted({row.split for row in version.rows})
+        raise UserError(
+            f"{run.root}: version {version.id} has no pair in split '{run.split}'; it has pairs in "
+            f"{', '.join(found) or 'none'}. Choose another --split, or build from more subjects"
+        )
+    return spread(groups, run.pairs)
+
+
+def pair_row(version: DatasetVersion, run: FocusMapsRun) -> IndexRow:
+    """The pair that is drawn: as asked for, of any split, or the split's first by id among those
+    with most subjects."""
+    if run.pair_id is None:
+        return min(version.rows_of(run.split), key=lambda row: (-row.num_subjects, row.pair_id))
+    by_id = {row.pair_id: row for row in version.rows}
+    if run.pair_id not in by_id:
+        near = difflib.get_close_matches(run.pair_id, by_id, n=3, cutoff=0.0)
+        raise UserError(
+            f"--pair {run.pair_id}: version {version.id} of {run.root} has no such pair among its "
+            f"{len(by_id)}; near ones: {', '.join(near)}. Ids are in `focusdpo inspect` and in the "
+            "report"
+        )
+    return by_id[run.pair_id]
+
+
+def maps_of(run: FocusMapsRun, sample: ShardSample) -> tuple[Arrays, dict[str, Any]]:
+    """One pair's maps and noisy pictures, and what it is, without writing anything. `run.root` and
+    `run.out` do not matter. UserError for a foreign adapter."""
+    backbone = build_part(run.family, "backbone")
+    _put_adapter(backbone, run.adapter)
+    try:
+        return _pair_maps(run, backbone, sample)
+    finally:
+        remove_policy(backbone.transformer)
+
+
+def _pair_maps(
+    run: FocusMapsRun, backbone: Backbone, sample: ShardSample
+) -> tuple[Arrays, dict[str, Any]]:
+    batch = encode_pairs(backbone, [sample], focus=run.train.focus)
+    arrays: Arrays = {}
+    for phase in _phases(run):
+        with _phase(backbone, phase):
+            found = maps_over_sigmas(
+                backbone, batch, run.premise.sigmas, run.train.focus, seed=run.train.seed
+            )
+        for name, array in found.items():
+            arrays[f"{STORED[phase]}.{name}" if "." in name else name] = array
+    arrays |= _pictures(run, backbone, batch, sample)
+    info = {
+        "pair": sample.pair.id,
+        "prompt": sample.pair.prompt,
+        "class_names": list(sample.pair.class_names),
+        "source": f"{sample.pair.source}, {sample.pair.mode}",
+    }
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}, info
+
+
+def _draw_maps(run: FocusMapsRun, backbone: Backbone, sample: ShardSample) -> None:
+    """maps.safetensors, in the manner of training's focus maps, and maps.png."""
+    from safetensors.numpy import save
+
+    arrays, info = _pair_maps(run, backbone, sample)
+    write_file(Path(run.out) / "maps.safetensors", save(arrays, {"info": json.dumps(info)}))
+    features = " at ".join(_features(run, backbone))
+    figure = figures.maps_figure(arrays, info, features, run.train.focus.tau)
+    write_file(Path(run.out) / "maps.png", figure)
+
+
+def _pictures(
+    run: FocusMapsRun, backbone: Backbone, batch: PairBatch, sample: ShardSample
+) -> Arrays:
+    images = sample.images
+    shape = (batch.win_BNC.shape[1], batch.win_BNC.shape[2])
+    # The noise of `maps_over_sigmas`: the pictures are what the maps were read from.
+    noise_BNC, _ = draw_noise(shape, [0], seed=run.train.seed, step=0, config=NoiseConfig())
+    noise_BNC = noise_BNC.to(batch.win_BNC)
+    noisy_VSHW3 = noisy_images(backbone, batch, run.premise.sigmas, noise_BNC)
+    return {
+        "win": images.win,
+        "lose": images.lose,
+        "win_noisy": noisy_VSHW3[0],
+        "lose_noisy": noisy_VSHW3[1],
+        "prior_mask": images.prior.astype(np.uint8),
+        **{f"ref{i}": image for i, image in enumerate(images.references)},
+    }
+
+
+def _features(run: FocusMapsRun, backbone: Any) -> tuple[str, str]:
+    """Kind and blocks of the configured features, in words."""
+    features = run.train.focus.features
+    blocks = features.blocks or getattr(backbone, "default_blocks", ())
+    return features.kind, "+".join(blocks) or "default"
+
+
+def _batches(
+    run: FocusMapsRun, backbone: Backbone, version: DatasetVersion, rows: Sequence[IndexRow]
+) -> list[PairBatch]:
+    """Rows of one number of subjects after another, at most `premise.batch_pairs` in a batch."""
+    size, focus = run.premise.batch_pairs, run.train.focus
+    batches = []
+    for _, group in groupby(rows, key=lambda row: row.num_subjects):
+        samples = [version.read(row) for row in group]
+        batches += [
+            encode_pairs(backbone, samples[at : at + size], focus=focus)
+            for at in range(0, len(samples), size)
+        ]
+    return batches
+
+
+def _premise(
+    run: FocusMapsRun,
+    backbone: Backbone,
+    version: DatasetVersion,
+    rows: Sequence[IndexRow],
+    watch: Watch,
+) -> dict[str, Any]:
+    """What premise.json holds."""
+    batches = _batches(run, backbone, version, rows)
+    numbers = [row.num_subjects for row in rows]
+    configured, grouped, table = [], [], []
+    for phase in _phases(run):
+        with _phase(backbone, phase):
+            measured = measure_premise(
+                backbone,
+                batches,
+                run.train.focus,
+                run.premise,
+                seed=run.train.seed,
+                progress=watch,
+                phase=f"measure {phase}",
+            )
+        features = _features(run, backbone)
+        found = premise_record.premise_rows(phase, measured, numbers, features, run.premise)
+        configured += found[0]
+        grouped += found[1]
+        table += found[2]
+    return {
+        "version": version.id,
+        "split": run.split,
+        "base": backbone.fingerprint,
+        "pairs": {
+            "ids": [row.pair_id for row in rows],
+            "by_subjects": premise_record.counts(numbers),
+        },
+        "sigmas": list(run.premise.sigmas),
+        "settings": {
+            "focus": run.train.focus.model_dump(mode="json"),
+            "seed": run.train.seed,
+            "premise": run.premise.model_dump(mode="json"),
+        },
+        "chance": configured[0]["chance"][-1],
+        "configured": configured,
+        "by_subjects": grouped,
+        "table": table,
+        "best": premise_record.best_places(table),
+    }

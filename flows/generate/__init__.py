@@ -1,0 +1,1 @@
+"""Painting with a base and an adapter."""

@@ -1,0 +1,217 @@
+"""Painting from Python, in five lines; `focusdpo generate` does the same with the same code.
+
+from focusdpo.flows.inference import Generator
+generator = Generator("pocket", adapter="runs/one/adapter")
+subjects = [("rex.png", "dinosaur"), ("tom.png", "cat")]
+pictures = generator("a dinosaur and a cat on snow", subjects, seeds=[0, 1])
+pictures[0].save("out.png")
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image as PillowImage
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.images import Picture, read_picture
+from focusdpo.flows.config import GenerateRun
+from focusdpo.flows.generate.painted import (
+    About,
+    Painted,
+    ReferenceUsed,
+    read_about,
+    sheet,
+)
+from focusdpo.flows.provenance import packages
+from focusdpo.flows.settings import parse_overrides, resolve
+from focusdpo.flows.wiring import build_part, fingerprint_of, vocabulary
+from focusdpo.pipeline.compose import TEMPLATES
+from focusdpo.pipeline.parts import Image, Mask, ReferenceImage
+from focusdpo.pipeline.subjects.masks import cut_out
+from focusdpo.store.outputs import address_of, local
+
+Subject = tuple[str | Path, str]
+"""A picture's file and what it shows, as a word."""
+MAX_PROMPT = 2000
+"""Characters; text encoders read far fewer."""
+MAX_SEED = 2**31 - 1
+
+log = logging.getLogger(__name__)
+
+
+class Generator:
+    """A backbone with or without an adapter. Models are loaded when the first picture is painted,
+    and stay for the process's life."""
+
+    def __init__(
+        self,
+        preset: str | GenerateRun = "pocket",
+        adapter: str | Path | None = None,
+        *,
+        settings: Sequence[str] = (),
+    ) -> None:
+        """`preset` is a shipped one, a YAML file, or settings that are resolved; `adapter` a folder
+        that `train` or `export adapter` wrote, or the address of one that `train` sent; `settings`
+        change single ones, as in `["models.backbone.steps=8"]`. UserError without an adapter."""
+        if not isinstance(preset, GenerateRun):
+            preset = resolve(GenerateRun, {"preset": preset, **parse_overrides(settings)})
+        self.run = preset
+        self.adapter = None if adapter is None else address_of(adapter)
+        self._folder = None if adapter is None else str(local(adapter))
+        self.adapter_digest = None if self._folder is None else adapter_digest(self._folder)
+        self.backgrounds, self.classes = vocabulary(self.run.family)
+
+    def __call__(
+        self, prompt: str | None, references: Sequence[Subject], seeds: Sequence[int] = (0,)
+    ) -> list[Painted]:
+        """One picture per seed, each painted by itself, so that it depends on nothing else. Without
+        a prompt: the subjects on the suite's first background. UserError for bad input."""
+        about = self.about(prompt, references, seeds)
+        shown = tuple(self.read(file, word) for file, word in references)
+        generator = build_part(self.run.family, "generator", adapter=self._folder)
+        made = []
+        for seed in seeds:
+            (pixels,) = generator.generate([about.prompt], [shown], [seed])
+            one = about.model_copy(update={"seeds": (seed,)})
+            made.append(Painted(PillowImage.fromarray(pixels), one))
+        return made
+
+    def about(
+        self, prompt: str | None, references: Sequence[Subject], seeds: Sequence[int]
+    ) -> About:
+        """What the pictures of an order will tell. Loads no model. UserError for bad input."""
+        words = tuple(word for _, word in references)
+        self.check(words, seeds)
+        if prompt is None:
+            prompt = TEMPLATES[len(words)].format(*words, background=self.backgrounds[0])
+        return About(
+            version=packages().get("focusdpo", ""),
+            prompt=check_prompt(prompt),
+            class_names=words,
+            references=tuple(
+                ReferenceUsed(file=str(file), sha256=file_digest(file)) for file, _ in references
+            ),
+            seeds=tuple(seeds),
+            adapter=self.adapter,
+            adapter_digest=self.adapter_digest,
+            preset=self.run.preset,
+            settings=self.run.model_dump(mode="json", exclude={"preset"}),
+            fingerprint=fingerprint_of(self.run.family, "generator"),
+        )
+
+    def read(self, file: str | Path, word: str) -> ReferenceImage:
+        """A picture file as build-dataset would ingest it."""
+        config = self.run.ingest
+
+        def find(image: Image) -> Mask | None:
+            (found,) = build_part(self.run.family, "segmenter").segment([image], [(word,)])
+            return found[0].mask if found else None
+
+        finder = None if self.run.family == "pocket" else find
+        image, mask, _ = cut_out(self.picture(file), config.size, config.tolerance, finder)
+        if not mask.any():
+            raise UserError(f"{file}: nothing is visible (alpha is 0 everywhere)")
+        return ReferenceImage(image=image, mask=mask)
+
+    def picture(self, file: str | Path) -> Picture:
+        """A picture file, decoded within the limits. Loads no model."""
+        config = self.run.ingest
+        return read_picture(file, min_side=config.min_side, max_pixels=config.max_pixels)
+
+    def check(self, words: Sequence[str], seeds: Sequence[int]) -> None:
+        """UserError for words that the generator was not taught, too many subjects, bad seeds."""
+        if not 1 <= len(words) <= max(TEMPLATES):
+            raise UserError(
+                f"{len(words)} references: a scene has 1 to at most {max(TEMPLATES)} subjects"
+            )
+        for word in words:
+            check_word(word, self.classes)
+        bad = [seed for seed in seeds if not 0 <= seed <= MAX_SEED]
+        if bad or not seeds:
+            raise UserError(f"seeds {list(seeds)}: give at least one, each from 0 to {MAX_SEED}")
+
+
+def again(
+    picture: str | Path, references: Sequence[str | Path] = (), adapter: str | Path | None = None
+) -> Painted:
+    """Paint a picture of `focusdpo generate` once more from what it tells: the same bytes.
+
+    Files that have moved are given as `references`, in order, and `adapter`. UserError for one that
+    is missing or not what it was, and when the models are others than then.
+    """
+    told = read_about(picture)
+    files = [str(one) for one in references] or [one.file for one in told.references]
+    if len(files) != len(told.references):
+        raise UserError(f"{picture}: was made from {len(told.references)} references; give as many")
+    run = resolve(GenerateRun, {**told.settings, "preset": "pocket"})
+    where = told.adapter if adapter is None else adapter
+    if adapter is not None and told.adapter_digest is None:
+        raise UserError(f"{picture}: was made without an adapter; leave --adapter out")
+    generator = Generator(run, where)
+    subjects = list(zip(files, told.class_names, strict=True))
+    now = generator.about(told.prompt, subjects, told.seeds)
+    for before, found in zip(told.references, now.references, strict=True):
+        if before.sha256 != found.sha256:
+            raise UserError(f"{found.file}: not the picture that {picture} was made from")
+    if now.adapter_digest != told.adapter_digest:
+        raise UserError(f"{where}: not the adapter that {picture} was made with")
+    if now.fingerprint != told.fingerprint:
+        raise UserError(f"{picture}: was made by other models than the settings name here")
+    if now.version != told.version:
+        log.warning("%s: made by focusdpo %s, this is %s", picture, told.version, now.version)
+    made = sheet(generator(told.prompt, subjects, told.seeds), told.columns)
+    return Painted(made.image, told)
+
+
+def check_word(word: str, classes: frozenset[str] | None) -> None:
+    """UserError with near words for one that the generator was not taught."""
+    if classes is None:
+        check_prompt(word)
+    elif word not in classes:
+        near = difflib.get_close_matches(word, classes, n=3, cutoff=0.5)
+        hint = f"; near: {', '.join(near)}" if near else ""
+        raise UserError(
+            f"--class-name {word}: the generator does not know it{hint}; `object` stands for "
+            "anything"
+        )
+
+
+def check_prompt(prompt: str) -> str:
+    """The prompt; UserError for an empty or overlong one and for control characters."""
+    if not prompt.strip():
+        raise UserError("the prompt is empty; say what is to be seen")
+    if len(prompt) > MAX_PROMPT:
+        raise UserError(f"the prompt has {len(prompt)} characters, at most {MAX_PROMPT} are taken")
+    for at, sign in enumerate(prompt):
+        if unicodedata.category(sign) in {"Cc", "Cs"}:
+            raise UserError(
+                f"the prompt's character {at + 1} is U+{ord(sign):04X}, a control character; "
+                "write it on one line, as plain text"
+            )
+    return prompt
+
+
+def adapter_digest(folder: str | Path) -> str:
+    """sha256 of an adapter's weights. UserError when there are none."""
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise UserError(
+            f"{folder}: holds no adapter (*.safetensors); give a folder that train wrote"
+        )
+    return hashlib.sha256("".join(file_digest(one) for one in files).encode()).hexdigest()
+
+
+def file_digest(path: str | Path) -> str:
+    """sha256 of a file's bytes. UserError when it cannot be read."""
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        what = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise UserError(f"{path}: {what}") from error

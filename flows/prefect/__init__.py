@@ -1,0 +1,1 @@
+"""Prefect: flows, tasks, deployments, events, and what a server needs."""

@@ -1,0 +1,121 @@
+"""Where a run happened and under which licences: for manifests, reports and cards."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.models_config import Family
+from focusdpo.model.backbones.flux_uno_config import FluxUnoConfig
+from focusdpo.store.checkpoints import locate, read_json
+
+SHOWN = ("focusdpo", "torch", "diffusers", "transformers", "peft", "open-clip-torch", "prefect")
+
+
+def packages() -> dict[str, str]:
+    """Versions of the packages that results depend on; those that are installed."""
+    found = {}
+    for name in SHOWN:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, str | int]:
+    """Processor, cores, memory, Python."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux: the platform module knows less, but knows something
+    return platform.processor() or platform.machine()
+
+
+def peak_memory_bytes() -> int:
+    """Most resident memory of this process so far, and of its children beside it: an upper bound
+    of what was used at once."""
+    import resource
+
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return own * unit + max(ended * unit, _living_children())
+
+
+def _living_children() -> int:
+    """Sum of the children's own peaks, where the system tells them."""
+    total = 0
+    for task in Path("/proc/self/task").glob("*/children"):
+        for child in task.read_text("utf-8").split():
+            try:
+                status = Path(f"/proc/{child}/status").read_text("utf-8")
+            except OSError:
+                continue  # ended between the two reads
+            peaks = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
+            total += sum(int(kib) * 1024 for kib in peaks)
+    return total
+
+
+POCKET = "Apache-2.0, trained on renders of MIT-licensed 3D emoji"
+DEV = "FLUX.1 [dev] Non-Commercial License: no commercial use"
+SCHNELL = "Apache-2.0 (FLUX.1 [schnell])"
+UNO = "CC BY-NC 4.0 (UNO): no commercial use"
+
+BY_KIND = {
+    "sdxl-ip-adapter": "CreativeML Open RAIL++-M (SDXL); Apache-2.0 (IP-Adapter)",
+    "flux2-klein": "Apache-2.0 (FLUX.2 [klein] 4B), FLUX Non-Commercial License (9B): see its card",
+    "flux-fill": "FLUX.1 [dev] Non-Commercial License (Fill): no commercial use",
+    "sdxl-inpaint": "CreativeML Open RAIL++-M (SDXL inpainting)",
+    "grounding-sam": "Apache-2.0 (Grounding DINO, SAM)",
+    "grounding-sam-hf": "Apache-2.0 (Grounding DINO, SAM)",
+    "dino": "Apache-2.0 (DINO)",
+    "dinov2": "Apache-2.0 (DINOv2)",
+    "clip": "MIT (OpenAI CLIP)",
+    "vlm": "see the captioner's own card (SmolVLM: Apache-2.0)",
+}
+"""Of the public checkpoints that a kind is made for; whoever brings other weights knows theirs."""
+
+
+def licence_of(family: Family, role: str) -> str:
+    """The licence of a part's weights; "" for a part without any."""
+    if isinstance(family, str):
+        return POCKET
+    config = getattr(family, "backbone" if role == "generator" else role, None)
+    if isinstance(config, FluxUnoConfig):
+        return "; ".join([_flux(config.base), *([UNO] if config.uno else [])])
+    return BY_KIND.get(getattr(config, "kind", ""), "")
+
+
+def notices(family: Family) -> list[str]:
+    """What to say before a run: who may not use what it makes for what."""
+    if isinstance(family, str):
+        return []
+    told = {role: licence_of(family, role) for role in ("backbone", "inpainter")}
+    return [f"licence of the {role}: {licence}" for role, licence in told.items() if licence]
+
+
+def _flux(base: str) -> str:
+    """dev embeds guidance, schnell does not."""
+    try:
+        folder = locate(base, "models.backbone.base")
+        about = read_json(folder / "transformer" / "config.json", "models.backbone.base")
+    except UserError:
+        return f"{DEV}, or {SCHNELL}"  # not here yet: `doctor` and the run itself say so
+    return DEV if about.get("guidance_embeds") else SCHNELL

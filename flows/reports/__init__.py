@@ -1,1 +1,0 @@
-"""Pages that people look at: the report of a run, and what differs between two."""

@@ -1,0 +1,1 @@
+"""The job retrain: build, decide, train, evaluate, promote."""

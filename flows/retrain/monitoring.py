@@ -1,0 +1,198 @@
+"""What a build brought, for a monitor: `metrics.prom` in the root, and a rule that tells when the
+yield drops.
+
+The file is in Prometheus' text format: node_exporter's textfile collector reads it where a link in
+its folder points there. A build that made a version also leaves `build.json` beside the version's
+manifest: the past that the rule looks back at.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.build.run import BuildResult
+from focusdpo.flows.retrain.config import YieldAlertConfig
+from focusdpo.store.artefacts import Store
+from focusdpo.store.index import partitions_of
+from focusdpo.store.manifests import read_manifest
+
+log = logging.getLogger(__name__)
+
+FILE = "metrics.prom"
+BUILD = "build.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noted(BuildResult):
+    """A build's result with what its metrics say."""
+
+    alerts: tuple[str, ...] = ()
+    """What somebody should look at; the build itself is whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Brought:
+    """What the new partitions of a version brought."""
+
+    version: str
+    parent: str | None
+    pairs: int
+    rejects: dict[str, int]
+    partitions: int
+    stage_seconds: dict[str, float]
+    """Model computation of the whole version, by stage."""
+
+    @property
+    def share(self) -> float | None:
+        """The yield: pairs of all that was judged; None where nothing was."""
+        judged = self.pairs + sum(self.rejects.values())
+        return self.pairs / judged if judged else None
+
+
+def note(result: BuildResult, alert: YieldAlertConfig) -> Noted:
+    """Write the metrics of a build that has ended, and look whether its yield dropped.
+
+    Call it once per build; the exit code is none of its business.
+    """
+    store = Store.open(result.root, create=False)
+    brought = _kept(store, result.version)
+    first = brought is None
+    brought = brought or brought_by(store, result.version)
+    alerts: tuple[str, ...] = ()
+    if result.new or first:
+        message = dropped(brought, list(_past(store, brought.parent, alert.builds)), alert)
+        alerts = () if message is None else (message,)
+        data = json.dumps(asdict(brought), indent=1, sort_keys=True).encode()
+        store.files.write(f"versions/{brought.version}/{BUILD}", data + b"\n")
+    for line in alerts:
+        log.warning("%s: %s", result.root, line)
+    text = "\n".join(lines(result, brought, bool(alerts))) + "\n"
+    store.files.write(FILE, text.encode())
+    return Noted(**{**vars(result), "alerts": alerts})
+
+
+def brought_by(store: Store, version: str) -> Brought:
+    """What a version has that its parent has not: partitions that are new or were made anew."""
+    manifest = read_manifest(store, version)
+    parent = manifest.get("parent")
+    there = parent is not None and store.files.exists(f"versions/{parent}/manifest.json")
+    known = {one.key for one in partitions_of(store, str(parent))} if there else set()
+    new = [one for one in partitions_of(store, version) if one.key not in known]
+    rejects: Counter[str] = Counter()
+    for one in new:
+        rejects.update(one.rejects)
+    return Brought(
+        version=version,
+        parent=str(parent) if there else None,
+        pairs=sum(one.pairs for one in new),
+        rejects=dict(sorted(rejects.items())),
+        partitions=len(new),
+        stage_seconds={
+            name: float(entry["seconds"]) for name, entry in manifest.get("stages", {}).items()
+        },
+    )
+
+
+def dropped(brought: Brought, past: Iterable[float], alert: YieldAlertConfig) -> str | None:
+    """Why a build's yield deserves a look; None when it is as usual, or the past is too short."""
+    before = list(past)
+    share = brought.share
+    if share is None or len(before) < alert.least:
+        return None
+    usual = statistics.median(before)
+    if share >= alert.share * usual:
+        return None
+    most = max(brought.rejects.items(), key=lambda one: one[1], default=("none", 0))
+    return (
+        f"yield dropped to {share:.3f} of what was judged ({brought.pairs} pairs from "
+        f"{brought.partitions} new partitions), below {alert.share:g} of {usual:.3f}, the median "
+        f"of {len(before)} builds before; most were rejected because of {most[0]} ({most[1]})"
+    )
+
+
+def _past(store: Store, version: str | None, limit: int) -> Iterator[float]:
+    """Yields of the builds before, newest first, along the versions' parents."""
+    left = limit
+    while version is not None and left:
+        brought = _kept(store, version)
+        if brought is None:
+            return  # a version from before there were metrics
+        if brought.share is not None:
+            yield brought.share
+            left -= 1
+        version = brought.parent
+
+
+def _kept(store: Store, version: str) -> Brought | None:
+    """What a build left beside its version; None when it left nothing."""
+    path = f"versions/{version}/{BUILD}"
+    try:
+        return Brought(**json.loads(store.files.read(path)))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        where = f"{store.root}/{path}"
+        raise UserError(f"{where}: damaged ({error}); remove it, it is made anew") from error
+
+
+def lines(result: BuildResult, brought: Brought, alerted: bool) -> Iterator[str]:
+    """The lines of `metrics.prom`."""
+    root = {"root": result.root}
+    share = brought.share
+    gauges: list[tuple[str, str, list[tuple[Mapping[str, str], float]]]] = [
+        ("pairs", "Pairs of the newest dataset version.", [({}, result.pairs)]),
+        (
+            "rejects",
+            "Rejects of the newest dataset version by reason.",
+            [({"reason": name}, count) for name, count in result.rejects.items()],
+        ),
+        ("partitions", "Partitions that the last build looked at.", [({}, result.partitions)]),
+        (
+            "partitions_made",
+            "Partitions that the last build computed, by stage.",
+            [({"stage": name}, count) for name, count in result.made.items()],
+        ),
+        ("failed", "Partitions that failed in the last build.", [({}, len(result.failed))]),
+        ("left_out", "Subjects that the last build left out.", [({}, len(result.problems))]),
+        (
+            "yield",
+            "Pairs of all that was judged, in the newest version's new partitions.",
+            [] if share is None else [({}, share)],
+        ),
+        ("yield_dropped", "1 when the last build's yield was alarming.", [({}, int(alerted))]),
+        (
+            "stage_seconds",
+            "Model computation behind the newest version, by stage.",
+            [({"stage": name}, value) for name, value in brought.stage_seconds.items()],
+        ),
+        (
+            "build_model_seconds",
+            "Model computation of the last build.",
+            [({}, result.model_seconds)],
+        ),
+        ("build_wall_seconds", "Duration of the last build.", [({}, result.wall_seconds)]),
+        ("build_timestamp_seconds", "When the last build ended.", [({}, round(time.time(), 3))]),
+    ]
+    for name, told, values in gauges:
+        if values:
+            yield f"# HELP focusdpo_{name} {told}"
+            yield f"# TYPE focusdpo_{name} gauge"
+            for labels, value in values:
+                yield f"focusdpo_{name}{_labels({**root, **labels})} {value!r}"
+
+
+def _labels(labels: Mapping[str, Any]) -> str:
+    inner = ",".join(f'{name}="{_escaped(str(value))}"' for name, value in labels.items())
+    return f"{{{inner}}}"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

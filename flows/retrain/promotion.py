@@ -1,0 +1,209 @@
+"""Which adapter is the one in use: a pointer that is replaced whole, and the history behind it.
+
+A models folder:
+
+    promoted.json                     the adapter in use; replaced whole, so readers see one or the
+                                      other
+    candidates/<version>-<settings>/  one training each
+        started.json                  why it was trained
+        train/  evaluate/             what `train` and `evaluate` left
+        against/                      the promoted adapter by the same protocol, where it had to be
+                                      painted again
+        decision.json                 its numbers, and whether and why it was promoted; `settled`
+                                      once the pointer follows it
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.evaluations import EvalScene, WholeScores
+from focusdpo.data_schemas.tables import from_parquet
+from focusdpo.evaluation.comparison import ADAPTER, BASE, DIFFERENCE, GROUPS, intervals
+from focusdpo.evaluation.pocket_protocol import EvaluateConfig
+from focusdpo.flows.retrain.config import WHOLE, RetrainConfig, better
+
+POINTER = "promoted.json"
+CANDIDATES = "candidates"
+DECISION = "decision.json"
+STARTED = "started.json"
+RECORDS = ("run.json", "scenes.parquet", "photographs.parquet")
+"""What `compare` reads of an evaluation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promoted:
+    """The adapter in use."""
+
+    candidate: str
+    adapter: str
+    """Its folder, below the models folder."""
+    version: str
+    """The dataset version that it learned from."""
+    base: str
+    """Fingerprint of the generator that it belongs to."""
+    promoted: str
+    """When, ISO 8601 in UTC."""
+    before: str | None
+    """The candidate that it took the place of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A candidate against what is in use, painted from the same scenes and seeds."""
+
+    protocol: str
+    metric: str
+    group: str
+    against: str
+    """The promoted candidate's name, or base."""
+    ours: float
+    theirs: float
+    """Means over scenes."""
+    difference: float
+    """Mean of the paired differences, ours less theirs."""
+    low: float
+    high: float
+    """Its bootstrap interval."""
+    scenes: int
+
+
+def read_promoted(models: Path) -> Promoted | None:
+    """The adapter in use; None before the first. UserError when the pointer is damaged."""
+    file = models / POINTER
+    try:
+        return Promoted(**json.loads(file.read_text("utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{file}: damaged ({error}); {CANDIDATES}/*/{DECISION} tell which candidate was "
+            "promoted last: write its pointer by hand, or remove the file, and the next candidate "
+            "is compared with the base"
+        ) from error
+
+
+def write_promoted(models: Path, promoted: Promoted) -> None:
+    """Point at another adapter, all at once."""
+    write_whole(models / POINTER, asdict(promoted))
+
+
+def write_whole(path: Path, value: Mapping[str, Any]) -> None:
+    """JSON that is there whole or not at all, also after power fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as sink:
+        json.dump(value, sink, indent=1)
+        sink.write("\n")
+        sink.flush()
+        os.fsync(sink.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A file of `write_whole`; None when it is absent, UserError when it is damaged."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); remove {path.parent} and run again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: damaged (not a table); remove {path.parent} and run again")
+    return found
+
+
+def history(models: Path | str) -> list[dict[str, Any]]:
+    """Every candidate, oldest first: what is known of its start and of its decision."""
+    found = []
+    for started in (Path(models) / CANDIDATES).glob(f"*/{STARTED}"):
+        about = read_json(started) or {}
+        decided = read_json(started.with_name(DECISION)) or {"decision": "unfinished"}
+        found.append({**about, **decided})
+    return sorted(found, key=lambda one: str(one.get("started", "")))
+
+
+def compare(
+    ours: Path, theirs: Path | None, rival: str, rule: RetrainConfig, config: EvaluateConfig
+) -> Comparison:
+    """The paired difference of two adapters' evaluations: folders that `evaluate` wrote under the
+    same settings. `theirs` None: against the base of `ours`.
+
+    UserError when the group has no scene or the two are not of the same scenes.
+    """
+    mine = _records(ours, ADAPTER, rule)
+    others = _records(ours, BASE, rule) if theirs is None else _records(theirs, ADAPTER, rule)
+    try:
+        found = intervals(rule.metric, others, mine, config)
+    except ValueError as error:
+        raise UserError(f"{ours} and {theirs}: {error}") from error
+    gap = found.get(DIFFERENCE)
+    if gap is None or not gap.scenes:
+        raise UserError(
+            f"{ours}: no scene of the group '{rule.group}' has the metric '{rule.metric}'; choose "
+            "others with --set retrain.group= and retrain.metric="
+        )
+    about = json.loads((ours / "run.json").read_text("utf-8"))
+    return Comparison(
+        protocol=str(about["protocol"]),
+        metric=rule.metric,
+        group=rule.group,
+        against=rival,
+        ours=found[ADAPTER].mean,
+        theirs=found[BASE].mean,
+        difference=gap.mean,
+        low=gap.low,
+        high=gap.high,
+        scenes=gap.scenes,
+    )
+
+
+def _records(
+    folder: Path, model: str, rule: RetrainConfig
+) -> Sequence[EvalScene] | Sequence[WholeScores]:
+    """A model's records of the scenes that decide."""
+    path = folder / "scenes.parquet"
+    scenes = [
+        one
+        for one in from_parquet(path.read_bytes(), EvalScene, str(path))
+        if one.model == model and GROUPS[rule.group](one)
+    ]
+    if rule.metric not in WHOLE:
+        return scenes
+    path = folder / "photographs.parquet"
+    if not path.is_file():
+        raise UserError(
+            f"retrain.metric={rule.metric}: a metric of the DreamBench protocols; this is "
+            f"{scenes[0].protocol if scenes else 'another'}"
+        )
+    wanted = {one.scene_id for one in scenes}
+    whole = from_parquet(path.read_bytes(), WholeScores, str(path))
+    return [one for one in whole if one.model == model and one.scene_id in wanted]
+
+
+def decide(found: Comparison, rule: RetrainConfig) -> tuple[bool, str]:
+    """Whether to promote, and the reason in one sentence."""
+    sign = 1.0 if better(rule.metric) == "higher" else -1.0
+    worst = min(sign * found.low, sign * found.high)
+    bar = -rule.epsilon if rule.rule == "not_worse" else 0.0
+    promote = worst > bar
+    gap = f"{found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+    what = f"{rule.metric} {gap} against {found.against} over {found.scenes} scenes"
+    if promote:
+        told = "better" if bar == 0 else f"not worse by more than {rule.epsilon:g}"
+        return True, f"{told}: {what}"
+    if sign * found.difference < 0:
+        return False, f"worse: {what}"
+    wanted = "zero" if bar == 0 else f"the {rule.epsilon:g} that are put up with"
+    return False, f"not surely better: {what}; its interval does not clear {wanted}"

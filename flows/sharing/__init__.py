@@ -1,1 +1,0 @@
-"""Datasets and adapters made ready to be given away."""

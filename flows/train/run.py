@@ -1,0 +1,139 @@
+"""train without an engine: a dataset version -> an adapter."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.config import TrainRun
+from focusdpo.flows.progress import Watch, quiet
+from focusdpo.flows.provenance import licence_of
+from focusdpo.flows.settings import save_config
+from focusdpo.flows.wiring import build_part
+from focusdpo.model.training import parallel
+from focusdpo.store.addresses import is_remote
+from focusdpo.store.outputs import Output, opened
+from focusdpo.store.versions import open_version
+
+if TYPE_CHECKING:  # torch is loaded when a run starts
+    from focusdpo.model.training.reference_errors import ReferenceErrors
+
+log = logging.getLogger(__name__)
+
+
+def _licences(run: TrainRun, manifest: Mapping[str, Any]) -> list[str]:
+    """Of the base and of the pictures that it learned from."""
+    base = f"base: {licence_of(run.family, 'generator')}"
+    found = {str(one.get("licence") or "not stated") for one in manifest.get("subjects") or []}
+    return [base, *(f"subjects: {licence}" for licence in sorted(found))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOutcome:
+    """What a training run left."""
+
+    out: str
+    adapter: str
+    version: str
+    """The dataset version it learned from."""
+    objective: str
+    steps: int
+    pairs: int
+    seconds: float
+    """Sum of the steps."""
+    wall_seconds: float
+    resumed_from: int
+    final: dict[str, float]
+    adapter_step: int
+    """The step whose weights the adapter holds."""
+    stopped: bool
+    """Whether validation ended it before its last step."""
+    validation: list[dict[str, float]]
+    """A row per look at validation scenes: step and metrics, each less the base's."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {"command": "train", **asdict(self)}
+
+
+def train(
+    run: TrainRun, watch: Watch = quiet, reference_errors: ReferenceErrors | None = None
+) -> TrainOutcome:
+    """Train on a version's training split; goes on from the newest checkpoint in `out`. Where that
+    is an address, what is new is sent after each checkpoint and at the end.
+
+    Where a launcher started several processes, each calls this: they train together, and the first
+    one writes and tells. UserError for a damaged shard, an unknown version, a folder of another
+    run, processes that do not fit together.
+    """
+    with opened(run.out, "training") as out:
+        return _train(run, out, watch, reference_errors)
+
+
+def _train(
+    run: TrainRun, out: Output, watch: Watch, reference_errors: ReferenceErrors | None
+) -> TrainOutcome:
+    started = time.perf_counter()
+    watch = watch if parallel.is_first() else quiet
+    version = open_version(run.root, run.version)
+    if not is_remote(run.root):  # there, each shard is checked when it comes
+        version.verify()
+    shards = version.shards("train")
+    if not shards:
+        raise UserError(
+            f"{run.root}: version {version.id} has no pair in its training split; build from more "
+            "subjects, or lower shard.val_share"
+        )
+    if parallel.is_first():
+        save_config(run, out.folder / "run.yaml")
+    from focusdpo.model.training import run as training
+
+    parallel.take_place()
+    backbone = build_part(run.family, "backbone")
+    if parallel.num_launched() > 1 and is_remote(run.out):
+        # The first one may have fetched what all go on from.
+        parallel.meet(next(backbone.transformer.parameters()).device)
+    validate = None
+    if run.train.validation.every:
+        from focusdpo.evaluation.validation import Validator, check_metric
+
+        if not isinstance(run.family, str):
+            raise UserError(
+                "train.validation.every: validation paints individuals of the pocket world; with "
+                "checkpoints set it to 0 and compare adapters with `focusdpo evaluate`"
+            )
+        check_metric(run.train.validation.metric)
+        validate = Validator(run.family, run.train.validation.scenes, watch)
+    result = training.train(
+        backbone,
+        shards,
+        run.train,
+        out.folder,
+        only=version.ids("train"),
+        split="train",
+        dataset_version=version.id,
+        licences=_licences(run, version.manifest),
+        validate=validate,
+        reference_errors=reference_errors,
+        progress=watch,
+        saved=out.send,
+    )
+    return TrainOutcome(
+        out=run.out,
+        adapter=out.at("adapter"),
+        version=version.id,
+        objective=run.train.objective.name,
+        steps=result.steps,
+        pairs=result.pairs,
+        seconds=round(result.seconds, 3),
+        wall_seconds=round(time.perf_counter() - started, 3),
+        resumed_from=result.resumed_from,
+        final=dict(result.final),
+        adapter_step=result.adapter_step,
+        stopped=result.stopped,
+        validation=list(result.validation),
+    )

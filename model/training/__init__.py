@@ -1,0 +1,1 @@
+"""The training run: pairs in, an adapter out."""

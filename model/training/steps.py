@@ -1,0 +1,296 @@
+"""The steps of a run: schedule, one pass or two, every process its share, all the same step.
+
+The loss is a function of the errors e (2B, N) alone: weights, maps, the safeguard's scale and the
+reference policy's errors carry no gradient. So dL/dtheta = sum over branches of (dL/de)(de/dtheta),
+and dL/de needs the values of both branches' errors, not their graphs. In turn: the reference policy
+on either branch; the loser without gradients; the winner with them; dL/de; the winner's backward;
+the loser again, with gradients, and its backward. The gradient is the joint one, not an estimate.
+
+One graph of B images lives at a time instead of one of 2B. The price is one more forward pass of B
+images: by passes (a backward counts as two), 9 instead of 8, with gradient checkpointing 11 instead
+of 10. Shapes: B pairs, 2B images (winners, then losers), N target tokens, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from focusdpo.data_schemas.scenes import stable_hash
+from focusdpo.model.adapter import reference_policy
+from focusdpo.model.backbone import Backbone, FeatureConfig, Prediction
+from focusdpo.model.noise import draw_noise
+from focusdpo.model.objectives import Loss, token_error
+from focusdpo.model.step import (
+    Autocast,
+    Passes,
+    StepOutput,
+    autocast,
+    features,
+    judge,
+    needs_reference,
+    pair_step,
+)
+from focusdpo.model.training.batches import PairBatch, PairData
+from focusdpo.model.training.config import TrainConfig
+from focusdpo.model.training.monitor import Table, mean_present, observe
+from focusdpo.model.training.parallel import Processes
+from focusdpo.model.training.reference_errors import KnownErrors
+from focusdpo.model.training.state import RunState
+
+
+class Schedule:
+    """Which items make up step s: a function of (seed, s).
+
+    Items come in groups that cannot share a batch. Each step takes the group that is furthest
+    behind its share; within a group every item comes once before any comes again."""
+
+    def __init__(self, groups: Sequence[Sequence[int]], batch: int, seed: int) -> None:
+        self._groups = [list(group) for group in groups if group]
+        self._batch = batch
+        self._seed = seed
+        self._taken = [0] * len(self._groups)
+        self._next = 0
+
+    def items(self, step: int) -> list[int]:
+        """The items of `step` (from 0); any order of calls gives the same."""
+        if step < self._next:
+            self._taken, self._next = [0] * len(self._groups), 0
+        chosen = 0
+        while self._next <= step:
+            chosen = self._furthest_behind()
+            self._taken[chosen] += 1
+            self._next += 1
+        start = (self._taken[chosen] - 1) * self._batch
+        return [self._item(chosen, start + i) for i in range(self._batch)]
+
+    def _furthest_behind(self) -> int:
+        sizes = [len(group) for group in self._groups]
+        due = [
+            size * (self._next + 1) - taken * sum(sizes)
+            for size, taken in zip(sizes, self._taken, strict=True)
+        ]
+        return due.index(max(due))
+
+    def _item(self, group: int, position: int) -> int:
+        members = self._groups[group]
+        epoch, place = divmod(position, len(members))
+        order = list(members)
+        random.Random(stable_hash("order", self._seed, group, epoch)).shuffle(order)
+        return order[place]
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """At `step` (from 0): linear warm-up, then as scheduled."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    left = (config.steps - step) / max(1, config.steps - config.warmup)
+    if config.schedule == "linear":
+        return config.lr * left
+    if config.schedule == "cosine":
+        return config.lr * 0.5 * (1 - math.cos(math.pi * left))
+    return config.lr
+
+
+def backward_step(
+    backbone: Backbone,
+    batch: PairBatch,
+    noise_BNC: Tensor,
+    sigma_B: Tensor,
+    config: TrainConfig,
+    cast: Autocast = nullcontext,
+    ref_error_BN: Tensor | None = None,
+    *,
+    share: float = 1.0,
+) -> StepOutput:
+    """`pair_step`, and `share` times its gradient added to the parameters' `.grad`, in the manner
+    of `config.memory`. The output's loss carries no gradient any more."""
+    inputs = (backbone, batch, noise_BNC, sigma_B, config, cast, ref_error_BN)
+    if config.memory == "sequential" and config.objective.name != "sft":
+        return _sequential(*inputs, share)
+    output = pair_step(*inputs)
+    (output.loss.value * share).backward()
+    return _without_gradient(output)
+
+
+def _without_gradient(output: StepOutput) -> StepOutput:
+    return replace(output, loss=Loss(output.loss.value.detach(), output.loss.logit_B))
+
+
+def _sequential(
+    backbone: Backbone,
+    batch: PairBatch,
+    noise_BNC: Tensor,
+    sigma_B: Tensor,
+    config: TrainConfig,
+    cast: Autocast,
+    ref_error_BN: Tensor | None,
+    share: float,
+) -> StepOutput:
+    win, lose = (
+        _Branch(backbone, batch, clean_BNC, noise_BNC, sigma_B, cast)
+        for clean_BNC in (batch.win_BNC, batch.lose_BNC)
+    )
+    target_BNC = torch.cat([win.target_BNC, lose.target_BNC])
+    capture = {config.focus.features_from: features(config)}
+    reference: Prediction | None = None
+    if needs_reference(config, ref_error_BN):
+        with torch.no_grad(), reference_policy(backbone.transformer):
+            asked = capture.get("reference")
+            reference = _joined(win.predict(asked), lose.predict(asked))
+        ref_error_BN = token_error(reference.output_BNC, target_BNC)
+    asked = capture.get("policy")
+    with torch.no_grad():
+        ahead = lose.predict(asked)
+    kept = win.predict(asked)
+    policy = _joined(kept, ahead)
+    passes = Passes(policy, reference, target_BNC, ref_error_BN)
+    error_BN = token_error(policy.output_BNC, target_BNC).requires_grad_()
+    output = judge(passes, error_BN, batch, sigma_B, config)
+    (slope_BN,) = torch.autograd.grad(output.loss.value * share, error_BN)
+    win_slope_BN, lose_slope_BN = slope_BN.chunk(2)
+    torch.autograd.backward(token_error(kept.output_BNC, win.target_BNC), win_slope_BN)
+    del kept
+    again = lose.predict(None)
+    torch.autograd.backward(token_error(again.output_BNC, lose.target_BNC), lose_slope_BN)
+    return _without_gradient(output)
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """The winners or the losers of a batch at their noise level."""
+
+    backbone: Backbone
+    batch: PairBatch
+    clean_BNC: Tensor
+    noise_BNC: Tensor
+    sigma_B: Tensor
+    cast: Autocast
+
+    @property
+    def target_BNC(self) -> Tensor:
+        return self.backbone.target(self.clean_BNC, self.noise_BNC, self.sigma_B)
+
+    def predict(self, capture: FeatureConfig | None) -> Prediction:
+        """One pass. Each has an autocast of its own: one that spans passes with and without
+        gradients would hand the former the latter's cast weights, and the LoRA no gradient."""
+        noisy_BNC = self.backbone.add_noise(self.clean_BNC, self.noise_BNC, self.sigma_B)
+        with self.cast():
+            return self.backbone.predict(
+                noisy_BNC, self.sigma_B, self.batch.prompts, self.batch.references, capture=capture
+            )
+
+
+def _joined(win: Prediction, lose: Prediction) -> Prediction:
+    """Both branches as one prediction of 2B images, without gradient."""
+    references = [
+        tuple(torch.cat(pair) for pair in zip(*blocks, strict=True))
+        for blocks in zip(win.reference_features, lose.reference_features, strict=True)
+    ]
+    targets = zip(win.target_features, lose.target_features, strict=True)
+    return Prediction(
+        output_BNC=torch.cat([win.output_BNC.detach(), lose.output_BNC.detach()]),
+        target_features=tuple(torch.cat(pair) for pair in targets),
+        reference_features=tuple(references),
+    )
+
+
+class Stepper:
+    """Takes optimiser steps. UserError where the processes do not divide a step's pairs."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        data: PairData,
+        config: TrainConfig,
+        state: RunState,
+        processes: Processes,
+        known: KnownErrors,
+        good: Callable[[], str],
+    ) -> None:
+        """`good` says what is safe when a loss is not finite."""
+        self._backbone, self._data, self._config = backbone, data, config
+        self._state, self._processes, self._known, self._good = state, processes, known, good
+        self._device = next(backbone.transformer.parameters()).device
+        self._slots = processes.share_of(config.batch_pairs)
+        self._schedule = Schedule(data.groups(), config.batch_pairs, config.seed)
+
+    def take(self) -> tuple[int, Table, dict[str, float]]:
+        """One step: its number, a row per pair of all processes, and figures of the whole."""
+        started = time.perf_counter()
+        state, config = self._state, self._config
+        state.optimizer.zero_grad(set_to_none=True)
+        loss, table, num_subjects = self._backward()
+        loss, table = self._processes.mean(loss), self._processes.rows(table)
+        parameters = list(state.parameters.values())
+        self._processes.average([p.grad for p in parameters if p.grad is not None])
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip).item()
+        rate = learning_rate(state.step, config)
+        step = state.step + 1
+        state.guard.check_finite(step, loss, norm, self._good())
+        skipped = state.guard.is_spike(step, norm)
+        if not skipped:
+            state.update(rate)
+        state.step = step
+        gap, error = (mean_present(table[name]) for name in ("win_gap", "win_error"))
+        state.guard.watch_winner(step, gap, error)
+        state.guard.watch_saturation(step, mean_present(table["pair_gradient"]))
+        scalars = {
+            "loss": loss,
+            "grad_norm": norm,
+            "lr": rate,
+            "num_subjects": float(num_subjects),
+            "skipped": float(skipped),
+            "seconds": time.perf_counter() - started,
+        }
+        return step, table, scalars
+
+    def _backward(self) -> tuple[float, Table, int]:
+        """Gradients of this process's share of the step, in micro-batches."""
+        items = self._schedule.items(self._state.step)
+        local = len(self._slots)
+        micro = min(self._config.micro_pairs or local, local)
+        loss, tables, num_subjects = 0.0, [], 0
+        for start in range(0, local, micro):
+            slots = self._slots[start : start + micro]
+            batch = self._data.batch([items[slot] for slot in slots])
+            value, table = self._micro(slots, batch, len(slots) / local)
+            loss += value
+            tables.append(table)
+            num_subjects = batch.priors.subjects_BRN.shape[1]
+        return loss, _concatenate(tables), num_subjects
+
+    def _micro(self, slots: range, batch: PairBatch, share: float) -> tuple[float, Table]:
+        config, place = self._config, (self._state.step, slots.start)
+        noise_BNC, sigma_B = draw_noise(
+            (batch.win_BNC.shape[1], batch.win_BNC.shape[2]),
+            slots,
+            seed=config.seed,
+            step=self._state.step,
+            config=config.noise,
+            slots_in_step=config.batch_pairs,
+        )
+        output = backward_step(
+            self._backbone,
+            batch,
+            noise_BNC.to(self._device),
+            sigma_B.to(self._device),
+            config,
+            autocast(self._device, config.mixed_precision),
+            self._known.get(place),
+            share=share,
+        )
+        self._known.put(place, output.ref_error_BN)
+        return (output.loss.value * share).item(), observe(output, batch, config.focus)
+
+
+def _concatenate(tables: Sequence[Table]) -> Table:
+    return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}

@@ -1,0 +1,1 @@
+"""Detectors and mask models behind the `Segmenter` protocol."""

@@ -1,0 +1,158 @@
+"""Grounding DINO, SAM and SAM 2 as transformers' classes, behind the protocols of the segmenter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.pipeline.adapters.segmenters.grounded_segmenter import (
+    MaskModel,
+    PaddedView,
+    SquareView,
+)
+from focusdpo.pipeline.adapters.text_files import require_bert_tokens
+from focusdpo.store.checkpoints import read_json
+
+
+class TransformersDetector:
+    """A `Detector`."""
+
+    def __init__(self, model: Any, tokenizer: Any, device: str = "cpu") -> None:
+        self.model, self.tokenizer = model.to(device), tokenizer
+        self._device = device
+
+    def offsets(self, caption: str) -> list[tuple[int, int]]:
+        """First character and the one after the last of each token; (0, 0): special."""
+        encoded = self.tokenizer(caption, return_offsets_mapping=True)
+        return [(int(first), int(last)) for first, last in encoded["offset_mapping"]]
+
+    def detect(self, pixels_B3hw: Tensor, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Logits (B, Q, 256) and boxes (B, Q, 4) as shares."""
+        text = self.tokenizer(
+            list(captions), padding=True, return_tensors="pt", return_token_type_ids=True
+        ).to(self._device)
+        out = self.model(
+            pixel_values=pixels_B3hw,
+            input_ids=text["input_ids"],
+            token_type_ids=text["token_type_ids"],
+            attention_mask=text["attention_mask"],
+        )
+        return out.logits, out.pred_boxes
+
+
+class TransformersSam:
+    """A `MaskModel` on SamModel."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.view = PaddedView(model.config.vision_config.image_size)
+
+    def encode(self, pixels_B3SS: Tensor) -> list[Any]:
+        """An embedding (1, C, g, g) per image."""
+        return list(self.model.get_image_embeddings(pixels_B3SS).float().split(1))
+
+    def propose(self, known: Any, corners_N4: Tensor, multimask: bool) -> tuple[Tensor, Tensor]:
+        """Mask logits (N, K, 4 g, 4 g) and their predicted IoU (N, K)."""
+        return _propose(self.model, known, corners_N4, multimask)
+
+    def propose_at(
+        self, known: Any, points_N2: Tensor, labels_N: Tensor, multimask: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Mask logits (1, K, 4 g, 4 g) and their predicted IoU (1, K), for all points."""
+        return _propose_at(self.model, known, points_N2, labels_N, multimask)
+
+
+class TransformersSam2:
+    """A `MaskModel` on Sam2Model."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        # The image sizes of SAM 2 are square; its prompt encoder knows the side.
+        self.view = SquareView(model.config.prompt_encoder_config.image_size)
+
+    def encode(self, pixels_B3SS: Tensor) -> list[Any]:
+        """Three levels of features (1, C, h, w) per image."""
+        levels = [level.float().split(1) for level in self.model.get_image_embeddings(pixels_B3SS)]
+        return [list(own) for own in zip(*levels, strict=True)]
+
+    def propose(self, known: Any, corners_N4: Tensor, multimask: bool) -> tuple[Tensor, Tensor]:
+        """Mask logits (N, K, h, w) of the finest level and their predicted IoU (N, K)."""
+        return _propose(self.model, known, corners_N4, multimask)
+
+    def propose_at(
+        self, known: Any, points_N2: Tensor, labels_N: Tensor, multimask: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Mask logits (1, K, h, w) and their predicted IoU (1, K), for all points."""
+        return _propose_at(self.model, known, points_N2, labels_N, multimask)
+
+
+def load_detector(folder: Path, field: str) -> tuple[nn.Module, Any]:
+    """Grounding DINO and its tokenizer, frozen, in float32. UserError for tensors that are missing,
+    not expected or of another shape."""
+    from transformers import AutoTokenizer, GroundingDinoForObjectDetection
+
+    model = _load(GroundingDinoForObjectDetection, folder, field)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    require_bert_tokens(tokenizer, folder, field)
+    return model, tokenizer
+
+
+def load_sam(folder: Path, field: str, device: str) -> MaskModel:
+    """SAM or SAM 2 by the folder's settings, frozen, in float32. UserError as `load_detector`."""
+    from transformers import Sam2Config, Sam2Model, SamModel
+
+    about = read_json(folder / "config.json", field)
+    if about.get("model_type") == "sam":
+        return TransformersSam(_load(SamModel, folder, field).to(device))
+    # Folders of the video model hold the image model's settings among their own.
+    parts = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
+    config = Sam2Config(**{name: about[name] for name in parts if name in about})
+    return TransformersSam2(_load(Sam2Model, folder, field, config=config).to(device))
+
+
+def _load(cls: Any, folder: Path, field: str, **more: Any) -> nn.Module:
+    model, about = cls.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        local_files_only=True,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # told below, by name
+        **more,
+    )
+    problems = [
+        f"{len(names)} {kind}, first: {sorted(map(str, names))[0]}"
+        for kind, names in (
+            ("tensors missing", about["missing_keys"]),
+            ("not expected", about["unexpected_keys"]),
+            ("of another shape", about["mismatched_keys"]),
+        )
+        if names
+    ]
+    if problems:
+        raise UserError(f"{field}: {folder} is not a whole {cls.__name__}: {'; '.join(problems)}")
+    loaded: nn.Module = model
+    return loaded.eval().requires_grad_(False)
+
+
+def _propose(model: Any, known: Any, corners_N4: Tensor, multimask: bool) -> tuple[Tensor, Tensor]:
+    out = model(image_embeddings=known, input_boxes=corners_N4[None], multimask_output=multimask)
+    return out.pred_masks[0], out.iou_scores[0]
+
+
+def _propose_at(
+    model: Any, known: Any, points_N2: Tensor, labels_N: Tensor, multimask: bool
+) -> tuple[Tensor, Tensor]:
+    # Images, objects of an image, points of an object: one, one and N.
+    out = model(
+        image_embeddings=known,
+        input_points=points_N2[None, None],
+        input_labels=labels_N[None, None],
+        multimask_output=multimask,
+    )
+    return out.pred_masks[0], out.iou_scores[0]

@@ -1,0 +1,1 @@
+"""From folders of pictures to subjects with masks in a root, and the register of them."""

@@ -1,0 +1,285 @@
+"""Garbage: what no kept version and no registered subject refers to.
+
+Nothing that an index refers to is ever taken. Nothing is taken while a build is at work (it holds a
+lease), and nothing young: what a stopped build has left, its next run will want.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.subjects import Subject
+from focusdpo.pipeline.shard import FOLDER as SHARDS
+from focusdpo.pipeline.subjects import ingest, masks, registry
+from focusdpo.store import leases
+from focusdpo.store.artefacts import Store
+from focusdpo.store.index import lineage_keys
+from focusdpo.store.leases import SLACK, Holder
+from focusdpo.store.manifests import MANIFEST, TWIN, versions_of
+from focusdpo.store.processes import is_dead
+from focusdpo.store.roots import LEASES
+
+DAY = 86400.0
+BUILDS = "builds"
+SWEPT = "swept.json"
+"""Below the root: another content after each removal, so that plans made before are made anew."""
+STATES = 20
+"""States of the registry that are kept."""
+
+log = logging.getLogger(__name__)
+
+Reached = Callable[[str], None]
+"""Told the name of each point that is passed, so that tests can stop there."""
+
+
+def passing(_: str) -> None:
+    """Nothing waits for us at any point."""
+
+
+@dataclass
+class Garbage:
+    """What may go, by kind; paths below the root with their bytes."""
+
+    versions: dict[str, int] = field(default_factory=dict)
+    """Version id -> bytes of its folder."""
+    shards: dict[str, int] = field(default_factory=dict)
+    artefacts: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Stage -> path -> bytes; an artefact has two paths."""
+    others: dict[str, int] = field(default_factory=dict)
+    young: int = 0
+    """Files that nothing refers to, but too young to go."""
+    removed: bool = False
+    """They are gone; False after a dry run."""
+
+    @property
+    def bytes(self) -> int:
+        groups = [self.versions, self.shards, self.others, *self.artefacts.values()]
+        return sum(sum(group.values()) for group in groups)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "versions": self.versions,
+            "shards": {"files": len(self.shards), "bytes": sum(self.shards.values())},
+            "artefacts": {
+                stage: {
+                    "artefacts": sum(path.endswith(".tar") for path in paths),
+                    "bytes": sum(paths.values()),
+                }
+                for stage, paths in sorted(self.artefacts.items())
+            },
+            "others": {"files": len(self.others), "bytes": sum(self.others.values())},
+            "bytes": self.bytes,
+            "young": self.young,
+            "removed": self.removed,
+        }
+
+
+@contextmanager
+def building(store: Store) -> Iterator[None]:
+    """Held by a build while it runs: nothing that it may have made or found is taken meanwhile."""
+    name = f"{BUILDS}/{uuid.uuid4().hex}"
+    with ExitStack() as held:
+        with store.publishing():  # not while something is being removed
+            held.enter_context(
+                leases.lease(store.files, name, "a build", lambda: False, config=store.leases)
+            )
+        yield
+
+
+def last_sweep(store: Store) -> bytes:
+    """What tells one removal from the next."""
+    try:
+        return store.files.read(SWEPT)
+    except FileNotFoundError:
+        return b""
+
+
+def note_sweep(store: Store) -> None:
+    """To be called before anything is removed."""
+    store.files.write(SWEPT, json.dumps({"removal": uuid.uuid4().hex}).encode())
+
+
+def builds_at_work(store: Store) -> list[Holder]:
+    """The builds that are running on this root, on any machine."""
+    found = []
+    for name in store.files.names(f"{LEASES}/{BUILDS}"):
+        path = f"{LEASES}/{BUILDS}/{name}"
+        tagged = store.files.tagged(path)
+        if tagged is None:
+            continue
+        holder = Holder(**json.loads(tagged[0]))
+        age = store.files.age(path)
+        if is_dead(holder.owner) or (age is not None and age > holder.seconds + SLACK):
+            continue
+        found.append(holder)
+    return found
+
+
+@contextmanager
+def alone(store: Store, what: str) -> Iterator[None]:
+    """No version is published in the block. UserError when a build is at work."""
+    with store.publishing():
+        if at_work := builds_at_work(store):
+            raise UserError(
+                f"{store.root}: a build is at work ({at_work[0]}); {what} when it is done"
+            )
+        yield
+
+
+def collect(
+    store: Store,
+    *,
+    keep_versions: int | None = None,
+    min_age: float = DAY,
+    dry_run: bool = False,
+    reached: Reached = passing,
+) -> Garbage:
+    """Remove what nothing refers to and is older than `min_age` seconds; with `dry_run` only tell.
+
+    With `keep_versions`, versions beyond the newest so many go, too. Stopped in the middle, it has
+    removed less; the same call again removes the rest. UserError while a build is at work.
+    """
+    if keep_versions is not None and keep_versions < 1:
+        raise UserError("gc: at least one version is kept; purge subjects to delete their data")
+    if dry_run:
+        return find_garbage(store, keep_versions=keep_versions, min_age=min_age)
+    with alone(store, "run gc"):
+        garbage = find_garbage(store, keep_versions=keep_versions, min_age=min_age)
+        _sweep(store, garbage, reached)
+    garbage.removed = True
+    log.info("%s: gc removed %d bytes", store.root, garbage.bytes)
+    return garbage
+
+
+def find_garbage(store: Store, *, keep_versions: int | None, min_age: float) -> Garbage:
+    """What nothing refers to."""
+    manifests = versions_of(store)
+    kept = manifests if keep_versions is None else manifests[-keep_versions:]
+    garbage = Garbage(versions=_other_versions(store, [one["id"] for one in kept]))
+    kept_shards = {one["name"] for manifest in kept for one in manifest["shards"]}
+    for name, size in store.files.listing(SHARDS).items():
+        if name not in kept_shards:
+            _note(store, garbage, garbage.shards, f"{SHARDS}/{name}", size, min_age)
+    _artefacts(store, kept, garbage, min_age)
+    for number in registry.state_numbers(store)[:-STATES]:
+        path = registry.state_path(number)
+        _note(store, garbage, garbage.others, path, store.files.size(path), min_age)
+    return garbage
+
+
+def _other_versions(store: Store, kept: list[str]) -> dict[str, int]:
+    """Version folders that are not kept, unfinished ones among them: whoever asks holds the right
+    to publish, so nobody is finishing them."""
+    sizes: dict[str, int] = {}
+    for path, size in store.files.listing("versions").items():
+        name = path.partition("/")[0]
+        if name not in kept:
+            sizes[name] = sizes.get(name, 0) + size
+    return sizes
+
+
+def _artefacts(
+    store: Store, kept: list[Mapping[str, Any]], garbage: Garbage, min_age: float
+) -> None:
+    referenced: dict[str, set[str]] = {}
+    referenced[ingest.STAGE] = _named_pictures(store, kept)
+    for manifest in kept:
+        for stage, keys in lineage_keys(store, manifest["id"]).items():
+            referenced.setdefault(stage, set()).update(keys)
+    pictures = _pictures(store, kept)
+    files = store.files.listing("stages")
+    for path, size in files.items():
+        stage, _, name = path.split("/")
+        key, _, suffix = name.rpartition(".")
+        if stage == masks.STAGE or key in referenced.get(stage, ()):
+            continue  # a photograph's mask is found by its pixels: nothing says whose it is
+        if suffix == "json" and f"{path.removesuffix('json')}tar" in files:
+            continue  # it goes with its artefact
+        if stage == ingest.STAGE and suffix == "tar" and _who(store, key) in pictures:
+            continue
+        of_stage = garbage.artefacts.setdefault(stage, {})
+        whole = f"stages/{path}"
+        if _note(store, garbage, of_stage, whole, size, min_age) and suffix == "tar":
+            timing = f"{path.removesuffix('tar')}json"
+            if timing in files:
+                of_stage[f"stages/{timing}"] = files[timing]
+    garbage.artefacts = {stage: paths for stage, paths in garbage.artefacts.items() if paths}
+
+
+def _pictures(store: Store, kept: list[Mapping[str, Any]]) -> set[tuple[str, str]]:
+    """(Subject, digest) of all pictures that are used. Pairs name the artefact that they were made
+    from, and another licence makes another artefact of the same pictures: all of them stay."""
+    used = {(one["id"], one["digest"]) for manifest in kept for one in manifest["subjects"]}
+    state = registry.read_registry(store)
+    if state is not None:
+        used |= {(one.id, one.digest) for one in state.entries.values()}
+    return used
+
+
+def _named_pictures(store: Store, kept: list[Mapping[str, Any]]) -> set[str]:
+    """The artefacts that versions and the registry name, read or not."""
+    state = registry.read_registry(store)
+    entries = [] if state is None else state.entries.values()
+    named = {one["artefact"] for manifest in kept for one in manifest["subjects"]}
+    return named | {one.artefact for one in entries}
+
+
+def _who(store: Store, key: str) -> tuple[str, str] | None:
+    try:
+        (subject,) = store.read(ingest.STAGE, key, Subject)
+    except (UserError, ValueError):
+        return None  # damaged: of no use to anybody
+    return subject.id, subject.digest
+
+
+def _note(
+    store: Store, garbage: Garbage, group: dict[str, int], path: str, size: int, min_age: float
+) -> bool:
+    """Add a path unless it is too young; whether it was added."""
+    age = store.files.age(path) if min_age > 0 else None
+    if min_age > 0 and (age is None or age < min_age):
+        garbage.young += 1
+        return False
+    group[path] = size
+    return True
+
+
+def _sweep(store: Store, garbage: Garbage, reached: Reached) -> None:
+    """Versions first, so that none is ever there without what it rests on."""
+    if garbage.bytes:
+        note_sweep(store)
+    for name in garbage.versions:
+        remove_version(store, name)
+        reached("version")
+    for path in garbage.shards:
+        store.files.remove(path)
+        reached("shard")
+    # An artefact before its seconds: an artefact without them would cost nothing, it says.
+    for paths in garbage.artefacts.values():
+        for path in sorted(paths, key=lambda one: one.endswith(".json")):
+            store.files.remove(path)
+            reached("artefact")
+    for path in garbage.others:
+        store.files.remove(path)
+
+
+def remove_version(store: Store, name: str) -> None:
+    """Take a version's folder away: its twin, from which it would come back, then its manifest,
+    without which it is no version."""
+    folder = f"versions/{name}"
+    paths = store.files.listing(folder)
+    for path in sorted(paths, key=lambda one: (one != TWIN, one != MANIFEST)):
+        store.files.remove(f"{folder}/{path}")
+    if store.files.local is not None:
+        for one in (f"{folder}/requests", folder):
+            empty = store.files.local / one
+            if empty.is_dir() and not any(empty.iterdir()):
+                empty.rmdir()

@@ -1,0 +1,302 @@
+"""What a purge has to touch, and the shards without it: found by reading, before a change.
+
+A shard keeps its name, its size and the place of every other sample, so that all versions and all
+readers that know it go on reading; where a sample was, there is one member of zeros. Its name
+`__purged__` is what webdataset and `datasets` pass over.
+
+The plan is kept in the root until the purge is done, so that one that is stopped goes on as it
+began, whatever it has already deleted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.runs import Artefact
+from focusdpo.data_schemas.scenes import Scene
+from focusdpo.data_schemas.shards import IndexRow
+from focusdpo.pipeline.shard import FOLDER as SHARDS
+from focusdpo.pipeline.subjects import ingest, masks
+from focusdpo.pipeline.subjects.registry import read_registry
+from focusdpo.store import tars
+from focusdpo.store.artefacts import Store
+from focusdpo.store.index import lineage_columns, partitions_of
+from focusdpo.store.keys import digest
+from focusdpo.store.manifests import versions_of
+from focusdpo.store.versions import open_version
+
+BLANK = "__purged__"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A sample as it lies in a shard: its members' span in bytes."""
+
+    pair_id: str
+    subject_ids: tuple[str, ...]
+    start: int
+    end: int
+
+
+def samples(data: bytes, where: str) -> list[Sample]:
+    """All samples of a shard, in order. UserError names `where` when it is damaged."""
+    found: list[Sample] = []
+    name, start, end = "", 0, 0
+    subjects: tuple[str, ...] = ()
+    for member, offset, content in _members(data, where):
+        key, _, field = member.partition(".")
+        if key != name:
+            if name and name != BLANK:
+                found.append(Sample(name, subjects, start, end))
+            name, start, subjects = key, offset, ()
+        end = offset + tars.BLOCK + len(content) + (-len(content) % tars.BLOCK)
+        if field == "json":
+            subjects = _subjects(content, where)
+    if name and name != BLANK:
+        found.append(Sample(name, subjects, start, end))
+    return found
+
+
+def without(data: bytes, gone: Collection[str], where: str) -> bytes | None:
+    """The shard without the samples that show one of the subjects; None when no other is left."""
+    theirs = [one for one in samples(data, where) if set(gone) & set(one.subject_ids)]
+    if len(theirs) == len(samples(data, where)):
+        return None
+    blanked = bytearray(data)
+    for one in theirs:
+        sink = io.BytesIO()
+        tars.append(sink, BLANK, bytes(one.end - one.start - tars.BLOCK))
+        blanked[one.start : one.end] = sink.getvalue()
+    return bytes(blanked)
+
+
+def _members(data: bytes, where: str) -> Iterator[tuple[str, int, bytes]]:
+    """Names, offsets of their headers, and contents."""
+    offset = 0
+    for name, content in tars.members(data, where):
+        yield name, offset, content
+        offset += tars.BLOCK + len(content) + (-len(content) % tars.BLOCK)
+
+
+def _subjects(content: bytes, where: str) -> tuple[str, ...]:
+    try:
+        return tuple(json.loads(content)["pair"]["subject_ids"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{where}: a sample's json cannot be read ({error})") from error
+
+
+FOLDER = "purges"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PurgePlan:
+    """One purge, from before its first deletion."""
+
+    subjects: list[str]
+    when: str
+    partitions: list[str]
+    """Sets of subjects with one of them."""
+    artefacts: list[tuple[str, str]]
+    """(stage, key) of all that goes."""
+    shards: dict[str, str | None]
+    """Shard -> its new digest; None: it goes."""
+    versions: dict[str, dict[str, int]]
+    """Version -> pairs, partitions and subjects that it loses: none where only a shard of it holds
+    some that it does not name."""
+    pictures: list[str] = field(default_factory=list)
+    """Digests of their pictures."""
+    done: bool = False
+
+    @property
+    def id(self) -> str:
+        return digest(json.dumps([self.subjects, self.when]).encode())[:16]
+
+    @property
+    def path(self) -> str:
+        return f"{FOLDER}/{self.id}.json"
+
+    def write(self, store: Store) -> None:
+        text = json.dumps(asdict(self), indent=1) + "\n"
+        store.files.write(self.path, text.encode())
+
+
+def read_plans(store: Store) -> list[PurgePlan]:
+    """All purges of a root that were begun, oldest first."""
+    found = []
+    for name in store.files.names(FOLDER):
+        values = json.loads(store.files.read(f"{FOLDER}/{name}"))
+        values["artefacts"] = [(stage, key) for stage, key in values["artefacts"]]
+        found.append(PurgePlan(**values))
+    return sorted(found, key=lambda one: (one.when, one.id))
+
+
+def make_plan(store: Store, names: Sequence[str], when: str) -> PurgePlan:
+    """Find everything that shows one of the subjects. Reads all shards and the first kilobytes of
+    each artefact that no version tells of. Changes nothing.
+
+    UserError for a name that the root does not know, or when another subject has the same pictures.
+    """
+    inventory = list(_inventory(store))
+    _check_names(store, names, inventory)
+    sets = _subject_sets(store, inventory)
+    partitions = {one for one, members in sets.items() if set(names) & members}
+    gone = [one for one in inventory if _is_theirs(one, names, partitions, sets)]
+    # The record holds the pictures' digests, too, but of no picture: tables differ from subject
+    # to subject, masks may be shared by chance.
+    pictures = {
+        value
+        for one in gone
+        if one.stage == ingest.STAGE
+        for name, value in one.files.items()
+        if name.startswith("ref") and not name.startswith("refmask")
+    }
+    _refuse_shared(inventory, gone, pictures)
+    shards = dict(_shards(store, names))
+    return PurgePlan(
+        subjects=sorted(names),
+        when=when,
+        partitions=sorted(partitions),
+        artefacts=sorted((one.stage, one.key) for one in gone),
+        shards=shards,
+        versions=dict(_versions(store, names, shards)),
+        pictures=sorted(pictures),
+    )
+
+
+def _inventory(store: Store) -> Iterator[Artefact]:
+    """All artefacts; those that a version rests on as it tells of them, the others by a look."""
+    told: set[tuple[str, str]] = set()
+    there = {(stage, key) for stage in store.stages() for key in store.keys(stage)}
+    for manifest in versions_of(store):
+        columns = ["stage", "key", "partition", "files"]
+        table = lineage_columns(store, manifest["id"], columns)
+        if table is None:
+            continue
+        for stage, key, partition, files in zip(
+            *(table[name].to_pylist() for name in columns), strict=True
+        ):
+            if (stage, key) in there and (stage, key) not in told:
+                told.add((stage, key))
+                yield _artefact(stage, key, partition, dict(files))
+    for stage, key in sorted(there - told):
+        try:
+            yield store.artefact(stage, key)
+        except UserError:
+            yield _artefact(stage, key, "", {})  # damaged: nobody can say what it shows
+
+
+def _artefact(stage: str, key: str, partition: str, files: dict[str, str]) -> Artefact:
+    return Artefact(
+        stage=stage, key=key, partition=partition, inputs=(), count=0, seconds=0.0, files=files
+    )
+
+
+def _subject_sets(store: Store, inventory: Sequence[Artefact]) -> dict[str, set[str]]:
+    """Partition -> its subjects, as far as versions and scenes tell."""
+    sets: dict[str, set[str]] = {}
+    for manifest in versions_of(store):
+        for row in partitions_of(store, manifest["id"]):
+            sets[row.partition] = set(row.subject_ids)
+        for one in _rows(store, manifest["id"]):
+            sets[one.partition] = set(one.subject_ids)
+    for artefact in inventory:
+        if artefact.stage == "compose" and artefact.partition not in sets:
+            try:
+                scenes = store.read("compose", artefact.key, Scene)
+            except UserError:
+                continue
+            sets |= {one.partition: set(one.subject_ids) for one in scenes}
+    return sets
+
+
+def _is_theirs(
+    one: Artefact, names: Sequence[str], partitions: set[str], sets: Mapping[str, set[str]]
+) -> bool:
+    if one.stage == masks.STAGE:
+        return True  # found by pixels: nothing says whose it is; the others are found again
+    if one.stage == ingest.STAGE:
+        return one.partition in names or not one.partition
+    # An artefact of an unknown set may show anybody; nothing rests on it.
+    return one.partition in partitions or one.partition not in sets
+
+
+def _check_names(store: Store, names: Sequence[str], inventory: Sequence[Artefact]) -> None:
+    state = read_registry(store)
+    known = set() if state is None else set(state.entries)
+    known |= {one.partition for one in inventory if one.stage == ingest.STAGE}
+    known |= {one["id"] for manifest in versions_of(store) for one in manifest["subjects"]}
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+            close = f" (near: {', '.join(near)})" if near else ""
+            raise UserError(f"{store.root}: holds nothing of a subject '{name}'{close}")
+
+
+def _refuse_shared(
+    inventory: Sequence[Artefact], gone: Sequence[Artefact], pictures: set[str]
+) -> None:
+    leaving = {(one.stage, one.key) for one in gone}
+    others = sorted(
+        one.partition
+        for one in inventory
+        if (one.stage, one.key) not in leaving and pictures & set(one.files.values())
+    )
+    if others:
+        raise UserError(
+            f"subject '{others[0]}' has the very same pictures, so they would stay; purge it too, "
+            "in the same command"
+        )
+
+
+def _shards(store: Store, names: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    for name in store.files.names(SHARDS):
+        where = f"{store.root}/{SHARDS}/{name}"
+        data = store.files.read(f"{SHARDS}/{name}")
+        if any(set(names) & set(one.subject_ids) for one in samples(data, where)):
+            left = without(data, names, where)
+            yield name, None if left is None else digest(left)
+
+
+def _versions(
+    store: Store, names: Sequence[str], shards: Mapping[str, str | None]
+) -> Iterator[tuple[str, dict[str, int]]]:
+    for manifest in versions_of(store):
+        known = {one["id"] for one in manifest["subjects"]}
+        touched = any(one["name"] in shards for one in manifest["shards"])
+        if not touched and not known & set(names):
+            continue
+        rows = _rows(store, manifest["id"])
+        partitions = partitions_of(store, manifest["id"])
+        yield (
+            manifest["id"],
+            {
+                "pairs": sum(bool(set(names) & set(one.subject_ids)) for one in rows),
+                "partitions": sum(bool(set(names) & set(one.subject_ids)) for one in partitions),
+                "subjects": len(known & set(names)),
+            },
+        )
+
+
+def _rows(store: Store, version: str) -> Sequence[IndexRow]:
+    return open_version(store, version).rows
+
+
+def as_told(plan: PurgePlan) -> dict[str, Any]:
+    """What people are told of a purge."""
+    return {
+        "subjects": plan.subjects,
+        "when": plan.when,
+        "artefacts": len(plan.artefacts),
+        "partitions": len(plan.partitions),
+        "shards_removed": sum(one is None for one in plan.shards.values()),
+        "shards_rewritten": sum(one is not None for one in plan.shards.values()),
+        "versions": plan.versions,
+        "pictures": len(plan.pictures),
+        "done": plan.done,
+    }

@@ -1,0 +1,90 @@
+"""Pictures of the report: small encoded images, mask overlays and heat maps."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from focusdpo.reports.view import Picture
+
+PIXEL_ART = 128
+"""Images up to this side are kept as PNG and enlarged with hard pixels."""
+LARGEST = 320
+"""Larger images are shrunk to this side and stored as JPEG, so that a report stays small."""
+
+# Colour stops of a perceptually even, colour-blind-safe map (dark blue to pale yellow).
+_STOPS = np.array(
+    [
+        (18, 20, 60),
+        (40, 60, 120),
+        (60, 105, 140),
+        (75, 150, 140),
+        (120, 190, 115),
+        (200, 220, 90),
+        (253, 246, 178),
+    ],
+    dtype=np.float32,
+)
+
+
+def picture(image: NDArray[np.uint8] | Image.Image, alt: str) -> Picture:
+    """Encodes an RGB image (H, W, 3) or a grey one (H, W)."""
+    pil = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    pil = pil.convert("RGB")
+    out = io.BytesIO()
+    if max(pil.size) <= PIXEL_ART:
+        pil.save(out, "PNG", optimize=True)
+        return _made(out, "image/png", pil, alt)
+    if max(pil.size) > LARGEST:
+        pil.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    pil.save(out, "JPEG", quality=85, optimize=True)
+    return _made(out, "image/jpeg", pil, alt)
+
+
+def _made(out: io.BytesIO, mime: str, pil: Image.Image, alt: str) -> Picture:
+    return Picture(data=out.getvalue(), mime=mime, width=pil.width, height=pil.height, alt=alt)
+
+
+def overlay(image: NDArray[np.uint8], mask: NDArray[Any], alt: str) -> Picture:
+    """The image with what lies outside the mask faded to grey and the mask's border drawn.
+
+    image (H, W, 3), mask (H, W), true or > 127 inside.
+    """
+    inside = mask if mask.dtype == np.bool_ else mask > 127
+    if inside.shape != image.shape[:2]:
+        pil = Image.fromarray(inside.astype(np.uint8) * 255)
+        size = (image.shape[1], image.shape[0])
+        inside = np.asarray(pil.resize(size, Image.Resampling.NEAREST)) > 127
+    grey = image.mean(axis=2, keepdims=True)
+    faded = 0.35 * grey + 0.65 * 235.0
+    out = np.where(inside[..., None], image, faded).astype(np.uint8)
+    out[_border(inside)] = (214, 51, 108)
+    return picture(out, alt)
+
+
+def _border(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels inside the mask with a neighbour outside (4-neighbourhood; the frame counts in)."""
+    padded = np.pad(inside, 1, mode="edge")
+    core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return np.asarray(inside & ~core)
+
+
+def heat_map(values: NDArray[Any], alt: str, *, low: float, high: float) -> Picture:
+    """A map (h, w), one pixel per token, coloured from low (dark) to high (bright)."""
+    span = high - low if high > low else 1.0
+    unit = np.clip((np.nan_to_num(values.astype(np.float32)) - low) / span, 0.0, 1.0)
+    position = unit * (len(_STOPS) - 1)
+    left = np.minimum(position.astype(int), len(_STOPS) - 2)
+    weight = (position - left)[..., None]
+    colours = _STOPS[left] * (1 - weight) + _STOPS[left + 1] * weight
+    return picture(colours.round().astype(np.uint8), alt)
+
+
+def data_uri(value: Picture) -> str:
+    """The picture as a data URI."""
+    return f"data:{value.mime};base64,{base64.b64encode(value.data).decode('ascii')}"

@@ -1,0 +1,149 @@
+"""Section 5 of the report: what made the numbers, and how to get them again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from focusdpo.flows.models_config import Family, ModelsConfig
+from focusdpo.flows.provenance import licence_of
+from focusdpo.reports.files import read_json, read_text
+from focusdpo.reports.view import Fact, LineagePart, ModelFact
+
+AGAIN = "run it again"
+UNSTATED = "see the model's own card"
+_PART: dict[str, str] = {"base": "backbone", "adapter": "backbone"}
+
+
+def collect_lineage(
+    *,
+    root: Path | None,
+    version: str,
+    train_dir: Path | None,
+    evaluate_dir: Path | None,
+    commands: Sequence[str],
+) -> LineagePart:
+    """Configurations as they were resolved, versions, models with fingerprints and licences."""
+    facts: list[Fact] = []
+    models: list[ModelFact] = []
+    configs: list[tuple[str, str]] = []
+    if root is not None:
+        manifest = _manifest(root, version)
+        facts += _dataset_facts(manifest)
+        models += stage_models(manifest, family_of(manifest.get("config") or {}))
+        configs.append(("Dataset configuration", _text(manifest.get("config"))))
+        configs.append(("Packages of the build", _text(manifest.get("packages"))))
+    for title, folder in (("Training", train_dir), ("Evaluation", evaluate_dir)):
+        if folder is None:
+            continue
+        run = read_json(folder / "run.json", AGAIN)
+        facts += _run_facts(title, run)
+        models += _run_models(title, run, family_of(_settings(folder)))
+        configs += [
+            (f"{title} configuration ({name})", read_text(folder / name))
+            for name in ("config.yaml", "config.json")
+            if (folder / name).is_file()
+        ]
+        configs.append((f"{title} run", _text(run)))
+    return LineagePart(
+        facts=tuple(facts), models=tuple(models), commands=tuple(commands), configs=tuple(configs)
+    )
+
+
+def _settings(folder: Path) -> Mapping[str, Any]:
+    """A run's resolved configuration."""
+    for name in ("run.yaml", "config.yaml"):
+        if (folder / name).is_file():
+            found = yaml.safe_load((folder / name).read_text("utf-8"))
+            if isinstance(found, dict) and "suite" in found:
+                return found
+    return {}
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """Whose weights a resolved configuration names."""
+    if config.get("suite") == "checkpoints":
+        return ModelsConfig.model_validate(config["models"])
+    return "pocket"
+
+
+def _name(family: Family, role: str) -> str:
+    """What to call a part's weights."""
+    if isinstance(family, str):
+        return family
+    config = getattr(family, "backbone" if role == "generator" else role, None)
+    return str(getattr(config, "kind", role))
+
+
+def _manifest(root: Path, version: str) -> Mapping[str, Any]:
+    from focusdpo.store.versions import open_version
+
+    return open_version(root, version).manifest
+
+
+def _dataset_facts(manifest: Mapping[str, Any]) -> list[Fact]:
+    seeds = manifest.get("seeds") or {}
+    facts = [Fact(label=f"seed: {name}", value=str(value)) for name, value in seeds.items()]
+    facts.append(Fact(label="schema version", value=str(manifest.get("schema_version", "?"))))
+    licences = sorted(
+        {str(one.get("licence") or "not stated") for one in manifest.get("subjects") or []}
+    )
+    return [*facts, Fact(label="licences of the subjects", value=", ".join(licences) or "none")]
+
+
+def stage_models(manifest: Mapping[str, Any], family: Family) -> list[ModelFact]:
+    """One row per stage and role, from the versions that the stages recorded."""
+    from focusdpo.flows.build.stages import STAGES
+
+    models = []
+    for stage, entry in (manifest.get("stages") or {}).items():
+        fingerprints = str((entry.get("versions") or {}).get("model") or "")
+        roles = STAGES[stage].roles if stage in STAGES else ()
+        names = fingerprints.split("+") if fingerprints else []
+        if len(names) != len(roles):
+            roles = tuple(f"model {i + 1}" for i in range(len(names)))
+        for role, fingerprint in zip(roles, names, strict=True):
+            models.append(
+                ModelFact(
+                    role=f"{stage}: {role}",
+                    name=_name(family, role),
+                    fingerprint=fingerprint,
+                    licence=licence_of(family, role) or UNSTATED,
+                )
+            )
+    return models
+
+
+def _run_models(title: str, run: Mapping[str, Any], family: Family) -> list[ModelFact]:
+    fingerprints = dict(run.get("fingerprints") or {})
+    identity = run.get("identity")
+    # A training run's identity names its base; an evaluation's is one digest.
+    if isinstance(identity, dict) and identity.get("base"):
+        fingerprints.setdefault("base", identity["base"])
+    return [
+        ModelFact(
+            role=f"{title.lower()}: {role}",
+            name="LoRA of this run" if role == "adapter" else _name(family, part),
+            fingerprint=str(fingerprint),
+            licence=licence_of(family, part) or UNSTATED,
+        )
+        for role, fingerprint in fingerprints.items()
+        for part in [_PART.get(str(role), str(role))]
+    ]
+
+
+def _run_facts(title: str, run: Mapping[str, Any]) -> list[Fact]:
+    facts = []
+    for name in ("seed", "dataset_version", "adapter"):
+        if run.get(name) not in (None, ""):
+            label = f"{title.lower()}: {name.replace('_', ' ')}"
+            facts.append(Fact(label=label, value=str(run[name])))
+    return facts
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True)

@@ -1,0 +1,223 @@
+"""What each metric means, when a difference counts, and which sentence a report may open with."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from focusdpo.data_schemas.scenes import stable_hash
+from focusdpo.reports.chart_data import Better, Unit
+from focusdpo.reports.view import EvaluationPart, Interval, MetricRow, Verdict
+
+MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True, slots=True)
+class MetricInfo:
+    """How to name and read a metric."""
+
+    title: str
+    explain: str
+    unit: Unit
+    better: Better
+
+
+_UNITS: dict[str, Unit] = {
+    "share": "rate",
+    "cosine": "cosine",
+    "correlation": "cosine",
+    "degrees": "degrees",
+}
+
+
+def metric_info(name: str) -> MetricInfo:
+    """What the tables of metrics say of it; an unknown one goes by its name and is not judged."""
+    from focusdpo.evaluation.dreambench_metrics import BENCH_METRICS
+    from focusdpo.evaluation.metrics import METRICS
+
+    metric = METRICS.get(name) or BENCH_METRICS.get(name)
+    if metric is None:
+        return MetricInfo(name.replace("_", " "), "", "number", "neither")
+    return MetricInfo(
+        metric.label, metric.meaning, _UNITS.get(metric.unit, "number"), metric.better
+    )
+
+
+FEWEST = 10
+"""Scenes below which a bootstrap interval is too narrow to be believed."""
+
+
+def judge(difference: Interval | None, better: Better, scenes: int) -> Verdict:
+    """Better or worse only when the whole interval of adapter - base lies on one side of zero;
+    unchanged when every scene is; no judgement on fewer than `FEWEST` scenes."""
+    if difference is None or better == "neither":
+        return "not judged"
+    if scenes < FEWEST:
+        return "too few scenes"
+    low, high = difference.low, difference.high
+    if low == high == 0:
+        return "unchanged"
+    if better == "lower":
+        low, high = -high, -low
+    if low > 0:
+        return "better"
+    return "worse" if high < 0 else "undecided"
+
+
+_DECIMALS: dict[Unit, int] = {"cosine": 3, "rate": 1, "degrees": 1, "number": 3}
+_SUFFIX: dict[Unit, str] = {"cosine": "", "rate": " %", "degrees": "°", "number": ""}
+
+
+def number(value: float, unit: Unit, *, signed: bool = False, decimals: int | None = None) -> str:
+    """A value in its unit: cosines with three decimals, rates in per cent, angles in degrees.
+
+    A signed rate is a difference and so in percentage points (pp).
+    """
+    if value != value:
+        return "n/a"
+    suffix = " pp" if signed and unit == "rate" else _SUFFIX[unit]
+    return _digits(value, unit, signed, decimals) + suffix
+
+
+def _digits(value: float, unit: Unit, signed: bool, decimals: int | None) -> str:
+    shown = _DECIMALS[unit] if decimals is None else decimals
+    scaled = round(100 * value if unit == "rate" else value, shown) + 0.0  # no minus zero
+    if signed and scaled == 0:
+        return f"{0:.{shown}f}"
+    return f"{scaled:{'+' if signed else ''}.{shown}f}".replace("-", MINUS)
+
+
+def decimals_of(interval: Interval, unit: Unit) -> int:
+    """As many decimals as tell the interval's ends apart, at most 4."""
+    width = (interval.high - interval.low) * (100 if unit == "rate" else 1)
+    if not 0 < width < math.inf:
+        return _DECIMALS[unit]
+    return min(4, max(_DECIMALS[unit], 1 - math.floor(math.log10(width))))
+
+
+def mean_text(interval: Interval, unit: Unit, *, signed: bool = False) -> str:
+    """The mean in its unit, with the decimals that its interval deserves."""
+    return number(interval.mean, unit, signed=signed, decimals=decimals_of(interval, unit))
+
+
+def bounds(interval: Interval, unit: Unit, *, signed: bool = False) -> str:
+    """The interval in brackets, its unit left to the mean beside it."""
+    decimals = decimals_of(interval, unit)
+    ends = (_digits(v, unit, signed, decimals) for v in (interval.low, interval.high))
+    return f"[{', '.join(ends)}]"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFigure:
+    """A difference shown large in the header."""
+
+    title: str
+    value: str
+    interval: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """The report's first sentence, its second, and the figures below."""
+
+    text: str
+    detail: str = ""
+    figures: tuple[KeyFigure, ...] = ()
+
+
+HEADLINE_METRICS = ("identity", "leakage_margin", "confusion", "missing")
+DECIDING = ("identity", "leakage_margin")
+"""Metrics that the claim of better focus rests on."""
+
+
+def _overall(evaluation: EvaluationPart) -> dict[str, MetricRow]:
+    return {row.metric: row for row in evaluation.rows if row.group == "all" and row.difference}
+
+
+def headline(evaluation: EvaluationPart, who: str = "the adapter") -> Headline:
+    """The key result in one sentence with its interval; it says undecided where it is."""
+    overall = _overall(evaluation)
+    deciding = [overall[name] for name in DECIDING if name in overall]
+    if not deciding:
+        return Headline("The evaluation holds no comparison of base and adapter.")
+    order: tuple[Verdict, ...] = ("better", "worse", "undecided", "unchanged", "too few scenes")
+    groups = [(verdict, [row for row in deciding if row.verdict == verdict]) for verdict in order]
+    text = "; ".join(_clause(verdict, rows, who) for verdict, rows in groups if rows)
+    scenes = max(row.scenes for row in deciding)
+    figures = tuple(_key_figure(overall[n]) for n in HEADLINE_METRICS if n in overall)
+    return Headline(
+        f"{text[0].upper()}{text[1:]}.", _detail(overall, scenes, evaluation.protocol), figures
+    )
+
+
+def _clause(verdict: Verdict, rows: Sequence[MetricRow], who: str) -> str:
+    names = " and ".join(row.title.lower() for row in rows)
+    if verdict in ("better", "worse"):
+        verb = "improves" if verdict == "better" else "worsens"
+        parts = [f"{row.title.lower()} by {_with_bounds(row)}" for row in rows]
+        return f"{who} {verb} {' and '.join(parts)}"
+    are = "are" if len(rows) > 1 else "is"
+    if verdict == "unchanged":
+        return f"{names} {are} unchanged"
+    if verdict == "too few scenes":
+        return f"{names}: too few scenes to tell"
+    numbers = " and ".join(_with_bounds(row) for row in rows)
+    hold = "both intervals hold zero" if len(rows) > 1 else "the interval holds zero"
+    return f"{names} {are} undecided: {numbers}, {hold}"
+
+
+def _with_bounds(row: MetricRow) -> str:
+    assert row.difference is not None
+    mean = mean_text(row.difference, row.unit, signed=True)
+    return f"{mean} {bounds(row.difference, row.unit, signed=True)}"
+
+
+def _detail(rows: dict[str, MetricRow], scenes: int, protocol: str) -> str:
+    others = [row for name, row in rows.items() if name not in DECIDING]
+    worse = [row.title.lower() for row in others if row.verdict == "worse"]
+    better = [row.title.lower() for row in others if row.verdict == "better"]
+    split = "validation" if protocol.endswith("/val") else "held-out"
+    parts = [f"Brackets are 95 % bootstrap intervals, paired over {scenes} {split} scenes."]
+    if better:
+        parts.append(f"Also better: {', '.join(better)}.")
+    if worse:
+        parts.append(f"Worse: {', '.join(worse)}.")
+    if not worse:
+        parts.append("No other metric is measurably worse.")
+    return " ".join(parts)
+
+
+def _key_figure(row: MetricRow) -> KeyFigure:
+    assert row.difference is not None
+    return KeyFigure(
+        title=row.title,
+        value=mean_text(row.difference, row.unit, signed=True),
+        interval=f"95 % {bounds(row.difference, row.unit, signed=True)}",
+        verdict=row.verdict,
+    )
+
+
+def choose(
+    scores: Sequence[tuple[str, float]], *, extremes: int, randoms: int, seed: str = "report"
+) -> list[tuple[str, str]]:
+    """Which scenes to show, from (scene id, adapter - base oriented so that more is better).
+
+    Returns (why, scene id): worst, median, best by score, and random ones drawn by a hash of the
+    ids alone, so that a rerun shows the same and nobody picks. No scene is shown twice.
+    """
+    ranked = [name for name, _ in sorted(scores, key=lambda item: (item[1], item[0]))]
+    count = min(extremes, len(ranked) // 3)
+    middle = (len(ranked) - count) // 2
+    shown = {
+        "worst": ranked[:count],
+        "median": ranked[middle : middle + count],
+        "best": ranked[len(ranked) - count :][::-1],
+    }
+    taken = {name for names in shown.values() for name in names}
+    rest = sorted(set(ranked) - taken)
+    random.Random(stable_hash(seed, *rest)).shuffle(rest)
+    shown["random"] = sorted(rest[:randoms])
+    return [(why, name) for why, names in shown.items() for name in names]

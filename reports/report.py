@@ -1,0 +1,155 @@
+"""The report of a run: dataset, training and evaluation as one self-contained HTML file.
+
+Every part is optional; the numbers go beside the page as JSON. Importing this module imports
+neither torch nor Prefect.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version as package_version
+from pathlib import Path
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.provenance import machine
+from focusdpo.reports.render import render, report_json
+from focusdpo.reports.view import ReportData
+
+LARGEST = 8_000_000
+"""Bytes above which a report is hard to mail and slow on a phone; more is warned of."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportLimits:
+    """How many pictures a report shows."""
+
+    pairs: int = 24
+    rejects: int = 18
+    extremes: int = 2
+    """Evaluation scenes of each of worst, median and best."""
+    randoms: int = 6
+    """Evaluation scenes drawn by hash."""
+
+
+def write_report(
+    out: Path,
+    *,
+    root: Path | None = None,
+    version: str = "latest",
+    train_dir: Path | None = None,
+    evaluate_dir: Path | None = None,
+    commands: Sequence[str] = (),
+    limits: ReportLimits | None = None,
+) -> Path:
+    """Write `out` (HTML) and its numbers beside it (`.json`); each appears whole or not at all.
+
+    `root` and `version` name a dataset, `train_dir` a finished training run, `evaluate_dir` a
+    finished evaluation; `commands` are what a reader types to get the same run. Raises UserError
+    when none of the three is given, one cannot be read, or `out` cannot be written.
+    """
+    data = collect(
+        root=root,
+        version=version,
+        train_dir=train_dir,
+        evaluate_dir=evaluate_dir,
+        commands=commands,
+        limits=limits or ReportLimits(),
+    )
+    page = render(data).encode()
+    if len(page) > LARGEST:
+        log.warning("%s: %.1f MB; show fewer pairs or rejects", out, len(page) / 1e6)
+    write_file(out.with_suffix(".json"), report_json(data).encode())
+    write_file(out, page)
+    log.info("report %s: %.1f MB", out, len(page) / 1e6)
+    return out
+
+
+def collect(
+    *,
+    root: Path | None,
+    version: str,
+    train_dir: Path | None,
+    evaluate_dir: Path | None,
+    commands: Sequence[str],
+    limits: ReportLimits,
+) -> ReportData:
+    """Read everything that a report shows. Raises UserError as `write_report`."""
+    from focusdpo.reports.dataset_section import collect_dataset
+    from focusdpo.reports.evaluation_section import collect_evaluation
+    from focusdpo.reports.lineage_section import collect_lineage
+    from focusdpo.reports.training_section import collect_training
+
+    if root is None and train_dir is None and evaluate_dir is None:
+        raise UserError(
+            "nothing to report: give a dataset root, a training or an evaluation folder"
+        )
+    dataset = (
+        collect_dataset(root, version, pairs=limits.pairs, rejects=limits.rejects)
+        if root is not None
+        else None
+    )
+    training = collect_training(train_dir) if train_dir is not None else None
+    evaluation = (
+        collect_evaluation(evaluate_dir, extremes=limits.extremes, randoms=limits.randoms)
+        if evaluate_dir is not None
+        else None
+    )
+    parts = [
+        name
+        for name, part in (
+            ("preference dataset", dataset),
+            ("preference training", training),
+            ("evaluation of base against adapter", evaluation),
+        )
+        if part is not None
+    ]
+    what = ", ".join(parts)
+    return ReportData(
+        title=f"FocusDPO report{f': {dataset.version}' if dataset else ''}",
+        what=f"{what[0].upper()}{what[1:]}",
+        created=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+        machine=machine_words(),
+        software=package_version("focusdpo"),
+        dataset=dataset,
+        training=training,
+        evaluation=evaluation,
+        lineage=collect_lineage(
+            root=root,
+            version=version,
+            train_dir=train_dir,
+            evaluate_dir=evaluate_dir,
+            commands=commands,
+        ),
+    )
+
+
+def machine_words() -> str:
+    """This machine, in a line."""
+    about = machine()
+    return (
+        f"{about['cores']} cores, {about['processor']}, {about['memory_gib']} GiB, "
+        f"Python {about['python']}"
+    )
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Through a temporary name, so that a killed run leaves no half page."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); choose a folder that can be written, "
+            "on a disk that is not full"
+        ) from error

@@ -1,0 +1,393 @@
+"""Section 3 of the report from a training run's folder: facts, curves, looks at validation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.tables import arrow_table
+from focusdpo.reports.chart_data import Bucket, BucketChart, Line, LineChart, Role
+from focusdpo.reports.files import read_json, seconds_text
+from focusdpo.reports.focus_section import read_focus
+from focusdpo.reports.metric_texts import metric_info
+from focusdpo.reports.view import Fact, TrainingPart
+
+_GAINS = ("score", "identity", "leakage_margin")
+_HARMS = ("confusion", "duplicate", "missing")
+_ROLES: tuple[Role, ...] = ("adapter", "base", "loser", "plain")
+
+
+def look_charts(run: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[LineChart, ...]:
+    """Metrics of every look less the base's, with the step that the adapter holds; nothing where
+    training did not look."""
+    metric = _settings(config).get("metric", "score")
+    gains = tuple(dict.fromkeys((metric, *_GAINS)))
+    found = (
+        _look_chart(
+            run,
+            "What should rise",
+            "Less the base's. Score: identity + leakage margin.",
+            gains,
+        ),
+        _look_chart(
+            run,
+            "What should not rise",
+            "Shares of subjects or scenes, less the base's.",
+            tuple(name for name in _HARMS if name not in gains),
+        ),
+        _look_chart(
+            run,
+            "Copy-paste guard",
+            "Likeness to the nearest reference in outline and pixels, less the base's. A rise "
+            "without a rise of identity means copied pictures.",
+            ("copy_paste",),
+        ),
+    )
+    return tuple(chart for chart in found if chart is not None)
+
+
+def _look_chart(
+    run: Mapping[str, Any], title: str, explain: str, names: Sequence[str]
+) -> LineChart | None:
+    lines = []
+    for name, role in zip(names, _ROLES, strict=False):
+        line = _line(_rows(run), name, role)
+        if line is not None:
+            lines.append(line)
+    if not lines:
+        return None
+    step = run.get("adapter_step")
+    return LineChart(
+        title=title,
+        explain=explain,
+        x_label="step",
+        lines=tuple(lines),
+        level=0.0,
+        level_label="base",
+        dots=True,
+        mark=None if step is None else float(step),
+        mark_label="adapter",
+    )
+
+
+def _line(rows: Sequence[Mapping[str, float]], name: str, role: Role) -> Line | None:
+    points = [(row["step"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))]
+    if not points:
+        return None
+    # A fresh adapter is the base.
+    steps, values = zip((0.0, 0.0), *points, strict=True)
+    return Line(name=_title(name), x=steps, y=values, role=role)
+
+
+def look_facts(run: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Fact, ...]:
+    """Whose weights the adapter holds, and whether training ended early."""
+    rows, looks = _rows(run), _settings(config)
+    if not rows:
+        return ()
+    best = looks.get("keep") == "best"
+    metric = _title(looks.get("metric", "score")).lower()
+    why = f"best of {len(rows)} looks by {metric}" if best else "the last step"
+    return (
+        Fact(label="looks at validation", value=str(len(rows))),
+        Fact(label="adapter of step", value=str(run.get("adapter_step", "?")), note=why),
+        Fact(label="stopped early", value="yes" if run.get("stopped") else "no"),
+    )
+
+
+def look_notes(run: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, ...]:
+    """A sentence where validation ended the run."""
+    if not run.get("stopped"):
+        return ()
+    patience = _settings(config).get("patience")
+    last = f"the last {patience} looks were" if patience and patience > 1 else "the last look was"
+    wanted = config.get("steps")
+    of = f" of {wanted}" if wanted else ""
+    return (
+        f"Validation ended training at step {run.get('steps', '?')}{of}: {last} no better "
+        "than one before.",
+    )
+
+
+def _rows(run: Mapping[str, Any]) -> list[Mapping[str, float]]:
+    return list(run.get("validation") or ())
+
+
+def _settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return config.get("validation") or {}
+
+
+def _title(name: str) -> str:
+    return "Score" if name == "score" else metric_info(name).title
+
+
+POINTS = 400
+"""Curves of longer runs are means over so many equal spans of steps."""
+
+Columns = Mapping[str, NDArray[np.float64]]
+
+
+def thin(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
+    """x and y as they are, or as means over `POINTS` equal spans; NaN where a span has no y."""
+    if len(x) > POINTS:
+        spans = np.array_split(np.arange(len(x)), POINTS)
+        x = np.array([x[span].mean() for span in spans])
+        y = np.array([_mean(y[span]) for span in spans])
+    return tuple(float(v) for v in x), tuple(float(v) for v in y)
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    present = values[np.isfinite(values)]
+    return float(present.mean()) if present.size else math.nan
+
+
+def curve_charts(steps: Columns, config: Mapping[str, Any]) -> tuple[LineChart, ...]:
+    """What changed over steps; curves that this objective has none of are left out."""
+    saturation = config.get("guards", {}).get("saturation")
+    charts = [
+        _chart(
+            steps,
+            "Loss",
+            "Dashed: log 2, the loss of a policy equal to the reference policy.",
+            [("loss", "loss", "adapter")],
+            level=math.log(2) if _present(steps, "logit") else None,
+            level_label="log 2",
+        ),
+        _chart(
+            steps,
+            "Implicit accuracy",
+            "Share of pairs whose winner the policy favours more than the reference policy does.",
+            [("implicit_accuracy", "accuracy", "adapter")],
+            level=0.5,
+            level_label="chance",
+        ),
+        _chart(
+            steps,
+            "What is left of a pair's gradient",
+            "sigmoid(\N{MINUS SIGN}logit), mean over pairs: 1/2 at the start, 0 when a pair is "
+            "learned and teaches nothing more. Dashed: where training warns (guards.saturation).",
+            [("pair_gradient", "pair gradient", "adapter")],
+            level=saturation,
+            level_label="saturated" if saturation is not None else "",
+        ),
+        _chart(
+            steps,
+            "SDPO's scale on the loser's gradient",
+            "1: the loser is pushed away at full strength; 0: not at all, since that would raise "
+            "the winner's error.",
+            [("safeguard", "scale", "adapter")],
+        ),
+        _chart(
+            steps,
+            "Error against the reference policy",
+            "Winner: e_w minus e_w of the reference policy; loser alike, unweighted. Below zero "
+            "the policy fits that image better. Healthy: the winner does not rise.",
+            [("win_gap", "winner", "winner"), ("lose_gap", "loser", "loser")],
+            level=0.0,
+        ),
+        _chart(
+            steps,
+            "Where the weighted error lies",
+            "Shares of W e: subject tokens still to be learned (M_s), those already matched, "
+            "background.",
+            [
+                ("share_structure", "M_s", "winner"),
+                ("share_matched", "matched", "base"),
+                ("share_background", "background", "loser"),
+            ],
+        ),
+        _chart(
+            steps,
+            "Token confusion",
+            "Share of a subject's tokens that resemble another subject's reference most "
+            "(scenes of two or three).",
+            [("token_confusion", "confusion", "adapter")],
+        ),
+        _chart(
+            steps,
+            "Gradient norm",
+            "Before clipping.",
+            [("grad_norm", "gradient norm", "adapter")],
+        ),
+    ]
+    return tuple(chart for chart in charts if chart is not None)
+
+
+def _present(steps: Columns, name: str) -> bool:
+    return name in steps and bool(np.isfinite(steps[name]).any())
+
+
+def _chart(
+    steps: Columns,
+    title: str,
+    explain: str,
+    columns: Sequence[tuple[str, str, Role]],
+    *,
+    level: float | None = None,
+    level_label: str = "",
+) -> LineChart | None:
+    lines = []
+    for column, name, role in columns:
+        if not _present(steps, column):
+            continue
+        x, y = thin(steps["step"], steps[column])
+        lines.append(Line(name=name, x=x, y=y, role=role))
+    if not lines:
+        return None
+    return LineChart(
+        title=title,
+        explain=explain,
+        x_label="step",
+        lines=tuple(lines),
+        level=level,
+        level_label=level_label,
+        smooth=True,
+    )
+
+
+_BUCKETS = (
+    (
+        "alignment",
+        "A(t): alignment",
+        "How much of each subject's own place its reference finds by features, mean over steps.",
+    ),
+    (
+        "structure_share",
+        "|M_s| / |M_prior|",
+        "Share of the subject region that the features do not match yet, so that the loss looks "
+        "there. It should fall towards clean images.",
+    ),
+    ("implicit_accuracy", "Implicit accuracy", "By noise level, over the whole run."),
+    (
+        "pair_gradient",
+        "What is left of a pair's gradient",
+        "sigmoid(\N{MINUS SIGN}logit): 1/2 at the start, 0 when a pair is learned.",
+    ),
+    ("win_gap", "e_w against the reference policy", "Winner's error, policy minus reference."),
+    ("lose_gap", "e_l against the reference policy", "Loser's error, policy minus reference."),
+    (
+        "safeguard",
+        "SDPO's scale on the loser's gradient",
+        "1: pushed away at full strength; 0: not at all.",
+    ),
+)
+
+
+def bucket_charts(rows: Columns) -> tuple[BucketChart, ...]:
+    """Means over the whole run by tenth of sigma."""
+    charts = []
+    for column, title, explain in _BUCKETS:
+        if _present(rows, column):
+            buckets = _buckets(rows, column)
+            charts.append(BucketChart(title=title, explain=explain, buckets=buckets))
+    return tuple(charts)
+
+
+def _buckets(rows: Columns, column: str) -> tuple[Bucket, ...]:
+    """Weighted means over all steps with normal intervals of the mean."""
+    out = []
+    for bucket in np.unique(rows["bucket"]):
+        inside = (rows["bucket"] == bucket) & np.isfinite(rows[column]) & (rows["count"] > 0)
+        if not inside.any():
+            continue
+        values, counts = rows[column][inside], rows["count"][inside]
+        mean = float(np.average(values, weights=counts))
+        spread = math.sqrt(float(np.average((values - mean) ** 2, weights=counts)))
+        half = 1.96 * spread / math.sqrt(max(1, int(inside.sum()) - 1))
+        start, stop = (float(rows[name][inside][0]) for name in ("sigma_low", "sigma_high"))
+        out.append(
+            Bucket(
+                start=start,
+                stop=stop,
+                mean=mean,
+                low=mean - half,
+                high=mean + half,
+                count=int(counts.sum()),
+            )
+        )
+    return tuple(out)
+
+
+AGAIN = "let `focusdpo train` end in this folder first"
+
+
+def read_run(train_dir: Path) -> dict[str, Any]:
+    """run.json of a finished training run. Raises UserError where there is none."""
+    run = read_json(train_dir / "run.json", AGAIN)
+    if not isinstance(run, dict):
+        raise UserError(f"{train_dir / 'run.json'}: expected a JSON object; {AGAIN}")
+    return run
+
+
+def collect_training(train_dir: Path) -> TrainingPart:
+    """Curves, buckets of sigma and focus maps of one run."""
+    run = read_run(train_dir)
+    config = read_json(train_dir / "config.json", AGAIN, default={})
+    steps = _read_table(train_dir / "steps.parquet")
+    buckets = _read_table(train_dir / "buckets.parquet")
+    return TrainingPart(
+        objective=str(run.get("objective", "unknown")),
+        facts=(*_facts(run, config), *look_facts(run, config)),
+        charts=curve_charts(steps, config) if steps else (),
+        looks=look_charts(run, config),
+        buckets=bucket_charts(buckets) if buckets else (),
+        focus=read_focus(train_dir / "focus.safetensors"),
+        notes=(*_notes(steps), *look_notes(run, config)),
+    )
+
+
+def _read_table(path: Path) -> dict[str, NDArray[np.float64]]:
+    """Numeric columns of a Parquet file; {} when it is missing."""
+    import pyarrow as pa
+
+    if not path.is_file():
+        return {}
+    try:
+        table = arrow_table(path.read_bytes())
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); train again") from error
+    numeric = [
+        f.name for f in table.schema if pa.types.is_floating(f.type) or pa.types.is_integer(f.type)
+    ]
+    return {name: table[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in numeric}
+
+
+def _facts(run: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Fact, ...]:
+    objective = config.get("objective", {})
+    lora = config.get("lora", {})
+    facts = [Fact(label="steps", value=f"{run.get('steps', '?')}")]
+    if "pairs" in run:
+        facts.append(Fact(label="training pairs", value=str(run["pairs"])))
+    if isinstance(run.get("seconds"), int | float):
+        facts.append(Fact(label="time in steps", value=seconds_text(float(run["seconds"]))))
+    for label, source, name in (
+        ("pairs a step", config, "batch_pairs"),
+        ("peak learning rate", config, "lr"),
+        ("beta", objective, "beta"),
+        ("LoRA rank", lora, "rank"),
+        ("seed", run, "seed"),
+    ):
+        value = source.get(name)
+        if value is not None:
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+            facts.append(Fact(label=label, value=text))
+    if run.get("dataset_version"):
+        facts.append(Fact(label="dataset version", value=str(run["dataset_version"])))
+    machine = run.get("machine") or {}
+    if machine:
+        words = ", ".join(f"{name} {value}" for name, value in sorted(machine.items()))
+        facts.append(Fact(label="trained on", value=words))
+    return tuple(facts)
+
+
+def _notes(steps: Columns) -> tuple[str, ...]:
+    skipped = int(np.nansum(steps.get("skipped", np.zeros(1))))
+    if not skipped:
+        return ()
+    were = "step was" if skipped == 1 else "steps were"
+    return (f"{skipped} {were} skipped: the gradient was far above the usual (guards.spike).",)

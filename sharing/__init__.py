@@ -1,0 +1,1 @@
+"""Exports: datasets and adapters in the layouts that others load."""

@@ -1,0 +1,185 @@
+"""An adapter made ready to be given away: weights in a public layout, card, licences."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from jinja2 import Environment, StrictUndefined
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.reports.files import one_line, read_json
+from focusdpo.sharing.hub import whole_folder
+from focusdpo.store.outputs import local
+
+if TYPE_CHECKING:
+    from focusdpo.model.adapter import AdapterCard
+
+Layout = Literal["diffusers", "uno"]
+CARD = "README.md"
+ADAPTER = "adapter.json"
+IP_ADAPTER = "ip_adapter.safetensors"
+_KEPT = ("objective", "lora", "noise", "focus")
+"""Sections of the training's settings that a card tells; `adapter.json` has all."""
+_LOAD = {
+    "flux-uno": """import torch
+from diffusers import FluxPipeline
+
+pipe = FluxPipeline.from_pretrained("black-forest-labs/FLUX.1-dev", torch_dtype=torch.bfloat16)
+pipe.load_lora_weights("bytedance-research/UNO", weight_name="dit_lora.safetensors")
+pipe.fuse_lora(); pipe.unload_lora_weights()
+pipe.load_lora_weights("THIS_FOLDER")  # references: `focusdpo generate --preset flux-uno`""",
+    "sdxl-ip-adapter": """import torch
+from diffusers import StableDiffusionXLPipeline
+
+pipe = StableDiffusionXLPipeline.from_pretrained("stabilityai/stable-diffusion-xl-base-1.0")
+pipe.load_ip_adapter(  # before the LoRA, which diffusers would else put on half of its layers
+    "h94/IP-Adapter", subfolder="sdxl_models", image_encoder_folder="models/image_encoder",
+    weight_name="ip-adapter-plus_sdxl_vit-h.safetensors",
+)
+pipe.set_ip_adapter_scale(0.78)
+pipe.load_lora_weights("THIS_FOLDER")""",
+    "adapter_kv": """import torch
+from diffusers import StableDiffusionXLPipeline
+
+pipe = StableDiffusionXLPipeline.from_pretrained("stabilityai/stable-diffusion-xl-base-1.0")
+pipe.load_ip_adapter(  # the image encoder is that of h94/IP-Adapter, models/image_encoder
+    "THIS_FOLDER", subfolder="", weight_name="ip_adapter.safetensors", image_encoder_folder=None
+)""",
+    "flux2-klein": """from diffusers import Flux2KleinPipeline
+
+pipe = Flux2KleinPipeline.from_pretrained("black-forest-labs/FLUX.2-klein-base-4B")
+pipe.load_lora_weights("THIS_FOLDER")
+image = pipe(image=[first, second], prompt="a dog and a cat on a sandy beach").images[0]""",
+    "pocket": "",  # no diffusers pipeline fits it as it is
+}
+
+
+@dataclass(frozen=True)
+class EvaluationTable:
+    """An evaluation as a card shows it."""
+
+    protocol: str
+    scenes: int
+    seed: str
+    judges: str
+    rows: list[dict[str, str]]
+
+
+def export_adapter(
+    adapter: Path,
+    out: Path,
+    layout: Layout = "diffusers",
+    *,
+    uno: str | None = None,
+    evaluations: Sequence[Path] = (),
+) -> Path:
+    """Writes `out`: weights (diffusers' layout, or UNO's, with `uno` joined to UNO's own LoRA),
+    adapter.json and a model card. UserError for a damaged adapter, an evaluation of another one,
+    and a layout that does not fit."""
+    from focusdpo.model.adapter import read_card, read_weights
+
+    card = read_card(adapter)
+    read_weights(adapter, card)
+    tables = [_table(folder, adapter) for folder in evaluations]
+    with whole_folder(out, replaces=ADAPTER) as folder:
+        _write_weights(adapter, folder, layout, uno)
+        shutil.copyfile(adapter / ADAPTER, folder / ADAPTER)
+        (folder / CARD).write_text(_card(card, adapter, layout, tables), encoding="utf-8")
+    return out
+
+
+def _write_weights(adapter: Path, folder: Path, layout: Layout, uno: str | None) -> None:
+    from focusdpo.model.adapter import WEIGHTS
+
+    backbone = _backbone(adapter)
+    if layout == "uno":
+        from focusdpo.model.backbones.uno_lora import export_uno
+
+        export_uno(adapter, folder, uno=uno)
+    elif backbone.get("policy") == "adapter_kv":
+        from focusdpo.model.backbones.sdxl_config import SdxlIpAdapterConfig
+        from focusdpo.model.backbones.sdxl_export import save_ip_adapter
+
+        config = SdxlIpAdapterConfig.model_validate(backbone)
+        save_ip_adapter(config, adapter, folder / IP_ADAPTER)
+    else:
+        shutil.copyfile(adapter / WEIGHTS, folder / WEIGHTS)
+
+
+def _card(
+    card: AdapterCard, adapter: Path, layout: Layout, tables: Sequence[EvaluationTable]
+) -> str:
+    backbone = _backbone(adapter)
+    kind = str(backbone.get("kind", "pocket"))
+    base = str(backbone.get("base", "the embedded pocket generator"))
+    text = resources.files("focusdpo.sharing").joinpath("templates/model_card.md.j2").read_text()
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["one_line"] = one_line  # what users wrote is shown as text
+    kv = backbone.get("policy") == "adapter_kv"
+    return environment.from_string(text).render(
+        title=f"FocusDPO adapter for {kind}",
+        card=card,
+        base_name=base if kind == "pocket" else f"{kind} ({base})",
+        base_model=base if "/" in base and not base.startswith("/") else "other",
+        load=_LOAD["adapter_kv" if kv else kind],
+        preset=None if kv or layout == "uno" else kind,
+        tables=tables,
+        settings=list(_settings(card.train_config)),
+    )
+
+
+def _backbone(adapter: Path) -> Mapping[str, Any]:
+    """The backbone's settings in the run that the adapter lies in; {} for the embedded one, and
+    when the adapter was moved."""
+    file = adapter.parent / "run.yaml"
+    if not file.is_file():
+        return {}
+    found = yaml.safe_load(file.read_text("utf-8"))
+    models = found.get("models") if isinstance(found, dict) else None
+    return (models or {}).get("backbone") or {}
+
+
+def _settings(config: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:
+    found = []
+    for name, value in config.items():
+        if not path and isinstance(value, Mapping) and name not in _KEPT:
+            continue
+        if isinstance(value, Mapping):
+            found += _settings(value, f"{path}{name}.")
+        else:
+            found.append((f"{path}{name}", str(value)))
+    return found
+
+
+def _table(folder: Path, adapter: Path) -> EvaluationTable:
+    about = read_json(folder / "run.json", "evaluate again")
+    rows = read_json(folder / "rows.json", "evaluate again")
+    if local(str(about.get("adapter", ""))).resolve() != adapter.resolve():
+        raise UserError(f"{folder}: an evaluation of {about.get('adapter')}, not of {adapter}")
+    named: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["group"] == "all":
+            named.setdefault(row["metric"], {})[row["model"]] = row
+    return EvaluationTable(
+        protocol=str(about.get("protocol", "")),
+        scenes=int(about.get("scenes", 0)),
+        seed=str(about.get("seed", "")),
+        judges=json.dumps(about.get("fingerprints") or {}),
+        rows=[_row(metric, found) for metric, found in named.items()],
+    )
+
+
+def _row(metric: str, found: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    def mean(model: str) -> str:
+        return f"{found[model]['mean']:.4f}" if model in found else "-"
+
+    gap = found.get("adapter - base")
+    told = f"{gap['mean']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]" if gap else "-"
+    return {"metric": metric, "base": mean("base"), "adapter": mean("adapter"), "gap": told}

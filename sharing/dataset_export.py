@@ -1,0 +1,356 @@
+"""`focusdpo export dataset`: a dataset version as Parquet, shards and a card that others load.
+
+README.md                            the dataset card
+data/<split>-*.parquet               the pairs for `datasets.load_dataset`
+webdataset/<split>/pairs-*.tar       the shards for webdataset
+pictures/*.png                       examples that the card shows
+lineage.json, config.yaml            how it came about
+SHA256SUMS                           of all files
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import yaml
+from jinja2 import Environment, StrictUndefined
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.images import encode_png
+from focusdpo.data_schemas.shards import IndexRow, ShardSample, Split
+from focusdpo.pipeline.shard import read_bytes, read_fields
+from focusdpo.reports.files import one_line
+from focusdpo.reports.lineage_section import family_of, stage_models
+from focusdpo.reports.sheets import contact_sheet
+from focusdpo.sharing.hub import whole_folder, write_sums
+from focusdpo.store import tars
+from focusdpo.store.artefacts import Store
+from focusdpo.store.versions import DatasetVersion, open_version
+
+MAX_BYTES = 256 * 2**20
+"""Of samples in one file."""
+GROUP = 32
+"""Pairs of one row group: what a streaming reader fetches at least."""
+PICTURES = {
+    "win": "win",
+    "lose": "lose",
+    "prior": "prior",
+    "win_complexity": "complexity",
+    "lose_complexity": "losecomplexity",
+}
+"""Column -> field of the sample."""
+PER_SUBJECT = {"masks": "mask", "references": "ref", "reference_masks": "refmask"}
+
+
+def features() -> Any:
+    """The columns, as `datasets` types them."""
+    from datasets import Features, Image, List, Value
+
+    text, number = Value("string"), Value("float32")
+    texts, numbers = List(text), List(number)
+    return Features(
+        {
+            "pair_id": text,
+            "prompt": text,
+            "win": Image(),
+            "lose": Image(),
+            "references": List(Image()),
+            "class_names": texts,
+            "subject_ids": texts,
+            "captions": texts,
+            "masks": List(Image()),
+            "reference_masks": List(Image()),
+            "prior": Image(),
+            "win_complexity": Image(),
+            "lose_complexity": Image(),
+            "source": text,
+            "mode": text,
+            "margin": number,
+            "win_identity": numbers,
+            "lose_identity": numbers,
+            "win_leakage_margin": numbers,
+            "lose_leakage_margin": numbers,
+            "win_clip_t": number,
+            "lose_clip_t": number,
+            "reason": text,
+            "scene_id": text,
+            "partition": text,
+        }
+    )
+
+
+def write_parquet(store: Store, rows: Sequence[IndexRow], folder: Path, split: str) -> list[Path]:
+    """Write `<split>-00000-of-00001.parquet` and so on. Same rows, same bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = features().arrow_schema
+    chunks = list(_chunks(rows))
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for at, chunk in enumerate(chunks):
+        path = folder / f"{split}-{at:05d}-of-{len(chunks):05d}.parquet"
+        # Pictures are compressed already; a page index lets readers skip to a row.
+        with pq.ParquetWriter(
+            path, schema, compression="zstd", write_page_index=True, store_schema=True
+        ) as sink:
+            for start in range(0, len(chunk), GROUP):
+                records = [
+                    record(row, read_fields(store, row)) for row in chunk[start : start + GROUP]
+                ]
+                sink.write_table(pa.Table.from_pylist(records, schema=schema), row_group_size=GROUP)
+        written.append(path)
+    return written
+
+
+def record(row: IndexRow, fields: Mapping[str, bytes]) -> dict[str, Any]:
+    """One row: the sample's PNGs as they are, and what one may choose pairs by."""
+    pair = json.load(io.BytesIO(fields["json"]))["pair"]
+    made: dict[str, Any] = {name: pair[name] for name in features() if name in pair}
+    made["pair_id"] = row.pair_id
+    for column, name in PICTURES.items():
+        made[column] = _picture(row, name, fields)
+    for column, name in PER_SUBJECT.items():
+        made[column] = [_picture(row, f"{name}{i}", fields) for i in range(row.num_subjects)]
+    # Of a pair from ranking the record names no prior; its picture is the union of the masks.
+    return made
+
+
+def _picture(row: IndexRow, name: str, fields: Mapping[str, bytes]) -> dict[str, Any]:
+    return {"bytes": fields[f"{name}.png"], "path": f"{row.pair_id}.{name}.png"}
+
+
+def _chunks(rows: Sequence[IndexRow]) -> Iterator[list[IndexRow]]:
+    chunk: list[IndexRow] = []
+    total = 0
+    for row in sorted(rows, key=lambda one: one.pair_id):
+        if chunk and total + row.size > MAX_BYTES:
+            yield chunk
+            chunk, total = [], 0
+        chunk.append(row)
+        total += row.size
+    if chunk:
+        yield chunk
+
+
+UNSTATED = "not stated"
+EXAMPLES = 4
+SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
+REASONS = {
+    "missing_subject": "a subject was not found in the would-be winner",
+    "duplicate_subject": "a subject was found more than once in it",
+    "weak_winner": "the winner does not keep identity well enough",
+    "no_identity_drop": "the loser keeps identity nearly as well as the winner",
+    "meaning_changed": "the prompt's meaning differs between winner and loser",
+    "background_changed": "pixels outside the repainted region differ",
+    "too_few_candidates": "fewer than two usable candidates to rank",
+    "small_margin": "best and worst candidate are too close",
+    "surplus": "more pairs than a scene's quota; the best were kept",
+}
+
+
+def card(
+    version: DatasetVersion, splits: Mapping[str, int], pictures: Sequence[tuple[str, IndexRow]]
+) -> str:
+    """README.md with the Hub's front matter. What users wrote is shown as text."""
+    manifest = version.manifest
+    pairs, rejects = len(version.rows), manifest["rejects"]
+    tried = pairs + sum(rejects.values())
+    text = resources.files("focusdpo.sharing").joinpath("templates/dataset_card.md.j2").read_text()
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["one_line"] = one_line
+    return environment.from_string(text).render(
+        manifest=manifest,
+        splits=splits,
+        size=next((word for limit, word in SIZES if pairs < limit), "1M<n<10M"),
+        pairs=pairs,
+        rejects=[(name, REASONS.get(name, name), count) for name, count in rejects.items()],
+        tried=tried,
+        share=f"{pairs / tried:.0%}" if tried else "-",
+        pictures=pictures,
+        models=stage_models(manifest, family_of(manifest["config"])),
+        licences=_licences(manifest["subjects"]),
+        classes=Counter(word for row in version.rows for word in row.class_names).most_common(10),
+        biases=_biases(version),
+    )
+
+
+def example_pictures(version: DatasetVersion, folder: Path) -> list[tuple[str, IndexRow]]:
+    """A strip per example: references, winner, loser. Evenly over the pairs' ids, which are hashes:
+    none is chosen for its looks."""
+    rows = sorted(version.rows, key=lambda row: (-row.num_subjects, row.pair_id))
+    count = min(EXAMPLES, len(rows))
+    folder.mkdir(parents=True)
+    made = []
+    for at in range(count):
+        row = rows[at * len(rows) // count]
+        name = f"pictures/{at}.png"
+        (folder / f"{at}.png").write_bytes(encode_png(_strip(version.read(row))))
+        made.append((name, row))
+    return made
+
+
+def _strip(sample: ShardSample) -> NDArray[np.uint8]:
+    height, width = sample.images.win.shape[:2]
+    references = [
+        np.asarray(PillowImage.fromarray(one).resize((width, height)), dtype=np.uint8)
+        for one in sample.images.references
+    ]
+    shown = [*references, sample.images.win, sample.images.lose]
+    scale = max(1, 192 // height)
+    return np.asarray(contact_sheet(shown, columns=len(shown), scale=scale), dtype=np.uint8)
+
+
+def _licences(subjects: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
+    found = Counter(str(one["licence"]).strip() or UNSTATED for one in subjects)
+    return sorted(found.items())
+
+
+def _biases(version: DatasetVersion) -> list[str]:
+    """What the numbers of this very version say about its limits."""
+    rows, told = version.rows, []
+    words = Counter(word for row in rows for word in row.class_names)
+    (top, most), total = words.most_common(1)[0], sum(words.values())
+    told.append(
+        f"{len(words)} classes; the most frequent, {one_line(top)}, is {most / total:.0%} of all "
+        "subjects shown."
+    )
+    alone = sum(row.num_subjects == 1 for row in rows)
+    told.append(f"{alone / len(rows):.0%} of the pairs show one subject alone.")
+    disrupted = sum(row.source == "disrupt" for row in rows)
+    told.append(
+        f"{disrupted / len(rows):.0%} of the losers were made by repainting a winner, so outside "
+        "the region `prior` both pictures are the same; the others are the worse of two samples."
+    )
+    reviews = sum((version.manifest.get("reviews") or {}).values())
+    told.append(
+        f"People rejected or exchanged {reviews} pairs; all else was decided by models."
+        if reviews
+        else "No person's review changed a pair: all was decided by models."
+    )
+    return told
+
+
+SPLITS: dict[Split, str] = {"train": "train", "val": "validation"}
+"""Ours -> the names that `datasets` and the Hub know."""
+CARD = "README.md"
+_LOCAL = ("root", "subjects")
+"""Settings that name folders of whoever built it: nobody else's business."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    out: Path
+    version: str
+    pairs: dict[str, int]
+    """By split."""
+    files: int
+    bytes: int
+    unlicensed: list[str]
+    """Subjects that state no licence."""
+
+
+def export_dataset(
+    root: str | Path, out: Path, version: str = "latest", *, allow_unlicensed: bool = False
+) -> Exported:
+    """Write a version into the new folder `out`, which appears whole. Same version, same bytes.
+
+    UserError for an `out` that is not free, a damaged sample, an empty version, and a subject
+    without a licence unless `allow_unlicensed`.
+    """
+
+    found = open_version(root, version)
+    unlicensed = check_licences(found, allow_unlicensed)
+    if not found.rows:
+        raise UserError(f"{found.store.root}: version {found.id} has no pairs, nothing to export")
+    counts = {}
+    with whole_folder(out) as folder:
+        for split, name in SPLITS.items():
+            rows = found.rows_of(split)
+            if rows:
+                counts[name] = len(rows)
+                write_parquet(found.store, rows, folder / "data", name)
+                _copy_shards(found.store, rows, folder / "webdataset" / name)
+        pictures = example_pictures(found, folder / "pictures")
+        (folder / "lineage.json").write_text(_json(lineage(found)), encoding="utf-8")
+        settings = without_paths(found.manifest["config"])
+        (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
+        (folder / CARD).write_text(card(found, counts, pictures), encoding="utf-8")
+        write_sums(folder)
+    written = [path for path in Path(out).rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in written)
+    log.info("%s: version %s, %d files, %d bytes", out, found.id, len(written), size)
+    return Exported(Path(out), found.id, counts, len(written), size, unlicensed)
+
+
+def check_licences(version: DatasetVersion, allowed: bool) -> list[str]:
+    """Subjects that state no licence; UserError when there are any, unless `allowed`."""
+    names = [one["id"] for one in version.manifest["subjects"] if not one["licence"].strip()]
+    if names and not allowed:
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        raise UserError(
+            f"{version.store.root}: no licence is stated for {shown}; write `licence:` into their "
+            "subject.yaml, run `focusdpo subjects update` and build again (nothing is computed), "
+            "or export with --allow-unlicensed, and the card says so"
+        )
+    return names
+
+
+def lineage(version: DatasetVersion) -> dict[str, Any]:
+    """How a version came about, without paths of the machine that made it."""
+    manifest = version.manifest
+    kept = (
+        "id", "parent", "created", "schema_version", "packages", "pairs", "rejects", "partitions",
+        "reviews", "stages", "seeds", "shards",
+    )  # fmt: skip
+    told = {name: manifest[name] for name in kept if name in manifest}
+    names = ("id", "class_name", "references", "licence", "digest")
+    told["subjects"] = [{name: one[name] for name in names} for one in manifest["subjects"]]
+    return told
+
+
+def without_paths(value: Any, *, top: bool = True) -> Any:
+    """Settings without the folders of whoever built it: of an absolute path the last name stays."""
+    if isinstance(value, Mapping):
+        return {
+            name: without_paths(one, top=False)
+            for name, one in value.items()
+            if not (top and name in _LOCAL)
+        }
+    if isinstance(value, list):
+        return [without_paths(one, top=False) for one in value]
+    if isinstance(value, str) and (PurePath(value).is_absolute() or value.startswith("~")):
+        return f".../{PurePath(value).name}"
+    return value
+
+
+def _copy_shards(store: Store, rows: Sequence[IndexRow], folder: Path) -> None:
+    """Shards byte for byte; one that also holds retired samples without these, because who reads
+    it elsewhere has no index."""
+    folder.mkdir(parents=True)
+    for name in sorted({row.shard for row in rows}):
+        mine = sorted((row for row in rows if row.shard == name), key=lambda row: row.offset)
+        with (folder / name).open("xb") as sink:
+            written = 0
+            for row in mine:
+                written += sink.write(read_bytes(store, row))
+            tars.finish(sink, written)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

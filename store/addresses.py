@@ -1,0 +1,101 @@
+"""Addresses of roots and shards, local paths and URLs; settings read from environment variables."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from focusdpo.data_schemas.errors import UserError
+
+URL = re.compile(r"([a-z][a-z0-9+.-]+):(/+)(.*)", re.DOTALL)
+KNOWN = {"s3", "s3a", "memory", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci", "http", "https"}
+CHATTY = ("botocore", "aiobotocore", "s3fs", "fsspec", "aiohttp", "boto3", "urllib3")
+"""Clients that at level DEBUG log the headers of requests, session tokens among them."""
+DIGEST = re.compile(r"(.*)#blake2b=([0-9a-f]{32})")
+
+
+def split_address(address: str | Path) -> tuple[str, str]:
+    """Protocol ("" for a local path) and the rest. UserError for an address with a password."""
+    text = str(address)
+    found = URL.fullmatch(text)
+    if found is None:
+        return "", text
+    protocol, slashes, rest = found.groups()
+    if protocol in {"file", "local"}:
+        return "", f"/{rest}"
+    # pathlib folds two slashes into one; then only a protocol that is known tells it from a path.
+    if len(slashes) < 2 and protocol not in KNOWN:
+        return "", text
+    if re.match(r"[^/@]*:[^/@]*@", rest):
+        raise UserError(
+            f"{protocol}://...: an address holds no password; put credentials into the environment "
+            "or the store's own configuration"
+        )
+    return protocol, rest
+
+
+class RemoteRoot(str):
+    """A URL to which names are added as to a path. It has nothing else of a path's, so that what
+    needs a folder on a local disk fails at once."""
+
+    __slots__ = ()
+
+    def __truediv__(self, name: str) -> RemoteRoot:
+        return RemoteRoot(f"{self}/{name}")
+
+
+def is_remote(address: str | Path) -> bool:
+    """Whether it is not on a local disk."""
+    return split_address(address)[0] != ""
+
+
+def with_digest(address: str, digest: str) -> str:
+    """An address that says what its bytes are: `digest` is their blake2b-128."""
+    return f"{address}#blake2b={digest}"
+
+
+def split_digest(address: str | Path) -> tuple[str, str | None]:
+    """An address and the digest that it says, if any."""
+    found = DIGEST.fullmatch(str(address))
+    return (found[1], found[2]) if found else (str(address), None)
+
+
+def hush_clients() -> None:
+    """Keep what clients of remote stores log free of credentials, whatever the level, and of
+    tracebacks of what the request itself tells."""
+    for name in CHATTY:
+        logger = logging.getLogger(name)
+        logger.setLevel(max(logging.WARNING, logger.level))
+    logging.getLogger("asyncio").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """aiohttp sends in a task of its own; when the connection is gone, the request fails, and
+    asyncio says once more that nobody has asked the task."""
+    error = record.exc_info[1] if record.exc_info else None
+    unasked = record.getMessage().startswith("Task exception was never retrieved")
+    return not (unasked and isinstance(error, ConnectionResetError))
+
+
+class EnvironmentConfig(BaseModel):
+    """Each field is read from the variable `<prefix><FIELD>`; an empty one says nothing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    prefix: ClassVar[str]
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """UserError that names a variable which says nothing usable."""
+        names = {name: f"{cls.prefix}{name.upper()}" for name in cls.model_fields}
+        given = {name: environment[key] for name, key in names.items() if environment.get(key)}
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(f"{names[str(first['loc'][0])]}: {first['msg']}") from error

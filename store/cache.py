@@ -1,0 +1,296 @@
+"""Shards of a remote dataset on the local disk: a folder of bounded size, shared by processes.
+
+A shard comes whole, is checked against the digest that its address says, and only then gets its
+name. Those used last stay. When a run's shards together are more than the folder holds, what is in
+it stays and the rest is read by range, sample by sample: a shard thrown out for each random sample
+would be fetched again and again.
+
+Files: <digest> a shard, <digest>.index where its samples lie, <digest>.part one on its way.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, TypeVar
+
+import fsspec
+from filelock import FileLock, Timeout
+from pydantic import Field
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.store.addresses import EnvironmentConfig, hush_clients, split_address, split_digest
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+PIECE = 8 * 2**20
+"""Bytes of one request."""
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+TRIES = 6
+"""Of a request; the client below repeats some failures itself."""
+
+
+class CacheConfig(EnvironmentConfig):
+    """The folder. From FOCUSDPO_CACHE_DIR and FOCUSDPO_CACHE_GIB: which copy of a shard is read
+    changes no result."""
+
+    prefix: ClassVar[str] = "FOCUSDPO_CACHE_"
+
+    dir: str = Field("~/.cache/focusdpo/shards", description="where copies of shards lie")
+    gib: float = Field(20.0, gt=0, description="GiB that they may take together")
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteShard:
+    """A shard of which a copy may be kept."""
+
+    url: str
+    name: str
+    """Of its copy; the blake2b-128 of its bytes, where that is known."""
+    size: int
+    digest: str | None
+
+
+class ShardCache:
+    """The copies in a folder. Safe for threads and processes."""
+
+    def __init__(self, folder: str | Path, limit: int) -> None:
+        self._folder = Path(folder).expanduser()
+        self._limit = limit
+        self._checked: set[str] = set()
+        self._wanted: dict[str, int] = {}
+
+    def shard(self, address: str) -> RemoteShard:
+        """What is known of a shard at an address. One without a digest is known by its tag or time,
+        and only its size is checked."""
+        url, digest = split_digest(address)
+        info = _repeated(lambda: _fs(url).info(url), url)
+        tag = info.get("ETag") or info.get("LastModified") or info.get("created")
+        unknown = hashlib.blake2b(f"{url} {tag} {info['size']}".encode(), digest_size=16)
+        return RemoteShard(url, digest or f"u{unknown.hexdigest()}", int(info["size"]), digest)
+
+    @contextmanager
+    def whole(self, shard: RemoteShard) -> Iterator[BinaryIO]:
+        """The copy of a shard, fetched when it is not there. It stays readable until the block
+        ends, even when another process throws it out. UserError when it is damaged or too large."""
+        self._wanted[shard.name] = shard.size
+        while True:
+            file = self._kept(shard.name)
+            if file is None:
+                self._fetch(shard)
+                continue
+            with file:
+                if self._is_whole(shard, file):
+                    yield file
+                    return
+            log.warning("%s: the copy in %s is damaged; fetched anew", shard.url, self._folder)
+            self._path(shard.name).unlink(missing_ok=True)
+
+    def read(self, shard: RemoteShard, offset: int, size: int, checksum: str) -> bytes:
+        """A range, from the copy or, where all copies would not fit, from the store. `checksum`:
+        blake2b-64 of those bytes."""
+        self._wanted[shard.name] = shard.size
+        roomy = sum(self._wanted.values()) <= self._limit
+        if roomy or self._path(shard.name).exists():
+            with self.whole(shard) as file:
+                file.seek(offset)
+                return file.read(size)
+        data = _range(shard.url, offset, offset + size)
+        if hashlib.blake2b(data, digest_size=8).hexdigest() != checksum:
+            raise _damaged(shard, f"bytes {offset} to {offset + size} are not those of its index")
+        return data
+
+    def note(self, shard: RemoteShard) -> bytes | None:
+        """What `put_note` was told of a shard."""
+        try:
+            return (self._folder / f"{shard.name}.index").read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def put_note(self, shard: RemoteShard, data: bytes) -> None:
+        """Keep something small beside a shard, for longer than its copy."""
+        if len(data) > self._limit:
+            return
+        temp = self._folder / f"{shard.name}.index.part"
+        with self._alone(f"{shard.name}.index"):
+            self._reserve(temp, len(data))
+            temp.write_bytes(data)
+            temp.replace(self._folder / f"{shard.name}.index")
+
+    def _path(self, name: str) -> Path:
+        return self._folder / name
+
+    def _kept(self, name: str) -> BufferedReader | None:
+        try:
+            file = self._path(name).open("rb")
+        except FileNotFoundError:
+            return None
+        with suppress(FileNotFoundError):  # thrown out just now
+            _touch(self._path(name))
+        return file
+
+    def _is_whole(self, shard: RemoteShard, file: BufferedReader) -> bool:
+        """Looked at once a process: a copy may have been cut short when power failed."""
+        if shard.name in self._checked:
+            return True
+        if os.fstat(file.fileno()).st_size != shard.size:
+            return False
+        found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        if shard.digest not in (None, found):
+            return False
+        self._checked.add(shard.name)
+        return True
+
+    def _fetch(self, shard: RemoteShard) -> None:
+        """One process fetches a shard; others that want it wait."""
+        if shard.size > self._limit:
+            raise UserError(
+                f"{shard.url}: {shard.size / 2**30:.2f} GiB are more than the cache may hold; set "
+                "FOCUSDPO_CACHE_GIB higher, or shard.max_pairs lower"
+            )
+        with self._alone(shard.name):
+            if self._path(shard.name).exists():
+                return
+            part = self._folder / f"{shard.name}.part"
+            try:
+                self._reserve(part, shard.size)
+                found = _download(shard, part)
+                if shard.digest not in (None, found):
+                    raise _damaged(shard, "its bytes are not those that were published")
+                _touch(part)
+                part.replace(self._path(shard.name))
+                self._checked.add(shard.name)
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise
+                raise UserError(
+                    f"{self._folder}: {error.strerror}; free some room, or set FOCUSDPO_CACHE_DIR "
+                    "and FOCUSDPO_CACHE_GIB"
+                ) from error
+            finally:
+                part.unlink(missing_ok=True)
+
+    def _reserve(self, part: Path, size: int) -> None:
+        """Make room, and take it before another process does. What others are fetching is not
+        thrown out but waited for."""
+        while not self._try_reserve(part, size):
+            time.sleep(0.05)
+
+    def _try_reserve(self, part: Path, size: int) -> bool:
+        with self._alone("folder"):
+            part.unlink(missing_ok=True)
+            held = {path: path.stat() for path in self._files()}
+            used = sum(stat.st_size for stat in held.values())
+            for path in sorted(held, key=lambda path: held[path].st_mtime_ns):
+                if used + size <= self._limit:
+                    break
+                if path.suffix != ".part" or self._is_orphan(path):
+                    path.unlink(missing_ok=True)
+                    used -= held[path].st_size
+            if used + size > self._limit:
+                return False
+            with part.open("wb") as file:
+                file.truncate(size)
+            return True
+
+    def _files(self) -> list[Path]:
+        return [path for path in self._folder.iterdir() if path.is_file()]
+
+    def _is_orphan(self, part: Path) -> bool:
+        """Nobody is fetching it: its lock is free."""
+        try:
+            with FileLock(self._lock(part.name.removesuffix(".part")), timeout=0):
+                return True
+        except Timeout:
+            return False
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """The system frees the lock of a process that dies."""
+        try:
+            self._lock(name).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self._folder}: {error.strerror}; set FOCUSDPO_CACHE_DIR") from error
+        with FileLock(self._lock(name)):
+            yield
+
+    def _lock(self, name: str) -> Path:
+        return self._folder / "locks" / name
+
+
+@functools.cache
+def _cache_of(config: CacheConfig) -> ShardCache:
+    return ShardCache(config.dir, int(config.gib * 2**30))
+
+
+def default_cache() -> ShardCache:
+    """The cache that the environment names."""
+    return _cache_of(CacheConfig.from_environment())
+
+
+def _touch(path: Path) -> None:
+    """Used now, by a clock finer than the one that the system stamps files with."""
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))
+
+
+def _download(shard: RemoteShard, part: Path) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    with part.open("r+b") as file:
+        for start in range(0, shard.size, PIECE):
+            data = _range(shard.url, start, min(start + PIECE, shard.size))
+            found.update(data)
+            file.write(data)
+    return found.hexdigest()
+
+
+def _range(url: str, start: int, end: int) -> bytes:
+    def ask() -> bytes:
+        data = bytes(_fs(url).cat_file(url, start=start, end=end))
+        if len(data) != end - start:
+            raise ConnectionError(f"{len(data)} of {end - start} bytes came")
+        return data
+
+    return _repeated(ask, url)
+
+
+def _repeated(ask: Callable[[], T], url: str) -> T:
+    for failed in range(TRIES):
+        try:
+            return ask()
+        except FileNotFoundError as error:
+            raise UserError(f"shard {url} does not exist. Build the dataset again.") from error
+        except PermissionError as error:
+            raise UserError(
+                f"shard {url}: the store refuses; check the credentials in the environment"
+            ) from error
+        except Exception as error:
+            if failed + 1 == TRIES:
+                raise ConnectionError(
+                    f"{url}: failed {TRIES} times, at last with {type(error).__name__}"
+                ) from None
+            log.warning("%s: %s; try %d of %d", url, type(error).__name__, failed + 2, TRIES)
+            time.sleep(0.2 * 2**failed)
+    raise AssertionError("unreachable")
+
+
+def _fs(url: str) -> Any:
+    hush_clients()
+    return fsspec.filesystem(split_address(url)[0], use_listings_cache=False)
+
+
+def _damaged(shard: RemoteShard, what: str) -> UserError:
+    return UserError(
+        f"shard {shard.url} is damaged: {what}. Run `focusdpo doctor --root ... --repair` on its "
+        "dataset, then the same build again"
+    )

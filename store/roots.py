@@ -1,0 +1,127 @@
+"""What makes a folder or prefix a dataset root: dataset.json with the version of its layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from focusdpo.data_schemas.errors import UserError, run_doctor
+from focusdpo.data_schemas.runs import SCHEMA_VERSION
+from focusdpo.store.addresses import split_address
+from focusdpo.store.local import LOCK, TEMP, Files, LocalFiles
+
+HEADER = "dataset.json"
+LEASES = ".leases"
+OURS = {"stages", "versions"}
+"""Folders by which a dataset is known that has lost its dataset.json."""
+IGNORED = {TEMP, LOCK, LEASES, "lost+found", ".DS_Store"}
+"""Names that do not make a folder somebody else's."""
+
+
+def files_of(root: str | Path) -> Files:
+    """The files at a path, file:///path, s3://bucket/prefix, memory://name, or another object store
+    that fsspec knows. UserError for an address that is none of these."""
+    protocol, rest = split_address(root)
+    if not protocol:
+        return LocalFiles(rest)
+    from focusdpo.store.fsspec_objects import WHOLE, FsspecObjects
+    from focusdpo.store.remote import RemoteConfig, RemoteFiles
+    from focusdpo.store.s3_objects import S3Objects
+
+    config = RemoteConfig.from_environment()
+    bucket, _, prefix = rest.partition("/")
+    if not bucket:
+        raise UserError(f"{protocol}://: which bucket? write {protocol}://BUCKET/PREFIX")
+    if protocol in {"s3", "s3a"}:
+        return RemoteFiles(f"s3://{rest}", S3Objects(bucket, prefix, config), config)
+    if protocol not in WHOLE:
+        raise UserError(
+            f"{root}: '{protocol}' is not known to show a file only when all of it has come; use "
+            f"s3:// or one of {', '.join(sorted(WHOLE))}, or mount it and give the path"
+        )
+    return RemoteFiles(f"{protocol}://{rest}", FsspecObjects(protocol, rest), config)
+
+
+def open_root(root: str | Path, *, create: bool) -> Files:
+    """The files of the root, which is made when absent and `create`.
+
+    UserError for a root of another schema version, a folder that holds something else, or no root.
+    """
+    files = files_of(root)
+    if files.local is not None and files.local.exists() and not files.local.is_dir():
+        raise UserError(f"{root}: a file, not a dataset root; choose a folder")
+    if not files.exists(HEADER):
+        others = set(files.names("")) - IGNORED
+        # Asked again, because another writer may have made the root in between.
+        if others >= OURS and not files.exists(HEADER):
+            raise UserError(
+                f"{root}: {HEADER} is missing, and all else of a dataset is there. "
+                f"{run_doctor(root)}"
+            )
+        if others and not files.exists(HEADER):
+            raise UserError(
+                f"{root}: not a FocusDPO dataset root, but it holds {sorted(others)[:3]}; "
+                "choose an empty or new folder"
+            )
+        if not create:
+            raise UserError(f"{root}: no dataset here; run `focusdpo build-dataset` first")
+        files.write(HEADER, header(), replace=False)
+    _check_version(files)
+    return files
+
+
+def header() -> bytes:
+    """What dataset.json holds."""
+    about = {"kind": "focusdpo dataset", "schema_version": SCHEMA_VERSION}
+    return f"{json.dumps(about)}\n".encode()
+
+
+def header_damage(files: Files) -> str | None:
+    """What is wrong with the dataset.json of a folder that has all else of a dataset; None when
+    nothing is, or it is of another layout, and no version says otherwise."""
+    if not set(files.names("")) >= OURS:
+        return None
+    try:
+        data = files.read(HEADER)
+    except FileNotFoundError:
+        return "missing"
+    try:
+        version = json.loads(data)["schema_version"]
+    except (ValueError, KeyError, TypeError):
+        version = None
+    if data == header():
+        return None
+    other = isinstance(version, int) and version != SCHEMA_VERSION
+    return None if other and _schemas(files) != {SCHEMA_VERSION} else "damaged"
+
+
+def _schemas(files: Files) -> set[object]:
+    """What the versions of a root say of its layout, as far as they can be read."""
+    found = set()
+    for name in files.names("versions"):
+        try:
+            found.add(json.loads(files.read(f"versions/{name}/manifest.json"))["schema_version"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def _check_version(files: Files) -> None:
+    where = files.address(HEADER)
+    try:
+        version = json.loads(files.read(HEADER))["schema_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        what_to_do = f"remove {where} and build again"
+        if set(files.names("")) >= OURS:
+            what_to_do = run_doctor(files.root)
+        raise UserError(f"{where}: damaged ({error}). {what_to_do}") from error
+    if version != SCHEMA_VERSION and header_damage(files):
+        raise UserError(
+            f"{where}: damaged (schema version {version}, but its versions have {SCHEMA_VERSION}). "
+            f"{run_doctor(files.root)}"
+        )
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{where}: schema version {version}, this focusdpo reads {SCHEMA_VERSION}; build into "
+            "a new root, or use the focusdpo that made this one"
+        )

@@ -1,0 +1,1 @@
+"""A module per page of the studio: its entries of the navigation and its routes."""

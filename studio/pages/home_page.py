@@ -1,0 +1,137 @@
+"""The first page: what the root holds, and what to do next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from focusdpo.reports.dataset_section import MODES, REASONS
+from focusdpo.studio.run_reading import Found
+from focusdpo.studio.state import Studio
+from focusdpo.studio.version_reading import Dataset
+from focusdpo.studio.views import NavItem, render, studio_of
+
+NAV = (NavItem("Home", "/"),)
+REVIEWS = "reviews"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the way from subjects to a shared adapter."""
+
+    title: str
+    what: str
+    done: bool
+    state: str
+    """How far it has come, in words."""
+    link: str
+    act: str
+    """What the link does."""
+
+
+def home(request: Request) -> Response:
+    """Counts, yields, and the way on."""
+    studio = studio_of(request)
+    dataset = studio.dataset()
+    found = studio.runs()
+    steps = steps_of(studio, dataset, found)
+    return render(
+        request,
+        "home.html.j2",
+        dataset=dataset,
+        steps=steps,
+        next=next((at for at, one in enumerate(steps) if not one.done), None),
+        yields={} if dataset is None else yields(dataset),
+        rejects={} if dataset is None else _rejects(dataset),
+        reasons=REASONS,
+        modes=MODES,
+        found=found,
+    )
+
+
+def _rejects(dataset: Dataset) -> dict[str, int]:
+    counts = dataset.manifest.get("rejects") or {}
+    return dict(sorted(counts.items(), key=lambda one: (-one[1], one[0])))
+
+
+def yields(dataset: Dataset) -> dict[str, Any]:
+    """Records per stage, and the share of what was judged that became pairs."""
+    stages = dataset.manifest.get("stages") or {}
+    pairs = len(dataset.pairs)
+    return {
+        "stages": {name: one["records"] for name, one in stages.items()},
+        "seconds": sum(one["seconds"] for one in stages.values()),
+        "judged": pairs + sum((dataset.manifest.get("rejects") or {}).values()),
+        "pairs": pairs,
+        # the table of partitions is not read for a number that the manifest has
+        "sets": dataset.manifest.get("partitions") or len(dataset.partitions),
+        "bytes": sum(one["bytes"] for one in dataset.manifest.get("shards") or ()),
+    }
+
+
+def steps_of(studio: Studio, dataset: Dataset | None, found: Found) -> list[Step]:
+    """What has been done, and what comes next."""
+    registry = studio.registry()
+    registered = {} if registry is None else registry.entries
+    built = {} if dataset is None else dataset.subjects
+    subjects = len(registered) if registry is not None else len(built)
+    waiting = (
+        {name: one.digest for name, one in registered.items()}
+        != {name: one["digest"] for name, one in built.items()}
+        if registry is not None
+        else dataset is None
+    )
+    reviewed = _num_reviews(studio)
+    trained = sum(one.finished for one in found.training)
+    shared = _num_exports(found)
+    return [
+        Step(
+            "Add subjects", "Pictures of each subject; its mask is found, and yours to mend.",
+            subjects > 0, f"{subjects} registered" if subjects else "none yet",
+            "/add-subject", "Add a subject",
+        ),
+        Step(
+            "Build", "Scenes, candidates, scores, and the pairs that pass.",
+            dataset is not None and not waiting,
+            "nothing built yet" if dataset is None else
+            "subjects changed since the last build" if waiting else f"{len(dataset.pairs)} pairs",
+            "/jobs", "Build the dataset",
+        ),
+        Step(
+            "Review", "Accept, reject or swap pairs; the next build honours it.",
+            reviewed > 0, f"{reviewed} decisions" if reviewed else "no decision yet",
+            "/review", "Review pairs",
+        ),
+        Step(
+            "Train", "A FocusDPO adapter from the pairs.",
+            trained > 0, f"{trained} finished" if trained else "no run yet",
+            "/jobs", "Train an adapter",
+        ),
+        Step(
+            "Evaluate", "Base against adapter on identities that no training saw.",
+            bool(found.evaluations),
+            f"{len(found.evaluations)} done" if found.evaluations else "none yet",
+            "/jobs", "Evaluate",
+        ),
+        Step(
+            "Export", "The adapter or the dataset, with its card, to share.",
+            shared > 0, f"{shared} exported" if shared else "none yet", "/jobs", "Export",
+        ),
+    ]  # fmt: skip
+
+
+def _num_reviews(studio: Studio) -> int:
+    store = studio.store()
+    return 0 if store is None else len(store.files.listing(REVIEWS))
+
+
+def _num_exports(found: Found) -> int:
+    return len(found.exports)
+
+
+def routes() -> list[BaseRoute]:
+    return [Route("/", home)]

@@ -1,0 +1,248 @@
+"""Review: a pair at a time, by keyboard, blind or with everything that the scorers say."""
+
+from __future__ import annotations
+
+import hashlib
+import urllib.parse
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.pairs import Pair
+from focusdpo.data_schemas.reviews import DECISIONS, Decision, Review
+from focusdpo.pipeline.review_stats import statistics
+from focusdpo.pipeline.reviews import Audit, clean_reviewer
+from focusdpo.studio.acting import acting_of
+from focusdpo.studio.guard import json_body, text
+from focusdpo.studio.review_queue import (
+    ORDERS,
+    SHOWS,
+    Filter,
+    Item,
+    Queue,
+    before_last,
+    blind_decision,
+    winner_side,
+)
+from focusdpo.studio.views import NavItem, absent, render, studio_of
+
+NAV = (NavItem("Review", "/review"),)
+MOST_LISTED = 200
+"""Pairs that a page gets at once; it asks for more."""
+FOREVER = {"cache-control": "private, max-age=31536000, immutable"}
+
+
+def page(request: Request) -> Response:
+    """The page itself; its script asks for the pairs."""
+    queue, _ = _open(request)
+    chosen = _filter(request)
+    return render(
+        request,
+        "review.html.j2",
+        reviewer=_reviewer(request, needed=False),
+        blind=request.query_params.get("mode") == "blind",
+        chosen=chosen,
+        subjects=queue.subjects,
+        shows={"open": "not yet decided by me", "mine": "decided by me", "disputed": "disputed",
+               "all": "all"},
+        orders={"uncertain": "least certain first", "certain": "most certain first",
+                "pair": "by name"},
+    )  # fmt: skip
+
+
+def listing(request: Request) -> Response:
+    """The queue as the filter has it, and how far the reviewer is."""
+    queue, audit = _open(request)
+    reviewer = _reviewer(request)
+    reviews = audit.reviews()
+    items, matching, count = queue.items(reviews, reviewer, _filter(request), MOST_LISTED)
+    blind = request.query_params.get("mode") == "blind"
+    return JSONResponse(
+        {
+            "pairs": [_listed(one, blind) for one in items],
+            "matching": matching,
+            "count": asdict(count),
+            "agreement": _agreement(reviews, blind),
+        }
+    )
+
+
+def detail(request: Request) -> Response:
+    """One pair. A blind reviewer is told nothing from which the winner could be read."""
+    queue, audit = _open(request)
+    reviewer = _reviewer(request)
+    pair = _pair(queue, request)
+    blind = request.query_params.get("mode") == "blind"
+    sides = _sides(pair, reviewer, blind)
+    held = [one for one in audit.reviews() if one.pair_id == pair.id]
+    told: dict[str, Any] = {
+        "id": pair.id,
+        "prompt": pair.prompt,
+        "subjects": [
+            {"name": name, "class_name": word, "picture": _picture(pair, f"ref{at}")}
+            for at, (name, word) in enumerate(zip(pair.subject_ids, pair.class_names, strict=True))
+        ],
+        "left": _picture(pair, sides["left"], reviewer if blind else ""),
+        "right": _picture(pair, sides["right"], reviewer if blind else ""),
+        "mine": _mine(held, pair, reviewer, blind),
+    }
+    if not blind:
+        told |= {
+            "source": pair.source,
+            "mode": pair.mode,
+            "margin": pair.margin,
+            "reason": pair.reason,
+            "win_identity": pair.win_identity,
+            "lose_identity": pair.lose_identity,
+            "history": [
+                {
+                    "reviewer": one.reviewer,
+                    "decision": one.decision,
+                    "when": one.when,
+                    "reason": one.reason,
+                }
+                for one in held
+            ],
+        }
+    return JSONResponse(told)
+
+
+def picture(request: Request) -> Response:
+    """A picture of a pair. Blind addresses name a side, not a role."""
+    queue, _ = _open(request)
+    pair = _pair(queue, request)
+    what = request.path_params["what"]
+    if what in ("left", "right"):
+        what = _sides(pair, _reviewer(request), True)[what]
+    data = queue.picture(pair, what)
+    if data is None:
+        raise absent("no such picture")
+    return Response(data, media_type="image/png", headers=FOREVER)
+
+
+async def decide(request: Request) -> Response:
+    """Store a decision: accept, reject or swap; blind: left, right or neither; or undo."""
+    values = await json_body(request)
+    return JSONResponse(await run_in_threadpool(_decide, request, values))
+
+
+def _decide(request: Request, values: dict[str, Any]) -> dict[str, Any]:
+    queue, audit = _open(request)
+    reviewer = clean_reviewer(text(values, "reviewer"))
+    wanted, reason = text(values, "decision"), text(values, "reason")
+    pair_id = text(values, "pair")
+    if pair_id not in queue:
+        raise UserError("this pair is not in the newest version; load the page again")
+    pair = queue.pair(pair_id)
+    blind = values.get("blind") is True
+    decision: Decision
+    if wanted == "undo":
+        before = before_last(audit.reviews(), pair, reviewer)
+        if before is None:
+            raise UserError("there is no decision of yours to undo for this pair")
+        decision = before
+    elif blind:
+        decision = blind_decision(wanted, reviewer, pair)
+    elif wanted in DECISIONS:
+        decision = wanted
+    else:
+        raise UserError(f"decision '{wanted[:20]}': expected one of {', '.join(DECISIONS)}, undo")
+    audit.record(pair, decision, reviewer, reason=reason, blind=blind)
+    reviews = audit.reviews()
+    held = [one for one in reviews if one.pair_id == pair.id]
+    _, _, count = queue.items(reviews, reviewer, _filter(request), 0)
+    return {
+        "mine": _mine(held, pair, reviewer, blind),
+        "count": asdict(count),
+        "agreement": _agreement(reviews, blind),
+    }
+
+
+def _open(request: Request) -> tuple[Queue, Audit]:
+    dataset, acting = studio_of(request).needed_dataset(), acting_of(request)
+    return acting.queue(dataset), acting.audit(dataset.store)
+
+
+def _filter(request: Request) -> Filter:
+    asked = request.query_params
+    chosen = Filter(subject=asked.get("subject", ""), source=asked.get("source", ""))
+    show, order = asked.get("show", "open"), asked.get("order", "uncertain")
+    if show not in SHOWS or order not in ORDERS or chosen.source not in ("", "disrupt", "rank"):
+        raise UserError("the filter is not one of the page's; open Review again")
+    return replace(chosen, show=show, order=order)
+
+
+def _reviewer(request: Request, *, needed: bool = True) -> str:
+    name = request.query_params.get("reviewer", "")
+    return clean_reviewer(name) if needed or name.strip() else ""
+
+
+def _pair(queue: Queue, request: Request) -> Pair:
+    name = request.path_params["pair"]
+    if name not in queue:
+        raise absent("no such pair in the newest version")
+    return queue.pair(name)
+
+
+def _sides(pair: Pair, reviewer: str, blind: bool) -> dict[str, str]:
+    """Side -> win or lose."""
+    if not blind or winner_side(reviewer, pair) == "left":
+        return {"left": "win", "right": "lose"}
+    return {"left": "lose", "right": "win"}
+
+
+def _picture(pair: Pair, what: str, blind_for: str = "") -> str:
+    """An address. For a blind reviewer it says left or right, and whose left that is; the tag
+    changes with the pictures, so that browsers may keep them."""
+    if blind_for:
+        what = "left" if what == _sides(pair, blind_for, True)["left"] else "right"
+    tag = hashlib.blake2b(f"{pair.win_image} {pair.lose_image}".encode(), digest_size=6).hexdigest()
+    asked = {"t": tag} | ({"reviewer": blind_for} if blind_for else {})
+    return f"/review/pairs/{pair.id}/{what}.png?{urllib.parse.urlencode(asked)}"
+
+
+def _listed(one: Item, blind: bool) -> dict[str, Any]:
+    told: dict[str, Any] = {"id": one.pair_id, "decided": one.mine is not None}
+    return told if blind else {**told, "mine": one.mine, "verdict": one.verdict}
+
+
+def _mine(held: Sequence[Review], pair: Pair, reviewer: str, blind: bool) -> str | None:
+    """The reviewer's decision that counts, in the words of the page."""
+    own = [one for one in held if one.reviewer == reviewer]
+    if not own or own[-1].decision == "withdraw":
+        return None
+    decision = own[-1].decision
+    if not blind:
+        return decision
+    if decision == "reject":
+        return "neither"
+    winner = winner_side(reviewer, pair)
+    other = "right" if winner == "left" else "left"
+    return winner if decision == "accept" else other
+
+
+def _agreement(reviews: Sequence[Review], blind: bool) -> dict[str, Any]:
+    """Figures for the page. A blind reviewer gets counts alone: shares would tell, after each
+    decision, whether it was the scorers' side."""
+    told = statistics(reviews).as_dict()
+    names = ["decisions", "pairs"]
+    if not blind:
+        names += ["several", "agreement", "alpha", "scorers"]
+    return {name: told[name] for name in names}
+
+
+def routes() -> list[BaseRoute]:
+    pair = "/review/pairs/{pair}"
+    return [
+        Route("/review", page),
+        Route("/review/queue", listing),
+        Route("/review/decide", decide, methods=["POST"]),
+        Route(pair, detail),
+        Route(f"{pair}/{{what}}.png", picture),
+    ]

@@ -1,0 +1,73 @@
+"""Training runs: curves and diagnostics, live."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from focusdpo.studio.run_reading import RunFolder, adapter_of, standing, training_part
+from focusdpo.studio.views import NavItem, absent, render, studio_of
+
+NAV = (NavItem("Training", "/runs"),)
+
+
+def runs(request: Request) -> Response:
+    """All runs, the newest first."""
+    found = studio_of(request).runs()
+    return render(request, "runs.html.j2", runs=[(one, standing(one)) for one in found.training])
+
+
+def run(request: Request) -> Response:
+    """One run: facts, curves, by noise level, focus maps."""
+    folder = _folder(request)
+    return render(
+        request,
+        "run.html.j2",
+        folder=folder,
+        now=standing(folder),
+        part=training_part(folder),
+        evaluations=_evaluations(request, folder),
+    )
+
+
+def charts(request: Request) -> Response:
+    """The part of the page that grows."""
+    folder = _folder(request)
+    return render(request, "run_charts.html.j2", part=training_part(folder))
+
+
+def state(request: Request) -> Response:
+    """How far it is."""
+    now = standing(_folder(request))
+    return JSONResponse(
+        {
+            "steps": now.steps,
+            "wanted": now.wanted,
+            "finished": now.finished,
+            "stamp": now.stamp,
+        }
+    )
+
+
+def _folder(request: Request) -> RunFolder:
+    found = studio_of(request).runs().run(request.path_params["run"])
+    if found is None:
+        raise absent(f"no training run '{request.path_params['run']}' in the folders of --runs")
+    return found
+
+
+def _evaluations(request: Request, folder: RunFolder) -> list[RunFolder]:
+    """Those of this run's adapter."""
+    adapter = (folder.path / "adapter").resolve()
+    found = studio_of(request).runs().evaluations
+    return [one for one in found if adapter_of(one) == adapter]
+
+
+def routes() -> list[BaseRoute]:
+    return [
+        Route("/runs", runs),
+        Route("/runs/{run}", run),
+        Route("/runs/{run}/charts", charts),
+        Route("/runs/{run}/state", state),
+    ]

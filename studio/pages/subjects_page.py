@@ -1,0 +1,164 @@
+"""Subjects: the gallery, and one subject at length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from focusdpo.pipeline.subjects import ingest
+from focusdpo.store.keys import image_key
+from focusdpo.studio.columns import Wanted
+from focusdpo.studio.state import Studio
+from focusdpo.studio.version_reading import Dataset
+from focusdpo.studio.views import NavItem, absent, page_of, render, studio_of, text_of
+
+NAV = (NavItem("Subjects", "/subjects"),)
+PAGE = 36
+SHOWN_PAIRS = 12
+SHOWN_SETS = 30
+STATES = {
+    "new": "registered, not built yet",
+    "changed": "changed since the last build",
+    "removed": "taken out; in the last build still",
+    "built": "in the dataset",
+}
+
+
+@dataclass(frozen=True)
+class Member:
+    """A subject, registered or built."""
+
+    id: str
+    class_name: str
+    licence: str
+    references: int
+    artefact: str
+    state: str
+    pairs: int
+    added: str = ""
+    changed: str = ""
+
+    @property
+    def pictures(self) -> list[tuple[str, str]]:
+        """Keys of its pictures and their masks."""
+        return [
+            (
+                image_key(ingest.STAGE, self.artefact, f"ref{at}.png"),
+                image_key(ingest.STAGE, self.artefact, f"refmask{at}.png"),
+            )
+            for at in range(self.references)
+        ]
+
+
+def members(studio: Studio) -> dict[str, Member]:
+    """All subjects, by id: those of the registry, and those that only the version still has."""
+    dataset, registry = studio.dataset(), studio.registry()
+    built: Mapping[str, Mapping[str, Any]] = {} if dataset is None else dataset.subjects
+    counts = {} if dataset is None else dataset.pairs_by_subject
+    found = {
+        name: _member(one, "built" if registry is None else "removed", counts.get(name, 0))
+        for name, one in built.items()
+    }
+    for name, entry in ({} if registry is None else registry.entries).items():
+        had = built.get(name)
+        state = "new" if had is None else "built" if had["digest"] == entry.digest else "changed"
+        found[name] = _member(
+            asdict(entry), state, counts.get(name, 0), added=entry.added, changed=entry.changed
+        )
+    return dict(sorted(found.items()))
+
+
+def _member(
+    values: Mapping[str, Any], state: str, pairs: int, added: str = "", changed: str = ""
+) -> Member:
+    return Member(
+        id=values["id"],
+        class_name=values["class_name"],
+        licence=values["licence"],
+        references=values["references"],
+        artefact=values["artefact"],
+        state=state,
+        pairs=pairs,
+        added=added,
+        changed=changed,
+    )
+
+
+def gallery(request: Request) -> Response:
+    """A picture of each, with its mask."""
+    everyone = members(studio_of(request))
+    text, state = text_of(request, "text").casefold(), text_of(request, "state")
+    chosen = [
+        one
+        for one in everyone.values()
+        if (not text or text in one.id.casefold() or text in one.class_name.casefold())
+        and state in ("", one.state)
+    ]
+    page = page_of(request, len(chosen), PAGE)
+    states = {name: sum(one.state == name for one in everyone.values()) for name in STATES}
+    return render(
+        request,
+        "subjects.html.j2",
+        chosen=chosen[page.start : page.stop],
+        page=page,
+        total=len(everyone),
+        text=text_of(request, "text"),
+        state=state,
+        states={name: count for name, count in states.items() if count},
+        words=STATES,
+    )
+
+
+def subject(request: Request) -> Response:
+    """One subject: pictures, masks, sets it stands in, pairs, rejects."""
+    studio = studio_of(request)
+    name = request.path_params["subject"]
+    found = members(studio).get(name)
+    if found is None:
+        raise absent(f"no subject '{name}' is registered here or in the newest version")
+    dataset = studio.dataset()
+    return render(
+        request,
+        "subject.html.j2",
+        one=found,
+        words=STATES,
+        **(_yields(dataset, name) if dataset is not None else _NOTHING),
+    )
+
+
+_NOTHING: dict[str, Any] = {
+    "dataset": None,
+    "rows": [],
+    "num_pairs": 0,
+    "sets": [],
+    "num_sets": 0,
+    "rejects": {},
+}
+
+
+def _yields(dataset: Dataset, name: str) -> dict[str, Any]:
+    places = dataset.pairs.select(Wanted(subject=name, sort="-margin"))
+    spread = np.linspace(0, len(places) - 1, min(SHOWN_PAIRS, len(places))).round().astype(int)
+    partitions = dataset.partitions
+    own = partitions.with_subject(name)
+    return {
+        "dataset": dataset,
+        "rows": dataset.pairs.rows(places[spread]),
+        "num_pairs": len(places),
+        "sets": [
+            (partitions.names[at], partitions.subject_ids[at], int(partitions.pairs[at]))
+            for at in own[:SHOWN_SETS]
+        ],
+        "num_sets": len(own),
+        "rejects": partitions.reject_counts(own),
+    }
+
+
+def routes() -> list[BaseRoute]:
+    return [Route("/subjects", gallery), Route("/subjects/{subject}", subject)]

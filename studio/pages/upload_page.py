@@ -1,0 +1,322 @@
+"""Add a subject: pictures by drag and drop, points for its mask, the register."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.images import decode_png, encode_png
+from focusdpo.flows.models_config import Family
+from focusdpo.flows.wiring import resident_parts, takes_points, vocabulary
+from focusdpo.pipeline.parts import Image, Labels, Mask, Points
+from focusdpo.studio.acting import acting_of
+from focusdpo.studio.drafts import ID, Draft, DraftPicture, Drafts, drawn_mask, shown_name
+from focusdpo.studio.guard import body, json_body, text
+from focusdpo.studio.views import NavItem, absent, render, studio_of
+
+MOST_POINTS = 32
+BELONGS = 1
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """At least one point belongs to the subject."""
+
+    points: Points
+    """In pixels of the view, inside of it."""
+    labels: Labels
+
+
+def read_prompt(values: dict[str, Any], size: tuple[int, int]) -> Prompt:
+    """{"points": [[x, y], ...], "labels": [1, 0, ...]} for a view of `size` (rows, columns).
+    UserError names the field that is wrong."""
+    points, labels = values.get("points"), values.get("labels")
+    if not isinstance(points, list) or not 1 <= len(points) <= MOST_POINTS:
+        raise UserError(f"points: expected a list of 1 to {MOST_POINTS} places [x, y]")
+    if not isinstance(labels, list) or len(labels) != len(points):
+        raise UserError(f"labels: expected a list of {len(points)}, one for each point")
+    for at, point in enumerate(points):
+        if not _is_inside(point, size):
+            raise UserError(
+                f"points[{at}]: expected [x, y] inside the picture, x from 0 to {size[1] - 1} and "
+                f"y from 0 to {size[0] - 1}"
+            )
+    for at, label in enumerate(labels):
+        if type(label) is not int or label not in (0, BELONGS):
+            raise UserError(f"labels[{at}]: expected {BELONGS} (belongs) or 0 (does not)")
+    if BELONGS not in labels:
+        raise UserError("labels: expected at least one point that belongs to the subject")
+    return Prompt(np.array(points, np.float64), np.array(labels, np.int64))
+
+
+def _is_inside(point: Any, size: tuple[int, int]) -> bool:
+    if not isinstance(point, list) or len(point) != 2:
+        return False
+    return all(
+        # To Python a bool is an int, and JSON may say NaN or Infinity: these are not in between.
+        type(place) in (int, float) and 0 <= place <= most - 1
+        for place, most in zip(point, (size[1], size[0]), strict=True)
+    )
+
+
+def mask_at(
+    prompt: Prompt, view: Image, family: Family, instances: Callable[[], Sequence[Mask]]
+) -> Mask:
+    """The mask of all points together: what the segmenter makes of them where it takes points,
+    else whole `instances`. UserError where nothing is marked."""
+    segmenter = resident_parts(family).point_segmenter
+    if segmenter is None:
+        return whole_instances(prompt, instances(), view.shape[:2])
+    mask = segmenter.segment_points(view, prompt.points, prompt.labels)
+    if not mask.any():
+        raise UserError("the segmenter marks nothing for these points; move them or use the brush")
+    return mask
+
+
+def whole_instances(prompt: Prompt, instances: Sequence[Mask], size: tuple[int, int]) -> Mask:
+    """The smallest instance at each point that belongs, without those at the points that do not.
+    UserError for a point at which there is none, and where nothing is left."""
+    mask = np.zeros(size, bool)
+    places = prompt.points.astype(int).tolist()
+    # What does not belong comes last, in whichever order it was pointed at.
+    for label, (x, y) in sorted(zip(prompt.labels, places, strict=True), key=lambda one: -one[0]):
+        there = [one for one in instances if one[y, x]]
+        if not there:
+            raise UserError(f"the segmenter sees no subject at {x}, {y}; use the brush")
+        smallest = min(there, key=lambda one: int(one.sum()))
+        mask = mask | smallest if label == BELONGS else mask & ~smallest
+    if not mask.any():
+        raise UserError(
+            "nothing is left: this segmenter knows whole subjects alone, and each was pointed at "
+            "as not belonging too; use the eraser"
+        )
+    return mask
+
+
+NAV = (NavItem("Add a subject", "/add-subject"),)
+LARGEST_PICTURE = 50 * 1024 * 1024
+LARGEST_MASK = 4 * 1024 * 1024
+FILES = re.compile(r"view|mask|found")
+
+
+def begin(request: Request) -> Response:
+    """A new draft's page; drafts that were not saved are offered there."""
+    return RedirectResponse(f"/add-subject/{Drafts.new_id()}", 303)
+
+
+def page(request: Request) -> Response:
+    """One draft."""
+    acting = acting_of(request)
+    draft = acting.drafts.get(_draft_id(request))
+    _, classes = vocabulary(acting.run.family)
+    return render(
+        request,
+        "add_subject.html.j2",
+        draft=draft,
+        others=[one for one in acting.drafts.list() if one.id != draft.id],
+        classes=sorted(classes or ()),
+        megabytes=LARGEST_PICTURE // 2**20,
+        most=acting.run.ingest.max_references,
+        told=[_told(draft, one) for one in draft.pictures],
+    )
+
+
+def editor(request: Request) -> Response:
+    """The mask of one picture."""
+    acting = acting_of(request)
+    draft = acting.drafts.get(_draft_id(request))
+    one = _picture(draft, request)
+    return render(
+        request,
+        "mask.html.j2",
+        draft=draft,
+        picture=_told(draft, one),
+        takes_points=takes_points(acting.run.family),
+        most_points=MOST_POINTS,
+    )
+
+
+def file(request: Request) -> Response:
+    """A picture's view or mask."""
+    acting = acting_of(request)
+    what = request.path_params["what"]
+    if not FILES.fullmatch(what):
+        raise absent("no such file")
+    draft = acting.drafts.get(_draft_id(request))
+    one = _picture(draft, request)
+    return FileResponse(acting.drafts.file(draft.id, one.id, what), media_type="image/png")
+
+
+async def upload(request: Request) -> Response:
+    """A picture as the body of the request; its name in `name`. Refused as soon as it is known to
+    be too large."""
+    acting = acting_of(request)
+    draft = _draft_id(request)
+    name = shown_name(request.query_params.get("name", ""))
+    incoming = await run_in_threadpool(acting.drafts.incoming)
+    try:
+        await _receive(request, incoming, name)
+        store = await run_in_threadpool(studio_of(request).store)
+        one = await run_in_threadpool(acting.drafts.add, draft, name, incoming, acting.run, store)
+    finally:
+        incoming.unlink(missing_ok=True)
+    return JSONResponse(_told(acting.drafts.get(draft), one), 201)
+
+
+def remove(request: Request) -> Response:
+    """Leave a picture out."""
+    acting_of(request).drafts.remove(_draft_id(request), request.path_params["picture"])
+    return JSONResponse({})
+
+
+async def note(request: Request) -> Response:
+    """Keep what was typed."""
+    acting, values = acting_of(request), await json_body(request)
+    draft = await run_in_threadpool(
+        acting.drafts.note,
+        _draft_id(request),
+        *(text(values, key) for key in ("name", "class_name", "licence")),
+    )
+    return JSONResponse({"name": draft.name, "class_name": draft.class_name})
+
+
+async def save(request: Request) -> Response:
+    """Into the register, as `focusdpo subjects add` does."""
+    acting, values = acting_of(request), await json_body(request)
+    draft = _draft_id(request)
+    fields = (text(values, key) for key in ("name", "class_name", "licence"))
+    await run_in_threadpool(acting.drafts.note, draft, *fields)
+    root = acting.config.root
+
+    def register() -> Any:
+        done = acting.drafts.save(draft, acting.run, root, again=values.get("replace") is True)
+        studio_of(request).store(create=True)
+        studio_of(request).forget()
+        return done
+
+    done = await run_in_threadpool(register)
+    names = [*done.changed.changed, *done.changed.unchanged]
+    return JSONResponse(
+        {
+            "subject": names[0],
+            "unchanged": bool(done.changed.unchanged),
+            "subjects": len(done.changed.registry.entries),
+            "notes": done.notes,
+        }
+    )
+
+
+def discard(request: Request) -> Response:
+    """Give a draft up."""
+    acting_of(request).drafts.discard(_draft_id(request))
+    return JSONResponse({})
+
+
+async def draw(request: Request) -> Response:
+    """Keep a drawn mask (PNG, white on black); an empty body goes back to the one found."""
+    acting = acting_of(request)
+    data = await body(request, LARGEST_MASK, "the mask")
+    mask = drawn_mask(data) if data else None
+    await run_in_threadpool(
+        acting.drafts.draw, _draft_id(request), request.path_params["picture"], mask
+    )
+    return JSONResponse({})
+
+
+async def click(request: Request) -> Response:
+    """The mask (PNG) of what all points together tell."""
+    acting, values = acting_of(request), await json_body(request)
+
+    def find() -> bytes:
+        draft = acting.drafts.get(_draft_id(request))
+        one = _picture(draft, request)
+        view = decode_png(acting.drafts.file(draft.id, one.id, "view").read_bytes(), one.name)
+        prompt = read_prompt(values, view.shape[:2])
+        instances = functools.partial(
+            acting.instances.of, view, f"{draft.id}/{one.id}", acting.run, draft.class_name
+        )
+        try:
+            return encode_png(mask_at(prompt, view, acting.run.family, instances))
+        except UserError as error:
+            raise UserError(f"{one.name}: {error}") from error
+
+    return Response(await run_in_threadpool(find), media_type="image/png")
+
+
+async def _receive(request: Request, target: Path, name: str) -> None:
+    told = request.headers.get("content-length", "0")
+    if not told.isdecimal() or int(told) > LARGEST_PICTURE:
+        raise _too_large(name)
+    size = 0
+    with target.open("wb") as sink:
+        async for piece in request.stream():
+            size += len(piece)
+            if size > LARGEST_PICTURE:
+                raise _too_large(name)
+            sink.write(piece)
+
+
+def _too_large(name: str) -> HTTPException:
+    most = LARGEST_PICTURE // 2**20
+    return HTTPException(
+        413, f"{name}: larger than {most} MiB; scale it down, 2000 pixels a side are plenty"
+    )
+
+
+def _draft_id(request: Request) -> str:
+    id: str = request.path_params["draft"]
+    if not ID.fullmatch(id):
+        raise absent("no such draft; begin again at Add a subject")
+    return id
+
+
+def _picture(draft: Draft, request: Request) -> DraftPicture:
+    try:
+        return draft.picture(request.path_params["picture"])
+    except UserError as error:
+        raise absent(str(error)) from error
+
+
+def _told(draft: Draft, one: DraftPicture) -> dict[str, Any]:
+    where = f"/add-subject/{draft.id}/{one.id}"
+    return {
+        "id": one.id,
+        "name": one.name,
+        "width": one.width,
+        "height": one.height,
+        "notes": one.notes,
+        "drawn": one.drawn,
+        "view": f"{where}/view.png",
+        "mask": f"{where}/mask.png",
+        "edit": where,
+    }
+
+
+def routes() -> list[BaseRoute]:
+    draft = "/add-subject/{draft}"
+    picture = f"{draft}/{{picture}}"
+    return [
+        Route("/add-subject", begin),
+        Route(draft, page),
+        Route(f"{draft}/pictures", upload, methods=["POST"]),
+        Route(f"{draft}/note", note, methods=["POST"]),
+        Route(f"{draft}/save", save, methods=["POST"]),
+        Route(f"{draft}/discard", discard, methods=["POST"]),
+        Route(picture, editor),
+        Route(f"{picture}/remove", remove, methods=["POST"]),
+        Route(f"{picture}/draw", draw, methods=["POST"]),
+        Route(f"{picture}/click", click, methods=["POST"]),
+        Route(f"{picture}/{{what}}.png", file),
+    ]
