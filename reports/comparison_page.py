@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from focusdpo.pipeline.dataset_diff import DatasetDiff
     from focusdpo.store.versions import DatasetVersion
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
     """A or B."""
