@@ -1,6 +1,6 @@
 """Painting from Python, in five lines; `focusdpo generate` does the same with the same code.
 
-from focusdpo.flows.inference import Generator
+from focusdpo.flows.generate.inference import Generator
 generator = Generator("pocket", adapter="runs/one/adapter")
 subjects = [("rex.png", "dinosaur"), ("tom.png", "cat")]
 pictures = generator("a dinosaur and a cat on snow", subjects, seeds=[0, 1])

@@ -131,9 +131,9 @@ def bucket_versioning(topology: Topology) -> str:
 
 RACE = """
 import io, threading
-from focusdpo.pipeline.objects import ABSENT
-from focusdpo.pipeline.remote_config import RemoteConfig
-from focusdpo.pipeline.s3_objects import S3Objects
+from focusdpo.store.remote import ABSENT
+from focusdpo.store.remote import RemoteConfig
+from focusdpo.store.s3_objects import S3Objects
 
 store = S3Objects("focusdpo", "race", RemoteConfig())
 

@@ -175,7 +175,7 @@ def test_a_store_that_fails_for_a_while_is_asked_again(
 
 FETCH = """
 import sys
-from focusdpo.model.shard_cache import ShardCache
+from focusdpo.store.cache import ShardCache
 cache = ShardCache(sys.argv[1], int(sys.argv[2]))
 for address in sys.argv[3:]:
     with cache.whole(cache.shard(address)) as file:
