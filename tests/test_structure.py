@@ -13,6 +13,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+from named_places import PLACE, absent_places
+
 ROOT = Path(__file__).parents[1]
 TOOL: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]
 CONTRACTS = {one["id"]: one for one in TOOL["importlinter"]["contracts"]}
@@ -146,49 +148,12 @@ def test_heavy_imports_are_seen() -> None:
 
 
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
-PLACE = re.compile(r"`((?:\w+/)+(?:[\w.]+\.(?:py|j2))?)(?::([\w.]+))?`")
-"""`folder/`, `folder/file.py` or `folder/file.py:name`; a method's name has its class before it."""
-
-
-def absent(text: str) -> list[str]:
-    """Places that a text names and the tree has not."""
-    return [
-        place[0]
-        for place in PLACE.finditer(text)
-        if not (ROOT / place[1]).exists()
-        or (place[2] and place[2] not in defined_names(ROOT / place[1]))
-    ]
-
-
-def defined_names(path: Path) -> set[str]:
-    """What a module defines: functions, classes, constants, and methods behind their class."""
-    names: set[str] = set()
-
-    def collect(body: list[ast.stmt], above: str) -> None:
-        for node in body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                names.add(above + node.name)
-            if isinstance(node, ast.ClassDef):
-                collect(node.body, f"{node.name}.")
-            if isinstance(node, ast.Assign | ast.AnnAssign):
-                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                names.update(above + one.id for one in targets if isinstance(one, ast.Name))
-
-    collect(ast.parse(path.read_text("utf-8")).body, "")
-    return names
 
 
 def test_what_the_floor_plan_names_is_there() -> None:
     text = ARCHITECTURE.read_text("utf-8")
     assert len(PLACE.findall(text)) > 80
-    assert absent(text) == []
-
-
-def test_what_is_not_there_is_seen() -> None:
-    text = "`store/nothing.py`, `store/keys.py:nothing`, `nowhere/`, `store/`, `store/keys.py`"
-    assert absent(text) == ["`store/nothing.py`", "`store/keys.py:nothing`", "`nowhere/`"]
-    there = "`store/artefacts.py:Store.open` `flows/config.py:BuildRun` `flows/cli.py:LEVELS`"
-    assert absent(there) == [] and len(PLACE.findall(there)) == 3
+    assert absent_places(text) == []
 
 
 def test_the_floor_plan_is_the_contract() -> None:
