@@ -30,9 +30,10 @@ test: $(STAMP) lint types  ## lint, types, and all quick tests
 test-slow: $(STAMP)  ## tests that take minutes, or use the trained weights at length
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
-lint: $(STAMP)  ## ruff's rules and layout
+lint: $(STAMP)  ## ruff's rules and layout, and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	PYTHONPATH=.typing $(BIN)/lint-imports --no-logo --no-cache
 
 types: $(STAMP)  ## mypy
 	MYPYPATH=.typing:. $(BIN)/mypy -p focusdpo -p benchmarks
