@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from focusdpo.data_schemas.strict import StrictModel
 
 if TYPE_CHECKING:  # configs import this module: keep torch (2 s) out of them
     from torch import Tensor, nn
@@ -20,11 +22,9 @@ Grid = tuple[int, int]
 """Rows and columns of a token grid."""
 
 
-class FeatureConfig(BaseModel):
+class FeatureConfig(StrictModel):
     """Which token features the attention field reads (paper: "mm-attention"; method notes 3.5,
     rows 4 and 5)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["keys", "queries", "block_output", "attention"] = Field(
         "keys",

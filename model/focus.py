@@ -21,24 +21,8 @@ from focusdpo.model.correspondence import (
     needed_sigma,
     similarity,
     token_confusion,
-    top_k,
 )
 from focusdpo.model.focus_config import FocusConfig
-
-__all__ = [
-    "FocusConfig",
-    "FocusMaps",
-    "FocusPriors",
-    "WeightParts",
-    "branch_parts",
-    "branch_weights",
-    "focus_maps",
-    "focus_weight",
-    "pool_to_grid",
-    "prior_weight",
-    "top_k",
-    "weight_parts",
-]
 
 
 @dataclass(frozen=True)
@@ -170,12 +154,6 @@ def focus_weight(
     return normalise(parts.total(), config)
 
 
-def prior_weight(priors: FocusPriors, config: FocusConfig) -> Tensor:
-    """W (B, N) without features: M_prior against the background (masked DPO), and M_d where the
-    config has it on without a gate."""
-    return focus_weight(*_prior_masks(priors, config), config)
-
-
 def _prior_masks(priors: FocusPriors, config: FocusConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """M_prior, M', M_d and g where there are no features."""
     nothing_BN = torch.zeros_like(priors.prior_BN)
@@ -217,7 +195,8 @@ def _joined(one: WeightParts, rows: slice, other: WeightParts, other_rows: slice
 
 def branch_weights(maps: FocusMaps | None, priors: FocusPriors, config: FocusConfig) -> Tensor:
     """W (2B, N) of winners, then losers, as `branches` says. `maps` and `priors` hold the 2B
-    images in that order; without maps (None) W is that of `prior_weight`."""
+    images in that order; without maps (None) W is M_prior against the
+    background (masked DPO), and M_d where the config has it on without a gate."""
     if maps is None:
         masks = _prior_masks(priors, config)
     else:

@@ -23,10 +23,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.scenes import Scene, stable_hash, stable_id
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.data_schemas.subjects import Subject
 
 DENSE = 1 / 64
@@ -112,10 +113,8 @@ TEMPLATES: Mapping[int, str] = {
 """Prompt by number of subjects; the words go in by scene order."""
 
 
-class ComposeConfig(BaseModel):
+class ComposeConfig(StrictModel):
     """Which subjects stand together, and how often."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     single_rate: float = Field(1.0, ge=0, le=1, description="share of subjects that stand alone")
     pair_rate: float = Field(1.0, ge=0, le=1, description="share of the sets of two subjects")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from focusdpo.data_schemas.shards import IndexRow
-from focusdpo.pipeline.reviews import original_id
+from focusdpo.pipeline.audit import original_id
 from focusdpo.store.artefacts import Store
 from focusdpo.store.index import PartitionRow, partitions_of, reviewed_of
 from focusdpo.store.versions import DatasetVersion, open_version

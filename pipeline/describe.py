@@ -10,9 +10,10 @@ import logging
 import re
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from focusdpo.data_schemas.candidates import Described, Instance, Sampled
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.pipeline.parts import Captioner, Image, Mask
 from focusdpo.pipeline.stage import ImageReader, StageOutput, chunks, read_mask
 
@@ -57,10 +58,8 @@ _GAP = ""
 _WORD = re.compile(r"[a-z0-9'-]+|,")
 
 
-class DescribeConfig(BaseModel):
+class DescribeConfig(StrictModel):
     """How words are taken from a captioner."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_words: int = Field(default=12, ge=1, description="Longest caption; a longer one is cut.")
     batch: int = Field(default=32, ge=1, description="Most instances in one call of the captioner.")

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from scipy import ndimage
 
 from focusdpo.data_schemas.candidates import Described, Disrupted, DisruptMode, Sampled
 from focusdpo.data_schemas.scenes import Scene, stable_hash, stable_id
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.pipeline.parts import Image, Inpainter, Mask, ReferenceImage
 from focusdpo.pipeline.stage import (
@@ -71,10 +72,8 @@ VERSION = 1
 log = logging.getLogger(__name__)
 
 
-class DisruptConfig(BaseModel):
+class DisruptConfig(StrictModel):
     """What is repainted, how often, and how it is pasted back."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     attempts: int = Field(
         default=1, ge=1, description="Disrupted candidates per sampled candidate."

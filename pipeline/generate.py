@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from focusdpo.data_schemas.candidates import Sampled
 from focusdpo.data_schemas.scenes import Scene, candidate_seed, stable_id
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.pipeline.parts import Generator, Image, ReferenceImage
 from focusdpo.pipeline.stage import (
@@ -27,10 +28,8 @@ VERSION = 1
 log = logging.getLogger(__name__)
 
 
-class GenerateConfig(BaseModel):
+class GenerateConfig(StrictModel):
     """How many candidates a scene gets, and what the generator is shown."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     candidates: int = Field(default=4, ge=1, le=64, description="Sampled candidates per scene.")
     reference: ReferenceChoice = Field(

@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from focusdpo.data_schemas.candidates import Described, Disrupted, Instance, Sampled, Scored
 from focusdpo.data_schemas.pairs import Pair, PairSource, Reason, Reject
 from focusdpo.data_schemas.scenes import Scene, stable_id
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.data_schemas.subjects import ImageKey, Subject
 from focusdpo.pipeline.parts import Mask
 from focusdpo.pipeline.stage import (
@@ -36,10 +37,8 @@ Why = tuple[Reason, str]
 """Reason and its numbers in words."""
 
 
-class PairConfig(BaseModel):
+class PairConfig(StrictModel):
     """When two candidates make a pair. Identity and CLIP-T are cosines."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     min_winner_identity: float = Field(
         default=0.5, ge=-1, le=1, description="Least identity of the winner's worst subject."

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from focusdpo.data_schemas.reviews import Decision, Review
-from focusdpo.pipeline.reviews import Judged, standing, verdict_of
+from focusdpo.pipeline.audit import Judged, standing, verdict_of
 
 PREFERENCE: Mapping[Decision, int] = {"accept": 1, "reject": 0, "swap": -1}
 """How a reviewer stands to the scorers' winner."""

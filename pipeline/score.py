@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from focusdpo.data_schemas.candidates import Disrupted, Instance, Kind, Sampled, Scored
 from focusdpo.data_schemas.scenes import Scene
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.pipeline.matching import Matrix, leakage_margins, similarity_matrix
 from focusdpo.pipeline.parts import (
@@ -35,10 +36,8 @@ ABSENT = -1.0
 log = logging.getLogger(__name__)
 
 
-class ScoreConfig(BaseModel):
+class ScoreConfig(StrictModel):
     """How crops are cut and batched."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     crop_margin: float = Field(
         default=0.1,

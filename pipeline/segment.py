@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from focusdpo.data_schemas.candidates import Found, Instance, Sampled
 from focusdpo.data_schemas.scenes import Scene
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.pipeline.matching import NOBODY, Matrix, assign, similarity_matrix
 from focusdpo.pipeline.parts import (
@@ -40,10 +41,8 @@ VERSION = 1
 log = logging.getLogger(__name__)
 
 
-class SegmentConfig(BaseModel):
+class SegmentConfig(StrictModel):
     """When a detection counts as an instance."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     min_confidence: float = Field(
         default=0.5, ge=0, le=1, description="Least confidence of an instance."

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import logging
 import socket
 import threading
 import webbrowser
@@ -22,10 +21,9 @@ from starlette.routing import BaseRoute
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.studio import views
-from focusdpo.studio.acting import Acting
+from focusdpo.studio.config import StudioConfig
 from focusdpo.studio.guard import Guard, Keys
-from focusdpo.studio.settings import StudioConfig
-from focusdpo.studio.state import Studio
+from focusdpo.studio.shared import Studio
 
 MODULES = (
     "pages.home_page",
@@ -62,12 +60,8 @@ def create_app(config: StudioConfig) -> Starlette:
     )
     app.state.keys = keys
     app.state.studio = Studio(config)
-    app.state.acting = Acting(config)
     app.state.templates = views.environment(tuple(item for one in modules for item in one.NAV))
     return app
-
-
-log = logging.getLogger(__name__)
 
 
 def serve(config: StudioConfig, *, open_browser: bool = False) -> None:

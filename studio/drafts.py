@@ -43,7 +43,7 @@ from focusdpo.flows.config import GenerateRun
 from focusdpo.pipeline.subjects.ingest import CARD
 from focusdpo.pipeline.subjects.ingest import NAME as SUBJECT_NAME
 from focusdpo.store.artefacts import Store
-from focusdpo.studio.masks import Mask, found_mask, view_of, with_alpha
+from focusdpo.studio.draft_masks import Mask, found_mask, view_of, with_alpha
 
 LONGEST_SHOWN = 80
 LARGEST_SIDE = 2048
@@ -83,7 +83,6 @@ def drawn_mask(data: bytes) -> Mask:
 
 
 ID = re.compile(r"[0-9a-f]{16}")
-PICTURE = re.compile(r"p\d{1,3}")
 LONGEST = {"name": 64, "class_name": 60, "licence": 200}
 KEPT_SECONDS = 7 * 24 * 3600.0
 """A draft that nobody has touched for so long is taken away."""

@@ -24,7 +24,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.studio.settings import StudioConfig
+from focusdpo.studio.config import StudioConfig
 from focusdpo.studio.views import NavItem, render
 
 LARGEST_JSON = 64 * 1024

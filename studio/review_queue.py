@@ -17,7 +17,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.pairs import Pair
 from focusdpo.data_schemas.reviews import Decision, Review, Verdict
 from focusdpo.data_schemas.scenes import stable_hash
-from focusdpo.pipeline.reviews import (
+from focusdpo.pipeline.audit import (
     Judged,
     is_swapped,
     judged_digest,

@@ -22,7 +22,7 @@ from focusdpo.data_schemas.runs import Artefact
 from focusdpo.data_schemas.scenes import Scene
 from focusdpo.data_schemas.shards import IndexRow, ShardSample
 from focusdpo.data_schemas.tables import arrow_table, to_parquet
-from focusdpo.pipeline.reviews import is_swapped, original_id, swapped
+from focusdpo.pipeline.audit import is_swapped, original_id, swapped
 from focusdpo.pipeline.shard import FOLDER, read_fields, read_sample
 from focusdpo.store.artefacts import Store
 from focusdpo.store.index import PARTITIONS, PartitionRow, lineage_columns

@@ -14,7 +14,7 @@ from focusdpo.data_schemas.scenes import Scene
 from focusdpo.data_schemas.shards import SAMPLE_VERSION, IndexRow
 from focusdpo.flows.config import BuildRun
 from focusdpo.pipeline import shard
-from focusdpo.pipeline.reviews import Ruling
+from focusdpo.pipeline.audit import Ruling
 from focusdpo.pipeline.shard import split_of
 from focusdpo.store.artefacts import Store
 from focusdpo.store.index import PartitionRow, partitions_of, reviewed_of

@@ -49,7 +49,7 @@ def studio(
     The page is for this machine alone, unless --host says otherwise; then a token is needed.
     """
     from focusdpo.studio.app import serve
-    from focusdpo.studio.settings import StudioConfig
+    from focusdpo.studio.config import StudioConfig
 
     config = StudioConfig(
         root=root,

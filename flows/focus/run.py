@@ -17,7 +17,7 @@ import numpy as np
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.shards import IndexRow, ShardSample
 from focusdpo.flows.config import FocusMapsRun
-from focusdpo.flows.focus import figures, premise_record
+from focusdpo.flows.focus import focus_figures, premise_record
 from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.wiring import build_part
 from focusdpo.model.adapter import load_adapter, reference_policy, remove_policy
@@ -90,7 +90,7 @@ def focus_on(run: FocusMapsRun, watch: Watch = quiet) -> FocusOutcome:
         remove_policy(backbone.transformer)
     text = json.dumps(premise, indent=1, sort_keys=True, allow_nan=False) + "\n"
     write_file(Path(run.out) / "premise.json", text.encode())
-    write_file(Path(run.out) / "premise.png", figures.premise_figure(premise))
+    write_file(Path(run.out) / "premise.png", focus_figures.premise_figure(premise))
     return FocusOutcome(
         out=run.out, version=version.id, split=run.split, pair=shown.pair_id, premise=premise
     )
@@ -181,7 +181,7 @@ def _draw_maps(run: FocusMapsRun, backbone: Backbone, sample: ShardSample) -> No
     arrays, info = _pair_maps(run, backbone, sample)
     write_file(Path(run.out) / "maps.safetensors", save(arrays, {"info": json.dumps(info)}))
     features = " at ".join(_features(run, backbone))
-    figure = figures.maps_figure(arrays, info, features, run.train.focus.tau)
+    figure = focus_figures.maps_figure(arrays, info, features, run.train.focus.tau)
     write_file(Path(run.out) / "maps.png", figure)
 
 

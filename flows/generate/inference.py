@@ -33,7 +33,7 @@ from focusdpo.flows.settings import parse_overrides, resolve
 from focusdpo.flows.wiring import build_part, fingerprint_of, vocabulary
 from focusdpo.pipeline.compose import TEMPLATES
 from focusdpo.pipeline.parts import Image, Mask, ReferenceImage
-from focusdpo.pipeline.subjects.masks import cut_out
+from focusdpo.pipeline.subjects.cutouts import cut_out
 from focusdpo.store.outputs import address_of, local
 
 Subject = tuple[str | Path, str]

@@ -16,28 +16,25 @@ from typing import Any
 import numpy as np
 from PIL import Image as PillowImage
 from PIL.PngImagePlugin import PngInfo
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import DECODE_ERRORS
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.reports.sheets import contact_sheet
 
 PREFIX = "focusdpo:"
 
 
-class ReferenceUsed(BaseModel):
+class ReferenceUsed(StrictModel):
     """A picture that the generator was shown."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     file: str = Field(description="as it was given")
     sha256: str = Field(description="of the file's bytes")
 
 
-class About(BaseModel):
+class About(StrictModel):
     """All that decides a picture's pixels."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: str = Field(description="of focusdpo")
     prompt: str

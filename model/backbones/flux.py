@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.model.backbone import FeatureConfig, Grid, Prediction, Prompts, References
 from focusdpo.model.correspondence import capture_features, unwrap
 from focusdpo.model.noise import add_noise, velocity_target
@@ -48,10 +49,8 @@ Frame = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 them."""
 
 
-class SamplingConfig(BaseModel):
+class SamplingConfig(StrictModel):
     """Euler sampling of the flow with classifier-free guidance."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: int = Field(16, description="Euler steps", ge=1)
     guidance: float = Field(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
+
+from focusdpo.data_schemas.strict import StrictModel
 
 
-class Flux2KleinConfig(BaseModel):
+class Flux2KleinConfig(StrictModel):
     """FLUX.2 Klein: one transformer that takes a list of references as it is; the reference policy
     of a training run is the checkpoint itself."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["flux2-klein"] = Field("flux2-klein", description="which backbone this is")
     base: str = Field(

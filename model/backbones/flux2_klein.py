@@ -247,9 +247,6 @@ def _empty(folder: Path, name: str) -> nn.Module:
         return model
 
 
-__all__ = ["Flux2KleinConfig", "build", "checks", "fingerprint", "sources"]
-
-
 def build(config: Flux2KleinConfig, device: str) -> Flux2KleinBackbone:
     """The backbone on `device`, frozen, in evaluation mode. UserError, before a weight is read, for
     a checkpoint that is incomplete or another model's and for a device with too little memory."""

@@ -216,8 +216,6 @@ def require_memory(config: FluxUnoConfig, device: str) -> None:
         )
 
 
-__all__ = ["FluxUnoConfig", "build", "checks", "fingerprint", "sources"]
-
 log = logging.getLogger(__name__)
 
 _KEPT = ("x_embedder", "context_embedder", "time_text_embed", "norm_out")

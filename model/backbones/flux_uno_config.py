@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
+
+from focusdpo.data_schemas.strict import StrictModel
 
 MULTIPLE = 16
 """Pixels of a token's side: the autoencoder's factor of 8 times the 2 x 2 packing."""
 
 
-class FluxUnoConfig(BaseModel):
+class FluxUnoConfig(StrictModel):
     """FLUX.1 with UNO's LoRA (arXiv 2504.02160) merged: the reference policy of a training run."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["flux-uno"] = Field("flux-uno", description="which backbone this is")
     base: str = Field(

@@ -156,8 +156,6 @@ def millions(found: Mapping[str, TensorInfo]) -> str:
     return f"{sum(prod(tensor.shape) for tensor in found.values()) / 1e6:.1f} M weights"
 
 
-__all__ = ["SdxlIpAdapterConfig", "build", "checks", "fingerprint", "sources"]
-
 _BASE, _ADAPTER, _ENCODER = (
     f"models.backbone.{name}" for name in ("base", "adapter", "image_encoder")
 )

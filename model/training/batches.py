@@ -211,6 +211,3 @@ class PairData:
 
 def _counts(entry: Entry, only: Which) -> bool:
     return entry.key in only or (Path(entry.shard).name, entry.key) in only
-
-
-__all__ = ["Entry", "PairBatch", "PairData", "encode_pairs", "join", "prior_tokens"]

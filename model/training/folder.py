@@ -17,7 +17,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.training.checkpoint import make_folder, write_file
 from focusdpo.model.training.config import TrainConfig, ValidationConfig
 from focusdpo.model.training.monitor import mean_present
-from focusdpo.model.training.state import RunState
+from focusdpo.model.training.run_state import RunState
 
 Validate = Callable[[], Mapping[str, float]]
 """Paints validation scenes with the weights that are in place and measures them; higher is better

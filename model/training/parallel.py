@@ -62,14 +62,6 @@ def meet(device: torch.device) -> None:
     Processes(device).wait()
 
 
-def leave() -> None:
-    """Ends the group of processes, where there is one."""
-    import torch
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
 class Processes:
     """The processes that train together; one, where nothing has launched more."""
 

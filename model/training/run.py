@@ -37,15 +37,13 @@ from focusdpo.model.training.folder import (
 from focusdpo.model.training.monitor import Monitor
 from focusdpo.model.training.parallel import Processes, Sharding, shard_base, sharding_of
 from focusdpo.model.training.reference_errors import KnownErrors, ReferenceErrors
-from focusdpo.model.training.state import (
+from focusdpo.model.training.run_state import (
     RunState,
     require_not_past,
     require_same,
     resolved_lora,
 )
-from focusdpo.model.training.steps import Stepper, learning_rate
-
-__all__ = ["Progress", "TrainConfig", "TrainResult", "learning_rate", "train"]
+from focusdpo.model.training.steps import Stepper
 
 log = logging.getLogger(__name__)
 

@@ -44,7 +44,7 @@ from focusdpo.model.training.config import TrainConfig
 from focusdpo.model.training.monitor import Table, mean_present, observe
 from focusdpo.model.training.parallel import Processes
 from focusdpo.model.training.reference_errors import KnownErrors
-from focusdpo.model.training.state import RunState
+from focusdpo.model.training.run_state import RunState
 
 
 class Schedule:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.pipeline.adapters import dino_weights, preprocess
 from focusdpo.pipeline.adapters.dino_weights import DinoWeights
 from focusdpo.pipeline.parts import Image, Mask, Vectors
@@ -25,10 +26,8 @@ FIELD = "models.identity.source"
 PATTERNS = ["config.json", "*.safetensors"]
 
 
-class _Encoder(BaseModel):
+class _Encoder(StrictModel):
     """What both generations share."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     crop: preprocess.CropPolicy = Field(
         "official",

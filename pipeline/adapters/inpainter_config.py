@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-_CLOSED = ConfigDict(extra="forbid", frozen=True)
+from focusdpo.data_schemas.strict import StrictModel
 
 
-class BackboneInpainterConfig(BaseModel):
+class BackboneInpainterConfig(StrictModel):
     """Masked repainting by the generator's own weights: nothing more to download, and what is
     repainted has the generator's own style."""
-
-    model_config = _CLOSED
 
     kind: Literal["backbone"] = Field("backbone", description="which inpainter this is")
 
 
-class FluxFillConfig(BaseModel):
+class FluxFillConfig(StrictModel):
     """FLUX.1 Fill: it repaints from words; swaps, which need references, go to the backbone."""
-
-    model_config = _CLOSED
 
     kind: Literal["flux-fill"] = Field("flux-fill", description="which inpainter this is")
     source: str = Field(
@@ -42,11 +38,9 @@ class FluxFillConfig(BaseModel):
         return self.model_dump_json(exclude={"source", "batch", "offload"})
 
 
-class SdxlInpaintConfig(BaseModel):
+class SdxlInpaintConfig(StrictModel):
     """SDXL inpainting: a UNet made for it (9 channels), or plain SDXL (4 channels), whose latents
     outside the mask are put back after each step. Swaps go to the backbone."""
-
-    model_config = _CLOSED
 
     kind: Literal["sdxl-inpaint"] = Field("sdxl-inpaint", description="which inpainter this is")
     source: str = Field(

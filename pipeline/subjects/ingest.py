@@ -18,12 +18,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import Picture, encode_png, read_picture
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.data_schemas.subjects import Reference, Subject
-from focusdpo.pipeline.subjects.masks import Finder, cut_out
+from focusdpo.pipeline.subjects.cutouts import Finder, cut_out
 from focusdpo.store.artefacts import Store
 from focusdpo.store.keys import content_key, digest, image_key
 
@@ -32,10 +33,8 @@ CARD = "subject.yaml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
-class SubjectCard(BaseModel):
+class SubjectCard(StrictModel):
     """What subject.yaml may say."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     class_name: str | None = Field(None, min_length=1, description="the word for it in prompts")
     licence: str = Field("", description="licence or owner of the pictures")
@@ -152,10 +151,8 @@ class FindSubject(Protocol):
         ...
 
 
-class IngestConfig(BaseModel):
+class IngestConfig(StrictModel):
     """How pictures become references."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     size: int = Field(64, ge=8, le=4096, description="side of a stored reference in pixels")
     min_side: int = Field(16, ge=2, description="pictures narrower than this are refused")

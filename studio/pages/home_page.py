@@ -11,7 +11,7 @@ from starlette.routing import BaseRoute, Route
 
 from focusdpo.reports.dataset_section import MODES, REASONS
 from focusdpo.studio.run_reading import Found
-from focusdpo.studio.state import Studio
+from focusdpo.studio.shared import Studio
 from focusdpo.studio.version_reading import Dataset
 from focusdpo.studio.views import NavItem, render, studio_of
 

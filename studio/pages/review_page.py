@@ -16,9 +16,8 @@ from starlette.routing import BaseRoute, Route
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.pairs import Pair
 from focusdpo.data_schemas.reviews import DECISIONS, Decision, Review
+from focusdpo.pipeline.audit import Audit, clean_reviewer
 from focusdpo.pipeline.review_stats import statistics
-from focusdpo.pipeline.reviews import Audit, clean_reviewer
-from focusdpo.studio.acting import acting_of
 from focusdpo.studio.guard import json_body, text
 from focusdpo.studio.review_queue import (
     ORDERS,
@@ -165,8 +164,9 @@ def _decide(request: Request, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _open(request: Request) -> tuple[Queue, Audit]:
-    dataset, acting = studio_of(request).needed_dataset(), acting_of(request)
-    return acting.queue(dataset), acting.audit(dataset.store)
+    studio = studio_of(request)
+    dataset = studio.needed_dataset()
+    return studio.queue(dataset), studio.audit(dataset.store)
 
 
 def _filter(request: Request) -> Filter:

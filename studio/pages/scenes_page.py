@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Route
 from focusdpo.data_schemas.candidates import Disrupted, Instance, Sampled, Scored
 from focusdpo.data_schemas.pairs import Reject
 from focusdpo.data_schemas.scenes import Scene
-from focusdpo.pipeline.reviews import SWAPPED
+from focusdpo.pipeline.audit import SWAPPED
 from focusdpo.reports.dataset_section import MODES, REASONS
 from focusdpo.store.artefacts import Store
 from focusdpo.studio.version_reading import Dataset, PartitionRecords

@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Route
 from focusdpo.pipeline.subjects import ingest
 from focusdpo.store.keys import image_key
 from focusdpo.studio.columns import Wanted
-from focusdpo.studio.state import Studio
+from focusdpo.studio.shared import Studio
 from focusdpo.studio.version_reading import Dataset
 from focusdpo.studio.views import NavItem, absent, page_of, render, studio_of, text_of
 

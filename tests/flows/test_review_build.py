@@ -19,7 +19,7 @@ from focusdpo.flows.build.inspection import pair_lineage
 from focusdpo.flows.build.run import BuildResult, execute, prepare
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.settings import resolve
-from focusdpo.pipeline.reviews import Audit, is_swapped, original_id, swapped
+from focusdpo.pipeline.audit import Audit, is_swapped, original_id, swapped
 from focusdpo.reports import dataset_texts
 from focusdpo.store.artefacts import Store
 from focusdpo.store.index import partitions_of, reviewed_of

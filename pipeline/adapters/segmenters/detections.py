@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Picture
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.pipeline.parts import Detection, Image, Mask
 
 Floats = NDArray[np.float32]
@@ -30,10 +31,8 @@ MOST_TOKENS = 256
 """Text tokens that Grounding DINO reads; what comes after would be cut off."""
 
 
-class DetectionConfig(BaseModel):
+class DetectionConfig(StrictModel):
     """Which boxes of the detector become detections."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     box_threshold: float = Field(
         0.35, ge=0, le=1, description="a box needs a token of the prompt above this"

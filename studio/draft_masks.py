@@ -17,7 +17,7 @@ from PIL import Image, ImageFilter
 from focusdpo.data_schemas.images import Picture
 from focusdpo.flows.config import GenerateRun
 from focusdpo.flows.wiring import resident_parts
-from focusdpo.pipeline.subjects.masks import StoredMasks, find_subject
+from focusdpo.pipeline.subjects.cutouts import StoredMasks, find_subject
 from focusdpo.store.artefacts import Store
 
 LARGEST_VIEW = 1024
