@@ -24,7 +24,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.strict import StrictModel
+from focusdpo.data_schemas.strict import StrictModel, first_problem
 from focusdpo.model.backbone import Backbone
 from focusdpo.model.training.checkpoint import write_file
 from focusdpo.model.training.config import LoraConfig
@@ -264,7 +264,7 @@ def read_card(directory: Path) -> AdapterCard:
         return AdapterCard.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise UserError(
-            f"{path}: not an adapter card ({error.errors()[0]['msg']}). Train again, or copy the "
+            f"{path}: not an adapter card ({first_problem(error)}). Train again, or copy the "
             "folder anew from where it was whole."
         ) from error
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from focusdpo.model.backbone import Grid, Prediction
+from focusdpo.model.backbone import Grid, Prediction, TensorRecord
 from focusdpo.model.correspondence import (
     alignment,
     attention_field,
@@ -26,7 +26,7 @@ from focusdpo.model.focus_config import FocusConfig
 
 
 @dataclass(frozen=True)
-class FocusPriors:
+class FocusPriors(TensorRecord):
     """What is known of an image before any forward pass."""
 
     prior_BN: Tensor
@@ -35,14 +35,6 @@ class FocusPriors:
     """m_r in {0, 1}: where each subject stands."""
     detail_BN: Tensor
     """Complexity in [0, 1], before it is cut to M_prior; of the image that `detail_image` names."""
-
-    def repeat(self, times: int) -> FocusPriors:
-        """The batch laid end to end `times` times."""
-        return FocusPriors(
-            self.prior_BN.repeat(times, 1),
-            self.subjects_BRN.repeat(times, 1, 1),
-            self.detail_BN.repeat(times, 1),
-        )
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from pydantic import TypeAdapter, ValidationError
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.pairs import Pair
 from focusdpo.data_schemas.reviews import DECISIONS, Decision, Review, ReviewedPair, Verdict
+from focusdpo.data_schemas.strict import first_problem
 from focusdpo.pipeline.shard import PAIR_ID
 from focusdpo.store.artefacts import Store
 from focusdpo.store.keys import digest
@@ -183,10 +184,8 @@ class Audit:
         try:
             return _adapter().validate_json(self._store.files.read(f"{FOLDER}/{path}"))
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"]) or "the file"
             raise UserError(
-                f"{where}: not a review ({field}: {first['msg']}); restore it from a copy, or "
+                f"{where}: not a review ({first_problem(error)}); restore it from a copy, or "
                 "remove it if the decision is not wanted"
             ) from error
 

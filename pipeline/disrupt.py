@@ -32,8 +32,7 @@ from focusdpo.pipeline.stage import (
     mask_image,
     member,
     read_mask,
-    read_reference,
-    scene_references,
+    read_references,
 )
 
 
@@ -151,7 +150,7 @@ def disrupt(
     done = _repaint_from_text(plain, inpainter, config)
     swaps = [job for job in jobs if job.record.mode == "swap"]
     pictures = {
-        scene.id: [read_reference(images, r) for r in scene_references(scene, subjects, reference)]
+        scene.id: read_references(images, scene, subjects, reference)
         for scene in {job.scene.id: job.scene for job in swaps}.values()
     }
     done += _swap(swaps, pictures, inpainter, config)

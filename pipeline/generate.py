@@ -19,8 +19,7 @@ from focusdpo.pipeline.stage import (
     chunks,
     image_key,
     member,
-    read_reference,
-    scene_references,
+    read_references,
 )
 
 VERSION = 1
@@ -53,7 +52,9 @@ def generate(
     `subjects` maps ids to the scene's subjects. New pictures are named by candidate id.
     """
     wanted = [(scene, index) for scene in scenes for index in range(config.candidates)]
-    references = {s.id: _references(s, subjects, images, config.reference) for s in scenes}
+    references = {
+        scene.id: read_references(images, scene, subjects, config.reference) for scene in scenes
+    }
     seeds = [candidate_seed(scene.seed, index) for scene, index in wanted]
     painted = paint(
         [scene.prompt for scene, _ in wanted],
@@ -90,12 +91,6 @@ def paint(
             )
             painted.update(zip(part, made, strict=True))
     return [painted[at] for at in range(len(prompts))]
-
-
-def _references(
-    scene: Scene, subjects: Mapping[str, Subject], images: ImageReader, choice: ReferenceChoice
-) -> list[ReferenceImage]:
-    return [read_reference(images, r) for r in scene_references(scene, subjects, choice)]
 
 
 def _record(scene: Scene, index: int, seed: int, prefix: str) -> Sampled:

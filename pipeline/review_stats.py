@@ -13,15 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from focusdpo.data_schemas.reviews import Decision, Review
 from focusdpo.pipeline.audit import Judged, standing, verdict_of
 
 PREFERENCE: Mapping[Decision, int] = {"accept": 1, "reject": 0, "swap": -1}
 """How a reviewer stands to the scorers' winner."""
-Z = 1.959963984540054
-"""Two-sided 95 % of the normal distribution."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,21 +180,18 @@ def with_scorers(reviews: Sequence[Review]) -> WithScorers:
 
 def wilson(hits: int, total: int) -> tuple[float | None, float | None]:
     """Wilson's 95 % interval of a share."""
+    from scipy.stats import binomtest
+
     if not total:
         return None, None
-    share = hits / total
-    centre = share + Z**2 / (2 * total)
-    spread = Z * math.sqrt(share * (1 - share) / total + Z**2 / (4 * total**2))
-    scale = 1 + Z**2 / total
-    # With none or all hits one end is the share itself, which rounding may miss by a hair.
-    low, high = (centre - spread) / scale, (centre + spread) / scale
-    return min(share, max(0.0, low)), max(share, min(1.0, high))
+    interval = binomtest(hits, total).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
-def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
+def rank_correlation(values: Sequence[float], others: Sequence[float]) -> float | None:
     """Spearman's rank correlation, ties at their mean rank; None where either does not vary."""
-    if len(set(one)) < 2 or len(set(other)) < 2:
-        return None
-    from scipy.stats import rankdata
+    from scipy.stats import spearmanr
 
-    return float(np.corrcoef(rankdata(one), rankdata(other))[0, 1])
+    if len(set(values)) < 2 or len(set(others)) < 2:
+        return None
+    return float(spearmanr(values, others).statistic)

@@ -26,8 +26,8 @@ from focusdpo.pipeline.parts import (
     TextImageEncoder,
     Vectors,
 )
-from focusdpo.pipeline.segment import embed_in_chunks, embed_references
-from focusdpo.pipeline.stage import ImageReader, StageOutput, chunks, read_mask, read_reference
+from focusdpo.pipeline.segment import all_pictures, embed_in_chunks, embed_references
+from focusdpo.pipeline.stage import ImageReader, StageOutput, chunks, read_mask
 
 VERSION = 1
 ABSENT = -1.0
@@ -214,12 +214,10 @@ def _clip_i(
     config: ScoreConfig,
 ) -> list[NDArray[np.float64]]:
     """CLIP-I per subject: mean over its pictures of their cosine to the crop."""
-    owners = [(name, r) for name in sorted(subjects) for r in subjects[name].references]
-    pictures = [read_reference(images, reference) for _, reference in owners]
+    names, pictures = all_pictures(subjects, images)
     shown = _embed_images(
         [crop_on_white(p.image, p.mask, config.crop_margin) for p in pictures], clip, config.batch
     )
-    names = np.array([name for name, _ in owners])
     crops = _crops([one.picture for one in candidates], [one.masks for one in candidates])
     cut = [crop_on_white(picture, mask, config.crop_margin) for _, _, picture, mask in crops]
     values = [np.full(len(one.masks), ABSENT) for one in candidates]

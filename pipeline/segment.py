@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from focusdpo.data_schemas.candidates import Found, Instance, Sampled
@@ -23,6 +24,7 @@ from focusdpo.pipeline.parts import (
     IdentityEncoder,
     Image,
     Mask,
+    ReferenceImage,
     Segmenter,
     Vectors,
 )
@@ -134,11 +136,17 @@ def embed_references(
     subjects: Mapping[str, Subject], images: ImageReader, identity: IdentityEncoder
 ) -> dict[str, Vectors]:
     """Each subject's pictures as (pictures, D) identity vectors, in one batch."""
-    owners = [(name, r) for name in sorted(subjects) for r in subjects[name].references]
-    pictures = [read_reference(images, reference) for _, reference in owners]
+    names, pictures = all_pictures(subjects, images)
     vectors = identity.embed([p.image for p in pictures], [p.mask for p in pictures])
-    names = np.array([name for name, _ in owners])
     return {name: vectors[names == name] for name in subjects}
+
+
+def all_pictures(
+    subjects: Mapping[str, Subject], images: ImageReader
+) -> tuple[NDArray[np.str_], list[ReferenceImage]]:
+    """All pictures of all subjects, and whose each is."""
+    owners = [(name, r) for name in sorted(subjects) for r in subjects[name].references]
+    return np.array([name for name, _ in owners]), [read_reference(images, r) for _, r in owners]
 
 
 def embed_in_chunks(

@@ -12,6 +12,7 @@ import socket
 import threading
 import webbrowser
 
+import typer
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -37,8 +38,7 @@ MODULES = (
     "pages.review_page",
     "pages.upload_page",
     "pages.jobs_page",
-    "pages.image_routes",
-    "pages.static_files",
+    "pages.file_routes",
     "guard",
 )
 """In the order of the navigation."""
@@ -81,7 +81,7 @@ def serve(config: StudioConfig, *, open_browser: bool = False) -> None:
             )
         )
         address = _address(config)
-        _say(f"studio of {config.root}: {address} (stop with Ctrl-C)")
+        typer.echo(f"studio of {config.root}: {address} (stop with Ctrl-C)")
         threading.Thread(target=app.state.studio.warm, daemon=True).start()
         if open_browser:
             threading.Timer(0.5, webbrowser.open, [address]).start()
@@ -115,10 +115,3 @@ def _address(config: StudioConfig) -> str:
     if host in {"0.0.0.0", "::", ""}:
         host = socket.gethostname()
     return f"http://{f'[{host}]' if ':' in host else host}:{config.port}/"
-
-
-def _say(text: str) -> None:
-    """To stdout, at once."""
-    import typer
-
-    typer.echo(text)

@@ -148,7 +148,7 @@ class Drafts:
         places.sort(key=lambda one: one.stat().st_mtime, reverse=True)
         return [draft for one in places if (draft := self.get(one.name)).pictures]
 
-    def note(self, id: str, name: str, class_name: str, licence: str) -> Draft:
+    def fill_in(self, id: str, name: str, class_name: str, licence: str) -> Draft:
         """Keep what was typed. UserError for what is too long or no text."""
         with self._changing(id) as draft:
             values = {"name": name, "class_name": class_name, "licence": licence}

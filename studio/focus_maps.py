@@ -80,7 +80,7 @@ class FocusWorker:
                 if len(self._futures) > MOST_KEPT:
                     del self._futures[old]
 
-    def found(self, key: tuple[str, ...]) -> Maps | None:
+    def maps(self, key: tuple[str, ...]) -> Maps | None:
         """The maps; None while they are being computed. KeyError when nobody asked for them; what
         went wrong is raised."""
         with self._lock:

@@ -12,7 +12,7 @@ import secrets
 import socket
 import time
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -30,19 +30,23 @@ from focusdpo.studio.views import NavItem, render
 LARGEST_JSON = 64 * 1024
 
 
+async def pieces(request: Request, largest: int, refusal: str) -> AsyncIterator[bytes]:
+    """The body as it comes; 413 as soon as it is known to have more than `largest` bytes."""
+    declared = request.headers.get("content-length", "0")
+    if not declared.isdecimal() or int(declared) > largest:
+        raise HTTPException(413, refusal)
+    size = 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > largest:
+            raise HTTPException(413, refusal)
+        yield piece
+
+
 async def body(request: Request, largest: int, what: str) -> bytes:
-    """All bytes; 413 where there are more than `largest`, as soon as that is known."""
-    told = request.headers.get("content-length", "0")
-    parts, size = [], 0
-    if told.isdecimal() and int(told) <= largest:
-        async for piece in request.stream():
-            size += len(piece)
-            if size > largest:
-                break
-            parts.append(piece)
-        else:
-            return b"".join(parts)
-    raise HTTPException(413, f"{what}: larger than {largest} bytes")
+    """All bytes, at most `largest`."""
+    refusal = f"{what}: larger than {largest} bytes"
+    return b"".join([piece async for piece in pieces(request, largest, refusal)])
 
 
 async def json_body(request: Request) -> dict[str, Any]:

@@ -151,13 +151,9 @@ class Jobs:
         log = _tail(place / LOG) if logs else ""
         return Job(
             id=id,
-            kind=values["kind"],
-            title=values["title"],
-            root=values["root"],
+            **{name: values[name] for name in ("kind", "title", "root", "started")},
+            **{name: values[name] for name in ("outputs", "form")},
             command=values["shown"],
-            started=values["started"],
-            outputs=values["outputs"],
-            form=values["form"],
             state=self._state(place, code),
             code=code,
             log="\n".join(log.splitlines()[-SHOWN_LINES:]),

@@ -11,6 +11,7 @@ import time
 from starlette.exceptions import HTTPException
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.shards import IndexRow
 from focusdpo.flows.config import GenerateRun
 from focusdpo.flows.settings import resolve
 from focusdpo.pipeline.audit import Audit
@@ -108,6 +109,14 @@ class Studio:
         if dataset is None:
             raise HTTPException(404, f"{self.config.root}: no dataset version yet; {NEXT}")
         return dataset
+
+    def pair_row(self, pair_id: str) -> tuple[Dataset, IndexRow]:
+        """A pair of the newest version; 404 where it has none of this name."""
+        dataset = self.needed_dataset()
+        row = dataset.row(pair_id)
+        if row is None:
+            raise HTTPException(404, f"version {dataset.id} has no pair '{pair_id}'")
+        return dataset, row
 
     def registry(self) -> Registry | None:
         """Who is in the next version."""

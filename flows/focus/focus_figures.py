@@ -52,7 +52,7 @@ def maps_figure(
     arrays: Mapping[str, NDArray[Any]], info: Mapping[str, Any], features: str, tau: float
 ) -> bytes:
     """Rows are maps, columns noise levels, winner left and loser right. `arrays` are named as
-    `model.focus_report` names them, with `win_noisy` and `lose_noisy` (S, H, W, 3)."""
+    `model.focus_levels` names them, with `win_noisy` and `lose_noisy` (S, H, W, 3)."""
     phases = [one for one in PHASES if f"{one[0]}.win.matched" in arrays]
     num = len(arrays["sigmas"])
     rows = 2 + 4 * len(phases)

@@ -1,4 +1,4 @@
-"""What `model.premise` measured, summarised: the rows of premise.json."""
+"""What `model.focus_levels` measured, summarised: the rows of premise.json."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focusdpo.model.focus_config import PremiseConfig
-from focusdpo.model.premise import (
+from focusdpo.model.focus_levels import (
     BRANCHES,
     METRICS,
     Premise,
     Values,
     bootstrap_band,
-    mean_known,
     rise_of,
 )
+from focusdpo.model.training.monitor import mean_present
 
 Row = dict[str, Any]
 CURVES = ("alignment", "structure_share", "confusion")
@@ -54,7 +54,7 @@ def _summary(values: Values, branch: int, config: PremiseConfig) -> Row:
     for name in METRICS:
         values_PS = values[name][:, :, branch]
         if name not in CURVES:  # levels to compare with
-            row[name] = [number(mean_known(values_P)) for values_P in values_PS.T]
+            row[name] = [number(mean_present(values_P)) for values_P in values_PS.T]
         else:
             band = bootstrap_band(values_PS, resamples=config.resamples, level=config.level)
             ends = {"mean": band.mean, "low": band.low, "high": band.high}

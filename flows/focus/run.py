@@ -22,10 +22,14 @@ from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.wiring import build_part
 from focusdpo.model.adapter import load_adapter, reference_policy, remove_policy
 from focusdpo.model.backbone import Backbone
-from focusdpo.model.focus_config import NoiseConfig
-from focusdpo.model.focus_report import Arrays, maps_over_sigmas
-from focusdpo.model.noise import draw_noise
-from focusdpo.model.premise import measure_premise, noisy_images, spread
+from focusdpo.model.focus_levels import (
+    Arrays,
+    maps_over_sigmas,
+    measure_premise,
+    noisy_images,
+    pair_noise,
+    spread,
+)
 from focusdpo.model.training.batches import PairBatch, encode_pairs
 from focusdpo.model.training.checkpoint import make_folder, write_file
 from focusdpo.store.outputs import local
@@ -189,10 +193,8 @@ def _pictures(
     run: FocusMapsRun, backbone: Backbone, batch: PairBatch, sample: ShardSample
 ) -> Arrays:
     images = sample.images
-    shape = (batch.win_BNC.shape[1], batch.win_BNC.shape[2])
     # The noise of `maps_over_sigmas`: the pictures are what the maps were read from.
-    noise_BNC, _ = draw_noise(shape, [0], seed=run.train.seed, step=0, config=NoiseConfig())
-    noise_BNC = noise_BNC.to(batch.win_BNC)
+    noise_BNC = pair_noise(batch, run.train.seed)
     noisy_VSHW3 = noisy_images(backbone, batch, run.premise.sigmas, noise_BNC)
     return {
         "win": images.win,

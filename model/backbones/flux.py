@@ -83,6 +83,8 @@ class FluxBackbone:
     """Embedded guidance of `predict`, for guidance-distilled transformers."""
     sample_guidance: float = 1.0
     """The same when sampling."""
+    free_keeps_references: bool = False
+    """Whether classifier-free guidance leaves out the prompt alone, not the references."""
 
     def __init__(
         self,
@@ -190,20 +192,15 @@ class FluxBackbone:
     ) -> Prediction:
         """`predict` with an embedded guidance, which a transformer without it leaves aside."""
         count = noisy_BNC.shape[1]
-        tokens = self._cast(torch.cat([noisy_BNC, *references.tokens], 1))
-        ids = _image_ids(self.grid, references.grids).to(noisy_BNC.device)
+        tokens = torch.cat([noisy_BNC, *references.tokens], 1)
         core = unwrap(self.transformer)
-        guidance_B = torch.full_like(sigma_B, guidance) if core.config.guidance_embeds else None
         with capture_features(core, capture, self.default_blocks, tokens.shape[1]) as features:
             output = self.transformer(
-                hidden_states=tokens,
+                hidden_states=self._cast(tokens),
                 encoder_hidden_states=self._cast(prompts.embeds_BTD),
-                pooled_projections=self._cast(prompts.pooled_BD),
                 timestep=sigma_B,
-                img_ids=ids,
-                txt_ids=text_ids(prompts.embeds_BTD.shape[1]).to(noisy_BNC.device),
-                guidance=guidance_B,
                 return_dict=False,
+                **self._conditions(prompts, references, torch.full_like(sigma_B, guidance)),
             )[0]
         parts = [f.split([count, *(t.shape[1] for t in references.tokens)], 1) for f in features]
         return Prediction(
@@ -211,6 +208,19 @@ class FluxBackbone:
             target_features=tuple(part[0] for part in parts),
             reference_features=tuple(tuple(part[1:]) for part in parts),
         )
+
+    def _conditions(
+        self, prompts: Prompts, references: References, guidance_B: Tensor
+    ) -> dict[str, Any]:
+        """What the transformer is given besides tokens and noise level."""
+        device, length = guidance_B.device, prompts.embeds_BTD.shape[1]
+        embeds_guidance = unwrap(self.transformer).config.guidance_embeds
+        return {
+            "pooled_projections": self._cast(prompts.pooled_BD),
+            "img_ids": _image_ids(self.grid, references.grids).to(device),
+            "txt_ids": text_ids(length).to(device),
+            "guidance": guidance_B if embeds_guidance else None,
+        }
 
     def _cast(self, value: Tensor) -> Tensor:
         return value if self.dtype is None else value.to(self.dtype)
@@ -273,12 +283,12 @@ class FluxBackbone:
         scale, embedded = self.sampling.guidance, self.sample_guidance
         given = self.encode_prompts(prompts)
         empty = self.encode_prompts([""] * len(prompts)) if scale != 1 else given
-        nothing = References((), (), ())
+        shown = references if self.free_keeps_references else References((), (), ())
         for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
             level = sigma.expand(len(latents)).to(latents.device)
             velocity = self._predict(latents, level, given, references, embedded).output_BNC
             if scale != 1 and sigma > self.sampling.guidance_above:
-                free = self._predict(latents, level, empty, nothing, embedded).output_BNC
+                free = self._predict(latents, level, empty, shown, embedded).output_BNC
                 velocity = free + scale * (velocity - free)
             latents = after_step(latents + (following - sigma) * velocity, following)
         return latents

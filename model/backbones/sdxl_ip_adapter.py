@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +14,17 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.backbones.sdxl_config import ENCODER, PLUS, SdxlIpAdapterConfig, check_scheduler
 from focusdpo.store.checkpoints import (
     TensorInfo,
+    check_part,
+    check_tensors,
     digest_files,
     locate,
+    num_weights,
+    part_files,
     read_header,
-    read_headers,
     read_json,
     require_class,
+    require_files,
     require_tensors,
-    weight_files,
 )
 
 if TYPE_CHECKING:
@@ -122,40 +124,6 @@ def plus_resampler(
     return {f"image_proj.{name}": shape for name, shape in shapes.items()}, queries
 
 
-def clip_layers(
-    found: Mapping[str, TensorInfo], config: Mapping[str, Any], tower: str
-) -> tuple[dict[str, TensorInfo], Shapes]:
-    """What is found of a CLIP tower ("text_model" or "vision_model", which files write before its
-    names or leave out), and what its config promises of its layers."""
-    wide, deep = config["hidden_size"], config["intermediate_size"]
-    plain = {name.removeprefix(f"{tower}."): about for name, about in found.items()}
-    shapes: Shapes = {}
-    for i in range(config["num_hidden_layers"]):
-        layer = f"encoder.layers.{i}"
-        for part in ("q", "k", "v", "out"):
-            shapes[f"{layer}.self_attn.{part}_proj.weight"] = (wide, wide)
-            shapes[f"{layer}.self_attn.{part}_proj.bias"] = (wide,)
-        for norm in ("layer_norm1", "layer_norm2"):
-            shapes[f"{layer}.{norm}.weight"] = shapes[f"{layer}.{norm}.bias"] = (wide,)
-        shapes[f"{layer}.mlp.fc1.weight"] = (deep, wide)
-        shapes[f"{layer}.mlp.fc2.weight"] = (wide, deep)
-        shapes[f"{layer}.mlp.fc1.bias"] = (deep,)
-        shapes[f"{layer}.mlp.fc2.bias"] = (wide,)
-    if tower == "text_model":
-        shapes["embeddings.token_embedding.weight"] = (config["vocab_size"], wide)
-        shapes["final_layer_norm.weight"] = (wide,)
-    else:
-        patch = config["patch_size"]
-        shapes["embeddings.patch_embedding.weight"] = (wide, 3, patch, patch)
-        shapes["pre_layrnorm.weight"] = (wide,)
-    return plain, shapes
-
-
-def millions(found: Mapping[str, TensorInfo]) -> str:
-    """How many weights there are."""
-    return f"{sum(prod(tensor.shape) for tensor in found.values()) / 1e6:.1f} M weights"
-
-
 _BASE, _ADAPTER, _ENCODER = (
     f"models.backbone.{name}" for name in ("base", "adapter", "image_encoder")
 )
@@ -179,12 +147,12 @@ def fingerprint(config: SdxlIpAdapterConfig) -> str:
     """Hash of all weights, of the small files that say how they are used, and of the settings."""
     base, files = locate(config.base, _BASE), []
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        files += [base / part / "config.json", *part_weights(config, part)]
+        files += [base / part / "config.json", *part_files(base / part, _BASE, config.variant)]
     for part in ("tokenizer", "tokenizer_2", "scheduler"):
         files += sorted(file for file in (base / part).iterdir() if file.is_file())
     files.append(base / "model_index.json")
     encoder = encoder_folder(config)
-    files += [adapter_path(config), encoder / "config.json", *_plain_weights(encoder, _ENCODER)]
+    files += [adapter_path(config), encoder / "config.json", *part_files(encoder, _ENCODER)]
     return digest_files(files, config.result_settings())
 
 
@@ -216,7 +184,8 @@ def build(config: SdxlIpAdapterConfig, device: str) -> SdxlBackbone:
         check()
     from focusdpo.model.backbones.sdxl_backbone import load
 
-    return load(config, device, fingerprint(config))
+    files = adapter_path(config), encoder_folder(config)
+    return load(config, device, fingerprint(config), *files)
 
 
 def adapter_path(config: SdxlIpAdapterConfig) -> Path:
@@ -249,33 +218,6 @@ def encoder_folder(config: SdxlIpAdapterConfig) -> Path:
             f"{_ENCODER} to its folder"
         )
     return folder
-
-
-def part_weights(config: SdxlIpAdapterConfig, part: str) -> list[Path]:
-    """The base's weight files of one part, in the variant asked for. UserError for none."""
-    folder = locate(config.base, _BASE) / part
-    if config.variant is None:
-        return _plain_weights(folder, _BASE)
-    files = sorted(folder.glob(f"*.{config.variant}*.safetensors"))
-    if not files:
-        there = ", ".join(sorted(f.name for f in folder.glob("*.safetensors"))) or "no weights"
-        raise UserError(
-            f"models.backbone.variant: {folder} has no *.{config.variant}.safetensors but {there}; "
-            "set variant to what is there (null: files without one), or run `focusdpo fetch`"
-        )
-    return files
-
-
-def _plain_weights(folder: Path, field: str) -> list[Path]:
-    """Without those of a variant (model.fp16.safetensors), where both lie side by side."""
-    files = weight_files(folder, field)
-    plain = [file for file in files if file.name.count(".") == 1]
-    if not plain:
-        raise UserError(
-            f"{field}: {folder} holds {files[0].name} only; set models.backbone.variant to "
-            f"{files[0].name.split('.')[1]!r}"
-        )
-    return plain
 
 
 def _base(config: SdxlIpAdapterConfig) -> Path:
@@ -319,43 +261,30 @@ def unet_config(config: SdxlIpAdapterConfig) -> dict[str, Any]:
 
 
 def _check_unet(config: SdxlIpAdapterConfig) -> str:
-    about = unet_config(config)
-    found = read_headers(part_weights(config, "unet"), _BASE)
-    require_tensors(found, _meta_shapes("UNet2DConditionModel", about), _BASE, "this SDXL UNet")
-    return f"{millions(found)} in {config.dtype}, {len(cross_attention_widths(about))} attentions"
+    about, folder = unet_config(config), _base(config) / "unet"
+    line = check_part(folder, "UNet2DConditionModel", _BASE, config.variant)
+    return f"{line}, {len(cross_attention_widths(about))} attentions"
 
 
 def _check_autoencoder(config: SdxlIpAdapterConfig) -> str:
     folder = _base(config) / "vae"
-    require_class(folder, "AutoencoderKL", _BASE)
     about = read_json(folder / "config.json", _BASE)
     if len(about["block_out_channels"]) != 4 or about.get("latent_channels") != 4:
         raise UserError(f"{_BASE}: {folder} is not SDXL's autoencoder (factor 8, 4 channels)")
     if about.get("latents_mean") is not None:
         raise UserError(f"{_BASE}: {folder} shifts its latents (latents_mean), as SDXL does not")
-    found = read_headers(part_weights(config, "vae"), _BASE)
-    wanted = _meta_shapes("AutoencoderKL", about)
     # Older files name the attention's matrices otherwise; diffusers renames them.
-    wanted = {name: shape for name, shape in wanted.items() if ".attentions." not in name}
-    require_tensors(found, wanted, _BASE, "SDXL's autoencoder", exact=False)
-    return f"{millions(found)} in {config.vae_dtype}"
+    return check_part(folder, "AutoencoderKL", _BASE, config.variant, unread=(".attentions.",))
 
 
 def _check_text(config: SdxlIpAdapterConfig) -> str:
     widths, base = [], _base(config)
     classes = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
     for part, name in classes.items():
-        require_class(base / part, name, _BASE)
-        about = read_json(base / part / "config.json", _BASE)
-        found = read_headers(part_weights(config, part), _BASE)
-        require_tensors(*clip_layers(found, about, "text_model"), _BASE, part, exact=False)
-        widths.append(int(about["hidden_size"]))
+        check_part(base / part, name, _BASE, config.variant)
+        widths.append(int(read_json(base / part / "config.json", _BASE)["hidden_size"]))
     for part in ("tokenizer", "tokenizer_2"):
-        names = {file.name for file in (base / part).glob("*")}
-        if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
-            raise UserError(
-                f"{_BASE}: {base / part} lacks vocab.json and merges.txt; run `focusdpo fetch`"
-            )
+        require_files(base / part, [("tokenizer.json",), ("vocab.json", "merges.txt")], _BASE)
     cross = unet_config(config)["cross_attention_dim"]
     if sum(widths) != cross:
         raise UserError(
@@ -377,7 +306,8 @@ def _check_adapter(config: SdxlIpAdapterConfig) -> str:
     resampler, queries = plus_resampler(found, about["cross_attention_dim"], inside, path, _ADAPTER)
     wanted = resampler | image_keys(about)
     require_tensors(found, wanted, _ADAPTER, "IP-Adapter-Plus for this UNet")
-    return f"{queries} image tokens, {len(image_keys(about)) // 2} attentions, {millions(found)}"
+    weights = f"{num_weights(found) / 1e6:.1f} M weights"
+    return f"{queries} image tokens, {len(image_keys(about)) // 2} attentions, {weights}"
 
 
 def _encoder_config(config: SdxlIpAdapterConfig) -> dict[str, Any]:
@@ -389,16 +319,52 @@ def _encoder_config(config: SdxlIpAdapterConfig) -> dict[str, Any]:
 
 def _check_encoder(config: SdxlIpAdapterConfig) -> str:
     about, folder = _encoder_config(config), encoder_folder(config)
-    found = read_headers(_plain_weights(folder, _ENCODER), _ENCODER)
-    require_tensors(*clip_layers(found, about, "vision_model"), _ENCODER, "CLIP", exact=False)
-    return f"{about['hidden_size']} channels at {about['image_size']} pixels, {millions(found)}"
+    line = check_tensors(folder, "CLIPVisionModelWithProjection", _ENCODER)
+    return f"{line}, {about['hidden_size']} channels at {about['image_size']} pixels"
 
 
-def _meta_shapes(name: str, about: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a diffusers model's weights, from its config alone."""
-    import diffusers
+def save_ip_adapter(config: SdxlIpAdapterConfig, directory: Path, out: Path) -> Path:
+    """Writes an adapter of the policy adapter_kv as an IP-Adapter file that diffusers loads: the
+    start adapter's with the keys and values of a run's adapter folder in it:
+    `pipeline.load_ip_adapter(folder, subfolder="", weight_name=out.name)` reads it.
+
+    UserError for an adapter of another base, or of the policy lora."""
+    from safetensors.torch import load_file, save
+
+    from focusdpo.model.adapter import read_card, read_weights
+    from focusdpo.model.training.checkpoint import write_file
+
+    directory = Path(directory)
+    card = read_card(directory)
+    if card.base_fingerprint != fingerprint(config):
+        raise UserError(
+            f"{directory}: trained on base {card.base_fingerprint}, this configuration is "
+            f"{fingerprint(config)}; use the checkpoints and settings of the run"
+        )
+    trained = read_weights(directory, card)
+    numbers = _numbers(config)
+    tensors = load_file(adapter_path(config))
+    for name, tensor in trained.items():
+        place, _, kind = name.removesuffix(".0.weight").rpartition(".")
+        number = numbers.get(place)
+        if number is None or kind not in ("to_k_ip", "to_v_ip"):
+            raise UserError(
+                f"{directory}: {name} is no key or value of the image adapter; only adapters of "
+                "models.backbone.policy adapter_kv become IP-Adapter files, a LoRA loads as it is"
+            )
+        old = tensors[f"ip_adapter.{number}.{kind}.weight"]
+        tensors[f"ip_adapter.{number}.{kind}.weight"] = tensor.to(old.dtype).contiguous()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_file(out, save(tensors))
+    return out
+
+
+def _numbers(config: SdxlIpAdapterConfig) -> dict[str, int]:
+    """Path of each cross-attention's processor -> its odd number in IP-Adapter files."""
     from accelerate import init_empty_weights
+    from diffusers import UNet2DConditionModel
 
     with init_empty_weights():
-        model = getattr(diffusers, name).from_config(about)
-    return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+        unet = UNet2DConditionModel.from_config(unet_config(config))
+    names = [name for name in unet.attn_processors if not name.endswith("attn1.processor")]
+    return {name: 2 * index + 1 for index, name in enumerate(names)}

@@ -25,6 +25,7 @@ from focusdpo.store.checkpoints import (
     locate,
     read_headers,
     read_json,
+    require_files,
     weight_files,
 )
 
@@ -122,11 +123,8 @@ def _look(config: VlmConfig) -> tuple[Path, list[Path]]:
     read_json(folder / "config.json", FIELD)
     files = weight_files(folder, FIELD)
     read_headers(files, FIELD)
-    for names in (("processor_config.json", "preprocessor_config.json"), ("tokenizer.json",)):
-        if not any((folder / name).is_file() for name in names):
-            raise UserError(
-                f"{FIELD}: {folder} lacks {' or '.join(names)}; download the folder again"
-            )
+    require_files(folder, [("processor_config.json",), ("preprocessor_config.json",)], FIELD)
+    require_files(folder, [("tokenizer.json",)], FIELD)
     return folder, files
 
 

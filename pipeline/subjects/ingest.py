@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import Picture, encode_png, read_picture
-from focusdpo.data_schemas.strict import StrictModel
+from focusdpo.data_schemas.strict import StrictModel, first_problem
 from focusdpo.data_schemas.subjects import Reference, Subject
 from focusdpo.pipeline.subjects.cutouts import Finder, cut_out
 from focusdpo.store.artefacts import Store
@@ -105,10 +105,8 @@ def card_of(path: Path) -> SubjectCard:
             raise UserError(f"{file}: expected lines such as 'class_name: cat'")
         return SubjectCard.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the file"
         raise UserError(
-            f"{file}: {field}: {first['msg']}; allowed are {', '.join(SubjectCard.model_fields)}"
+            f"{file}: {first_problem(error)}; allowed are {', '.join(SubjectCard.model_fields)}"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{file}: not readable YAML ({' '.join(str(error).split())})") from error

@@ -17,7 +17,7 @@ from focusdpo.reports.evaluation_section import verdict_words
 from focusdpo.reports.metric_texts import metric_info
 from focusdpo.reports.view import MetricRow
 from focusdpo.studio import pictures
-from focusdpo.studio.pages.image_routes import answer, is_known
+from focusdpo.studio.pages.file_routes import kept_picture
 from focusdpo.studio.pictures import Encoded
 from focusdpo.studio.run_reading import FIELDS, Evaluation, read_evaluation
 from focusdpo.studio.views import NavItem, absent, page_of, render, studio_of, text_of
@@ -176,20 +176,17 @@ def _file(request: Request, one: Evaluation, name: str) -> Response:
         raise absent("the picture is gone from the evaluation's folder")
     stamp = path.stat().st_mtime_ns
     tag = f"{one.folder.id}-{stamp}-{path.stat().st_size}"
-    if is_known(request, tag):
-        found = answer(request, tag, None)
-    else:
 
-        def make() -> Encoded:
-            try:
-                return pictures.encode(read_picture(path, min_side=1).image, SIDE)
-            except (UserError, Image.DecompressionBombError) as error:
-                raise absent(str(error)) from error
+    def make() -> Encoded:
+        try:
+            return pictures.encode(read_picture(path, min_side=1).image, SIDE)
+        except (UserError, Image.DecompressionBombError) as error:
+            raise absent(str(error)) from error
 
-        found = answer(request, tag, studio_of(request).kept.get((str(path), stamp), make))
+    response = kept_picture(request, tag, (str(path), stamp), make)
     # its address does not name its content: the browser asks whether it is still right
-    found.headers["cache-control"] = "private, no-cache"
-    return found
+    response.headers["cache-control"] = "private, no-cache"
+    return response
 
 
 def _metric(request: Request) -> str:

@@ -87,7 +87,7 @@ def steps_of(studio: Studio, dataset: Dataset | None, found: Found) -> list[Step
     )
     reviewed = _num_reviews(studio)
     trained = sum(one.finished for one in found.training)
-    shared = _num_exports(found)
+    shared = len(found.exports)
     return [
         Step(
             "Add subjects", "Pictures of each subject; its mask is found, and yours to mend.",
@@ -127,10 +127,6 @@ def steps_of(studio: Studio, dataset: Dataset | None, found: Found) -> list[Step
 def _num_reviews(studio: Studio) -> int:
     store = studio.store()
     return 0 if store is None else len(store.files.listing(REVIEWS))
-
-
-def _num_exports(found: Found) -> int:
-    return len(found.exports)
 
 
 def routes() -> list[BaseRoute]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -39,15 +41,7 @@ def charts(request: Request) -> Response:
 
 def state(request: Request) -> Response:
     """How far it is."""
-    now = standing(_folder(request))
-    return JSONResponse(
-        {
-            "steps": now.steps,
-            "wanted": now.wanted,
-            "finished": now.finished,
-            "stamp": now.stamp,
-        }
-    )
+    return JSONResponse(asdict(standing(_folder(request))))
 
 
 def _folder(request: Request) -> RunFolder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 from starlette.requests import Request
@@ -137,33 +138,32 @@ class _Maker:
         }
         places = [by_subject[name] for name in self.scene.subject_ids if name in by_subject]
         children = [
-            self._disrupted(c, places) for c in self.records.disrupted if c.parent_id == one.id
+            self._candidate(
+                made,
+                "disrupted",
+                places,
+                prior=made.prior,
+                repainted=made.subject_ids,
+                mode=made.mode,
+            )
+            for made in self.records.disrupted
+            if made.parent_id == one.id
         ]
-        return Candidate(
-            id=one.id,
-            image=one.image,
-            kind="sampled",
-            seed=one.seed,
-            instances=tuple(places),
-            scored=self.records.scored.get(one.id),
-            pairs=self._pairs(one.id),
-            rejects=self._rejects(one.id),
-            children=tuple(children),
-        )
+        return self._candidate(one, "sampled", places, children=tuple(children))
 
-    def _disrupted(self, one: Disrupted, places: Sequence[Instance]) -> Candidate:
+    def _candidate(
+        self, one: Sampled | Disrupted, kind: str, places: Sequence[Instance], **more: Any
+    ) -> Candidate:
         return Candidate(
             id=one.id,
             image=one.image,
-            kind="disrupted",
+            kind=kind,
             seed=one.seed,
             instances=tuple(places),
             scored=self.records.scored.get(one.id),
-            prior=one.prior,
-            repainted=one.subject_ids,
-            mode=one.mode,
             pairs=self._pairs(one.id),
-            rejects=self._rejects(one.id),
+            rejects=tuple(reject for reject in self.rejects if reject.candidate_id == one.id),
+            **more,
         )
 
     def _pairs(self, id: str) -> tuple[tuple[str, str], ...]:
@@ -175,9 +175,6 @@ class _Maker:
             for name in (pair.id, f"{pair.id}{SWAPPED}")
             if name in self.shown
         )
-
-    def _rejects(self, id: str) -> tuple[Reject, ...]:
-        return tuple(one for one in self.rejects if one.candidate_id == id)
 
 
 def pair_ids(dataset: Dataset, records: PartitionRecords) -> frozenset[str]:

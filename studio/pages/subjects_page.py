@@ -77,17 +77,9 @@ def members(studio: Studio) -> dict[str, Member]:
 def _member(
     values: Mapping[str, Any], state: str, pairs: int, added: str = "", changed: str = ""
 ) -> Member:
-    return Member(
-        id=values["id"],
-        class_name=values["class_name"],
-        licence=values["licence"],
-        references=values["references"],
-        artefact=values["artefact"],
-        state=state,
-        pairs=pairs,
-        added=added,
-        changed=changed,
-    )
+    names = ("id", "class_name", "licence", "references", "artefact")
+    own = {name: values[name] for name in names}
+    return Member(**own, state=state, pairs=pairs, added=added, changed=changed)
 
 
 def gallery(request: Request) -> Response:

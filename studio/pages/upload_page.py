@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -22,7 +21,7 @@ from focusdpo.flows.models_config import Family
 from focusdpo.flows.wiring import resident_parts, takes_points, vocabulary
 from focusdpo.pipeline.parts import Image, Labels, Mask, Points
 from focusdpo.studio.drafts import ID, Draft, DraftPicture, Drafts, drawn_mask, shown_name
-from focusdpo.studio.guard import body, json_body, text
+from focusdpo.studio.guard import body, json_body, pieces, text
 from focusdpo.studio.views import NavItem, absent, render, studio_of
 
 MOST_POINTS = 32
@@ -128,7 +127,7 @@ def page(request: Request) -> Response:
         classes=sorted(classes or ()),
         megabytes=LARGEST_PICTURE // 2**20,
         most=studio.run.ingest.max_references,
-        told=[_told(draft, one) for one in draft.pictures],
+        told=[_as_json(draft, one) for one in draft.pictures],
     )
 
 
@@ -141,7 +140,7 @@ def editor(request: Request) -> Response:
         request,
         "mask.html.j2",
         draft=draft,
-        picture=_told(draft, one),
+        picture=_as_json(draft, one),
         takes_points=takes_points(studio.run.family),
         most_points=MOST_POINTS,
     )
@@ -171,7 +170,7 @@ async def upload(request: Request) -> Response:
         one = await run_in_threadpool(studio.drafts.add, draft, name, incoming, studio.run, store)
     finally:
         incoming.unlink(missing_ok=True)
-    return JSONResponse(_told(studio.drafts.get(draft), one), 201)
+    return JSONResponse(_as_json(studio.drafts.get(draft), one), 201)
 
 
 def remove(request: Request) -> Response:
@@ -180,11 +179,11 @@ def remove(request: Request) -> Response:
     return JSONResponse({})
 
 
-async def note(request: Request) -> Response:
+async def fill_in(request: Request) -> Response:
     """Keep what was typed."""
     studio, values = studio_of(request), await json_body(request)
     draft = await run_in_threadpool(
-        studio.drafts.note,
+        studio.drafts.fill_in,
         _draft_id(request),
         *(text(values, key) for key in ("name", "class_name", "licence")),
     )
@@ -196,7 +195,7 @@ async def save(request: Request) -> Response:
     studio, values = studio_of(request), await json_body(request)
     draft = _draft_id(request)
     fields = (text(values, key) for key in ("name", "class_name", "licence"))
-    await run_in_threadpool(studio.drafts.note, draft, *fields)
+    await run_in_threadpool(studio.drafts.fill_in, draft, *fields)
     root = studio.config.root
 
     def register() -> Any:
@@ -255,23 +254,11 @@ async def click(request: Request) -> Response:
 
 
 async def _receive(request: Request, target: Path, name: str) -> None:
-    told = request.headers.get("content-length", "0")
-    if not told.isdecimal() or int(told) > LARGEST_PICTURE:
-        raise _too_large(name)
-    size = 0
-    with target.open("wb") as sink:
-        async for piece in request.stream():
-            size += len(piece)
-            if size > LARGEST_PICTURE:
-                raise _too_large(name)
-            sink.write(piece)
-
-
-def _too_large(name: str) -> HTTPException:
     most = LARGEST_PICTURE // 2**20
-    return HTTPException(
-        413, f"{name}: larger than {most} MiB; scale it down, 2000 pixels a side are plenty"
-    )
+    refusal = f"{name}: larger than {most} MiB; scale it down, 2000 pixels a side are plenty"
+    with target.open("wb") as sink:
+        async for piece in pieces(request, LARGEST_PICTURE, refusal):
+            sink.write(piece)
 
 
 def _draft_id(request: Request) -> str:
@@ -288,19 +275,10 @@ def _picture(draft: Draft, request: Request) -> DraftPicture:
         raise absent(str(error)) from error
 
 
-def _told(draft: Draft, one: DraftPicture) -> dict[str, Any]:
+def _as_json(draft: Draft, one: DraftPicture) -> dict[str, Any]:
     where = f"/add-subject/{draft.id}/{one.id}"
-    return {
-        "id": one.id,
-        "name": one.name,
-        "width": one.width,
-        "height": one.height,
-        "notes": one.notes,
-        "drawn": one.drawn,
-        "view": f"{where}/view.png",
-        "mask": f"{where}/mask.png",
-        "edit": where,
-    }
+    addresses = {"view": f"{where}/view.png", "mask": f"{where}/mask.png", "edit": where}
+    return asdict(one) | addresses
 
 
 def routes() -> list[BaseRoute]:
@@ -310,7 +288,7 @@ def routes() -> list[BaseRoute]:
         Route("/add-subject", begin),
         Route(draft, page),
         Route(f"{draft}/pictures", upload, methods=["POST"]),
-        Route(f"{draft}/note", note, methods=["POST"]),
+        Route(f"{draft}/note", fill_in, methods=["POST"]),
         Route(f"{draft}/save", save, methods=["POST"]),
         Route(f"{draft}/discard", discard, methods=["POST"]),
         Route(picture, editor),

@@ -12,6 +12,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,7 @@ from pydantic import Field
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.pipeline.parts import Detection, Image, Mask
+from focusdpo.store.checkpoints import require_files
 
 Floats = NDArray[np.float32]
 
@@ -230,3 +233,23 @@ def _iou(corners_4: Floats, others_N4: Floats) -> NDArray[np.float32]:
 def _box(mask: Mask) -> tuple[int, int, int, int]:
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def tokenizer_files(folder: Path, field: str) -> list[Path]:
+    """Those that the folder holds, in a fixed order. UserError when none has a vocabulary."""
+    whole = ("tokenizer.json", "vocab.txt")
+    require_files(folder, [(name,) for name in whole], field)
+    names = (*whole, "tokenizer_config.json", "special_tokens_map.json")
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def require_bert_tokens(tokenizer: Any, folder: Path, field: str) -> None:
+    """UserError unless the tokens that part Grounding DINO's phrases have the ids it was trained
+    with; a damaged vocabulary is read without complaint and would find nothing."""
+    wanted = {"[CLS]": 101, "[SEP]": 102, ".": 1012, "?": 1029}
+    found = {token: tokenizer.convert_tokens_to_ids(token) for token in wanted}
+    if found != wanted:
+        raise UserError(
+            f"{field}: the tokenizer in {folder} is not that of bert-base-uncased: it numbers "
+            f"{found}, expected {wanted}; download its files again"
+        )

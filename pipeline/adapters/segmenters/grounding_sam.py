@@ -15,8 +15,7 @@ from pydantic import Field
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.strict import StrictModel
-from focusdpo.pipeline.adapters.segmenters.detections import DetectionConfig
-from focusdpo.pipeline.adapters.text_files import tokenizer_files
+from focusdpo.pipeline.adapters.segmenters.detections import DetectionConfig, tokenizer_files
 from focusdpo.store.checkpoints import digest_files, locate, read_json
 
 if TYPE_CHECKING:
