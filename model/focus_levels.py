@@ -263,7 +263,7 @@ def _measure_level(
     backbone: Backbone, level: _Level, focus: FocusConfig, premise: PremiseConfig
 ) -> dict[Place | None, NDArray[np.float64]]:
     """(M, B, V) for the configured features (key None) and for each place."""
-    found: dict[Place | None, NDArray[np.float64]] = {
+    values: dict[Place | None, NDArray[np.float64]] = {
         None: level.values(level.predict(backbone, focus.features), focus)
     }
     blocks = block_names(backbone.transformer)
@@ -272,8 +272,8 @@ def _measure_level(
         prediction = level.predict(backbone, features)
         reading = focus.model_copy(update={"features": features})
         for index, block in enumerate(blocks):
-            found[kind, block] = level.values(only_block(prediction, index), reading)
-    return found
+            values[kind, block] = level.values(only_block(prediction, index), reading)
+    return values
 
 
 @torch.no_grad()
@@ -302,7 +302,7 @@ def measure_premise(
         done += len(batch)
         if progress:
             progress(phase, done, total, {})
-    joined = {place: np.concatenate(found, axis=1) for place, found in parts.items()}
+    joined = {place: np.concatenate(batches_of, axis=1) for place, batches_of in parts.items()}
     named = {place: dict(zip(METRICS, values, strict=True)) for place, values in joined.items()}
     configured = named.pop(None)
     return Premise(configured, {place: v for place, v in named.items() if place is not None})

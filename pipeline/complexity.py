@@ -121,8 +121,8 @@ def histogram_entropy(
     bin_HW = np.clip((blurred * bins).astype(np.intp), 0, bins - 1)
     size = int((2 * _half_widths(radius, window) + 1).sum())
     entropy = np.full(luma_HW.shape, np.log(size))
-    for one in np.unique(bin_HW):  # log(size) - sum of n log(n) / size
-        count = window_counts(bin_HW == one, radius, window)
+    for level in np.unique(bin_HW):  # log(size) - sum of n log(n) / size
+        count = window_counts(bin_HW == level, radius, window)
         entropy -= special.xlogy(count, count) / size
     return entropy
 

@@ -89,12 +89,12 @@ def describe(
     seen = [i for i in instances if i.mask is not None]
     records = []
     for part in chunks(seen, config.batch):
-        said = captioner.caption(
+        answers = captioner.caption(
             [images(image_of[i.candidate_id]) for i in part],
             [read_mask(images, i.mask) for i in part if i.mask is not None],
             [i.class_name for i in part],
         )
-        for instance, words in zip(part, said, strict=True):
+        for instance, words in zip(part, answers, strict=True):
             caption = without_appearance(words, instance.class_name, config.max_words)
             records.append(Described(instance=instance, caption=caption))
     log.info("describe: %d instances", len(records))
@@ -109,8 +109,8 @@ def without_appearance(caption: str, class_name: str, max_words: int = 12) -> st
     does not hold it, or holds nothing else, becomes the class name.
     """
     name = class_name.lower()
-    before, found, after = _split_at(caption.lower(), name)
-    if not found:
+    before, is_named, after = _split_at(caption.lower(), name)
+    if not is_named:
         return class_name
     lead: list[str] = []
     for word in _without_looks(before):

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from focusdpo.data_schemas.reviews import Decision, Review
+from focusdpo.data_schemas.pairs import Decision, Review
 from focusdpo.pipeline.audit import Judged, standing, verdict_of
 
 PREFERENCE: Mapping[Decision, int] = {"accept": 1, "reject": 0, "swap": -1}
@@ -80,11 +80,11 @@ class Statistics:
 def statistics(reviews: Sequence[Review]) -> Statistics:
     """All figures of an audit."""
     held = standing(reviews)
-    counted = [one for by in held.values() for one in by.values()]
+    counted = [review for by in held.values() for review in by.values()]
     reviewers: dict[str, Counter[str]] = {}
-    for one in counted:
-        reviewers.setdefault(one.reviewer, Counter())[one.decision] += 1
-    units = [[one.decision for one in by.values()] for by in held.values()]
+    for review in counted:
+        reviewers.setdefault(review.reviewer, Counter())[review.decision] += 1
+    units = [[review.decision for review in by.values()] for by in held.values()]
     verdicts = Counter(str(verdict_of(unit)) for unit in units)
     return Statistics(
         decisions=len(reviews),
@@ -96,7 +96,7 @@ def statistics(reviews: Sequence[Review]) -> Statistics:
         alpha=krippendorff_alpha(units),
         between=between(held),
         scorers=with_scorers(counted),
-        scorers_blind=with_scorers([one for one in counted if one.blind]),
+        scorers_blind=with_scorers([review for review in counted if review.blind]),
     )
 
 
@@ -111,7 +111,7 @@ def between(held: Mapping[Judged, Mapping[str, Review]]) -> list[PairOfReviewers
             a=a,
             b=b,
             pairs=len(labels),
-            agreement=sum(one == other for one, other in labels) / len(labels),
+            agreement=sum(first == second for first, second in labels) / len(labels),
             kappa=cohen_kappa(labels),
         )
         for (a, b), labels in sorted(both.items())
@@ -160,7 +160,7 @@ def krippendorff_alpha(units: Iterable[Sequence[str]]) -> float | None:
 
 def with_scorers(reviews: Sequence[Review]) -> WithScorers:
     """Decisions that count, beside what the scorers say of the same pairs."""
-    counts = Counter(one.decision for one in reviews)
+    counts = Counter(review.decision for review in reviews)
     preferring = counts["accept"] + counts["swap"]
     share = counts["accept"] / preferring if preferring else None
     low, high = wilson(counts["accept"], preferring)
@@ -173,7 +173,8 @@ def with_scorers(reviews: Sequence[Review]) -> WithScorers:
         low=low,
         high=high,
         rank_correlation=rank_correlation(
-            [PREFERENCE[one.decision] for one in reviews], [one.margin for one in reviews]
+            [PREFERENCE[review.decision] for review in reviews],
+            [review.margin for review in reviews],
         ),
     )
 

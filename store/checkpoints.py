@@ -173,15 +173,32 @@ def require_tensors(
         for name, shape in sorted(wanted.items())
         if name in found and found[name].shape != tuple(shape)
     ]
-    problems = [
-        f"{len(names)} {kind}, first: {names[0]}"
-        for kind, names in (
-            ("tensors missing", missing),
-            ("not expected", more),
-            ("of another shape", other),
-        )
-        if names
-    ]
+    _refuse(missing, more, other, field, what)
+
+
+def load_whole(cls: Any, folder: Path, field: str, *, exact: bool = True, **settings: Any) -> Any:
+    """A transformers model from a folder of safetensors. UserError for tensors that are missing, of
+    another shape or, if `exact`, not expected."""
+    model, about = cls.from_pretrained(
+        folder,
+        local_files_only=True,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # refused below, by name
+        **settings,
+    )
+    missing, more, other = (
+        sorted(map(str, about[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")
+    )
+    _refuse(missing, more if exact else [], other, field, f"{cls.__name__} in {folder}")
+    return model
+
+
+def _refuse(
+    missing: Sequence[str], more: Sequence[str], other: Sequence[str], field: str, what: str
+) -> None:
+    kinds = {"tensors missing": missing, "not expected": more, "of another shape": other}
+    problems = [f"{len(n)} {kind}, first: {n[0]}" for kind, n in kinds.items() if n]
     if problems:
         raise UserError(f"{field}: not the weights of {what}: {'; '.join(problems)}")
 
@@ -272,24 +289,13 @@ def check_part(
     variant: str | None = None,
     *,
     unread: Sequence[str] = (),
+    also: Sequence[str] = (),
 ) -> str:
     """A line on one model of a pipeline: its class `kind` and its size. UserError for another
-    class, and as of `check_tensors`."""
-    require_class(folder, kind, field)
-    return check_tensors(folder, kind, field, variant, unread=unread)
-
-
-def check_tensors(
-    folder: Path,
-    kind: str,
-    field: str,
-    variant: str | None = None,
-    *,
-    unread: Sequence[str] = (),
-) -> str:
-    """A line on weights that are those of a model of class `kind` with this folder's config.
-    UserError for missing files, a pickle, a file that was cut off, and tensors that are missing,
-    unexpected or of another shape; those with a part of `unread` in their names do not count."""
+    class than this or `also`, missing files, a pickle, a file that was cut off, and tensors that
+    are missing, unexpected or of another shape; those with a part of `unread` in their names do not
+    count."""
+    require_class(folder, (kind, *also), field)
     files = part_files(folder, field, variant)
     found = read_headers(files, field)
     # Text and vision encoders are stored under names and with buffers that changed over time.

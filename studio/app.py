@@ -49,7 +49,7 @@ def create_app(config: StudioConfig) -> Starlette:
     config.check()
     keys = Keys(config)
     modules = [importlib.import_module(f"focusdpo.studio.{name}") for name in MODULES]
-    routes: list[BaseRoute] = [route for one in modules for route in one.routes()]
+    routes: list[BaseRoute] = [route for module in modules for route in module.routes()]
     app = Starlette(
         routes=routes,
         middleware=[
@@ -60,7 +60,9 @@ def create_app(config: StudioConfig) -> Starlette:
     )
     app.state.keys = keys
     app.state.studio = Studio(config)
-    app.state.templates = views.environment(tuple(item for one in modules for item in one.NAV))
+    app.state.templates = views.environment(
+        tuple(item for module in modules for item in module.NAV)
+    )
     return app
 
 

@@ -126,7 +126,7 @@ class Keys:
         self._sessions.pop(session, None)
 
     def knows(self, session: str) -> bool:
-        return any(same(session, one) for one in self._sessions)
+        return any(same(session, known) for known in self._sessions)
 
 
 def same(left: str, right: str) -> bool:
@@ -188,16 +188,16 @@ class Guard:
             )
         if scope["path"] == "/login":  # what it sends is the secret itself
             return None, receive
-        told = headers.get(CSRF_HEADER)
-        if told is None and headers.get("content-type", "").startswith(
+        sent = headers.get(CSRF_HEADER)
+        if sent is None and headers.get("content-type", "").startswith(
             "application/x-www-form-urlencoded"
         ):
             body = await _body(receive, LARGEST_FORM)
             if body is None:
                 return PlainTextResponse("The form is too large.\n", 413), receive
-            told = _field(body)
+            sent = _field(body)
             receive = _again(body)
-        if told is None or not same(told, self._keys.csrf):
+        if sent is None or not same(sent, self._keys.csrf):
             return (
                 PlainTextResponse(
                     "This page is from before the studio was started anew. Load it again and "

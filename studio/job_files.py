@@ -165,7 +165,7 @@ class Jobs:
         """All jobs, newest first."""
         if not self._folder.is_dir():
             return []
-        names = sorted((one.name for one in self._folder.iterdir()), reverse=True)
+        names = sorted((place.name for place in self._folder.iterdir()), reverse=True)
         return [
             self.get(name, logs=logs)
             for name in names
@@ -214,13 +214,13 @@ class Jobs:
 
 def progress_of(log: str) -> list[Progress]:
     """Each phase's last count, in the order in which they began."""
-    found: dict[str, Progress] = {}
+    phases: dict[str, Progress] = {}
     for line in log.splitlines():
         match = PROGRESS.fullmatch(line.strip())
         if match:
             phase, done, total, figures = match.groups()
-            found[phase] = Progress(phase, int(done), int(total), figures or "")
-    return list(found.values())
+            phases[phase] = Progress(phase, int(done), int(total), figures or "")
+    return list(phases.values())
 
 
 def _read(path: Path) -> dict[str, Any]:

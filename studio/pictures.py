@@ -44,10 +44,10 @@ class Kept:
     def get(self, key: tuple[object, ...], make: Callable[[], Encoded]) -> Encoded:
         """The picture under a key that says all that its bytes depend on."""
         with self._lock:
-            found = self._pictures.get(key)
-            if found is not None:
+            kept = self._pictures.get(key)
+            if kept is not None:
                 self._pictures.move_to_end(key)
-                return found
+                return kept
         made = make()
         with self._lock:
             if key not in self._pictures:
@@ -80,8 +80,8 @@ def encode(image: Array, largest: int | None = None) -> Encoded:
 def side_by_side(left: Array, right: Array, side: int) -> Encoded:
     """Two pictures in one, each at most `side`, with a thin gap."""
     both = [_shrunk(left, side), _shrunk(right, side)]
-    height = max(one.shape[0] for one in both)
-    width = sum(one.shape[1] for one in both) + GAP
+    height = max(picture.shape[0] for picture in both)
+    width = sum(picture.shape[1] for picture in both) + GAP
     sheet = np.full((height, width, 3), 255, np.uint8)
     sheet[: both[0].shape[0], : both[0].shape[1]] = both[0]
     sheet[: both[1].shape[0], width - both[1].shape[1] :] = both[1]

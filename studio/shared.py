@@ -20,8 +20,7 @@ from focusdpo.store.artefacts import Store
 from focusdpo.store.manifests import latest_id
 from focusdpo.store.roots import HEADER, files_of
 from focusdpo.studio.config import StudioConfig, drafts_folder, jobs_folder
-from focusdpo.studio.draft_masks import Instances
-from focusdpo.studio.drafts import Drafts
+from focusdpo.studio.drafts import Drafts, Instances
 from focusdpo.studio.focus_maps import FocusWorker
 from focusdpo.studio.job_files import Jobs
 from focusdpo.studio.pictures import Kept
@@ -125,12 +124,12 @@ class Studio:
 
     def runs(self) -> Found:
         """Training runs, evaluations and exports: a page with many pictures looks once."""
-        when, found = self._runs
+        when, runs = self._runs
         now = time.monotonic()
-        if found is None or now - when > LOOK_AGAIN:
-            found = find_runs(self.config)
-            self._runs = (now, found)
-        return found
+        if runs is None or now - when > LOOK_AGAIN:
+            runs = find_runs(self.config)
+            self._runs = (now, runs)
+        return runs
 
     def audit(self, store: Store) -> Audit:
         """The root's reviews; what was read once is not read again."""

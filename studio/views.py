@@ -258,8 +258,8 @@ async def on_http_error(request: Request, error: Exception) -> Response:
 
 def _asset_tag() -> str:
     """Changes with the static files, so that browsers may keep them."""
-    found = hashlib.blake2b(digest_size=6)
+    hashed = hashlib.blake2b(digest_size=6)
     folder = resources.files("focusdpo.studio") / "static"
-    for one in sorted(folder.iterdir(), key=lambda one: one.name):
-        found.update(one.read_bytes())
-    return found.hexdigest()
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):
+        hashed.update(file.read_bytes())
+    return hashed.hexdigest()

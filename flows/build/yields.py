@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from focusdpo.data_schemas.pairs import Pair, Reject
-from focusdpo.data_schemas.reviews import ReviewedPair
+from focusdpo.data_schemas.pairs import Pair, Reject, ReviewedPair
 from focusdpo.data_schemas.scenes import Scene
 from focusdpo.data_schemas.shards import SAMPLE_VERSION, IndexRow
 from focusdpo.flows.config import BuildRun

@@ -125,7 +125,7 @@ def _figure(value: float | None) -> str:
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
-    from focusdpo.data_schemas.reviews import Review
+    from focusdpo.data_schemas.pairs import Review
 
     sink = io.StringIO()
     writer = csv.DictWriter(sink, list(Review.__dataclass_fields__), lineterminator="\n")

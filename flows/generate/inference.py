@@ -78,8 +78,8 @@ class Generator:
         made = []
         for seed in seeds:
             (pixels,) = generator.generate([about.prompt], [shown], [seed])
-            one = about.model_copy(update={"seeds": (seed,)})
-            made.append(Painted(PillowImage.fromarray(pixels), one))
+            own = about.model_copy(update={"seeds": (seed,)})
+            made.append(Painted(PillowImage.fromarray(pixels), own))
         return made
 
     def about(
@@ -110,8 +110,8 @@ class Generator:
         config = self.run.ingest
 
         def find(image: Image) -> Mask | None:
-            (found,) = build_part(self.run.family, "segmenter").segment([image], [(word,)])
-            return found[0].mask if found else None
+            (detections,) = build_part(self.run.family, "segmenter").segment([image], [(word,)])
+            return detections[0].mask if detections else None
 
         finder = None if self.run.family == "pocket" else find
         image, mask, _ = cut_out(self.picture(file), config.size, config.tolerance, finder)
@@ -145,28 +145,30 @@ def again(
     Files that have moved are given as `references`, in order, and `adapter`. UserError for one that
     is missing or not what it was, and when the models are others than then.
     """
-    told = read_about(picture)
-    files = [str(one) for one in references] or [one.file for one in told.references]
-    if len(files) != len(told.references):
-        raise UserError(f"{picture}: was made from {len(told.references)} references; give as many")
-    run = resolve(GenerateRun, {**told.settings, "preset": "pocket"})
-    where = told.adapter if adapter is None else adapter
-    if adapter is not None and told.adapter_digest is None:
+    about = read_about(picture)
+    files = [str(file) for file in references] or [file.file for file in about.references]
+    if len(files) != len(about.references):
+        raise UserError(
+            f"{picture}: was made from {len(about.references)} references; give as many"
+        )
+    run = resolve(GenerateRun, {**about.settings, "preset": "pocket"})
+    where = about.adapter if adapter is None else adapter
+    if adapter is not None and about.adapter_digest is None:
         raise UserError(f"{picture}: was made without an adapter; leave --adapter out")
     generator = Generator(run, where)
-    subjects = list(zip(files, told.class_names, strict=True))
-    now = generator.about(told.prompt, subjects, told.seeds)
-    for before, found in zip(told.references, now.references, strict=True):
-        if before.sha256 != found.sha256:
-            raise UserError(f"{found.file}: not the picture that {picture} was made from")
-    if now.adapter_digest != told.adapter_digest:
+    subjects = list(zip(files, about.class_names, strict=True))
+    now = generator.about(about.prompt, subjects, about.seeds)
+    for before, reference in zip(about.references, now.references, strict=True):
+        if before.sha256 != reference.sha256:
+            raise UserError(f"{reference.file}: not the picture that {picture} was made from")
+    if now.adapter_digest != about.adapter_digest:
         raise UserError(f"{where}: not the adapter that {picture} was made with")
-    if now.fingerprint != told.fingerprint:
+    if now.fingerprint != about.fingerprint:
         raise UserError(f"{picture}: was made by other models than the settings name here")
-    if now.version != told.version:
-        log.warning("%s: made by focusdpo %s, this is %s", picture, told.version, now.version)
-    made = sheet(generator(told.prompt, subjects, told.seeds), told.columns)
-    return Painted(made.image, told)
+    if now.version != about.version:
+        log.warning("%s: made by focusdpo %s, this is %s", picture, about.version, now.version)
+    made = sheet(generator(about.prompt, subjects, about.seeds), about.columns)
+    return Painted(made.image, about)
 
 
 def check_word(word: str, classes: frozenset[str] | None) -> None:
@@ -204,7 +206,7 @@ def adapter_digest(folder: str | Path) -> str:
         raise UserError(
             f"{folder}: holds no adapter (*.safetensors); give a folder that train wrote"
         )
-    return hashlib.sha256("".join(file_digest(one) for one in files).encode()).hexdigest()
+    return hashlib.sha256("".join(file_digest(file) for file in files).encode()).hexdigest()
 
 
 def file_digest(path: str | Path) -> str:

@@ -50,9 +50,9 @@ class About(StrictModel):
 
     def as_made(self) -> dict[str, Any]:
         """What two pictures must share to be the same; where files lay does not matter."""
-        told = self.model_dump(mode="json", exclude={"adapter", "preset"})
-        told["references"] = [one.sha256 for one in self.references]
-        return told
+        values = self.model_dump(mode="json", exclude={"adapter", "preset"})
+        values["references"] = [reference.sha256 for reference in self.references]
+        return values
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +91,8 @@ def sheet(pictures: Sequence[Painted], columns: int | None = None) -> Painted:
     if len(pictures) == 1:
         return pictures[0]
     columns = min(columns or 8, len(pictures))
-    arrays = [np.asarray(one.image, dtype=np.uint8) for one in pictures]
-    seeds = tuple(seed for one in pictures for seed in one.about.seeds)
+    arrays = [np.asarray(picture.image, dtype=np.uint8) for picture in pictures]
+    seeds = tuple(seed for picture in pictures for seed in picture.about.seeds)
     about = pictures[0].about.model_copy(update={"seeds": seeds, "columns": columns})
     return Painted(contact_sheet(arrays, columns=columns), about)
 
@@ -107,15 +107,17 @@ def read_about(path: str | Path) -> About:
         raise UserError(f"{path}: no such file") from error
     except (*DECODE_ERRORS, PillowImage.DecompressionBombError) as error:
         raise UserError(f"{path}: not a readable PNG ({error})") from error
-    told = {name.removeprefix(PREFIX): one for name, one in text.items() if name.startswith(PREFIX)}
-    if not told:
+    fields = {
+        name.removeprefix(PREFIX): value for name, value in text.items() if name.startswith(PREFIX)
+    }
+    if not fields:
         raise UserError(f"{path}: tells nothing of its making; it is not from `focusdpo generate`")
     words = {
-        name for name, one in About.model_fields.items() if one.annotation in (str, str | None)
+        name for name, field in About.model_fields.items() if field.annotation in (str, str | None)
     }
     try:
         return About.model_validate(
-            {name: one if name in words else json.loads(one) for name, one in told.items()}
+            {name: value if name in words else json.loads(value) for name, value in fields.items()}
         )
     except (ValidationError, ValueError) as error:
         raise UserError(

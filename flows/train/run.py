@@ -20,7 +20,7 @@ from focusdpo.store.outputs import Output, opened
 from focusdpo.store.versions import open_version
 
 if TYPE_CHECKING:  # torch is loaded when a run starts
-    from focusdpo.model.training.reference_errors import ReferenceErrors
+    from focusdpo.model.training.steps import ReferenceErrors
 
 log = logging.getLogger(__name__)
 

@@ -76,10 +76,10 @@ class QwenPrompts:
                 f"a prompt takes {count} tokens, at most {self._max_tokens} are read "
                 f"(models.backbone.text_tokens): {text!r}"
             )
-        found = self._tokenizer(
+        padded = self._tokenizer(
             chat, return_tensors="pt", padding="max_length", max_length=self._max_tokens
         )
-        return found["input_ids"], found["attention_mask"]
+        return padded["input_ids"], padded["attention_mask"]
 
     def _states(self, ids: Tensor, mask: Tensor) -> Tensor:
         output = self._encoder(

@@ -49,7 +49,7 @@ _TEMPLATE = "chat_template.jinja"
 
 
 @dataclass(frozen=True)
-class Found:
+class Checkpoint:
     """What a checkpoint's JSON says."""
 
     folder: Path
@@ -70,11 +70,10 @@ def checks(config: Flux2KleinConfig) -> dict[str, Callable[[], str]]:
     """Rows of `focusdpo doctor`, without loading weights."""
 
     def layout() -> str:
-        found = inspect(config)
-        kind = "distilled, 4 steps" if found.is_distilled else "base"
-        return (
-            f"{found.folder}: FLUX.2 Klein ({kind}), {found.num_double} + {found.num_single} blocks"
-        )
+        checkpoint = inspect(config)
+        kind = "distilled, 4 steps" if checkpoint.is_distilled else "base"
+        blocks = f"{checkpoint.num_double} + {checkpoint.num_single} blocks"
+        return f"{checkpoint.folder}: FLUX.2 Klein ({kind}), {blocks}"
 
     rows: dict[str, Callable[[], str]] = {"pipeline": layout}
     return rows | {name: partial(_check_weights, config, name) for name in PARTS}
@@ -86,17 +85,17 @@ def _check_weights(config: Flux2KleinConfig, name: str) -> str:
 
 def fingerprint(config: Flux2KleinConfig) -> str:
     """Hash of weights, tokeniser, schedule and settings; loads no model."""
-    found = inspect(config)
-    folder = found.folder
+    checkpoint = inspect(config)
+    folder = checkpoint.folder
     files = [file for name in PARTS for file in weight_files(folder / name, FIELD)]
     files += [folder / name / "config.json" for name in PARTS]
     files += [folder / "scheduler" / "scheduler_config.json"]
     tokenizer = (folder / "tokenizer" / name for name in (*_TOKENIZER, _TEMPLATE))
     files += [file for file in tokenizer if file.is_file()]
-    return digest_files(files, config.result_settings(), f"distilled {found.is_distilled}")
+    return digest_files(files, config.result_settings(), f"distilled {checkpoint.is_distilled}")
 
 
-def inspect(config: Flux2KleinConfig) -> Found:
+def inspect(config: Flux2KleinConfig) -> Checkpoint:
     """The checkpoint's JSON, checked against the settings. UserError for another pipeline, missing
     parts, and sizes or layers that do not fit."""
     folder = locate(config.base, FIELD)
@@ -112,7 +111,7 @@ def inspect(config: Flux2KleinConfig) -> Found:
     _check_widths(config, folder, transformer, vae, text)
     check_blocks(config.blocks, transformer)
     sides = {"image_size": config.image_size, "reference_size": (config.reference_size,)}
-    return Found(
+    return Checkpoint(
         folder=folder,
         is_distilled=bool(read_json(folder / "model_index.json", FIELD).get("is_distilled")),
         num_double=transformer["num_layers"],
@@ -168,9 +167,9 @@ def build(config: Flux2KleinConfig, device: str) -> Flux2KleinBackbone:
 
     for check in checks(config).values():
         check()
-    found = inspect(config)
-    _require_memory(config, found.folder, device)
-    folder, steps = found.folder, config.steps or (4 if found.is_distilled else 50)
+    checkpoint = inspect(config)
+    _require_memory(config, checkpoint.folder, device)
+    folder, steps = checkpoint.folder, config.steps or (4 if checkpoint.is_distilled else 50)
     transformer, autoencoder = _load_models(config, folder, device)
     return Flux2KleinBackbone(
         transformer,
@@ -179,11 +178,11 @@ def build(config: Flux2KleinConfig, device: str) -> Flux2KleinBackbone:
         FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
         image_size=config.image_size,
         reference_size=(config.reference_size,) * 2,
-        default_blocks=config.blocks or middle_blocks(found.num_double),
-        token_pixels=found.token_pixels,
+        default_blocks=config.blocks or middle_blocks(checkpoint.num_double),
+        token_pixels=checkpoint.token_pixels,
         sampling=SamplingConfig(
             steps=steps,
-            guidance=1.0 if found.is_distilled else config.guidance,
+            guidance=1.0 if checkpoint.is_distilled else config.guidance,
             strength=config.strength,
         ),
         fingerprint=fingerprint(config),

@@ -67,9 +67,9 @@ def _check_pipeline(config: FluxUnoConfig) -> str:
     require_class(base, "FluxPipeline", BASE)
     index = read_json(base / "model_index.json", BASE)
     for name, wanted in MODELS.items():
-        found = (index.get(name) or [None, None])[1]
-        if found != wanted:
-            raise UserError(f"{BASE}: {base}/model_index.json: {name} is {found}, not {wanted}")
+        named = (index.get(name) or [None, None])[1]
+        if named != wanted:
+            raise UserError(f"{BASE}: {base}/model_index.json: {name} is {named}, not {wanted}")
     require_class(base / "scheduler", "FlowMatchEulerDiscreteScheduler", BASE)
     about = read_json(base / "transformer" / "config.json", BASE)
     kind = "guidance-distilled (dev)" if about.get("guidance_embeds") else "no guidance (schnell)"
@@ -144,12 +144,12 @@ def sources(config: FluxUnoConfig) -> list[tuple[str, str, list[str] | None]]:
     """What `focusdpo fetch` downloads; the single-file weights at FLUX.1's root (24 GB more) are
     left there."""
     folders = [f"{name}/*" for name in (*MODELS, *TOKENISERS, "scheduler")]
-    found: list[tuple[str, str, list[str] | None]] = [
+    sources: list[tuple[str, str, list[str] | None]] = [
         (BASE, config.base, ["model_index.json", *folders])
     ]
     if config.uno is not None:
-        found.append((UNO, config.uno, [FILE]))
-    return found
+        sources.append((UNO, config.uno, [FILE]))
+    return sources
 
 
 def fingerprint(config: FluxUnoConfig) -> str:
@@ -270,7 +270,7 @@ def _prompts(config: FluxUnoConfig, base: Path, device: str) -> FluxPrompts:
 def _small_files(base: Path) -> list[str]:
     """Configs, schedule and tokenisers as text: small, and each changes results."""
     names = [f"{name}/config.json" for name in MODELS] + ["scheduler/scheduler_config.json"]
-    found = [base / name for name in names]
+    files = [base / name for name in names]
     for name in TOKENISERS:
-        found += sorted(f for f in (base / name).glob("*") if f.is_file())
-    return [digest_files([file], file.name) for file in found if file.is_file()]
+        files += sorted(f for f in (base / name).glob("*") if f.is_file())
+    return [digest_files([file], file.name) for file in files if file.is_file()]

@@ -66,14 +66,14 @@ class FluxPrompts:
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> Prompts:
         """Embeddings (B, T, D) and pooled (B, P) on the device, in the encoders' own type."""
-        found = {text: known for text in set(prompts) if (known := self._known(text)) is not None}
-        missing = [text for text in dict.fromkeys(prompts) if text not in found]
+        encoded = {text: known for text in set(prompts) if (known := self._known(text)) is not None}
+        missing = [text for text in dict.fromkeys(prompts) if text not in encoded]
         if missing:
             with lent(self._device, self._clip, self._t5, back=self._offload):
-                found |= {text: self._encode(text) for text in missing}
+                encoded |= {text: self._encode(text) for text in missing}
             for text in missing:
-                self._store(text, *found[text])
-        embeds, pooled = zip(*(found[text] for text in prompts), strict=True)
+                self._store(text, *encoded[text])
+        embeds, pooled = zip(*(encoded[text] for text in prompts), strict=True)
         return Prompts(torch.cat(embeds).to(self._device), torch.cat(pooled).to(self._device))
 
     def _encode(self, text: str) -> tuple[Tensor, Tensor]:
@@ -249,8 +249,8 @@ def frame(
     masks = F.interpolate(masks, (rows, cols), mode="bilinear", antialias=True)
     pixels = ((images_BCHW.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255)
     shrunk = [
-        np.asarray(Image.fromarray(one).resize((cols, rows), Image.Resampling.LANCZOS))
-        for one in pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+        np.asarray(Image.fromarray(picture).resize((cols, rows), Image.Resampling.LANCZOS))
+        for picture in pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
     ]
     images = torch.from_numpy(np.stack(shrunk)).permute(0, 3, 1, 2).float() / 127.5 - 1
     return images.to(images_BCHW.device)[cut], masks[:, 0][cut]

@@ -162,8 +162,8 @@ class SdxlBackbone:
             return Prediction(pack(output), *reader.image_keys(reads, layout, self.grid))
         # After the policy's pass: under autocast, casts made before it without gradient would be
         # kept, and the policy's weights cut off.
-        found = self._reference_features(reader, sigma_B, prompts, references)
-        return Prediction(pack(output), reader.places(reads, layout, self.grid), found)
+        features = self._reference_features(reader, sigma_B, prompts, references)
+        return Prediction(pack(output), reader.places(reads, layout, self.grid), features)
 
     def _reader(self, capture: FeatureConfig) -> FeatureReader:
         core = unwrap(self.transformer)

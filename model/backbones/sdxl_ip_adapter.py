@@ -15,7 +15,6 @@ from focusdpo.model.backbones.sdxl_config import ENCODER, PLUS, SdxlIpAdapterCon
 from focusdpo.store.checkpoints import (
     TensorInfo,
     check_part,
-    check_tensors,
     digest_files,
     locate,
     num_weights,
@@ -48,17 +47,17 @@ def cross_attention_widths(unet: Mapping[str, Any]) -> list[int]:
     levels = len(widths)
     layers = _each(unet.get("layers_per_block", 2), levels)
     depth = _each(unet.get("transformer_layers_per_block", 1), levels)
-    found: list[int] = []
+    attentions: list[int] = []
     for i, kind in enumerate(unet["down_block_types"]):
         if "CrossAttn" in kind:
-            found += [widths[i]] * layers[i] * depth[i]
+            attentions += [widths[i]] * layers[i] * depth[i]
     for i, kind in enumerate(unet["up_block_types"]):
         if "CrossAttn" in kind:
             at = levels - 1 - i
-            found += [widths[at]] * (layers[at] + 1) * depth[at]
+            attentions += [widths[at]] * (layers[at] + 1) * depth[at]
     if "CrossAttn" in (unet.get("mid_block_type") or "UNetMidBlock2DCrossAttn"):
-        found += [widths[-1]] * depth[-1]
-    return found
+        attentions += [widths[-1]] * depth[-1]
+    return attentions
 
 
 def image_keys(unet: Mapping[str, Any]) -> Shapes:
@@ -72,13 +71,13 @@ def image_keys(unet: Mapping[str, Any]) -> Shapes:
 
 
 def plus_resampler(
-    found: Mapping[str, TensorInfo], outside: int, inside: int, path: Path, field: str
+    header: Mapping[str, TensorInfo], outside: int, inside: int, path: Path, field: str
 ) -> tuple[Shapes, int]:
     """`image_proj.*` of IP-Adapter-Plus and how many image tokens it makes, from the sizes of its
     learned queries; `inside` is CLIP's width, `outside` the UNet's.
 
     UserError for the other IP-Adapters and for one of another CLIP or another UNet."""
-    names = {name.removeprefix("image_proj.") for name in found}
+    names = {name.removeprefix("image_proj.") for name in header}
     if "latents" not in names:
         other = "the IP-Adapter without Plus" if "proj.weight" in names else "no IP-Adapter-Plus"
         if "perceiver_resampler.proj_in.weight" in names or "proj.0.weight" in names:
@@ -86,20 +85,20 @@ def plus_resampler(
         raise UserError(
             f"{field}: {path} is {other}; ip-adapter-plus_sdxl_vit-h.safetensors is expected"
         )
-    _, queries, wide = found["image_proj.latents"].shape
-    reads = found.get("image_proj.proj_in.weight")
+    _, queries, wide = header["image_proj.latents"].shape
+    reads = header.get("image_proj.proj_in.weight")
     if reads is not None and reads.shape[1] != inside:
         raise UserError(
             f"{field}: {path} reads {reads.shape[1]} channels, the image encoder gives {inside}; "
             "IP-Adapter-Plus vit-h belongs to models/image_encoder (ViT-H, 1280)"
         )
-    writes = found.get("image_proj.proj_out.weight")
+    writes = header.get("image_proj.proj_out.weight")
     if writes is not None and writes.shape[0] != outside:
         raise UserError(
             f"{field}: {path} writes {writes.shape[0]} channels, the UNet reads {outside}: it is "
             "an adapter for another base (768: Stable Diffusion 1.5)"
         )
-    first = found.get("image_proj.layers.0.0.to_q.weight")
+    first = header.get("image_proj.layers.0.0.to_q.weight")
     inner = first.shape[0] if first is not None else HEAD
     if inner % HEAD:
         raise UserError(f"{field}: {path}: its attention is {inner} wide, no multiple of {HEAD}")
@@ -190,8 +189,8 @@ def build(config: SdxlIpAdapterConfig, device: str) -> SdxlBackbone:
 
 def adapter_path(config: SdxlIpAdapterConfig) -> Path:
     """The adapter's safetensors file. UserError when it is not there."""
-    found = locate(config.adapter, _ADAPTER)
-    path = found if found.is_file() else found / config.adapter_file
+    source = locate(config.adapter, _ADAPTER)
+    path = source if source.is_file() else source / config.adapter_file
     if path.is_file():
         return path
     pickle = path.with_suffix(".bin")
@@ -201,7 +200,7 @@ def adapter_path(config: SdxlIpAdapterConfig) -> Path:
             f"expected: `hf download h94/IP-Adapter {PLUS}`"
         )
     raise UserError(
-        f"{_ADAPTER}: {found} lacks {config.adapter_file}: "
+        f"{_ADAPTER}: {source} lacks {config.adapter_file}: "
         f"`hf download h94/IP-Adapter {PLUS} --local-dir DIR`"
     )
 
@@ -301,12 +300,14 @@ def _check_schedule(config: SdxlIpAdapterConfig) -> str:
 
 def _check_adapter(config: SdxlIpAdapterConfig) -> str:
     path, about = adapter_path(config), unet_config(config)
-    found = read_header(path, _ADAPTER)
+    header = read_header(path, _ADAPTER)
     inside = _encoder_config(config)["hidden_size"]
-    resampler, queries = plus_resampler(found, about["cross_attention_dim"], inside, path, _ADAPTER)
+    resampler, queries = plus_resampler(
+        header, about["cross_attention_dim"], inside, path, _ADAPTER
+    )
     wanted = resampler | image_keys(about)
-    require_tensors(found, wanted, _ADAPTER, "IP-Adapter-Plus for this UNet")
-    weights = f"{num_weights(found) / 1e6:.1f} M weights"
+    require_tensors(header, wanted, _ADAPTER, "IP-Adapter-Plus for this UNet")
+    weights = f"{num_weights(header) / 1e6:.1f} M weights"
     return f"{queries} image tokens, {len(image_keys(about)) // 2} attentions, {weights}"
 
 
@@ -319,7 +320,7 @@ def _encoder_config(config: SdxlIpAdapterConfig) -> dict[str, Any]:
 
 def _check_encoder(config: SdxlIpAdapterConfig) -> str:
     about, folder = _encoder_config(config), encoder_folder(config)
-    line = check_tensors(folder, "CLIPVisionModelWithProjection", _ENCODER)
+    line = check_part(folder, "CLIPVisionModelWithProjection", _ENCODER, also=("CLIPModel",))
     return f"{line}, {about['hidden_size']} channels at {about['image_size']} pixels"
 
 

@@ -22,6 +22,7 @@ from focusdpo.pipeline.score import crop_on_white
 from focusdpo.pipeline.stage import chunks
 from focusdpo.store.checkpoints import (
     digest_files,
+    load_whole,
     locate,
     read_headers,
     read_json,
@@ -140,11 +141,11 @@ class VlmCaptioner:
     ) -> list[str]:
         """What the model says of each masked instance on white, one line; appearance is not yet
         taken out."""
-        said: list[str] = []
+        answers: list[str] = []
         items = list(zip(images, masks, class_names, strict=True))
         for part in chunks(items, self._config.batch):
-            said += self._answers(part)
-        return said
+            answers += self._answers(part)
+        return answers
 
     def inputs(self, items: Sequence[tuple[Image, Mask, str]]) -> dict[str, torch.Tensor]:
         """What the model is given; prompts of a batch are padded on the left."""
@@ -183,8 +184,8 @@ class VlmCaptioner:
                 max_new_tokens=self._config.max_tokens,
             )
         answers = tokens[:, given["input_ids"].shape[1] :]
-        said = self.processor.batch_decode(answers, skip_special_tokens=True)
-        return [" ".join(words.split()) for words in said]
+        texts = self.processor.batch_decode(answers, skip_special_tokens=True)
+        return [" ".join(words.split()) for words in texts]
 
     def _prompt(self, class_name: str) -> str:
         asked = self._config.prompt.format(class_name=class_name)
@@ -209,25 +210,7 @@ def require_whole(folder: Path) -> str:
             f"{FIELD}: {folder} holds a {config.model_type}, which does not answer about pictures; "
             "an image-text-to-text model is expected"
         )
-    _, told = AutoModelForImageTextToText.from_pretrained(
-        folder,
-        device_map="meta",
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-        use_safetensors=True,
-        local_files_only=True,
-    )
-    problems = [
-        f"{len(told[key])} {what}, first: {min(map(str, told[key]))}"
-        for key, what in (
-            ("missing_keys", "tensors missing"),
-            ("unexpected_keys", "not expected"),
-            ("mismatched_keys", "of another shape"),
-        )
-        if told[key]
-    ]
-    if problems:
-        raise UserError(f"{FIELD}: not the weights of {name}: {'; '.join(problems)}")
+    load_whole(AutoModelForImageTextToText, folder, FIELD, device_map="meta")
     return str(name)
 
 

@@ -149,8 +149,8 @@ def look(config: ClipConfig) -> ClipWeights:
 def require_whole(weights: ClipWeights) -> None:
     """UserError unless the file holds exactly the tensors of the architecture that the config
     names; made on torch's meta device, without memory."""
-    found = read_header(weights.file, FIELD)
-    require_tensors(found, expected_shapes(weights.about), FIELD, f"CLIP as {CONFIG} describes it")
+    header = read_header(weights.file, FIELD)
+    require_tensors(header, expected_shapes(weights.about), FIELD, f"CLIP as {CONFIG} describes it")
 
 
 class ClipEncoder:
@@ -198,13 +198,13 @@ class ClipEncoder:
         import torch
         import torch.nn.functional as F
 
-        found = []
+        parts = []
         with torch.inference_mode():
             for part in chunks(list(texts), self.batch):
                 tokens = self._tokenizer(list(part)).to(self.looker.device)
                 vectors = F.normalize(self.model.encode_text(tokens).float(), dim=-1)
-                found.append(vectors.cpu().numpy())
-        return np.concatenate(found) if found else np.zeros((0, 0), dtype=np.float32)
+                parts.append(vectors.cpu().numpy())
+        return np.concatenate(parts) if parts else np.zeros((0, 0), dtype=np.float32)
 
 
 def expected_shapes(about: dict[str, Any]) -> dict[str, tuple[int, ...]]:

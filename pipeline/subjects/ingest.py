@@ -82,7 +82,7 @@ def stay_inside(path: Path, folder: Path) -> None:
 
 def pictures_of(path: Path) -> list[Path]:
     """A subject's pictures by name; UserError when there is none."""
-    files = sorted(one for one in path.iterdir() if not one.name.startswith("."))
+    files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
     pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
     if not pictures:
         others = sorted(file.name for file in files if file.name != CARD)[:3]
@@ -217,7 +217,7 @@ def ingest(
         try:
             if path.name in twice:
                 raise UserError(twice[path.name])
-            found = _read_subject(path, config, known_classes, find, notes)
+            read = _read_subject(path, config, known_classes, find, notes)
         except UserError as error:
             if strict:
                 raise
@@ -225,7 +225,7 @@ def ingest(
             problems.append(Problem(subject=path.name, message=str(error), fatal=True))
         else:
             # Outside the try: what goes wrong in the store is not this subject's fault.
-            subjects.append(_put(store, found))
+            subjects.append(put_subject(store, **read._asdict()))
         problems += [Problem(subject=path.name, message=note, fatal=False) for note in notes]
     if not subjects:
         raise UserError(
@@ -245,11 +245,6 @@ def put_subject(
     licence: str = "",
 ) -> Subject:
     """Store a subject whose references are ready: images (S, S, 3) uint8, masks (S, S) bool."""
-    return _put(store, _Found(id, class_name, licence, list(pictures)))
-
-
-def _put(store: Store, found: _Found) -> Subject:
-    id, class_name, licence, pictures = found
     if not NAME.fullmatch(id):
         raise UserError(f"subject '{id}': a name has letters, digits, '-' and '_' only")
     if not pictures:

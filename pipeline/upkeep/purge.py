@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.reviews import ReviewedPair
+from focusdpo.data_schemas.pairs import ReviewedPair
 from focusdpo.data_schemas.shards import IndexRow
 from focusdpo.data_schemas.tables import to_parquet
 from focusdpo.pipeline.audit import Audit

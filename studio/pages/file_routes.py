@@ -137,7 +137,7 @@ def _with_masks(store: Store, key: str, masks: list[str], prior: str) -> picture
         image = np.repeat(image[..., None], 3, axis=2)
     if prior:
         image = pictures.focused(image, store.mask(prior))
-    drawn = [(store.mask(one), at) for at, one in enumerate(masks) if one]
+    drawn = [(store.mask(mask), at) for at, mask in enumerate(masks) if mask]
     return pictures.outlined(
         image,
         [mask for mask, _ in drawn],
@@ -162,7 +162,7 @@ def _side(query: QueryParams) -> int:
 def static(request: Request) -> Response:
     """A file of the package's folder `static`; addresses carry the files' hash."""
     name = request.path_params["name"]
-    known = {one.name: one for one in (resources.files("focusdpo.studio") / "static").iterdir()}
+    known = {file.name: file for file in (resources.files("focusdpo.studio") / "static").iterdir()}
     suffix = name.rpartition(".")[2]
     if name not in known or suffix not in KINDS:
         raise absent(f"no file '{name}'")

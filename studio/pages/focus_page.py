@@ -68,7 +68,7 @@ def strip(request: Request) -> Response:
     """One map over all noise levels, frames side by side."""
     _, row, adapter = _asked(request)
     key = _key(row, adapter)
-    phase, branch, name = (request.path_params[one] for one in ("phase", "branch", "map"))
+    phase, branch, name = (request.path_params[field] for field in ("phase", "branch", "map"))
     if phase not in PHASES or branch not in BRANCHES or name not in MAPS:
         raise absent(f"no map '{phase}/{branch}/{name}'")
     try:
@@ -101,7 +101,7 @@ def _key(row: IndexRow, adapter: RunFolder | None) -> tuple[str, ...]:
 
 
 def _changed(folder: Path) -> int:
-    return max((one.stat().st_mtime_ns for one in folder.iterdir() if one.is_file()), default=0)
+    return max((file.stat().st_mtime_ns for file in folder.iterdir() if file.is_file()), default=0)
 
 
 def routes() -> list[BaseRoute]:

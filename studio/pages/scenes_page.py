@@ -48,7 +48,7 @@ class Candidate:
     @property
     def masks(self) -> list[str]:
         """Keys of masks in the order of subjects; empty where one is missing."""
-        return [one.mask or "" for one in self.instances]
+        return [instance.mask or "" for instance in self.instances]
 
 
 @dataclass(frozen=True)
@@ -109,16 +109,16 @@ def partition(request: Request) -> Response:
 
 def scene_view(records: PartitionRecords, scene: Scene, shown: Set[str]) -> SceneView:
     """A scene's candidates, each with its disruptions below it."""
-    rejects = [one for one in records.rejects if one.scene_id == scene.id]
+    rejects = [reject for reject in records.rejects if reject.scene_id == scene.id]
     made = _Maker(records, scene, rejects, shown)
-    sampled = [one for one in records.sampled if one.scene_id == scene.id]
-    known = {one.id for one in sampled} | {
-        one.id for one in records.disrupted if one.scene_id == scene.id
+    sampled = [candidate for candidate in records.sampled if candidate.scene_id == scene.id]
+    known = {candidate.id for candidate in sampled} | {
+        candidate.id for candidate in records.disrupted if candidate.scene_id == scene.id
     }
     return SceneView(
         scene=scene,
-        candidates=tuple(made.sampled(one) for one in sampled),
-        rejects=tuple(one for one in rejects if one.candidate_id not in known),
+        candidates=tuple(made.sampled(candidate) for candidate in sampled),
+        rejects=tuple(reject for reject in rejects if reject.candidate_id not in known),
     )
 
 
@@ -130,11 +130,11 @@ class _Maker:
     shown: Set[str]
     """Ids of the pairs that the version has."""
 
-    def sampled(self, one: Sampled) -> Candidate:
+    def sampled(self, candidate: Sampled) -> Candidate:
         by_subject = {
-            found.subject_id: found
-            for found in self.records.instances
-            if found.candidate_id == one.id
+            instance.subject_id: instance
+            for instance in self.records.instances
+            if instance.candidate_id == candidate.id
         }
         places = [by_subject[name] for name in self.scene.subject_ids if name in by_subject]
         children = [
@@ -147,22 +147,22 @@ class _Maker:
                 mode=made.mode,
             )
             for made in self.records.disrupted
-            if made.parent_id == one.id
+            if made.parent_id == candidate.id
         ]
-        return self._candidate(one, "sampled", places, children=tuple(children))
+        return self._candidate(candidate, "sampled", places, children=tuple(children))
 
     def _candidate(
-        self, one: Sampled | Disrupted, kind: str, places: Sequence[Instance], **more: Any
+        self, candidate: Sampled | Disrupted, kind: str, places: Sequence[Instance], **more: Any
     ) -> Candidate:
         return Candidate(
-            id=one.id,
-            image=one.image,
+            id=candidate.id,
+            image=candidate.image,
             kind=kind,
-            seed=one.seed,
+            seed=candidate.seed,
             instances=tuple(places),
-            scored=self.records.scored.get(one.id),
-            pairs=self._pairs(one.id),
-            rejects=tuple(reject for reject in self.rejects if reject.candidate_id == one.id),
+            scored=self.records.scored.get(candidate.id),
+            pairs=self._pairs(candidate.id),
+            rejects=tuple(reject for reject in self.rejects if reject.candidate_id == candidate.id),
             **more,
         )
 
@@ -179,14 +179,16 @@ class _Maker:
 
 def pair_ids(dataset: Dataset, records: PartitionRecords) -> frozenset[str]:
     """Ids of the partition's pairs that the version has, exchanged or not."""
-    names = (name for one in records.pairs for name in (one.id, f"{one.id}{SWAPPED}"))
+    names = (name for pair in records.pairs for name in (pair.id, f"{pair.id}{SWAPPED}"))
     return frozenset(name for name in names if dataset.pairs.find(name) is not None)
 
 
 def image_size(store: Store, records: PartitionRecords) -> tuple[int, int]:
     """Width and height of the candidates, which are all of one generator; 1 x 1 without any."""
-    for one in records.sampled:
-        with Image.open(io.BytesIO(store.image_bytes(one.image)), formats=("PNG",)) as picture:
+    for candidate in records.sampled:
+        with Image.open(
+            io.BytesIO(store.image_bytes(candidate.image)), formats=("PNG",)
+        ) as picture:
             return picture.size
     return 1, 1
 

@@ -89,11 +89,13 @@ def whole_instances(prompt: Prompt, instances: Sequence[Mask], size: tuple[int, 
     mask = np.zeros(size, bool)
     places = prompt.points.astype(int).tolist()
     # What does not belong comes last, in whichever order it was pointed at.
-    for label, (x, y) in sorted(zip(prompt.labels, places, strict=True), key=lambda one: -one[0]):
-        there = [one for one in instances if one[y, x]]
+    for label, (x, y) in sorted(
+        zip(prompt.labels, places, strict=True), key=lambda instance: -instance[0]
+    ):
+        there = [instance for instance in instances if instance[y, x]]
         if not there:
             raise UserError(f"the segmenter sees no subject at {x}, {y}; use the brush")
-        smallest = min(there, key=lambda one: int(one.sum()))
+        smallest = min(there, key=lambda instance: int(instance.sum()))
         mask = mask | smallest if label == BELONGS else mask & ~smallest
     if not mask.any():
         raise UserError(
@@ -123,11 +125,11 @@ def page(request: Request) -> Response:
         request,
         "add_subject.html.j2",
         draft=draft,
-        others=[one for one in studio.drafts.list() if one.id != draft.id],
+        others=[other for other in studio.drafts.list() if other.id != draft.id],
         classes=sorted(classes or ()),
         megabytes=LARGEST_PICTURE // 2**20,
         most=studio.run.ingest.max_references,
-        told=[_as_json(draft, one) for one in draft.pictures],
+        told=[_as_json(draft, picture) for picture in draft.pictures],
     )
 
 
@@ -135,12 +137,12 @@ def editor(request: Request) -> Response:
     """The mask of one picture."""
     studio = studio_of(request)
     draft = studio.drafts.get(_draft_id(request))
-    one = _picture(draft, request)
+    picture = _picture(draft, request)
     return render(
         request,
         "mask.html.j2",
         draft=draft,
-        picture=_as_json(draft, one),
+        picture=_as_json(draft, picture),
         takes_points=takes_points(studio.run.family),
         most_points=MOST_POINTS,
     )
@@ -153,8 +155,8 @@ def file(request: Request) -> Response:
     if not FILES.fullmatch(what):
         raise absent("no such file")
     draft = studio.drafts.get(_draft_id(request))
-    one = _picture(draft, request)
-    return FileResponse(studio.drafts.file(draft.id, one.id, what), media_type="image/png")
+    picture = _picture(draft, request)
+    return FileResponse(studio.drafts.file(draft.id, picture.id, what), media_type="image/png")
 
 
 async def upload(request: Request) -> Response:
@@ -167,10 +169,12 @@ async def upload(request: Request) -> Response:
     try:
         await _receive(request, incoming, name)
         store = await run_in_threadpool(studio_of(request).store)
-        one = await run_in_threadpool(studio.drafts.add, draft, name, incoming, studio.run, store)
+        picture = await run_in_threadpool(
+            studio.drafts.add, draft, name, incoming, studio.run, store
+        )
     finally:
         incoming.unlink(missing_ok=True)
-    return JSONResponse(_as_json(studio.drafts.get(draft), one), 201)
+    return JSONResponse(_as_json(studio.drafts.get(draft), picture), 201)
 
 
 def remove(request: Request) -> Response:
@@ -239,16 +243,18 @@ async def click(request: Request) -> Response:
 
     def find() -> bytes:
         draft = studio.drafts.get(_draft_id(request))
-        one = _picture(draft, request)
-        view = decode_png(studio.drafts.file(draft.id, one.id, "view").read_bytes(), one.name)
+        picture = _picture(draft, request)
+        view = decode_png(
+            studio.drafts.file(draft.id, picture.id, "view").read_bytes(), picture.name
+        )
         prompt = read_prompt(values, view.shape[:2])
         instances = functools.partial(
-            studio.instances.of, view, f"{draft.id}/{one.id}", studio.run, draft.class_name
+            studio.instances.of, view, f"{draft.id}/{picture.id}", studio.run, draft.class_name
         )
         try:
             return encode_png(mask_at(prompt, view, studio.run.family, instances))
         except UserError as error:
-            raise UserError(f"{one.name}: {error}") from error
+            raise UserError(f"{picture.name}: {error}") from error
 
     return Response(await run_in_threadpool(find), media_type="image/png")
 
@@ -275,10 +281,10 @@ def _picture(draft: Draft, request: Request) -> DraftPicture:
         raise absent(str(error)) from error
 
 
-def _as_json(draft: Draft, one: DraftPicture) -> dict[str, Any]:
-    where = f"/add-subject/{draft.id}/{one.id}"
+def _as_json(draft: Draft, picture: DraftPicture) -> dict[str, Any]:
+    where = f"/add-subject/{draft.id}/{picture.id}"
     addresses = {"view": f"{where}/view.png", "mask": f"{where}/mask.png", "edit": where}
-    return asdict(one) | addresses
+    return asdict(picture) | addresses
 
 
 def routes() -> list[BaseRoute]:

@@ -12,7 +12,7 @@ import toy_suite
 from toy_root import Toy
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.reviews import Decision
+from focusdpo.data_schemas.pairs import Decision
 from focusdpo.flows import cli
 from focusdpo.flows.build.explain import explain
 from focusdpo.flows.build.inspection import pair_lineage

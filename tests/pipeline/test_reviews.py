@@ -22,8 +22,7 @@ from scipy.stats import spearmanr
 from stored_pairs import flat_complexity, put_pairs, put_subjects
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.pairs import Pair
-from focusdpo.data_schemas.reviews import DECISIONS, Decision, Review
+from focusdpo.data_schemas.pairs import DECISIONS, Decision, Pair, Review
 from focusdpo.pipeline import review_stats
 from focusdpo.pipeline.audit import (
     FOLDER,

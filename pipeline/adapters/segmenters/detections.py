@@ -177,12 +177,12 @@ def detections_of(boxes: Boxes, masks: Sequence[Mask]) -> list[Detection]:
 
     Confidences are rounded: past the fourth decimal they tell how a kernel adds up.
     """
-    found = [
+    detections = [
         Detection(word, mask, _box(mask), round(confidence, 4))
         for word, confidence, mask in zip(boxes.words, boxes.confidences, masks, strict=True)
         if mask.any()
     ]
-    return sorted(found, key=lambda d: (-d.confidence, d.class_name, d.box))
+    return sorted(detections, key=lambda d: (-d.confidence, d.class_name, d.box))
 
 
 def view_size(size: tuple[int, int], shorter: int, longer: int) -> tuple[int, int]:
@@ -247,9 +247,9 @@ def require_bert_tokens(tokenizer: Any, folder: Path, field: str) -> None:
     """UserError unless the tokens that part Grounding DINO's phrases have the ids it was trained
     with; a damaged vocabulary is read without complaint and would find nothing."""
     wanted = {"[CLS]": 101, "[SEP]": 102, ".": 1012, "?": 1029}
-    found = {token: tokenizer.convert_tokens_to_ids(token) for token in wanted}
-    if found != wanted:
+    numbers = {token: tokenizer.convert_tokens_to_ids(token) for token in wanted}
+    if numbers != wanted:
         raise UserError(
             f"{field}: the tokenizer in {folder} is not that of bert-base-uncased: it numbers "
-            f"{found}, expected {wanted}; download its files again"
+            f"{numbers}, expected {wanted}; download its files again"
         )

@@ -200,15 +200,15 @@ class GroundedSegmenter:
         the detector cannot read and for numbers that are not finite."""
         if len(images) != len(class_names):
             raise ValueError(f"{len(images)} images and {len(class_names)} word lists")
-        found = self.boxes(images, class_names)
+        boxes = self.boxes(images, class_names)
         masks: list[list[Mask]] = [[] for _ in images]
-        hits = [at for at, boxes in enumerate(found) if boxes.words]
+        hits = [at for at, own in enumerate(boxes) if own.words]
         for start in range(0, len(hits), self._mask_batch):
             part = hits[start : start + self._mask_batch]
-            made = self._masks([images[at] for at in part], [found[at] for at in part])
-            for at, own in zip(part, made, strict=True):
-                masks[at] = own
-        return [detections_of(boxes, own) for boxes, own in zip(found, masks, strict=True)]
+            made = self._masks([images[at] for at in part], [boxes[at] for at in part])
+            for at, of_boxes in zip(part, made, strict=True):
+                masks[at] = of_boxes
+        return [detections_of(*both) for both in zip(boxes, masks, strict=True)]
 
     def segment_points(self, image: Image, points: Points, labels: Labels) -> Mask:
         """What the points tell, as SAM's authors ask: a single point may mean several things, of
@@ -260,13 +260,13 @@ class GroundedSegmenter:
             for start in range(0, len(members), self._batch):
                 yield size, members[start : start + self._batch]
 
-    def _masks(self, images: Sequence[Image], found: Sequence[Boxes]) -> list[list[Mask]]:
+    def _masks(self, images: Sequence[Image], boxes_of_each: Sequence[Boxes]) -> list[list[Mask]]:
         """A mask for each box of each image."""
         known = self._encoded(images)
         with torch.inference_mode():
             return [
                 self._masks_of(own, boxes, image.shape[:2])
-                for own, boxes, image in zip(known, found, images, strict=True)
+                for own, boxes, image in zip(known, boxes_of_each, images, strict=True)
             ]
 
     def _encoded(self, images: Sequence[Image]) -> list[Any]:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from focusdpo.data_schemas.errors import UserError
 from focusdpo.pipeline.adapters.segmenters.detections import require_bert_tokens
 from focusdpo.pipeline.adapters.segmenters.grounded_segmenter import (
     MaskModel,
@@ -17,7 +16,7 @@ from focusdpo.pipeline.adapters.segmenters.grounded_segmenter import (
     SquareView,
     View,
 )
-from focusdpo.store.checkpoints import read_json
+from focusdpo.store.checkpoints import load_whole, read_json
 
 
 class TransformersDetector:
@@ -114,26 +113,6 @@ def load_sam(folder: Path, field: str, device: str) -> MaskModel:
     return TransformersSam2(_load(Sam2Model, folder, field, config=config).to(device))
 
 
-def _load(cls: Any, folder: Path, field: str, **more: Any) -> nn.Module:
-    model, about = cls.from_pretrained(
-        folder,
-        dtype=torch.float32,
-        local_files_only=True,
-        use_safetensors=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # told below, by name
-        **more,
-    )
-    problems = [
-        f"{len(names)} {kind}, first: {sorted(map(str, names))[0]}"
-        for kind, names in (
-            ("tensors missing", about["missing_keys"]),
-            ("not expected", about["unexpected_keys"]),
-            ("of another shape", about["mismatched_keys"]),
-        )
-        if names
-    ]
-    if problems:
-        raise UserError(f"{field}: {folder} is not a whole {cls.__name__}: {'; '.join(problems)}")
-    loaded: nn.Module = model
-    return loaded.eval().requires_grad_(False)
+def _load(cls: Any, folder: Path, field: str, **settings: Any) -> nn.Module:
+    model: nn.Module = load_whole(cls, folder, field, dtype=torch.float32, **settings)
+    return model.eval().requires_grad_(False)
