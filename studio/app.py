@@ -1,6 +1,6 @@
 """The studio: application, static files, and the web server of `focusdpo studio`.
 
-A module of pages has `NAV`, its entries of the navigation, and `routes()`; it is one line in
+A module of pages has `routes()` and may have `NAV`, entries of the navigation; it is one line in
 `MODULES`. Endpoints are plain functions, which Starlette calls in a thread.
 """
 
@@ -61,7 +61,7 @@ def create_app(config: StudioConfig) -> Starlette:
     app.state.keys = keys
     app.state.studio = Studio(config)
     app.state.templates = views.environment(
-        tuple(item for module in modules for item in module.NAV)
+        tuple(item for module in modules for item in getattr(module, "NAV", ()))
     )
     return app
 

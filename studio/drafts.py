@@ -49,6 +49,7 @@ from focusdpo.pipeline.subjects.cutouts import StoredMasks, find_subject
 from focusdpo.pipeline.subjects.ingest import CARD
 from focusdpo.pipeline.subjects.ingest import NAME as SUBJECT_NAME
 from focusdpo.store.artefacts import Store
+from focusdpo.studio.job_runner import write
 
 LARGEST_VIEW = 1024
 POCKET_SIDE = 64
@@ -375,9 +376,7 @@ class Drafts:
 
     def _put(self, draft: Draft) -> Draft:
         file = self._place(draft.id) / "draft.json"
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(asdict(draft)), encoding="utf-8")
-        part.replace(file)
+        write(file, asdict(draft))
         return draft
 
     def _place(self, id: str) -> Path:

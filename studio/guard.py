@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.studio.config import StudioConfig
-from focusdpo.studio.views import NavItem, render
+from focusdpo.studio.views import render
 
 LARGEST_JSON = 64 * 1024
 
@@ -271,7 +271,6 @@ def _with_headers(send: Send) -> Send:
     return wrapped
 
 
-NAV: tuple[NavItem, ...] = ()
 WRONG_SECONDS = 0.5
 """What a wrong token costs who guesses."""
 LONGEST_TOKEN = 1024

@@ -29,7 +29,7 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.commands.studio import TOKEN
+from focusdpo.flows.commands.common import TOKEN
 from focusdpo.store.processes import is_dead
 from focusdpo.studio.job_runner import ENDED, JOB, LOG, RESULT, RUNNER, write
 

@@ -21,7 +21,6 @@ from focusdpo.flows.wiring import build_part, vocabulary
 if TYPE_CHECKING:
     from focusdpo.model.training.steps import ReferenceErrors
 
-log = logging.getLogger(__name__)
 
 SCENES, SCORER = "scenes.parquet", "scorer.parquet"
 """What judge and preference scorer saw in a cell's pictures."""

@@ -116,7 +116,7 @@ def _paint(
     columns: int | None,
     each: bool,
 ) -> dict[str, Any]:
-    from focusdpo.flows.generate.painted import sheet
+    from focusdpo.flows.generate.inference import sheet
 
     with working("loading the generator and painting"):
         painted = generator(prompt, subjects, seeds)

@@ -8,9 +8,7 @@ from typing import Annotated
 
 import typer
 
-from focusdpo.flows.commands.common import ROOT
-
-TOKEN = "FOCUSDPO_STUDIO_TOKEN"
+from focusdpo.flows.commands.common import ROOT, TOKEN
 
 
 def studio(

@@ -17,8 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.generate.inference import MAX_SEED, Generator, check_prompt
-from focusdpo.flows.generate.painted import About, read_about, sheet
+from focusdpo.flows.generate.inference import (
+    MAX_SEED,
+    About,
+    Generator,
+    check_prompt,
+    read_about,
+    sheet,
+)
 from focusdpo.pipeline.compose import TEMPLATES
 
 NUM = max(TEMPLATES)

@@ -22,8 +22,7 @@ from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import encode_png
-from focusdpo.flows.generate.inference import MAX_SEED
-from focusdpo.flows.generate.painted import Painted, ReferenceUsed
+from focusdpo.flows.generate.inference import MAX_SEED, Painted, ReferenceUsed
 from focusdpo.flows.generate.side_by_side import SideBySide, rows
 from focusdpo.flows.models_config import Family
 from focusdpo.flows.provenance import POCKET, notices

@@ -14,8 +14,7 @@ from focusdpo.data_schemas.evaluations import EvalScene
 from focusdpo.data_schemas.scenes import Scene, stable_id
 from focusdpo.evaluation.metrics import METRICS
 from focusdpo.evaluation.pocket_protocol import EvaluateConfig, measure
-from focusdpo.flows.generate.inference import Generator, Subject
-from focusdpo.flows.generate.painted import Painted
+from focusdpo.flows.generate.inference import Generator, Painted, Subject
 from focusdpo.flows.wiring import build_part
 from focusdpo.pipeline.parts import ReferenceImage
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,8 +20,6 @@ from focusdpo.store.versions import open_version
 
 if TYPE_CHECKING:  # torch is loaded when a run starts
     from focusdpo.model.training.steps import ReferenceErrors
-
-log = logging.getLogger(__name__)
 
 
 def _licences(run: TrainRun, manifest: Mapping[str, Any]) -> list[str]:

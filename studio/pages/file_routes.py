@@ -15,14 +15,14 @@ from starlette.routing import BaseRoute, Route
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.shards import IndexRow, SampleImages
+from focusdpo.reports.images import focused
 from focusdpo.store.artefacts import Store
 from focusdpo.store.keys import KEY, MEMBER, STAGE
 from focusdpo.studio import pictures
 from focusdpo.studio.pictures import Encoded
 from focusdpo.studio.version_reading import Dataset
-from focusdpo.studio.views import NavItem, absent, studio_of
+from focusdpo.studio.views import absent, studio_of
 
-NAV: tuple[NavItem, ...] = ()
 FOREVER = "max-age=31536000, immutable"
 SIDE = 160
 """Pixels of a thumbnail's picture."""
@@ -84,7 +84,7 @@ def pair_picture(request: Request) -> Response:
 
 def _drawn(images: SampleImages, what: str) -> pictures.Array | None:
     if what == "prior":
-        return pictures.focused(images.win, images.prior)
+        return focused(images.win, images.prior)
     if what == "difference":
         return pictures.difference(images.win, images.lose)
     if what == "complexity":
@@ -136,7 +136,7 @@ def _with_masks(store: Store, key: str, masks: list[str], prior: str) -> picture
     if image.ndim == 2:
         image = np.repeat(image[..., None], 3, axis=2)
     if prior:
-        image = pictures.focused(image, store.mask(prior))
+        image = focused(image, store.mask(prior))
     drawn = [(store.mask(mask), at) for at, mask in enumerate(masks) if mask]
     return pictures.outlined(
         image,

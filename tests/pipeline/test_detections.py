@@ -191,6 +191,6 @@ def test_sizes_round_as_in_the_published_code(size):
 
 @pytest.mark.parametrize("module", ["grounding_sam", "grounding_sam_hf"])
 def test_settings_are_read_without_torch(module):
-    code = f"import sys, focusdpo.pipeline.adapters.{module}; print(*sys.modules)"
+    code = f"import sys, focusdpo.pipeline.adapters.segmenters.{module}; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "transformers", "segment_anything"} & set(run.stdout.split())
