@@ -30,7 +30,7 @@ class Encoded:
     mime: str
 
 
-class Kept:
+class PictureCache:
     """The pictures asked for last, up to `most` bytes. Safe for threads."""
 
     def __init__(self, most: int = KEPT_BYTES) -> None:

@@ -23,7 +23,7 @@ from focusdpo.studio.config import StudioConfig, drafts_folder, jobs_folder
 from focusdpo.studio.drafts import Drafts, Instances
 from focusdpo.studio.focus_maps import FocusWorker
 from focusdpo.studio.job_files import Jobs
-from focusdpo.studio.pictures import Kept
+from focusdpo.studio.pictures import PictureCache
 from focusdpo.studio.review_queue import Queue
 from focusdpo.studio.run_reading import Found, find_runs
 from focusdpo.studio.version_reading import Dataset
@@ -38,7 +38,7 @@ class Studio:
 
     def __init__(self, config: StudioConfig) -> None:
         self.config = config
-        self.kept = Kept()
+        self.kept = PictureCache()
         self.focus = FocusWorker(config.preset)
         self.drafts = Drafts(drafts_folder(config))
         self.jobs = Jobs(jobs_folder(config))

@@ -137,23 +137,27 @@ class FluxBackbone:
 
     @torch.no_grad()
     def encode_images(self, images_BCHW: Tensor) -> Tensor:
-        """Images in [-1, 1] -> packed latents (B, N, C): the posterior's mode, no noise."""
         return pack(self.codec.encode_latents(images_BCHW.to(self.device)))
 
     @torch.no_grad()
     def decode(self, latents_BNC: Tensor) -> Tensor:
-        """Packed latents -> images (B, 3, H, W) in [-1, 1]."""
         return self.codec.decode_latents(unpack(latents_BNC.float(), self.grid)).clamp(-1, 1)
 
     def encode_references(self, images: Sequence[Tensor], masks: Sequence[Tensor]) -> References:
-        """Per reference slot: images (B, 3, h, w) in [-1, 1] and masks (B, h, w) in {0, 1}."""
-        grid = self._grid_of(self.reference_size)
-        framed = [self._frame(image, mask) for image, mask in zip(images, masks, strict=True)]
+        framed = self._framed(images, masks)
+        grids = tuple(self._grid_of((i.shape[-2], i.shape[-1])) for i, _ in framed)
+        slots = zip(framed, grids, strict=True)
         return References(
             tokens=tuple(self.encode_images(image) for image, _ in framed),
-            masks=tuple(mask_to_tokens(mask, grid).to(self.device) for _, mask in framed),
-            grids=(grid,) * len(images),
+            masks=tuple(mask_to_tokens(mask, grid).to(self.device) for (_, mask), grid in slots),
+            grids=grids,
         )
+
+    def _framed(
+        self, images: Sequence[Tensor], masks: Sequence[Tensor]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Per reference slot, what the transformer is shown of pictures and masks."""
+        return [self._frame(image, mask) for image, mask in zip(images, masks, strict=True)]
 
     def _resized(self, images_BCHW: Tensor, masks_BHW: Tensor) -> tuple[Tensor, Tensor]:
         return _resize(images_BCHW, self.reference_size), masks_BHW
@@ -232,8 +236,6 @@ class FluxBackbone:
         masks: Sequence[Tensor],
         seeds: Sequence[int],
     ) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1]; references per slot as in `encode_references`, slots may
-        be none. The noise of item b comes from seeds[b] alone."""
         noise = self._noise(seeds)
         references = self.encode_references(images, masks)
         return self.decode(self._sample(noise, self.sigmas(1.0), prompts, references))

@@ -20,12 +20,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.model.backbone import Prompts, References
+from focusdpo.model.backbone import Prompts
 from focusdpo.model.backbones.flux import FluxBackbone, SamplingConfig
 from focusdpo.model.backbones.flux_config import FluxUnoConfig, middle_blocks
 from focusdpo.model.backbones.offload import PromptCache, lent
 from focusdpo.model.backbones.uno_lora import uno_targets
-from focusdpo.model.tokens import KLCodec, mask_to_tokens
+from focusdpo.model.tokens import KLCodec
 from focusdpo.model.training.checkpoint import make_folder, write_file
 
 log = logging.getLogger(__name__)
@@ -186,23 +186,13 @@ class FluxUnoBackbone(FluxBackbone):
         self.train_guidance, self.sample_guidance = config.train_guidance, config.guidance
         self._scheduler, self._config = scheduler, config
 
-    def encode_references(self, images: Sequence[Tensor], masks: Sequence[Tensor]) -> References:
-        """Per reference slot: images (B, 3, h, w) in [-1, 1] and masks (B, h, w) in {0, 1}. Their
-        long side becomes what UNO gives to so many references."""
+    def _framed(
+        self, images: Sequence[Tensor], masks: Sequence[Tensor]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Their long side becomes what UNO gives to so many references."""
         long_side = self._config.reference_side(len(images))
-        framed = [
-            frame(image, mask, long_side, self.token_pixels)
-            for image, mask in zip(images, masks, strict=True)
-        ]
-        grids = tuple(self._grid_of((i.shape[-2], i.shape[-1])) for i, _ in framed)
-        return References(
-            tokens=tuple(self.encode_images(image) for image, _ in framed),
-            masks=tuple(
-                mask_to_tokens(mask, grid).to(self.device)
-                for (_, mask), grid in zip(framed, grids, strict=True)
-            ),
-            grids=grids,
-        )
+        slots = zip(images, masks, strict=True)
+        return [frame(image, mask, long_side, self.token_pixels) for image, mask in slots]
 
     def sigmas(self, strength: float) -> Tensor:
         """The checkpoint's own schedule as FluxPipeline asks for it, down to 0; with `strength`

@@ -78,14 +78,12 @@ class SdxlBackbone:
 
     @torch.no_grad()
     def encode_images(self, images_BCHW: Tensor) -> Tensor:
-        """Images in [-1, 1] -> packed latents (B, N, C): the posterior's mode, no noise."""
         batches = torch.split(images_BCHW.to(self.device), _at_once(images_BCHW.shape[2:]))
         with self._on_device(self.codec):
             return pack(torch.cat([self.codec.encode_latents(batch) for batch in batches]))
 
     @torch.no_grad()
     def decode(self, latents_BNC: Tensor) -> Tensor:
-        """Packed latents -> images (B, 3, H, W) in [-1, 1]."""
         batches = torch.split(unpack(latents_BNC.float(), self.grid), _at_once(self.image_size))
         with self._on_device(self.codec):
             images = torch.cat([self.codec.decode_latents(batch) for batch in batches])

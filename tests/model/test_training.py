@@ -146,8 +146,8 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from tiny_backbone import tiny_backbone
-from focusdpo.model.configs import TrainConfig
-from focusdpo.model.training import train
+from focusdpo.model.training.config import TrainConfig
+from focusdpo.model.training.run import train
 config = TrainConfig.model_validate_json(sys.argv[1])
 shards = [Path(p) for p in sys.argv[3:]]
 train(tiny_backbone(), shards, config, Path(sys.argv[2]), dataset_version="v1")
