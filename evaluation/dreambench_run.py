@@ -32,8 +32,8 @@ from focusdpo.flows.wiring import Meter, Resident, build_part, fingerprint_of, v
 from focusdpo.pipeline.generate import paint
 from focusdpo.pipeline.parts import Generator, Image, ReferenceImage, Segmenter
 from focusdpo.pipeline.stage import read_reference
+from focusdpo.pipeline.subjects.cutouts import StoredMasks
 from focusdpo.pipeline.subjects.ingest import ingest
-from focusdpo.pipeline.subjects.masks import StoredMasks
 from focusdpo.store.artefacts import Store
 from focusdpo.store.checkpoints import digest_files
 from focusdpo.store.keys import config_digest

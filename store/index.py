@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.reviews import ReviewedPair
+from focusdpo.data_schemas.pairs import ReviewedPair
 from focusdpo.data_schemas.runs import Artefact
 from focusdpo.data_schemas.tables import arrow_table, from_parquet, to_parquet
 from focusdpo.store.artefacts import Store

@@ -29,7 +29,7 @@ from typing import Any
 import yaml
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.reviews import ReviewedPair
+from focusdpo.data_schemas.pairs import ReviewedPair
 from focusdpo.data_schemas.runs import SCHEMA_VERSION, Artefact
 from focusdpo.data_schemas.shards import IndexRow, ShardSample, Split
 from focusdpo.data_schemas.subjects import Subject

@@ -8,7 +8,6 @@ on the held-out ones.
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import threading
@@ -30,8 +29,6 @@ from focusdpo.flows.config import AblateRun
 from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.settings import save_config
 from focusdpo.store.versions import open_version
-
-log = logging.getLogger(__name__)
 
 
 class Pending(Protocol):

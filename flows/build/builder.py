@@ -25,9 +25,9 @@ from focusdpo.flows.build.yields import gather
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.progress import Watch, about
 from focusdpo.flows.wiring import Parts
+from focusdpo.pipeline.audit import Audit, Ruling
 from focusdpo.pipeline.complexity import complexity_map
 from focusdpo.pipeline.compose import by_partition, compose
-from focusdpo.pipeline.reviews import Audit, Ruling
 from focusdpo.pipeline.shard import write_shards
 from focusdpo.pipeline.upkeep.garbage import last_sweep
 from focusdpo.store.artefacts import Store

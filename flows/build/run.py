@@ -6,7 +6,6 @@ plain call here and a Prefect task in `flows/prefect/build_dataset.py`.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -43,9 +42,6 @@ def new_builder(
     from focusdpo.flows.build.cluster.ray_builder import RayBuilder
 
     return RayBuilder(run, store, subjects, backgrounds, parts)
-
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

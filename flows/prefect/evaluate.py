@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,8 +19,6 @@ from focusdpo.flows.progress import Watch, quiet
 from focusdpo.reports.report import write_report
 from focusdpo.store.addresses import is_remote
 from focusdpo.store.outputs import holds, local, opened
-
-log = logging.getLogger(__name__)
 
 _WATCH: dict[str, Watch] = {}
 

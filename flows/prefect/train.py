@@ -5,8 +5,6 @@ One task: training has checkpoints of its own, and a retry goes on from the newe
 
 from __future__ import annotations
 
-import logging
-
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
@@ -20,8 +18,6 @@ from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.train.run import TrainOutcome
 from focusdpo.flows.train.run import train as train_here
 from focusdpo.store.outputs import holds
-
-log = logging.getLogger(__name__)
 
 _WATCH: dict[str, Watch] = {}
 

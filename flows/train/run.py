@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,9 +19,7 @@ from focusdpo.store.outputs import Output, opened
 from focusdpo.store.versions import open_version
 
 if TYPE_CHECKING:  # torch is loaded when a run starts
-    from focusdpo.model.training.reference_errors import ReferenceErrors
-
-log = logging.getLogger(__name__)
+    from focusdpo.model.training.steps import ReferenceErrors
 
 
 def _licences(run: TrainRun, manifest: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,12 +21,11 @@ from torch import Tensor
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.shards import ShardSample
-from focusdpo.model.backbone import Backbone, Grid
+from focusdpo.model.backbone import Backbone, Grid, Prompts, References, TensorRecord
 from focusdpo.model.focus import FocusPriors, pool_to_grid
 from focusdpo.model.focus_config import FocusConfig
-from focusdpo.model.patch_quality import patch_quality
+from focusdpo.model.patch_quality import PatchQuality, patch_quality
 from focusdpo.model.training.config import PatchConfig, digest
-from focusdpo.model.training.pair_batch import PairBatch, join
 from focusdpo.store.samples import Entry, index_shard, read_entry
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,51 @@ Progress = Callable[[str, int, int, Mapping[str, float]], None]
 """Called with a phase's name, how many are done, how many there are, and figures to show."""
 
 _ENCODE_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class PairBatch(TensorRecord):
+    """Pairs with the same number of subjects, ready for a forward pass."""
+
+    keys: tuple[str, ...]
+    win_BNC: Tensor
+    lose_BNC: Tensor
+    priors: FocusPriors
+    """Shared by winner and loser; the detail is the winner's."""
+    lose_detail_BN: Tensor
+    """The loser's own complexity."""
+    prompts: Prompts
+    references: References
+    quality: PatchQuality | None = None
+    """Where the objective weighs by patch quality."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def take(self, rows: slice) -> PairBatch:
+        return replace(super().take(rows), keys=self.keys[rows])
+
+    def branch_priors(self, detail_image: Literal["winner", "each"] = "winner") -> FocusPriors:
+        """Priors of the 2B images, winners first: `FocusConfig.detail_image` says whose detail."""
+        both = self.priors.repeat(2)
+        if detail_image == "winner":
+            return both
+        return replace(both, detail_BN=torch.cat([self.priors.detail_BN, self.lose_detail_BN]))
+
+
+def join(batches: Sequence[PairBatch]) -> PairBatch:
+    """Batches laid end to end. UserError where their shapes differ."""
+    first = batches[0]
+    shapes = [[tuple(t.shape[1:]) for t in batch.tensors()] for batch in batches]
+    for batch, shape in zip(batches, shapes, strict=True):
+        if shape != shapes[0]:
+            raise UserError(
+                f"pairs {first.keys[0]} and {batch.keys[0]} differ in image or reference sizes; "
+                "build the dataset with one size"
+            )
+    joined = map(torch.cat, zip(*(batch.tensors() for batch in batches), strict=True))
+    keys = tuple(key for batch in batches for key in batch.keys)
+    return replace(first.each(lambda _: next(joined)), keys=keys)
 
 
 def _images(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:
@@ -211,6 +257,3 @@ class PairData:
 
 def _counts(entry: Entry, only: Which) -> bool:
     return entry.key in only or (Path(entry.shard).name, entry.key) in only
-
-
-__all__ = ["Entry", "PairBatch", "PairData", "encode_pairs", "join", "prior_tokens"]

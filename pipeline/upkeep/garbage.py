@@ -17,7 +17,7 @@ from typing import Any
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.pipeline.shard import FOLDER as SHARDS
-from focusdpo.pipeline.subjects import ingest, masks, registry
+from focusdpo.pipeline.subjects import cutouts, ingest, registry
 from focusdpo.store import leases
 from focusdpo.store.artefacts import Store
 from focusdpo.store.index import lineage_keys
@@ -199,7 +199,7 @@ def _artefacts(
     for path, size in files.items():
         stage, _, name = path.split("/")
         key, _, suffix = name.rpartition(".")
-        if stage == masks.STAGE or key in referenced.get(stage, ()):
+        if stage == cutouts.STAGE or key in referenced.get(stage, ()):
             continue  # a photograph's mask is found by its pixels: nothing says whose it is
         if suffix == "json" and f"{path.removesuffix('json')}tar" in files:
             continue  # it goes with its artefact

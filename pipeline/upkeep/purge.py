@@ -16,10 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.reviews import ReviewedPair
+from focusdpo.data_schemas.pairs import ReviewedPair
 from focusdpo.data_schemas.shards import IndexRow
 from focusdpo.data_schemas.tables import to_parquet
-from focusdpo.pipeline.reviews import Audit
+from focusdpo.pipeline.audit import Audit
 from focusdpo.pipeline.shard import FOLDER as SHARDS
 from focusdpo.pipeline.subjects import registry
 from focusdpo.pipeline.upkeep.garbage import Reached, alone, note_sweep, passing

@@ -22,7 +22,7 @@ from focusdpo.data_schemas.runs import Artefact
 from focusdpo.data_schemas.scenes import Scene
 from focusdpo.data_schemas.shards import IndexRow
 from focusdpo.pipeline.shard import FOLDER as SHARDS
-from focusdpo.pipeline.subjects import ingest, masks
+from focusdpo.pipeline.subjects import cutouts, ingest
 from focusdpo.pipeline.subjects.registry import read_registry
 from focusdpo.store import tars
 from focusdpo.store.artefacts import Store
@@ -218,7 +218,7 @@ def _subject_sets(store: Store, inventory: Sequence[Artefact]) -> dict[str, set[
 def _is_theirs(
     one: Artefact, names: Sequence[str], partitions: set[str], sets: Mapping[str, set[str]]
 ) -> bool:
-    if one.stage == masks.STAGE:
+    if one.stage == cutouts.STAGE:
         return True  # found by pixels: nothing says whose it is; the others are found again
     if one.stage == ingest.STAGE:
         return one.partition in names or not one.partition

@@ -7,7 +7,6 @@ This module knows no Ray: a worker is an object like any other.
 from __future__ import annotations
 
 import importlib
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,8 +21,6 @@ from focusdpo.flows.progress import quiet
 from focusdpo.flows.wiring import Parts, resident_parts
 from focusdpo.store.artefacts import Store
 from focusdpo.store.processes import me, told
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,7 @@ from focusdpo.model.adapter import (
     set_scale,
 )
 from focusdpo.model.backbones.sdxl_backbone import SdxlBackbone
-from focusdpo.model.backbones.sdxl_export import save_ip_adapter
-from focusdpo.model.backbones.sdxl_ip_adapter import build
+from focusdpo.model.backbones.sdxl_ip_adapter import build, save_ip_adapter
 from focusdpo.model.step import pair_step
 from focusdpo.model.training.batches import encode_pairs
 from focusdpo.model.training.config import LoraConfig, TrainConfig

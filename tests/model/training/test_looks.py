@@ -20,8 +20,8 @@ from focusdpo.model.adapter import policy_parameters, read_card
 from focusdpo.model.backbones.flux import FluxBackbone
 from focusdpo.model.training import run as training
 from focusdpo.model.training.config import TrainConfig
-from focusdpo.model.training.folder import Validate
 from focusdpo.model.training.run import TrainResult, train
+from focusdpo.model.training.run_state import Validate
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 SETTINGS: dict[str, Any] = {

@@ -10,8 +10,8 @@ import torch
 from tiny_backbone import tiny_backbone
 
 from focusdpo.model.training.config import TrainConfig
-from focusdpo.model.training.reference_errors import ReferenceErrors
 from focusdpo.model.training.run import train
+from focusdpo.model.training.steps import ReferenceErrors
 
 SETTINGS: dict[str, Any] = {
     "steps": 3,

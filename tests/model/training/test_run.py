@@ -24,7 +24,8 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.adapter import load_adapter, policy_parameters
 from focusdpo.model.backbones.flux import FluxBackbone
 from focusdpo.model.training.config import LoraConfig, ObjectiveConfig, TrainConfig
-from focusdpo.model.training.run import TrainResult, learning_rate, train
+from focusdpo.model.training.run import TrainResult, train
+from focusdpo.model.training.steps import learning_rate
 
 SETTINGS: dict[str, Any] = {
     "steps": 12,

@@ -25,7 +25,7 @@ from kept_root import (
 )
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.pipeline.subjects import masks, registry
+from focusdpo.pipeline.subjects import cutouts, registry
 from focusdpo.pipeline.upkeep.garbage import building
 from focusdpo.pipeline.upkeep.purge import purge, refuse_unfinished, traces
 from focusdpo.pipeline.upkeep.purge_plan import make_plan, read_plans, samples, without
@@ -52,7 +52,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     register(store, "dog")
     build(store)
     bring(store, "bee", look=2)
-    store.commit(masks.STAGE, "c" * 32, [], registry.Subject, images={"m.png": noise("m")})
+    store.commit(cutouts.STAGE, "c" * 32, [], registry.Subject, images={"m.png": noise("m")})
     return Path(store.root)
 
 
@@ -88,7 +88,7 @@ def test_no_byte_of_their_pictures_is_left(store: Store) -> None:
     for name, needle in needles.items():
         assert files_with(store.root, needle) == [], name
     assert not (store.root / "first.png").exists()
-    assert store.keys(masks.STAGE) == []
+    assert store.keys(cutouts.STAGE) == []
     assert list(traces(store, plan)) == []
 
 
