@@ -27,12 +27,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.store.keys import parsed
 from focusdpo.store.leases import Lease, LeaseConfig, Leases
-from focusdpo.store.local import FORBIDDEN, FULL, Files
+from focusdpo.store.local import FORBIDDEN, FULL, Files, inside, is_plain
 from focusdpo.store.processes import me
 from focusdpo.store.roots import HEADER
 
@@ -73,7 +74,7 @@ def read_state(files: Files) -> State | None:
         return None
     where = files.address(STATE)
     try:
-        told = json.loads(found[0])
+        told = parsed(found[0])
         schema = told["schema"]
         kept = {str(name): Kept(**one) for name, one in told["files"].items()}
         state = State(int(told["number"]), str(told["writer"]), kept, found[1])
@@ -81,7 +82,7 @@ def read_state(files: Files) -> State | None:
         raise UserError(f"{where}: damaged ({error}); choose another address") from error
     if schema != SCHEMA:
         raise UserError(f"{where}: schema {schema}, this focusdpo reads {SCHEMA}")
-    outside = [name for name in kept if not _is_inside(name) or not _is_inside(kept[name].at)]
+    outside = [name for name in kept if not is_plain(name) or not is_plain(kept[name].at)]
     if outside:
         raise UserError(f"{where}: names a file outside its folder: {outside[0][:80]!r}")
     return state
@@ -92,7 +93,7 @@ def fetch(files: Files, state: State, names: Iterable[str], folder: Path) -> Non
     stays. FileNotFoundError for one that is gone from the address."""
 
     def one(name: str) -> None:
-        kept, path = state.files[name], folder / name
+        kept, path = state.files[name], inside(folder, name, files.address(STATE))
         if path.is_file() and path.stat().st_size == kept.size and _digest(path) == kept.blake2b:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,11 +150,6 @@ def state_bytes(number: int, writer: str, files: dict[str, Kept]) -> bytes:
 def gone(files: Files, error: FileNotFoundError) -> UserError:
     """For a state that is not whole: somebody took away what it names."""
     return UserError(f"{files.root}: a file that {STATE} names is gone ({error}); {ANEW}")
-
-
-def _is_inside(name: str) -> bool:
-    path = PurePosixPath(name)
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def _digest(path: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from focusdpo.data_schemas.errors import UserError, run_doctor
 from focusdpo.store.artefacts import Store
+from focusdpo.store.keys import DIGEST, KEY, SHARD, parsed
 
 LATEST = "LATEST"
 MANIFEST = "manifest.json"
@@ -21,7 +22,7 @@ NAME = re.compile(r"[A-Za-z0-9_-]+")
 def latest_id(store: Store) -> str | None:
     """Id of the newest version; None before the first. UserError when LATEST was damaged."""
     try:
-        data = store.files.read(LATEST)
+        data = store.files.read(LATEST, 0, 256)
     except FileNotFoundError:
         if latest_is_lost(store):
             raise _damaged(store, LATEST, "missing, and there are versions") from None
@@ -42,10 +43,15 @@ def latest_is_lost(store: Store) -> bool:
     of which no build has told that it is done."""
     whole = [
         name
-        for name in store.files.names("versions")
+        for name in version_names(store)
         if store.files.exists(f"versions/{name}/{MANIFEST}")
     ]
     return len(whole) > 1 or any(store.files.names(f"versions/{name}/requests") for name in whole)
+
+
+def version_names(store: Store) -> list[str]:
+    """Folders that may be versions, sorted; a stranger's file beside them is none."""
+    return [name for name in store.files.names("versions") if NAME.fullmatch(name)]
 
 
 def versions_of(store: Store) -> list[Mapping[str, Any]]:
@@ -53,7 +59,7 @@ def versions_of(store: Store) -> list[Mapping[str, Any]]:
     has lost its manifest: it is not to be taken for none."""
     latest = latest_id(store)
     found = []
-    for name in store.files.names("versions"):
+    for name in version_names(store):
         if store.files.exists(f"versions/{name}/{MANIFEST}"):
             found.append(read_manifest(store, name))
         elif store.files.exists(f"versions/{name}/{TWIN}"):
@@ -62,23 +68,46 @@ def versions_of(store: Store) -> list[Mapping[str, Any]]:
 
 
 def read_manifest(store: Store, name: str) -> Mapping[str, Any]:
-    """What a version says of itself; UserError when there is no such version."""
+    """What a version says of itself; UserError when there is no such version, or it names a file
+    that can be none of ours."""
+    if not NAME.fullmatch(name):
+        raise UserError(f"{store.root}: {name[:80]!r} is no id of a version")
     path = f"versions/{name}/{MANIFEST}"
     try:
-        manifest: Any = json.loads(store.files.read(path))
+        manifest: Any = parsed(store.files.read(path))
     except FileNotFoundError as error:
         if store.files.exists(f"versions/{name}/{TWIN}"):
             raise _damaged(store, path, "missing") from error
-        there = store.files.names("versions")
+        there = version_names(store)
         told = f"{store.root}/versions/{name}: no such version; there are {there or 'none'}"
         if _is_latest(store, name):
             told += f", but LATEST names it. {run_doctor(store.root)}"
         raise UserError(told) from error
     except ValueError as error:
         raise _damaged(store, path, str(error)) from error
-    if not isinstance(manifest, dict):
-        raise _damaged(store, path, "not an object")
+    if what := _misstated(manifest, name):
+        raise _damaged(store, path, what)
     return manifest
+
+
+def _misstated(manifest: Any, name: str) -> str | None:
+    """What is wrong with a manifest that is JSON: one of a stranger's leads nowhere outside."""
+    if not isinstance(manifest, dict):
+        return "not an object"
+    try:
+        if manifest["id"] != name or not isinstance(manifest["created"], str):
+            return f"it is not the manifest of version {name}"
+        for shard in manifest["shards"]:
+            if not SHARD.fullmatch(shard["name"]):
+                return f"no shard can be called {shard['name'][:80]!r}"
+            if not DIGEST.fullmatch(shard["blake2b"]) or not isinstance(shard["bytes"], int):
+                return f"shard {shard['name']} has no size and digest"
+        for subject in manifest["subjects"]:
+            if not KEY.fullmatch(subject["artefact"]) or not isinstance(subject["id"], str):
+                return f"no artefact can be called {subject['artefact'][:80]!r}"
+    except (KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:

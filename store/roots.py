@@ -8,6 +8,7 @@ from pathlib import Path
 from focusdpo.data_schemas.errors import UserError, run_doctor
 from focusdpo.data_schemas.runs import SCHEMA_VERSION
 from focusdpo.store.addresses import split_address
+from focusdpo.store.keys import parsed
 from focusdpo.store.local import LOCK, TEMP, Files, LocalFiles
 
 HEADER = "dataset.json"
@@ -86,7 +87,7 @@ def header_damage(files: Files) -> str | None:
     except FileNotFoundError:
         return "missing"
     try:
-        version = json.loads(data)["schema_version"]
+        version = parsed(data)["schema_version"]
     except (ValueError, KeyError, TypeError):
         version = None
     if data == header():
@@ -100,7 +101,7 @@ def _schemas(files: Files) -> set[object]:
     found = set()
     for name in files.names("versions"):
         try:
-            found.add(json.loads(files.read(f"versions/{name}/manifest.json"))["schema_version"])
+            found.add(parsed(files.read(f"versions/{name}/manifest.json"))["schema_version"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             continue
     return found
@@ -109,7 +110,7 @@ def _schemas(files: Files) -> set[object]:
 def _check_version(files: Files) -> None:
     where = files.address(HEADER)
     try:
-        version = json.loads(files.read(HEADER))["schema_version"]
+        version = parsed(files.read(HEADER))["schema_version"]
     except (ValueError, KeyError, TypeError) as error:
         what_to_do = f"remove {where} and build again"
         if set(files.names("")) >= OURS:

@@ -9,7 +9,6 @@ none and tell no digests.
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.store import tars
 from focusdpo.store.artefacts import Store
-from focusdpo.store.keys import digest
+from focusdpo.store.keys import digest, parsed
 from focusdpo.store.manifests import MANIFEST, TWIN, damaged_file, read_manifest
 
 SEAL = "blake2b"
@@ -131,7 +130,7 @@ def _legible(data: bytes) -> dict[str, bytes]:
 def _digests_in(manifest: bytes | None, version: str) -> Mapping[str, str] | None:
     """What a manifest tells; empty for one that tells no digests, None for one that is damaged."""
     try:
-        values: Any = json.loads(manifest or b"")
+        values: Any = parsed(manifest or b"")
         told = dict(values.get("digests", {}))
         dated = values["id"] == version and isinstance(values["created"], str)
         return told if dated and all(map(FILE.fullmatch, told)) else None

@@ -23,7 +23,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.subjects import Reference, Subject
 from focusdpo.pipeline.subjects import ingest
 from focusdpo.store.artefacts import Store
-from focusdpo.store.keys import config_digest, image_key
+from focusdpo.store.keys import KEY, config_digest, image_key, parsed
 from focusdpo.store.manifests import latest_id, read_manifest
 
 FOLDER = "registry"
@@ -288,8 +288,11 @@ def _as_bytes(registry: Registry) -> bytes:
 def _read_state(store: Store, number: int) -> Registry:
     path = state_path(number)
     try:
-        values = json.loads(store.files.read(path))
+        values = parsed(store.files.read(path))
         entries = {one["id"]: Entry(**one) for one in values.pop("entries")}
+        for one in entries.values():
+            if not KEY.fullmatch(one.artefact) or not ingest.NAME.fullmatch(one.id):
+                raise ValueError(f"no subject can be called {one.id[:80]!r}")
         return Registry(**values, entries=entries)
     except (ValueError, KeyError, TypeError) as error:
         earlier = [one for one in state_numbers(store) if one < number]

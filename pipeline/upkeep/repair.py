@@ -5,7 +5,6 @@ What is there twice is restored; what can be made anew is dropped for the next b
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from focusdpo.pipeline.shard import FOLDER
 from focusdpo.pipeline.upkeep.purge_plan import PurgePlan, read_plans
 from focusdpo.store.artefacts import Corrupt, Store
 from focusdpo.store.index import lineage_columns, partitions_of, reviewed_of
+from focusdpo.store.keys import parsed
 from focusdpo.store.manifests import (
     LATEST,
     MANIFEST,
@@ -23,6 +23,7 @@ from focusdpo.store.manifests import (
     latest_id,
     latest_is_lost,
     read_manifest,
+    version_names,
 )
 from focusdpo.store.roots import HEADER, files_of, header, header_damage
 from focusdpo.store.twins import remedy
@@ -124,7 +125,7 @@ def _wounds(store: Store) -> Wounds:
     wounds = Wounds()
     created: dict[str, str] = {}
     purged = {name for plan in _unfinished(store) for name in plan.versions}
-    for name in store.files.names(VERSIONS):
+    for name in version_names(store):
         folder = f"{VERSIONS}/{name}"
         if name in purged and not store.files.exists(f"{folder}/{TWIN}"):
             cures: Mapping[str, bytes] = {}  # being changed; the purge, once finished, gives a twin
@@ -138,7 +139,7 @@ def _wounds(store: Store) -> Wounds:
         wounds.remedies |= {f"{folder}/{file}": data for file, data in cures.items()}
         if MANIFEST in cures or store.files.exists(f"{folder}/{MANIFEST}"):
             data = cures.get(MANIFEST) or store.files.read(f"{folder}/{MANIFEST}")
-            created[name] = json.loads(data)["created"]
+            created[name] = parsed(data)["created"]
     _latest(store, created, wounds)
     return wounds
 
@@ -149,6 +150,7 @@ def _refuse_unreadable(store: Store, name: str, cures: Mapping[str, bytes]) -> N
     if cures or not store.files.exists(f"{VERSIONS}/{name}/{MANIFEST}"):
         return
     if read_manifest(store, name).get("digests"):
+        open_version(store, name)  # whole as it is, it may be a stranger's
         return
     try:
         open_version(store, name)

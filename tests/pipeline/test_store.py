@@ -308,7 +308,7 @@ import resource, signal, sys
 from pathlib import Path
 sys.path[:0] = sys.argv[2:]
 import test_store
-from focusdpo.pipeline.store import Store
+from focusdpo.store.artefacts import Store
 store = Store.open(sys.argv[1])
 test_store.put(store, 0)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -343,7 +343,7 @@ WRITER = """
 import sys
 sys.path[:0] = sys.argv[3:]
 import test_store
-from focusdpo.pipeline.store import Store
+from focusdpo.store.artefacts import Store
 store = Store.open(sys.argv[1])
 test_store.put(store, 99_999)
 print("ready", flush=True)
@@ -431,7 +431,7 @@ def test_two_writers_of_the_same_keys_agree(tmp_path: Path) -> None:
 
 OPENER = """
 import sys
-from focusdpo.pipeline.store import Store
+from focusdpo.store.artefacts import Store
 print("ready", flush=True)
 sys.stdin.readline()
 Store.open(sys.argv[1])

@@ -184,7 +184,7 @@ BUILDER = """
 import sys
 sys.path[:0] = sys.argv[3:]
 import test_versions
-from focusdpo.pipeline.store import Store
+from focusdpo.store.artefacts import Store
 store = Store.open(sys.argv[1])
 test_versions.build(store, 1)
 print("ready", flush=True)
