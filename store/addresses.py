@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Mapping
@@ -15,8 +14,8 @@ from focusdpo.data_schemas.errors import UserError
 
 URL = re.compile(r"([a-z][a-z0-9+.-]+):(/+)(.*)", re.DOTALL)
 KNOWN = {"s3", "s3a", "memory", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci", "http", "https"}
-CHATTY = ("botocore", "aiobotocore", "s3fs", "fsspec", "aiohttp", "boto3", "urllib3")
-"""Clients that at level DEBUG log the headers of requests, session tokens among them."""
+SECRET = re.compile(r"[?&](sig|token|password|x-amz-[a-z-]+|awsaccesskeyid|signature)=", re.I)
+"""What a signed address or one with a token has."""
 DIGEST = re.compile(r"(.*)#blake2b=([0-9a-f]{32})")
 
 
@@ -32,7 +31,7 @@ def split_address(address: str | Path) -> tuple[str, str]:
     # pathlib folds two slashes into one; then only a protocol that is known tells it from a path.
     if len(slashes) < 2 and protocol not in KNOWN:
         return "", text
-    if re.match(r"[^/@]*:[^/@]*@", rest):
+    if re.match(r"[^@]*:[^@]*@", rest) or SECRET.search(rest):
         raise UserError(
             f"{protocol}://...: an address holds no password; put credentials into the environment "
             "or the store's own configuration"
@@ -64,23 +63,6 @@ def split_digest(address: str | Path) -> tuple[str, str | None]:
     """An address and the digest that it says, if any."""
     found = DIGEST.fullmatch(str(address))
     return (found[1], found[2]) if found else (str(address), None)
-
-
-def hush_clients() -> None:
-    """Keep what clients of remote stores log free of credentials, whatever the level, and of
-    tracebacks of what the request itself tells."""
-    for name in CHATTY:
-        logger = logging.getLogger(name)
-        logger.setLevel(max(logging.WARNING, logger.level))
-    logging.getLogger("asyncio").addFilter(_is_news)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """aiohttp sends in a task of its own; when the connection is gone, the request fails, and
-    asyncio says once more that nobody has asked the task."""
-    error = record.exc_info[1] if record.exc_info else None
-    unasked = record.getMessage().startswith("Task exception was never retrieved")
-    return not (unasked and isinstance(error, ConnectionResetError))
 
 
 class EnvironmentConfig(BaseModel):

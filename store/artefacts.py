@@ -217,7 +217,9 @@ class Store:
             for name in self.files.below(f"stages/{stage}")
         }
         ours = [
-            key for key, path in keys.items() if KEY.fullmatch(key) and path == self.path(stage, key)
+            key
+            for key, path in keys.items()
+            if KEY.fullmatch(key) and path == self.path(stage, key)
         ]
         if self._far is not None:
             self._far.are_present(keys[key] for key in ours)

@@ -16,28 +16,26 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, TypeVar
+from typing import BinaryIO, ClassVar
 
-import fsspec
 from filelock import FileLock, Timeout
 from pydantic import Field
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.store.addresses import EnvironmentConfig, hush_clients, split_address, split_digest
+from focusdpo.store.addresses import EnvironmentConfig, split_digest
+from focusdpo.store.remote import RemoteFiles
+from focusdpo.store.roots import files_of
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 PIECE = 8 * 2**20
 """Bytes of one request."""
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
-TRIES = 6
-"""Of a request; the client below repeats some failures itself."""
 
 
 class CacheConfig(EnvironmentConfig):
@@ -69,15 +67,20 @@ class ShardCache:
         self._limit = limit
         self._checked: set[str] = set()
         self._wanted: dict[str, int] = {}
+        self._remote: dict[str, RemoteFiles] = {}
 
     def shard(self, address: str) -> RemoteShard:
         """What is known of a shard at an address. One without a digest is known by its tag or time,
         and only its size is checked."""
         url, digest = split_digest(address)
-        info = _repeated(lambda: _fs(url).info(url), url)
-        tag = info.get("ETag") or info.get("LastModified") or info.get("created")
-        unknown = hashlib.blake2b(f"{url} {tag} {info['size']}".encode(), digest_size=16)
-        return RemoteShard(url, digest or f"u{unknown.hexdigest()}", int(info["size"]), digest)
+        files, name = self._files_of(url)
+        try:
+            about = files.look(name)
+        except FileNotFoundError as error:
+            raise _absent(url) from error
+        state = f"{url} {about['e_tag']} {about['size']}"
+        unknown = hashlib.blake2b(state.encode(), digest_size=16).hexdigest()
+        return RemoteShard(url, digest or f"u{unknown}", int(about["size"]), digest)
 
     @contextmanager
     def whole(self, shard: RemoteShard) -> Iterator[BinaryIO]:
@@ -105,7 +108,7 @@ class ShardCache:
             with self.whole(shard) as file:
                 file.seek(offset)
                 return file.read(size)
-        data = _range(shard.url, offset, offset + size)
+        data = self._range(shard, offset, size)
         if hashlib.blake2b(data, digest_size=8).hexdigest() != checksum:
             raise _damaged(shard, f"bytes {offset} to {offset + size} are not those of its index")
         return data
@@ -164,7 +167,7 @@ class ShardCache:
             part = self._folder / f"{shard.name}.part"
             try:
                 self._reserve(part, shard.size)
-                found = _download(shard, part)
+                found = self._download(shard, part)
                 if shard.digest not in (None, found):
                     raise _damaged(shard, "its bytes are not those that were published")
                 _touch(part)
@@ -179,6 +182,33 @@ class ShardCache:
                 ) from error
             finally:
                 part.unlink(missing_ok=True)
+
+    def _download(self, shard: RemoteShard, part: Path) -> str:
+        found = hashlib.blake2b(digest_size=16)
+        with part.open("r+b") as file:
+            for start in range(0, shard.size, PIECE):
+                data = self._range(shard, start, min(PIECE, shard.size - start))
+                found.update(data)
+                file.write(data)
+        return found.hexdigest()
+
+    def _range(self, shard: RemoteShard, offset: int, size: int) -> bytes:
+        files, name = self._files_of(shard.url)
+        try:
+            data = files.read(name, offset, size)
+        except FileNotFoundError as error:
+            raise _absent(shard.url) from error
+        if len(data) != size:
+            raise _damaged(shard, "it is shorter than it was")
+        return data
+
+    def _files_of(self, url: str) -> tuple[RemoteFiles, str]:
+        folder, _, name = url.rpartition("/")
+        if folder not in self._remote:
+            files = files_of(folder)
+            assert isinstance(files, RemoteFiles)
+            self._remote[folder] = files
+        return self._remote[folder], name
 
     def _reserve(self, part: Path, size: int) -> None:
         """Make room, and take it before another process does. What others are fetching is not
@@ -244,49 +274,8 @@ def _touch(path: Path) -> None:
     os.utime(path, ns=(now, now))
 
 
-def _download(shard: RemoteShard, part: Path) -> str:
-    found = hashlib.blake2b(digest_size=16)
-    with part.open("r+b") as file:
-        for start in range(0, shard.size, PIECE):
-            data = _range(shard.url, start, min(start + PIECE, shard.size))
-            found.update(data)
-            file.write(data)
-    return found.hexdigest()
-
-
-def _range(url: str, start: int, end: int) -> bytes:
-    def ask() -> bytes:
-        data = bytes(_fs(url).cat_file(url, start=start, end=end))
-        if len(data) != end - start:
-            raise ConnectionError(f"{len(data)} of {end - start} bytes came")
-        return data
-
-    return _repeated(ask, url)
-
-
-def _repeated(ask: Callable[[], T], url: str) -> T:
-    for failed in range(TRIES):
-        try:
-            return ask()
-        except FileNotFoundError as error:
-            raise UserError(f"shard {url} does not exist. Build the dataset again.") from error
-        except PermissionError as error:
-            raise UserError(
-                f"shard {url}: the store refuses; check the credentials in the environment"
-            ) from error
-        except Exception as error:
-            if failed + 1 == TRIES:
-                raise ConnectionError(
-                    f"{url}: failed {TRIES} times, at last with {type(error).__name__}"
-                ) from None
-            log.warning("%s: %s; try %d of %d", url, type(error).__name__, failed + 2, TRIES)
-            time.sleep(0.2 * 2**failed)
-    raise AssertionError("unreachable")
-
-
-def _fs(url: str) -> Any:
-    hush_clients()
-    return fsspec.filesystem(split_address(url)[0], use_listings_cache=False)
+def _absent(url: str) -> UserError:
+    return UserError(f"shard {url} does not exist. Build the dataset again.")
 
 
 def _damaged(shard: RemoteShard, what: str) -> UserError:

@@ -264,7 +264,7 @@ class LocalFiles:
     def _at(self, path: str) -> str:
         """Where a file lies, which may itself be a link."""
         folder, _, name = path.rpartition("/")
-        if not is_plain(name):
+        if not is_plain(path):
             raise UserError(f"{self.root}: {path[:80]!r} is no name of a file inside it")
         return f"{self._folder(folder)}/{name}"
 

@@ -42,9 +42,7 @@ def latest_is_lost(store: Store) -> bool:
     """Whether a root without LATEST has had one: a first build that was stopped leaves one version
     of which no build has told that it is done."""
     whole = [
-        name
-        for name in version_names(store)
-        if store.files.exists(f"versions/{name}/{MANIFEST}")
+        name for name in version_names(store) if store.files.exists(f"versions/{name}/{MANIFEST}")
     ]
     return len(whole) > 1 or any(store.files.names(f"versions/{name}/requests") for name in whole)
 

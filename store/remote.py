@@ -1,91 +1,60 @@
 """A root in an object store: one object per file, each put whole, the first writer told.
 
 Nothing is renamed. A file is gathered in a local temporary file and sent at the end, so that a
-writer that dies leaves nothing visible, and a request that failed can be repeated.
+writer that dies leaves nothing visible, and a request that failed can be repeated. Requests go
+through obstore. Of S3 it cannot ask all: where credentials are found, how old an object is by the
+store's own clock, a delete under a condition, uploads that nobody ended. These go through botocore,
+the client that every S3 program has.
 """
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import functools
 import io
 import logging
+import os
 import random
+import re
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO, ClassVar, Protocol, TypeVar, cast
+from email.utils import parsedate_to_datetime
+from typing import Any, BinaryIO, ClassVar, Literal, TypeVar, cast
 
+import obstore
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
+from obstore.store import MemoryStore, S3Store, from_url
 from pydantic import Field
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.store.addresses import EnvironmentConfig
-from focusdpo.store.local import FOREIGN_TEMP_SECONDS, FULL
+from focusdpo.store.local import FOREIGN_TEMP_SECONDS, FULL, is_plain
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-ABSENT = "*absent*"
-"""The condition that nothing is there yet, where a tag says that a certain state still is."""
+Meta = dict[str, Any]
+"""What obstore tells of an object: size, e_tag, last_modified."""
+Condition = Literal["overwrite", "create"] | dict[str, str]
+"""A write in any case, where nothing is yet, or where an object still has the tag `e_tag`."""
 
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What a look at an object tells."""
-
-    size: int
-    tag: str
-    """Another one after each write."""
-    age: float | None
-    """Seconds since it was written, by the store's own clock."""
-
-
-class Objects(Protocol):
-    """One bucket and prefix. Each method is one try; keys are relative to the prefix.
-
-    FileNotFoundError for an absent object; PermissionError where the store forbids it.
-    """
-
-    def address(self, key: str) -> str: ...
-
-    def look(self, key: str) -> Found: ...
-
-    def get(self, key: str, offset: int, size: int) -> tuple[bytes, str]:
-        """Bytes from `offset`, `size` of them or (-1) all, and the object's tag."""
-        ...
-
-    def put(self, key: str, source: BinaryIO, size: int, condition: str | None) -> str | None:
-        """Store `size` bytes whole. None when the condition does not hold: `ABSENT`, or a tag."""
-        ...
-
-    def below(self, key: str) -> dict[str, int]:
-        """All keys below a folder with their sizes, in order."""
-        ...
-
-    def names(self, key: str) -> list[str]:
-        """The names in a folder, folders included, in order."""
-        ...
-
-    def delete(self, key: str, tag: str | None) -> None:
-        """Remove it if it is there, and with a tag only that state of it."""
-        ...
-
-    def sweep(self, older_than: float) -> int:
-        """Give up uploads that began more than so many seconds ago; how many."""
-        ...
-
-    def passing(self, error: BaseException) -> bool:
-        """Whether the same request may well succeed later."""
-        ...
-
-    def refusal(self, error: BaseException) -> str | None:
-        """What is wrong and what to do, when only the user can mend it."""
-        ...
-
-    def told(self, error: BaseException) -> str:
-        """An error in words that hold no credential."""
-        ...
+PASSING = {
+    *("InternalError", "ServiceUnavailable", "SlowDown", "RequestTimeout", "OperationAborted"),
+    *("Throttling", "ThrottlingException", "RequestLimitExceeded", "BandwidthLimitExceeded"),
+    *("TooManyRequests", "ConditionalRequestConflict"),
+}
+CHATTY = ("botocore", "urllib3")
+"""Clients that at level DEBUG log the headers of requests, session tokens among them."""
 
 
 class Lost(ConnectionError):
@@ -94,8 +63,6 @@ class Lost(ConnectionError):
 
 def persistently(
     request: Callable[[], T],
-    passing: Callable[[BaseException], bool],
-    told: Callable[[BaseException], str],
     what: str,
     config: RemoteConfig,
     sleep: Callable[[float], None] = time.sleep,
@@ -111,18 +78,18 @@ def persistently(
         except (UserError, Lost):
             raise
         except Exception as error:
-            if not passing(error):
+            if not is_passing(error):
                 raise
             if failed + 1 == config.attempts:
                 raise Lost(
-                    f"{what}: failed {config.attempts} times, at last with {told(error)}; what is "
-                    "stored so far stays. Run the same command again when the store answers"
+                    f"{what}: failed {config.attempts} times, at last with {in_words(error)}; what "
+                    "is stored so far stays. Run the same command again when the store answers"
                 ) from None
             wait = min(config.first_wait * 2**failed, config.longest_wait)
             log.log(
                 logging.WARNING if failed else logging.INFO,
                 "%s: %s; try %d of %d follows",
-                what, told(error), failed + 2, config.attempts,
+                what, in_words(error), failed + 2, config.attempts,
             )  # fmt: skip
             sleep(wait * random.uniform(0.5, 1.0))
     raise AssertionError("unreachable: attempts is at least 1")
@@ -148,43 +115,283 @@ class RemoteConfig(EnvironmentConfig):
     parts_at_once: int = Field(4, ge=1, le=64, description="parts of one file that travel together")
 
 
-class RemoteFiles:
-    """`Files` on any `Objects`. Safe for threads."""
+class Medium:
+    """A kind of store below an address: one without a clock or a delete under a condition that we
+    know how to ask for. A tag is compared, then the object deleted."""
 
-    def __init__(self, root: str, objects: Objects, config: RemoteConfig | None = None) -> None:
-        self.root = root.rstrip("/")
-        self.local: Path | None = None
-        self._objects = objects
+    lock: Any = contextlib.nullcontext()
+    """Held for a request."""
+
+    def __init__(self, url: str, config: RemoteConfig) -> None:
+        self.url = url.rstrip("/")
+        self._config = config
+        protocol, _, rest = self.url.partition("://")
+        self.bucket, _, prefix = rest.partition("/")
+        self._place = f"{protocol}://{self.bucket}"
+        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+
+    def key(self, path: str) -> str:
+        """How a file below the address is called in its bucket."""
+        return f"{self._prefix}{path}".rstrip("/")
+
+    @functools.cached_property
+    def store(self) -> Any:
+        try:
+            return from_url(self._place, client_options=options_of(self._config), retry_config=ONCE)
+        except (BaseError, ValueError) as error:
+            raise UserError(f"{self.url}: {_first_line(error)}") from None
+
+    @property
+    def patient_store(self) -> Any:
+        """One that repeats the requests of an upload in parts by itself."""
+        return self.store
+
+    def age(self, key: str) -> float | None:
+        """Seconds since an object was written, by the store's own clock; FileNotFoundError when it
+        is absent."""
+        obstore.head(self.store, key)
+        return None
+
+    def delete_if(self, key: str, tag: str) -> None:
+        """Remove that state of an object."""
+        try:
+            if obstore.head(self.store, key)["e_tag"] == tag:
+                obstore.delete(self.store, key)
+        except FileNotFoundError:
+            return
+
+    def sweep(self, older_than: float) -> int:
+        """Give up uploads that began more than so many seconds ago; how many. These stores forget
+        them by themselves."""
+        return 0
+
+
+class Memory(Medium):
+    """For tests: gone with the process."""
+
+    lock = threading.RLock()
+
+    @property
+    def store(self) -> Any:  # type: ignore[override]
+        return _memory(self.bucket)
+
+    def age(self, key: str) -> float:
+        written: datetime.datetime = obstore.head(self.store, key)["last_modified"]
+        return (datetime.datetime.now(datetime.UTC) - written).total_seconds()
+
+
+@functools.cache
+def _memory(bucket: str) -> MemoryStore:
+    return MemoryStore()
+
+
+class S3(Medium):
+    """Any store that speaks S3. Credentials come from where every S3 program finds them:
+    environment, ~/.aws, the machine's role. They are in no address, no log and no error."""
+
+    def __init__(self, url: str, config: RemoteConfig) -> None:
+        super().__init__(url, config)
+        self._lock = threading.Lock()
+        self._made: tuple[int, Any, Any, Any] | None = None
+
+    @property
+    def store(self) -> Any:  # type: ignore[override]
+        return self._connected()[1]
+
+    @property
+    def patient_store(self) -> Any:
+        return self._connected()[2]
+
+    def age(self, key: str) -> float:
+        try:
+            answer = self._client.head_object(Bucket=self.bucket, Key=key)
+        except self._client.exceptions.ClientError as error:
+            if _status(error) == 404:
+                raise FileNotFoundError(key) from None
+            raise
+        return float(max(0.0, (_now(answer) - answer["LastModified"]).total_seconds()))
+
+    def delete_if(self, key: str, tag: str) -> None:
+        """A store without conditional deletes is asked for the tag first."""
+        where = {"Bucket": self.bucket, "Key": key}
+        try:
+            if obstore.head(self.store, key)["e_tag"] == tag:
+                self._client.delete_object(**where, IfMatch=tag)
+        except FileNotFoundError:
+            return
+        except self._client.exceptions.ClientError as error:
+            if _code(error) == "NotImplemented":
+                self._client.delete_object(**where)
+            elif _code(error) != "PreconditionFailed" and _status(error) not in {404, 412}:
+                raise
+
+    def sweep(self, older_than: float) -> int:
+        answer = self._client.list_multipart_uploads(Bucket=self.bucket, Prefix=self._prefix)
+        old = [
+            upload
+            for upload in answer.get("Uploads", ())
+            if (_now(answer) - upload["Initiated"]).total_seconds() > older_than
+        ]
+        for upload in old:
+            self._client.abort_multipart_upload(
+                Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+            )
+        return len(old)
+
+    @property
+    def _client(self) -> Any:
+        return self._connected()[3]
+
+    def _connected(self) -> tuple[int, Any, Any, Any]:
+        """Connections of this process: those made before a fork do not work after it."""
+        with self._lock:
+            if self._made is None or self._made[0] != os.getpid():
+                client, credentials = _s3_client(self._config)
+                store, patient = (
+                    S3Store(
+                        self.bucket,
+                        endpoint=client.meta.endpoint_url,
+                        region=client.meta.region_name,
+                        client_options=options_of(self._config),
+                        retry_config=retries,
+                        credential_provider=_Provider(credentials),
+                    )
+                    for retries in (ONCE, _patience(self._config))
+                )
+                self._made = (os.getpid(), store, patient, client)
+            return self._made
+
+
+class _Provider:
+    """Credentials for obstore, asked for again before they run out: botocore renews those of roles
+    ten minutes before their end."""
+
+    def __init__(self, credentials: Any) -> None:
+        self._credentials = credentials
+
+    def __call__(self) -> Any:
+        now = self._credentials.get_frozen_credentials()
+        return {
+            "access_key_id": now.access_key,
+            "secret_access_key": now.secret_key,
+            "token": now.token,
+            "expires_at": datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=9),
+        }
+
+
+def _s3_client(config: RemoteConfig) -> tuple[Any, Any]:
+    """botocore's client, and the credentials that it found."""
+    try:
+        import botocore.session
+        from botocore.config import Config
+    except ImportError as error:
+        raise UserError("s3:// needs botocore: pip install 'focusdpo[s3]'") from error
+    hush_clients()
+    session = botocore.session.get_session()
+    limits = Config(
+        connect_timeout=config.connect_timeout,
+        read_timeout=config.read_timeout,
+        # Tries are counted here and nowhere below.
+        retries={"total_max_attempts": 1, "mode": "standard"},
+    )
+    region = session.get_config_variable("region") or os.environ.get("AWS_REGION") or "us-east-1"
+    client = session.create_client("s3", region_name=region, config=limits)
+    credentials = session.get_credentials()
+    if credentials is None:
+        raise UserError(
+            "s3://: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        )
+    return client, credentials
+
+
+def hush_clients() -> None:
+    """Keep what clients of remote stores log free of credentials, whatever the level."""
+    for name in CHATTY:
+        logger = logging.getLogger(name)
+        logger.setLevel(max(logging.WARNING, logger.level))
+
+
+ONCE: Any = {"max_retries": 0}
+"""Tries are counted by `persistently` and nowhere below."""
+
+
+def _patience(config: RemoteConfig) -> Any:
+    waits = {"init_backoff": config.first_wait, "max_backoff": config.longest_wait}
+    backoff = {name: datetime.timedelta(seconds=wait) for name, wait in waits.items()}
+    limit = config.attempts * (config.longest_wait + config.read_timeout)
+    return {
+        "max_retries": config.attempts - 1,
+        "backoff": backoff,
+        "retry_timeout": datetime.timedelta(seconds=limit),
+    }
+
+
+def options_of(config: RemoteConfig) -> Any:
+    """How obstore talks to a server."""
+    options: dict[str, Any] = {
+        "connect_timeout": datetime.timedelta(seconds=config.connect_timeout),
+        "read_timeout": datetime.timedelta(seconds=config.read_timeout),
+        "timeout": datetime.timedelta(days=1),  # of a whole file, however large
+        "allow_http": True,
+    }
+    if bundle := os.environ.get("AWS_CA_BUNDLE"):
+        with open(bundle, "rb") as file:  # noqa: PTH123
+            options["root_certificate"] = file.read()
+    return options
+
+
+class RemoteFiles:
+    """`Files` on any `Medium`. Safe for threads."""
+
+    def __init__(self, medium: Medium, config: RemoteConfig | None = None) -> None:
+        self.root = medium.url
+        self.local: None = None
+        self._medium = medium
         self._config = config or RemoteConfig.from_environment()
 
     def address(self, path: str) -> str:
-        return self._objects.address(path)
+        return f"{self.root}/{path}".rstrip("/")
+
+    def look(self, path: str) -> Meta:
+        """Size in bytes, tag and time of an object. FileNotFoundError when it is absent."""
+        return self._ask(path, lambda key: cast(Meta, obstore.head(self._medium.store, key)))
 
     def exists(self, path: str) -> bool:
         try:
-            self._ask(path, lambda: self._objects.look(path))
+            self.look(path)
         except FileNotFoundError:
             return False
         return True
 
     def size(self, path: str) -> int:
-        return self._ask(path, lambda: self._objects.look(path)).size
+        return int(self.look(path)["size"])
 
     def names(self, path: str) -> list[str]:
-        return self._ask(path, lambda: self._objects.names(path))
+        def request(key: str) -> list[str]:
+            found = obstore.list_with_delimiter(self._medium.store, key or None)
+            paths = [*found["common_prefixes"], *(meta["path"] for meta in found["objects"])]
+            return sorted(name.rstrip("/").rpartition("/")[2] for name in paths)
+
+        return self._ask(path, request, folder=True)
 
     def listing(self, path: str) -> dict[str, int]:
-        return self._ask(path, lambda: self._objects.below(path))
+        def request(key: str) -> dict[str, int]:
+            start = len(key) + 1 if key else 0
+            pages = obstore.list(self._medium.store, key or None, chunk_size=1000)
+            return {meta["path"][start:]: meta["size"] for page in pages for meta in page}
+
+        return dict(sorted(self._ask(path, request, folder=True).items()))
 
     def below(self, path: str) -> list[str]:
         return list(self.listing(path))
 
     def read(self, path: str, offset: int = 0, size: int = -1) -> bytes:
-        return self._ask(path, lambda: self._objects.get(path, offset, size))[0]
+        return self._read(path, offset, size)[0]
 
     def write(self, path: str, data: bytes, *, replace: bool = True, sync: bool = True) -> bool:
         """`sync` changes nothing: an object that was accepted is safe."""
-        return self._put(path, io.BytesIO(data), len(data), None if replace else ABSENT) is not None
+        condition: Condition = "overwrite" if replace else "create"
+        return self._put(path, io.BytesIO(data), len(data), condition) is not None
 
     @contextmanager
     def create(self, path: str, *, replace: bool = True, sync: bool = True) -> Iterator[BinaryIO]:
@@ -192,35 +399,87 @@ class RemoteFiles:
             sink = cast(BinaryIO, spool)
             yield sink
             size = sink.seek(0, io.SEEK_END)
-            self._put(path, sink, size, None if replace else ABSENT)
+            self._put(path, sink, size, "overwrite" if replace else "create")
 
     def tagged(self, path: str) -> tuple[bytes, str] | None:
         try:
-            return self._ask(path, lambda: self._objects.get(path, 0, -1))
+            return self._read(path, 0, -1)
         except FileNotFoundError:
             return None
 
     def swap(self, path: str, data: bytes, tag: str | None, *, sync: bool = True) -> str | None:
-        return self._put(path, io.BytesIO(data), len(data), ABSENT if tag is None else tag)
+        return self._put(
+            path, io.BytesIO(data), len(data), "create" if tag is None else {"e_tag": tag}
+        )
 
     def age(self, path: str) -> float | None:
         try:
-            return self._ask(path, lambda: self._objects.look(path)).age
+            return self._ask(path, self._medium.age)
         except FileNotFoundError:
             return None
 
     def remove(self, path: str, tag: str | None = None) -> None:
-        self._ask(path, lambda: self._objects.delete(path, tag))
+        def request(key: str) -> None:
+            if tag is None:
+                with contextlib.suppress(FileNotFoundError):
+                    obstore.delete(self._medium.store, key)
+            else:
+                self._medium.delete_if(key, tag)
+
+        self._ask(path, request)
+
+    def prune(self, path: str) -> None:
+        """An object store has no empty folders."""
 
     def clean(self) -> int:
         """Uploads in parts that were never ended cost room and are seen by nobody; a living
         writer's is younger than a day."""
-        return self._ask("", lambda: self._objects.sweep(FOREIGN_TEMP_SECONDS))
+        return self._ask("", lambda _: self._medium.sweep(FOREIGN_TEMP_SECONDS), folder=True)
 
-    def _put(self, path: str, source: BinaryIO, size: int, condition: str | None) -> str | None:
-        def request() -> str | None:
+    def _read(self, path: str, offset: int, size: int) -> tuple[bytes, str]:
+        """Bytes from `offset`, `size` of them or (-1) all, and the object's tag."""
+        if size == 0:
+            return b"", str(self.look(path)["e_tag"])
+        where: Any = {}
+        if size > 0:
+            where = {"range": (offset, offset + size)}
+        elif offset:
+            where = {"range": {"offset": offset}}
+
+        def request(key: str) -> tuple[bytes, str]:
+            try:
+                answer = obstore.get(self._medium.store, key, options=where)
+                return bytes(answer.bytes()), str(answer.meta["e_tag"])
+            except BaseError as error:
+                if where and (_status(error) == 416 or "StartTooLarge" in str(error)):
+                    return b"", str(obstore.head(self._medium.store, key)["e_tag"])
+                raise
+
+        return self._ask(path, request)
+
+    def _put(self, path: str, source: BinaryIO, size: int, condition: Condition) -> str | None:
+        """The new tag; None when the condition does not hold."""
+        # Not every store that decides atomically between conditional PUTs does so between
+        # completed uploads in parts (SeaweedFS 4.48 does not), so a condition takes one PUT.
+        part = self._config.part_mib * 2**20
+        in_parts = condition == "overwrite" and size >= 2 * part
+
+        def request(key: str) -> str | None:
             source.seek(0)
-            return self._objects.put(path, source, size, condition)
+            store = self._medium.patient_store if in_parts else self._medium.store
+            try:
+                made = obstore.put(
+                    store,
+                    key,
+                    source if in_parts else source.read(),
+                    mode=cast(Any, condition),
+                    use_multipart=in_parts,
+                    chunk_size=part,
+                    max_concurrency=self._config.parts_at_once,
+                )
+            except (AlreadyExistsError, PreconditionError):
+                return None
+            return str(made["e_tag"])
 
         tag = self._ask(path, request)
         # A try whose answer was lost may have been the one that wrote it; HTTP clients repeat by
@@ -230,14 +489,22 @@ class RemoteFiles:
             tag = stored[1] if stored[0] == source.read() else None
         return tag
 
-    def _ask(self, path: str, request: Callable[[], T]) -> T:
+    def _ask(self, path: str, request: Callable[[str], T], *, folder: bool = False) -> T:
+        if not (is_plain(path) or (folder and not path)):
+            raise UserError(f"{self.root}: {path[:80]!r} is no name of a file inside it")
         what = self.address(path)
-        objects = self._objects
+
+        def held() -> T:
+            with self._medium.lock:
+                return request(self._medium.key(path))
+
         try:
-            return persistently(request, objects.passing, objects.told, what, self._config)
+            return persistently(held, what, self._config)
         except Exception as error:
-            if (why := objects.refusal(error)) is not None:
+            if (why := refusal(error, self.root)) is not None:
                 raise UserError(f"{what}: {why}") from None
+            if isinstance(error, BaseError):  # its text repeats what the store answered
+                raise OSError(f"{what}: {in_words(error)}") from None
             raise
 
     @contextmanager
@@ -251,3 +518,73 @@ class RemoteFiles:
                     "some, or set TMPDIR to a larger disk"
                 ) from error
             raise
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the same request may well succeed later."""
+    status, code = _status(error), _code(error)
+    if status or code:
+        return code in PASSING or status in {408, 429} or status >= 500
+    if isinstance(error, BaseError):
+        return "HTTP error" in str(error)
+    names = {kind.__name__ for kind in type(error).__mro__}  # botocore's, if it is there
+    lost = {"HTTPClientError", "IncompleteReadError", "ResponseParserError"}
+    return bool(names & lost) or isinstance(error, (ConnectionError, TimeoutError))
+
+
+def refusal(error: BaseException, root: str) -> str | None:
+    """What is wrong and what to do, when only the user can mend it."""
+    code, status = _code(error), _status(error)
+    if code == "NoSuchBucket":
+        bucket = root.partition("://")[2].partition("/")[0]
+        return f"there is no bucket '{bucket}'; make it first, or correct its name"
+    if code == "RequestTimeTooSkewed":
+        return "this machine's clock is wrong; set it"
+    if status == 301 or code == "PermanentRedirect":
+        return "the bucket lies in another region; set AWS_DEFAULT_REGION"
+    forbidden = (PermissionDeniedError, UnauthenticatedError, PermissionError)
+    if isinstance(error, forbidden) or status in {401, 403}:
+        return (
+            f"the store refuses ({in_words(error)}); check the credentials in the environment and "
+            "what they may do here"
+        )
+    return None
+
+
+def in_words(error: BaseException) -> str:
+    """An error's code or kind. The text of an answer is the store's, and may repeat what was
+    sent."""
+    code, status = _code(error), _status(error)
+    if code or status:
+        return f"{code} (status {status})" if code else f"status {status}"
+    lost = isinstance(error, BaseError) and "HTTP error" in str(error)
+    return "a lost connection" if lost else type(error).__name__
+
+
+def _code(error: BaseException) -> str:
+    found = re.search(r"<Code>(\w+)</Code>", str(error)) if isinstance(error, BASE) else None
+    return found[1] if found else str(_answer(error).get("Error", {}).get("Code", ""))
+
+
+def _status(error: BaseException) -> int:
+    found = re.search(r"status code: (\d{3})", str(error)) if isinstance(error, BASE) else None
+    told = _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return int(found[1] if found else told)
+
+
+BASE = (BaseError, OSError)
+"""What obstore raises: an absent object is Python's FileNotFoundError."""
+
+
+def _answer(error: BaseException) -> Any:
+    """What the store answered to botocore, when it did."""
+    response = getattr(error, "response", None)
+    return response if isinstance(response, dict) else {}
+
+
+def _now(answer: Any) -> datetime.datetime:
+    return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]

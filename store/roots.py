@@ -15,32 +15,36 @@ HEADER = "dataset.json"
 LEASES = ".leases"
 OURS = {"stages", "versions"}
 """Folders by which a dataset is known that has lost its dataset.json."""
+MEDIA = {
+    **{"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az"},
+    **{"abfs": "abfs", "abfss": "abfss", "memory": "memory"},
+}
+"""Protocols whose stores show an object when all of it has come, and what we call them."""
 IGNORED = {TEMP, LOCK, LEASES, "lost+found", ".DS_Store"}
 """Names that do not make a folder somebody else's."""
 
 
 def files_of(root: str | Path) -> Files:
-    """The files at a path, file:///path, s3://bucket/prefix, memory://name, or another object store
-    that fsspec knows. UserError for an address that is none of these."""
+    """The files at a path, file:///path, s3://bucket/prefix, memory://name, gs:// or az://.
+    UserError for an address that is none of these."""
     protocol, rest = split_address(root)
     if not protocol:
         return LocalFiles(rest)
-    from focusdpo.store.fsspec_objects import WHOLE, FsspecObjects
-    from focusdpo.store.remote import RemoteConfig, RemoteFiles
-    from focusdpo.store.s3_objects import S3Objects
+    from focusdpo.store.remote import S3, Medium, Memory, RemoteConfig, RemoteFiles
 
     config = RemoteConfig.from_environment()
-    bucket, _, prefix = rest.partition("/")
+    bucket = rest.partition("/")[0]
     if not bucket:
         raise UserError(f"{protocol}://: which bucket? write {protocol}://BUCKET/PREFIX")
-    if protocol in {"s3", "s3a"}:
-        return RemoteFiles(f"s3://{rest}", S3Objects(bucket, prefix, config), config)
-    if protocol not in WHOLE:
+    if protocol not in MEDIA:
         raise UserError(
             f"{root}: '{protocol}' is not known to show a file only when all of it has come; use "
-            f"s3:// or one of {', '.join(sorted(WHOLE))}, or mount it and give the path"
+            f"one of {', '.join(MEDIA)} (OSS and OCI speak S3: s3:// with AWS_ENDPOINT_URL), or "
+            "mount it and give the path"
         )
-    return RemoteFiles(f"{protocol}://{rest}", FsspecObjects(protocol, rest), config)
+    name = MEDIA[protocol]
+    medium = {"s3": S3, "memory": Memory}.get(name, Medium)
+    return RemoteFiles(medium(f"{name}://{rest}", config), config)
 
 
 def open_root(root: str | Path, *, create: bool) -> Files:

@@ -11,7 +11,6 @@ import threading
 import time
 from pathlib import Path
 
-import fsspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +22,7 @@ from focusdpo.model.training.config import TrainConfig
 from focusdpo.model.training.run import train
 from focusdpo.store.addresses import with_digest
 from focusdpo.store.cache import CacheConfig, ShardCache
+from focusdpo.store.roots import files_of
 from focusdpo.store.samples import index_shard, read_fields
 
 WIDE = 10**9
@@ -175,7 +175,7 @@ def test_a_store_that_fails_for_a_while_is_asked_again(
 
 FETCH = """
 import sys
-from focusdpo.model.shard_cache import ShardCache
+from focusdpo.store.cache import ShardCache
 cache = ShardCache(sys.argv[1], int(sys.argv[2]))
 for address in sys.argv[3:]:
     with cache.whole(cache.shard(address)) as file:
@@ -251,10 +251,10 @@ def test_bytes_stay_readable_while_others_throw_copies_out(s3: S3Server, tmp_pat
 def test_the_folder_keeps_what_was_used_last_within_its_bound(
     sizes: list[int], limit: int, wanted: list[int]
 ) -> None:
-    memory = fsspec.filesystem("memory")
+    memory = files_of("memory://lru")
     contents = [bytes([at]) * size for at, size in enumerate(sizes)]
     for at, data in enumerate(contents):
-        memory.pipe_file(f"/lru/{at}", data)
+        memory.write(f"{at}", data)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cache = ShardCache(folder, limit)
