@@ -16,7 +16,6 @@ URL = re.compile(r"([a-z][a-z0-9+.-]+):(/+)(.*)", re.DOTALL)
 KNOWN = {"s3", "s3a", "memory", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci", "http", "https"}
 SECRET = re.compile(r"[?&](sig|token|password|x-amz-[a-z-]+|awsaccesskeyid|signature)=", re.I)
 """What a signed address or one with a token has."""
-DIGEST = re.compile(r"(.*)#blake2b=([0-9a-f]{32})")
 
 
 def split_address(address: str | Path) -> tuple[str, str]:
@@ -52,17 +51,6 @@ class RemoteRoot(str):
 def is_remote(address: str | Path) -> bool:
     """Whether it is not on a local disk."""
     return split_address(address)[0] != ""
-
-
-def with_digest(address: str, digest: str) -> str:
-    """An address that says what its bytes are: `digest` is their blake2b-128."""
-    return f"{address}#blake2b={digest}"
-
-
-def split_digest(address: str | Path) -> tuple[str, str | None]:
-    """An address and the digest that it says, if any."""
-    found = DIGEST.fullmatch(str(address))
-    return (found[1], found[2]) if found else (str(address), None)
 
 
 class EnvironmentConfig(BaseModel):

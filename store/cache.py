@@ -1,11 +1,11 @@
 """Shards of a remote dataset on the local disk: a folder of bounded size, shared by processes.
 
-A shard comes whole, is checked against the digest that its address says, and only then gets its
+A shard comes whole, is checked against the digest that its version tells, and only then gets its
 name. Those used last stay. When a run's shards together are more than the folder holds, what is in
 it stays and the rest is read by range, sample by sample: a shard thrown out for each random sample
 would be fetched again and again.
 
-Files: <digest> a shard, <digest>.index where its samples lie, <digest>.part one on its way.
+Files: <digest> a shard, <digest>.part one on its way.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ from filelock import FileLock, Timeout
 from pydantic import Field
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.store.addresses import EnvironmentConfig, split_digest
-from focusdpo.store.remote import RemoteFiles
-from focusdpo.store.roots import files_of
+from focusdpo.store.addresses import EnvironmentConfig
+from focusdpo.store.local import Files
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +51,15 @@ class CacheConfig(EnvironmentConfig):
 class RemoteShard:
     """A shard of which a copy may be kept."""
 
-    url: str
-    name: str
-    """Of its copy; the blake2b-128 of its bytes, where that is known."""
+    files: Files
+    path: str
     size: int
-    digest: str | None
+    digest: str
+    """blake2b-128 of its bytes; its copy is called so."""
+
+    @property
+    def url(self) -> str:
+        return self.files.address(self.path)
 
 
 class ShardCache:
@@ -67,28 +70,14 @@ class ShardCache:
         self._limit = limit
         self._checked: set[str] = set()
         self._wanted: dict[str, int] = {}
-        self._remote: dict[str, RemoteFiles] = {}
-
-    def shard(self, address: str) -> RemoteShard:
-        """What is known of a shard at an address. One without a digest is known by its tag or time,
-        and only its size is checked."""
-        url, digest = split_digest(address)
-        files, name = self._files_of(url)
-        try:
-            about = files.look(name)
-        except FileNotFoundError as error:
-            raise _absent(url) from error
-        state = f"{url} {about['e_tag']} {about['size']}"
-        unknown = hashlib.blake2b(state.encode(), digest_size=16).hexdigest()
-        return RemoteShard(url, digest or f"u{unknown}", int(about["size"]), digest)
 
     @contextmanager
     def whole(self, shard: RemoteShard) -> Iterator[BinaryIO]:
         """The copy of a shard, fetched when it is not there. It stays readable until the block
         ends, even when another process throws it out. UserError when it is damaged or too large."""
-        self._wanted[shard.name] = shard.size
+        self._wanted[shard.digest] = shard.size
         while True:
-            file = self._kept(shard.name)
+            file = self._kept(shard.digest)
             if file is None:
                 self._fetch(shard)
                 continue
@@ -97,38 +86,18 @@ class ShardCache:
                     yield file
                     return
             log.warning("%s: the copy in %s is damaged; fetched anew", shard.url, self._folder)
-            self._path(shard.name).unlink(missing_ok=True)
+            self._path(shard.digest).unlink(missing_ok=True)
 
-    def read(self, shard: RemoteShard, offset: int, size: int, checksum: str) -> bytes:
-        """A range, from the copy or, where all copies would not fit, from the store. `checksum`:
-        blake2b-64 of those bytes."""
-        self._wanted[shard.name] = shard.size
+    def read(self, shard: RemoteShard, offset: int, size: int) -> bytes:
+        """A range, from the copy or, where all copies would not fit, from the store, where it is
+        not checked."""
+        self._wanted[shard.digest] = shard.size
         roomy = sum(self._wanted.values()) <= self._limit
-        if roomy or self._path(shard.name).exists():
+        if roomy or self._path(shard.digest).exists():
             with self.whole(shard) as file:
                 file.seek(offset)
                 return file.read(size)
-        data = self._range(shard, offset, size)
-        if hashlib.blake2b(data, digest_size=8).hexdigest() != checksum:
-            raise _damaged(shard, f"bytes {offset} to {offset + size} are not those of its index")
-        return data
-
-    def note(self, shard: RemoteShard) -> bytes | None:
-        """What `put_note` was told of a shard."""
-        try:
-            return (self._folder / f"{shard.name}.index").read_bytes()
-        except FileNotFoundError:
-            return None
-
-    def put_note(self, shard: RemoteShard, data: bytes) -> None:
-        """Keep something small beside a shard, for longer than its copy."""
-        if len(data) > self._limit:
-            return
-        temp = self._folder / f"{shard.name}.index.part"
-        with self._alone(f"{shard.name}.index"):
-            self._reserve(temp, len(data))
-            temp.write_bytes(data)
-            temp.replace(self._folder / f"{shard.name}.index")
+        return shard.files.read(shard.path, offset, size)
 
     def _path(self, name: str) -> Path:
         return self._folder / name
@@ -144,14 +113,14 @@ class ShardCache:
 
     def _is_whole(self, shard: RemoteShard, file: BufferedReader) -> bool:
         """Looked at once a process: a copy may have been cut short when power failed."""
-        if shard.name in self._checked:
+        if shard.digest in self._checked:
             return True
         if os.fstat(file.fileno()).st_size != shard.size:
             return False
         found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-        if shard.digest not in (None, found):
+        if found != shard.digest:
             return False
-        self._checked.add(shard.name)
+        self._checked.add(shard.digest)
         return True
 
     def _fetch(self, shard: RemoteShard) -> None:
@@ -161,18 +130,21 @@ class ShardCache:
                 f"{shard.url}: {shard.size / 2**30:.2f} GiB are more than the cache may hold; set "
                 "FOCUSDPO_CACHE_GIB higher, or shard.max_pairs lower"
             )
-        with self._alone(shard.name):
-            if self._path(shard.name).exists():
+        with self._alone(shard.digest):
+            if self._path(shard.digest).exists():
                 return
-            part = self._folder / f"{shard.name}.part"
+            part = self._folder / f"{shard.digest}.part"
             try:
                 self._reserve(part, shard.size)
-                found = self._download(shard, part)
-                if shard.digest not in (None, found):
+                try:
+                    found = self._download(shard, part)
+                except FileNotFoundError as error:
+                    raise _damaged(shard, "the file is missing") from error
+                if found != shard.digest:
                     raise _damaged(shard, "its bytes are not those that were published")
                 _touch(part)
-                part.replace(self._path(shard.name))
-                self._checked.add(shard.name)
+                part.replace(self._path(shard.digest))
+                self._checked.add(shard.digest)
             except OSError as error:
                 if error.errno not in NO_ROOM:
                     raise
@@ -187,28 +159,10 @@ class ShardCache:
         found = hashlib.blake2b(digest_size=16)
         with part.open("r+b") as file:
             for start in range(0, shard.size, PIECE):
-                data = self._range(shard, start, min(PIECE, shard.size - start))
+                data = shard.files.read(shard.path, start, min(PIECE, shard.size - start))
                 found.update(data)
                 file.write(data)
         return found.hexdigest()
-
-    def _range(self, shard: RemoteShard, offset: int, size: int) -> bytes:
-        files, name = self._files_of(shard.url)
-        try:
-            data = files.read(name, offset, size)
-        except FileNotFoundError as error:
-            raise _absent(shard.url) from error
-        if len(data) != size:
-            raise _damaged(shard, "it is shorter than it was")
-        return data
-
-    def _files_of(self, url: str) -> tuple[RemoteFiles, str]:
-        folder, _, name = url.rpartition("/")
-        if folder not in self._remote:
-            files = files_of(folder)
-            assert isinstance(files, RemoteFiles)
-            self._remote[folder] = files
-        return self._remote[folder], name
 
     def _reserve(self, part: Path, size: int) -> None:
         """Make room, and take it before another process does. What others are fetching is not
@@ -272,10 +226,6 @@ def _touch(path: Path) -> None:
     """Used now, by a clock finer than the one that the system stamps files with."""
     now = time.time_ns()
     os.utime(path, ns=(now, now))
-
-
-def _absent(url: str) -> UserError:
-    return UserError(f"shard {url} does not exist. Build the dataset again.")
 
 
 def _damaged(shard: RemoteShard, what: str) -> UserError:

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from pydantic import Field
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.progress import Watch
+from focusdpo.data_schemas.progress import Watch
 from focusdpo.model.training.parallel import is_first, num_launched
 from focusdpo.store.addresses import EnvironmentConfig, split_address
 from focusdpo.store.folders import STATE, Mirror, State, copy, mirrored, read_state, room

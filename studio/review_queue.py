@@ -26,8 +26,8 @@ from focusdpo.pipeline.reviews import (
     swapped,
     verdict_of,
 )
-from focusdpo.pipeline.shard import read_fields
 from focusdpo.store.index import reviewed_of
+from focusdpo.store.samples import read_fields
 from focusdpo.studio.columns import Wanted
 from focusdpo.studio.version_reading import Dataset
 

@@ -17,7 +17,6 @@ from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.subjects import Subject
-from focusdpo.pipeline.shard import FOLDER as SHARDS
 from focusdpo.pipeline.subjects import ingest, masks, registry
 from focusdpo.store import leases
 from focusdpo.store.artefacts import Store
@@ -27,6 +26,7 @@ from focusdpo.store.leases import SLACK, Holder
 from focusdpo.store.manifests import MANIFEST, NAME, TWIN, versions_of
 from focusdpo.store.processes import is_dead
 from focusdpo.store.roots import LEASES
+from focusdpo.store.samples import FOLDER as SHARDS
 
 DAY = 86400.0
 BUILDS = "builds"

@@ -20,7 +20,6 @@ from focusdpo.data_schemas.reviews import ReviewedPair
 from focusdpo.data_schemas.shards import IndexRow
 from focusdpo.data_schemas.tables import to_parquet
 from focusdpo.pipeline.reviews import Audit
-from focusdpo.pipeline.shard import FOLDER as SHARDS
 from focusdpo.pipeline.subjects import registry
 from focusdpo.pipeline.upkeep.garbage import Reached, alone, note_sweep, passing
 from focusdpo.pipeline.upkeep.purge_plan import FOLDER, PurgePlan, make_plan, read_plans
@@ -43,6 +42,7 @@ from focusdpo.store.keys import digest
 from focusdpo.store.local import LOCK, TEMP
 from focusdpo.store.manifests import MANIFEST, manifest_bytes
 from focusdpo.store.roots import LEASES
+from focusdpo.store.samples import FOLDER as SHARDS
 from focusdpo.store.twins import digests, drop_twin, ensure_twin, refuse_damaged
 from focusdpo.store.versions import open_version, pair_counts
 

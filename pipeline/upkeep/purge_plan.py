@@ -24,7 +24,6 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.runs import Artefact
 from focusdpo.data_schemas.scenes import Scene
 from focusdpo.data_schemas.shards import IndexRow
-from focusdpo.pipeline.shard import FOLDER as SHARDS
 from focusdpo.pipeline.subjects import ingest, masks
 from focusdpo.pipeline.subjects.registry import read_registry
 from focusdpo.store import tars
@@ -32,6 +31,7 @@ from focusdpo.store.artefacts import Store
 from focusdpo.store.index import lineage_columns, partitions_of
 from focusdpo.store.keys import KEY, SHARD, STAGE, digest, parsed
 from focusdpo.store.manifests import NAME, versions_of
+from focusdpo.store.samples import FOLDER as SHARDS
 from focusdpo.store.versions import open_version
 
 BLANK = "__purged__"

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from focusdpo.data_schemas.errors import UserError, run_doctor
-from focusdpo.pipeline.shard import FOLDER
 from focusdpo.pipeline.upkeep.purge_plan import PurgePlan, read_plans
 from focusdpo.store.artefacts import Corrupt, Store
 from focusdpo.store.index import lineage_columns, partitions_of, reviewed_of
@@ -26,6 +25,7 @@ from focusdpo.store.manifests import (
     version_names,
 )
 from focusdpo.store.roots import HEADER, files_of, header, header_damage
+from focusdpo.store.samples import FOLDER
 from focusdpo.store.twins import remedy
 from focusdpo.store.versions import open_version, verify_shard
 
