@@ -39,11 +39,10 @@ from focusdpo.data_schemas.runs import Artefact
 from focusdpo.data_schemas.subjects import ImageKey
 from focusdpo.data_schemas.tables import from_parquet, to_parquet
 from focusdpo.store import leases, tars
-from focusdpo.store.addresses import RemoteRoot
+from focusdpo.store.addresses import RemoteRoot, open_root
 from focusdpo.store.keys import KEY, STAGE, digest, image_key, parsed, split_image_key
 from focusdpo.store.leases import LeaseConfig
 from focusdpo.store.local import Files
-from focusdpo.store.roots import open_root
 
 LIMIT = 256 * 2**20
 """Bytes kept."""

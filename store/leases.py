@@ -22,10 +22,9 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from focusdpo.store.addresses import LEASES
 from focusdpo.store.keys import parsed
-from focusdpo.store.local import Files
-from focusdpo.store.processes import is_dead, me, told
-from focusdpo.store.roots import LEASES
+from focusdpo.store.local import Files, is_dead, me, told
 
 log = logging.getLogger(__name__)
 

@@ -51,13 +51,14 @@ from focusdpo.store.keys import digest
 from focusdpo.store.manifests import (
     LATEST,
     MANIFEST,
+    digests,
+    ensure_twin,
     latest_id,
     manifest_bytes,
     named_by,
     read_manifest,
 )
 from focusdpo.store.samples import FOLDER, Copies, Sample, damaged_shard, read_sample
-from focusdpo.store.twins import digests, ensure_twin
 
 CONFIG = "config.yaml"
 PACKAGES = ("focusdpo", "torch", "diffusers", "transformers", "numpy", "pillow", "pyarrow")

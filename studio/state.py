@@ -10,9 +10,9 @@ from starlette.exceptions import HTTPException
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.pipeline.subjects.registry import Registry, read_registry
+from focusdpo.store.addresses import HEADER, files_of
 from focusdpo.store.artefacts import Store
 from focusdpo.store.manifests import latest_id
-from focusdpo.store.roots import HEADER, files_of
 from focusdpo.studio.focus_maps import FocusWorker
 from focusdpo.studio.pictures import Kept
 from focusdpo.studio.run_reading import Found, find_runs

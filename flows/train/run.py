@@ -70,7 +70,8 @@ def train(
     one writes and tells. UserError for a damaged shard, an unknown version, a folder of another
     run, processes that do not fit together.
     """
-    with opened(run.out, "training") as out:
+    first, processes = parallel.is_first(), parallel.num_launched()
+    with opened(run.out, "training", first=first, processes=processes) as out:
         return _train(run, out, watch, reference_errors)
 
 

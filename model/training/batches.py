@@ -118,7 +118,8 @@ class PairData:
     """Pairs of a dataset version, for one backbone.
 
     `source` keeps disrupted or ranked pairs alone, `patches` adds patch quality, `focus` says which
-    tokens M_prior holds. Batches are encoded when they are asked for, unless `encode` has done it before."""
+    tokens M_prior holds. Batches are encoded when they are asked for, unless `encode` has done it
+    before."""
 
     def __init__(
         self,

@@ -19,13 +19,13 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.pipeline.subjects import ingest, masks, registry
 from focusdpo.store import leases
+from focusdpo.store.addresses import LEASES
 from focusdpo.store.artefacts import Store
 from focusdpo.store.index import lineage_keys
 from focusdpo.store.keys import KEY, SHARD, STAGE
 from focusdpo.store.leases import SLACK, Holder
+from focusdpo.store.local import is_dead
 from focusdpo.store.manifests import MANIFEST, NAME, TWIN, versions_of
-from focusdpo.store.processes import is_dead
-from focusdpo.store.roots import LEASES
 from focusdpo.store.samples import FOLDER as SHARDS
 
 DAY = 86400.0

@@ -25,6 +25,7 @@ from focusdpo.pipeline.upkeep.garbage import Reached, alone, note_sweep, passing
 from focusdpo.pipeline.upkeep.purge_plan import FOLDER, PurgePlan, make_plan, read_plans
 from focusdpo.pipeline.upkeep.purge_plan import without as without_samples
 from focusdpo.store import tars
+from focusdpo.store.addresses import LEASES
 from focusdpo.store.artefacts import Store
 from focusdpo.store.index import (
     LINEAGE,
@@ -40,10 +41,15 @@ from focusdpo.store.index import (
 )
 from focusdpo.store.keys import digest
 from focusdpo.store.local import LOCK, TEMP
-from focusdpo.store.manifests import MANIFEST, manifest_bytes
-from focusdpo.store.roots import LEASES
+from focusdpo.store.manifests import (
+    MANIFEST,
+    digests,
+    drop_twin,
+    ensure_twin,
+    manifest_bytes,
+    refuse_damaged,
+)
 from focusdpo.store.samples import FOLDER as SHARDS
-from focusdpo.store.twins import digests, drop_twin, ensure_twin, refuse_damaged
 from focusdpo.store.versions import open_version, pair_counts
 
 FIRST_PICTURES = "first.png"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from focusdpo.data_schemas.errors import UserError, run_doctor
 from focusdpo.pipeline.upkeep.purge_plan import PurgePlan, read_plans
+from focusdpo.store.addresses import HEADER, files_of, header, header_damage
 from focusdpo.store.artefacts import Corrupt, Store
 from focusdpo.store.index import lineage_columns, partitions_of, reviewed_of
 from focusdpo.store.keys import parsed
@@ -22,11 +23,10 @@ from focusdpo.store.manifests import (
     latest_id,
     latest_is_lost,
     read_manifest,
+    remedy,
     version_names,
 )
-from focusdpo.store.roots import HEADER, files_of, header, header_damage
 from focusdpo.store.samples import FOLDER
-from focusdpo.store.twins import remedy
 from focusdpo.store.versions import open_version, verify_shard
 
 VERSIONS = "versions"

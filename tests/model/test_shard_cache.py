@@ -24,10 +24,10 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.shards import IndexRow
 from focusdpo.model.training.config import TrainConfig
 from focusdpo.model.training.run import train
+from focusdpo.store.addresses import files_of
 from focusdpo.store.artefacts import Store
 from focusdpo.store.cache import CacheConfig, RemoteShard, ShardCache, default_cache
 from focusdpo.store.local import Files
-from focusdpo.store.roots import files_of
 from focusdpo.store.samples import Copies, Sample, read_fields
 
 WIDE = 10**9
@@ -136,11 +136,13 @@ def test_a_damaged_copy_is_fetched_anew(
     assert s3.door.seen["GET"] == 1 and copy.read_bytes() == data
 
 
-def test_a_shard_larger_than_the_folder_and_an_absent_one_say_so(
-    remote: Remote, tmp_path: Path
+def test_a_shard_larger_than_the_folder_is_read_by_range_and_an_absent_one_is_named(
+    remote: Remote, pair_samples: list[Sample], tmp_path: Path
 ) -> None:
+    small = ShardCache(tmp_path, 1000)
+    assert fields(remote.samples(small)) == fields(pair_samples) and held(tmp_path) == {}
     with pytest.raises(UserError, match="set FOCUSDPO_CACHE_GIB higher"):
-        remote.samples(ShardCache(tmp_path, 1000))[0].read()
+        small.whole(remote.shards["two.tar"]).__enter__()
     remote.files.remove("shards/two.tar")
     with pytest.raises(UserError, match="two.tar is damaged: the file is missing"):
         remote.samples(ShardCache(tmp_path, WIDE))[0].read()
@@ -161,7 +163,7 @@ def test_a_store_that_fails_for_a_while_is_asked_again(
 FETCH = """
 import sys
 from focusdpo.store.cache import RemoteShard, ShardCache
-from focusdpo.store.roots import files_of
+from focusdpo.store.addresses import files_of
 root, path, size, digest = sys.argv[2:]
 with ShardCache(sys.argv[1], 10**9).whole(
     RemoteShard(files_of(root), path, int(size), digest)

@@ -23,13 +23,21 @@ from focusdpo.pipeline.upkeep.purge import purge
 from focusdpo.pipeline.upkeep.purge_plan import PurgePlan, read_plans
 from focusdpo.pipeline.upkeep.repair import damages, mend
 from focusdpo.store import tars
+from focusdpo.store.addresses import files_of
 from focusdpo.store.artefacts import Store
-from focusdpo.store.folders import copy
 from focusdpo.store.leases import Holder, Lease, LeaseConfig, Leases
 from focusdpo.store.local import LocalFiles
-from focusdpo.store.manifests import MANIFEST, latest_id, manifest_bytes, versions_of
-from focusdpo.store.roots import files_of
-from focusdpo.store.twins import TWIN, digests, read_twin, twin_bytes
+from focusdpo.store.manifests import (
+    MANIFEST,
+    TWIN,
+    digests,
+    latest_id,
+    manifest_bytes,
+    read_twin,
+    twin_bytes,
+    versions_of,
+)
+from focusdpo.store.outputs import copy
 from focusdpo.store.versions import lineage_of, open_version
 
 OUTSIDE = ["../../victim.txt", "/victim.txt", "a/../../victim.txt", "..", "", "a//b", "x\0y"]

@@ -18,11 +18,10 @@ from hypothesis import strategies as st
 from s3_server import BUCKET, KEY_ID, SECRET, TOKEN, S3Server
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.store.addresses import split_address
+from focusdpo.store.addresses import files_of, split_address
 from focusdpo.store.artefacts import Store
 from focusdpo.store.local import Files, LocalFiles
 from focusdpo.store.remote import Lost, RemoteConfig
-from focusdpo.store.roots import files_of
 
 SECRETS = (SECRET, TOKEN, KEY_ID)
 

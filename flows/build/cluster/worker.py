@@ -21,7 +21,7 @@ from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.wiring import Parts, resident_parts
 from focusdpo.store.artefacts import Store
-from focusdpo.store.processes import me, told
+from focusdpo.store.local import me, told
 
 log = logging.getLogger(__name__)
 
