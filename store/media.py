@@ -135,15 +135,15 @@ class S3(Medium):
     def __init__(self, url: str, config: RemoteConfig) -> None:
         super().__init__(url, config)
         self._lock = threading.Lock()
-        self._made: tuple[int, Any, Any, Any] | None = None
+        self._made: tuple[Any, Any, Any] | None = None
 
     @property
     def store(self) -> Any:  # type: ignore[override]
-        return self._connected()[1]
+        return self._connected()[0]
 
     @property
     def patient_store(self) -> Any:
-        return self._connected()[2]
+        return self._connected()[1]
 
     def age(self, key: str) -> float:
         try:
@@ -183,12 +183,12 @@ class S3(Medium):
 
     @property
     def _client(self) -> Any:
-        return self._connected()[3]
+        return self._connected()[2]
 
-    def _connected(self) -> tuple[int, Any, Any, Any]:
-        """Connections of this process: those made before a fork do not work after it."""
+    def _connected(self) -> tuple[Any, Any, Any]:
+        """A store, a patient one, and botocore's client."""
         with self._lock:
-            if self._made is None or self._made[0] != os.getpid():
+            if self._made is None:
                 client, credentials = _s3_client(self._config)
                 store, patient = (
                     S3Store(
@@ -201,8 +201,23 @@ class S3(Medium):
                     )
                     for retries in (ONCE, _patience(self._config))
                 )
-                self._made = (os.getpid(), store, patient, client)
+                self._made = (store, patient, client)
             return self._made
+
+
+_process: int | None = None
+
+
+def refuse_after_fork() -> None:
+    """RuntimeError in a process that was forked after obstore was used: it would wait for ever for
+    threads that are its parent's."""
+    global _process
+    if _process not in (None, os.getpid()):
+        raise RuntimeError(
+            "a process cannot use a remote store when its parent had used one before the fork; "
+            "start it anew (multiprocessing: 'spawn')"
+        )
+    _process = os.getpid()
 
 
 class _Provider:

@@ -26,7 +26,15 @@ from obstore.exceptions import (
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.store.local import FOREIGN_TEMP_SECONDS, FULL, is_plain
-from focusdpo.store.media import Medium, RemoteConfig, in_words, is_passing, refusal, status_of
+from focusdpo.store.media import (
+    Medium,
+    RemoteConfig,
+    in_words,
+    is_passing,
+    refusal,
+    refuse_after_fork,
+    status_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -229,6 +237,7 @@ class RemoteFiles:
         if not (is_plain(path) or (folder and not path)):
             raise UserError(f"{self.root}: {path[:80]!r} is no name of a file inside it")
         what = self.address(path)
+        refuse_after_fork()
 
         def held() -> T:
             with self._medium.lock:

@@ -22,7 +22,7 @@ from focusdpo.data_schemas.tables import to_parquet
 from focusdpo.pipeline.reviews import Audit
 from focusdpo.pipeline.subjects import registry
 from focusdpo.pipeline.upkeep.garbage import Reached, alone, note_sweep, passing
-from focusdpo.pipeline.upkeep.purge_plan import FOLDER, PurgePlan, make_plan, read_plans
+from focusdpo.pipeline.upkeep.purge_plan import FOLDER, PurgePlan, make_plan, unfinished
 from focusdpo.pipeline.upkeep.purge_plan import without as without_samples
 from focusdpo.store import tars
 from focusdpo.store.addresses import LEASES
@@ -83,11 +83,6 @@ def purge(
         plan.write(store)
         reached("planned")
         return _carry_out(store, plan, reached)
-
-
-def unfinished(store: Store) -> list[PurgePlan]:
-    """Purges that were stopped."""
-    return [plan for plan in read_plans(store) if not plan.done]
 
 
 def refuse_unfinished(store: Store) -> None:

@@ -144,6 +144,11 @@ def read_plans(store: Store) -> list[PurgePlan]:
     return sorted(plans, key=lambda plan: (plan.when, plan.id))
 
 
+def unfinished(store: Store) -> list[PurgePlan]:
+    """Purges that were stopped."""
+    return [plan for plan in read_plans(store) if not plan.done]
+
+
 def _read_plan(store: Store, path: str) -> PurgePlan:
     """UserError that names the file unless it is a purge of this root and of nothing else."""
     try:

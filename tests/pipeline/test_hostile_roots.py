@@ -313,3 +313,17 @@ def test_a_member_of_negative_size_is_damage() -> None:
         list(tars.members(bytes(head) * 2, "it"))
     with pytest.raises(UserError, match="size below zero"):
         tars.first_size(bytes(head), "it")
+
+
+def test_a_flipped_bit_in_the_registry_is_seen(root: Path) -> None:
+    file = sorted((root / "registry").iterdir())[-1]
+    whole = file.read_text()
+    assert damages(root) == []
+    file.write_text(whole.replace("CC0", "CC1", 1))
+    with pytest.raises(UserError, match=f"{file.name}: damaged .not what was written"):
+        registry.read_registry(Store.open(root))
+    assert [one.stage for one in damages(root)] == ["registry"]
+    values = json.loads(whole)
+    del values["blake2b"]  # as an earlier focusdpo wrote it
+    file.write_text(json.dumps(values))
+    assert registry.read_registry(Store.open(root)) is not None

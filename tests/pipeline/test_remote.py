@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import random
+import subprocess
+import sys
 import threading
 import uuid
 from pathlib import Path
@@ -302,3 +304,18 @@ def test_no_secret_is_logged_at_any_level(s3: S3Server, root: str) -> None:
     told = stream.getvalue() + repr(caught.value)
     assert "SlowDown" in told
     assert not [secret for secret in SECRETS if secret in told]
+
+
+def test_a_forked_process_is_told_instead_of_waiting_for_ever(s3: S3Server, root: str) -> None:
+    """As a process of its own forks: pytest's own threads would make the test another one."""
+    code = (
+        "import os, sys; from focusdpo.store.addresses import files_of\n"
+        "files = files_of(sys.argv[1]); files.write('x', b'1')\n"
+        "child = os.fork()\n"
+        "if child: sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        "files_of(sys.argv[1] + '/other').read('x')\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, root], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 1 and "start it anew" in ended.stderr
