@@ -30,7 +30,7 @@ from filelock import FileLock
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.commands.common import TOKEN
-from focusdpo.store.processes import is_dead
+from focusdpo.store.local import is_dead
 from focusdpo.studio.job_runner import ENDED, JOB, LOG, RESULT, RUNNER, write
 
 State = Literal[

@@ -25,8 +25,8 @@ from focusdpo.pipeline.audit import (
     swapped,
     verdict_of,
 )
-from focusdpo.pipeline.shard import read_fields
 from focusdpo.store.index import reviewed_of
+from focusdpo.store.samples import read_fields
 from focusdpo.studio.columns import Wanted
 from focusdpo.studio.version_reading import Dataset
 

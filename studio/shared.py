@@ -16,9 +16,9 @@ from focusdpo.flows.config import GenerateRun
 from focusdpo.flows.settings import resolve
 from focusdpo.pipeline.audit import Audit
 from focusdpo.pipeline.subjects.registry import Registry, read_registry
+from focusdpo.store.addresses import HEADER, files_of
 from focusdpo.store.artefacts import Store
 from focusdpo.store.manifests import latest_id
-from focusdpo.store.roots import HEADER, files_of
 from focusdpo.studio.config import StudioConfig, drafts_folder, jobs_folder
 from focusdpo.studio.drafts import Drafts, Instances
 from focusdpo.studio.focus_maps import FocusWorker

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from focusdpo.data_schemas.ablations import BASE
 from focusdpo.data_schemas.evaluations import EvalScene, ScorerView
+from focusdpo.data_schemas.progress import quiet
 from focusdpo.data_schemas.tables import to_parquet
 from focusdpo.flows.ablation.plan import DONE, Cell
-from focusdpo.flows.progress import quiet
 from focusdpo.flows.wiring import build_part, vocabulary
 
 if TYPE_CHECKING:

@@ -22,11 +22,11 @@ from typing import Any, Protocol
 from filelock import FileLock, Timeout
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.flows.ablation.cells import run_cell, start_worker
 from focusdpo.flows.ablation.plan import Cell, Plan
 from focusdpo.flows.ablation.search import choose, choose_reading
 from focusdpo.flows.config import AblateRun
-from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.settings import save_config
 from focusdpo.store.versions import open_version
 

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.data_schemas.shards import IndexRow, ShardSample
 from focusdpo.flows.config import FocusMapsRun
 from focusdpo.flows.focus import focus_figures
-from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.wiring import build_part
 from focusdpo.model.adapter import load_adapter, reference_policy, remove_policy
 from focusdpo.model.backbone import Backbone

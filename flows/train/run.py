@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.flows.config import TrainRun
-from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.provenance import licence_of
 from focusdpo.flows.settings import save_config
 from focusdpo.flows.wiring import build_part
@@ -67,7 +67,8 @@ def train(
     one writes and tells. UserError for a damaged shard, an unknown version, a folder of another
     run, processes that do not fit together.
     """
-    with opened(run.out, "training") as out:
+    first, processes = parallel.is_first(), parallel.num_launched()
+    with opened(run.out, "training", first=first, processes=processes) as out:
         return _train(run, out, watch, reference_errors)
 
 
@@ -79,8 +80,8 @@ def _train(
     version = open_version(run.root, run.version)
     if not is_remote(run.root):  # there, each shard is checked when it comes
         version.verify()
-    shards = version.shards("train")
-    if not shards:
+    samples = version.samples("train")
+    if not samples:
         raise UserError(
             f"{run.root}: version {version.id} has no pair in its training split; build from more "
             "subjects, or lower shard.val_share"
@@ -107,11 +108,9 @@ def _train(
         validate = Validator(run.family, run.train.validation.scenes, watch)
     result = training.train(
         backbone,
-        shards,
+        samples,
         run.train,
         out.folder,
-        only=version.ids("train"),
-        split="train",
         dataset_version=version.id,
         licences=_licences(run, version.manifest),
         validate=validate,

@@ -1,6 +1,6 @@
-"""Shards -> batches of pairs, encoded once.
+"""Samples -> batches of pairs, encoded once.
 
-Shards are webdataset tars; fields are decoded by `data_schemas.shards` alone (PNG and JSON, never a
+Fields are decoded by `data_schemas.shards` alone (PNG and JSON, never a
 pickle). Which pairs make up step s is a function of (seed, s), so a resumed run needs no replay.
 Shapes: B pairs, R subjects, N target tokens, C channels.
 """
@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -26,7 +25,7 @@ from focusdpo.model.focus import FocusPriors, pool_to_grid
 from focusdpo.model.focus_config import FocusConfig
 from focusdpo.model.patch_quality import PatchQuality, patch_quality
 from focusdpo.model.training.config import PatchConfig, digest
-from focusdpo.store.samples import Entry, index_shard, read_entry
+from focusdpo.store.samples import Sample
 
 log = logging.getLogger(__name__)
 
@@ -161,62 +160,48 @@ def encode_pairs(
     )
 
 
-Which = Collection[str] | Collection[tuple[str, str]]
-"""Which pairs count: (shard file name, pair id), or ids where no two shards share one."""
-
-
 class PairData:
-    """The pairs of some shards, for one backbone.
+    """Pairs of a dataset version, for one backbone.
 
-    `source` keeps disrupted or ranked pairs alone, `only` leaves out what a newer version of a
-    dataset no longer counts, `patches` adds patch quality, `focus` says which tokens M_prior
-    holds. Batches are encoded when they are asked for, unless `encode` has done it before."""
+    `source` keeps disrupted or ranked pairs alone, `patches` adds patch quality, `focus` says which
+    tokens M_prior holds. Batches are encoded when they are asked for, unless `encode` has done it
+    before."""
 
     def __init__(
         self,
         backbone: Backbone,
-        shards: Sequence[str | Path],
+        samples: Sequence[Sample],
         *,
-        split: str = "train",
         source: str = "both",
-        only: Which | None = None,
         patches: PatchConfig | None = None,
         focus: FocusConfig | None = None,
     ) -> None:
         self._backbone = backbone
         self._patches, self._focus = patches, focus
-        self._entries = [
-            entry
-            for path in shards
-            for entry in index_shard(path)
-            if entry.split == split
-            and source in ("both", entry.source)
-            and (only is None or _counts(entry, only))
-        ]
-        if not self._entries:
+        self._samples = [sample for sample in samples if source in ("both", sample.row.source)]
+        if not self._samples:
             raise UserError(
-                f"{len(shards)} shards hold no pair of split '{split}', source '{source}'. Build a "
-                "dataset first, or loosen the pair stage's thresholds: its rejects say why pairs "
-                "were dropped."
+                f"none of {len(samples)} pairs has source '{source}'. Build a dataset first, or "
+                "loosen the pair stage's thresholds: its rejects say why pairs were dropped."
             )
         self._cache: dict[int, PairBatch] = {}
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._samples)
 
     def keys(self) -> list[str]:
         """Ids of the pairs, by item."""
-        return [entry.key for entry in self._entries]
+        return [sample.row.pair_id for sample in self._samples]
 
     def fingerprint(self) -> str:
         """Digest of the pairs' records and their order; records name images by content."""
-        return digest([entry.digest for entry in self._entries])
+        return digest([sample.row.digest for sample in self._samples])
 
     def groups(self) -> list[list[int]]:
         """Items by number of subjects, fewest first."""
         groups: dict[int, list[int]] = defaultdict(list)
-        for item, entry in enumerate(self._entries):
-            groups[entry.num_subjects].append(item)
+        for item, sample in enumerate(self._samples):
+            groups[sample.row.num_subjects].append(item)
         return [groups[num] for num in sorted(groups)]
 
     def batch(self, items: Sequence[int]) -> PairBatch:
@@ -227,7 +212,7 @@ class PairData:
 
     def sample(self, item: int) -> ShardSample:
         """The pair as it lies in its shard."""
-        return read_entry(self._entries[item])
+        return self._samples[item].read()
 
     def encode(self, cache_mib: int, progress: Progress | None = None) -> None:
         """Encodes all pairs and keeps them, or none if they take more than `cache_mib`."""
@@ -243,7 +228,7 @@ class PairData:
                 self._cache[item] = batch.take(slice(row, row + 1))
             done += len(chunk)
             if progress:
-                progress("encode pairs", done, len(self._entries), {})
+                progress("encode pairs", done, len(self._samples), {})
 
     def _encoded(self, items: Sequence[int]) -> PairBatch:
         samples = [self.sample(item) for item in items]
@@ -253,7 +238,3 @@ class PairData:
         for group in self.groups():
             for start in range(0, len(group), _ENCODE_AT_ONCE):
                 yield group[start : start + _ENCODE_AT_ONCE]
-
-
-def _counts(entry: Entry, only: Which) -> bool:
-    return entry.key in only or (Path(entry.shard).name, entry.key) in only

@@ -1,4 +1,4 @@
-"""The training run: shards in, an adapter out, resumable to the bit.
+"""The training run: samples in, an adapter out, resumable to the bit.
 
 Step s draws its pairs, noise and noise levels from (seed, s) alone; weights, optimiser moments and
 guards lie in the checkpoint. So a run that was killed and started again takes the very steps that
@@ -24,7 +24,7 @@ from focusdpo.model.adapter import AdapterCard, remove_policy, save_adapter
 from focusdpo.model.backbone import Backbone
 from focusdpo.model.focus_levels import PairMaps
 from focusdpo.model.step import resolve_precision
-from focusdpo.model.training.batches import PairData, Progress, Which
+from focusdpo.model.training.batches import PairData, Progress
 from focusdpo.model.training.checkpoint import (
     list_checkpoints,
     make_folder,
@@ -45,18 +45,17 @@ from focusdpo.model.training.run_state import (
     resolved_lora,
 )
 from focusdpo.model.training.steps import KnownErrors, ReferenceErrors, Stepper
+from focusdpo.store.samples import Sample
 
 log = logging.getLogger(__name__)
 
 
 def train(
     backbone: Backbone,
-    shards: Sequence[str | Path],
+    samples: Sequence[Sample],
     config: TrainConfig,
     out_dir: Path,
     *,
-    split: str = "train",
-    only: Which | None = None,
     dataset_version: str = "",
     licences: Sequence[str] = (),
     validate: Validate | None = None,
@@ -64,7 +63,7 @@ def train(
     progress: Progress | None = None,
     saved: Callable[[], None] | None = None,
 ) -> TrainResult:
-    """Trains an adapter on the pairs of `shards` (`only`: those that count) into `out_dir`.
+    """Trains an adapter on pairs of a dataset version into `out_dir`.
     `validate` is called where `config.validation` asks for it; `reference_errors` is shared by runs
     of one process that differ in their objective alone; `saved` is called after each checkpoint.
 
@@ -84,10 +83,8 @@ def train(
     patches = objective.patch if objective.name == "patch_dpo" else None
     data = PairData(
         backbone,
-        shards,
-        split=split,
+        samples,
         source=config.source,
-        only=only,
         patches=patches,
         focus=config.focus,
     )
