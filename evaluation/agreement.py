@@ -18,15 +18,9 @@ from focusdpo.data_schemas.candidates import Instance, Sampled
 from focusdpo.data_schemas.evaluations import AgreementRow, EvalScene, ScorerView
 from focusdpo.data_schemas.scenes import Scene
 from focusdpo.data_schemas.subjects import Reference, Subject
-from focusdpo.evaluation.comparison import (
-    ADAPTER,
-    BASE,
-    DIFFERENCE,
-    intervals,
-    scene_means,
-)
+from focusdpo.evaluation.comparison import intervals, scene_means
 from focusdpo.evaluation.metrics import Values
-from focusdpo.evaluation.pocket_protocol import EvaluateConfig
+from focusdpo.evaluation.protocols import ADAPTER, BASE, DIFFERENCE, EvaluateConfig
 from focusdpo.pipeline.matching import leakage_margins
 from focusdpo.pipeline.parts import (
     IdentityEncoder,

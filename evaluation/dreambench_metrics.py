@@ -22,11 +22,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from focusdpo.data_schemas.evaluations import EvalScene, WholeScores
-from focusdpo.data_schemas.runs import EvalRow
 from focusdpo.data_schemas.scenes import Scene
-from focusdpo.evaluation.comparison import GROUPS, intervals
 from focusdpo.evaluation.metrics import METRICS, Metric, copy_guard, identity_values, thumb
-from focusdpo.evaluation.pocket_protocol import EvaluateConfig
+from focusdpo.evaluation.protocols import EvaluateConfig
 from focusdpo.pipeline.matching import NOBODY, Matrix, assign, similarity_matrix
 from focusdpo.pipeline.parts import (
     Detection,
@@ -303,7 +301,7 @@ def _instance_vectors(
 
 @dataclass(frozen=True, slots=True)
 class BenchPicture:
-    """Both records of one picture."""
+    """Both records of one picture, with the metrics and fields of either."""
 
     judged: EvalScene
     whole: WholeScores
@@ -317,51 +315,14 @@ class BenchPicture:
         return getattr(self.whole if name in ("dino", "clip_i") else self.judged, name)
 
 
-Measured = tuple[Sequence[EvalScene], Sequence[WholeScores]]
-"""What `measure_pictures` returns for one model."""
-
-
-def bench_rows(measured: Mapping[str, Measured], config: EvaluateConfig) -> list[EvalRow]:
-    """Every metric in every group that has scenes, for `base`, `adapter` (keys of `measured`) and
-    their paired difference; `scenes` counts sets of subjects.
-
-    ValueError when both kinds of records are not of the same pictures.
-    """
-    pictures = {model: _joined(*records) for model, records in measured.items()}
-    everything = [one for own in pictures.values() for one in own]
-    table = []
-    for group, belongs in GROUPS.items():
-        base, adapter = (
-            [one for one in pictures.get(model, []) if belongs(one.judged)]
-            for model in ("base", "adapter")
-        )
-        if not base and not adapter:
-            continue
-        for metric in BENCH_METRICS:
-            table += [
-                EvalRow(
-                    protocol=everything[0].judged.protocol,
-                    metric=metric,
-                    group=group,
-                    model=model,
-                    mean=interval.mean,
-                    low=interval.low,
-                    high=interval.high,
-                    scenes=interval.scenes,
-                )
-                for model, interval in intervals(metric, base, adapter, config).items()
-                if interval.scenes
-            ]
-    return table
-
-
 def undetected(records: Sequence[EvalScene]) -> tuple[int, int]:
     """(subjects that were not found, subjects that were asked for) over all pictures."""
     lost = sum(not box for one in records for box in one.boxes)
     return lost, sum(len(one.boxes) for one in records)
 
 
-def _joined(judged: Sequence[EvalScene], whole: Sequence[WholeScores]) -> list[BenchPicture]:
+def bench_pictures(judged: Sequence[EvalScene], whole: Sequence[WholeScores]) -> list[BenchPicture]:
+    """Both records of each picture. ValueError when they are not of the same pictures."""
     pairs = list(zip(judged, whole, strict=True))
     odd = [a.scene_id for a, b in pairs if (a.scene_id, a.index) != (b.scene_id, b.index)]
     if odd:

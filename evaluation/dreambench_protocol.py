@@ -69,7 +69,7 @@ class BenchProtocol:
 
 
 _SINGLE = tuple((name,) for name in PHOTOGRAPH)
-PROTOCOLS = {
+BENCHES = {
     one.id: one
     for one in (
         BenchProtocol(

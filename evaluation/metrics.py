@@ -77,7 +77,7 @@ METRICS: dict[str, Metric] = {
         "laid upon them as well as it fits; measured from pixels, no model beyond the mask.",
     ),
     "clip_t": Metric(
-        "Prompt fit, CLIP-T", "higher", "cosine",
+        "Prompt fit (CLIP-T)", "higher", "cosine",
         "Cosine of the whole picture and its prompt, by the CLIP that guards pairs: no judge apart "
         "from them, but blind to individuals, which the prompt does not tell.",
     ),

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from focusdpo.data_schemas.scenes import stable_hash
-from focusdpo.reports.chart_data import Better, Unit
-from focusdpo.reports.view import EvaluationPart, Interval, MetricRow, Verdict
+from focusdpo.reports.view import Better, Interval, MetricRow, Unit, Verdict
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -43,6 +42,11 @@ def metric_info(name: str) -> MetricInfo:
     return MetricInfo(
         metric.label, metric.meaning, _UNITS.get(metric.unit, "number"), metric.better
     )
+
+
+def in_sentence(title: str) -> str:
+    """A metric's title within a sentence; an abbreviation stays as it is."""
+    return title if title[1:2].isupper() else title[:1].lower() + title[1:]
 
 
 FEWEST = 10
@@ -133,13 +137,9 @@ DECIDING = ("identity", "leakage_margin")
 """Metrics that the claim of better focus rests on."""
 
 
-def _overall(evaluation: EvaluationPart) -> dict[str, MetricRow]:
-    return {row.metric: row for row in evaluation.rows if row.group == "all" and row.difference}
-
-
-def headline(evaluation: EvaluationPart, who: str = "the adapter") -> Headline:
+def headline(rows: Sequence[MetricRow], protocol: str, who: str = "the adapter") -> Headline:
     """The key result in one sentence with its interval; it says undecided where it is."""
-    overall = _overall(evaluation)
+    overall = {row.metric: row for row in rows if row.group == "all" and row.difference}
     deciding = [overall[name] for name in DECIDING if name in overall]
     if not deciding:
         return Headline("The evaluation holds no comparison of base and adapter.")
@@ -148,16 +148,14 @@ def headline(evaluation: EvaluationPart, who: str = "the adapter") -> Headline:
     text = "; ".join(_clause(verdict, rows, who) for verdict, rows in groups if rows)
     scenes = max(row.scenes for row in deciding)
     figures = tuple(_key_figure(overall[n]) for n in HEADLINE_METRICS if n in overall)
-    return Headline(
-        f"{text[0].upper()}{text[1:]}.", _detail(overall, scenes, evaluation.protocol), figures
-    )
+    return Headline(f"{text[0].upper()}{text[1:]}.", _detail(overall, scenes, protocol), figures)
 
 
 def _clause(verdict: Verdict, rows: Sequence[MetricRow], who: str) -> str:
-    names = " and ".join(row.title.lower() for row in rows)
+    names = " and ".join(in_sentence(row.title) for row in rows)
     if verdict in ("better", "worse"):
         verb = "improves" if verdict == "better" else "worsens"
-        parts = [f"{row.title.lower()} by {_with_bounds(row)}" for row in rows]
+        parts = [f"{in_sentence(row.title)} by {_with_bounds(row)}" for row in rows]
         return f"{who} {verb} {' and '.join(parts)}"
     are = "are" if len(rows) > 1 else "is"
     if verdict == "unchanged":
@@ -177,8 +175,8 @@ def _with_bounds(row: MetricRow) -> str:
 
 def _detail(rows: dict[str, MetricRow], scenes: int, protocol: str) -> str:
     others = [row for name, row in rows.items() if name not in DECIDING]
-    worse = [row.title.lower() for row in others if row.verdict == "worse"]
-    better = [row.title.lower() for row in others if row.verdict == "better"]
+    worse = [in_sentence(row.title) for row in others if row.verdict == "worse"]
+    better = [in_sentence(row.title) for row in others if row.verdict == "better"]
     split = "validation" if protocol.endswith("/val") else "held-out"
     parts = [f"Brackets are 95 % bootstrap intervals, paired over {scenes} {split} scenes."]
     if better:

@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from markupsafe import Markup, escape
 
-from focusdpo.reports import charts, images
-from focusdpo.reports.chart_data import BucketChart, Count, Histogram, LineChart, Scatter, Unit
+from focusdpo.reports import charts, thumbnails
 from focusdpo.reports.metric_texts import (
     FEWEST,
     MINUS,
@@ -34,14 +33,20 @@ from focusdpo.reports.metric_texts import (
     number,
 )
 from focusdpo.reports.view import (
+    BucketChart,
+    Count,
     Example,
     ExampleFigure,
     Fact,
+    Histogram,
     Interval,
+    LineChart,
     MetricRow,
     PairCard,
     Picture,
     ReportData,
+    Scatter,
+    Unit,
     Verdict,
 )
 
@@ -194,7 +199,7 @@ def page(
         script=Markup(script),
         style_hash=source_hash(style),
         script_hash=source_hash(script),
-        pixel_art=images.PIXEL_ART,
+        pixel_art=thumbnails.PIXEL_ART,
         fewest=FEWEST,
         **values,
     )
@@ -254,7 +259,7 @@ def environment() -> Environment:
     )
     env.filters.update(
         FILTERS,
-        data_uri=images.data_uri,
+        data_uri=thumbnails.data_uri,
         line_chart=charts.line_chart,
         bucket_chart=charts.bucket_chart,
         scatter_chart=charts.scatter_chart,
@@ -365,7 +370,7 @@ def by_metric(rows: Sequence[MetricRow]) -> list[tuple[str, str, list[MetricRow]
 
 def _headline(data: ReportData) -> Headline:
     if data.evaluation:
-        return headline(data.evaluation)
+        return headline(data.evaluation.rows, data.evaluation.protocol)
     parts = []
     if data.dataset:
         pairs = next((f.value for f in data.dataset.facts if f.label == "pairs"), "?")

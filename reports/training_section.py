@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.tables import arrow_table
-from focusdpo.reports.chart_data import Bucket, BucketChart, Line, LineChart, Role
-from focusdpo.reports.files import read_json, seconds_text
+from focusdpo.evaluation.folder import read_json
+from focusdpo.reports.files import seconds_text
 from focusdpo.reports.focus_section import read_focus
-from focusdpo.reports.metric_texts import metric_info
-from focusdpo.reports.view import Fact, TrainingPart
+from focusdpo.reports.metric_texts import in_sentence, metric_info
+from focusdpo.reports.view import Bucket, BucketChart, Fact, Line, LineChart, Role, TrainingPart
 
 _GAINS = ("score", "identity", "leakage_margin")
 _HARMS = ("confusion", "duplicate", "missing")
@@ -91,7 +91,7 @@ def look_facts(run: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Fact,
     if not rows:
         return ()
     best = looks.get("keep") == "best"
-    metric = _title(looks.get("metric", "score")).lower()
+    metric = in_sentence(_title(looks.get("metric", "score")))
     why = f"best of {len(rows)} looks by {metric}" if best else "the last step"
     return (
         Fact(label="looks at validation", value=str(len(rows))),

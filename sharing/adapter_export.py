@@ -14,7 +14,10 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.reports.files import one_line, read_json
+from focusdpo.data_schemas.runs import EvalRow
+from focusdpo.evaluation.folder import EvaluationFolder
+from focusdpo.evaluation.protocols import ADAPTER, BASE, DIFFERENCE
+from focusdpo.reports.files import one_line
 from focusdpo.sharing.hub import whole_folder
 from focusdpo.store.outputs import local
 
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
 Layout = Literal["diffusers", "uno"]
 CARD = "README.md"
-ADAPTER = "adapter.json"
+ADAPTER_CARD = "adapter.json"
 IP_ADAPTER = "ip_adapter.safetensors"
 _KEPT = ("objective", "lora", "noise", "focus")
 """Sections of the training's settings that a card tells; `adapter.json` has all."""
@@ -88,9 +91,9 @@ def export_adapter(
     card = read_card(adapter)
     read_weights(adapter, card)
     tables = [_table(folder, adapter) for folder in evaluations]
-    with whole_folder(out, replaces=ADAPTER) as folder:
+    with whole_folder(out, replaces=ADAPTER_CARD) as folder:
         _write_weights(adapter, folder, layout, uno)
-        shutil.copyfile(adapter / ADAPTER, folder / ADAPTER)
+        shutil.copyfile(adapter / ADAPTER_CARD, folder / ADAPTER_CARD)
         (folder / CARD).write_text(_card(card, adapter, layout, tables), encoding="utf-8")
     return out
 
@@ -158,28 +161,28 @@ def _settings(config: Mapping[str, Any], path: str = "") -> list[tuple[str, str]
     return found
 
 
-def _table(folder: Path, adapter: Path) -> EvaluationTable:
-    about = read_json(folder / "run.json", "evaluate again")
-    rows = read_json(folder / "rows.json", "evaluate again")
+def _table(path: Path, adapter: Path) -> EvaluationTable:
+    folder = EvaluationFolder(path)
+    about = folder.about
     if local(str(about.get("adapter", ""))).resolve() != adapter.resolve():
-        raise UserError(f"{folder}: an evaluation of {about.get('adapter')}, not of {adapter}")
-    named: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        if row["group"] == "all":
-            named.setdefault(row["metric"], {})[row["model"]] = row
+        raise UserError(f"{path}: an evaluation of {about.get('adapter')}, not of {adapter}")
+    named: dict[str, dict[str, EvalRow]] = {}
+    for row in folder.rows:
+        if row.group == "all":
+            named.setdefault(row.metric, {})[row.model] = row
     return EvaluationTable(
-        protocol=str(about.get("protocol", "")),
+        protocol=folder.protocol,
         scenes=int(about.get("scenes", 0)),
         seed=str(about.get("seed", "")),
         judges=json.dumps(about.get("fingerprints") or {}),
-        rows=[_row(metric, found) for metric, found in named.items()],
+        rows=[_row(metric, models) for metric, models in named.items()],
     )
 
 
-def _row(metric: str, found: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def _row(metric: str, models: Mapping[str, EvalRow]) -> dict[str, str]:
     def mean(model: str) -> str:
-        return f"{found[model]['mean']:.4f}" if model in found else "-"
+        return f"{models[model].mean:.4f}" if model in models else "-"
 
-    gap = found.get("adapter - base")
-    told = f"{gap['mean']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]" if gap else "-"
-    return {"metric": metric, "base": mean("base"), "adapter": mean("adapter"), "gap": told}
+    gap = models.get(DIFFERENCE)
+    change = f"{gap.mean:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]" if gap else "-"
+    return {"metric": metric, "base": mean(BASE), "adapter": mean(ADAPTER), "gap": change}

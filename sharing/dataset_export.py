@@ -27,12 +27,11 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.images import encode_png
+from focusdpo.data_schemas.images import contact_sheet, encode_png
 from focusdpo.data_schemas.shards import IndexRow, ShardSample, Split
 from focusdpo.pipeline.shard import read_bytes, read_fields
 from focusdpo.reports.files import one_line
 from focusdpo.reports.lineage_section import family_of, stage_models
-from focusdpo.reports.sheets import contact_sheet
 from focusdpo.sharing.hub import whole_folder, write_sums
 from focusdpo.store import tars
 from focusdpo.store.artefacts import Store

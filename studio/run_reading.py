@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.evaluations import EvalScene
-from focusdpo.data_schemas.tables import arrow_table, from_parquet
-from focusdpo.reports.evaluation_section import AGAIN, metric_rows
+from focusdpo.data_schemas.tables import arrow_table
+from focusdpo.evaluation.folder import ROWS, RUN, SCENES, EvaluationFolder
+from focusdpo.evaluation.protocols import ADAPTER, BASE
+from focusdpo.reports.evaluation_section import metric_rows
 from focusdpo.reports.focus_section import read_focus
 from focusdpo.reports.metric_texts import metric_info
 from focusdpo.reports.training_section import (
@@ -83,8 +85,8 @@ def find_runs(config: StudioConfig) -> Found:
     exports: dict[str, RunFolder] = {}
     for top in tops:
         for path, names in _folders(top):
-            if "scenes.parquet" in names and "rows.json" in names:
-                one = _folder(top, path, "run.json" in names, "rows.json")
+            if {SCENES, ROWS} <= names:
+                one = _folder(top, path, RUN in names, ROWS)
                 evaluations.setdefault(one.id, one)
             elif "config.json" in names and names & {"metrics", "run.json", "steps.parquet"}:
                 one = _folder(top, path, "run.json" in names, "config.json")
@@ -247,20 +249,31 @@ FIELDS = (
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation left."""
+    """An evaluation in one of the studio's folders, as it stands."""
 
     folder: RunFolder
-    about: Mapping[str, Any]
+    left: EvaluationFolder
     rows: tuple[MetricRow, ...]
-    prompts: Mapping[str, str]
-    references: Mapping[str, tuple[str, ...]]
-    """Subject -> its pictures' paths below the folder."""
     scenes: Mapping[str, Mapping[str, EvalScene]]
     """Scene -> model -> its first picture's record."""
 
     @property
+    def about(self) -> Mapping[str, Any]:
+        """run.json; empty for one that is not finished."""
+        return self.left.about if self.folder.finished else {}
+
+    @property
     def protocol(self) -> str:
         return str(self.about.get("protocol", "unknown"))
+
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        return self.left.prompts
+
+    def references(self, subject: str) -> tuple[str, ...]:
+        """A subject's pictures, by their paths below the folder."""
+        known = self.left.subjects.get(subject)
+        return known.pictures if known else ()
 
     def overall(self, metric: str) -> MetricRow | None:
         """The row of a metric over all scenes."""
@@ -270,9 +283,9 @@ class Evaluation:
     def change(self, scene: str, metric: str) -> float:
         """Adapter less base, so that more is better; NaN where one has none."""
         models = self.scenes[scene]
-        if not {"base", "adapter"} <= models.keys():
+        if not {BASE, ADAPTER} <= models.keys():
             return math.nan
-        change = float(getattr(models["adapter"], metric) - getattr(models["base"], metric))
+        change = float(getattr(models[ADAPTER], metric) - getattr(models[BASE], metric))
         return -change if metric_info(metric).better == "lower" else change
 
     def ordered(self, metric: str, *, best_first: bool = False) -> list[str]:
@@ -288,55 +301,32 @@ class Evaluation:
         return sorted(changes, key=rank)
 
     def path(self, name: str) -> Path | None:
-        """A file of the evaluation; None for one outside its folder or absent."""
-        root = self.folder.path.resolve()
-        found = (root / name).resolve()
-        return found if found.is_relative_to(root) and found.is_file() else None
+        """A file of the evaluation; None where it is gone. UserError for one outside its folder."""
+        found = self.left.file(name)
+        return found if found.is_file() else None
 
 
 def read_evaluation(folder: RunFolder) -> Evaluation:
     """As it is now; kept while its files stay as they are."""
-    stamp = tuple(
-        _stamp(folder.path / name) for name in ("rows.json", "scenes.parquet", "run.json")
-    )
-    return _read(folder, stamp)
+    return _read(folder, tuple(_stamp(folder.path / name) for name in (ROWS, SCENES, RUN)))
 
 
 @functools.lru_cache(maxsize=16)
 def _read(folder: RunFolder, stamp: tuple[int, ...]) -> Evaluation:
-    path = folder.path
-    subjects = read_small(path / "subjects.json")
-    records = from_parquet(_bytes(path / "scenes.parquet"), EvalScene, f"{path}/scenes.parquet")
+    left = EvaluationFolder(folder.path)
     scenes: dict[str, dict[str, EvalScene]] = {}
-    for one in records:
-        if one.index == 0:
-            scenes.setdefault(one.scene_id, {})[one.model] = one
-    try:
-        rows = metric_rows(json.loads(_bytes(path / "rows.json")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path / 'rows.json'}: cannot be read ({error}); {AGAIN}") from error
-    about = {name: dict(one) for name, one in (subjects.get("subjects") or {}).items()}
-    return Evaluation(
-        folder=folder,
-        about=read_small(path / "run.json"),
-        rows=rows,
-        prompts=dict(subjects.get("prompts") or {}),
-        references={name: tuple(one.get("pictures") or ()) for name, one in about.items()},
-        scenes=scenes,
-    )
+    for record in left.records:
+        if record.index == 0:
+            scenes.setdefault(record.scene_id, {})[record.model] = record
+    return Evaluation(folder=folder, left=left, rows=metric_rows(left.rows), scenes=scenes)
 
 
 def adapter_of(folder: RunFolder) -> Path | None:
-    """The adapter that an evaluation was of."""
-    told = read_small(folder.path / "run.json").get("adapter")
-    return Path(told).resolve() if isinstance(told, str) and told else None
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from error
+    """The adapter that an evaluation was of; None while it is not finished."""
+    if not folder.finished:
+        return None
+    adapter = EvaluationFolder(folder.path).about.get("adapter")
+    return Path(adapter).resolve() if isinstance(adapter, str) and adapter else None
 
 
 def _stamp(path: Path) -> int:

@@ -22,11 +22,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "model",
         "pipeline.parts",
         "pipeline.adapters.painter",
-        
     },
-    "evaluation": {"data_schemas", "store", "model", "pipeline", "pocket", "flows", "reports"},
-    "reports": {"data_schemas", "store", "pipeline", "model", "evaluation", "flows"},
-    "sharing": {"data_schemas", "store", "pipeline", "model", "evaluation", "reports", "flows"},
+    "evaluation": {"data_schemas", "store", "model", "pipeline", "pocket"},
+    "reports": {"data_schemas", "store", "pipeline", "model", "evaluation"},
+    "sharing": {"data_schemas", "store", "pipeline", "model", "evaluation", "reports"},
     # Of the studio flows know only the command that starts it.
     "flows": {
         *("data_schemas", "store", "model", "pipeline", "pocket"),

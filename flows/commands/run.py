@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from focusdpo.evaluation.protocols import data_help, protocol_help
 from focusdpo.flows.commands.common import (
     INCOMPLETE,
     JSON,
@@ -22,8 +23,8 @@ from focusdpo.flows.commands.common import (
 from focusdpo.flows.config import BuildRun, DemoRun, EvaluateRun, TrainRun
 from focusdpo.flows.models_config import Family
 from focusdpo.flows.progress import Bars
-from focusdpo.flows.provenance import notices
 from focusdpo.flows.settings import resolve
+from focusdpo.store.provenance import notices
 
 SUBJECTS = Annotated[
     str | None,
@@ -199,8 +200,7 @@ def evaluate(
         str | None,
         typer.Option(
             "--protocol",
-            help="pocket (rendered individuals), or on photographs: dreambench-single/kosmosg, "
-            "dreambench-single/all-refs, dreambench-multi/uno, subjects (docs/dreambench.md).",
+            help=protocol_help(),
         ),
     ] = None,
     data: Annotated[
@@ -208,7 +208,7 @@ def evaluate(
         typer.Option(
             "--data",
             metavar="DIR",
-            help="The DreamBooth dataset's folder for dreambench-*, your subjects' for subjects.",
+            help=data_help(),
         ),
     ] = None,
     prefect: PREFECT = True,
@@ -234,11 +234,11 @@ def evaluate_run(run: EvaluateRun, *, prefect: bool = True) -> dict[str, Any]:
             return run_here(run, watch)
 
         def plain() -> Any:
-            from focusdpo.evaluation.run import evaluate
+            from focusdpo.flows.evaluate.run import evaluate
 
             return evaluate(run, watch)
 
-        from focusdpo.evaluation.run import finished
+        from focusdpo.flows.evaluate.run import finished
 
         result = choose(prefect and finished(run) is None, run.out, flow, plain)
     show_rows(result)

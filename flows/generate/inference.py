@@ -28,13 +28,13 @@ from focusdpo.flows.generate.painted import (
     read_about,
     sheet,
 )
-from focusdpo.flows.provenance import packages
 from focusdpo.flows.settings import parse_overrides, resolve
 from focusdpo.flows.wiring import build_part, fingerprint_of, vocabulary
 from focusdpo.pipeline.compose import TEMPLATES
 from focusdpo.pipeline.parts import Image, Mask, ReferenceImage
 from focusdpo.pipeline.subjects.masks import cut_out
 from focusdpo.store.outputs import address_of, local
+from focusdpo.store.provenance import packages
 
 Subject = tuple[str | Path, str]
 """A picture's file and what it shows, as a word."""

@@ -19,8 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.images import DECODE_ERRORS
-from focusdpo.reports.sheets import contact_sheet
+from focusdpo.data_schemas.images import DECODE_ERRORS, contact_sheet
 
 PREFIX = "focusdpo:"
 

@@ -133,7 +133,7 @@ def _scene(main: Evaluation, beside: list[Evaluation], scene: str, metric: str) 
         references=tuple(
             (f"/evaluations/{main.folder.id}/references/{name}", word)
             for name, word in zip(record.subject_ids, record.class_names, strict=True)
-            if main.references.get(name)
+            if main.references(name)
         ),
         shown=tuple(shown),
         change=main.change(scene, metric),
@@ -164,14 +164,17 @@ def picture(request: Request) -> Response:
 def reference(request: Request) -> Response:
     """A subject of the scenes."""
     one = _evaluation(request, request.path_params["evaluation"])
-    files = one.references.get(request.path_params["subject"])
+    files = one.references(request.path_params["subject"])
     if not files:
         raise absent("this evaluation has no such subject")
     return _file(request, one, files[0])
 
 
 def _file(request: Request, one: Evaluation, name: str) -> Response:
-    path = one.path(name)
+    try:
+        path = one.path(name)
+    except UserError as error:
+        raise absent(str(error)) from error
     if path is None:
         raise absent("the picture is gone from the evaluation's folder")
     stamp = path.stat().st_mtime_ns

@@ -19,7 +19,7 @@ from PIL import Image
 
 from focusdpo.data_schemas.ablations import BASE, Ablation, read_ablation, to_json
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.ablation.pages import (
+from focusdpo.reports.ablation_page import (
     evenly,
     publish,
     read_grid,
@@ -27,8 +27,8 @@ from focusdpo.flows.ablation.pages import (
     rewrite,
     write_ablation_report,
 )
-from focusdpo.flows.ablation.tables import markdown
-from focusdpo.flows.ablation.verdict import Lookup, and_list, spoken, verdict
+from focusdpo.reports.ablation_tables import markdown
+from focusdpo.reports.ablation_verdict import Lookup, and_list, spoken, verdict
 
 HOSTILE = "<img src=https://evil.example/x onerror=alert(1)>|*&\"'"
 
@@ -324,7 +324,7 @@ def test_words():
 
 
 def test_importing_it_is_light():
-    code = "import sys, focusdpo.flows.ablation.pages; print(*sys.modules)"
+    code = "import sys, focusdpo.reports.ablation_page; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "prefect", "matplotlib"} & set(run.stdout.split())
 

@@ -17,7 +17,7 @@ from small_root import grey
 from focusdpo.data_schemas.evaluations import AgreementRow, EvalScene
 from focusdpo.data_schemas.tables import to_parquet
 from focusdpo.evaluation.comparison import rows
-from focusdpo.evaluation.pocket_protocol import EvaluateConfig
+from focusdpo.evaluation.protocols import EvaluateConfig
 
 SCENES = 12
 GAIN = tuple(0.1 - 0.4 * (i == 3) + 0.001 * i for i in range(SCENES))

@@ -24,9 +24,10 @@ from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from focusdpo.data_schemas.ablations import BASE, Ablation, Arm, Contrast, read_ablation, to_json
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import encode_png
-from focusdpo.flows.ablation import tables
-from focusdpo.flows.ablation.tables import protocol_text
-from focusdpo.flows.ablation.verdict import (
+from focusdpo.evaluation.folder import read_json
+from focusdpo.reports import ablation_tables as tables
+from focusdpo.reports.ablation_tables import protocol_text
+from focusdpo.reports.ablation_verdict import (
     Finding,
     Lookup,
     bounds_text,
@@ -37,13 +38,12 @@ from focusdpo.flows.ablation.verdict import (
     title_of,
     unit_of,
 )
-from focusdpo.reports.chart_data import Line, LineChart, Role
-from focusdpo.reports.files import read_json, seconds_text
-from focusdpo.reports.images import picture
+from focusdpo.reports.files import seconds_text
 from focusdpo.reports.metric_texts import KeyFigure, metric_info
 from focusdpo.reports.render import page
 from focusdpo.reports.report import write_file
-from focusdpo.reports.view import Fact, Picture
+from focusdpo.reports.thumbnails import picture
+from focusdpo.reports.view import Fact, Line, LineChart, Picture, Role
 
 SERIES: tuple[Role, ...] = tuple(role for role in get_args(Role) if role.startswith("series"))
 COLOURS = (
@@ -394,8 +394,8 @@ def write_ablation_report(folder: Path, ablation: Ablation) -> Path:
     Curves and pictures only where the record has some. UserError when a picture is missing or the
     folder cannot be written.
     """
-    from focusdpo.flows.ablation.tables import markdown
-    from focusdpo.flows.ablation.verdict import Lookup
+    from focusdpo.reports.ablation_tables import markdown
+    from focusdpo.reports.ablation_verdict import Lookup
 
     grid = read_grid(folder, Lookup(ablation))
     page = render(ablation, grid).encode()

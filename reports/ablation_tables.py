@@ -16,7 +16,7 @@ from focusdpo.data_schemas.ablations import (
     Reading,
     SearchPoint,
 )
-from focusdpo.flows.ablation.verdict import (
+from focusdpo.reports.ablation_verdict import (
     ALL,
     DASH,
     SOURCES,
@@ -34,9 +34,8 @@ from focusdpo.flows.ablation.verdict import (
     unit_of,
     value_text,
 )
-from focusdpo.reports.chart_data import Better
 from focusdpo.reports.metric_texts import judge, metric_info
-from focusdpo.reports.view import Interval, Verdict
+from focusdpo.reports.view import Better, Interval, Verdict
 
 MAIN = ("identity", "leakage_margin", "confusion", "duplicate", "class_recognition", "copy_paste")
 """Metrics of the first table; the others come folded."""

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from focusdpo.data_schemas.ablations import BASE, Ablation, Arm, ArmRow, Contrast
-from focusdpo.reports.chart_data import Better, Unit
-from focusdpo.reports.metric_texts import bounds, judge, mean_text, metric_info, number
-from focusdpo.reports.view import Interval, Verdict
+from focusdpo.reports.metric_texts import bounds, in_sentence, judge, mean_text, metric_info, number
+from focusdpo.reports.view import Better, Interval, Unit, Verdict
 
 ALL = "all"
 """The group of every scene."""
@@ -303,7 +302,7 @@ def and_list(words: Sequence[str]) -> str:
 
 def titles(metrics: Sequence[str]) -> list[str]:
     """Metrics as they are called within a sentence."""
-    return [metric_info(metric).title.lower() for metric in metrics]
+    return [in_sentence(metric_info(metric).title) for metric in metrics]
 
 
 def _against_base(look: Lookup, best: Arm, metrics: Sequence[str]) -> str:
@@ -313,7 +312,7 @@ def _against_base(look: Lookup, best: Arm, metrics: Sequence[str]) -> str:
         if contrast is not None:
             interval, unit = interval_of(contrast), unit_of(metric)
             text = f"{signed_text(interval, unit)} {bounds_text(interval, unit)}"
-            parts.append(f"{metric_info(metric).title.lower()} {text}")
+            parts.append(f"{in_sentence(metric_info(metric).title)} {text}")
     return f"Difference to the base: {and_list(parts)}." if parts else ""
 
 
@@ -367,7 +366,7 @@ def _others(look: Lookup, best: Arm, metrics: Sequence[str]) -> str:
     found: dict[Verdict, list[str]] = {}
     for metric in rest:
         verdict = look.verdict(look.contrast(best.name, BASE, metric))
-        found.setdefault(verdict, []).append(metric_info(metric).title.lower())
+        found.setdefault(verdict, []).append(in_sentence(metric_info(metric).title))
     parts = [
         f"{verdict} on {and_list(found[verdict])}"
         for verdict in ("better", "worse")
