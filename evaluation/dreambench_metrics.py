@@ -23,7 +23,7 @@ import numpy as np
 
 from focusdpo.data_schemas.evaluations import EvalScene, WholeScores
 from focusdpo.data_schemas.scenes import Scene
-from focusdpo.evaluation.metrics import METRICS, Metric, copy_guard, identity_values, thumb
+from focusdpo.evaluation.metrics import METRICS, Metric, judged_scene, thumb
 from focusdpo.evaluation.protocols import EvaluateConfig
 from focusdpo.pipeline.matching import NOBODY, Matrix, assign, similarity_matrix
 from focusdpo.pipeline.parts import (
@@ -167,32 +167,24 @@ def measure_pictures(
         own = [known[name] for name in scene.subject_ids]
         similarity = similarity_matrix([one.identity for one in own], vectors[at])
         given = match(similarity, scene.class_names, found[at], config.class_weight)
-        hits = [found[at][k] if k != NOBODY else None for k in given]
         judged.append(
-            EvalScene(
+            judged_scene(
+                scene,
+                picture,
+                similarity,
+                given,
+                found[at],
+                [one.thumbs for one in own],
+                claim=config.claim,
                 protocol=protocol,
                 model=model,
-                scene_id=scene.id,
                 index=indices[at],
                 image=names[at],
-                subject_ids=scene.subject_ids,
-                class_names=scene.class_names,
                 held_out=False,
-                seen=len(found[at]),
-                boxes=tuple(hit.box if hit else () for hit in hits),
-                matched=tuple(
-                    float(similarity[i, k]) if k != NOBODY else 0.0 for i, k in enumerate(given)
-                ),
                 class_recognition=np.nan,
                 hue_error=np.nan,
                 pattern_error=np.nan,
                 clip_t=float(clip_t[at]),
-                copy_paste=copy_guard(
-                    picture,
-                    [hit.mask if hit else None for hit in hits],
-                    [one.thumbs for one in own],
-                ),
-                **identity_values(similarity, given, claim=config.claim),
             )
         )
         blank = (np.nan,) * len(own)

@@ -198,6 +198,14 @@ def read_json(path: Path, again: str, *, default: Any = None) -> Any:
         raise UserError(f"{path}: cannot be read ({error}); {again}") from error
 
 
+def read_object(path: Path, again: str, *, default: Any = None) -> dict[str, Any]:
+    """As `read_json`, and a JSON object."""
+    value = read_json(path, again, default=default)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object; {again}")
+    return value
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateResult:
     """What an evaluation found."""

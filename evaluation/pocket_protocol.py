@@ -27,9 +27,8 @@ from focusdpo.evaluation.held_out import HeldOutConfig, held_out_scenes
 from focusdpo.evaluation.metrics import (
     METRICS,
     circular_mean,
-    copy_guard,
     hue_difference,
-    identity_values,
+    judged_scene,
     nan_mean,
     pattern_difference,
     thumb,
@@ -134,30 +133,23 @@ def measure(
         hits = [counted[k] if k != NOBODY else None for k in given]
         own = [known[name] for name in scene.subject_ids]
         records.append(
-            EvalScene(
+            judged_scene(
+                scene,
+                picture,
+                similarity,
+                given,
+                counted,
+                [one.thumbs for one in own],
+                claim=config.claim,
                 protocol=protocol,
                 model=model,
-                scene_id=scene.id,
                 index=at % per_scene,
                 image=names[at] if names else "",
-                subject_ids=scene.subject_ids,
-                class_names=scene.class_names,
                 held_out=any(name in held_out_classes for name in scene.class_names),
-                seen=len(counted),
-                boxes=tuple(hit.box if hit else () for hit in hits),
-                matched=tuple(
-                    float(similarity[i, k]) if k != NOBODY else 0.0 for i, k in enumerate(given)
-                ),
                 class_recognition=_recognised(scene, hits, judge.class_names),
                 hue_error=_hue_error(hits, own),
                 pattern_error=_pattern_error(picture, hits, own, judge),
                 clip_t=fits[at],
-                copy_paste=copy_guard(
-                    picture,
-                    [hit.mask if hit else None for hit in hits],
-                    [one.thumbs for one in own],
-                ),
-                **identity_values(similarity, given, claim=config.claim),
             )
         )
     log.info("evaluate %s: %d pictures of %d scenes", model, len(records), len(scenes))

@@ -1,141 +1,105 @@
-"""An ablation's tables as text, for the page and as GitHub Markdown."""
+"""An ablation's tables as text: one kind of table, for the page and as GitHub Markdown."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from focusdpo.data_schemas.ablations import (
-    BASE,
-    Ablation,
-    Agreement,
-    Arm,
-    Contrast,
-    Reading,
-    SearchPoint,
-)
+from focusdpo.data_schemas.ablations import BASE, Ablation, Arm, Contrast, Reading
 from focusdpo.reports.ablation_verdict import (
     ALL,
-    DASH,
     SOURCES,
-    Change,
+    TABLE_FAMILIES,
     Finding,
     Lookup,
-    bounds_text,
-    family_interval,
     find,
-    own_interval,
+    interval_of,
     p_text,
     settings_text,
-    signed_text,
     title_of,
-    unit_of,
-    value_text,
 )
-from focusdpo.reports.metric_texts import judge, metric_info
-from focusdpo.reports.view import Better, Interval, Verdict
+from focusdpo.reports.metric_texts import (
+    DASH,
+    bounds,
+    judge,
+    mean_text,
+    metric_info,
+    number,
+)
+from focusdpo.reports.view import Better, Interval, Unit, Verdict
 
 MAIN = ("identity", "leakage_margin", "confusion", "duplicate", "class_recognition", "copy_paste")
 """Metrics of the first table; the others come folded."""
+ARROWS = {"higher": "↑", "lower": "↓"}
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A metric or a group of scenes."""
+    """A metric, a group of scenes, or what else stands in a column."""
 
     title: str
     better: Better = "neither"
     note: str = ""
+    right: bool = False
+    """Numbers, to be aligned."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """An arm's mean, the spread of its seeds ("" with one), and its difference to the base."""
+    """A text, and where it is a mean: the spread of its seeds, its difference to the base with the
+    interval, and what that says."""
 
-    mean: str
-    spread: str
-    change: Change
+    text: str
+    spread: str = ""
+    change: str = ""
+    bounds: str = ""
+    verdict: Verdict = "not judged"
+    style: Literal["", "code", "strong", "verdict"] = ""
+    """How the text is set; verdict: as that mark."""
 
 
 @dataclass(frozen=True, slots=True)
-class ArmLine:
-    """A table's row."""
+class Row:
+    """What it is about, and its cells."""
 
     label: str
-    note: str
-    best: bool
     cells: tuple[Cell, ...]
+    note: str = ""
+    state: Literal["", "best", "chosen"] | Verdict = ""
+    """How the row is coloured; best: marked as the chosen arm."""
 
 
 @dataclass(frozen=True, slots=True)
-class ArmTable:
-    """Arms by metrics, or by groups of one metric."""
+class Table:
+    """Rows under columns; `head` stands over the labels."""
 
     title: str
+    head: str
     columns: tuple[Column, ...]
-    lines: tuple[ArmLine, ...]
+    rows: tuple[Row, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ContrastLine:
-    """One contrast with both of its intervals."""
-
-    a: str
-    b: str
-    metric: str
-    family: str
-    mean: str
-    own: str
-    joint: str
-    p: str
-    scenes: int
-    verdict: Verdict
-
-
-@dataclass(frozen=True, slots=True)
-class SearchLine:
-    """One tried setting."""
-
-    objective: str
-    settings: str
-    score: str
-    identity: str
-    leakage_margin: str
-    winner_rise: str
-    chosen: bool
-
-
-@dataclass(frozen=True, slots=True)
-class AgreementLine:
-    """Scorer and judge on one arm's pictures."""
-
-    arm: str
-    metric: str
-    spearman: str
-    pictures: int
-    scorer: str
-    judge: str
-
-
-def main_tables(look: Lookup, metrics: Sequence[str]) -> list[ArmTable]:
+def main_tables(look: Lookup, metrics: Iterable[str]) -> list[Table]:
     """A table per source: the base, then the source's arms, by the metrics that the record has."""
     shown = [metric for metric in metrics if metric in look.metrics]
-    columns = tuple(
-        Column(metric_info(metric).title, look.better(metric), metric_info(metric).explain)
-        for metric in shown
-    )
+    columns = _columns(look, shown)
     tables = []
     for source in look.sources or ("",):
-        lines = tuple(
-            _line(look, arm, [(metric, ALL) for metric in shown])
-            for arm in look.ablation.arms
-            if arm.source in ("", source)
-        )
+        arms = [arm for arm in look.ablation.arms if arm.source in ("", source)]
+        rows = tuple(_arm_row(look, arm, [(metric, ALL) for metric in shown]) for arm in arms)
         title = SOURCES.get(source, source)
-        tables.append(ArmTable(title[:1].upper() + title[1:], columns, lines))
+        tables.append(Table(title[:1].upper() + title[1:], "arm", columns, rows))
     return tables if shown else []
+
+
+def _columns(look: Lookup, metrics: Iterable[str]) -> tuple[Column, ...]:
+    return tuple(
+        Column(info.title, look.better(metric), info.explain)
+        for metric in metrics
+        for info in [metric_info(metric)]
+    )
 
 
 def rest(look: Lookup) -> list[str]:
@@ -143,44 +107,55 @@ def rest(look: Lookup) -> list[str]:
     return [metric for metric in look.metrics if metric not in MAIN]
 
 
-def group_tables(look: Lookup) -> list[ArmTable]:
+def group_tables(look: Lookup) -> list[Table]:
     """A table per deciding metric: arms by groups of scenes."""
-    groups = [group for group in look.groups if group != ALL]
     tables = []
     for metric in look.ablation.deciding:
-        shown = [group for group in groups if any(look.row(a, metric, group) for a in look.arms)]
-        if not shown:
-            continue
-        columns = tuple(Column(group, note=_scenes(look, metric, group)) for group in shown)
-        lines = tuple(
-            _line(look, arm, [(metric, group) for group in shown], full=True)
-            for arm in look.ablation.arms
-        )
-        tables.append(ArmTable(metric_info(metric).title, columns, lines))
+        scenes = {
+            group: max(row.scenes for row in found)
+            for group in look.groups
+            if group != ALL
+            and (found := [row for arm in look.arms if (row := look.row(arm, metric, group))])
+        }
+        if scenes:
+            columns = tuple(Column(name, note=f"{count} scenes") for name, count in scenes.items())
+            places = [(metric, group) for group in scenes]
+            rows = tuple(_arm_row(look, arm, places, full=True) for arm in look.ablation.arms)
+            tables.append(Table(metric_info(metric).title, "arm", columns, rows))
     return tables
 
 
-def _scenes(look: Lookup, metric: str, group: str) -> str:
-    counts = [row.scenes for name in look.arms if (row := look.row(name, metric, group))]
-    return f"{max(counts)} scenes" if counts else ""
-
-
-def _line(
+def _arm_row(
     look: Lookup, arm: Arm, places: Sequence[tuple[str, str]], *, full: bool = False
-) -> ArmLine:
-    cells = []
-    for metric, group in places:
-        row, unit = look.row(arm.name, metric, group), unit_of(metric)
-        spread = value_text(row.seed_std, unit) if row and row.seed_std >= 0 else ""
-        change = look.change(arm.name, metric, group)
-        if arm.name == BASE or (group != ALL and not change.bounds):
-            change = Change("", "")
-        cells.append(Cell(value_text(row.mean if row else None, unit), spread, change))
-    note = SOURCES.get(arm.source, arm.source) if full else ""
-    return ArmLine(arm.label, note, arm.name == look.ablation.best, tuple(cells))
+) -> Row:
+    """An arm at each (metric, group); `full` says what it was trained on."""
+    return Row(
+        arm.label,
+        tuple(_arm_cell(look, arm, metric, group) for metric, group in places),
+        note=SOURCES.get(arm.source, arm.source) if full else "",
+        state="best" if arm.name == look.ablation.best else "",
+    )
 
 
-def rival_lines(look: Lookup, finding: Finding) -> list[tuple[str, list[ContrastLine]]]:
+def _arm_cell(look: Lookup, arm: Arm, metric: str, group: str) -> Cell:
+    row, unit = look.row(arm.name, metric, group), metric_info(metric).unit
+    text = number(row.mean, unit) if row else DASH
+    spread = number(row.seed_std, unit) if row and row.seed_std >= 0 else ""
+    contrast = look.contrast(arm.name, BASE, metric, group, TABLE_FAMILIES)
+    if arm.name == BASE or (contrast is None and group != ALL):
+        return Cell(text, spread)
+    if contrast is None:
+        return Cell(text, spread, DASH)
+    interval = interval_of(contrast)
+    change, within = _signed(interval, unit)
+    return Cell(text, spread, change, within, look.verdict(contrast))
+
+
+def _signed(interval: Interval, unit: Unit) -> tuple[str, str]:
+    return mean_text(interval, unit, signed=True), bounds(interval, unit, signed=True)
+
+
+def rival_tables(look: Lookup, finding: Finding) -> list[Table]:
     """Per source the chosen objective's arm against the base and the arms on the same pairs; the
     source of the chosen arm first."""
     best = finding.best
@@ -190,34 +165,44 @@ def rival_lines(look: Lookup, finding: Finding) -> list[tuple[str, list[Contrast
     for arm in sorted(look.ablation.arms, key=lambda arm: arm.name != best.name):
         if arm.objective != best.objective:
             continue
-        lines = [
-            dataclasses.replace(contrast_line(look, found), b=other.label)
+        rows = tuple(
+            _contrast_row(look, other.label, found)
             for other in look.ablation.arms
             if other.source in ("", arm.source) and other.name != arm.name
             for metric in finding.metrics
             if (found := look.contrast(arm.name, other.name, metric)) is not None
-        ]
-        if lines:
-            tables.append((title_of(arm), lines))
+        )
+        if rows:
+            tables.append(Table(title_of(arm), "arm", _CONTRAST, rows))
     return tables
 
 
-def contrast_line(look: Lookup, one: Contrast) -> ContrastLine:
-    """A contrast as text."""
-    unit = unit_of(one.metric)
-    own, family = own_interval(one), family_interval(one)
-    return ContrastLine(
-        a=_title(look, one.a),
-        b=_title(look, one.b),
-        metric=metric_info(one.metric).title,
-        family=one.family,
-        mean=signed_text(family, unit),
-        own=bounds_text(own, unit) or DASH,
-        joint=bounds_text(family, unit) or DASH,
-        p=p_text(one.p_family),
-        scenes=one.scenes,
-        verdict=look.verdict(one),
-    )
+def contrast_table(look: Lookup, contrasts: Sequence[Contrast]) -> Table:
+    """All contrasts of the record, with their families."""
+    rows = []
+    for one in contrasts:
+        row = _contrast_row(look, _title(look, one.a), one)
+        *cells, verdict = row.cells
+        cells = [Cell(_title(look, one.b)), *cells, Cell(one.family), verdict]
+        rows.append(Row(row.label, tuple(cells), state=row.state))
+    *columns, verdict_column = _CONTRAST
+    wide = (Column("less"), *columns, Column("family"), verdict_column)
+    return Table("All contrasts", "arm", wide, tuple(rows))
+
+
+_CONTRAST = tuple(
+    map(Column, ("metric", "difference", "alone", "in its family", "p", "scenes", "verdict"))
+)
+
+
+def _contrast_row(look: Lookup, label: str, one: Contrast) -> Row:
+    info, verdict = metric_info(one.metric), look.verdict(one)
+    mean, joint = _signed(interval_of(one, family=True), info.unit)
+    own = bounds(interval_of(one, family=False), info.unit, signed=True)
+    texts = (info.title, own or DASH, joint or DASH, p_text(one.p_family), str(one.scenes))
+    cells = [Cell(text) for text in texts]
+    cells.insert(1, Cell(mean, style="strong"))
+    return Row(label, (*cells, Cell(verdict, verdict=verdict, style="verdict")), state=verdict)
 
 
 def _title(look: Lookup, name: str) -> str:
@@ -225,73 +210,70 @@ def _title(look: Lookup, name: str) -> str:
     return title_of(arm) if arm else name
 
 
-def search_lines(look: Lookup) -> list[SearchLine]:
+def search_table(look: Lookup) -> Table:
     """Every tried setting, by objective; validation scenes."""
     labels = {arm.objective: arm.label for arm in look.ablation.arms}
-    return [_search_line(point, labels) for point in look.ablation.search]
-
-
-def _search_line(point: SearchPoint, labels: dict[str, str]) -> SearchLine:
-    return SearchLine(
-        objective=labels.get(point.objective, point.objective),
-        settings=settings_text(point.settings) or DASH,
-        score=_signed(point.score),
-        identity=_signed(point.identity),
-        leakage_margin=_signed(point.leakage_margin),
-        winner_rise=_percent(point.winner_rise),
-        chosen=point.chosen,
+    rows = tuple(
+        Row(
+            labels.get(point.objective, point.objective),
+            (
+                Cell(settings_text(point.settings) or DASH, style="code"),
+                *(_gain(v) for v in (point.score, point.identity, point.leakage_margin)),
+                Cell(number(point.winner_rise, "rate", signed=True).replace(" pp", " %")),
+                Cell("✓ chosen" if point.chosen else ""),
+            ),
+            state="chosen" if point.chosen else "",
+        )
+        for point in look.ablation.search
     )
+    numbers = ("score", "identity", "leakage margin", "winner's rise")
+    columns = (Column("settings"), *(Column(name, right=True) for name in numbers))
+    return Table("Tried settings", "objective", (*columns, Column("chosen")), rows)
 
 
-def agreement_lines(look: Lookup) -> list[AgreementLine]:
+def agreement_table(look: Lookup) -> Table:
     """Scorer against judge."""
-    return [_agreement_line(look, one) for one in look.ablation.agreement]
-
-
-def _agreement_line(look: Lookup, one: Agreement) -> AgreementLine:
-    return AgreementLine(
-        arm=_title(look, one.arm),
-        metric=metric_info(one.metric).title,
-        spearman=value_text(one.spearman, "cosine"),
-        pictures=one.pictures,
-        scorer=_signed(one.scorer_difference),
-        judge=_signed(one.judge_difference),
+    rows = tuple(
+        Row(
+            _title(look, one.arm),
+            (
+                Cell(metric_info(one.metric).title),
+                Cell(number(one.spearman, "cosine")),
+                Cell(str(one.pictures)),
+                _gain(one.scorer_difference),
+                _gain(one.judge_difference),
+            ),
+        )
+        for one in look.ablation.agreement
     )
+    numbers = ("rank correlation", "pictures", "scorer's difference", "judge's difference")
+    columns = (Column("metric"), *(Column(name, right=True) for name in numbers))
+    return Table("Scorer and judge", "arm", columns, rows)
 
 
-def reading_table(look: Lookup) -> ArmTable | None:
+def _gain(value: float) -> Cell:
+    return Cell(number(value, "cosine", signed=True))
+
+
+def reading_table(look: Lookup) -> Table | None:
     """Other readings of FocusDPO less the default one, by the deciding metrics."""
-    metrics = [m for m in look.ablation.deciding if any(r.metric == m for r in _readings(look))]
+    readings = look.ablation.readings
+    metrics = [m for m in look.ablation.deciding if any(r.metric == m for r in readings)]
     if not metrics:
         return None
-    names = dict.fromkeys((one.name, settings_text(one.settings)) for one in _readings(look))
-    found = {(one.name, one.metric): one for one in _readings(look)}
-    lines = tuple(
-        ArmLine(name, note, False, tuple(_reading(look, found[name, metric]) for metric in metrics))
-        for name, note in names
+    found = {(one.name, one.metric): one for one in readings}
+    rows = tuple(
+        Row(name, tuple(_reading(look, found[name, metric]) for metric in metrics), note)
+        for name, note in dict.fromkeys((r.name, settings_text(r.settings)) for r in readings)
     )
-    columns = tuple(Column(metric_info(metric).title, look.better(metric)) for metric in metrics)
-    return ArmTable("Other readings", columns, lines)
-
-
-def _readings(look: Lookup) -> Sequence[Reading]:
-    return look.ablation.readings
+    return Table("Other readings", "reading", _columns(look, metrics), rows)
 
 
 def _reading(look: Lookup, one: Reading) -> Cell:
-    unit = unit_of(one.metric)
     wide = Interval(mean=one.mean, low=one.family_low, high=one.family_high)
+    mean, within = _signed(wide, metric_info(one.metric).unit)
     verdict = judge(wide, look.better(one.metric), one.scenes)
-    return Cell(signed_text(wide, unit), "", Change("", bounds_text(wide, unit), verdict))
-
-
-def _signed(value: float) -> str:
-    return signed_text(Interval(mean=value, low=value, high=value), "cosine")
-
-
-def _percent(value: float) -> str:
-    text = signed_text(Interval(mean=value, low=value, high=value), "rate")
-    return text.replace(" pp", " %")
+    return Cell(mean, bounds=within, verdict=verdict)
 
 
 def markdown(ablation: Ablation) -> str:
@@ -301,15 +283,13 @@ def markdown(ablation: Ablation) -> str:
     parts = [f"**{escaped(finding.headline)}**", escaped(" ".join(finding.details))]
     parts.append(escaped(protocol_text(ablation)))
     for table in main_tables(look, MAIN):
-        parts += [f"### {escaped(table.title)}", _arms(table)]
-    for title, lines in rival_lines(look, finding):
-        parts += [f"### {escaped(title)}, against the others", _contrasts(lines)]
+        parts += [f"### {escaped(table.title)}", as_markdown(table)]
+    for table in rival_tables(look, finding):
+        parts += [f"### {escaped(table.title)}, against the others", as_markdown(table)]
     readings = reading_table(look)
     if readings is not None:
-        parts += [
-            "### Other readings of FocusDPO, less the default one",
-            _arms(readings, "reading"),
-        ]
+        title = "### Other readings of FocusDPO, less the default one"
+        parts += [title, as_markdown(readings)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -333,41 +313,21 @@ def escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _arms(table: ArmTable, what: str = "training") -> str:
-    head = [what, *(f"{c.title} {_ARROWS.get(c.better, '')}".strip() for c in table.columns)]
-    rows = [
-        [
-            f"**{escaped(line.label)}**" if line.best else escaped(line.label),
-            *(_cell(cell) for cell in line.cells),
-        ]
-        for line in table.lines
-    ]
-    return _table([escaped(word) for word in head], rows)
-
-
-_ARROWS = {"higher": "↑", "lower": "↓"}
-
-
-def _cell(cell: Cell) -> str:
-    """Mean, and below it the difference: bold where its interval does not hold zero."""
-    change = " ".join(word for word in (cell.change.mean, cell.change.bounds) if word)
-    if not cell.change.mean and change:  # the cell is a difference itself
-        cell, change = replace(cell, mean=f"{cell.mean} {change}"), ""
-    decided = cell.change.verdict in ("better", "worse")
-    if not change or not cell.change.bounds:
-        return f"**{escaped(cell.mean)}**" if decided else escaped(cell.mean)
-    text = f"**{escaped(change)}**" if decided else escaped(change)
-    return f"{escaped(cell.mean)}<br>{text}"
-
-
-def _contrasts(lines: Sequence[ContrastLine]) -> str:
-    head = ["against", "metric", "difference", "alone", "family", "p", "verdict"]
-    rows = [
-        [escaped(w) for w in (x.b, x.metric, x.mean, x.own, x.joint, x.p, x.verdict)] for x in lines
-    ]
-    return _table(head, rows)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
+def as_markdown(table: Table) -> str:
+    """The table in GitHub's Markdown; spreads of seeds and notes are left out."""
+    head = [f"{one.title} {ARROWS.get(one.better, '')}".strip() for one in table.columns]
+    lines = [[escaped(word) for word in (table.head, *head)], ["---"] * (1 + len(head))]
+    for row in table.rows:
+        label = f"**{escaped(row.label)}**" if row.state == "best" else escaped(row.label)
+        lines.append([label, *(_cell_markdown(cell) for cell in row.cells)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _cell_markdown(cell: Cell) -> str:
+    """A mean, and below it its difference; bold where the interval does not hold zero."""
+    decided = "**" if cell.bounds and cell.verdict in ("better", "worse") else ""
+    if cell.change and cell.bounds:
+        return (
+            f"{escaped(cell.text)}<br>{decided}{escaped(f'{cell.change} {cell.bounds}')}{decided}"
+        )
+    return f"{decided}{escaped(f'{cell.text} {cell.bounds}'.strip())}{decided}"

@@ -23,7 +23,7 @@ from focusdpo.reports.evaluation_section import metric_rows, painter, pair_up
 from focusdpo.reports.metric_texts import MINUS, Headline, headline
 from focusdpo.reports.render import as_json, by_metric, page
 from focusdpo.reports.report import machine_words, write_file
-from focusdpo.reports.view import Count, Example, Fact, MetricRow, PairCard, Scatter
+from focusdpo.reports.view import Count, EvaluationPart, Fact, PairCard
 from focusdpo.store.artefacts import Store
 
 if TYPE_CHECKING:
@@ -84,19 +84,6 @@ class DatasetChange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterChange:
-    """Adapter B against adapter A on the same scenes and noise; in all records `base` is A and
-    `adapter` is B."""
-
-    protocol: str
-    rows: tuple[MetricRow, ...]
-    scatters: tuple[Scatter, ...]
-    examples: tuple[Example, ...]
-    chosen: str
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """A whole page."""
 
@@ -110,14 +97,16 @@ class Comparison:
     machine: str
     software: str
     dataset: DatasetChange | None = None
-    adapters: AdapterChange | None = None
+    adapters: EvaluationPart | None = None
+    """Adapter B against adapter A on the same scenes and noise: in all records `base` is A and
+    `adapter` is B."""
 
 
 PAINTED_BY = ("protocol", "data", "held_out", "own_scenes", "dreambench", "evaluate", "suite")
 """Settings that decide which scenes are painted, from which noise, and how they are measured."""
 
 
-def compare_adapters(a: Path, b: Path) -> tuple[AdapterChange, tuple[Side, Side], Headline]:
+def compare_adapters(a: Path, b: Path) -> tuple[EvaluationPart, tuple[Side, Side], Headline]:
     """Adapter of evaluation `b` against that of `a`. Raises UserError where they were not painted
     from the same scenes by the same settings."""
     from focusdpo.evaluation.comparison import rows
@@ -132,8 +121,9 @@ def compare_adapters(a: Path, b: Path) -> tuple[AdapterChange, tuple[Side, Side]
         raise UserError(f"{a} and {b}: {error}; evaluate both by the same settings") from error
     ours, theirs = (painter(one, ADAPTER, name) for one, name in zip(folders, "AB", strict=True))
     examples, scatters = pair_up(ours, theirs, extremes=4, randoms=4)
-    change = AdapterChange(
+    change = EvaluationPart(
         protocol=folders[0].protocol,
+        facts=(),
         rows=metric_rows(table),
         scatters=scatters,
         examples=examples,

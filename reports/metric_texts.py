@@ -11,6 +11,8 @@ from focusdpo.data_schemas.scenes import stable_hash
 from focusdpo.reports.view import Better, Interval, MetricRow, Unit, Verdict
 
 MINUS = "\N{MINUS SIGN}"
+DASH = "\N{EN DASH}"
+"""Stands for a number that has no meaning or was not measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +81,8 @@ def number(value: float, unit: Unit, *, signed: bool = False, decimals: int | No
 
     A signed rate is a difference and so in percentage points (pp).
     """
-    if value != value:
-        return "n/a"
+    if not math.isfinite(value):
+        return DASH
     suffix = " pp" if signed and unit == "rate" else _SUFFIX[unit]
     return _digits(value, unit, signed, decimals) + suffix
 
@@ -107,10 +109,17 @@ def mean_text(interval: Interval, unit: Unit, *, signed: bool = False) -> str:
 
 
 def bounds(interval: Interval, unit: Unit, *, signed: bool = False) -> str:
-    """The interval in brackets, its unit left to the mean beside it."""
+    """The interval in brackets, its unit left to the mean beside it; nothing where it has none."""
+    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+        return ""
     decimals = decimals_of(interval, unit)
     ends = (_digits(v, unit, signed, decimals) for v in (interval.low, interval.high))
     return f"[{', '.join(ends)}]"
+
+
+def difference_text(interval: Interval, unit: Unit) -> str:
+    """A difference and its interval, as in "+0.020 [+0.010, +0.030]"."""
+    return f"{mean_text(interval, unit, signed=True)} {bounds(interval, unit, signed=True)}".strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +156,11 @@ def headline(rows: Sequence[MetricRow], protocol: str, who: str = "the adapter")
     groups = [(verdict, [row for row in deciding if row.verdict == verdict]) for verdict in order]
     text = "; ".join(_clause(verdict, rows, who) for verdict, rows in groups if rows)
     scenes = max(row.scenes for row in deciding)
-    figures = tuple(_key_figure(overall[n]) for n in HEADLINE_METRICS if n in overall)
+    figures = tuple(
+        key_figure(row.title, row.difference, row.unit, row.verdict)
+        for name in HEADLINE_METRICS
+        if (row := overall.get(name)) is not None and row.difference is not None
+    )
     return Headline(f"{text[0].upper()}{text[1:]}.", _detail(overall, scenes, protocol), figures)
 
 
@@ -169,8 +182,7 @@ def _clause(verdict: Verdict, rows: Sequence[MetricRow], who: str) -> str:
 
 def _with_bounds(row: MetricRow) -> str:
     assert row.difference is not None
-    mean = mean_text(row.difference, row.unit, signed=True)
-    return f"{mean} {bounds(row.difference, row.unit, signed=True)}"
+    return difference_text(row.difference, row.unit)
 
 
 def _detail(rows: dict[str, MetricRow], scenes: int, protocol: str) -> str:
@@ -188,13 +200,15 @@ def _detail(rows: dict[str, MetricRow], scenes: int, protocol: str) -> str:
     return " ".join(parts)
 
 
-def _key_figure(row: MetricRow) -> KeyFigure:
-    assert row.difference is not None
+def key_figure(
+    title: str, difference: Interval, unit: Unit, verdict: Verdict, level: float = 0.95
+) -> KeyFigure:
+    """A difference for the header, with the level of its interval."""
     return KeyFigure(
-        title=row.title,
-        value=mean_text(row.difference, row.unit, signed=True),
-        interval=f"95 % {bounds(row.difference, row.unit, signed=True)}",
-        verdict=row.verdict,
+        title=title,
+        value=mean_text(difference, unit, signed=True),
+        interval=f"{100 * level:.4g} % {bounds(difference, unit, signed=True)}",
+        verdict=verdict,
     )
 
 

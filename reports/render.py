@@ -23,6 +23,7 @@ from markupsafe import Markup, escape
 
 from focusdpo.reports import charts, thumbnails
 from focusdpo.reports.metric_texts import (
+    DASH,
     FEWEST,
     MINUS,
     Headline,
@@ -108,18 +109,7 @@ def _ends(interval: Interval | None) -> list[object]:
 
 def record_json(record: Mapping[str, Any]) -> str:
     """A record as it is stored; what is not finite becomes null."""
-    return json.dumps(plain(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def plain(value: Any) -> Any:
-    """As JSON has it."""
-    if isinstance(value, Mapping):
-        return {str(name): plain(one) for name, one in value.items()}
-    if isinstance(value, tuple | list):
-        return [plain(one) for one in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return json.dumps(as_json(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def file_uri(text: str, kind: str) -> str:
@@ -225,9 +215,9 @@ def as_json(value: Any) -> Any:
         return {field.name: as_json(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, tuple | list):
         return [as_json(item) for item in value]
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): as_json(item) for key, item in value.items()}
-    if isinstance(value, float) and not (float("-inf") < value < float("inf")):
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
@@ -283,7 +273,7 @@ def environment() -> Environment:
 
 def _interval(value: Interval | None, unit: Unit, signed: bool = False) -> Markup:
     if value is None:
-        return Markup("n/a")
+        return Markup(DASH)
     return Markup('<span class="iv"><b>{}</b> <small>{}</small></span>').format(
         mean_text(value, unit, signed=signed), bounds(value, unit, signed=signed)
     )

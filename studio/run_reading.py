@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import math
 import os
 import re
@@ -17,13 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.evaluations import EvalScene
-from focusdpo.data_schemas.tables import arrow_table
-from focusdpo.evaluation.folder import ROWS, RUN, SCENES, EvaluationFolder
+from focusdpo.evaluation.folder import ROWS, RUN, SCENES, EvaluationFolder, read_object
+from focusdpo.evaluation.metrics import METRICS
 from focusdpo.evaluation.protocols import ADAPTER, BASE
 from focusdpo.reports.evaluation_section import metric_rows
 from focusdpo.reports.focus_section import read_focus
@@ -33,6 +29,7 @@ from focusdpo.reports.training_section import (
     collect_training,
     curve_charts,
     look_charts,
+    read_columns,
 )
 from focusdpo.reports.view import Fact, MetricRow, TrainingPart
 from focusdpo.studio.settings import StudioConfig, runs_folder
@@ -136,7 +133,6 @@ def _folder(top: Path, path: Path, finished: bool, file: str) -> RunFolder:
 
 
 PART = re.compile(r"(steps|buckets)-(\d+)-(\d+)\.parquet")
-Columns = dict[str, NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -153,8 +149,8 @@ class Standing:
 
 def standing(folder: RunFolder) -> Standing:
     """From names and small files alone: asked for again and again."""
-    config = read_small(folder.path / "config.json")
-    run = read_small(folder.path / "run.json")
+    config = _small(folder, "config.json")
+    run = _small(folder, "run.json")
     parts = _parts(folder.path, "steps")
     steps = int(run.get("steps") or (parts[-1][0] if parts else 0))
     return Standing(
@@ -166,17 +162,9 @@ def standing(folder: RunFolder) -> Standing:
     )
 
 
-def read_small(path: Path) -> Mapping[str, Any]:
-    """A JSON object; empty where there is none yet. UserError when it is no JSON object."""
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run the same command again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object; run the same command again")
-    return value
+def _small(folder: RunFolder, name: str) -> Mapping[str, Any]:
+    """A JSON object of the run; empty where there is none yet."""
+    return read_object(folder.path / name, "run the same command again", default={})
 
 
 def training_part(folder: RunFolder) -> TrainingPart:
@@ -184,8 +172,10 @@ def training_part(folder: RunFolder) -> TrainingPart:
     path = folder.path
     if (path / "run.json").is_file():
         return collect_training(path)
-    config = read_small(path / "config.json")
-    steps, buckets = (_columns(path, name) for name in ("steps", "buckets"))
+    config = _small(folder, "config.json")
+    steps, buckets = (
+        read_columns([part for _, part in _parts(path, name)]) for name in ("steps", "buckets")
+    )
     now = standing(folder)
     facts = [Fact(label="steps so far", value=f"{now.steps} of {now.wanted or '?'}")]
     return TrainingPart(
@@ -210,40 +200,7 @@ def _parts(path: Path, name: str) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def _columns(path: Path, name: str) -> Columns:
-    """The parts of a table, joined; {} before the first."""
-    import pyarrow as pa
-
-    tables = []
-    for _, part in _parts(path, name):
-        try:
-            tables.append(arrow_table(part.read_bytes()))
-        except FileNotFoundError:  # a restarted run takes later parts away
-            continue
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{part}: cannot be read ({error}); train again") from error
-    if not tables:
-        return {}
-    whole = pa.concat_tables(tables, promote_options="default")
-    return {
-        field.name: np.asarray(whole[field.name].to_numpy(zero_copy_only=False), dtype=np.float64)
-        for field in whole.schema
-        if pa.types.is_floating(field.type) or pa.types.is_integer(field.type)
-    }
-
-
-FIELDS = (
-    "identity",
-    "leakage_margin",
-    "confusion",
-    "missing",
-    "duplicate",
-    "class_recognition",
-    "hue_error",
-    "pattern_error",
-    "clip_t",
-    "copy_paste",
-)
+FIELDS = tuple(name for name in METRICS if not name.startswith("scr_"))
 """Metrics that each scene has, by which they can be ordered."""
 
 
@@ -301,8 +258,11 @@ class Evaluation:
         return sorted(changes, key=rank)
 
     def path(self, name: str) -> Path | None:
-        """A file of the evaluation; None where it is gone. UserError for one outside its folder."""
-        found = self.left.file(name)
+        """A file of the evaluation; None for one outside its folder or absent."""
+        try:
+            found = self.left.file(name)
+        except UserError:
+            return None
         return found if found.is_file() else None
 
 

@@ -171,10 +171,7 @@ def reference(request: Request) -> Response:
 
 
 def _file(request: Request, one: Evaluation, name: str) -> Response:
-    try:
-        path = one.path(name)
-    except UserError as error:
-        raise absent(str(error)) from error
+    path = one.path(name)
     if path is None:
         raise absent("the picture is gone from the evaluation's folder")
     stamp = path.stat().st_mtime_ns

@@ -255,7 +255,7 @@ def test_running_mean_skips_gaps() -> None:
 def test_numbers_carry_their_unit() -> None:
     assert number(-0.061, "rate", signed=True) == "\N{MINUS SIGN}6.1 pp"
     assert number(0.121, "rate") == "12.1 %"
-    assert number(float("nan"), "cosine") == "n/a"
+    assert number(float("nan"), "cosine") == "\N{EN DASH}"
     assert bounds(Interval(mean=0, low=-3, high=4), "degrees") == "[\N{MINUS SIGN}3.0, 4.0]"
 
 

@@ -7,7 +7,6 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from PIL import Image
@@ -57,9 +56,9 @@ def scene_record(model: str, index: int, identity: float, **changes: object) -> 
 
 def agreement_row(
     model: str, scorer: float, judge: float, spearman: float | None
-) -> dict[str, Any]:
+) -> AgreementRow:
     """Identity by scorer and judge."""
-    row = AgreementRow(
+    return AgreementRow(
         metric="identity",
         group="all",
         model=model,
@@ -73,7 +72,6 @@ def agreement_row(
         judge_low=judge - 0.01,
         judge_high=judge + 0.01,
     )
-    return dataclasses.asdict(row)
 
 
 def evaluation_folder(
@@ -106,8 +104,8 @@ def evaluation_folder(
             "seed": 0,
             "fingerprints": {"base": "b1", "adapter": adapter_name, "judge": "j1"},
             "agreement": [
-                agreement_row("base", 0.6, 0.5, 0.4),
-                agreement_row("adapter - base", 0.1, 0.002, None),
+                dataclasses.asdict(agreement_row("base", 0.6, 0.5, 0.4)),
+                dataclasses.asdict(agreement_row("adapter - base", 0.1, 0.002, None)),
             ],
         },
     }
