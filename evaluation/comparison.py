@@ -23,7 +23,7 @@ error, and the quantile of the largest |t| over all contrasts is the width for a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -78,6 +78,35 @@ def rows(
                 if interval.scenes
             ]
     return table
+
+
+@dataclass(frozen=True, slots=True)
+class PairedText:
+    """A metric's line in plain text: both means, their paired difference, over how many scenes."""
+
+    metric: str
+    base: str
+    adapter: str
+    difference: str
+    scenes: str
+
+
+def paired_texts(rows: Sequence[EvalRow], group: str = "all") -> list[PairedText]:
+    """A line per metric of a group, in the table's order; "-" for what was not measured."""
+    metrics: dict[str, dict[str, EvalRow]] = {}
+    for row in rows:
+        if row.group == group:
+            metrics.setdefault(row.metric, {})[row.model] = row
+
+    def text(metric: str, models: Mapping[str, EvalRow]) -> PairedText:
+        base, adapter = (
+            f"{models[model].mean:.4f}" if model in models else "-" for model in (BASE, ADAPTER)
+        )
+        gap = models.get(DIFFERENCE)
+        change = f"{gap.mean:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]" if gap else "-"
+        return PairedText(metric, base, adapter, change, str(next(iter(models.values())).scenes))
+
+    return [text(metric, models) for metric, models in metrics.items()]
 
 
 GROUPS: dict[str, Callable[[EvalScene], bool]] = {

@@ -14,9 +14,8 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.runs import EvalRow
+from focusdpo.evaluation.comparison import PairedText, paired_texts
 from focusdpo.evaluation.folder import EvaluationFolder
-from focusdpo.evaluation.protocols import ADAPTER, BASE, DIFFERENCE
 from focusdpo.reports.files import one_line
 from focusdpo.sharing.hub import whole_folder
 from focusdpo.store.outputs import local
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 Layout = Literal["diffusers", "uno"]
 CARD = "README.md"
-ADAPTER_CARD = "adapter.json"
+ADAPTER = "adapter.json"
 IP_ADAPTER = "ip_adapter.safetensors"
 _KEPT = ("objective", "lora", "noise", "focus")
 """Sections of the training's settings that a card tells; `adapter.json` has all."""
@@ -72,7 +71,7 @@ class EvaluationTable:
     scenes: int
     seed: str
     judges: str
-    rows: list[dict[str, str]]
+    rows: list[PairedText]
 
 
 def export_adapter(
@@ -91,9 +90,9 @@ def export_adapter(
     card = read_card(adapter)
     read_weights(adapter, card)
     tables = [_table(folder, adapter) for folder in evaluations]
-    with whole_folder(out, replaces=ADAPTER_CARD) as folder:
+    with whole_folder(out, replaces=ADAPTER) as folder:
         _write_weights(adapter, folder, layout, uno)
-        shutil.copyfile(adapter / ADAPTER_CARD, folder / ADAPTER_CARD)
+        shutil.copyfile(adapter / ADAPTER, folder / ADAPTER)
         (folder / CARD).write_text(_card(card, adapter, layout, tables), encoding="utf-8")
     return out
 
@@ -166,23 +165,10 @@ def _table(path: Path, adapter: Path) -> EvaluationTable:
     about = folder.about
     if local(str(about.get("adapter", ""))).resolve() != adapter.resolve():
         raise UserError(f"{path}: an evaluation of {about.get('adapter')}, not of {adapter}")
-    named: dict[str, dict[str, EvalRow]] = {}
-    for row in folder.rows:
-        if row.group == "all":
-            named.setdefault(row.metric, {})[row.model] = row
     return EvaluationTable(
         protocol=folder.protocol,
         scenes=int(about.get("scenes", 0)),
         seed=str(about.get("seed", "")),
         judges=json.dumps(about.get("fingerprints") or {}),
-        rows=[_row(metric, models) for metric, models in named.items()],
+        rows=paired_texts(folder.rows),
     )
-
-
-def _row(metric: str, models: Mapping[str, EvalRow]) -> dict[str, str]:
-    def mean(model: str) -> str:
-        return f"{models[model].mean:.4f}" if model in models else "-"
-
-    gap = models.get(DIFFERENCE)
-    change = f"{gap.mean:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]" if gap else "-"
-    return {"metric": metric, "base": mean(BASE), "adapter": mean(ADAPTER), "gap": change}
