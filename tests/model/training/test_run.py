@@ -137,7 +137,7 @@ def test_guards_go_on_to_the_bit(
     assert set(caplog.messages) == set(said)
 
 
-HELPERS = str(Path(__file__).parents[1] / "helpers")
+HELPERS = str(Path(__file__).parents[2] / "helpers")
 WEIGHTS = "pytorch_lora_weights.safetensors"
 CHILD = """
 import sys
@@ -146,7 +146,7 @@ torch.set_num_threads(1)
 from pathlib import Path
 from tiny_backbone import tiny_backbone
 from focusdpo.model.training.config import TrainConfig
-from focusdpo.model.training import train
+from focusdpo.model.training.run import train
 config = TrainConfig.model_validate_json(sys.argv[1])
 shards = [Path(p) for p in sys.argv[3:]]
 train(tiny_backbone(), shards, config, Path(sys.argv[2]), dataset_version="v1")

@@ -16,12 +16,13 @@ from s3_server import s3_server
 from safetensors.torch import load_file
 from small_root import small_version
 
+from focusdpo import flows
 from focusdpo.flows.config import TrainRun
 from focusdpo.flows.settings import resolve
 from focusdpo.flows.train import run
 from focusdpo.store.outputs import local
 
-CONFIGS = Path(run.__file__).with_name("accelerate")
+CONFIGS = Path(flows.__file__).with_name("accelerate")
 WEIGHTS = "adapter/pytorch_lora_weights.safetensors"
 SETTINGS = {"steps": 3, "batch_pairs": 2, "save_every": 2, "mixed_precision": "no", "warmup": 1}
 
