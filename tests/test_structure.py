@@ -10,9 +10,7 @@ import subprocess
 import sys
 import tomllib
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from graphlib import CycleError, TopologicalSorter
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +45,6 @@ CIRCULAR_TODAY = {
     ("pipeline.adapters.vlm_captioner", "pipeline.adapters.captioner"),
     ("flows.commands.studio", "studio.app"),
 }
-UNUSED_TODAY = {"needs_sigma", "as_bytes", "read_lineage", "rewrite"}
-
-CALLED_BY_LIBRARIES = {"redirect_request"}
-"""Methods that override one of a library's."""
 HEAVY = {
     *("torch", "diffusers", "transformers", "prefect", "open_clip", "matplotlib", "ray", "gradio"),
     *("starlette", "uvicorn"),
@@ -156,51 +150,6 @@ def test_importing_loads_nothing_heavy() -> None:
 
 def test_heavy_imports_are_seen() -> None:
     assert heavy_of(["json", "starlette.status"]) == "starlette.status loads starlette\n"
-
-
-def used_names(trees: Iterable[ast.AST]) -> set[str]:
-    """Names that code reads; words of short texts count, since tables name functions by them."""
-    names: set[str] = set()
-    for node in chain.from_iterable(map(ast.walk, trees)):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-            names.add(node.id)
-        elif isinstance(node, ast.Attribute):
-            names.add(node.attr)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            names |= set(re.findall(r"\w+", node.value)) if len(node.value) < 120 else set()
-    return names
-
-
-def plain_names(tree: ast.Module) -> set[str]:
-    """Functions, classes and their methods, but for those that a decorator registers."""
-    registering = ("command", "callback", "validator", "serializer", "flow", "task")
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    return {
-        node.name
-        for body in (tree.body, *(one.body for one in classes))
-        for node in body
-        if isinstance(node, ast.FunctionDef | ast.ClassDef)
-        if not node.name.startswith("__")
-        if not any(word in ast.unparse(d) for d in node.decorator_list for word in registering)
-    }
-
-
-def test_nothing_is_there_for_tests_alone() -> None:
-    """By name, so that what shares its name with something used goes unseen."""
-    product = [tree_of(path) for path in MODULES.values()]
-    beside = [*ROOT.glob("space/*.py"), *ROOT.glob("docs/hooks/*.py"), *ROOT.glob("docker/*.py")]
-    used = used_names([*product, *map(tree_of, beside)])
-    for text in [ROOT / "pyproject.toml", ROOT / "prefect.yaml", *ROOT.glob("*/templates/*.j2")]:
-        used |= set(re.findall(r"\w+", text.read_text("utf-8")))
-    defined = set().union(*map(plain_names, product))
-    assert len(defined) > 1000
-    assert defined - used - CALLED_BY_LIBRARIES - UNUSED_TODAY == set()
-
-
-def test_what_is_unused_is_seen() -> None:
-    tree = ast.parse("def a(): b()\ndef b(): ...\nclass C:\n    def d(self): ...\nC()\n")
-    assert plain_names(tree) == {"a", "b", "C", "d"}
-    assert plain_names(tree) - used_names([tree]) == {"a", "d"}
 
 
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
