@@ -14,8 +14,6 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from named_places import PLACE, absent_places
-
 ROOT = Path(__file__).parents[1]
 TOOL: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]
 CONTRACTS = {one["id"]: one for one in TOOL["importlinter"]["contracts"]}
@@ -92,11 +90,12 @@ def test_no_module_imports_itself_through_others() -> None:
     assert circle(imports) == []
 
 
-def test_a_circle_is_seen() -> None:
+def test_a_circle_is_seen(tmp_path: Path) -> None:
     assert circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
     assert sorted(circle({"a": {"b"}, "b": {"c"}, "c": {"b"}})[1:]) == ["b", "c"]
-    (cli,) = (path for name, path in MODULES.items() if name == "flows.cli")
-    assert any(name.startswith("flows.commands.") for name in imported_modules(cli))
+    lazy = tmp_path / "lazy.py"
+    lazy.write_text("import os\ndef f():\n    from focusdpo.store.keys import stable_hash\n")
+    assert imported_modules(lazy) == {"store.keys"}
 
 
 def test_a_folder_can_be_overlooked() -> None:
@@ -153,12 +152,6 @@ def test_heavy_imports_are_seen() -> None:
 
 
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
-
-
-def test_what_the_floor_plan_names_is_there() -> None:
-    text = ARCHITECTURE.read_text("utf-8")
-    assert len(PLACE.findall(text)) > 80
-    assert absent_places(text) == []
 
 
 def test_the_floor_plan_is_the_contract() -> None:
