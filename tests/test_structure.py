@@ -98,7 +98,7 @@ def test_a_circle_is_seen(tmp_path: Path) -> None:
     assert imported_modules(lazy) == {"store.keys"}
 
 
-def test_a_folder_can_be_overlooked() -> None:
+def test_few_modules_stand_side_by_side() -> None:
     count = Counter(name.rpartition(".")[0] for name in MODULES)
     crowded = {folder: n for folder, n in count.items() if n > MOST_MODULES}
     assert set(crowded) <= CROWDED_TODAY, crowded
