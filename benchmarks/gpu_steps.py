@@ -1,8 +1,8 @@
 """Measures training steps of full-size models: time, peak memory, forward passes.
 
 A step is all that `train` does for one: forward passes, backward pass, what is logged, clipping and
-AdamW. Running out of memory is a result like any other. `straightforward_dpo` is what it is compared
-with.
+AdamW. Running out of memory is a result like any other. `straightforward_dpo` is what it is
+compared with.
 """
 
 from __future__ import annotations
@@ -258,8 +258,8 @@ def straightforward_dpo(
     beta: float,
     cast: Autocast = nullcontext,
 ) -> Tensor:
-    """Diffusion-DPO as one writes it down first: what our step is compared with, in speed, memory and
-    gradients. The loss, with a graph through two forward passes of the policy.
+    """Diffusion-DPO as one writes it down first: what our step is compared with, in speed, memory
+    and gradients. The loss, with a graph through two forward passes of the policy.
 
     The reference policy is a frozen copy of the whole model, and each of the four images' errors
     (policy and reference policy, winner and loser) comes from a forward pass of its own. Nothing is
