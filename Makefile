@@ -28,8 +28,7 @@ demo: $(STAMP)  ## subjects -> pairs -> adapter -> evaluation -> report, in ./de
 	$(BIN)/focusdpo demo --out $(DEMO)
 
 test: $(STAMP) lint types  ## lint, types, and all quick tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not alone" $(PARALLEL)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "alone and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-slow: $(STAMP)  ## tests that take minutes, or use the trained weights at length
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not alone" $(PARALLEL)

@@ -17,6 +17,7 @@ from prefect_server import Server, running_server
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.alone,
     pytest.mark.timeout(1800),
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here"),
 ]
