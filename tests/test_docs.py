@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import CHROMIUM
-from browsing import page_of, serious
+from browsing import needs_browser, page_of, serious
 
 ROOT = Path(__file__).parents[1]
 HOOKS = ROOT / "docs" / "hooks"
@@ -226,7 +225,7 @@ LOOKED_AT = ("index", "datasets", "objectives", "reference/settings")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@needs_browser
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_the_site_in_a_browser(served: str, dark: bool) -> None:
     """axe finds nothing serious, the search finds, and no page asks another host."""
