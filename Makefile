@@ -34,9 +34,10 @@ test-slow: $(STAMP)  ## tests that take minutes, or use the trained weights at l
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not alone" $(PARALLEL)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and alone"
 
-lint: $(STAMP)  ## ruff's rules and layout
+lint: $(STAMP)  ## ruff's rules and layout, and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	PYTHONPATH=.typing $(BIN)/lint-imports --no-logo --no-cache
 
 types: $(STAMP)  ## mypy
 	MYPYPATH=.typing:. $(BIN)/mypy -p focusdpo -p benchmarks

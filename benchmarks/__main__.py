@@ -1,4 +1,8 @@
-"""`python -m benchmarks`: the figures that the project promises, measured on this machine."""
+"""`python -m benchmarks`: the figures that the project promises, measured on this machine.
+
+For those who work on the project: it lies beside the product, in a checkout, and is in no wheel.
+docs/bench.md tells what each figure is and what was measured.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ def bench(
         typer.Option(
             "--repeats",
             min=3,
-            help="Step pairs of the training comparison [default: 20; with --gpu: 10].",
+            help="Step pairs of the training comparison; 20 where it is not given, 10 with --gpu.",
         ),
     ] = None,
     gpu: Annotated[
@@ -94,7 +98,7 @@ def bench(
     """
     if gpu:
         if preset != "pocket" or not prefect:
-            raise UserError("bench --gpu builds no dataset: leave --preset and --no-prefect out")
+            raise UserError("--gpu builds no dataset: leave --preset and --no-prefect out")
         _bench_gpu(out, set_, repeats, json)
         return
     if scoring is not None:
@@ -136,8 +140,8 @@ def _bench_scoring(count: int, repeats: int, as_json: bool) -> None:
     rate = bench_scoring(count=count, device=device, repeats=repeats)
     say(f"{count} files on {device}: {rate.embed:.1f} pictures/s, bare model {rate.bare:.1f}")
     say(f"{'ok' if rate.ratio >= BUSY else 'MISS':<5}of the bare rate {rate.ratio:.3f} (>= {BUSY})")
-    told = {"count": count, "device": device, "embed": rate.embed, "bare": rate.bare}
-    finish({"command": "bench", "scoring": told | {"ratio": rate.ratio}}, as_json)
+    figures = {"count": count, "device": device, "embed": rate.embed, "bare": rate.bare}
+    finish({"command": "bench", "scoring": figures | {"ratio": rate.ratio}}, as_json)
 
 
 def _bench_gpu(out: Path, overrides: list[str], repeats: int | None, as_json: bool) -> None:
@@ -153,7 +157,12 @@ def _bench_gpu(out: Path, overrides: list[str], repeats: int | None, as_json: bo
     finish({"command": "bench", "gpu": measured.as_dict()}, as_json)
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str]) -> None:
+    """Measure, print and exit as `focusdpo` does."""
     program = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     program.command()(bench)
-    run_program(program, "python -m benchmarks", sys.argv[1:])
+    run_program(program, "python -m benchmarks", arguments)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -237,7 +237,7 @@ def require_device(device: str) -> None:
         raise UserError(f"device: {device!r} is no device; expected cuda, cuda:1, ...") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            "bench --gpu needs a CUDA device, and torch sees none here. Run it on a machine with "
+            "--gpu needs a CUDA device, and torch sees none here. Run it on a machine with "
             "an NVIDIA GPU, its driver and a CUDA build of torch "
             f"(this is torch {torch.__version__})"
         )

@@ -1,4 +1,4 @@
-"""What `focusdpo bench --gpu` measures: architectures, settings, rows. Imports no torch."""
+"""What `python -m benchmarks --gpu` measures: architectures, settings, rows. Imports no torch."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ _STATE = ("model", "base", "pairs", "checkpointing", "memory", "limit_gib")
 
 
 class GpuBenchConfig(BaseModel):
-    """Settings of `focusdpo bench --gpu`; `--set FIELD=VALUE` changes one."""
+    """Settings of `python -m benchmarks --gpu`; `--set FIELD=VALUE` changes one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,4 +1,4 @@
-"""Large roots: `focusdpo bench --scale 1000`.
+"""Large roots: `python -m benchmarks --scale 1000`.
 
 One root of so many subjects is really built, with few scenes each, and gets one subject more.
 Another has a million candidates' artefacts by name alone: planning lists names and opens none.
@@ -34,7 +34,7 @@ def scale_figures(out: Path, subjects: int, candidates: int = CANDIDATES) -> lis
     """Build, build again, add a subject; then plan for many candidates. UserError when `out` has
     something in it or a command fails."""
     if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out}: holds something already; give bench --scale a new --out")
+        raise UserError(f"{out}: holds something already; give --scale a new --out")
     folder = out / "subjects"
     run_command(["pocket", "subjects", str(folder), "--count", str(subjects + 1), *ONE_PICTURE])
     newcomer = sorted(path for path in folder.iterdir() if path.is_dir())[subjects // 2]
@@ -123,7 +123,7 @@ def _sets_for(root: Path, candidates: int) -> dict[str, Any]:
     there = num_sets(sorted(classes), 2, same_class=False)
     if not 0 <= pairs <= there:
         raise UserError(
-            f"bench --scale: {len(classes)} subjects give {each * len(classes)} to "
+            f"--scale: {len(classes)} subjects give {each * len(classes)} to "
             f"{each * (there + len(classes))} candidates, not {candidates}"
         )
     return {

@@ -82,7 +82,7 @@ def measure(folder: Path, bench: IoBench | None = None) -> dict[str, float]:
 
 
 def figures(folder: Path, bench: IoBench | None = None) -> list[BenchFigure]:
-    """The same as figures of `focusdpo bench`."""
+    """The same as figures of `python -m benchmarks`."""
     found = measure(folder, bench)
     return [
         BenchFigure("shards: written", found["mib"] / found["write"], "MiB/s"),

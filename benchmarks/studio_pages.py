@@ -1,4 +1,4 @@
-"""How fast the studio is on a large root: `focusdpo bench --studio 100000`.
+"""How fast the studio is on a large root: `python -m benchmarks --studio 100000`.
 
 The studio runs as a user starts it, in a process of its own; pages are asked for over HTTP, each
 with the pictures that a browser would load for it, six at a time.
@@ -44,7 +44,7 @@ def studio_figures(out: Path, pairs: int) -> list[BenchFigure]:
         with working(f"making a root of {pairs} pairs"):
             make_root(Store.open(root), pairs, subjects)
     elif latest_id(Store.open(root, create=False)) != version_name(pairs, subjects):
-        raise UserError(f"{out}: holds something else; give bench --studio a new --out")
+        raise UserError(f"{out}: holds something else; give --studio a new --out")
     figures = [
         BenchFigure("pairs of the root", pairs, ""),
         BenchFigure("partitions of the root", -(-pairs // EACH), ""),

@@ -1,5 +1,5 @@
-"""What README and docs say is so: links lead somewhere, commands, options and settings exist, and
-the site builds without a warning, from this machine alone."""
+"""What README and docs say is so: links lead somewhere, commands, options, settings, files and
+modules exist, and the site builds without a warning, from this machine alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from browsing import needs_browser, page_of, serious
+from named_places import absent_imports, absent_places, is_there
+
+from benchmarks.__main__ import bench
 
 ROOT = Path(__file__).parents[1]
 HOOKS = ROOT / "docs" / "hooks"
@@ -35,6 +39,8 @@ INLINE = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 SECTIONS = {*config.SECTIONS, "alert"}
 FILE_ENDINGS = {"html", "json", "py", "md", "yaml", "png", "csv", "log", "jsonl", "prom", "parquet"}
+EVENTS = ("focusdpo.dataset.", "focusdpo.adapter.", "focusdpo.task.")
+"""Names of events that the flows send; docs/operations.md lists them."""
 PLACEHOLDER = re.compile(r"^(\.\.\.|…|[A-Z][A-Z_]*(\.\.\.)?)$")
 
 
@@ -145,7 +151,41 @@ def test_settings_exist(page: Path) -> None:
     assert wrong == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_files_and_modules_exist(page: Path) -> None:
+    text = page.read_text("utf-8")
+    assert absent_places(FENCE.sub("", text)) == []
+    dotted = re.findall(r"\bfocusdpo(?:\.\w+)+", text)
+    assert [name for name in dotted if not name.startswith(EVENTS) and not is_there(name)] == []
+    code = [block[3] for block in FENCE.finditer(text) if block[2] == "python"]
+    assert [name for block in code for name in absent_imports(block)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_benchmarks_and_their_options_exist(page: Path) -> None:
+    """They are no command of `focusdpo`: `python -m benchmarks`, with the options of its own."""
+    program = typer.Typer()
+    program.command()(bench)
+    command: Any = typer.main.get_command(program)
+    used = re.findall(r"-m benchmarks ([^`\n#]*)", page.read_text("utf-8"))
+    options = [word for words in used for word in re.findall(r"(?<!\S)--[a-z-]+", words)]
+    assert [bad for option in options if (bad := _unknown(command, option))] == []
+    modules = re.findall(r"-m (benchmarks\.\w+)", page.read_text("utf-8"))
+    assert [name for name in modules if not is_there(f"focusdpo.{name}")] == []
+
+
+def test_the_first_pages_are_short() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
+    assert len((ROOT / "CONTRIBUTING.md").read_text("utf-8").splitlines()) <= 60
+
+
 def test_the_checks_see_what_is_wrong() -> None:
+    places = (
+        "`store/nothing.py`, `store/keys.py:nothing`, `store/`, `store/artefacts.py:Store.open`"
+    )
+    assert absent_places(places) == ["store/nothing.py", "store/keys.py:nothing"]
+    code = "from focusdpo.store.keys import nothing\nfrom focusdpo.store import keys, nowhere\n"
+    assert absent_imports(code) == ["focusdpo.store.keys.nothing", "focusdpo.store.nowhere"]
     assert problem(["trian", "--root", "x"]) == "no command trian"
     assert problem(["train", "--rot", "x"]) == "train: no option --rot"
     assert problem(["subjects", "add|drop", "x"]) == "no command subjects drop"

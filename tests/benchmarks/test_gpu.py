@@ -1,4 +1,4 @@
-"""`focusdpo bench --gpu`: verdicts, the table and its files, the command."""
+"""`python -m benchmarks --gpu`: verdicts, the table and its files, the command."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 import yaml
 from tiny_bench import SMALL, tiny_bench
 
+from benchmarks.__main__ import main
 from benchmarks.gpu import COLUMNS, GIB, GpuBench, Promise, measure_gpu
 from benchmarks.gpu_config import STRAIGHTFORWARD, GpuBenchConfig, Row
-from focusdpo.flows.cli import main
 
 Capture = pytest.CaptureFixture[str]
 H100 = {"device": "NVIDIA H100 80GB HBM3", "device_gib": 79.1}
@@ -244,9 +244,9 @@ def run(arguments: list[str], capsys: Capture) -> tuple[int, str, str]:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_ends_at_once(tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "out"
-    code, shown, err = run(["bench", "--gpu", "--out", str(out), "--json"], capsys)
+    code, shown, err = run(["--gpu", "--out", str(out), "--json"], capsys)
     assert code == 2
-    assert err.startswith("error: bench --gpu needs a CUDA device, and torch sees none here")
+    assert err.startswith("error: --gpu needs a CUDA device, and torch sees none here")
     assert json.loads(shown.splitlines()[-1])["exit_code"] == 2
     assert not out.exists()
 
@@ -262,7 +262,7 @@ def test_without_a_gpu_it_ends_at_once(tmp_path: Path, capsys: Capture) -> None:
     ],
 )
 def test_wrong_options_are_told(given: list[str], message: str, capsys: Capture) -> None:
-    code, _, err = run(["bench", "--gpu", *given], capsys)
+    code, _, err = run(["--gpu", *given], capsys)
     assert code == 2
     assert message in err
 
@@ -272,7 +272,7 @@ def test_the_command_tells_rows_and_verdicts(tmp_path: Path, capsys: Capture) ->
     small |= {"sequential": False, "pairs": [1], "repeats": 3}
     repeats = small.pop("repeats")
     sets = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
-    given = ["bench", "--gpu", "--out", str(tmp_path), "--repeats", str(repeats), "--json", *sets]
+    given = ["--gpu", "--out", str(tmp_path), "--repeats", str(repeats), "--json", *sets]
     code, shown, _ = run(given, capsys)
     assert code == 0
     told = json.loads(shown.splitlines()[-1])["gpu"]

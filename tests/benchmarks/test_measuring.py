@@ -1,4 +1,4 @@
-"""The training part of `focusdpo bench`: which pairs, which figures, what is promised."""
+"""The training part of `python -m benchmarks`: which pairs, which figures, what is promised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`bench --scale` in small: real commands on a real root."""
+"""`python -m benchmarks --scale` in small: real commands on a real root."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def last_json(out: str) -> dict[str, object]:
 
 
 COMMANDS = ("demo", "build-dataset", "train", "evaluate", "report", "focus-maps", "generate",
-            "settings", "inspect", "doctor", "bench", "pocket", "fetch", "export", "retrain",
+            "settings", "inspect", "doctor", "pocket", "fetch", "export", "retrain",
             "prefect-setup", "subjects", "dataset", "gc", "ablate")  # fmt: skip
 
 

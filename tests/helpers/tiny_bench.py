@@ -1,4 +1,4 @@
-"""`bench --gpu` in small: both architectures with few weights, on the CPU."""
+"""`python -m benchmarks --gpu` in small: both architectures with few weights, on the CPU."""
 
 from __future__ import annotations
 
