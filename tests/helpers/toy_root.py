@@ -12,9 +12,7 @@ import pytest
 import toy_suite
 
 from focusdpo.flows import wiring
-from focusdpo.flows.build.run import execute, prepare
-from focusdpo.flows.config import BuildRun
-from focusdpo.flows.settings import resolve
+from focusdpo.flows.cli import main
 
 HUES = {"red": ("disc", 0.0), "blue": ("disc", 240.0), "green": ("square", 120.0)}
 TOY_CLI = [sys.executable, str(Path(toy_suite.__file__).with_name("toy_cli.py"))]
@@ -80,10 +78,12 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toy]:
 
 @pytest.fixture(scope="session")
 def toy_made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The root that `toy.tree()` makes, built once."""
+    """The root that the command makes with `toy.arguments`, built once."""
     with pytest.MonkeyPatch.context() as patch:
         world = _world(tmp_path_factory.mktemp("toy"), patch)
-        execute(prepare(resolve(BuildRun, world.tree())))
+        with pytest.raises(SystemExit) as ended:
+            main(world.arguments)
+    assert not ended.value.code
     wiring.resident_parts.cache_clear()
     return world.root
 
