@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 DEMO ?= demo
 
-# Tests and the demo share two cores with whatever else runs; one OpenMP thread per test process.
+# A process of tests for each core, each with one OpenMP thread. A file stays in one process: its
+# fixtures (a built dataset, a server) are made once.
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist loadfile
 export HF_HUB_OFFLINE := 1
 
 .PHONY: help setup demo test test-slow lint types format docs bench chaos clean
@@ -25,10 +28,11 @@ demo: $(STAMP)  ## subjects -> pairs -> adapter -> evaluation -> report, in ./de
 	$(BIN)/focusdpo demo --out $(DEMO)
 
 test: $(STAMP) lint types  ## lint, types, and all quick tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-slow: $(STAMP)  ## tests that take minutes, or use the trained weights at length
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not alone" $(PARALLEL)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and alone"
 
 lint: $(STAMP)  ## ruff's rules and layout, and who may import whom
 	$(BIN)/ruff check .

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Each process of tests has a Prefect of its own: not the developer's profile, nor one database for
+# two. Children inherit it.
+os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="focusdpo-tests-")
 
+import shutil
 from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -29,6 +34,10 @@ settings.register_profile(
     "busy machine", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("busy machine")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["PREFECT_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

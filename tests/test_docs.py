@@ -18,8 +18,7 @@ from typing import Any
 
 import pytest
 import typer
-from browser import CHROMIUM
-from browsing import page_of, serious
+from browsing import needs_browser, page_of, serious
 from named_places import absent_imports, absent_places, is_there
 
 from benchmarks.__main__ import bench
@@ -267,7 +266,7 @@ LOOKED_AT = ("index", "datasets", "objectives", "reference/settings")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@needs_browser
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_the_site_in_a_browser(served: str, dark: bool) -> None:
     """axe finds nothing serious, the search finds, and no page asks another host."""

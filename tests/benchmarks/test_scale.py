@@ -11,6 +11,7 @@ from focusdpo.data_schemas.errors import UserError
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_subject_more_touches_nothing_else(tmp_path: Path) -> None:
     figures = {one.name: one for one in scale_figures(tmp_path / "out", 10, candidates=160)}
     own = figures["one subject more: its partitions"].value

@@ -11,7 +11,7 @@ from .__main__ import main
 from .bucket import KINDS
 from .damage import PLACES
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(7200)]
 
 DATA = ("an artefact", "a shard", "dataset.json")
 

@@ -1,5 +1,5 @@
 """Fixtures of the flows' tests."""
 
-from toy_root import toy
+from toy_root import built, toy, toy_made
 
-__all__ = ["toy"]
+__all__ = ["built", "toy", "toy_made"]

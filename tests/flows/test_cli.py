@@ -70,6 +70,7 @@ def test_a_build_prints_one_machine_readable_line_last(toy: Toy, capsys: Capture
     assert told["pairs"] and told["root"] == str(toy.root)
 
 
+@pytest.mark.usefixtures("built")
 def test_a_run_in_which_nothing_changed_loads_no_model_and_no_engine(toy: Toy) -> None:
     """Also with Prefect wanted: in a process of its own, so that imports can be counted."""
     code = (
@@ -79,7 +80,6 @@ def test_a_run_in_which_nothing_changed_loads_no_model_and_no_engine(toy: Toy) -
         "except SystemExit as ended: assert ended.code == 0, ended.code\n"
         "print([m for m in ('torch', 'prefect', 'diffusers', 'transformers') if m in sys.modules])"
     )
-    subprocess.run([*TOY_CLI, *toy.arguments], check=True, timeout=300, capture_output=True)
     ended = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
     )
@@ -245,8 +245,8 @@ def test_an_unknown_option_is_refused(capsys: Capture) -> None:
     assert code == 2 and "--rooot" in err
 
 
+@pytest.mark.usefixtures("built")
 def test_a_root_of_another_schema_version(toy: Toy, capsys: Capture) -> None:
-    run(toy.arguments, capsys)
     before = toy.files("shards")
     header = toy.root / "dataset.json"
     header.write_text(json.dumps(json.loads(header.read_text()) | {"schema_version": 99}))
@@ -263,10 +263,10 @@ def test_a_folder_that_is_no_root(toy: Toy, capsys: Capture) -> None:
     assert (toy.root / "letters.txt").read_text() == "mine"
 
 
+@pytest.mark.usefixtures("built")
 def test_a_truncated_shard_is_named_mended_and_nothing_is_computed(
     toy: Toy, capsys: Capture, tmp_path: Path
 ) -> None:
-    run(toy.arguments, capsys)
     whole = toy.files("shards")
     shard = next((toy.root / "shards").glob("*.tar"))
     shard.write_bytes(shard.read_bytes()[:-2000])
@@ -282,8 +282,8 @@ def test_a_truncated_shard_is_named_mended_and_nothing_is_computed(
     assert toy.files("shards") == whole
 
 
+@pytest.mark.usefixtures("built")
 def test_a_damaged_artefact_is_named_and_made_again(toy: Toy, capsys: Capture) -> None:
-    run(toy.arguments, capsys)
     whole, pairs = toy.files("stages"), {row.pair_id for row in open_version(toy.root).rows}
     artefact = next((toy.root / "stages" / "score").rglob("*.tar"))
     artefact.write_bytes(artefact.read_bytes()[:-9000] or b"x")
@@ -314,8 +314,8 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(toy: Toy) -> None:
     assert made and made.items() <= toy.files("stages").items()
 
 
+@pytest.mark.usefixtures("built")
 def test_inspect_tells_what_there_is_and_where_a_pair_came_from(toy: Toy, capsys: Capture) -> None:
-    run(toy.arguments, capsys)
     code, out, _ = run(["inspect", str(toy.root), "--json"], capsys)
     told = last_json(out)
     assert code == 0 and told["stages"]["generate"]["records"] == 18

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from processes import free_ports
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -109,16 +110,10 @@ class Server:
         )
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 @contextmanager
 def running_server(folder: Path, **more: str) -> Iterator[Server]:
     """Started, and ended with all that was started beside it. `more`: environment."""
-    port = free_port()
+    (port,) = free_ports(1)
     (folder / "home").mkdir(parents=True)
     environment = {
         **os.environ,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -15,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
+from browsing import CHROMIUM
 from PIL import Image
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 SIDE = 320
 COLOURS = 96
 

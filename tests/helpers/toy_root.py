@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import pytest
 import toy_suite
 
 from focusdpo.flows import wiring
+from focusdpo.flows.cli import main
 
 HUES = {"red": ("disc", 0.0), "blue": ("disc", 240.0), "green": ("square", 120.0)}
 TOY_CLI = [sys.executable, str(Path(toy_suite.__file__).with_name("toy_cli.py"))]
@@ -58,12 +60,36 @@ class Toy:
         }
 
 
+def _world(folder: Path, patch: pytest.MonkeyPatch) -> Toy:
+    """Red disc, blue disc, green square; parts are the toy's."""
+    patch.setitem(wiring.SUITES, "pocket", "toy_suite")
+    wiring.resident_parts.cache_clear()
+    world = Toy(folder / "subjects", folder / "root")
+    world.add(**HUES)
+    return world
+
+
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toy]:
-    """Red disc, blue disc, green square; parts are the toy's."""
-    monkeypatch.setitem(wiring.SUITES, "pocket", "toy_suite")
+    """Red disc, blue disc, green square; parts are the toy's; nothing is built."""
+    yield _world(tmp_path, monkeypatch)
     wiring.resident_parts.cache_clear()
-    world = Toy(tmp_path / "subjects", tmp_path / "root")
-    world.add(**HUES)
-    yield world
+
+
+@pytest.fixture(scope="session")
+def toy_made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root that the command makes with `toy.arguments`, built once."""
+    with pytest.MonkeyPatch.context() as patch:
+        world = _world(tmp_path_factory.mktemp("toy"), patch)
+        with pytest.raises(SystemExit) as ended:
+            main(world.arguments)
+    assert not ended.value.code
     wiring.resident_parts.cache_clear()
+    return world.root
+
+
+@pytest.fixture
+def built(toy: Toy, toy_made: Path) -> Toy:
+    """`toy` with a copy of `toy_made` as its root."""
+    shutil.copytree(toy_made, toy.root)
+    return toy

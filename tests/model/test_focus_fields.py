@@ -171,24 +171,6 @@ def test_every_alternative_of_every_field_is_among_them(
         assert set(others) == {value for value, _ in changes[name]}
 
 
-@pytest.mark.parametrize("kind", alternatives(FeatureConfig)["kind"])
-def test_reading_features_changes_no_bit_of_the_output(
-    backbone: FluxBackbone, batch: PairBatch, kind: str
-) -> None:
-    config = FeatureConfig(kind=kind, blocks=("single.0", "double.0"))  # type: ignore[arg-type]
-    inputs = (batch.win_BNC, torch.full((4,), 0.4), batch.prompts, batch.references)
-    with torch.no_grad():
-        plain = backbone.predict(*inputs)
-        captured = backbone.predict(*inputs, capture=config)
-        assert torch.equal(plain.output_BNC, captured.output_BNC)
-        assert torch.equal(plain.output_BNC, backbone.predict(*inputs).output_BNC)
-    width = (2, 2, 12) if kind == "attention" else (24,)
-    assert [f.shape for f in captured.target_features] == [(4, 64, *width)] * 2
-    assert [[f.shape for f in b] for b in captured.reference_features] == [
-        [(4, 16, *width)] * 2
-    ] * 2
-
-
 def test_attention_reads_queries_and_keys(backbone: FluxBackbone, batch: PairBatch) -> None:
     """The same tensors as those two kinds give one by one, queries first."""
     inputs = (batch.win_BNC, torch.full((4,), 0.4), batch.prompts, batch.references)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -80,17 +78,6 @@ def test_weighted_dpo_equals_the_formula(seed: int) -> None:
     config = ObjectiveConfig(beta=100.0)
     want = slow_dpo(tensors, 100.0, 0.0, weight.double().numpy())
     assert our_dpo(tensors, config, weight).item() == pytest.approx(want, rel=1e-5)
-
-
-def test_identical_pair_gives_log_2_and_no_gradient() -> None:
-    win, _, policy, *_ = predictions(0)
-    policy = policy.requires_grad_()
-    error = image_error(token_error(policy, win))
-    reference = image_error(token_error(win + 0.1, win))
-    loss = preference_loss(PairErrors(error, error, reference, reference), ObjectiveConfig())
-    assert loss.value.item() == pytest.approx(math.log(2), abs=1e-7)
-    (gradient,) = torch.autograd.grad(loss.value, policy)
-    assert gradient.abs().max() == 0
 
 
 def test_gradient_is_the_closed_form() -> None:

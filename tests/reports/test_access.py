@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 from ablation_fixture import make_ablation, write_pictures
-from browser import CHROMIUM
-from browsing import page_of, serious
+from browsing import needs_browser, page_of, serious
 from report_fixture import HOSTILE, make_report
 from small_root import small_version
 
@@ -31,8 +30,6 @@ from focusdpo.reports.render import (
 from focusdpo.reports.report import write_report
 from focusdpo.reports.view import Count, Line, LineChart
 
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -41,7 +38,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@needs_chromium
+@needs_browser
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_axe_finds_nothing_serious(report: Path, width: int, dark: bool) -> None:
@@ -57,7 +54,7 @@ def test_axe_finds_nothing_serious(report: Path, width: int, dark: bool) -> None
         assert all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False)), levels
 
 
-@needs_chromium
+@needs_browser
 def test_axe_finds_nothing_serious_in_an_ablation(tmp_path: Path) -> None:
     ablation = make_ablation()
     write_pictures(tmp_path, ablation)
@@ -68,7 +65,7 @@ def test_axe_finds_nothing_serious_in_an_ablation(tmp_path: Path) -> None:
             assert page.locator(".chartbox").count() == page.locator(".chartbox .records").count()
 
 
-@needs_chromium
+@needs_browser
 def test_all_is_reached_by_keyboard(report: Path) -> None:
     with page_of(report) as page:
         page.keyboard.press("Tab")
@@ -87,7 +84,7 @@ def test_all_is_reached_by_keyboard(report: Path) -> None:
         assert page.locator("figure.flip figcaption").first.text_content() == "loser"
 
 
-@needs_chromium
+@needs_browser
 def test_on_paper_nothing_is_cut_or_dark(report: Path) -> None:
     with page_of(report, width=680, dark=True) as page:
         page.emulate_media(media="print", color_scheme="dark")
@@ -102,7 +99,7 @@ def test_on_paper_nothing_is_cut_or_dark(report: Path) -> None:
         assert data.startswith(b"%PDF") and 4 <= data.count(b"/Type /Page\n") <= 40
 
 
-@needs_chromium
+@needs_browser
 def test_every_figure_gives_its_records(report: Path, tmp_path: Path) -> None:
     with page_of(report, accept_downloads=True) as page:
         without = page.evaluate(

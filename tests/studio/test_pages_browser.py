@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import needs_browser
 from playwright.sync_api import expect
 from small_root import small_version
 from studio_runs import add_steps, make_evaluation, make_run
-from studio_walk import browser_page, needs_browser, served
+from studio_walk import browser_page, served
 
 pytestmark = needs_browser
 

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import tiny_suite
 from axe_playwright_python.sync_playwright import Axe
+from browsing import needs_browser
 from PIL import Image
 from playwright.sync_api import expect
 from studio_client import Client
-from studio_walk import bring_pictures, browser_page, drop_files, needs_browser, served
+from studio_walk import bring_pictures, browser_page, drop_files, served
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.config import GenerateRun

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from browsing import needs_browser
 from playwright.sync_api import expect
 from small_root import small_version
-from studio_walk import browser_page, drop_files, meadow, needs_browser, served
+from studio_walk import browser_page, drop_files, meadow, served
 
 from focusdpo.pipeline.audit import Audit
 from focusdpo.store.artefacts import Store

@@ -6,13 +6,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from browsing import needs_browser
 from playwright.sync_api import expect
 from studio_walk import (
     Shots,
     bring_pictures,
     browser_page,
     drop_files,
-    needs_browser,
     served,
     wait_for_job,
 )

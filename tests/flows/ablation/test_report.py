@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ablation_fixture import BEST, make_ablation, with_contrast, write_pictures
-from browser import CHROMIUM, chromium
+from browsing import needs_browser, page_of
 from PIL import Image
 
 from focusdpo.data_schemas.ablations import BASE, Ablation, read_ablation, to_json
@@ -333,14 +333,11 @@ def test_importing_it_is_light():
     assert not {"torch", "prefect", "matplotlib"} & set(run.stdout.split())
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_page_in_a_browser(folder: Path, tmp_path: Path):
-    with chromium(tmp_path / "profile") as tab:
-        tab.open(folder / "ablation.html", width=400)
-        assert tab.js("document.documentElement.scrollWidth") <= 400, "no sideways scrolling"
-        assert tab.js("[...document.images].filter(i => !i.naturalWidth).length") == 0
-        assert tab.complaints() == []
-        assert tab.requests() == []
+@needs_browser
+def test_page_in_a_browser(folder: Path):
+    with page_of(folder / "ablation.html", width=400) as tab:
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 400, "no sideways scrolling"
+        assert tab.evaluate("[...document.images].filter(i => !i.naturalWidth).length") == 0
 
 
 def test_other_readings_are_told_with_their_intervals(page: str):

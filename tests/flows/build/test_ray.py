@@ -25,7 +25,7 @@ from focusdpo.flows.config import BuildRun
 from focusdpo.flows.settings import merge, resolve
 
 ray = pytest.importorskip("ray")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import time
 import uuid
 from pathlib import Path
 
+import in_process
 import pytest
 from s3_server import BUCKET, KEY_ID, SECRET, TOKEN, S3Server
 from toy_root import TOY_CLI, Toy
@@ -19,6 +20,7 @@ from focusdpo.store import versions
 from focusdpo.store.artefacts import Store
 from focusdpo.store.versions import Superseded, open_version
 
+Capture = pytest.CaptureFixture[str]
 SECRETS = (SECRET, TOKEN, KEY_ID)
 
 
@@ -55,6 +57,15 @@ def ended(process: subprocess.Popen[str]) -> tuple[dict[str, object], str]:
     return json.loads(out.splitlines()[-1]), err
 
 
+def run_here(toy: Toy, root: str, capsys: Capture) -> dict[str, object]:
+    """The same in this process, where no process is what is tested."""
+    toy.root = root  # type: ignore[assignment]
+    code, out, err = in_process.run([*toy.arguments, "--json"], capsys)
+    assert code == 0, err
+    assert not [secret for secret in SECRETS if secret in out + err]
+    return dict(json.loads(out.splitlines()[-1]))
+
+
 def same(one: dict[str, bytes], other: dict[str, bytes]) -> None:
     """Equal byte for byte, but for what tells when, how long and into which root."""
     told = {"manifest.json", "build.json", "config.yaml", "lineage.parquet", "metrics.prom"}
@@ -64,14 +75,13 @@ def same(one: dict[str, bytes], other: dict[str, bytes]) -> None:
 
 
 @pytest.fixture
-def local(toy: Toy, tmp_path: Path) -> dict[str, bytes]:
+def local(toy: Toy, toy_made: Path) -> dict[str, bytes]:
     """An undisturbed build on a local disk."""
-    ended(run(toy, tmp_path / "calm"))
-    return toy.files()
+    return Toy(toy.subjects, toy_made).files()
 
 
 def test_a_bucket_gets_the_bytes_of_a_local_root(
-    s3: S3Server, root: str, toy: Toy, local: dict[str, bytes]
+    s3: S3Server, root: str, toy: Toy, local: dict[str, bytes], capsys: Capture
 ) -> None:
     s3.fail(refuse=3)  # the first requests of all
     result, _ = ended(run(toy, root))
@@ -79,23 +89,21 @@ def test_a_bucket_gets_the_bytes_of_a_local_root(
     same(below(s3, root), local)
     assert not [key for key in s3.objects(BUCKET) if ".leases" in key]
     s3.door.seen.clear()
-    again, _ = ended(run(toy, root))
+    again = run_here(toy, root, capsys)
     assert again["made"] == {} and again["new"] is False
     assert s3.door.seen["PUT"] == 1  # metrics.prom: when the last build ended
     for command in (["inspect", root, "--verify"], ["doctor", "--root", root]):
-        done = subprocess.run([*TOY_CLI, *command], capture_output=True, text=True)
-        assert root in done.stdout + done.stderr and "damaged" not in done.stdout + done.stderr
+        _, out, err = in_process.run(command, capsys)
+        assert root in out + err and "damaged" not in out + err
     page = Path(toy.subjects).parent / "page.html"
-    told = subprocess.run(
-        [*TOY_CLI, "report", "--root", root, "--out", str(page)], capture_output=True, text=True
-    )
-    assert told.returncode == 0, told.stderr
+    code, _, err = in_process.run(["report", "--root", root, "--out", str(page)], capsys)
+    assert code == 0, err
     assert page.stat().st_size > 10_000
-    assert not [secret for secret in SECRETS if secret in page.read_text() + told.stderr]
+    assert not [secret for secret in SECRETS if secret in page.read_text() + err]
 
 
 def test_kill_9_then_again_gives_the_undisturbed_bytes(
-    s3: S3Server, root: str, toy: Toy, local: dict[str, bytes]
+    s3: S3Server, root: str, toy: Toy, local: dict[str, bytes], capsys: Capture
 ) -> None:
     chance = random.Random(1)
     seen = 0
@@ -111,7 +119,7 @@ def test_kill_9_then_again_gives_the_undisturbed_bytes(
         process.send_signal(signal.SIGKILL)
         process.wait()
     before = {key for key in below(s3, root) if key.startswith("stages")}
-    result, _ = ended(run(toy, root))
+    result = run_here(toy, root, capsys)
     made = sum(result["made"].values())  # type: ignore[attr-defined]
     stages = [key for key in below(s3, root) if key.startswith("stages") and "subjects" not in key]
     assert made == len(stages) - len([key for key in before if "subjects" not in key])
@@ -121,7 +129,7 @@ def test_kill_9_then_again_gives_the_undisturbed_bytes(
 @pytest.mark.parametrize("tars", [0, 5, 25])
 def test_a_store_that_stays_away_ends_the_build_without_a_version(
     s3: S3Server, root: str, toy: Toy, local: dict[str, bytes], tars: int,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture,
 ) -> None:  # fmt: skip
     """In a sentence. A partition that it took is no reason for a version without it: the next run
     ends as an undisturbed one."""
@@ -139,7 +147,7 @@ def test_a_store_that_stays_away_ends_the_build_without_a_version(
     assert json.loads(out.splitlines()[-1])["exit_code"] == 2
     assert not [key for key in below(s3, root) if key.startswith(("versions", "shards", "LATEST"))]
     s3.fail()
-    ended(run(toy, root))
+    run_here(toy, root, capsys)
     same(below(s3, root), local)
 
 
@@ -159,10 +167,10 @@ def test_two_builders_share_the_work_of_one_root(
 
 
 def test_of_two_who_publish_neither_is_passed_over(
-    s3: S3Server, root: str, toy: Toy, tmp_path: Path
+    s3: S3Server, root: str, toy: Toy, capsys: Capture
 ) -> None:
     """One whose lease ran out is told, and publishes again as the other's child."""
-    ended(run(toy, root))
+    run_here(toy, root, capsys)
     store = Store.open(root)
     first = open_version(store)
     files = store.files

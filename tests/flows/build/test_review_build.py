@@ -47,9 +47,9 @@ BUILT: dict = {}
 
 
 @pytest.fixture
-def ids(toy: Toy) -> list[str]:
-    build(toy)
-    version = latest(toy)
+def ids(built: Toy) -> list[str]:
+    toy_suite.GENERATOR.calls.clear()
+    version = latest(built)
     BUILT.clear()
     BUILT.update({row.pair_id: version.read(row).pair for row in version.rows})
     assert len(BUILT) > 4

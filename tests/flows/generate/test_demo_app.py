@@ -22,8 +22,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from browser import CHROMIUM
-from browsing import page_of, serious
+from browsing import needs_browser, page_of, serious
 from PIL import Image
 from playwright.sync_api import Page, expect
 from toy_root import Toy
@@ -260,7 +259,7 @@ def choose(shown: Page, at: int, file: Path, word: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+@needs_browser
 def test_a_visitor_paints_and_is_told_what_is_wrong(address: str, tmp_path: Path) -> None:
     from focusdpo.pocket.world_subjects import WorldConfig, export
 

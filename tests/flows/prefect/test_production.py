@@ -25,7 +25,7 @@ from focusdpo.flows.prefect.engine import GPU_LIMIT
 from focusdpo.flows.prefect.setup import ON_PUBLISH, ON_TRAINED, SILENT
 from focusdpo.flows.retrain.promotion import read_promoted
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(1800)]
 
 TOKEN = "/hooks/a-secret-token"
 

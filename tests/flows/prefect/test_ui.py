@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import toy_deployments
-from browser import CHROMIUM, Page, chromium
+from browsing import needs_browser, page_of
+from playwright.sync_api import Page
 from prefect_server import Server, running_server
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.alone,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here"),
+    needs_browser,
 ]
 
 NIGHT = """
@@ -52,33 +52,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def page(tmp_path: Path) -> Iterator[Page]:
-    with chromium(tmp_path / "profile") as made:
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            made.call(f"{domain}.enable")
-        made.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=1400,
-            height=1000,
-            deviceScaleFactor=1,
-            mobile=False,
-        )
+def page() -> Iterator[Page]:
+    with page_of("about:blank", width=1400, height=1000) as made:
         yield made
 
 
-def look(page: Page, url: str, *, until: str, shot: Path, seconds: float = 240) -> str:
-    """Open an address, wait until an expression is true there, take a picture; the page's text."""
-    page.call("Page.navigate", url=url)
-    deadline = time.monotonic() + seconds
-    found = False
-    while not found and time.monotonic() < deadline:
-        time.sleep(0.5)
-        found = bool(page.js(f"Boolean(document.body && ({until}))"))
-    text = str(page.js("document.body.innerText"))
-    picture = page.call("Page.captureScreenshot", format="png")["data"]
-    shot.write_bytes(base64.b64decode(picture))
-    assert found, f"{url}: {until} is not true there: {text[:2000]}"
-    return text
+def look(page: Page, url: str, *, until: str, shot: Path) -> None:
+    """Open an address, wait until an expression is true there, take a picture."""
+    page.goto(url)
+    try:
+        page.wait_for_function(f"Boolean(document.body && ({until}))", timeout=240_000)
+    finally:
+        page.screenshot(path=shot)
 
 
 def says(*words: str) -> str:

@@ -33,6 +33,7 @@ def inputs(
     return noisy, torch.tensor([0.3, 0.8]), backbone.encode_prompts(PROMPTS), references
 
 
+FeatureKind = Literal["keys", "queries", "block_output", "attention"]
 Inputs = tuple[Tensor, Tensor, Prompts, References]
 Slots = tuple[list[Tensor], list[Tensor]]
 
@@ -53,16 +54,18 @@ def test_predict_is_the_transformers_own_pass(backbone: FluxBackbone, inputs: In
     assert torch.equal(backbone.predict(*inputs).output_BNC, direct[:, :64])
 
 
-@pytest.mark.parametrize("kind", ["keys", "queries", "block_output"])
+@pytest.mark.parametrize("kind", ["keys", "queries", "block_output", "attention"])
 def test_capture_does_not_change_the_output(
-    backbone: FluxBackbone, inputs: Inputs, kind: Literal["keys", "queries", "block_output"]
+    backbone: FluxBackbone, inputs: Inputs, kind: FeatureKind
 ) -> None:
     config = FeatureConfig(kind=kind, blocks=("single.0", "double.0"))
     plain, captured = backbone.predict(*inputs), backbone.predict(*inputs, capture=config)
     assert torch.equal(plain.output_BNC, captured.output_BNC)
     assert plain.target_features == ()
-    assert [f.shape for f in captured.target_features] == [(2, 64, 24)] * 2
-    assert [[f.shape for f in b] for b in captured.reference_features] == [[(2, 16, 24)] * 2] * 2
+    width = (2, 2, 12) if kind == "attention" else (24,)
+    assert [f.shape for f in captured.target_features] == [(2, 64, *width)] * 2
+    references = [[f.shape for f in block] for block in captured.reference_features]
+    assert references == [[(2, 16, *width)] * 2] * 2
     assert not captured.target_features[0].requires_grad
     again = backbone.predict(*inputs)
     assert torch.equal(plain.output_BNC, again.output_BNC)
