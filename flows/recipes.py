@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.scenes import Scene
 from focusdpo.flows.settings import parse_overrides, resolve
+from focusdpo.pipeline.evaluate import EvaluateConfig, measure
+from focusdpo.pipeline.judge import Judge
+from focusdpo.pipeline.parts import ReferenceImage
+from focusdpo.pocket.cards import Figure
+from focusdpo.pocket.second.faults import PlantedScene, Verdict
 
 RECIPES = {
     "autoencoder": ("focusdpo.pocket.recipes.autoencoder", "AutoencoderConfig"),
@@ -18,6 +24,25 @@ RECIPES = {
     "judge": ("focusdpo.pocket.recipes.judge", "JudgeRecipe"),
 }
 """Model -> module with `train(config, out_dir)`, and the name of its config class."""
+
+
+LIKE = 0.5
+"""Identity by the judge below which an instance is not like its subject."""
+
+
+def train_second(name: str, root: Path, overrides: Sequence[str]) -> list[str]:
+    """Train a model of the second edition under `root`, or all of them; what is there goes on.
+
+    UserError for an unknown name or setting.
+    """
+    from focusdpo.pocket.second.recipes import table
+
+    if name == "all":
+        if overrides:
+            raise UserError("pocket train all: takes no --set; give it to one model's training")
+        return _in_words(table.train_all(root))
+    config = resolve(table.recipe_of(name).config, parse_overrides(overrides))
+    return _in_words(table.train(name, config, root))
 
 
 def train_recipe(name: str, out: Path, overrides: Sequence[str]) -> list[str]:
@@ -33,8 +58,56 @@ def train_recipe(name: str, out: Path, overrides: Sequence[str]) -> list[str]:
     figures = module.train(config, out)
     if isinstance(figures, dict):
         return [f"{name}: {figure} {value:.4g}" for figure, value in figures.items()]
+    return _in_words(figures or ())
+
+
+def _in_words(figures: Sequence[Figure]) -> list[str]:
     return [
         f"{one.model}: {one.name} {one.value:.4g}"
         + (f" (wanted {one.wanted})" if one.wanted else "")
-        for one in figures or ()
+        for one in figures
+    ]
+
+
+def read_planted(
+    judge: Judge, planted: Sequence[PlantedScene], config: EvaluateConfig | None = None
+) -> list[Verdict]:
+    """What the evaluation reads out of a judge's looks at planted scenes: its own matching and its
+    own metrics, so that what is checked is what judges."""
+    scenes: list[Scene] = []
+    references: dict[str, Sequence[ReferenceImage]] = {}
+    for number, each in enumerate(planted):
+        names = tuple(f"{number}-{place}" for place in range(len(each.class_names)))
+        references |= dict(zip(names, each.references, strict=True))
+        scenes.append(
+            Scene(
+                id=str(number),
+                partition=str(number),
+                subject_ids=names,
+                class_names=each.class_names,
+                prompt=each.prompt,
+                variant=0,
+                seed=0,
+            )
+        )
+    records = measure(
+        "planted",
+        scenes,
+        [each.image for each in planted],
+        references,
+        judge,
+        config or EvaluateConfig(),
+    )
+    return [
+        Verdict(
+            missing=record.missing > 0,
+            doubled=record.duplicate > 0,
+            confused=record.confusion > 0,
+            unlike=any(
+                box and value < LIKE
+                for box, value in zip(record.boxes, record.matched, strict=True)
+            ),
+            extra=record.seen > len(record.subject_ids),
+        )
+        for record in records
     ]

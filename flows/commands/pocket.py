@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -24,32 +25,86 @@ def train(
     name: Annotated[
         str,
         typer.Argument(
-            help="autoencoder, generator, clip, identity, segmenter or judge.", metavar="NAME"
+            help="autoencoder, generator, clip, identity, segmenter or judge; all: each in turn"
+            " (second edition).",
+            metavar="NAME",
         ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder for checkpoints and weights; default runs/pocket/NAME."),
+        typer.Option(
+            "--out",
+            help="Folder for checkpoints and weights; default runs/pocket/NAME, or runs/pocket"
+            " for all models of the second edition.",
+        ),
     ] = None,
+    edition: Annotated[
+        int, typer.Option("--edition", min=1, max=2, help="Of the pocket suite.")
+    ] = 1,
     set_: SET = [],  # noqa: B006
     json: JSON = False,
 ) -> None:
     """Train a pocket model from the rendered world; the same command again goes on."""
-    from focusdpo.flows.recipes import train_recipe
+    from focusdpo.flows.recipes import train_recipe, train_second
 
     # Recipes tell their progress as log lines: steps, loss, rate.
     logging.getLogger("focusdpo").setLevel(min(logging.INFO, logging.getLogger("focusdpo").level))
-    folder = out or Path("runs") / "pocket" / name
-    figures = train_recipe(name, folder, set_)
-    for told in figures:
-        say(told)
-    say(f"weights: {folder}; copy {name}.safetensors and {name}.json into pocket/weights to use")
+    if edition == 2 or name == "all":
+        folder = out or Path("runs") / "pocket"
+        figures = train_second(name, folder, set_)
+        weights = folder / "weights"
+    else:
+        folder = weights = out or Path("runs") / "pocket" / name
+        figures = train_recipe(name, folder, set_)
+    for line in figures:
+        say(line)
+    say(f"weights: {weights}; copy NAME.safetensors and NAME.json into pocket/weights to use")
     finish({"command": "pocket train", "name": name, "out": str(folder), "figures": figures}, json)
 
 
 @app.command("check")
-def check(json: JSON = False) -> None:
+def check(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="judge: put the second edition's judge to true renders and planted faults.",
+            metavar="[judge]",
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", help="Folder of the judge's weights; default: the packaged."),
+    ] = None,
+    scenes: Annotated[
+        int, typer.Option("--scenes", min=1, help="Scenes of each kind and fault (judge).")
+    ] = 200,
+    json: JSON = False,
+) -> None:
     """Measure the packaged models on held-out individuals, against what each must reach."""
+    if name == "judge":
+        _check_judge(weights, scenes, json)
+    elif name is None:
+        _check_models(json)
+    else:
+        raise UserError(f"pocket check {name}: there is judge, or no name for all models")
+
+
+def _check_judge(weights: Path | None, scenes: int, json: bool) -> None:
+    from focusdpo.flows.recipes import read_planted
+    from focusdpo.pocket.second.faults import check_judge, table_lines
+    from focusdpo.pocket.second.judge import PocketJudge
+    from focusdpo.pocket.second.place import WEIGHTS
+
+    rows = check_judge(PocketJudge(weights or WEIGHTS), read_planted, scenes)
+    for line in table_lines(rows):
+        say(line)
+    table = [{**asdict(row), "ok": row.ok} for row in rows]
+    finish({"command": "pocket check judge", "scenes": scenes, "rows": table}, json)
+    if not all(row.ok for row in rows):
+        raise typer.Exit(INCOMPLETE)
+
+
+def _check_models(json: bool) -> None:
     from focusdpo.pocket.check import MODELS, check_all
 
     figures = []
@@ -62,11 +117,11 @@ def check(json: JSON = False) -> None:
         wanted = f"  (wanted {figure.wanted})" if figure.wanted else ""
         mark = "ok  " if figure.ok else "LOW "
         say(f"{mark}{figure.model:<12}{figure.name:<44}{figure.value:>10.4f}{wanted}")
-    told = [
+    table = [
         {"model": f.model, "name": f.name, "value": f.value, "wanted": f.wanted, "ok": f.ok}
         for f in figures
     ]
-    finish({"command": "pocket check", "figures": told}, json)
+    finish({"command": "pocket check", "figures": table}, json)
     if not all(figure.ok for figure in figures):
         raise typer.Exit(INCOMPLETE)
 
@@ -93,13 +148,21 @@ def world_preview(
     out: Annotated[Path, typer.Argument(help="The PNG to write.")],
     count: Annotated[int, typer.Option("--count", min=1, max=400, help="Scenes.")] = 32,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Which scenes.")] = 0,
+    edition: Annotated[
+        int, typer.Option("--edition", min=1, max=2, help="Of the pocket suite.")
+    ] = 1,
     json: JSON = False,
 ) -> None:
     """Render scenes of the world: what the models learned from."""
     from focusdpo.flows.preview import contact_sheet
     from focusdpo.flows.world_subjects import scenes_of_world
 
-    sheet = contact_sheet(scenes_of_world(count, seed), columns=8, scale=2)
+    if edition == 2:
+        from focusdpo.pocket.second.recipes.gallery import world_sheet
+
+        sheet = world_sheet(count, seed)
+    else:
+        sheet = contact_sheet(scenes_of_world(count, seed), columns=8, scale=2)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(out)

@@ -70,7 +70,9 @@ def _texture(name: str) -> Tensor:
     return torch.from_numpy((first + (second - first) * mix).astype(np.float32))
 
 
-def _noise(rng: np.random.Generator, down: float, across: float | None = None) -> NDArray[np.float64]:
+def _noise(
+    rng: np.random.Generator, down: float, across: float | None = None
+) -> NDArray[np.float64]:
     """Smooth noise of mean 0 and standard deviation 1."""
     raw = rng.standard_normal((TEXTURE_SIZE, TEXTURE_SIZE))
     smooth: NDArray[np.float64] = ndimage.gaussian_filter(raw, (down, across or down), mode="wrap")

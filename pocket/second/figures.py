@@ -119,12 +119,14 @@ def identity_figures(
 def segmenter_figures(part: Segmenter, count: int = 45) -> list[Figure]:
     """IoU of a word's best detection with its subject, and how often it is the right one."""
     model = "segmenter"
-    overlaps, objects, rivals = (np.array(v) for v in _word_results(part, count, class_names("train")))
+    overlaps, objects, rivals = (
+        np.array(v) for v in _word_results(part, count, class_names("train"))
+    )
     _, new_objects, _ = _word_results(part, count, new_classes())
     return [
         Figure(model, "mean IoU", float(overlaps.mean()), ">= 0.80"),
         Figure(model, "correct subject chosen", float((overlaps > 0.5).mean()), ">= 0.90"),
-        Figure(model, "`object` beside a word takes the word's place", float(rivals.mean()), "< 0.02"),
+        Figure(model, "`object` takes a known word's place", float(rivals.mean()), "< 0.02"),
         Figure(model, "`object`: mean IoU", float(objects.mean()), ""),
         Figure(model, "`object`, new classes: mean IoU", float(np.mean(new_objects)), ""),
     ]  # fmt: skip

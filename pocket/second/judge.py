@@ -36,7 +36,7 @@ class JudgeModelConfig(BaseModel):
 
     classes: tuple[str, ...] = Field((), description="all class words it can tell")
     channels: tuple[int, ...] = Field(
-        (24, 48, 96), description="U-Net widths from half the picture's side down"
+        (16, 32, 64, 96), description="U-Net widths from half the picture's side down"
     )
     size: int = Field(64, description="side of a crop in pixels", ge=32)
     embedding: int = Field(64, description="length of the identity embedding", ge=2)

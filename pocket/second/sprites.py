@@ -22,6 +22,8 @@ from focusdpo.pocket.classes import ASSETS, PATTERNS, class_table
 from focusdpo.pocket.second.identities import MARKS, Identity
 
 SPRITE_SIZE = 96
+TILT = 15
+"""Largest tilt of a body in a scene, in whole degrees."""
 PATTERN_PERIOD = 0.5
 """Of a body's longer side's half: about four stripes on a body."""
 PATTERN_DEPTH = {"dark": -0.26, "light": 0.26}
@@ -57,8 +59,9 @@ class Sprites:
     """(C,): longer side of the body in sprite coordinates, 2 for a full sprite."""
     centre: Tensor
     """(C, 2): x, y of the body's middle in sprite coordinates."""
-    half: NDArray[np.float64]
-    """(C, 2): half width and half height of the body in units of its longer side."""
+    reach: NDArray[np.float64]
+    """(C, 2 TILT + 1, 4): x0, y0, x1, y1 of the body from its middle, by tilt in degrees, in units
+    of its longer side."""
     index: dict[str, int]
 
 
@@ -87,7 +90,7 @@ def load_sprites() -> Sprites:
         marks=_mark_maps(u, v, half),
         extent=extent,
         centre=centre,
-        half=half.numpy().astype(np.float64),
+        reach=np.stack([_reach(each.numpy()) for each in body]),
         index={word: i for i, word in enumerate(table)},
     )
 
@@ -136,6 +139,20 @@ def _boxes(body_CSS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         centres.append((box[2:] + box[:2]) / 2)
         halves.append(sides / sides.max() / 2)
     return torch.stack(extents), torch.stack(centres), torch.stack(halves)
+
+
+def _reach(body: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Bounding boxes of a tilted body, as in `Sprites.reach`."""
+    rows, cols = np.nonzero(body)
+    low = np.array([cols.min(), rows.min()])
+    high = np.array([cols.max() + 1, rows.max() + 1])
+    # Pixel corners, so that the box holds whole pixels.
+    corners = np.concatenate([np.stack([cols + i, rows + j], 1) for i in (0, 1) for j in (0, 1)])
+    points = (corners - (low + high) / 2) / (high - low).max()
+    angles = np.deg2rad(np.arange(-TILT, TILT + 1))
+    x = np.cos(angles)[:, None] * points[:, 0] - np.sin(angles)[:, None] * points[:, 1]
+    y = np.sin(angles)[:, None] * points[:, 0] + np.cos(angles)[:, None] * points[:, 1]
+    return np.stack([x.min(1), y.min(1), x.max(1), y.max(1)], 1)
 
 
 def _body_coordinates(extent: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from focusdpo.pocket.classes import BACKGROUNDS, class_names
 from focusdpo.pocket.second.grammar import NUMBERS, plurals
 
-LENGTH = 14
-"""The longest caption of four different subjects fits."""
+LENGTH = 12
+"""The longest caption of four different subjects takes ten."""
 PAD, UNKNOWN, OBJECT = "<pad>", "<unk>", "object"
 PLURAL = "<plural>"
 """Follows the class word of a plural."""
-_GRAMMAR = ("a", "and", "on", ",", *NUMBERS.values(), PLURAL, "with", "together", "picture")
-_SILENT = ("the", "of", "it", ":")
+_GRAMMAR = ("and", "on", ",", *NUMBERS.values(), PLURAL, "with", "together", "picture")
+_SILENT = ("a", "an", "the", "of", "it", ":")
 """Said in captions and left out: they tell nothing."""
 
 
@@ -35,10 +35,12 @@ def words() -> tuple[str, ...]:
 def _lookup() -> tuple[dict[tuple[str, ...], tuple[int, ...]], int]:
     """Parts of a prompt -> their ids, and how many parts the longest has."""
     index = {word: i for i, word in enumerate(words())}
-    table = {tuple(word.split()): (i,) for word, i in index.items() if i > 1}
+    table: dict[tuple[str, ...], tuple[int, ...]] = {
+        tuple(word.split()): (i,) for word, i in index.items() if i > 1
+    }
     many = {**plurals(), "objects": OBJECT}
     table |= {tuple(form.split()): (index[word], index[PLURAL]) for form, word in many.items()}
-    table |= {("an",): (index["a"],)} | {(word,): () for word in _SILENT}
+    table |= {(word,): () for word in _SILENT}
     return table, max(len(key) for key in table)
 
 

@@ -21,14 +21,12 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.pocket.classes import BACKGROUNDS
 from focusdpo.pocket.second.backgrounds import paint_backgrounds
 from focusdpo.pocket.second.identities import Identity
-from focusdpo.pocket.second.sprites import Poses, load_sprites, render_bodies
+from focusdpo.pocket.second.sprites import TILT, Poses, load_sprites, render_bodies
 
 SCENE_SIZE = 96
 SIZES = {1: (46, 78), 2: (38, 60), 3: (31, 50), 4: (27, 42)}
 """Longer side of an upright subject in pixels of a 96 px scene by the number of subjects; subjects
 of one scene differ by a factor of two at most."""
-TILT = 15
-"""Largest tilt of a subject in a scene, in degrees."""
 REFERENCE_SIDES = (58, 84)
 REFERENCE_TILT = 20
 CROPPED_SHARE, SURROUNDED_SHARE = 0.2, 0.4
@@ -168,40 +166,45 @@ def _layout(
     for the drawn sizes, all shrink a little and are placed again."""
     count = len(identities)
     side = rng.uniform(*sides, count)
-    tilt = rng.uniform(-TILT, TILT, count)
+    tilt = rng.integers(-TILT, TILT + 1, count)
     mirrored = rng.random(count) < 0.5
     most = overlap.most if rng.random() < overlap.share else 0.0
-    sprites = load_sprites()
-    half = sprites.half[[sprites.index[i.class_name] for i in identities]]
+    unit = _unit_boxes(identities, tilt, mirrored)
     while True:
-        reach = _tilted_half(half, tilt) * side[:, None]
-        room = size / 2 - 1 - reach
-        centres = size / 2 + rng.uniform(-1, 1, (64, count, 2)) * np.maximum(room, 0)
-        good = _clear(centres, reach, most)
-        if good.any() and (room > 0).all():
+        boxes = unit * side[:, None]
+        low, high = 1 - boxes[:, :2], size - 1 - boxes[:, 2:]
+        centres = low + rng.random((64, count, 2)) * (high - low)
+        good = _clear(centres, boxes, most)
+        if good.any() and (high > low).all():
             x, y = centres[good.argmax()].T
-            return Poses(x, y, side, tilt, mirrored)
+            return Poses(x, y, side, tilt.astype(np.float64), mirrored)
         side = side * 0.97
 
 
-def _tilted_half(half_R2: NDArray[np.float64], tilt_R: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(R, 2) half width and height of boxes around ellipses, a little more than a body takes."""
-    cos, sin = np.abs(np.cos(np.deg2rad(tilt_R))), np.abs(np.sin(np.deg2rad(tilt_R)))
-    x, y = half_R2.T
-    return 1.04 * np.stack([np.hypot(x * cos, y * sin), np.hypot(y * cos, x * sin)], 1)
+def _unit_boxes(
+    identities: Sequence[Identity], tilt: NDArray[np.int64], mirrored: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """(R, 4): x0, y0, x1, y1 of the tilted bodies from their middles, in units of the longer
+    side."""
+    sprites = load_sprites()
+    index = [sprites.index[i.class_name] for i in identities]
+    # A body is mirrored first and tilted then: the mirror image of its tilt the other way.
+    boxes = sprites.reach[index, np.where(mirrored, -tilt, tilt) + TILT]
+    flipped = boxes[:, [2, 1, 0, 3]] * (-1, 1, -1, 1)
+    return np.where(mirrored[:, None], flipped, boxes)
 
 
 def _clear(
-    centres_TR2: NDArray[np.float64], reach_R2: NDArray[np.float64], most: float
+    centres_TR2: NDArray[np.float64], boxes_R4: NDArray[np.float64], most: float
 ) -> NDArray[np.bool_]:
     """(T,) whether no box takes more than `most` of another's."""
-    low, high = centres_TR2 - reach_R2, centres_TR2 + reach_R2
+    low, high = centres_TR2 + boxes_R4[:, :2], centres_TR2 + boxes_R4[:, 2:]
     shared = np.minimum(high[:, :, None], high[:, None]) - np.maximum(low[:, :, None], low[:, None])
     area = shared.clip(0).prod(-1)
-    own = 4 * reach_R2.prod(1)
+    own = (boxes_R4[:, 2:] - boxes_R4[:, :2]).prod(1)
     least = np.minimum(own[:, None], own[None])
-    others = ~np.eye(len(reach_R2), dtype=bool)
-    good: NDArray[np.bool_] = ((area <= most * least) | ~others).all((1, 2))
+    same = np.eye(len(boxes_R4), dtype=bool)
+    good: NDArray[np.bool_] = ((area <= most * least) | same).all((1, 2))
     return good
 
 
@@ -210,9 +213,7 @@ def _depth(poses: Poses) -> NDArray[np.int64]:
     return np.argsort(poses.y + poses.side / 2)
 
 
-def _reference_pose(
-    rng: np.random.Generator, size: int
-) -> tuple[float, float, float, float, bool]:
+def _reference_pose(rng: np.random.Generator, size: int) -> tuple[float, float, float, float, bool]:
     """x, y, side, tilt, mirrored."""
     scale = size / SCENE_SIZE
     side = rng.uniform(*REFERENCE_SIDES) * scale
