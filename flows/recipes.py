@@ -13,7 +13,8 @@ from focusdpo.pipeline.evaluate import EvaluateConfig, measure
 from focusdpo.pipeline.judge import Judge
 from focusdpo.pipeline.parts import ReferenceImage
 from focusdpo.pocket.cards import Figure
-from focusdpo.pocket.second.faults import PlantedScene, Verdict
+from focusdpo.pocket.second.faults import FaultRow, PlantedScene, Verdict, check_judge
+from focusdpo.pocket.second.place import WEIGHTS
 
 RECIPES = {
     "autoencoder": ("focusdpo.pocket.recipes.autoencoder", "AutoencoderConfig"),
@@ -108,6 +109,34 @@ def read_planted(
                 for box, value in zip(record.boxes, record.matched, strict=True)
             ),
             extra=record.seen > len(record.subject_ids),
+            recognised=record.class_recognition,
         )
         for record in records
     ]
+
+
+def judge_rows(weights: Path | None, scenes: int) -> list[FaultRow]:
+    """The second edition's judge on true renders and planted faults, `scenes` of each."""
+    from focusdpo.pocket.second.judge import PocketJudge
+
+    return check_judge(PocketJudge(weights or WEIGHTS), read_planted, scenes)
+
+
+def painted_rows(
+    weights: Path | None, scenes: int, *, guidance: float | None = None, steps: int | None = None
+) -> list[FaultRow]:
+    """What the second edition's generator makes of `scenes` validation scenes of each kind, by
+    the judge of the same folder; without `guidance` and `steps` as it is stored."""
+    from focusdpo.pocket.parts_generator import PocketGenerator
+    from focusdpo.pocket.second.check import check_generator
+    from focusdpo.pocket.second.generator import load_generator
+    from focusdpo.pocket.second.judge import PocketJudge
+
+    folder = weights or WEIGHTS
+    backbone = load_generator(folder)
+    changed = {"guidance": guidance, "steps": steps}
+    backbone.sampling = backbone.sampling.model_copy(
+        update={name: value for name, value in changed.items() if value is not None}
+    )
+    painter = PocketGenerator(backbone)
+    return check_generator(painter, PocketJudge(folder), read_planted, scenes)

@@ -67,39 +67,42 @@ def check(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="judge: put the second edition's judge to true renders and planted faults.",
-            metavar="[judge]",
+            help="Of the second edition: judge, put to true renders and planted faults; or"
+            " generator, whose pictures that judge looks at.",
+            metavar="[judge|generator]",
         ),
     ] = None,
     weights: Annotated[
-        Path | None,
-        typer.Option("--weights", help="Folder of the judge's weights; default: the packaged."),
+        Path | None, typer.Option("--weights", help="Folder of weights; default: the packaged.")
     ] = None,
     scenes: Annotated[
-        int, typer.Option("--scenes", min=1, help="Scenes of each kind and fault (judge).")
+        int, typer.Option("--scenes", min=1, help="Of each kind (and planted fault).")
     ] = 200,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance", help="Of the generator's sampling.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Of the generator's sampling.")
+    ] = None,
     json: JSON = False,
 ) -> None:
     """Measure the packaged models on held-out individuals, against what each must reach."""
-    if name == "judge":
-        _check_judge(weights, scenes, json)
-    elif name is None:
+    if name is None:
         _check_models(json)
+        return
+    from focusdpo.flows.recipes import judge_rows, painted_rows
+    from focusdpo.pocket.second.faults import table_lines
+
+    if name == "judge":
+        rows = judge_rows(weights, scenes)
+    elif name == "generator":
+        rows = painted_rows(weights, scenes, guidance=guidance, steps=steps)
     else:
-        raise UserError(f"pocket check {name}: there is judge, or no name for all models")
-
-
-def _check_judge(weights: Path | None, scenes: int, json: bool) -> None:
-    from focusdpo.flows.recipes import read_planted
-    from focusdpo.pocket.second.faults import check_judge, table_lines
-    from focusdpo.pocket.second.judge import PocketJudge
-    from focusdpo.pocket.second.place import WEIGHTS
-
-    rows = check_judge(PocketJudge(weights or WEIGHTS), read_planted, scenes)
+        raise UserError(f"pocket check {name}: there are judge, generator, or no name for all")
     for line in table_lines(rows):
         say(line)
     table = [{**asdict(row), "ok": row.ok} for row in rows]
-    finish({"command": "pocket check judge", "scenes": scenes, "rows": table}, json)
+    finish({"command": f"pocket check {name}", "scenes": scenes, "rows": table}, json)
     if not all(row.ok for row in rows):
         raise typer.Exit(INCOMPLETE)
 
