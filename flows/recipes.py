@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.scenes import Scene
@@ -15,6 +17,9 @@ from focusdpo.pipeline.parts import ReferenceImage
 from focusdpo.pocket.cards import Figure
 from focusdpo.pocket.second.faults import FaultRow, PlantedScene, Verdict, check_judge
 from focusdpo.pocket.second.place import WEIGHTS
+
+if TYPE_CHECKING:
+    from focusdpo.pocket.second.check import SamplingRow
 
 RECIPES = {
     "autoencoder": ("focusdpo.pocket.recipes.autoencoder", "AutoencoderConfig"),
@@ -140,3 +145,24 @@ def painted_rows(
     )
     painter = PocketGenerator(backbone)
     return check_generator(painter, PocketJudge(folder), read_planted, scenes)
+
+
+def best_sampling(weights: Path, scenes: int, *, keep: bool) -> list[SamplingRow]:
+    """Settings of the second edition's sampling, best first; with `keep` the best one is written
+    into the generator's settings."""
+    from focusdpo.pocket.second.check import search_sampling
+    from focusdpo.pocket.second.generator import load_generator
+    from focusdpo.pocket.second.judge import PocketJudge
+    from focusdpo.pocket.weightfiles import read_settings, settings_path
+
+    rows = search_sampling(load_generator(weights), PocketJudge(weights), read_planted, scenes)
+    if keep:
+        path = settings_path("generator", weights)
+        settings = {
+            **read_settings("generator", weights),
+            "sampling": rows[0].sampling.model_dump(),
+        }
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+    return rows

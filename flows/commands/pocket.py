@@ -129,6 +129,34 @@ def _check_models(json: bool) -> None:
         raise typer.Exit(INCOMPLETE)
 
 
+@app.command("sampling")
+def sampling(
+    weights: Annotated[
+        Path, typer.Option("--weights", help="Folder of generator, autoencoder and judge.")
+    ],
+    scenes: Annotated[int, typer.Option("--scenes", min=1, help="Of each kind.")] = 24,
+    keep: Annotated[
+        bool, typer.Option("--keep/--look", help="Store the best setting beside the weights.")
+    ] = False,
+    json: JSON = False,
+) -> None:
+    """Find the second edition's best sampling on validation scenes, by its judge."""
+    from focusdpo.flows.recipes import best_sampling
+
+    table = best_sampling(weights, scenes, keep=keep)
+    for row in table:
+        say(
+            f"guidance {row.sampling.guidance:g}, {row.sampling.steps} steps:"
+            f" {100 * row.failed:.1f} % of pictures fail,"
+            f" {100 * row.recognised:.1f} % of classes recognised in scenes of one and two"
+        )
+    settings = [
+        {**row.sampling.model_dump(), "failed": row.failed, "recognised": row.recognised}
+        for row in table
+    ]
+    finish({"command": "pocket sampling", "kept": keep, "rows": settings}, json)
+
+
 @app.command("subjects")
 def subjects(
     folder: Annotated[Path, typer.Argument(help="Folder to write, new or empty.")],

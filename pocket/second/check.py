@@ -6,11 +6,14 @@ what the judge says of true renders.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from focusdpo.model.backbones.flux import FluxBackbone, SamplingConfig
+from focusdpo.pipeline.adapters.painter import BackbonePainter
 from focusdpo.pipeline.judge import Judge
 from focusdpo.pipeline.parts import Generator
 from focusdpo.pocket.classes import BACKGROUNDS, Split
@@ -86,3 +89,45 @@ def _ask(kind: Kind, split: Split, seed: int, number: int, references: int) -> P
         shown=(),
         masks=(),
     )
+
+
+@dataclass(frozen=True)
+class SamplingRow:
+    """What a setting of the sampling gives, over all kinds of scenes."""
+
+    sampling: SamplingConfig
+    failed: float
+    """Share of pictures with a failed subject, mean over kinds."""
+    recognised: float
+    """Share of asked classes that the judge recognises, in scenes of one and of two classes."""
+    rows: tuple[FaultRow, ...]
+
+
+def search_sampling(
+    backbone: FluxBackbone,
+    judge: Judge,
+    reader: Reader,
+    count: int,
+    *,
+    guidances: Sequence[float] = (1.0, 1.5, 2.5),
+    steps: Sequence[int] = (12, 20),
+    seed: int = 2,
+) -> list[SamplingRow]:
+    """All settings on the same validation scenes, fewest failed pictures first: the base is shown
+    at its best, and its adapters paint as it does."""
+    stored, table = backbone.sampling, []
+    for guidance, number in itertools.product(guidances, steps):
+        backbone.sampling = stored.model_copy(update={"guidance": guidance, "steps": number})
+        painter = BackbonePainter(backbone, "search", BATCH)
+        rows = check_generator(painter, judge, reader, count, seed=seed)
+        easy = [row.recognised for row in rows if row.kind in ("one", "two classes")]
+        table.append(
+            SamplingRow(
+                backbone.sampling,
+                float(np.mean([row.failed for row in rows])),
+                float(np.mean(easy)),
+                tuple(rows),
+            )
+        )
+    backbone.sampling = stored
+    return sorted(table, key=lambda row: (row.failed, row.sampling.steps))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.pocket.second.generator import build_generator
 from focusdpo.pocket.second.recipes import autoencoder, generator, table
+from focusdpo.pocket.second.recipes.drawn import drawn
 from focusdpo.pocket.second.recipes.flow_batches import FlowConfig, draw_batch, places
 from focusdpo.pocket.second.recipes.recipe import is_done
 from focusdpo.pocket.second.recipes.samples import lookalikes
@@ -209,3 +210,21 @@ def test_weights_of_another_vocabulary_are_refused(root: Path, tmp_path: Path) -
     save_weights("generator", build_generator(TINY), settings, tmp_path)
     with pytest.raises(UserError, match="another vocabulary"):
         load_model(tmp_path)
+
+
+def test_the_judge_and_the_scorers_draw_apart() -> None:
+    """Beginnings of all trainings: nobody is shown to judge and scorers both, nobody is held
+    out."""
+    people: dict[str, frozenset[Any]] = {}
+    for name in ("segmenter", "identity", "clip", "judge"):
+        recipe = table.recipe_of(name)
+        assert recipe.lineage is not None
+        streams = recipe.lineage(recipe.config()).streams
+        first = tuple(
+            each.model_copy(update={"end_batch_seed": each.first_batch_seed + 3})
+            for each in streams
+        )
+        people[name] = drawn(first).individuals
+        assert {one.split for one in people[name]} == {"train"}
+    scorers = people["segmenter"] | people["identity"] | people["clip"]
+    assert not scorers & people["judge"]
