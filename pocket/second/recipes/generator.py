@@ -36,13 +36,13 @@ class GeneratorRecipe(BaseModel):
     architecture: dict[str, Any] = Field(ARCHITECTURE, description="of FluxTransformer2DModel")
     small: FlowConfig = FlowConfig(size=48, sides=(28, 46), subjects=(1.0, 0.0, 0.0, 0.0))
     small_training: Training = Training(
-        steps=6000, batch=64, lr=2e-3, warmup=200, cooldown=0.0, optimizer="muon",
-        weight_decay=0.01, ema=0.998, compile=True, seed=100, save_minutes=4,
+        steps=5000, batch=64, lr=2e-3, warmup=200, cooldown=0.0, optimizer="muon",
+        weight_decay=0.01, ema=0.998, seed=100, save_minutes=4,
     )  # fmt: skip
     scenes: FlowConfig = FlowConfig()
     scenes_training: Training = Training(
-        steps=14_000, batch=32, lr=1.2e-3, warmup=100, cooldown=0.35, optimizer="muon",
-        weight_decay=0.01, ema=0.999, compile=True, seed=101, save_minutes=4,
+        steps=12_000, batch=32, lr=1.2e-3, warmup=100, cooldown=0.35, optimizer="muon",
+        weight_decay=0.01, ema=0.999, seed=101, save_minutes=4,
     )  # fmt: skip
 
 
