@@ -166,3 +166,14 @@ def best_sampling(weights: Path, scenes: int, *, keep: bool) -> list[SamplingRow
         partial.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         partial.replace(path)
     return rows
+
+
+def figures_of(name: str, weights: Path | None) -> list[Figure]:
+    """Figures of a packaged model of the first edition, or of the second edition's in a folder."""
+    if weights is None:
+        from focusdpo.pocket.check import check_all as check_first
+
+        return check_first([name])
+    from focusdpo.pocket.second.check import check_all
+
+    return check_all([name], reader=read_planted, weights=weights)

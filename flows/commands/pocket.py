@@ -67,9 +67,9 @@ def check(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="Of the second edition: judge, put to true renders and planted faults; or"
-            " generator, whose pictures that judge looks at.",
-            metavar="[judge|generator]",
+            help="Of the second edition: judge, put to true renders and planted faults; generator,"
+            " whose pictures that judge looks at; or all models.",
+            metavar="[judge|generator|all]",
         ),
     ] = None,
     weights: Annotated[
@@ -87,8 +87,8 @@ def check(
     json: JSON = False,
 ) -> None:
     """Measure the packaged models on held-out individuals, against what each must reach."""
-    if name is None:
-        _check_models(json)
+    if name in (None, "all"):
+        _check_models(None if name is None else weights or Path("runs/pocket/weights"), json)
         return
     from focusdpo.flows.recipes import judge_rows, painted_rows
     from focusdpo.pocket.second.faults import table_lines
@@ -98,7 +98,7 @@ def check(
     elif name == "generator":
         rows = painted_rows(weights, scenes, guidance=guidance, steps=steps)
     else:
-        raise UserError(f"pocket check {name}: there are judge, generator, or no name for all")
+        raise UserError(f"pocket check {name}: there are judge, generator and all")
     for line in table_lines(rows):
         say(line)
     table = [{**asdict(row), "ok": row.ok} for row in rows]
@@ -107,14 +107,16 @@ def check(
         raise typer.Exit(INCOMPLETE)
 
 
-def _check_models(json: bool) -> None:
-    from focusdpo.pocket.check import MODELS, check_all
+def _check_models(weights: Path | None, json: bool) -> None:
+    """Of the first edition without `weights`, of the second in that folder with them."""
+    from focusdpo.flows.recipes import figures_of
+    from focusdpo.pocket.check import MODELS
 
     figures = []
     with Bars() as watch:
         for done, name in enumerate(MODELS):
             watch("measure", done, len(MODELS), {})
-            figures += check_all([name])
+            figures += figures_of(name, weights)
         watch("measure", len(MODELS), len(MODELS), {})
     for figure in figures:
         wanted = f"  (wanted {figure.wanted})" if figure.wanted else ""

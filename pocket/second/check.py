@@ -1,14 +1,17 @@
-"""What the generator makes of scenes, seen by the judge: the share of pictures that fail, by kind.
+"""What the models of a folder reach on individuals that no training saw.
 
-The table is the judge's own (`pocket/second/faults.py`), so that a painter's failures stand beside
-what the judge says of true renders.
+The generator is seen by the judge: the share of pictures that fail, by kind of scene. The table is
+the judge's own (`pocket/second/faults.py`), so that a painter's failures stand beside what the
+judge says of true renders.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -16,7 +19,10 @@ from focusdpo.model.backbones.flux import FluxBackbone, SamplingConfig
 from focusdpo.pipeline.adapters.painter import BackbonePainter
 from focusdpo.pipeline.judge import Judge
 from focusdpo.pipeline.parts import Generator
+from focusdpo.pocket.cards import Figure
 from focusdpo.pocket.classes import BACKGROUNDS, Split
+from focusdpo.pocket.identity import PocketIdentity
+from focusdpo.pocket.second.clip import PocketClip
 from focusdpo.pocket.second.faults import (
     KINDS,
     FaultRow,
@@ -27,9 +33,58 @@ from focusdpo.pocket.second.faults import (
     draw_references,
     tabulate,
 )
+from focusdpo.pocket.second.figures import (
+    autoencoder_figures,
+    clip_figures,
+    identity_figures,
+    judge_figures,
+    segmenter_figures,
+)
+from focusdpo.pocket.second.generator import load_generator
 from focusdpo.pocket.second.grammar import prompt_for
+from focusdpo.pocket.second.judge import PocketJudge
+from focusdpo.pocket.second.place import WEIGHTS
+from focusdpo.pocket.second.segmenter import PocketSegmenter
 
+log = logging.getLogger(__name__)
+
+MODELS = ("autoencoder", "segmenter", "identity", "clip", "judge", "generator")
 BATCH = 16
+
+
+def check_all(
+    models: Sequence[str] = MODELS,
+    *,
+    reader: Reader,
+    scenes: int = 64,
+    weights: Path = WEIGHTS,
+) -> list[Figure]:
+    """All figures of the models in a folder; `scenes` of each kind are painted."""
+    measures: dict[str, Callable[[], list[Figure]]] = {
+        "autoencoder": lambda: autoencoder_figures(weights),
+        "segmenter": lambda: segmenter_figures(PocketSegmenter(weights)),
+        "identity": lambda: identity_figures(PocketIdentity(weights)),
+        "clip": lambda: clip_figures(PocketClip(weights)),
+        "judge": lambda: judge_figures(PocketJudge(weights)),
+        "generator": lambda: generator_figures(weights, reader, scenes),
+    }
+    figures = []
+    for name in models:
+        log.info("measuring %s", name)
+        figures += measures[name]()
+    return figures
+
+
+def generator_figures(weights: Path, reader: Reader, scenes: int) -> list[Figure]:
+    """What the judge recognises, and how many pictures fail, on validation individuals."""
+    painter = BackbonePainter(load_generator(weights), "check", BATCH)
+    rows = check_generator(painter, PocketJudge(weights), reader, scenes)
+    model = "generator"
+    asked = {"one": ">= 0.92", "two classes": ">= 0.92"}
+    return [
+        Figure(model, f"class recognised, {row.kind}", row.recognised, asked.get(row.kind, ""))
+        for row in rows
+    ] + [Figure(model, f"pictures that fail, {row.kind}", row.failed, "") for row in rows]
 
 
 def paint_asked(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,10 +19,12 @@ from focusdpo.pipeline.parts import (
     TextImageEncoder,
     Vectors,
 )
+from focusdpo.pocket.autoencoder import load_autoencoder
 from focusdpo.pocket.cards import Figure
-from focusdpo.pocket.classes import BACKGROUNDS, PATTERNS, class_names
+from focusdpo.pocket.classes import BACKGROUNDS, PATTERNS, Split, class_names
 from focusdpo.pocket.crops import crop_subjects
 from focusdpo.pocket.second.casting import draw_cast
+from focusdpo.pocket.second.generator import frame_references
 from focusdpo.pocket.second.grammar import article, prompt_for
 from focusdpo.pocket.second.identities import Identity, sample_identities
 from focusdpo.pocket.second.world import Scenes, render_references, render_scenes
@@ -32,6 +35,10 @@ if TYPE_CHECKING:
 GALLERY = 50
 COUNTS = (1, 2, 3, 4)
 """Subjects per scene that bodies are looked for in."""
+
+
+AUTOENCODER_SEED = 2 * 10**6
+"""First batch seed of what the autoencoder is measured on; its training has step numbers."""
 
 
 def new_classes() -> tuple[str, ...]:
@@ -89,6 +96,40 @@ def held_out_scenes(
         if not distinct or len({one.class_name for one in cast}) == subjects:
             casts.append(cast)
     return casts, render_scenes(casts, rng.integers(2**31, size=count).tolist())
+
+
+def autoencoder_pictures(split: Split, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Half scenes (count / 2, 3, 96, 96), half framed references (count / 2, 3, 40, 40), in
+    [-1, 1]."""
+    rng = np.random.default_rng([seed, 0xAE])
+    half, classes = count // 2, class_names(split)
+    casts = [draw_cast(split, classes, 1 + seed % 3, rng) for _ in range(half)]
+    scenes = render_scenes(casts, rng.integers(2**31, size=half).tolist())
+    alone = [cast[0] for cast in casts]
+    pictures, masks = render_references(alone, rng.integers(2**31, size=half).tolist())
+    framed, _ = frame_references(pictures * 2 - 1, masks.float())
+    return scenes.images * 2 - 1, framed
+
+
+@torch.no_grad()
+def autoencoder_figures(weights: Path) -> list[Figure]:
+    """PSNR of held-out individuals of held-out classes, mean over pictures."""
+    model = load_autoencoder(weights)
+    batches = [autoencoder_pictures("held_out", 64, AUTOENCODER_SEED + i) for i in range(3)]
+    values = []
+    for images in zip(*batches, strict=True):
+        target = torch.cat(images)
+        values.append(psnr(model.decode_latents(model.encode_latents(target)), target))
+    return [
+        Figure("autoencoder", "PSNR of scenes in dB", values[0], ">= 32"),
+        Figure("autoencoder", "PSNR of framed references in dB", values[1], ""),
+    ]
+
+
+def psnr(output: Tensor, target: Tensor) -> float:
+    """Mean over images in [-1, 1], in dB."""
+    error = ((output.clamp(-1, 1) - target) / 2).square().flatten(1).mean(1)
+    return float((-10 * error.log10()).mean())
 
 
 def identity_figures(

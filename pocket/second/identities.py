@@ -16,13 +16,34 @@ import numpy as np
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.pocket.classes import (
+    BACKGROUNDS,
     HUE_BINS,
     PATTERNS,
     Pattern,
     Split,
     cell_split,
+    class_names,
     class_table,
 )
+
+__all__ = [
+    "BACKGROUNDS",
+    "HUE_BINS",
+    "INKS",
+    "MARKS",
+    "PATTERNS",
+    "Identity",
+    "Ink",
+    "Mark",
+    "Pattern",
+    "Split",
+    "cell_split",
+    "class_names",
+    "class_table",
+    "draw_identity",
+    "draw_of_split",
+    "sample_identities",
+]
 
 Ink = Literal["dark", "light"]
 Mark = Literal["none", "patch", "band", "badge"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -24,8 +25,6 @@ from focusdpo.pocket.second.recipes.recipe import Recipe
 from focusdpo.pocket.second.recipes.training import Stage, Training
 from focusdpo.pocket.second.vocabulary import LENGTH, OBJECT, words
 from focusdpo.pocket.weightfiles import save_weights
-
-import torch  # isort: skip
 
 
 class GeneratorRecipe(BaseModel):
