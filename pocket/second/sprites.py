@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -223,15 +223,17 @@ def _mark_maps(u: Tensor, v: Tensor, half: Tensor) -> Tensor:
     return torch.stack([torch.stack(cover[name], 1) for name in MARKS], 1)
 
 
-def recolour(identities: Sequence[Identity]) -> Tensor:
-    """(K, 4, S, S): colours premultiplied by alpha, and alpha."""
+@lru_cache(maxsize=2)
+def recolour(identities: tuple[Identity, ...]) -> Tensor:
+    """(K, 4, S, S): colours premultiplied by alpha, and alpha. Not to be written into: a scene and
+    its references share it."""
     sprites = load_sprites()
     index = torch.tensor([sprites.index[i.class_name] for i in identities])
     numbers = torch.tensor(
-        [[i.hue, i.second_hue, i.saturation, i.lightness, i.mark_hue, PATTERN_DEPTH[i.ink]]
+        [[i.hue, i.second_hue, i.saturation, i.lightness, PATTERN_DEPTH[i.ink]]
          for i in identities]
     )  # fmt: skip
-    turn, turn_second, saturation, lightness, mark_hue, depth = numbers.T[..., None, None]
+    turn, turn_second, saturation, lightness, depth = numbers.T[..., None, None]
     second, light = sprites.second[index], sprites.light[index]
     hue = (sprites.hue[index] + torch.where(second > 0.5, turn_second, turn)) % 1
     free = 1 - (2 * light - 1).abs()
@@ -241,15 +243,25 @@ def recolour(identities: Sequence[Identity]) -> Tensor:
     pattern = pattern * ((light - 0.15) / 0.2).clamp(0, 1)
     light = (light + lightness + depth * pattern).clamp(0.06, 0.95)
     colour = to_rgb(hue, chroma, light)
-    cover, white = sprites.marks[index, torch.tensor([MARKS.index(i.mark) for i in identities])][
-        :, :, None
-    ].unbind(1)
-    # The mark keeps some of the body's shading, so that it lies on it and not before it.
-    shade = (sprites.light[index] * 0.45 + 0.3).clamp(0, 1)
-    paint = to_rgb(mark_hue.expand_as(shade), torch.full_like(shade, 0.75), shade)
-    paint = torch.lerp(paint, torch.full_like(paint, 0.97), white)
+    marked = [k for k, one in enumerate(identities) if one.mark != "none"]
+    if marked:
+        colour[marked] = _marked(colour[marked], [identities[k] for k in marked])
     alpha = sprites.alpha[index][:, None]
-    return torch.cat([torch.lerp(colour, paint, cover) * alpha, alpha], 1)
+    return torch.cat([colour * alpha, alpha], 1)
+
+
+def _marked(colour_K3SS: Tensor, identities: Sequence[Identity]) -> Tensor:
+    """Bodies with their marks on, which keep some of the body's shading, so that they lie on it and
+    not before it."""
+    sprites = load_sprites()
+    index = torch.tensor([sprites.index[i.class_name] for i in identities])
+    hue = torch.tensor([i.mark_hue for i in identities])[:, None, None]
+    marks = sprites.marks[index, torch.tensor([MARKS.index(i.mark) for i in identities])]
+    cover, white = marks[:, :, None].unbind(1)
+    shade = (sprites.light[index] * 0.45 + 0.3).clamp(0, 1)
+    paint = to_rgb(hue.expand_as(shade), torch.full_like(shade, 0.75), shade)
+    paint = torch.lerp(paint, torch.full_like(paint, 0.97), white)
+    return torch.lerp(colour_K3SS, paint, cover)
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +286,7 @@ class Poses:
 
 def render_bodies(identities: Sequence[Identity], poses: Poses, size: int) -> Tensor:
     """(K, 4, size, size): colours premultiplied by alpha, and alpha."""
-    sheets = recolour(identities)
+    sheets = recolour(tuple(identities))
     matrix = _placement(identities, poses, size)
     # Bilinear sampling skips pixels where it shrinks by more than two: small bodies are sampled
     # from halved sprites.
