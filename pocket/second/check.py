@@ -132,7 +132,7 @@ def _ask(kind: Kind, split: Split, seed: int, number: int, references: int) -> P
     """What is asked, its picture still blank."""
     rng = np.random.default_rng([seed, KINDS.index(kind), number, 0xA5])
     asked = draw_asked(kind, split, rng)
-    words = tuple(one.class_name for one in asked)
+    words = tuple(subject.class_name for subject in asked)
     return PlantedScene(
         kind=kind,
         fault="painted",

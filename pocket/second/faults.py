@@ -131,7 +131,7 @@ def plant_scenes(
             for fault in _FAULTS_OF[kind]:
                 shown = _with_fault(asked, fault, rng)
                 scene = render_scenes([shown], [int(rng.integers(2**31))])
-                words = tuple(one.class_name for one in asked)
+                words = tuple(subject.class_name for subject in asked)
                 planted.append(
                     PlantedScene(
                         kind=kind,
@@ -229,7 +229,7 @@ def _with_fault(
 
 def _stranger(asked: Sequence[Identity], rng: np.random.Generator) -> Identity:
     """Somebody else; where all are of one class, of that class."""
-    words = {one.class_name for one in asked}
+    words = {subject.class_name for subject in asked}
     classes = (
         sorted(words)
         if len(words) == 1 and len(asked) > 1
@@ -237,7 +237,7 @@ def _stranger(asked: Sequence[Identity], rng: np.random.Generator) -> Identity:
     )
     while True:
         stranger = draw_of_split("held_out", classes, rng)
-        if all(told_apart(one, stranger) for one in asked):
+        if all(told_apart(subject, stranger) for subject in asked):
             return stranger
 
 
@@ -246,8 +246,10 @@ def draw_references(
 ) -> tuple[tuple[ReferenceImage, ...], ...]:
     """`count` pictures of each."""
     pictures = []
-    for one in asked:
-        images, masks = render_references([one] * count, rng.integers(2**31, size=count).tolist())
+    for subject in asked:
+        images, masks = render_references(
+            [subject] * count, rng.integers(2**31, size=count).tolist()
+        )
         pictures.append(
             tuple(
                 ReferenceImage(_magnified(image, scale), _magnified_mask(mask, scale))

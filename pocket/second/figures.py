@@ -93,7 +93,7 @@ def held_out_scenes(
     casts: list[list[Identity]] = []
     while len(casts) < count:
         cast = draw_cast("held_out", classes, subjects, rng)
-        if not distinct or len({one.class_name for one in cast}) == subjects:
+        if not distinct or len({subject.class_name for subject in cast}) == subjects:
             casts.append(cast)
     return casts, render_scenes(casts, rng.integers(2**31, size=count).tolist())
 
@@ -182,7 +182,7 @@ def _word_results(
     for subjects in COUNTS:
         casts, scenes = held_out_scenes(count, subjects, 7100 + subjects, classes)
         images = to_images(scenes.images)
-        words = [[one.class_name for one in cast] for cast in casts]
+        words = [[subject.class_name for subject in cast] for cast in casts]
         for b, detections in enumerate(part.segment(images, words)):
             for r, word in enumerate(words[b]):
                 best = next((d for d in detections if d.class_name == word), None)
@@ -213,12 +213,12 @@ def clip_figures(part: TextImageEncoder, count: int = 120) -> list[Figure]:
     crops = crop_subjects(scenes.images.repeat_interleave(2, 0), scenes.masks.flatten(0, 1), 64)
     words = part.embed_texts([article(name) for name in classes])
     guess = (part.embed_images(to_images(crops)) @ words.T).argmax(1)
-    names = [one.class_name for cast in casts for one in cast]
+    names = [subject.class_name for cast in casts for subject in cast]
     right = np.array([classes[g] == name for g, name in zip(guess, names, strict=True)])
     pictures = part.embed_images(to_images(scenes.images))
     grounds, changed = [], []
     for picture, cast, background in zip(pictures, casts, scenes.backgrounds, strict=True):
-        pair = [one.class_name for one in cast]
+        pair = [subject.class_name for subject in cast]
         texts = part.embed_texts([prompt_for(pair, ground) for ground in BACKGROUNDS])
         grounds.append(BACKGROUNDS[int((texts @ picture).argmax())] == background)
         others = [pair[1], *(name for name in classes if name not in pair)]
@@ -237,7 +237,9 @@ def judge_figures(part: PocketJudge, count: int = 45) -> list[Figure]:
     seen_new, false_new, new_hits = _bodies_seen(part, count, new_classes())
     drawn = Gallery.draw(class_names("train"), 200, 7400)
     pattern = [PATTERNS[k] for k in part.patterns(*drawn.scenes).argmax(1)]
-    named = np.mean([a == one.pattern for a, one in zip(pattern, drawn.identities, strict=True)])
+    named = np.mean(
+        [a == subject.pattern for a, subject in zip(pattern, drawn.identities, strict=True)]
+    )
     miss = np.abs((part.hue(*drawn.scenes) - part.hue(*drawn.references) + 180) % 360 - 180)
     galleries = [Gallery.draw(class_names("train"), GALLERY, 7000 + seed) for seed in range(4)]
     ranks = [
@@ -270,11 +272,13 @@ def _bodies_seen(
         casts, scenes = held_out_scenes(count, subjects, 7300 + subjects, classes)
         for b, seen in enumerate(part.look(to_images(scenes.images))):
             false += max(0, len(seen) - subjects)
-            for r, one in enumerate(casts[b]):
+            for r, subject in enumerate(casts[b]):
                 truth = scenes.masks[b, r].numpy()
                 best = max(seen, key=lambda s: iou(s.mask, truth), default=None)
                 hit = best is not None and iou(best.mask, truth) > 0.5
                 seen_rows.append(hit)
                 if best is not None and hit:
-                    hits.append(part.class_names[int(best.class_scores.argmax())] == one.class_name)
+                    hits.append(
+                        part.class_names[int(best.class_scores.argmax())] == subject.class_name
+                    )
     return seen_rows, false, hits

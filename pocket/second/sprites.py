@@ -243,7 +243,7 @@ def recolour(identities: tuple[Identity, ...]) -> Tensor:
     pattern = pattern * ((light - 0.15) / 0.2).clamp(0, 1)
     light = (light + lightness + depth * pattern).clamp(0.06, 0.95)
     colour = to_rgb(hue, chroma, light)
-    marked = [k for k, one in enumerate(identities) if one.mark != "none"]
+    marked = [k for k, subject in enumerate(identities) if subject.mark != "none"]
     if marked:
         colour[marked] = _marked(colour[marked], [identities[k] for k in marked])
     alpha = sprites.alpha[index][:, None]

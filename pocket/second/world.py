@@ -90,7 +90,7 @@ def render_scenes(
         _layout(rng, row, size, sides, overlap) for rng, row in zip(rngs, identities, strict=True)
     ]
     image = paint_backgrounds(names, rngs, size)
-    flat = [one for row in identities for one in row]
+    flat = [subject for row in identities for subject in row]
     joined = Poses.joined(layouts)
     bodies = render_bodies(flat, joined, size).unflatten(0, (len(seeds), -1))
     images, masks = _composite(image, bodies, [_depth(pose) for pose in layouts])

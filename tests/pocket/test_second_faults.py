@@ -90,16 +90,16 @@ def test_a_judge_that_takes_all_for_one_fails_the_check() -> None:
 def test_planting_is_a_function_of_the_seed_and_magnifies() -> None:
     first, again, large = plant_scenes(1, 3), plant_scenes(1, 3), plant_scenes(1, 3, scale=3)
     assert len(first) == len(again) == len(large)
-    for one, two, three in zip(first, again, large, strict=True):
-        assert (one.image == two.image).all() and one.shown == two.shown == three.shown
-        assert three.image.shape == (288, 288, 3)
-        assert three.references[0][0].mask.shape == (288, 288)
-        assert len(one.references) == len(one.class_names)
+    for scene, same, big in zip(first, again, large, strict=True):
+        assert (scene.image == same.image).all() and scene.shown == same.shown == big.shown
+        assert big.image.shape == (288, 288, 3)
+        assert big.references[0][0].mask.shape == (288, 288)
+        assert len(scene.references) == len(scene.class_names)
 
 
 def test_what_is_planted_is_what_it_is_called() -> None:
     for scene in plant_scenes(3):
-        gone = [one for one in scene.asked if one not in scene.shown]
+        gone = [subject for subject in scene.asked if subject not in scene.shown]
         if scene.fault == "none":
             assert scene.shown == scene.asked
         elif scene.fault == "twice":

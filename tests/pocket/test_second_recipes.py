@@ -178,7 +178,7 @@ def test_a_small_picture_stands_anywhere_and_its_reference_where_it_always_does(
 
 def test_lookalikes_differ_in_one_thing() -> None:
     people = lookalikes(["cat", "bell", "key"], "train", 20, 3)
-    assert {one.split for one in people} == {"train"}
+    assert {subject.split for subject in people} == {"train"}
     same_class = [people[4 * k].class_name == people[4 * k + 1].class_name for k in range(20)]
     same_looks = [people[4 * k].hue == people[4 * k + 3].hue for k in range(20)]
     assert np.mean(same_class) > 0.9 and np.mean(same_looks) > 0.7
@@ -225,6 +225,6 @@ def test_the_judge_and_the_scorers_draw_apart() -> None:
             for each in streams
         )
         people[name] = drawn(first).individuals
-        assert {one.split for one in people[name]} == {"train"}
+        assert {subject.split for subject in people[name]} == {"train"}
     scorers = people["segmenter"] | people["identity"] | people["clip"]
     assert not scorers & people["judge"]

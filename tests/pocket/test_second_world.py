@@ -74,7 +74,7 @@ def test_half_of_the_scenes_of_several_hold_similar_subjects() -> None:
 def test_no_cell_is_in_two_splits() -> None:
     classes = class_names("train")
     cells = {
-        split: {one.cell for one in sample_identities(split, classes, 800, 3)}
+        split: {subject.cell for subject in sample_identities(split, classes, 800, 3)}
         for split in ("train", "val", "held_out")
     }
     assert not cells["train"] & cells["val"]

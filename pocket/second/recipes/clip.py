@@ -81,7 +81,7 @@ def stages(config: ClipRecipe, model: nn.Module, weights: Path) -> list[Stage]:
         by_prompt, by_class = logits[:, : len(texts)], logits[:, len(texts) :]
         target = torch.tensor([classes.index(name) for name in names])
         shown = torch.tensor(
-            [[name in {one.class_name for one in cast} for name in classes]
+            [[name in {subject.class_name for subject in cast} for name in classes]
              for cast in batch.casts]
         )  # fmt: skip
         return (
@@ -97,7 +97,7 @@ def scene_texts(batch: SceneBatch, seed: int) -> tuple[list[str], Tensor]:
     """Prompts followed by two false ones each; (B, texts) bool: which texts fit which scene."""
     rng = np.random.default_rng([seed, 0xC2])
     truths = [
-        (tuple(sorted(one.class_name for one in cast)), background)
+        (tuple(sorted(subject.class_name for subject in cast)), background)
         for cast, background in zip(batch.casts, batch.backgrounds, strict=True)
     ]
     texts, says = list(batch.prompts), list(truths)

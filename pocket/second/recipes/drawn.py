@@ -24,7 +24,7 @@ class Drawn:
     @property
     def cells(self) -> frozenset[tuple[str, int, str]]:
         """Class, hue bin and pattern of the individuals."""
-        return frozenset(one.cell for one in self.individuals)
+        return frozenset(subject.cell for subject in self.individuals)
 
 
 def drawn(streams: tuple[Stream, ...]) -> Drawn:
@@ -46,4 +46,4 @@ def _batch(each: Stream, seed: int) -> tuple[list[Identity], list[int]]:
         scenes, _, count = view_plan(len(people), seed)
         return people, scenes[: -(-len(people) // count)]
     casts, seeds, _ = scene_plan(seed, each.per_batch, classes, each.identities_split)
-    return [one for cast in casts for one in cast], seeds
+    return [subject for cast in casts for subject in cast], seeds

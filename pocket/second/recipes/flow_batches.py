@@ -89,13 +89,13 @@ def draw_batch(
     with_references = numbers.random() >= config.drop_references
     references = None
     if with_references:
-        flat = [one for cast in casts for one in cast]
+        flat = [subject for cast in casts for subject in cast]
         pictures, masks = render_references(flat, numbers.integers(2**31, size=len(flat)).tolist())
         framed, _ = frame_references(pictures * 2 - 1, masks.float())
         references = encode(codec, framed / 2 + 0.5).unflatten(0, (batch, count)).flatten(1, 2)
     cover = F.avg_pool2d(shown.masks.any(1).float(), TOKEN).flatten(1)
     weight = 1 + config.subject_weight * cover
-    classes = [[one.class_name for one in cast] for cast in casts]
+    classes = [[subject.class_name for subject in cast] for cast in casts]
     drop = config.drop_prompt if with_references else config.drop_both
     sigma = config.sigma_mean + config.sigma_std * torch.randn(batch, generator=rng)
     return FlowBatch(

@@ -32,7 +32,7 @@ def world_sheet(count: int, seed: int, *, scale: int = 2) -> Image.Image:
     for number in range(count):
         cast = draw_cast("train", class_names("train"), (1, 2, 2, 3, 2, 1, 4, 3)[number % 8], rng)
         scene = render_scenes([cast], [int(rng.integers(2**31))])
-        prompt = draw_prompt([one.class_name for one in cast], scene.backgrounds[0], rng)
+        prompt = draw_prompt([subject.class_name for subject in cast], scene.backgrounds[0], rng)
         cells.append((scene.images[0], prompt))
     return sheet(cells, scale)
 
@@ -46,7 +46,7 @@ def save_gallery(weights: Path, path: Path, *, split: Split = "val", seed: int =
         for start in range(0, scenes, COLUMNS):
             casts = [draw_cast(split, class_names("train"), count, rng) for _ in range(COLUMNS)]
             prompts = [
-                prompt_for([one.class_name for one in cast], str(rng.choice(BACKGROUNDS)))
+                prompt_for([subject.class_name for subject in cast], str(rng.choice(BACKGROUNDS)))
                 for cast in casts
             ]
             slots = _references(casts, rng)

@@ -54,8 +54,10 @@ def stages(config: JudgeRecipe, model: nn.Module, weights: Path) -> list[Stage]:
         views = torch.cat(two_views(identities, config.model.size, seed))
         names, vectors, patterns = model.describe(views)
         here, there = vectors.chunk(2)
-        name = torch.tensor([classes.index(one.class_name) for one in identities]).repeat(2)
-        pattern = torch.tensor([PATTERNS.index(one.pattern) for one in identities]).repeat(2)
+        name = torch.tensor([classes.index(subject.class_name) for subject in identities]).repeat(2)
+        pattern = torch.tensor([PATTERNS.index(subject.pattern) for subject in identities]).repeat(
+            2
+        )
         return (
             F.cross_entropy(names, name)
             + 0.5 * F.cross_entropy(patterns, pattern)

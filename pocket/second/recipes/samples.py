@@ -49,7 +49,7 @@ def scene_batch(
     casts, seeds, rng = scene_plan(seed, batch, classes, split)
     scenes = render_scenes(casts, seeds, overlap=overlap)
     prompts = [
-        draw_prompt([one.class_name for one in cast], background, rng)
+        draw_prompt([subject.class_name for subject in cast], background, rng)
         for cast, background in zip(casts, scenes.backgrounds, strict=True)
     ]
     images = spoil(scenes.images, int(rng.integers(2**31)))
