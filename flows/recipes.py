@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.scenes import Scene
 from focusdpo.flows.settings import parse_overrides, resolve
@@ -114,7 +116,7 @@ def read_planted(
                 for box, value in zip(record.boxes, record.matched, strict=True)
             ),
             extra=record.seen > len(record.subject_ids),
-            recognised=record.class_recognition,
+            recognised=float(np.nan_to_num(record.class_recognition)) * (1 - record.missing),
         )
         for record in records
     ]

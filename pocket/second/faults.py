@@ -77,7 +77,7 @@ class Verdict:
     extra: bool
     """There are more instances than subjects."""
     recognised: float
-    """Share of subjects with an instance whose likeliest class is the asked one."""
+    """Share of the asked subjects that have an instance of their class."""
 
     @property
     def failed(self) -> bool:
@@ -169,7 +169,7 @@ def tabulate(planted: Sequence[PlantedScene], verdicts: Sequence[Verdict]) -> li
         ]
         if group:
             shares = {
-                field.name: float(np.nanmean([getattr(v, field.name) for v in group]))
+                field.name: float(np.mean([getattr(v, field.name) for v in group]))
                 for field in fields(Verdict)
             }
             failed = float(np.mean([v.failed for v in group]))

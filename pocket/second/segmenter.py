@@ -28,7 +28,8 @@ from focusdpo.pocket.weightfiles import fingerprint, load_weights, read_settings
 
 OBJECT = "object"
 """The word for all subjects, whatever their class."""
-BODIES = BodiesConfig(min_area=30, apart=12.0)
+BODIES = BodiesConfig(min_area=30, apart=12.0, split_share=0.1)
+"""The least of four touching bodies, partly hidden, has a tenth of what they cover."""
 
 
 class SegmenterModelConfig(BaseModel):

@@ -144,7 +144,8 @@ class _Run:
         self.step, self.seconds = step, seconds
         self.advanced = False
         self._losses: list[float] = []
-        self._ticked = self._saved = time.monotonic()
+        self._ticked = self._saved = self._logged_at = time.monotonic()
+        self._logged = step
         stage.module.train()
 
     def advance(self) -> None:
@@ -198,8 +199,11 @@ class _Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(row) + "\n")
-        log.info("%s: step %d of %d, loss %.4f, %.0f s", self.stage.name, self.step,
-                 training.steps, row["loss"], self.seconds)  # fmt: skip
+        pace = (self.step - self._logged) / max(1e-9, time.monotonic() - self._logged_at)
+        self._logged, self._logged_at = self.step, time.monotonic()
+        hours = (training.steps - self.step) / pace / 3600
+        log.info("%s: step %d of %d, loss %.4f, %.0f items/s, %.1f hours to go", self.stage.name,
+                 self.step, training.steps, row["loss"], pace * training.batch, hours)  # fmt: skip
 
 
 def build_optimizer(module: nn.Module, training: Training) -> torch.optim.Optimizer:
