@@ -1,7 +1,4 @@
-"""Who stands in a scene: subjects drawn so that similar ones meet often.
-
-Importing this module imports no torch.
-"""
+"""Who stands in a scene: subjects drawn so that similar ones meet often."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ import numpy as np
 
 from focusdpo.pocket.classes import HUE_BINS, Split
 from focusdpo.pocket.second.identities import Identity, draw_identity, draw_of_split
+from focusdpo.pocket.second.sprites import recolour
 
 Likeness = Literal["none", "class", "hue", "class and hue"]
 """What two subjects of a scene have in common."""
@@ -20,6 +18,9 @@ LIKENESSES: tuple[Likeness, ...] = get_args(Likeness)
 LIKENESS_SHARES = (0.5, 0.25, 0.15, 0.1)
 """Shares of scenes with several subjects, in the order of LIKENESSES: half hold similar ones."""
 VAIN_TRIES = 40
+LEAST_DIFFERENCE = 0.11
+"""Mean over a body's pixels of the largest difference of a channel, in [0, 1]: below it two
+individuals of a class look the same."""
 
 
 def draw_cast(
@@ -59,8 +60,20 @@ def draw_like(
 
 
 def told_apart(first: Identity, second: Identity) -> bool:
-    """Whether two individuals differ in what can be seen: class, pattern, mark, or hues by more
-    than a bin."""
+    """Whether two individuals can be told apart by eye: by class, or by colours that differ by
+    LEAST_DIFFERENCE over the body."""
+    if not differ(first, second):
+        return False
+    if first.class_name != second.class_name:
+        return True
+    sheets = recolour((first, second))
+    gap = (sheets[0, :3] - sheets[1, :3]).abs().amax(0)
+    return float(gap[sheets[0, 3] > 0.5].mean()) >= LEAST_DIFFERENCE
+
+
+def differ(first: Identity, second: Identity) -> bool:
+    """Whether two individuals differ in class, pattern or mark, or in hues by more than a bin; a
+    mark may still lie where the body has a hole."""
     if first.class_name != second.class_name:
         return True
     plain = first.pattern == second.pattern == "plain"

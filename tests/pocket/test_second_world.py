@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.pocket.classes import BACKGROUNDS, HUE_BINS, class_names
-from focusdpo.pocket.second.casting import draw_cast
+from focusdpo.pocket.second.casting import draw_cast, draw_like, told_apart
 from focusdpo.pocket.second.identities import Identity, sample_identities
 from focusdpo.pocket.second.world import SCENE_SIZE, render_references, render_scenes
 
@@ -69,6 +71,15 @@ def test_half_of_the_scenes_of_several_hold_similar_subjects() -> None:
         one_hue = min(gap, 1 - gap) < 1 / HUE_BINS
         similar += cast[0].class_name == cast[1].class_name or one_hue
     assert 100 < similar < 250
+
+
+def test_similar_subjects_can_be_told_apart() -> None:
+    rng = np.random.default_rng(3)
+    model = sample_identities("train", ["key"], 1, 2)[0]
+    likes = [draw_like(model, "class and hue", "train", ["key"], rng) for _ in range(20)]
+    assert all(told_apart(model, like) for like in likes)
+    assert not told_apart(model, replace(model, hue=(model.hue + 0.001) % 1))
+    assert told_apart(model, replace(model, class_name="bell"))
 
 
 def test_no_cell_is_in_two_splits() -> None:

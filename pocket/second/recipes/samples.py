@@ -15,7 +15,7 @@ from torch import Tensor
 from focusdpo.pocket.classes import PATTERNS, Split
 from focusdpo.pocket.crops import crop_subjects
 from focusdpo.pocket.recipes.spoiling import ragged, spoil
-from focusdpo.pocket.second.casting import draw_cast, told_apart
+from focusdpo.pocket.second.casting import differ, draw_cast
 from focusdpo.pocket.second.grammar import draw_prompt
 from focusdpo.pocket.second.identities import MARKS, Identity, draw_identity, draw_of_split
 from focusdpo.pocket.second.world import Overlap, render_references, render_scenes
@@ -128,7 +128,7 @@ def _near(
             changed = replace(model, class_name=str(rng.choice(list(classes))))
         else:
             changed = _other_detail(model, rng)
-        if changed.split == split and told_apart(model, changed):
+        if changed.split == split and differ(model, changed):
             return changed
     return draw_of_split(split, classes, rng)
 
