@@ -62,8 +62,10 @@ def write_card(
     figures: Sequence[Figure],
     module: nn.Module,
     lineage: Lineage | None = None,
+    size: int = 64,
 ) -> Path:
-    """Writes NAME.md beside the weights, and NAME.card.json where there is a `lineage`."""
+    """Writes NAME.md beside the weights, and NAME.card.json where there is a `lineage`; `size` is
+    the side of the world's pictures in pixels."""
     seeds = words_of(write_lineage(lineage, folder)) if lineage else ""
     million = sum(p.numel() for p in module.parameters()) / 1e6
     rows = "\n".join(
@@ -88,7 +90,7 @@ Figures on identities that training never saw (`focusdpo pocket check` measures 
 | --- | --- | --- |
 {rows}
 
-Made for the pocket world's 64 x 64 pictures only; it says nothing about photographs.
+Made for the pocket world's {size} x {size} pictures only; it says nothing about photographs.
 """
     )
     return path

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from focusdpo.pipeline.parts import Image, Mask, Vectors
-from focusdpo.pocket.world import measure_hue
+from focusdpo.pocket.hues import measure_hue
 
 SIDE = 24
 """S. A pattern's period, 0.37 of a body's longer side, is then about 7 samples."""

@@ -1,10 +1,9 @@
-"""`focusdpo pocket`: the embedded models, their recipes and their world."""
+"""`focusdpo pocket`: the embedded models and their world."""
 
 from __future__ import annotations
 
-import importlib
 import logging
-from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -13,38 +12,6 @@ import typer
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.commands.common import INCOMPLETE, JSON, SET, finish, say
 from focusdpo.flows.progress import Bars
-from focusdpo.flows.settings import parse_overrides, resolve
-
-RECIPES = {
-    "autoencoder": ("focusdpo.pocket.recipes.autoencoder", "AutoencoderConfig"),
-    "generator": ("focusdpo.pocket.recipes.generator", "GeneratorConfig"),
-    "clip": ("focusdpo.pocket.recipes.clip", "ClipRecipe"),
-    "identity": ("focusdpo.pocket.recipes.identity", "IdentityRecipe"),
-    "segmenter": ("focusdpo.pocket.recipes.segmenter", "SegmenterRecipe"),
-    "judge": ("focusdpo.pocket.recipes.judge", "JudgeRecipe"),
-}
-"""Model -> module with `train(config, out_dir)`, and the name of its config class."""
-
-
-def train_recipe(name: str, out: Path, overrides: Sequence[str]) -> list[str]:
-    """Train a model into `out`; its held-out figures in words.
-
-    UserError for an unknown name or setting.
-    """
-    if name not in RECIPES:
-        raise UserError(f"pocket train {name}: there are {', '.join(RECIPES)}")
-    module_name, config_name = RECIPES[name]
-    module = importlib.import_module(module_name)
-    config = resolve(getattr(module, config_name), parse_overrides(overrides))
-    figures = module.train(config, out)
-    if isinstance(figures, dict):
-        return [f"{name}: {figure} {value:.4g}" for figure, value in figures.items()]
-    return [
-        f"{one.model}: {one.name} {one.value:.4g}"
-        + (f" (wanted {one.wanted})" if one.wanted else "")
-        for one in figures or ()
-    ]
-
 
 app = typer.Typer(
     help="The pocket suite: train its models, check them, see its world.",
@@ -58,50 +25,138 @@ def train(
     name: Annotated[
         str,
         typer.Argument(
-            help="autoencoder, generator, clip, identity, segmenter or judge.", metavar="NAME"
+            help="autoencoder, generator, clip, identity, segmenter or judge; all: each in turn"
+            " (second edition).",
+            metavar="NAME",
         ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder for checkpoints and weights; default runs/pocket/NAME."),
+        typer.Option(
+            "--out",
+            help="Folder for checkpoints and weights; default runs/pocket/NAME, or runs/pocket"
+            " for all models of the second edition.",
+        ),
     ] = None,
+    edition: Annotated[
+        int, typer.Option("--edition", min=1, max=2, help="Of the pocket suite.")
+    ] = 1,
     set_: SET = [],  # noqa: B006
     json: JSON = False,
 ) -> None:
     """Train a pocket model from the rendered world; the same command again goes on."""
+    from focusdpo.flows.pocket_recipes import train_recipe, train_second
 
     # Recipes tell their progress as log lines: steps, loss, rate.
     logging.getLogger("focusdpo").setLevel(min(logging.INFO, logging.getLogger("focusdpo").level))
-    folder = out or Path("runs") / "pocket" / name
-    figures = train_recipe(name, folder, set_)
-    for told in figures:
-        say(told)
-    say(f"weights: {folder}; copy {name}.safetensors and {name}.json into pocket/weights to use")
+    if edition == 2 or name == "all":
+        folder = out or Path("runs") / "pocket"
+        figures = train_second(name, folder, set_)
+        weights = folder / "weights"
+    else:
+        folder = weights = out or Path("runs") / "pocket" / name
+        figures = train_recipe(name, folder, set_)
+    for line in figures:
+        say(line)
+    say(f"weights: {weights}; copy NAME.safetensors and NAME.json into pocket/weights to use")
     finish({"command": "pocket train", "name": name, "out": str(folder), "figures": figures}, json)
 
 
 @app.command("check")
-def check(json: JSON = False) -> None:
+def check(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="Of the second edition: judge, put to true renders and planted faults; generator,"
+            " whose pictures that judge looks at; or all models.",
+            metavar="[judge|generator|all]",
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="Folder of weights; default: the packaged.")
+    ] = None,
+    scenes: Annotated[
+        int, typer.Option("--scenes", min=1, help="Of each kind (and planted fault).")
+    ] = 200,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance", help="Of the generator's sampling.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Of the generator's sampling.")
+    ] = None,
+    json: JSON = False,
+) -> None:
     """Measure the packaged models on held-out individuals, against what each must reach."""
-    from focusdpo.pocket.check import MODELS, check_all
+    if name in (None, "all"):
+        _check_models(None if name is None else weights or Path("runs/pocket/weights"), json)
+        return
+    from focusdpo.flows.pocket_recipes import judge_rows, painted_rows
+    from focusdpo.pocket.second.faults import table_lines
+
+    if name == "judge":
+        rows = judge_rows(weights, scenes)
+    elif name == "generator":
+        rows = painted_rows(weights, scenes, guidance=guidance, steps=steps)
+    else:
+        raise UserError(f"pocket check {name}: there are judge, generator and all")
+    for line in table_lines(rows):
+        say(line)
+    table = [{**asdict(row), "ok": row.ok} for row in rows]
+    finish({"command": f"pocket check {name}", "scenes": scenes, "rows": table}, json)
+    if not all(row.ok for row in rows):
+        raise typer.Exit(INCOMPLETE)
+
+
+def _check_models(weights: Path | None, json: bool) -> None:
+    """Of the first edition without `weights`, of the second in that folder with them."""
+    from focusdpo.flows.pocket_recipes import figures_of
+    from focusdpo.pocket.check import MODELS
 
     figures = []
     with Bars() as watch:
         for done, name in enumerate(MODELS):
             watch("measure", done, len(MODELS), {})
-            figures += check_all([name])
+            figures += figures_of(name, weights)
         watch("measure", len(MODELS), len(MODELS), {})
     for figure in figures:
         wanted = f"  (wanted {figure.wanted})" if figure.wanted else ""
         mark = "ok  " if figure.ok else "LOW "
         say(f"{mark}{figure.model:<12}{figure.name:<44}{figure.value:>10.4f}{wanted}")
-    told = [
+    table = [
         {"model": f.model, "name": f.name, "value": f.value, "wanted": f.wanted, "ok": f.ok}
         for f in figures
     ]
-    finish({"command": "pocket check", "figures": told}, json)
+    finish({"command": "pocket check", "figures": table}, json)
     if not all(figure.ok for figure in figures):
         raise typer.Exit(INCOMPLETE)
+
+
+@app.command("sampling")
+def sampling(
+    weights: Annotated[
+        Path, typer.Option("--weights", help="Folder of generator, autoencoder and judge.")
+    ],
+    scenes: Annotated[int, typer.Option("--scenes", min=1, help="Of each kind.")] = 24,
+    keep: Annotated[
+        bool, typer.Option("--keep/--look", help="Store the best setting beside the weights.")
+    ] = False,
+    json: JSON = False,
+) -> None:
+    """Find the second edition's best sampling on validation scenes, by its judge."""
+    from focusdpo.flows.pocket_recipes import best_sampling
+
+    table = best_sampling(weights, scenes, keep=keep)
+    for row in table:
+        say(
+            f"guidance {row.sampling.guidance:g}, {row.sampling.steps} steps:"
+            f" {100 * row.failed:.1f} % of pictures fail,"
+            f" {100 * row.recognised:.1f} % of classes recognised in scenes of one and two"
+        )
+    settings = [
+        {**row.sampling.model_dump(), "failed": row.failed, "recognised": row.recognised}
+        for row in table
+    ]
+    finish({"command": "pocket sampling", "kept": keep, "rows": settings}, json)
 
 
 @app.command("subjects")
@@ -126,13 +181,21 @@ def world_preview(
     out: Annotated[Path, typer.Argument(help="The PNG to write.")],
     count: Annotated[int, typer.Option("--count", min=1, max=400, help="Scenes.")] = 32,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Which scenes.")] = 0,
+    edition: Annotated[
+        int, typer.Option("--edition", min=1, max=2, help="Of the pocket suite.")
+    ] = 1,
     json: JSON = False,
 ) -> None:
     """Render scenes of the world: what the models learned from."""
     from focusdpo.data_schemas.images import contact_sheet
     from focusdpo.pocket.world_subjects import scenes_of_world
 
-    sheet = contact_sheet(scenes_of_world(count, seed), columns=8, scale=2)
+    if edition == 2:
+        from focusdpo.pocket.second.recipes.gallery import world_sheet
+
+        sheet = world_sheet(count, seed)
+    else:
+        sheet = contact_sheet(scenes_of_world(count, seed), columns=8, scale=2)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(out)

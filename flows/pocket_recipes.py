@@ -1,0 +1,181 @@
+"""Names of the pocket models -> the recipes that train them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.scenes import Scene
+from focusdpo.evaluation.pocket_protocol import measure
+from focusdpo.evaluation.protocols import EvaluateConfig
+from focusdpo.flows.settings import parse_overrides, resolve
+from focusdpo.pipeline.parts import Judge, ReferenceImage
+from focusdpo.pocket.cards import Figure
+from focusdpo.pocket.second.faults import FaultRow, PlantedScene, Verdict, check_judge
+from focusdpo.pocket.second.place import WEIGHTS
+
+if TYPE_CHECKING:
+    from focusdpo.pocket.second.check import SamplingRow
+
+RECIPES = {
+    "autoencoder": ("focusdpo.pocket.recipes.autoencoder", "AutoencoderConfig"),
+    "generator": ("focusdpo.pocket.recipes.generator", "GeneratorConfig"),
+    "clip": ("focusdpo.pocket.recipes.clip", "ClipRecipe"),
+    "identity": ("focusdpo.pocket.recipes.identity", "IdentityRecipe"),
+    "segmenter": ("focusdpo.pocket.recipes.segmenter", "SegmenterRecipe"),
+    "judge": ("focusdpo.pocket.recipes.judge", "JudgeRecipe"),
+}
+"""Model -> module with `train(config, out_dir)`, and the name of its config class."""
+
+
+LIKE = 0.5
+"""Identity by the judge below which an instance is not like its subject."""
+
+
+def train_second(name: str, root: Path, overrides: Sequence[str]) -> list[str]:
+    """Train a model of the second edition under `root`, or all of them; what is there goes on.
+
+    UserError for an unknown name or setting.
+    """
+    from focusdpo.pocket.second.recipes import table
+
+    if name == "all":
+        if overrides:
+            raise UserError("pocket train all: takes no --set; give it to one model's training")
+        return _in_words(table.train_all(root))
+    config = resolve(table.recipe_of(name).config, parse_overrides(overrides))
+    return _in_words(table.train(name, config, root))
+
+
+def train_recipe(name: str, out: Path, overrides: Sequence[str]) -> list[str]:
+    """Train a model into `out`; its held-out figures in words.
+
+    UserError for an unknown name or setting.
+    """
+    if name not in RECIPES:
+        raise UserError(f"pocket train {name}: there are {', '.join(RECIPES)}")
+    module_name, config_name = RECIPES[name]
+    module = importlib.import_module(module_name)
+    config = resolve(getattr(module, config_name), parse_overrides(overrides))
+    figures = module.train(config, out)
+    if isinstance(figures, dict):
+        return [f"{name}: {figure} {value:.4g}" for figure, value in figures.items()]
+    return _in_words(figures or ())
+
+
+def _in_words(figures: Sequence[Figure]) -> list[str]:
+    return [
+        f"{one.model}: {one.name} {one.value:.4g}"
+        + (f" (wanted {one.wanted})" if one.wanted else "")
+        for one in figures
+    ]
+
+
+def read_planted(
+    judge: Judge, planted: Sequence[PlantedScene], config: EvaluateConfig | None = None
+) -> list[Verdict]:
+    """What the evaluation reads out of a judge's looks at planted scenes: its own matching and its
+    own metrics, so that what is checked is what judges."""
+    scenes: list[Scene] = []
+    references: dict[str, Sequence[ReferenceImage]] = {}
+    for number, each in enumerate(planted):
+        names = tuple(f"{number}-{place}" for place in range(len(each.class_names)))
+        references |= dict(zip(names, each.references, strict=True))
+        scenes.append(
+            Scene(
+                id=str(number),
+                partition=str(number),
+                subject_ids=names,
+                class_names=each.class_names,
+                prompt=each.prompt,
+                variant=0,
+                seed=0,
+            )
+        )
+    records = measure(
+        "planted",
+        scenes,
+        [each.image for each in planted],
+        references,
+        judge,
+        config or EvaluateConfig(),
+    )
+    return [
+        Verdict(
+            missing=record.missing > 0,
+            doubled=record.duplicate > 0,
+            confused=record.confusion > 0,
+            unlike=any(
+                box and value < LIKE
+                for box, value in zip(record.boxes, record.matched, strict=True)
+            ),
+            extra=record.seen > len(record.subject_ids),
+            recognised=float(np.nan_to_num(record.class_recognition)) * (1 - record.missing),
+        )
+        for record in records
+    ]
+
+
+def judge_rows(weights: Path | None, scenes: int) -> list[FaultRow]:
+    """The second edition's judge on true renders and planted faults, `scenes` of each."""
+    from focusdpo.pocket.second.judge import PocketJudge
+
+    return check_judge(PocketJudge(weights or WEIGHTS), read_planted, scenes)
+
+
+def painted_rows(
+    weights: Path | None, scenes: int, *, guidance: float | None = None, steps: int | None = None
+) -> list[FaultRow]:
+    """What the second edition's generator makes of `scenes` validation scenes of each kind, by
+    the judge of the same folder; without `guidance` and `steps` as it is stored."""
+    from focusdpo.pocket.parts_generator import PocketGenerator
+    from focusdpo.pocket.second.check import check_generator
+    from focusdpo.pocket.second.generator import load_generator
+    from focusdpo.pocket.second.judge import PocketJudge
+
+    folder = weights or WEIGHTS
+    backbone = load_generator(folder)
+    changed = {"guidance": guidance, "steps": steps}
+    backbone.sampling = backbone.sampling.model_copy(
+        update={name: value for name, value in changed.items() if value is not None}
+    )
+    painter = PocketGenerator(backbone)
+    return check_generator(painter, PocketJudge(folder), read_planted, scenes)
+
+
+def best_sampling(weights: Path, scenes: int, *, keep: bool) -> list[SamplingRow]:
+    """Settings of the second edition's sampling, best first; with `keep` the best one is written
+    into the generator's settings."""
+    from focusdpo.pocket.second.check import search_sampling
+    from focusdpo.pocket.second.generator import load_generator
+    from focusdpo.pocket.second.judge import PocketJudge
+    from focusdpo.pocket.weightfiles import read_settings, settings_path
+
+    rows = search_sampling(load_generator(weights), PocketJudge(weights), read_planted, scenes)
+    if keep:
+        path = settings_path("generator", weights)
+        settings = {
+            **read_settings("generator", weights),
+            "sampling": rows[0].sampling.model_dump(),
+        }
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+    return rows
+
+
+def figures_of(name: str, weights: Path | None) -> list[Figure]:
+    """Figures of a packaged model of the first edition, or of the second edition's in a folder."""
+    if weights is None:
+        from focusdpo.pocket.check import check_all as check_first
+
+        return check_first([name])
+    from focusdpo.pocket.second.check import check_all
+
+    return check_all([name], reader=read_planted, weights=weights)

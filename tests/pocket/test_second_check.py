@@ -1,0 +1,80 @@
+"""What the generator's check and the search of its sampling count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from focusdpo.flows.pocket_recipes import read_planted
+from focusdpo.model.backbones.flux import FluxBackbone, SamplingConfig
+from focusdpo.pipeline.parts import Image, Mask, Seen, Vectors
+from focusdpo.pocket.autoencoder import PatchAutoencoder
+from focusdpo.pocket.classes import class_names
+from focusdpo.pocket.parts_generator import PocketGenerator
+from focusdpo.pocket.second.check import BATCH, check_generator, paint_asked, search_sampling
+from focusdpo.pocket.second.faults import KINDS
+from focusdpo.pocket.second.generator import as_backbone, build_generator
+from focusdpo.pocket.second.recipes.autoencoder import ARCHITECTURE
+
+TINY = {
+    "patch_size": 1, "in_channels": 48, "num_layers": 1, "num_single_layers": 1,
+    "attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": 32,
+    "pooled_projection_dim": 32, "guidance_embeds": False, "axes_dims_rope": [4, 6, 6],
+}  # fmt: skip
+
+
+class BlindJudge:
+    """A judge that sees nothing anywhere."""
+
+    fingerprint = "blind"
+    class_names = class_names()
+
+    def look(self, images: Sequence[Image]) -> list[list[Seen]]:
+        return [[] for _ in images]
+
+    def embed_references(self, images: Sequence[Image], masks: Sequence[Mask]) -> Vectors:
+        return np.tile(np.eye(1, 8, dtype=np.float32), (len(images), 1))
+
+    def hue(self, images: Sequence[Image], masks: Sequence[Mask]) -> Vectors:
+        return np.zeros(len(images), np.float32)
+
+    def pattern(self, images: Sequence[Image], masks: Sequence[Mask]) -> Vectors:
+        return np.full((len(images), 2, 4, 4), np.nan, np.float32)
+
+
+@pytest.fixture(scope="module")
+def backbone() -> FluxBackbone:
+    torch.manual_seed(0)
+    codec = PatchAutoencoder({**ARCHITECTURE, "blocks": 1})
+    return as_backbone(build_generator(TINY), codec.eval(), SamplingConfig(steps=2))
+
+
+def test_pictures_of_all_kinds_are_painted_for_val_individuals(backbone: FluxBackbone) -> None:
+    painter = PocketGenerator(backbone, "tiny")
+    painted, again = paint_asked(painter, 2), paint_asked(painter, 2)
+    assert [scene.kind for scene in painted] == [kind for kind in KINDS for _ in range(2)]
+    for scene, same in zip(painted, again, strict=True):
+        assert scene.image.shape == (96, 96, 3)
+        assert (scene.image == same.image).all()
+        assert {subject.split for subject in scene.asked} == {"val"}
+        assert len(scene.references) == len(scene.asked)
+    alone = [scene for scene in painted if scene.kind == "one class"]
+    assert all(len(set(scene.class_names)) == 1 for scene in alone)
+
+
+def test_what_a_judge_does_not_see_has_failed(backbone: FluxBackbone) -> None:
+    rows = check_generator(PocketGenerator(backbone, "tiny"), BlindJudge(), read_planted, 1)
+    assert [row.kind for row in rows] == list(KINDS)
+    assert all(row.missing == row.failed == 1 and row.fault == "painted" for row in rows)
+
+
+def test_the_search_leaves_the_backbone_as_it_was(backbone: FluxBackbone) -> None:
+    table = search_sampling(
+        backbone, BlindJudge(), read_planted, 1, guidances=(1.0, 2.0), steps=(2, 1)
+    )
+    assert backbone.sampling.steps == 2 and BATCH > 0
+    assert [row.sampling.steps for row in table] == [1, 1, 2, 2]
+    assert {row.sampling.guidance for row in table} == {1.0, 2.0}

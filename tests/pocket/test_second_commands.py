@@ -1,0 +1,48 @@
+"""Commands of the second edition."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.commands.pocket import app
+
+
+def run(*words: str) -> str:
+    result = CliRunner().invoke(app, list(words))
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.stdout
+
+
+def test_the_worlds_preview_shows_scenes_with_their_prompts(tmp_path: Path) -> None:
+    told = run("world-preview", str(tmp_path / "w.png"), "--count", "8", "--edition", "2")
+    assert "8 scenes" in told
+    with Image.open(tmp_path / "w.png") as sheet:
+        assert sheet.size == (8 * 198, 224)
+
+
+def test_a_model_is_trained_by_one_command_and_again_goes_on(tmp_path: Path) -> None:
+    words = ["train", "autoencoder", "--edition", "2", "--out", str(tmp_path), "--json"]
+    for setting in ("fit_batches=1", "decoder.steps=2", "decoder.batch=4"):
+        words += ["--set", setting]
+    first, again = (json.loads(run(*words).splitlines()[-1]) for _ in range(2))
+    assert first["figures"] == again["figures"]
+    assert (tmp_path / "weights" / "autoencoder.safetensors").exists()
+    assert "96 x 96" in (tmp_path / "weights" / "autoencoder.md").read_text()
+
+
+def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="oracle: there are"):
+        run("train", "oracle", "--edition", "2", "--out", str(tmp_path))
+    with pytest.raises(UserError, match="takes no --set"):
+        run("train", "all", "--set", "decoder.steps=1", "--out", str(tmp_path))
+    with pytest.raises(UserError, match="judge, generator and all"):
+        run("check", "oracle")
+    with pytest.raises(UserError, match="missing"):
+        run("check", "judge", "--weights", str(tmp_path), "--scenes", "1")
