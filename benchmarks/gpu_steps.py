@@ -50,7 +50,7 @@ from focusdpo.model.step import autocast
 from focusdpo.model.training.batches import PairBatch
 from focusdpo.model.training.config import ObjectiveConfig, TrainConfig
 from focusdpo.model.training.monitor import observe
-from focusdpo.model.training.state import RunState
+from focusdpo.model.training.run_state import RunState
 from focusdpo.model.training.steps import backward_step
 
 

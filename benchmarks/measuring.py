@@ -140,7 +140,7 @@ class StepBench:
         config = resolve(TrainRun, tree).train
         version = open_version(self.root)
         backbone = build_part("pocket", "backbone")
-        data = PairData(backbone, version.shards("train"), only=version.ids("train"))
+        data = PairData(backbone, version.samples("train"))
         # All pairs of a batch have equally many subjects; a small dataset's come more than once.
         group = max(data.groups(), key=len)
         return backbone, data.batch([group[i % len(group)] for i in range(PAIRS)]), config

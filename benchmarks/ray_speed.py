@@ -18,12 +18,12 @@ from typing import Annotated, Any
 import typer
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.progress import quiet
 from focusdpo.flows.build.cluster.connection import Engine
 from focusdpo.flows.build.cluster.ray_builder import RayBuilder
 from focusdpo.flows.build.run import prepare
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun
-from focusdpo.flows.progress import quiet
 from focusdpo.flows.settings import merge, parse_overrides, resolve
 
 WANTED = 1.6

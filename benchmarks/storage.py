@@ -20,13 +20,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measuring import BenchFigure
-from focusdpo.pipeline.shard import write_samples
 from focusdpo.store.local import LocalFiles
+from focusdpo.store.samples import Place, checksum, fields_in, write_samples
 
 WRITE_LIMIT, READ_LIMIT = 1 / 0.8, 1 / 0.9
 """Time against tarfile's and webdataset's: at least 0.8 and 0.9 of their speed."""
 PICTURES = ("win", "lose", "prior", "complexity", "losecomplexity", "mask0", "ref0", "refmask0")
 
+Sizes = dict[str, dict[str, int]]
+"""Sample -> field -> bytes."""
 Samples = Sequence[tuple[str, Mapping[str, bytes]]]
 
 
@@ -62,19 +64,23 @@ def measure(folder: Path, bench: IoBench | None = None) -> dict[str, float]:
     ours = [str(folder / "ours" / f"{at}.tar") for at in range(len(shards))]
     plain = [folder / f"plain-{at}.tar" for at in range(len(shards))]
 
+    rows: dict[str, tuple[str, Place]] = {}
+
     def write_ours() -> None:
         for at, samples in enumerate(shards):
-            write_samples(files, f"ours/{at}.tar", samples)
+            places = write_samples(files, f"ours/{at}.tar", samples)
+            for (name, _), place in zip(samples, places, strict=True):
+                rows[name] = (f"ours/{at}.tar", place)
 
     def write_plain() -> None:
         for path, samples in zip(plain, shards, strict=True):
             _write_plain(path, samples)
 
     seconds = _by_turns({"write": write_ours, "tarfile": write_plain}, bench.repeats)
-    if _read_ours(ours) != _read_webdataset(ours):
+    if _read_ours(files, rows) != _read_webdataset(ours):
         raise RuntimeError("webdataset reads other samples than the loader")
     ways: dict[str, Callable[[], Any]] = {
-        "read": lambda: _read_ours(ours),
+        "read": lambda: _read_ours(files, rows),
         "webdataset": lambda: _read_webdataset(ours),
     }
     size = sum(len(data) for shard in shards for _, fields in shard for data in fields.values())
@@ -125,18 +131,18 @@ def _write_plain(path: Path, samples: Samples) -> None:
         os.fsync(file.fileno())
 
 
-def _read_ours(paths: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Every sample's fields by the way that training reads them: index, then one read each."""
-    from focusdpo.store.samples import index_shard, read_fields
+def _read_ours(files: LocalFiles, rows: Mapping[str, tuple[str, Place]]) -> Sizes:
+    """Every sample's fields by the way that training reads them: one read each, checked."""
+    found = {}
+    for name, (path, place) in rows.items():
+        data = files.read(path, place.offset, place.size)
+        if checksum(data) != place.checksum:
+            raise RuntimeError(f"{path}: sample {name} is not what was written")
+        found[name] = {field: len(content) for field, content in fields_in(data, path).items()}
+    return found
 
-    return {
-        entry.key: {name: len(data) for name, data in read_fields(entry).items()}
-        for path in paths
-        for entry in index_shard(path)
-    }
 
-
-def _read_webdataset(paths: Sequence[str]) -> dict[str, dict[str, int]]:
+def _read_webdataset(paths: Sequence[str]) -> Sizes:
     import webdataset
 
     data = webdataset.WebDataset([f"file:{path}" for path in paths], shardshuffle=False)

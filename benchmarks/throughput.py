@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.pipeline.adapters import dino, dino_weights
+from focusdpo.pipeline.adapters import dino
 from focusdpo.pipeline.parts import Image
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def save_random_dino(folder: Path, width: int = 384, depth: int = 12) -> Path:
     generator = torch.Generator().manual_seed(0)
     tensors = {
         name: 0.02 * torch.randn(shape, generator=generator)
-        for name, shape in dino_weights.timm_shapes(width, depth, 16).items()
+        for name, shape in dino.timm_shapes(width, depth, 16).items()
     }
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"architecture": "vit_small_patch16_224"}))

@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import decode_mask, decode_png, encode_png
 from focusdpo.data_schemas.pairs import Pair, PairSource
+from focusdpo.data_schemas.strict import first_problem
 
 SAMPLE_VERSION = 2
 """Version of a sample's fields, apart from the store's: shards are cheap to write anew from a store
@@ -190,9 +191,7 @@ def _header(fields: Mapping[str, Any], where: str) -> _Header:
     try:
         header = _header_adapter().validate_json(fields["json"])
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "json"
-        raise UserError(f"{where}: json, {place}: {first['msg']}") from error
+        raise UserError(f"{where}: json, {first_problem(error)}") from error
     if header.schema_version != SAMPLE_VERSION:
         raise UserError(
             f"{where}: schema version {header.schema_version}, this focusdpo reads "

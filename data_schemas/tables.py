@@ -81,17 +81,17 @@ def from_parquet(data: bytes, record_type: type[R], where: str = "table") -> lis
         raise UserError(f"{where}: {error}") from error
 
 
-def _check_schema(found: Any, expected: Any, name: str, where: str) -> None:
-    if found.equals(expected):
+def _check_schema(schema: Any, expected: Any, name: str, where: str) -> None:
+    if schema.equals(expected):
         return
     lines = []
     for field in expected:
-        index = found.get_field_index(field.name)
+        index = schema.get_field_index(field.name)
         if index < 0:
             lines.append(f"field '{field.name}' is missing")
-        elif not found.field(index).equals(field):
-            lines.append(f"field '{field.name}' is {found.field(index).type}, not {field.type}")
-    lines += [f"field '{name}' is unknown" for name in found.names if name not in expected.names]
+        elif not schema.field(index).equals(field):
+            lines.append(f"field '{field.name}' is {schema.field(index).type}, not {field.type}")
+    lines += [f"field '{name}' is unknown" for name in schema.names if name not in expected.names]
     what = "; ".join(lines) or "its fields stand in another order"
     raise UserError(
         f"{where}: not a table of {name}: {what}. It was written by another version of focusdpo; "

@@ -6,7 +6,6 @@ gains by the scorer and not by the judge. Both are therefore shown the same pict
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
@@ -46,7 +45,6 @@ FEWEST = 3
 """Pictures below which ranks say nothing."""
 _PREFIX = "pictures"
 
-log = logging.getLogger(__name__)
 Key = TypeVar("Key", bound=tuple[str, int] | str)
 View = TypeVar("View", EvalScene, ScorerView)
 

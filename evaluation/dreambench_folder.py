@@ -23,6 +23,7 @@ from PIL import ImageOps
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.evaluations import EvalScene, WholeScores
 from focusdpo.data_schemas.images import encode_png
+from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.data_schemas.tables import to_parquet
 from focusdpo.evaluation.dreambench_metrics import (
     BenchParts,
@@ -36,7 +37,6 @@ from focusdpo.evaluation.dreambench_run import Bench, look, paint_missing, read_
 from focusdpo.evaluation.folder import EvaluateResult, result_with, write_json
 from focusdpo.evaluation.pocket_protocol import EvaluateConfig
 from focusdpo.flows.config import EvaluateRun
-from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.provenance import machine, packages
 from focusdpo.flows.settings import save_config
 from focusdpo.flows.wiring import build_part

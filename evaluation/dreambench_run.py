@@ -14,6 +14,7 @@ import numpy as np
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import decode_png, encode_png
+from focusdpo.data_schemas.progress import Watch
 from focusdpo.data_schemas.scenes import Scene, candidate_seed
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.evaluation import dreambench_protocol
@@ -27,13 +28,12 @@ from focusdpo.evaluation.dreambench_protocol import (
 from focusdpo.evaluation.folder import write_json
 from focusdpo.evaluation.photographs import GET, open_photographs, read_photograph
 from focusdpo.flows.config import EvaluateRun
-from focusdpo.flows.progress import Watch
 from focusdpo.flows.wiring import Meter, Resident, build_part, fingerprint_of, vocabulary
 from focusdpo.pipeline.generate import paint
 from focusdpo.pipeline.parts import Generator, Image, ReferenceImage, Segmenter
 from focusdpo.pipeline.stage import read_reference
+from focusdpo.pipeline.subjects.cutouts import StoredMasks
 from focusdpo.pipeline.subjects.ingest import ingest
-from focusdpo.pipeline.subjects.masks import StoredMasks
 from focusdpo.store.artefacts import Store
 from focusdpo.store.checkpoints import digest_files
 from focusdpo.store.keys import config_digest

@@ -20,6 +20,7 @@ import numpy as np
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.evaluations import EvalScene, ScorerView
 from focusdpo.data_schemas.images import decode_png, encode_png
+from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.data_schemas.tables import to_parquet
 from focusdpo.evaluation.agreement import agreement, scorer_values
 from focusdpo.evaluation.comparison import rows as table_of
@@ -33,7 +34,6 @@ from focusdpo.evaluation.pocket_protocol import (
     paint_scenes,
 )
 from focusdpo.flows.config import EvaluateRun
-from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.provenance import machine, packages
 from focusdpo.flows.settings import save_config
 from focusdpo.flows.wiring import build_part, fingerprint_of, vocabulary

@@ -12,11 +12,11 @@ import numpy as np
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.evaluations import EvalScene
+from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.evaluation.comparison import scene_means
 from focusdpo.evaluation.held_out import HeldOutConfig, held_out_scenes
 from focusdpo.evaluation.metrics import METRICS, nan_mean
 from focusdpo.evaluation.pocket_protocol import EvaluateConfig, measure, paint_scenes
-from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.wiring import build_part, vocabulary
 from focusdpo.model.adapter import reference_policy
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ from focusdpo.flows.commands.common import engine, say
 from focusdpo.flows.config import DemoRun
 from focusdpo.flows.provenance import machine, peak_memory_bytes
 from focusdpo.flows.settings import save_config
-
-log = logging.getLogger(__name__)
 
 
 def run_demo(run: DemoRun, *, prefect: bool = True) -> dict[str, Any]:

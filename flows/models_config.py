@@ -9,13 +9,12 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from focusdpo.model.backbones.flux2_config import Flux2KleinConfig
-from focusdpo.model.backbones.flux_uno_config import FluxUnoConfig
+from focusdpo.model.backbones.flux_config import Flux2KleinConfig, FluxUnoConfig
 from focusdpo.model.backbones.sdxl_config import SdxlIpAdapterConfig
 from focusdpo.pipeline.adapters.captioner import ClassNameConfig, VlmConfig
-from focusdpo.pipeline.adapters.clip import ClipConfig
+from focusdpo.pipeline.adapters.clip_scorer import ClipConfig
 from focusdpo.pipeline.adapters.dino import DinoConfig, Dinov2Config
-from focusdpo.pipeline.adapters.inpainter_config import (
+from focusdpo.pipeline.adapters.inpainters import (
     BackboneInpainterConfig,
     FluxFillConfig,
     SdxlInpaintConfig,
@@ -44,7 +43,7 @@ MODULES = {
     "GroundingSamConfig": "focusdpo.pipeline.adapters.segmenters.grounding_sam",
     "DinoConfig": "focusdpo.pipeline.adapters.dino",
     "Dinov2Config": "focusdpo.pipeline.adapters.dino",
-    "ClipConfig": "focusdpo.pipeline.adapters.clip",
+    "ClipConfig": "focusdpo.pipeline.adapters.clip_scorer",
     "ClassNameConfig": "focusdpo.pipeline.adapters.captioner",
     "VlmConfig": "focusdpo.pipeline.adapters.captioner",
 }

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -31,19 +31,12 @@ from rich.progress import (
 
 from focusdpo.data_schemas.errors import UserError
 
-Watch = Callable[[str, int, int, Mapping[str, float]], None]
-"""Phase, units done, units in all, figures worth showing."""
-
 SHOWN = 3
 NOT_SHOWN = {"step", "lr"}
 """A bar has room for a few figures; all of them are in the run's tables."""
 
 LINE_SECONDS = 10.0
 """Where no bar can be drawn (a log file), a line at most this often."""
-
-
-def quiet(phase: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-    """Shows nothing."""
 
 
 class Bars:

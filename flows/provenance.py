@@ -9,7 +9,7 @@ from pathlib import Path
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.models_config import Family
-from focusdpo.model.backbones.flux_uno_config import FluxUnoConfig
+from focusdpo.model.backbones.flux_config import FluxUnoConfig
 from focusdpo.store.checkpoints import locate, read_json
 
 SHOWN = ("focusdpo", "torch", "diffusers", "transformers", "peft", "open-clip-torch", "prefect")

@@ -20,10 +20,11 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.strict import StrictModel, first_problem
 from focusdpo.model.backbone import Backbone
 from focusdpo.model.training.checkpoint import write_file
 from focusdpo.model.training.config import LoraConfig
@@ -108,28 +109,14 @@ def remove_copies(transformer: nn.Module) -> None:
             transformer.set_submodule(name, module.base_layer)
 
 
-__all__ = [
-    "AdapterCard",
-    "LoraConfig",
-    "add_policy",
-    "load_adapter",
-    "policy_parameters",
-    "reference_policy",
-    "remove_policy",
-    "save_adapter",
-    "set_scale",
-]
-
 NAME = "policy"
 WEIGHTS = "pytorch_lora_weights.safetensors"
 CARD = "adapter.json"
 _PREFIX = re.compile(r"^(transformer|unet)\.")
 
 
-class AdapterCard(BaseModel):
+class AdapterCard(StrictModel):
     """What an adapter is: enough to refuse it where it does not belong."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: int = Field(1, description="of this card")
     lora: LoraConfig = Field(description="with the targets that were really covered")
@@ -277,7 +264,7 @@ def read_card(directory: Path) -> AdapterCard:
         return AdapterCard.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise UserError(
-            f"{path}: not an adapter card ({error.errors()[0]['msg']}). Train again, or copy the "
+            f"{path}: not an adapter card ({first_problem(error)}). Train again, or copy the "
             "folder anew from where it was whole."
         ) from error
 

@@ -7,11 +7,13 @@ share of a diffusion schedule; how noise is added and what is predicted is the b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from focusdpo.data_schemas.strict import StrictModel
 
 if TYPE_CHECKING:  # configs import this module: keep torch (2 s) out of them
     from torch import Tensor, nn
@@ -20,11 +22,9 @@ Grid = tuple[int, int]
 """Rows and columns of a token grid."""
 
 
-class FeatureConfig(BaseModel):
+class FeatureConfig(StrictModel):
     """Which token features the attention field reads (paper: "mm-attention"; method notes 3.5,
     rows 4 and 5)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["keys", "queries", "block_output", "attention"] = Field(
         "keys",
@@ -37,28 +37,49 @@ class FeatureConfig(BaseModel):
     )
 
 
+class TensorRecord:
+    """Base of dataclasses that hold tensors, some in tuples or in records of their own; the first
+    axis of each is the batch."""
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same record of changed tensors; what is no tensor stays."""
+        from torch import Tensor
+
+        def changed(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return change(value)
+            if isinstance(value, TensorRecord):
+                return value.each(change)
+            return tuple(map(changed, value)) if isinstance(value, tuple) else value
+
+        own: Any = self
+        return replace(own, **{f.name: changed(getattr(self, f.name)) for f in fields(own)})
+
+    def take(self, rows: slice) -> Self:
+        """Some of the batch."""
+        return self.each(lambda tensor: tensor[rows])
+
+    def repeat(self, times: int) -> Self:
+        """The batch laid end to end `times` times."""
+        return self.each(lambda tensor: tensor.repeat(times, *(1 for _ in tensor.shape[1:])))
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors, in the order of the fields."""
+        tensors: list[Tensor] = []
+        self.each(lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
+        return tensors
+
+
 @dataclass(frozen=True)
-class Prompts:
+class Prompts(TensorRecord):
     """Encoded prompts."""
 
     embeds_BTD: Tensor
     pooled_BD: Tensor
 
-    def repeat(self, times: int) -> Prompts:
-        """The batch laid end to end `times` times."""
-        return Prompts(self.embeds_BTD.repeat(times, 1, 1), self.pooled_BD.repeat(times, 1))
-
-    def take(self, rows: slice) -> Prompts:
-        """Some of the batch."""
-        return Prompts(self.embeds_BTD[rows], self.pooled_BD[rows])
-
-    def tensors(self) -> list[Tensor]:
-        """All tensors; the first axis is the batch."""
-        return [self.embeds_BTD, self.pooled_BD]
-
 
 @dataclass(frozen=True)
-class References:
+class References(TensorRecord):
     """Encoded references: one entry per subject slot, in prompt order."""
 
     tokens: tuple[Tensor, ...]
@@ -72,25 +93,10 @@ class References:
     """How many times the same batch lies end to end, so that what is alike is computed once."""
 
     def repeat(self, times: int) -> References:
-        """The batch laid end to end `times` times."""
-        return References(
-            tuple(t.repeat(times, 1, 1) for t in self.tokens),
-            tuple(m.repeat(times, 1) for m in self.masks),
-            self.grids,
-            tuple(e.repeat(times, 1, 1) for e in self.embeds),
-            self.copies * times,
-        )
+        return replace(super().repeat(times), copies=self.copies * times)
 
     def take(self, rows: slice) -> References:
-        """Some of the batch."""
-        tokens, masks, embeds = (
-            tuple(t[rows] for t in part) for part in (self.tokens, self.masks, self.embeds)
-        )
-        return References(tokens, masks, self.grids, embeds)
-
-    def tensors(self) -> list[Tensor]:
-        """All tensors; the first axis is the batch."""
-        return [*self.tokens, *self.masks, *self.embeds]
+        return replace(super().take(rows), copies=1)
 
 
 @dataclass(frozen=True)

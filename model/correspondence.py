@@ -54,7 +54,7 @@ def capture_features(
         return
     names = config.blocks or default_blocks
     sources = _SOURCES[config.kind]
-    found: list[Tensor] = []
+    features: list[Tensor] = []
     read: dict[tuple[str, str], Tensor] = {}
     handles = []
     for key in itertools.product(names, sources):
@@ -68,12 +68,12 @@ def capture_features(
         hooked = getattr(block.attn, key[1]) if key[1] else block
         handles.append(hooked.register_forward_hook(store))
     try:
-        yield found
+        yield features
     finally:
         for handle in handles:
             handle.remove()
         parts = [[read[name, s] for s in sources if (name, s) in read] for name in names]
-        found.extend(_joined(part) for part in parts if part)
+        features.extend(_joined(part) for part in parts if part)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

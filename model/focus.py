@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from focusdpo.model.backbone import Grid, Prediction
+from focusdpo.model.backbone import Grid, Prediction, TensorRecord
 from focusdpo.model.correspondence import (
     alignment,
     attention_field,
@@ -21,28 +21,12 @@ from focusdpo.model.correspondence import (
     needed_sigma,
     similarity,
     token_confusion,
-    top_k,
 )
 from focusdpo.model.focus_config import FocusConfig
 
-__all__ = [
-    "FocusConfig",
-    "FocusMaps",
-    "FocusPriors",
-    "WeightParts",
-    "branch_parts",
-    "branch_weights",
-    "focus_maps",
-    "focus_weight",
-    "pool_to_grid",
-    "prior_weight",
-    "top_k",
-    "weight_parts",
-]
-
 
 @dataclass(frozen=True)
-class FocusPriors:
+class FocusPriors(TensorRecord):
     """What is known of an image before any forward pass."""
 
     prior_BN: Tensor
@@ -51,14 +35,6 @@ class FocusPriors:
     """m_r in {0, 1}: where each subject stands."""
     detail_BN: Tensor
     """Complexity in [0, 1], before it is cut to M_prior; of the image that `detail_image` names."""
-
-    def repeat(self, times: int) -> FocusPriors:
-        """The batch laid end to end `times` times."""
-        return FocusPriors(
-            self.prior_BN.repeat(times, 1),
-            self.subjects_BRN.repeat(times, 1, 1),
-            self.detail_BN.repeat(times, 1),
-        )
 
 
 @dataclass(frozen=True)
@@ -170,12 +146,6 @@ def focus_weight(
     return normalise(parts.total(), config)
 
 
-def prior_weight(priors: FocusPriors, config: FocusConfig) -> Tensor:
-    """W (B, N) without features: M_prior against the background (masked DPO), and M_d where the
-    config has it on without a gate."""
-    return focus_weight(*_prior_masks(priors, config), config)
-
-
 def _prior_masks(priors: FocusPriors, config: FocusConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """M_prior, M', M_d and g where there are no features."""
     nothing_BN = torch.zeros_like(priors.prior_BN)
@@ -217,7 +187,8 @@ def _joined(one: WeightParts, rows: slice, other: WeightParts, other_rows: slice
 
 def branch_weights(maps: FocusMaps | None, priors: FocusPriors, config: FocusConfig) -> Tensor:
     """W (2B, N) of winners, then losers, as `branches` says. `maps` and `priors` hold the 2B
-    images in that order; without maps (None) W is that of `prior_weight`."""
+    images in that order; without maps (None) W is M_prior against the
+    background (masked DPO), and M_d where the config has it on without a gate."""
     if maps is None:
         masks = _prior_masks(priors, config)
     else:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.model.backbone import FeatureConfig
 
-_CLOSED = ConfigDict(extra="forbid", frozen=True)
 
-
-class FocusConfig(BaseModel):
+class FocusConfig(StrictModel):
     """Where and when the loss looks (design: FocusDPO). Doubtful choices name their alternatives;
     the first value is the default reading of the paper's figure."""
-
-    model_config = _CLOSED
 
     features: FeatureConfig = Field(FeatureConfig(), description="token features to correspond on")
     features_from: Literal["policy", "reference"] = Field(
@@ -101,16 +98,9 @@ class FocusConfig(BaseModel):
         gated = self.use_detail and acts and self.gate not in ("always", "never")
         return self.use_structure or gated
 
-    @property
-    def needs_sigma(self) -> bool:
-        """Whether the maps depend on the noise level itself."""
-        return self.k_rule == "noise" or self.gate == "noise"
 
-
-class NoiseConfig(BaseModel):
+class NoiseConfig(StrictModel):
     """How noise levels are drawn."""
-
-    model_config = _CLOSED
 
     distribution: Literal["logit_normal", "uniform", "beta"] = Field(
         "logit_normal", description="of sigma; beta: Beta(bump, bump), a bump about the middle"
@@ -128,10 +118,8 @@ class NoiseConfig(BaseModel):
     )
 
 
-class PremiseConfig(BaseModel):
+class PremiseConfig(StrictModel):
     """What is measured over many pairs: does alignment rise as noise falls?"""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     sigmas: tuple[float, ...] = Field(
         (0.95, 0.85, 0.7, 0.55, 0.4, 0.25, 0.1, 0.02),

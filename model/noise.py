@@ -17,8 +17,6 @@ from torch import Tensor
 from focusdpo.data_schemas.scenes import stable_hash
 from focusdpo.model.focus_config import NoiseConfig
 
-__all__ = ["NoiseConfig", "add_noise", "draw_noise", "sigma_from_uniform", "velocity_target"]
-
 
 def sigma_from_uniform(u_B: Tensor, config: NoiseConfig) -> Tensor:
     """Uniform numbers in (0, 1) -> noise levels in (0, 1), by the inverse of their distribution."""

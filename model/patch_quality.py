@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from focusdpo.model.adapter import reference_policy
-from focusdpo.model.backbone import Backbone, Prediction, Prompts, References
+from focusdpo.model.backbone import Backbone, Prediction, Prompts, References, TensorRecord
 from focusdpo.model.training.config import PatchConfig
 
 _NOISE_SEED = 0
 
 
 @dataclass(frozen=True)
-class PatchQuality:
+class PatchQuality(TensorRecord):
     """Quality in [0, 1] per token."""
 
     win_BN: Tensor

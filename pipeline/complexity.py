@@ -12,9 +12,10 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from scipy import ndimage, special
 
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.pipeline.parts import Image, Mask
 
 VERSION = 1
@@ -24,10 +25,8 @@ LUMA = (0.299, 0.587, 0.114)
 Map = NDArray[np.float32]
 
 
-class ComplexityConfig(BaseModel):
+class ComplexityConfig(StrictModel):
     """The estimator, its window and the scaling of M_d."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     estimator: Literal["gaussian", "histogram"] = Field(
         default="gaussian",
@@ -122,8 +121,8 @@ def histogram_entropy(
     bin_HW = np.clip((blurred * bins).astype(np.intp), 0, bins - 1)
     size = int((2 * _half_widths(radius, window) + 1).sum())
     entropy = np.full(luma_HW.shape, np.log(size))
-    for one in np.unique(bin_HW):  # log(size) - sum of n log(n) / size
-        count = window_counts(bin_HW == one, radius, window)
+    for level in np.unique(bin_HW):  # log(size) - sum of n log(n) / size
+        count = window_counts(bin_HW == level, radius, window)
         entropy -= special.xlogy(count, count) / size
     return entropy
 
@@ -157,8 +156,3 @@ def complexity_map(image: Image, prior: Mask, config: ComplexityConfig | None = 
     else:
         entropy = local_entropy(luma(image), config.sigma * height, config.eps)
     return scale_inside(entropy, prior, config.low, config.high)
-
-
-def as_bytes(complexity: Map) -> NDArray[np.uint8]:
-    """M_d as the shard stores it: 0 to 255."""
-    return np.rint(complexity * 255).astype(np.uint8)

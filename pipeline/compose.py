@@ -1,16 +1,13 @@
 """Stage compose: subjects -> scenes.
 
-Whether a set is drawn is a function of its members alone, so a new subject changes no set that is
-there. Each name has a place on a circle of 2**64; a set is a candidate when the sum of its
-members' places falls into a short arc, and is drawn when one hash of the set agrees, too. Partners
-with a sum in an arc lie side by side among sorted places, so candidates are found without asking
-every set: a draw costs about four hashes, whatever the number of subjects.
-
 Stable: whether subjects stand together, in which order, on which background, is decided by hashes
 of that set of subjects alone. So adding a subject adds scenes and changes none.
 
-Above a rate of 1/64 every set of a size is asked; below, candidates are found by `pipeline.compose`
-in time that grows with how many are chosen and not with how many there are.
+Above a rate of 1/64 every set of a size is asked by its own hash. Below, candidates are found
+without asking every set: each name has a place on a circle of 2**64; a set is a candidate when the
+sum of its members' places falls into a short arc, and is drawn when one hash of the set agrees,
+too. Partners with a sum in an arc lie side by side among sorted places, so a draw costs about four
+hashes, whatever the number of subjects.
 """
 
 from __future__ import annotations
@@ -23,10 +20,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.scenes import Scene, stable_hash, stable_id
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.data_schemas.subjects import Subject
 
 DENSE = 1 / 64
@@ -43,10 +41,10 @@ def sparse_sets(ids: Sequence[str], size: int, rate: float, seed: int) -> Iterat
     A share of `rate` (at most `DENSE`) of all sets; a higher rate draws these sets and more.
     """
     arc = THINNING * rate
-    found = (
+    candidates = (
         _pairs(_places(ids, "two", seed), arc) if size == 2 else _triples(ids, math.sqrt(arc), seed)
     )
-    for places in found:
+    for places in candidates:
         names = [ids[place] for place in places]
         if stable_hash("chosen", seed, *names) < 2**64 // THINNING:
             yield places
@@ -58,12 +56,12 @@ def num_sets(classes: Sequence[str], size: int, same_class: bool) -> int:
         return math.comb(len(classes), size)
     counts = Counter(classes).values()
     # Elementary symmetric polynomials of the classes' counts, by Newton's identities.
-    one, two, three = (sum(count**power for count in counts) for power in (1, 2, 3))
-    return (one, (one**2 - two) // 2, (one**3 - 3 * one * two + 2 * three) // 6)[size - 1]
+    ones, twos, threes = (sum(count**power for count in counts) for power in (1, 2, 3))
+    return (ones, (ones**2 - twos) // 2, (ones**3 - 3 * ones * twos + 2 * threes) // 6)[size - 1]
 
 
 def _places(ids: Sequence[str], what: str, seed: int) -> Places:
-    return np.array([stable_hash("place", what, seed, one) for one in ids], np.uint64)
+    return np.array([stable_hash("place", what, seed, name) for name in ids], np.uint64)
 
 
 def _pairs(places: Places, arc: float) -> Iterator[tuple[int, int]]:
@@ -112,10 +110,8 @@ TEMPLATES: Mapping[int, str] = {
 """Prompt by number of subjects; the words go in by scene order."""
 
 
-class ComposeConfig(BaseModel):
+class ComposeConfig(StrictModel):
     """Which subjects stand together, and how often."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     single_rate: float = Field(1.0, ge=0, le=1, description="share of subjects that stand alone")
     pair_rate: float = Field(1.0, ge=0, le=1, description="share of the sets of two subjects")
@@ -165,7 +161,7 @@ def _check_input(subjects: Sequence[Subject], backgrounds: Sequence[str]) -> Non
     if not subjects:
         raise UserError("compose: no subjects; bring at least one")
     counts = Counter(subject.id for subject in subjects)
-    if twice := sorted(one for one, count in counts.items() if count > 1):
+    if twice := sorted(name for name, count in counts.items() if count > 1):
         raise UserError(f"compose: subjects {twice} are there twice; give each its own name")
     if not backgrounds:
         raise UserError("compose: no backgrounds; name at least one")
@@ -176,7 +172,7 @@ def _chosen_sets(
 ) -> Iterable[tuple[Subject, ...]]:
     """The chosen sets, members by id."""
     ordered = sorted(subjects, key=lambda subject: subject.id)
-    classes = [one.class_name for one in ordered]
+    classes = [subject.class_name for subject in ordered]
     expected = sum(
         rate * num_sets(classes, size, config.same_class) for size, rate in config.rates.items()
     )
@@ -203,7 +199,7 @@ def _sets_of(
             if _is_apart(members, config) and _is_chosen(members, rate, config):
                 yield members
         return
-    ids = [one.id for one in ordered]
+    ids = [subject.id for subject in ordered]
     for places in sparse_sets(ids, size, rate, config.seed):
         members = tuple(ordered[place] for place in places)
         if _is_apart(members, config):
@@ -211,11 +207,11 @@ def _sets_of(
 
 
 def _is_apart(members: tuple[Subject, ...], config: ComposeConfig) -> bool:
-    return config.same_class or len({one.class_name for one in members}) == len(members)
+    return config.same_class or len({subject.class_name for subject in members}) == len(members)
 
 
 def _is_chosen(members: tuple[Subject, ...], rate: float, config: ComposeConfig) -> bool:
-    ids = [one.id for one in members]
+    ids = [subject.id for subject in members]
     return rate == 1 or stable_hash("chosen", config.seed, *ids) < rate * 2**64
 
 
@@ -233,7 +229,7 @@ def _scenes_of(
     members: tuple[Subject, ...], backgrounds: Sequence[str], config: ComposeConfig
 ) -> Iterable[Scene]:
     """The variants of a set."""
-    ids = [one.id for one in members]
+    ids = [subject.id for subject in members]
     orders = list(itertools.permutations(members))
     first = stable_hash("order", config.seed, *ids)
     start = stable_hash("background", config.seed, *ids)
@@ -242,14 +238,14 @@ def _scenes_of(
         # Both walk on with the variant, so that the variants of a set differ and favour no order.
         order = orders[(first + variant) % len(orders)]
         background = backgrounds[(start + variant) % len(backgrounds)]
-        classes = tuple(one.class_name for one in order)
+        classes = tuple(subject.class_name for subject in order)
         prompt = TEMPLATES[len(order)].format(*classes, background=background)
-        names_and_digests = [part for one in order for part in (one.id, one.digest)]
+        names_and_digests = [part for subject in order for part in (subject.id, subject.digest)]
         scene_id = stable_id("scene", prompt, variant, *names_and_digests)
         yield Scene(
             id=scene_id,
             partition=partition,
-            subject_ids=tuple(one.id for one in order),
+            subject_ids=tuple(subject.id for subject in order),
             class_names=classes,
             prompt=prompt,
             variant=variant,

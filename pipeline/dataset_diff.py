@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from focusdpo.data_schemas.shards import IndexRow
-from focusdpo.pipeline.reviews import original_id
+from focusdpo.pipeline.audit import original_id
 from focusdpo.store.artefacts import Store
 from focusdpo.store.index import PartitionRow, partitions_of, reviewed_of
 from focusdpo.store.versions import DatasetVersion, open_version
@@ -65,7 +65,7 @@ def diff(store: Store, a: str, b: str, compare: Compare = lambda one, other: ())
     changed = [
         row for name, row in after.items() if name in before and before[name].digest != row.digest
     ]
-    shards = [{one["name"]: one["bytes"] for one in v.manifest["shards"]} for v in (old, new)]
+    shards = [{shard["name"]: shard["bytes"] for shard in v.manifest["shards"]} for v in (old, new)]
     return DatasetDiff(
         a=old.id,
         b=new.id,
@@ -102,8 +102,8 @@ class _Reasons:
     def __init__(
         self, store: Store, old: DatasetVersion, new: DatasetVersion, causes: Sequence[str]
     ) -> None:
-        was = {one["id"]: one for one in old.manifest["subjects"]}
-        now = {one["id"]: one for one in new.manifest["subjects"]}
+        was = {subject["id"]: subject for subject in old.manifest["subjects"]}
+        now = {subject["id"]: subject for subject in new.manifest["subjects"]}
         both = sorted(was.keys() & now.keys())
         changed = [name for name in both if was[name]["digest"] != now[name]["digest"]]
         self.subjects = {
@@ -114,9 +114,12 @@ class _Reasons:
         }
         self._causes = list(causes)
         self._verdicts = [
-            {row.pair_id: row.verdict for row in reviewed_of(store, one.id)} for one in (old, new)
+            {row.pair_id: row.verdict for row in reviewed_of(store, version.id)}
+            for version in (old, new)
         ]
-        self._partitions = [_by_partition(partitions_of(store, one.id)) for one in (old, new)]
+        self._partitions = [
+            _by_partition(partitions_of(store, version.id)) for version in (old, new)
+        ]
 
     def count(self, rows: Iterable[IndexRow], what: str) -> dict[str, int]:
         """Reason -> pairs, the commonest first."""
@@ -124,9 +127,9 @@ class _Reasons:
 
     def _why(self, row: IndexRow, what: str) -> str:
         for kind in (what, "changed"):
-            if names := [one for one in row.subject_ids if one in self.subjects[kind]]:
+            if names := [name for name in row.subject_ids if name in self.subjects[kind]]:
                 return f"subject {kind}: {', '.join(sorted(names))}"
-        before, after = (one.get(original_id(row.pair_id)) for one in self._verdicts)
+        before, after = (verdicts.get(original_id(row.pair_id)) for verdicts in self._verdicts)
         if before != after:
             return f"review: {after or 'withdrawn'}"
         old, new = self._partitions
@@ -159,4 +162,4 @@ def _yield(manifest: Mapping[str, Any]) -> float:
 
 
 def _seconds(manifest: Mapping[str, Any]) -> float:
-    return round(sum(one["seconds"] for one in manifest["stages"].values()), 3)
+    return round(sum(stage["seconds"] for stage in manifest["stages"].values()), 3)

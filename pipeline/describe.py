@@ -10,9 +10,10 @@ import logging
 import re
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from focusdpo.data_schemas.candidates import Described, Instance, Sampled
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.pipeline.parts import Captioner, Image, Mask
 from focusdpo.pipeline.stage import ImageReader, StageOutput, chunks, read_mask
 
@@ -57,10 +58,8 @@ _GAP = ""
 _WORD = re.compile(r"[a-z0-9'-]+|,")
 
 
-class DescribeConfig(BaseModel):
+class DescribeConfig(StrictModel):
     """How words are taken from a captioner."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_words: int = Field(default=12, ge=1, description="Longest caption; a longer one is cut.")
     batch: int = Field(default=32, ge=1, description="Most instances in one call of the captioner.")
@@ -90,12 +89,12 @@ def describe(
     seen = [i for i in instances if i.mask is not None]
     records = []
     for part in chunks(seen, config.batch):
-        said = captioner.caption(
+        answers = captioner.caption(
             [images(image_of[i.candidate_id]) for i in part],
             [read_mask(images, i.mask) for i in part if i.mask is not None],
             [i.class_name for i in part],
         )
-        for instance, words in zip(part, said, strict=True):
+        for instance, words in zip(part, answers, strict=True):
             caption = without_appearance(words, instance.class_name, config.max_words)
             records.append(Described(instance=instance, caption=caption))
     log.info("describe: %d instances", len(records))
@@ -110,8 +109,8 @@ def without_appearance(caption: str, class_name: str, max_words: int = 12) -> st
     does not hold it, or holds nothing else, becomes the class name.
     """
     name = class_name.lower()
-    before, found, after = _split_at(caption.lower(), name)
-    if not found:
+    before, is_named, after = _split_at(caption.lower(), name)
+    if not is_named:
         return class_name
     lead: list[str] = []
     for word in _without_looks(before):

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from scipy import ndimage
 
 from focusdpo.data_schemas.candidates import Described, Disrupted, DisruptMode, Sampled
 from focusdpo.data_schemas.scenes import Scene, stable_hash, stable_id
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.pipeline.parts import Image, Inpainter, Mask, ReferenceImage
 from focusdpo.pipeline.stage import (
@@ -31,8 +32,7 @@ from focusdpo.pipeline.stage import (
     mask_image,
     member,
     read_mask,
-    read_reference,
-    scene_references,
+    read_references,
 )
 
 
@@ -71,10 +71,8 @@ VERSION = 1
 log = logging.getLogger(__name__)
 
 
-class DisruptConfig(BaseModel):
+class DisruptConfig(StrictModel):
     """What is repainted, how often, and how it is pasted back."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     attempts: int = Field(
         default=1, ge=1, description="Disrupted candidates per sampled candidate."
@@ -143,16 +141,16 @@ def disrupt(
     """
     by_id = {scene.id: scene for scene in scenes}
     jobs = [
-        _plan(by_id[one.scene_id], one, found, attempt, images, config, prefix)
-        for one in sampled
-        if (found := _complete(by_id[one.scene_id], one, described)) is not None
+        _plan(by_id[candidate.scene_id], candidate, whole, attempt, images, config, prefix)
+        for candidate in sampled
+        if (whole := _complete(by_id[candidate.scene_id], candidate, described)) is not None
         for attempt in range(config.attempts)
     ]
     plain = [job for job in jobs if job.record.mode != "swap"]
     done = _repaint_from_text(plain, inpainter, config)
     swaps = [job for job in jobs if job.record.mode == "swap"]
     pictures = {
-        scene.id: [read_reference(images, r) for r in scene_references(scene, subjects, reference)]
+        scene.id: read_references(images, scene, subjects, reference)
         for scene in {job.scene.id: job.scene for job in swaps}.values()
     }
     done += _swap(swaps, pictures, inpainter, config)
@@ -203,46 +201,48 @@ def repaint_prompt(scene: Scene, captions: Sequence[str]) -> str:
 
 
 def _complete(
-    scene: Scene, one: Sampled, described: Sequence[Described]
+    scene: Scene, candidate: Sampled, described: Sequence[Described]
 ) -> tuple[Described, ...] | None:
     """The description of each subject in scene order, if each was found exactly once."""
-    own = {d.instance.subject_id: d for d in described if d.instance.candidate_id == one.id}
-    found = [own.get(name) for name in scene.subject_ids]
-    whole = tuple(d for d in found if d is not None and d.instance.found == "one")
-    return whole if len(whole) == len(found) else None
+    own = {d.instance.subject_id: d for d in described if d.instance.candidate_id == candidate.id}
+    descriptions = [own.get(name) for name in scene.subject_ids]
+    whole = tuple(d for d in descriptions if d is not None and d.instance.found == "one")
+    return whole if len(whole) == len(descriptions) else None
 
 
 def _plan(
     scene: Scene,
-    one: Sampled,
-    found: Sequence[Described],
+    candidate: Sampled,
+    descriptions: Sequence[Described],
     attempt: int,
     images: ImageReader,
     config: DisruptConfig,
     prefix: str,
 ) -> _Job:
-    count = len(found)
-    name = stable_id("disrupted", one.id, attempt)
+    count = len(descriptions)
+    name = stable_id("disrupted", candidate.id, attempt)
     mode = choose_mode(name, config.weights(count))
     places = choose_subset(name, count) if mode == "subset" else tuple(range(count))
     record = Disrupted(
         id=name,
         scene_id=scene.id,
-        parent_id=one.id,
+        parent_id=candidate.id,
         mode=mode,
         subject_ids=tuple(scene.subject_ids[place] for place in places),
-        seed=stable_hash("disrupt", one.seed, attempt) % 2**31,
+        seed=stable_hash("disrupt", candidate.seed, attempt) % 2**31,
         image=image_key(prefix, name),
         prior=image_key(prefix, f"{name}-prior"),
     )
-    masks = tuple(read_mask(images, d.instance.mask) for d in found if d.instance.mask is not None)
+    masks = tuple(
+        read_mask(images, d.instance.mask) for d in descriptions if d.instance.mask is not None
+    )
     return _Job(
         record=record,
         scene=scene,
-        captions=tuple(d.caption for d in found),
+        captions=tuple(d.caption for d in descriptions),
         masks=masks,
         places=places,
-        picture=images(one.image),
+        picture=images(candidate.image),
         touched=np.zeros(masks[0].shape, dtype=bool),
     )
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from focusdpo.data_schemas.candidates import Sampled
 from focusdpo.data_schemas.scenes import Scene, candidate_seed, stable_id
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.pipeline.parts import Generator, Image, ReferenceImage
 from focusdpo.pipeline.stage import (
@@ -18,8 +19,7 @@ from focusdpo.pipeline.stage import (
     chunks,
     image_key,
     member,
-    read_reference,
-    scene_references,
+    read_references,
 )
 
 VERSION = 1
@@ -27,10 +27,8 @@ VERSION = 1
 log = logging.getLogger(__name__)
 
 
-class GenerateConfig(BaseModel):
+class GenerateConfig(StrictModel):
     """How many candidates a scene gets, and what the generator is shown."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     candidates: int = Field(default=4, ge=1, le=64, description="Sampled candidates per scene.")
     reference: ReferenceChoice = Field(
@@ -54,7 +52,9 @@ def generate(
     `subjects` maps ids to the scene's subjects. New pictures are named by candidate id.
     """
     wanted = [(scene, index) for scene in scenes for index in range(config.candidates)]
-    references = {s.id: _references(s, subjects, images, config.reference) for s in scenes}
+    references = {
+        scene.id: read_references(images, scene, subjects, config.reference) for scene in scenes
+    }
     seeds = [candidate_seed(scene.seed, index) for scene, index in wanted]
     painted = paint(
         [scene.prompt for scene, _ in wanted],
@@ -91,12 +91,6 @@ def paint(
             )
             painted.update(zip(part, made, strict=True))
     return [painted[at] for at in range(len(prompts))]
-
-
-def _references(
-    scene: Scene, subjects: Mapping[str, Subject], images: ImageReader, choice: ReferenceChoice
-) -> list[ReferenceImage]:
-    return [read_reference(images, r) for r in scene_references(scene, subjects, choice)]
 
 
 def _record(scene: Scene, index: int, seed: int, prefix: str) -> Sampled:

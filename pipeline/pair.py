@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from focusdpo.data_schemas.candidates import Described, Disrupted, Instance, Sampled, Scored
 from focusdpo.data_schemas.pairs import Pair, PairSource, Reason, Reject
 from focusdpo.data_schemas.scenes import Scene, stable_id
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.data_schemas.subjects import ImageKey, Subject
 from focusdpo.pipeline.parts import Mask
 from focusdpo.pipeline.stage import (
@@ -36,10 +37,8 @@ Why = tuple[Reason, str]
 """Reason and its numbers in words."""
 
 
-class PairConfig(BaseModel):
+class PairConfig(StrictModel):
     """When two candidates make a pair. Identity and CLIP-T are cosines."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     min_winner_identity: float = Field(
         default=0.5, ge=-1, le=1, description="Least identity of the winner's worst subject."
@@ -91,13 +90,13 @@ class PairConfig(BaseModel):
     max_rank_per_scene: int = Field(default=1, ge=0, description="Most rank pairs of a scene.")
 
 
-def incomplete(found: Sequence[Instance]) -> Why | None:
+def incomplete(instances: Sequence[Instance]) -> Why | None:
     """Why a sampled candidate cannot win, if a subject was not found exactly once."""
-    missing = [i for i in found if i.found == "missing"]
+    missing = [i for i in instances if i.found == "missing"]
     if missing:
         names = ", ".join(i.subject_id for i in missing)
-        return "missing_subject", f"{len(missing)} of {len(found)} subjects not found: {names}"
-    twice = [i for i in found if i.found == "duplicate"]
+        return "missing_subject", f"{len(missing)} of {len(instances)} subjects not found: {names}"
+    twice = [i for i in instances if i.found == "duplicate"]
     if twice:
         names = ", ".join(f"{i.subject_id} {1 + i.extra} times" for i in twice)
         return "duplicate_subject", f"found more than once: {names}"
@@ -217,7 +216,7 @@ def pair(
     context = _Context(
         scenes={scene.id: scene for scene in scenes},
         subjects=subjects,
-        sampled={one.id: one for one in sampled},
+        sampled={candidate.id: candidate for candidate in sampled},
         found=_found(scenes, sampled, instances),
         captions={(d.instance.candidate_id, d.instance.subject_id): d.caption for d in described},
         scored={s.candidate_id: s for s in scored},
@@ -228,7 +227,7 @@ def pair(
     )
     output: StageOutput[Pair] = StageOutput([])
     for scene in scenes:
-        own = [one for one in sampled if one.scene_id == scene.id]
+        own = [candidate for candidate in sampled if candidate.scene_id == scene.id]
         if config.max_disrupt_per_scene:
             repaints = [d for d in disrupted if d.scene_id == scene.id]
             _disrupt_pairs(own, repaints, context, output)
@@ -244,10 +243,10 @@ def _disrupt_pairs(
     context: _Context,
     output: StageOutput[Pair],
 ) -> None:
-    for one in sampled:
-        why = incomplete(context.found[one.id])
+    for candidate in sampled:
+        why = incomplete(context.found[candidate.id])
         if why is not None:
-            output.rejects.append(_reject(one.scene_id, one.id, "disrupt", why))
+            output.rejects.append(_reject(candidate.scene_id, candidate.id, "disrupt", why))
     made = []
     for other in disrupted:
         win, lose = context.scored[other.parent_id], context.scored[other.id]
@@ -265,7 +264,11 @@ def _disrupt_pairs(
 def _rank_pairs(
     scene: Scene, sampled: Sequence[Sampled], context: _Context, output: StageOutput[Pair]
 ) -> None:
-    usable = [context.scored[one.id] for one in sampled if context.scored[one.id].complete]
+    usable = [
+        context.scored[candidate.id]
+        for candidate in sampled
+        if context.scored[candidate.id].complete
+    ]
     if len(usable) < 2:
         detail = f"{len(usable)} of {len(sampled)} candidates show every subject once"
         first = sampled[0].id if sampled else ""
@@ -293,13 +296,13 @@ def _keep_best(made: Sequence[Pair], quota: int, output: StageOutput[Pair]) -> N
     """The `quota` pairs of widest margin, in the order they were made; the others are surplus."""
     ranked = sorted(made, key=lambda p: (-p.margin, p.id))
     kept = {p.id for p in ranked[:quota]}
-    for one in made:
-        if one.id in kept:
-            output.records.append(one)
+    for pair in made:
+        if pair.id in kept:
+            output.records.append(pair)
         else:
-            detail = f"margin {one.margin:.3f} is not among the {quota} widest of {len(made)}"
+            detail = f"margin {pair.margin:.3f} is not among the {quota} widest of {len(made)}"
             why: Why = ("surplus", detail)
-            output.rejects.append(_reject(one.scene_id, one.lose_id, one.source, why))
+            output.rejects.append(_reject(pair.scene_id, pair.lose_id, pair.source, why))
 
 
 def _pair(
@@ -352,8 +355,10 @@ def _found(
     by_id = {scene.id: scene for scene in scenes}
     by_place = {(i.candidate_id, i.subject_id): i for i in instances}
     return {
-        one.id: tuple(by_place[one.id, name] for name in by_id[one.scene_id].subject_ids)
-        for one in sampled
+        candidate.id: tuple(
+            by_place[candidate.id, name] for name in by_id[candidate.scene_id].subject_ids
+        )
+        for candidate in sampled
     }
 
 

@@ -13,6 +13,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from focusdpo.data_schemas.errors import UserError
+
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Vectors = NDArray[np.float32]
@@ -74,6 +76,21 @@ class Inpainter(Part, Protocol):
         """Each image with its masked region repainted from prompt and references (none: text
         only). Pixels outside the mask may change slightly; the caller pastes back."""
         ...
+
+
+def check_calls(
+    prompts: Sequence[str],
+    references: Sequence[Sequence[ReferenceImage]],
+    *others: Sequence[object],
+) -> None:
+    """UserError unless all have one entry per prompt and all prompts equally many references."""
+    counts = [len(other) for other in others]
+    if {len(references), *counts} != {len(prompts)} or len({len(row) for row in references}) > 1:
+        raise UserError(
+            f"painter: {len(prompts)} prompts with {[len(row) for row in references]} references"
+            f" and {counts} seeds (images, masks); give one of each per prompt and equally many"
+            " references to every prompt of a call"
+        )
 
 
 class Segmenter(Part, Protocol):

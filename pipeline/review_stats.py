@@ -13,15 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
-from focusdpo.data_schemas.reviews import Decision, Review
-from focusdpo.pipeline.reviews import Judged, standing, verdict_of
+from focusdpo.data_schemas.pairs import Decision, Review
+from focusdpo.pipeline.audit import Judged, standing, verdict_of
 
 PREFERENCE: Mapping[Decision, int] = {"accept": 1, "reject": 0, "swap": -1}
 """How a reviewer stands to the scorers' winner."""
-Z = 1.959963984540054
-"""Two-sided 95 % of the normal distribution."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +80,11 @@ class Statistics:
 def statistics(reviews: Sequence[Review]) -> Statistics:
     """All figures of an audit."""
     held = standing(reviews)
-    counted = [one for by in held.values() for one in by.values()]
+    counted = [review for by in held.values() for review in by.values()]
     reviewers: dict[str, Counter[str]] = {}
-    for one in counted:
-        reviewers.setdefault(one.reviewer, Counter())[one.decision] += 1
-    units = [[one.decision for one in by.values()] for by in held.values()]
+    for review in counted:
+        reviewers.setdefault(review.reviewer, Counter())[review.decision] += 1
+    units = [[review.decision for review in by.values()] for by in held.values()]
     verdicts = Counter(str(verdict_of(unit)) for unit in units)
     return Statistics(
         decisions=len(reviews),
@@ -100,7 +96,7 @@ def statistics(reviews: Sequence[Review]) -> Statistics:
         alpha=krippendorff_alpha(units),
         between=between(held),
         scorers=with_scorers(counted),
-        scorers_blind=with_scorers([one for one in counted if one.blind]),
+        scorers_blind=with_scorers([review for review in counted if review.blind]),
     )
 
 
@@ -115,7 +111,7 @@ def between(held: Mapping[Judged, Mapping[str, Review]]) -> list[PairOfReviewers
             a=a,
             b=b,
             pairs=len(labels),
-            agreement=sum(one == other for one, other in labels) / len(labels),
+            agreement=sum(first == second for first, second in labels) / len(labels),
             kappa=cohen_kappa(labels),
         )
         for (a, b), labels in sorted(both.items())
@@ -164,7 +160,7 @@ def krippendorff_alpha(units: Iterable[Sequence[str]]) -> float | None:
 
 def with_scorers(reviews: Sequence[Review]) -> WithScorers:
     """Decisions that count, beside what the scorers say of the same pairs."""
-    counts = Counter(one.decision for one in reviews)
+    counts = Counter(review.decision for review in reviews)
     preferring = counts["accept"] + counts["swap"]
     share = counts["accept"] / preferring if preferring else None
     low, high = wilson(counts["accept"], preferring)
@@ -177,28 +173,26 @@ def with_scorers(reviews: Sequence[Review]) -> WithScorers:
         low=low,
         high=high,
         rank_correlation=rank_correlation(
-            [PREFERENCE[one.decision] for one in reviews], [one.margin for one in reviews]
+            [PREFERENCE[review.decision] for review in reviews],
+            [review.margin for review in reviews],
         ),
     )
 
 
 def wilson(hits: int, total: int) -> tuple[float | None, float | None]:
     """Wilson's 95 % interval of a share."""
+    from scipy.stats import binomtest
+
     if not total:
         return None, None
-    share = hits / total
-    centre = share + Z**2 / (2 * total)
-    spread = Z * math.sqrt(share * (1 - share) / total + Z**2 / (4 * total**2))
-    scale = 1 + Z**2 / total
-    # With none or all hits one end is the share itself, which rounding may miss by a hair.
-    low, high = (centre - spread) / scale, (centre + spread) / scale
-    return min(share, max(0.0, low)), max(share, min(1.0, high))
+    interval = binomtest(hits, total).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
-def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
+def rank_correlation(values: Sequence[float], others: Sequence[float]) -> float | None:
     """Spearman's rank correlation, ties at their mean rank; None where either does not vary."""
-    if len(set(one)) < 2 or len(set(other)) < 2:
-        return None
-    from scipy.stats import rankdata
+    from scipy.stats import spearmanr
 
-    return float(np.corrcoef(rankdata(one), rankdata(other))[0, 1])
+    if len(set(values)) < 2 or len(set(others)) < 2:
+        return None
+    return float(spearmanr(values, others).statistic)

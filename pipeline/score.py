@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from focusdpo.data_schemas.candidates import Disrupted, Instance, Kind, Sampled, Scored
 from focusdpo.data_schemas.scenes import Scene
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.pipeline.matching import Matrix, leakage_margins, similarity_matrix
 from focusdpo.pipeline.parts import (
@@ -25,8 +26,8 @@ from focusdpo.pipeline.parts import (
     TextImageEncoder,
     Vectors,
 )
-from focusdpo.pipeline.segment import embed_in_chunks, embed_references
-from focusdpo.pipeline.stage import ImageReader, StageOutput, chunks, read_mask, read_reference
+from focusdpo.pipeline.segment import all_pictures, embed_in_chunks, embed_references
+from focusdpo.pipeline.stage import ImageReader, StageOutput, chunks, read_mask
 
 VERSION = 1
 ABSENT = -1.0
@@ -35,10 +36,8 @@ ABSENT = -1.0
 log = logging.getLogger(__name__)
 
 
-class ScoreConfig(BaseModel):
+class ScoreConfig(StrictModel):
     """How crops are cut and batched."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     crop_margin: float = Field(
         default=0.1,
@@ -77,9 +76,9 @@ def score(
     """A `Scored` for every candidate, sampled first, in the orders given; no new pictures."""
     candidates = _gather(scenes, sampled, disrupted, instances, images)
     tables = identity_tables(
-        [one.scene.subject_ids for one in candidates],
-        [one.picture for one in candidates],
-        [one.masks for one in candidates],
+        [candidate.scene.subject_ids for candidate in candidates],
+        [candidate.picture for candidate in candidates],
+        [candidate.masks for candidate in candidates],
         embed_references(subjects, images, identity),
         identity,
         config.batch,
@@ -143,19 +142,19 @@ def _gather(
     images: ImageReader,
 ) -> list[_Candidate]:
     by_id = {scene.id: scene for scene in scenes}
-    found: dict[str, dict[str, Instance]] = {}
+    instances_of: dict[str, dict[str, Instance]] = {}
     for instance in instances:
-        found.setdefault(instance.candidate_id, {})[instance.subject_id] = instance
+        instances_of.setdefault(instance.candidate_id, {})[instance.subject_id] = instance
     gathered = {}
-    for one in sampled:
-        scene, own = by_id[one.scene_id], found.get(one.id, {})
+    for candidate in sampled:
+        scene, own = by_id[candidate.scene_id], instances_of.get(candidate.id, {})
         looked = [own.get(name) for name in scene.subject_ids]
         keys = [i.mask if i is not None else None for i in looked]
-        gathered[one.id] = _Candidate(
-            id=one.id,
+        gathered[candidate.id] = _Candidate(
+            id=candidate.id,
             scene=scene,
             kind="sampled",
-            picture=images(one.image),
+            picture=images(candidate.image),
             masks=tuple(read_mask(images, key) if key else None for key in keys),
             complete=all(i is not None and i.found == "one" for i in looked),
             background=0.0,
@@ -215,15 +214,16 @@ def _clip_i(
     config: ScoreConfig,
 ) -> list[NDArray[np.float64]]:
     """CLIP-I per subject: mean over its pictures of their cosine to the crop."""
-    owners = [(name, r) for name in sorted(subjects) for r in subjects[name].references]
-    pictures = [read_reference(images, reference) for _, reference in owners]
+    names, pictures = all_pictures(subjects, images)
     shown = _embed_images(
         [crop_on_white(p.image, p.mask, config.crop_margin) for p in pictures], clip, config.batch
     )
-    names = np.array([name for name, _ in owners])
-    crops = _crops([one.picture for one in candidates], [one.masks for one in candidates])
+    crops = _crops(
+        [candidate.picture for candidate in candidates],
+        [candidate.masks for candidate in candidates],
+    )
     cut = [crop_on_white(picture, mask, config.crop_margin) for _, _, picture, mask in crops]
-    values = [np.full(len(one.masks), ABSENT) for one in candidates]
+    values = [np.full(len(candidate.masks), ABSENT) for candidate in candidates]
     for (at, place, _, _), vector in zip(
         crops, _embed_images(cut, clip, config.batch), strict=True
     ):
@@ -236,12 +236,14 @@ def _clip_t(
     candidates: Sequence[_Candidate], clip: TextImageEncoder, batch: int
 ) -> NDArray[np.float64]:
     """Cosine of each whole picture and its scene's prompt."""
-    prompts = sorted({one.scene.prompt for one in candidates})
+    prompts = sorted({candidate.scene.prompt for candidate in candidates})
     if not prompts:
         return np.zeros(0)
     texts = np.asarray(clip.embed_texts(prompts), dtype=np.float64)
-    whole = _embed_images([one.picture for one in candidates], clip, batch).astype(np.float64)
-    rows = [prompts.index(one.scene.prompt) for one in candidates]
+    whole = _embed_images([candidate.picture for candidate in candidates], clip, batch).astype(
+        np.float64
+    )
+    rows = [prompts.index(candidate.scene.prompt) for candidate in candidates]
     cosine: NDArray[np.float64] = (whole * texts[rows]).sum(axis=1)
     return cosine
 

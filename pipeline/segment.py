@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from numpy.typing import NDArray
+from pydantic import Field
 
 from focusdpo.data_schemas.candidates import Found, Instance, Sampled
 from focusdpo.data_schemas.scenes import Scene
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.pipeline.matching import NOBODY, Matrix, assign, similarity_matrix
 from focusdpo.pipeline.parts import (
@@ -22,6 +24,7 @@ from focusdpo.pipeline.parts import (
     IdentityEncoder,
     Image,
     Mask,
+    ReferenceImage,
     Segmenter,
     Vectors,
 )
@@ -40,10 +43,8 @@ VERSION = 1
 log = logging.getLogger(__name__)
 
 
-class SegmentConfig(BaseModel):
+class SegmentConfig(StrictModel):
     """When a detection counts as an instance."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     min_confidence: float = Field(
         default=0.5, ge=0, le=1, description="Least confidence of an instance."
@@ -87,10 +88,12 @@ def segment(
     by_id = {scene.id: scene for scene in scenes}
     pixels = [images(s.image) for s in sampled]
     words = [_words(by_id[s.scene_id]) for s in sampled]
-    found: list[list[Detection]] = []
+    detected: list[list[Detection]] = []
     for part in chunks(range(len(sampled)), config.batch):
-        found += segmenter.segment([pixels[at] for at in part], [tuple(words[at]) for at in part])
-    kept = [usable(detections, config) for detections in found]
+        detected += segmenter.segment(
+            [pixels[at] for at in part], [tuple(words[at]) for at in part]
+        )
+    kept = [usable(detections, config) for detections in detected]
     claims = [
         _Word(at, places, tuple(d for d in kept[at] if d.class_name == word))
         for at in range(len(sampled))
@@ -116,12 +119,12 @@ def segment(
 def usable(detections: Sequence[Detection], config: SegmentConfig) -> list[Detection]:
     """Detections over the thresholds, most confident first, without those of the same thing."""
     kept: list[Detection] = []
-    for one in sorted(detections, key=lambda d: (-d.confidence, d.box, d.class_name)):
-        big_enough = one.mask.mean() >= max(config.min_area, 1 / one.mask.size)
-        if one.confidence < config.min_confidence or not big_enough:
+    for detection in sorted(detections, key=lambda d: (-d.confidence, d.box, d.class_name)):
+        big_enough = detection.mask.mean() >= max(config.min_area, 1 / detection.mask.size)
+        if detection.confidence < config.min_confidence or not big_enough:
             continue
-        if all(overlap(one.mask, other.mask) <= config.max_overlap for other in kept):
-            kept.append(one)
+        if all(overlap(detection.mask, other.mask) <= config.max_overlap for other in kept):
+            kept.append(detection)
     return kept
 
 
@@ -135,11 +138,17 @@ def embed_references(
     subjects: Mapping[str, Subject], images: ImageReader, identity: IdentityEncoder
 ) -> dict[str, Vectors]:
     """Each subject's pictures as (pictures, D) identity vectors, in one batch."""
-    owners = [(name, r) for name in sorted(subjects) for r in subjects[name].references]
-    pictures = [read_reference(images, reference) for _, reference in owners]
+    names, pictures = all_pictures(subjects, images)
     vectors = identity.embed([p.image for p in pictures], [p.mask for p in pictures])
-    names = np.array([name for name, _ in owners])
     return {name: vectors[names == name] for name in subjects}
+
+
+def all_pictures(
+    subjects: Mapping[str, Subject], images: ImageReader
+) -> tuple[NDArray[np.str_], list[ReferenceImage]]:
+    """All pictures of all subjects, and whose each is."""
+    owners = [(name, r) for name in sorted(subjects) for r in subjects[name].references]
+    return np.array([name for name, _ in owners]), [read_reference(images, r) for _, r in owners]
 
 
 def embed_in_chunks(
@@ -195,19 +204,19 @@ def _instances(
     extra = [0] * len(given)
     for k in set(range(len(claim.detections))) - set(given):
         extra[int(table[:, k].argmax())] += 1
-    one = sampled[claim.candidate]
+    candidate = sampled[claim.candidate]
     made = []
     for row, place in enumerate(claim.subjects):
         hit = claim.detections[given[row]] if given[row] != NOBODY else None
-        found: Found = "missing" if hit is None else "duplicate" if extra[row] else "one"
+        outcome: Found = "missing" if hit is None else "duplicate" if extra[row] else "one"
         instance = Instance(
-            candidate_id=one.id,
+            candidate_id=candidate.id,
             scene_id=scene.id,
             subject_id=scene.subject_ids[place],
             class_name=scene.class_names[place],
-            found=found,
+            found=outcome,
             box=hit.box if hit else None,
-            mask=image_key(prefix, _mask_name(one, place)) if hit else None,
+            mask=image_key(prefix, _mask_name(candidate, place)) if hit else None,
             confidence=float(hit.confidence) if hit else 0.0,
             extra=extra[row],
         )

@@ -7,37 +7,30 @@ may hold samples that no row names.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.pairs import Pair
 from focusdpo.data_schemas.scenes import stable_hash
 from focusdpo.data_schemas.shards import (
     IndexRow,
     SampleImages,
-    ShardSample,
     Split,
-    decode,
     encode,
     pair_digest,
 )
 from focusdpo.pipeline.parts import Image, Mask
-from focusdpo.store import tars
 from focusdpo.store.artefacts import Store
 from focusdpo.store.keys import config_digest, content_key, digest
-from focusdpo.store.local import Files
+from focusdpo.store.samples import FOLDER, Place, write_samples
 
 VERSION = 2
-FOLDER = "shards"
 PAIR_ID = re.compile(r"[A-Za-z0-9_-]+")
 """webdataset cuts a member's name at its first dot, so an id must have none."""
 
@@ -45,16 +38,6 @@ Complexity = Callable[[Image, Mask], NDArray[np.float32]]
 """An image and the prior -> M_d (H, W) in [0, 1]."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a sample lies in its shard."""
-
-    offset: int
-    size: int
-    checksum: str
-    """blake2b-64 of its bytes."""
 
 
 class ShardConfig(BaseModel):
@@ -106,39 +89,6 @@ def write_shards(
     return sorted(rows, key=lambda row: row.pair_id)
 
 
-def read_sample(store: Store, row: IndexRow) -> ShardSample:
-    """The sample that a row finds; UserError names the shard when its bytes are not those."""
-    return decode(read_fields(store, row), f"{store.root}/{FOLDER}/{row.shard}")
-
-
-def read_fields(store: Store, row: IndexRow) -> dict[str, bytes]:
-    """The fields of a sample as bytes, for who needs only some of its pictures; checked alike."""
-    data = read_bytes(store, row)
-    where = f"{store.root}/{FOLDER}/{row.shard}"
-    return {name.partition(".")[2]: content for name, content in tars.members(data, where)}
-
-
-def read_bytes(store: Store, row: IndexRow) -> bytes:
-    """A sample as it lies in its tar, checked."""
-    try:
-        data = store.files.read(f"{FOLDER}/{row.shard}", row.offset, row.size)
-    except FileNotFoundError as error:
-        raise damaged_shard(store, row.shard, "the file is missing") from error
-    if len(data) != row.size or _checksum(data) != row.checksum:
-        what = "truncated" if len(data) != row.size else "not what was written"
-        raise damaged_shard(store, row.shard, f"the sample of pair {row.pair_id} is {what}")
-    return data
-
-
-def damaged_shard(store: Store, name: str, what: str) -> UserError:
-    """The error for a shard that cannot be read."""
-    return UserError(
-        f"{store.root}/{FOLDER}/{name} is damaged: {what}. Run `focusdpo doctor --root "
-        f"{store.root} --repair`, then the same build again: it writes this shard anew and "
-        "computes nothing"
-    )
-
-
 def load_images(store: Store, pair: Pair, complexity: Complexity) -> SampleImages:
     """The pictures of a pair from the store, with the complexity of winner and loser."""
     win, lose = store.image(pair.win_image), store.image(pair.lose_image)
@@ -186,25 +136,6 @@ def _planned(
             yield f"pairs-{split}-r{num}-{key[:16]}.tar", chunk
 
 
-def write_samples(
-    files: Files, path: str, samples: Iterable[tuple[str, Mapping[str, bytes]]]
-) -> list[Place]:
-    """Write samples (name, field -> bytes) into one tar, which appears whole; where each lies."""
-    places = []
-    offset = 0
-    with files.create(path) as sink:
-        for sample, fields in samples:
-            found = hashlib.blake2b(digest_size=8)
-            start = offset
-            for name in sorted(fields):
-                for piece in tars.member(f"{sample}.{name}", fields[name]):
-                    offset += sink.write(piece)
-                    found.update(piece)
-            places.append(Place(start, offset - start, found.hexdigest()))
-        tars.finish(sink, offset)
-    return places
-
-
 def _write_shard(
     store: Store,
     name: str,
@@ -220,16 +151,13 @@ def _write_shard(
     places = write_samples(store.files, f"{FOLDER}/{name}", samples)
     log.debug("shard %s: %d pairs", name, len(places))
     return [
-        _row(pair, key, split, name, place)
+        row_of(pair, key, split, name, place)
         for (key, pair), split, place in zip(chunk, splits, places, strict=True)
     ]
 
 
-def _checksum(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=8).hexdigest()
-
-
-def _row(pair: Pair, key: str, split: Split, shard: str, place: Place) -> IndexRow:
+def row_of(pair: Pair, key: str, split: Split, shard: str, place: Place) -> IndexRow:
+    """The row that finds a pair's sample. `key`: digest of its record and settings."""
     return IndexRow(
         pair_id=pair.id,
         digest=key,

@@ -76,6 +76,13 @@ def read_reference(images: ImageReader, reference: Reference) -> ReferenceImage:
     return ReferenceImage(image=images(reference.image), mask=read_mask(images, reference.mask))
 
 
+def read_references(
+    images: ImageReader, scene: Scene, subjects: Mapping[str, Subject], choice: ReferenceChoice
+) -> list[ReferenceImage]:
+    """What the generator sees of each subject, in scene order."""
+    return [read_reference(images, r) for r in scene_references(scene, subjects, choice)]
+
+
 def mask_image(mask: Mask) -> NDArray[np.uint8]:
     """A mask as it is stored: uint8, 0 or 255."""
     return mask.astype(np.uint8) * np.uint8(255)

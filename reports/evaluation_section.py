@@ -88,8 +88,6 @@ def _words(scorer: int, judge: int) -> str:
 
 
 AGAIN = "run `focusdpo evaluate` again into a new folder"
-BY = "identity"
-"""The metric by whose change the shown scenes are ordered."""
 SHOWN = ("identity", "leakage_margin", "hue_error")
 """Metrics printed under every shown scene."""
 

@@ -36,7 +36,7 @@ def read_focus(path: Path) -> FocusGrid | None:
 
 
 def focus_grid(arrays: Mapping[str, NDArray[Any]], info: Mapping[str, Any]) -> FocusGrid | None:
-    """Arrays as `model.focus_report` names them, S noise levels on an h x w grid of N tokens."""
+    """Arrays as `model.focus_levels` names them, S noise levels on an h x w grid of N tokens."""
     names = [str(name) for name in info.get("class_names", [])]
     sigmas = tuple(float(s) for s in arrays["sigmas"])
     grid = tuple(int(n) for n in arrays["grid"])

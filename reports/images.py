@@ -17,19 +17,14 @@ PIXEL_ART = 128
 LARGEST = 320
 """Larger images are shrunk to this side and stored as JPEG, so that a report stays small."""
 
-# Colour stops of a perceptually even, colour-blind-safe map (dark blue to pale yellow).
+Array = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+PRIOR = (214, 51, 108)
 _STOPS = np.array(
-    [
-        (18, 20, 60),
-        (40, 60, 120),
-        (60, 105, 140),
-        (75, 150, 140),
-        (120, 190, 115),
-        (200, 220, 90),
-        (253, 246, 178),
-    ],
-    dtype=np.float32,
-)
+    [(18, 20, 60), (40, 60, 120), (60, 105, 140), (75, 150, 140), (120, 190, 115), (200, 220, 90),
+     (253, 246, 178)], np.float32,
+)  # fmt: skip
+"""Dark blue to pale yellow, evenly, and the same to the colour-blind."""
 
 
 def picture(image: NDArray[np.uint8] | Image.Image, alt: str) -> Picture:
@@ -50,39 +45,51 @@ def _made(out: io.BytesIO, mime: str, pil: Image.Image, alt: str) -> Picture:
     return Picture(data=out.getvalue(), mime=mime, width=pil.width, height=pil.height, alt=alt)
 
 
-def overlay(image: NDArray[np.uint8], mask: NDArray[Any], alt: str) -> Picture:
-    """The image with what lies outside the mask faded to grey and the mask's border drawn.
-
-    image (H, W, 3), mask (H, W), true or > 127 inside.
-    """
-    inside = mask if mask.dtype == np.bool_ else mask > 127
-    if inside.shape != image.shape[:2]:
-        pil = Image.fromarray(inside.astype(np.uint8) * 255)
-        size = (image.shape[1], image.shape[0])
-        inside = np.asarray(pil.resize(size, Image.Resampling.NEAREST)) > 127
-    grey = image.mean(axis=2, keepdims=True)
-    faded = 0.35 * grey + 0.65 * 235.0
-    out = np.where(inside[..., None], image, faded).astype(np.uint8)
-    out[_border(inside)] = (214, 51, 108)
-    return picture(out, alt)
-
-
-def _border(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Pixels inside the mask with a neighbour outside (4-neighbourhood; the frame counts in)."""
-    padded = np.pad(inside, 1, mode="edge")
-    core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return np.asarray(inside & ~core)
+def overlay(image: Array, mask: NDArray[Any], alt: str) -> Picture:
+    """`focused`, encoded; mask (H, W), true or > 127 inside."""
+    return picture(focused(image, mask if mask.dtype == np.bool_ else mask > 127), alt)
 
 
 def heat_map(values: NDArray[Any], alt: str, *, low: float, high: float) -> Picture:
     """A map (h, w), one pixel per token, coloured from low (dark) to high (bright)."""
+    return picture(heat(values.astype(np.float32), low, high), alt)
+
+
+def focused(image: Array, mask: Mask) -> Array:
+    """What lies outside the mask faded, the mask's border drawn."""
+    inside = resized(mask, image.shape[:2])
+    faded = 0.35 * image.mean(axis=2, keepdims=True) + 0.65 * 235.0
+    out = np.where(inside[..., None], image, faded).astype(np.uint8)
+    out[border(inside, max(1, max(image.shape[:2]) // 200))] = PRIOR
+    return out
+
+
+def resized(mask: Mask, shape: tuple[int, ...]) -> Mask:
+    """The mask in another size, by nearest pixels."""
+    if mask.shape == shape[:2]:
+        return mask
+    grey = Image.fromarray(mask.astype(np.uint8) * 255)
+    larger = grey.resize((shape[1], shape[0]), Image.Resampling.NEAREST)
+    return np.asarray(larger) > 127
+
+
+def border(inside: Mask, width: int = 1) -> Mask:
+    """Pixels inside with one outside within `width` steps."""
+    core = inside
+    for _ in range(width):
+        padded = np.pad(core, 1, mode="edge")
+        core = core & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return inside & ~core
+
+
+def heat(values: NDArray[np.float32], low: float, high: float) -> Array:
+    """(h, w) numbers as colours (h, w, 3)."""
     span = high - low if high > low else 1.0
-    unit = np.clip((np.nan_to_num(values.astype(np.float32)) - low) / span, 0.0, 1.0)
-    position = unit * (len(_STOPS) - 1)
-    left = np.minimum(position.astype(int), len(_STOPS) - 2)
-    weight = (position - left)[..., None]
-    colours = _STOPS[left] * (1 - weight) + _STOPS[left + 1] * weight
-    return picture(colours.round().astype(np.uint8), alt)
+    at = np.clip((np.nan_to_num(values) - low) / span, 0, 1) * (len(_STOPS) - 1)
+    left = np.minimum(at.astype(int), len(_STOPS) - 2)
+    share = (at - left)[..., None]
+    mixed = _STOPS[left] * (1 - share) + _STOPS[left + 1] * share
+    return mixed.round().astype(np.uint8)
 
 
 def data_uri(value: Picture) -> str:

@@ -105,7 +105,7 @@ def _write_weights(adapter: Path, folder: Path, layout: Layout, uno: str | None)
         export_uno(adapter, folder, uno=uno)
     elif backbone.get("policy") == "adapter_kv":
         from focusdpo.model.backbones.sdxl_config import SdxlIpAdapterConfig
-        from focusdpo.model.backbones.sdxl_export import save_ip_adapter
+        from focusdpo.model.backbones.sdxl_ip_adapter import save_ip_adapter
 
         config = SdxlIpAdapterConfig.model_validate(backbone)
         save_ip_adapter(config, adapter, folder / IP_ADAPTER)

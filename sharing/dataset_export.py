@@ -29,13 +29,13 @@ from PIL import Image as PillowImage
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import encode_png
 from focusdpo.data_schemas.shards import IndexRow, ShardSample, Split
-from focusdpo.pipeline.shard import read_bytes, read_fields
 from focusdpo.reports.files import one_line
 from focusdpo.reports.lineage_section import family_of, stage_models
 from focusdpo.reports.sheets import contact_sheet
 from focusdpo.sharing.hub import whole_folder, write_sums
 from focusdpo.store import tars
 from focusdpo.store.artefacts import Store
+from focusdpo.store.samples import read_bytes, read_fields
 from focusdpo.store.versions import DatasetVersion, open_version
 
 MAX_BYTES = 256 * 2**20

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.store.processes import is_dead, me
+from focusdpo.store.local import is_dead, me
 
 SUMS = "SHA256SUMS"
 _MARK = ".partial~"

@@ -1,23 +1,21 @@
-"""Addresses of roots and shards, local paths and URLs; settings read from environment variables."""
+"""What an address means: a path or a URL, the files there, and what makes them a dataset root
+(dataset.json with the version of its layout)."""
 
 from __future__ import annotations
 
-import logging
-import os
+import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, run_doctor
+from focusdpo.data_schemas.runs import SCHEMA_VERSION
+from focusdpo.store.keys import parsed
+from focusdpo.store.local import LOCK, TEMP, Files, LocalFiles
 
 URL = re.compile(r"([a-z][a-z0-9+.-]+):(/+)(.*)", re.DOTALL)
 KNOWN = {"s3", "s3a", "memory", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci", "http", "https"}
-CHATTY = ("botocore", "aiobotocore", "s3fs", "fsspec", "aiohttp", "boto3", "urllib3")
-"""Clients that at level DEBUG log the headers of requests, session tokens among them."""
-DIGEST = re.compile(r"(.*)#blake2b=([0-9a-f]{32})")
+SECRET = re.compile(r"[?&](sig|token|password|x-amz-[a-z-]+|awsaccesskeyid|signature)=", re.I)
+"""What a signed address or one with a token has."""
 
 
 def split_address(address: str | Path) -> tuple[str, str]:
@@ -32,7 +30,7 @@ def split_address(address: str | Path) -> tuple[str, str]:
     # pathlib folds two slashes into one; then only a protocol that is known tells it from a path.
     if len(slashes) < 2 and protocol not in KNOWN:
         return "", text
-    if re.match(r"[^/@]*:[^/@]*@", rest):
+    if re.match(r"[^@]*:[^@]*@", rest) or SECRET.search(rest):
         raise UserError(
             f"{protocol}://...: an address holds no password; put credentials into the environment "
             "or the store's own configuration"
@@ -55,47 +53,123 @@ def is_remote(address: str | Path) -> bool:
     return split_address(address)[0] != ""
 
 
-def with_digest(address: str, digest: str) -> str:
-    """An address that says what its bytes are: `digest` is their blake2b-128."""
-    return f"{address}#blake2b={digest}"
+HEADER = "dataset.json"
+LEASES = ".leases"
+OURS = {"stages", "versions"}
+"""Folders by which a dataset is known that has lost its dataset.json."""
+MEDIA = {
+    **{"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az"},
+    **{"abfs": "abfs", "abfss": "abfss", "memory": "memory"},
+}
+"""Protocols whose stores show an object when all of it has come, and what we call them."""
+IGNORED = {TEMP, LOCK, LEASES, "lost+found", ".DS_Store"}
+"""Names that do not make a folder somebody else's."""
 
 
-def split_digest(address: str | Path) -> tuple[str, str | None]:
-    """An address and the digest that it says, if any."""
-    found = DIGEST.fullmatch(str(address))
-    return (found[1], found[2]) if found else (str(address), None)
+def files_of(root: str | Path) -> Files:
+    """The files at a path, file:///path, s3://bucket/prefix, memory://name, gs:// or az://.
+    UserError for an address that is none of these."""
+    protocol, rest = split_address(root)
+    if not protocol:
+        return LocalFiles(rest)
+    from focusdpo.store.media import S3, Medium, Memory, RemoteConfig
+    from focusdpo.store.remote import RemoteFiles
+
+    config = RemoteConfig.from_environment()
+    bucket = rest.partition("/")[0]
+    if not bucket:
+        raise UserError(f"{protocol}://: which bucket? write {protocol}://BUCKET/PREFIX")
+    if protocol not in MEDIA:
+        raise UserError(
+            f"{root}: '{protocol}' is not known to show a file only when all of it has come; use "
+            f"one of {', '.join(MEDIA)} (OSS and OCI speak S3: s3:// with AWS_ENDPOINT_URL), or "
+            "mount it and give the path"
+        )
+    name = MEDIA[protocol]
+    medium = {"s3": S3, "memory": Memory}.get(name, Medium)
+    return RemoteFiles(medium(f"{name}://{rest}", config), config)
 
 
-def hush_clients() -> None:
-    """Keep what clients of remote stores log free of credentials, whatever the level, and of
-    tracebacks of what the request itself tells."""
-    for name in CHATTY:
-        logger = logging.getLogger(name)
-        logger.setLevel(max(logging.WARNING, logger.level))
-    logging.getLogger("asyncio").addFilter(_is_news)
+def open_root(root: str | Path, *, create: bool) -> Files:
+    """The files of the root, which is made when absent and `create`.
+
+    UserError for a root of another schema version, a folder that holds something else, or no root.
+    """
+    files = files_of(root)
+    if files.local is not None and files.local.exists() and not files.local.is_dir():
+        raise UserError(f"{root}: a file, not a dataset root; choose a folder")
+    if not files.exists(HEADER):
+        others = set(files.names("")) - IGNORED
+        # Asked again, because another writer may have made the root in between.
+        if others >= OURS and not files.exists(HEADER):
+            raise UserError(
+                f"{root}: {HEADER} is missing, and all else of a dataset is there. "
+                f"{run_doctor(root)}"
+            )
+        if others and not files.exists(HEADER):
+            raise UserError(
+                f"{root}: not a FocusDPO dataset root, but it holds {sorted(others)[:3]}; "
+                "choose an empty or new folder"
+            )
+        if not create:
+            raise UserError(f"{root}: no dataset here; run `focusdpo build-dataset` first")
+        files.write(HEADER, header(), replace=False)
+    _check_version(files)
+    return files
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """aiohttp sends in a task of its own; when the connection is gone, the request fails, and
-    asyncio says once more that nobody has asked the task."""
-    error = record.exc_info[1] if record.exc_info else None
-    unasked = record.getMessage().startswith("Task exception was never retrieved")
-    return not (unasked and isinstance(error, ConnectionResetError))
+def header() -> bytes:
+    """What dataset.json holds."""
+    about = {"kind": "focusdpo dataset", "schema_version": SCHEMA_VERSION}
+    return f"{json.dumps(about)}\n".encode()
 
 
-class EnvironmentConfig(BaseModel):
-    """Each field is read from the variable `<prefix><FIELD>`; an empty one says nothing."""
+def header_damage(files: Files) -> str | None:
+    """What is wrong with the dataset.json of a folder that has all else of a dataset; None when
+    nothing is, or it is of another layout, and no version says otherwise."""
+    if not set(files.names("")) >= OURS:
+        return None
+    try:
+        data = files.read(HEADER)
+    except FileNotFoundError:
+        return "missing"
+    try:
+        version = parsed(data)["schema_version"]
+    except (ValueError, KeyError, TypeError):
+        version = None
+    if data == header():
+        return None
+    other = isinstance(version, int) and version != SCHEMA_VERSION
+    return None if other and _schemas(files) != {SCHEMA_VERSION} else "damaged"
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    prefix: ClassVar[str]
 
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """UserError that names a variable which says nothing usable."""
-        names = {name: f"{cls.prefix}{name.upper()}" for name in cls.model_fields}
-        given = {name: environment[key] for name, key in names.items() if environment.get(key)}
+def _schemas(files: Files) -> set[object]:
+    """What the versions of a root say of its layout, as far as they can be read."""
+    found = set()
+    for name in files.names("versions"):
         try:
-            return cls.model_validate(given)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise UserError(f"{names[str(first['loc'][0])]}: {first['msg']}") from error
+            found.add(parsed(files.read(f"versions/{name}/manifest.json"))["schema_version"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def _check_version(files: Files) -> None:
+    where = files.address(HEADER)
+    try:
+        version = parsed(files.read(HEADER))["schema_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        what_to_do = f"remove {where} and build again"
+        if set(files.names("")) >= OURS:
+            what_to_do = run_doctor(files.root)
+        raise UserError(f"{where}: damaged ({error}). {what_to_do}") from error
+    if version != SCHEMA_VERSION and header_damage(files):
+        raise UserError(
+            f"{where}: damaged (schema version {version}, but its versions have {SCHEMA_VERSION}). "
+            f"{run_doctor(files.root)}"
+        )
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{where}: schema version {version}, this focusdpo reads {SCHEMA_VERSION}; build into "
+            "a new root, or use the focusdpo that made this one"
+        )

@@ -39,11 +39,10 @@ from focusdpo.data_schemas.runs import Artefact
 from focusdpo.data_schemas.subjects import ImageKey
 from focusdpo.data_schemas.tables import from_parquet, to_parquet
 from focusdpo.store import leases, tars
-from focusdpo.store.addresses import RemoteRoot
-from focusdpo.store.keys import KEY, STAGE, digest, image_key, split_image_key
+from focusdpo.store.addresses import RemoteRoot, open_root
+from focusdpo.store.keys import KEY, STAGE, digest, image_key, parsed, split_image_key
 from focusdpo.store.leases import LeaseConfig
 from focusdpo.store.local import Files
-from focusdpo.store.roots import open_root
 
 LIMIT = 256 * 2**20
 """Bytes kept."""
@@ -147,7 +146,7 @@ def read_index(first: Callable[[int], bytes], where: str, seconds: float) -> Ind
     end = tars.BLOCK + size + (-size % tars.BLOCK)
     if end > len(head):
         head = first(end)
-    values = json.loads(head[tars.BLOCK : tars.BLOCK + size])
+    values = parsed(head[tars.BLOCK : tars.BLOCK + size])
     if values.pop("digest") != digest(_canonical(values)):
         raise ValueError("its bytes are not those that were written")
     spans = {name: (end + int(a), int(b)) for name, (a, b) in values.pop("spans").items()}
@@ -199,7 +198,7 @@ class Store:
     def path(self, stage: str, key: str) -> str:
         """An artefact's file below the root."""
         if not STAGE.fullmatch(stage) or not KEY.fullmatch(key):
-            raise ValueError(f"no artefact can be named '{stage}/{key}'")
+            raise UserError(f"{self.root}: no artefact can be called '{stage[:80]}/{key[:80]}'")
         return f"stages/{stage}/{key[:2]}/{key}.tar"
 
     def has(self, stage: str, key: str) -> bool:
@@ -207,15 +206,23 @@ class Store:
         return (self._far or self.files).exists(self.path(stage, key))
 
     def stages(self) -> list[str]:
-        return self.files.names("stages")
+        return [name for name in self.files.names("stages") if STAGE.fullmatch(name)]
 
     def keys(self, stage: str) -> list[str]:
         """Keys of all artefacts of a stage, sorted. One listing: where each question is a request,
         the way to ask for many."""
-        names = [name for name in self.files.below(f"stages/{stage}") if name.endswith(".tar")]
+        keys = {
+            name.rpartition("/")[2].removesuffix(".tar"): f"stages/{stage}/{name}"
+            for name in self.files.below(f"stages/{stage}")
+        }
+        ours = [
+            key
+            for key, path in keys.items()
+            if KEY.fullmatch(key) and path == self.path(stage, key)
+        ]
         if self._far is not None:
-            self._far.are_present(f"stages/{stage}/{name}" for name in names)
-        return sorted(name.rpartition("/")[2].removesuffix(".tar") for name in names)
+            self._far.are_present(keys[key] for key in ours)
+        return sorted(ours)
 
     def lease(
         self, stage: str, key: str, partition: str, *, wait: bool = True
@@ -383,7 +390,7 @@ class Store:
 
     def _seconds(self, path: str) -> float:
         try:
-            return float(json.loads(self.files.read(path.removesuffix("tar") + "json"))["seconds"])
+            return float(parsed(self.files.read(path.removesuffix("tar") + "json"))["seconds"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return 0.0  # a figure for reports; nothing depends on it
 

@@ -1,11 +1,11 @@
-"""Shards of a remote dataset on the local disk: a folder of bounded size, shared by processes.
+"""What is kept of a remote store on the local disk: folders of bounded size, shared by processes.
 
-A shard comes whole, is checked against the digest that its address says, and only then gets its
+A shard comes whole, is checked against the digest that its version tells, and only then gets its
 name. Those used last stay. When a run's shards together are more than the folder holds, what is in
 it stays and the rest is read by range, sample by sample: a shard thrown out for each random sample
 would be fetched again and again.
 
-Files: <digest> a shard, <digest>.index where its samples lie, <digest>.part one on its way.
+Files: <digest> a shard, <digest>.part one on its way.
 """
 
 from __future__ import annotations
@@ -15,29 +15,27 @@ import functools
 import hashlib
 import logging
 import os
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, TypeVar
+from typing import BinaryIO, ClassVar
 
-import fsspec
 from filelock import FileLock, Timeout
 from pydantic import Field
 
+from focusdpo.data_schemas.environment import EnvironmentConfig
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.store.addresses import EnvironmentConfig, hush_clients, split_address, split_digest
+from focusdpo.store.local import Files
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 PIECE = 8 * 2**20
 """Bytes of one request."""
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
-TRIES = 6
-"""Of a request; the client below repeats some failures itself."""
 
 
 class CacheConfig(EnvironmentConfig):
@@ -54,11 +52,15 @@ class CacheConfig(EnvironmentConfig):
 class RemoteShard:
     """A shard of which a copy may be kept."""
 
-    url: str
-    name: str
-    """Of its copy; the blake2b-128 of its bytes, where that is known."""
+    files: Files
+    path: str
     size: int
-    digest: str | None
+    digest: str
+    """blake2b-128 of its bytes; its copy is called so."""
+
+    @property
+    def url(self) -> str:
+        return self.files.address(self.path)
 
 
 class ShardCache:
@@ -70,22 +72,13 @@ class ShardCache:
         self._checked: set[str] = set()
         self._wanted: dict[str, int] = {}
 
-    def shard(self, address: str) -> RemoteShard:
-        """What is known of a shard at an address. One without a digest is known by its tag or time,
-        and only its size is checked."""
-        url, digest = split_digest(address)
-        info = _repeated(lambda: _fs(url).info(url), url)
-        tag = info.get("ETag") or info.get("LastModified") or info.get("created")
-        unknown = hashlib.blake2b(f"{url} {tag} {info['size']}".encode(), digest_size=16)
-        return RemoteShard(url, digest or f"u{unknown.hexdigest()}", int(info["size"]), digest)
-
     @contextmanager
     def whole(self, shard: RemoteShard) -> Iterator[BinaryIO]:
         """The copy of a shard, fetched when it is not there. It stays readable until the block
         ends, even when another process throws it out. UserError when it is damaged or too large."""
-        self._wanted[shard.name] = shard.size
+        self._wanted[shard.digest] = shard.size
         while True:
-            file = self._kept(shard.name)
+            file = self._kept(shard.digest)
             if file is None:
                 self._fetch(shard)
                 continue
@@ -94,38 +87,18 @@ class ShardCache:
                     yield file
                     return
             log.warning("%s: the copy in %s is damaged; fetched anew", shard.url, self._folder)
-            self._path(shard.name).unlink(missing_ok=True)
+            self._path(shard.digest).unlink(missing_ok=True)
 
-    def read(self, shard: RemoteShard, offset: int, size: int, checksum: str) -> bytes:
-        """A range, from the copy or, where all copies would not fit, from the store. `checksum`:
-        blake2b-64 of those bytes."""
-        self._wanted[shard.name] = shard.size
+    def read(self, shard: RemoteShard, offset: int, size: int) -> bytes:
+        """A range, from the copy or, where all copies would not fit, from the store, where it is
+        not checked."""
+        self._wanted[shard.digest] = shard.size
         roomy = sum(self._wanted.values()) <= self._limit
-        if roomy or self._path(shard.name).exists():
+        if roomy or self._path(shard.digest).exists():
             with self.whole(shard) as file:
                 file.seek(offset)
                 return file.read(size)
-        data = _range(shard.url, offset, offset + size)
-        if hashlib.blake2b(data, digest_size=8).hexdigest() != checksum:
-            raise _damaged(shard, f"bytes {offset} to {offset + size} are not those of its index")
-        return data
-
-    def note(self, shard: RemoteShard) -> bytes | None:
-        """What `put_note` was told of a shard."""
-        try:
-            return (self._folder / f"{shard.name}.index").read_bytes()
-        except FileNotFoundError:
-            return None
-
-    def put_note(self, shard: RemoteShard, data: bytes) -> None:
-        """Keep something small beside a shard, for longer than its copy."""
-        if len(data) > self._limit:
-            return
-        temp = self._folder / f"{shard.name}.index.part"
-        with self._alone(f"{shard.name}.index"):
-            self._reserve(temp, len(data))
-            temp.write_bytes(data)
-            temp.replace(self._folder / f"{shard.name}.index")
+        return shard.files.read(shard.path, offset, size)
 
     def _path(self, name: str) -> Path:
         return self._folder / name
@@ -141,14 +114,14 @@ class ShardCache:
 
     def _is_whole(self, shard: RemoteShard, file: BufferedReader) -> bool:
         """Looked at once a process: a copy may have been cut short when power failed."""
-        if shard.name in self._checked:
+        if shard.digest in self._checked:
             return True
         if os.fstat(file.fileno()).st_size != shard.size:
             return False
         found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-        if shard.digest not in (None, found):
+        if found != shard.digest:
             return False
-        self._checked.add(shard.name)
+        self._checked.add(shard.digest)
         return True
 
     def _fetch(self, shard: RemoteShard) -> None:
@@ -158,18 +131,21 @@ class ShardCache:
                 f"{shard.url}: {shard.size / 2**30:.2f} GiB are more than the cache may hold; set "
                 "FOCUSDPO_CACHE_GIB higher, or shard.max_pairs lower"
             )
-        with self._alone(shard.name):
-            if self._path(shard.name).exists():
+        with self._alone(shard.digest):
+            if self._path(shard.digest).exists():
                 return
-            part = self._folder / f"{shard.name}.part"
+            part = self._folder / f"{shard.digest}.part"
             try:
                 self._reserve(part, shard.size)
-                found = _download(shard, part)
-                if shard.digest not in (None, found):
+                try:
+                    found = self._download(shard, part)
+                except FileNotFoundError as error:
+                    raise _damaged(shard, "the file is missing") from error
+                if found != shard.digest:
                     raise _damaged(shard, "its bytes are not those that were published")
                 _touch(part)
-                part.replace(self._path(shard.name))
-                self._checked.add(shard.name)
+                part.replace(self._path(shard.digest))
+                self._checked.add(shard.digest)
             except OSError as error:
                 if error.errno not in NO_ROOM:
                     raise
@@ -179,6 +155,15 @@ class ShardCache:
                 ) from error
             finally:
                 part.unlink(missing_ok=True)
+
+    def _download(self, shard: RemoteShard, part: Path) -> str:
+        found = hashlib.blake2b(digest_size=16)
+        with part.open("r+b") as file:
+            for start in range(0, shard.size, PIECE):
+                data = shard.files.read(shard.path, start, min(PIECE, shard.size - start))
+                found.update(data)
+                file.write(data)
+        return found.hexdigest()
 
     def _reserve(self, part: Path, size: int) -> None:
         """Make room, and take it before another process does. What others are fetching is not
@@ -244,53 +229,80 @@ def _touch(path: Path) -> None:
     os.utime(path, ns=(now, now))
 
 
-def _download(shard: RemoteShard, part: Path) -> str:
-    found = hashlib.blake2b(digest_size=16)
-    with part.open("r+b") as file:
-        for start in range(0, shard.size, PIECE):
-            data = _range(shard.url, start, min(start + PIECE, shard.size))
-            found.update(data)
-            file.write(data)
-    return found.hexdigest()
-
-
-def _range(url: str, start: int, end: int) -> bytes:
-    def ask() -> bytes:
-        data = bytes(_fs(url).cat_file(url, start=start, end=end))
-        if len(data) != end - start:
-            raise ConnectionError(f"{len(data)} of {end - start} bytes came")
-        return data
-
-    return _repeated(ask, url)
-
-
-def _repeated(ask: Callable[[], T], url: str) -> T:
-    for failed in range(TRIES):
-        try:
-            return ask()
-        except FileNotFoundError as error:
-            raise UserError(f"shard {url} does not exist. Build the dataset again.") from error
-        except PermissionError as error:
-            raise UserError(
-                f"shard {url}: the store refuses; check the credentials in the environment"
-            ) from error
-        except Exception as error:
-            if failed + 1 == TRIES:
-                raise ConnectionError(
-                    f"{url}: failed {TRIES} times, at last with {type(error).__name__}"
-                ) from None
-            log.warning("%s: %s; try %d of %d", url, type(error).__name__, failed + 2, TRIES)
-            time.sleep(0.2 * 2**failed)
-    raise AssertionError("unreachable")
-
-
-def _fs(url: str) -> Any:
-    hush_clients()
-    return fsspec.filesystem(split_address(url)[0], use_listings_cache=False)
-
-
 def _damaged(shard: RemoteShard, what: str) -> UserError:
     return UserError(
         f"shard {shard.url} is damaged: {what}. Run `focusdpo doctor --root ... --repair` on its "
         "dataset, then the same build again"
     )
+
+
+IN_USE = 24 * 3600.0
+"""Seconds for which what was fetched is not taken away."""
+
+
+class OutputFolders(EnvironmentConfig):
+    """From FOCUSDPO_OUTPUTS_DIR and FOCUSDPO_OUTPUTS_GIB: where a run works changes no result."""
+
+    prefix: ClassVar[str] = "FOCUSDPO_OUTPUTS_"
+
+    dir: str = Field("~/.cache/focusdpo/outputs", description="where they lie")
+    gib: float = Field(20.0, gt=0, description="GiB above which the oldest are taken away")
+
+    def place(self, *parts: str) -> Path:
+        """A folder or file below."""
+        return Path(self.dir).expanduser().joinpath(*parts)
+
+    @contextmanager
+    def alone(self, own: str, name: str) -> Iterator[None]:
+        """No other process works in the folder `own`. UserError when one does; `name`: of what."""
+        lock = self._lock(own)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(
+                f"{name}: another process of this machine writes here; wait for it, or choose "
+                "another `out`"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _lock(self, own: str) -> FileLock:
+        path = self.place("locks", own)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{path.parent}: {error.strerror}; set FOCUSDPO_OUTPUTS_DIR") from error
+        return FileLock(path)
+
+    def make_room(self) -> None:
+        """Take away the folders that were begun with longest ago, until the bound holds; but none
+        that a run works in, and none of the last day."""
+        found = [path for kind in ("work", "copies") for path in self.place(kind).glob("*")]
+        sizes = {path: _size(path) for path in found}
+        too_much = sum(sizes.values()) - int(self.gib * 2**30)
+        for path in sorted(found, key=_time):
+            if too_much <= 0 or time.time() - _time(path) < IN_USE:
+                return
+            try:
+                with self._lock(path.name).acquire(timeout=0):
+                    shutil.rmtree(path, ignore_errors=True)
+            except Timeout:
+                continue
+            too_much -= sizes[path]
+            log.info("%s: taken away to make room", path)
+
+
+def _time(path: Path) -> float:
+    with suppress(FileNotFoundError):  # another process makes room, too
+        return path.stat().st_mtime
+    return 0.0
+
+
+def _size(folder: Path) -> int:
+    size = 0
+    for one in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            size += one.stat().st_size if one.is_file() else 0
+    return size

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -172,15 +173,32 @@ def require_tensors(
         for name, shape in sorted(wanted.items())
         if name in found and found[name].shape != tuple(shape)
     ]
-    problems = [
-        f"{len(names)} {kind}, first: {names[0]}"
-        for kind, names in (
-            ("tensors missing", missing),
-            ("not expected", more),
-            ("of another shape", other),
-        )
-        if names
-    ]
+    _refuse(missing, more, other, field, what)
+
+
+def load_whole(cls: Any, folder: Path, field: str, *, exact: bool = True, **settings: Any) -> Any:
+    """A transformers model from a folder of safetensors. UserError for tensors that are missing, of
+    another shape or, if `exact`, not expected."""
+    model, about = cls.from_pretrained(
+        folder,
+        local_files_only=True,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # refused below, by name
+        **settings,
+    )
+    missing, more, other = (
+        sorted(map(str, about[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")
+    )
+    _refuse(missing, more if exact else [], other, field, f"{cls.__name__} in {folder}")
+    return model
+
+
+def _refuse(
+    missing: Sequence[str], more: Sequence[str], other: Sequence[str], field: str, what: str
+) -> None:
+    kinds = {"tensors missing": missing, "not expected": more, "of another shape": other}
+    problems = [f"{len(n)} {kind}, first: {n[0]}" for kind, n in kinds.items() if n]
     if problems:
         raise UserError(f"{field}: not the weights of {what}: {'; '.join(problems)}")
 
@@ -201,11 +219,12 @@ def read_json(path: Path, field: str) -> dict[str, Any]:
 
 
 def require_class(folder: Path, wanted: str | Sequence[str], field: str) -> str:
-    """The class that a model folder's config.json (model_index.json of a pipeline) names.
-    UserError when it is not a wanted one."""
+    """The class that a folder's config names: config.json, model_index.json of a pipeline or
+    scheduler_config.json. UserError when it is not a wanted one."""
     wanted = (wanted,) if isinstance(wanted, str) else tuple(wanted)
-    index = folder / "model_index.json"
-    about = read_json(index if index.is_file() else folder / "config.json", field)
+    indices = (folder / name for name in ("model_index.json", "scheduler_config.json"))
+    index = next((file for file in indices if file.is_file()), folder / "config.json")
+    about = read_json(index, field)
     names = [about["_class_name"]] if "_class_name" in about else about.get("architectures") or []
     for name in names:
         if name in wanted:
@@ -233,6 +252,104 @@ def digest_files(paths: Iterable[Path], *settings: str) -> str:
                 if size <= PROBE:
                     break
     return digest.hexdigest()
+
+
+def require_files(folder: Path, sets: Iterable[Sequence[str]], field: str) -> None:
+    """UserError unless all files of one of the sets are there."""
+    sets = list(sets)
+    if not any(all((folder / name).is_file() for name in names) for names in sets):
+        raise UserError(
+            f"{field}: {folder} lacks {' or '.join(' + '.join(names) for names in sets)}; download "
+            "the folder again (`focusdpo fetch` with this preset)"
+        )
+
+
+def part_files(folder: Path, field: str, variant: str | None = None) -> list[Path]:
+    """The weight files of one model of a pipeline: those of a variant ("fp16": *.fp16.safetensors),
+    or those with plain names. UserError where there are none, with what is there."""
+    if variant is None:
+        wanted = [file for file in weight_files(folder, field) if file.name.count(".") == 1]
+    else:
+        wanted = sorted(folder.glob(f"*.{variant}*.safetensors"))
+    if wanted:
+        return wanted
+    there = weight_files(folder, field)[0].name
+    kind = "plain *.safetensors" if variant is None else f"*.{variant}.safetensors"
+    other = repr(there.split(".")[1]) if there.count(".") > 1 else "null"
+    raise UserError(
+        f"{field}: {folder} holds no {kind} but {there}; set {field.rpartition('.')[0]}.variant to "
+        f"{other}, or download the other files"
+    )
+
+
+def check_part(
+    folder: Path,
+    kind: str,
+    field: str,
+    variant: str | None = None,
+    *,
+    unread: Sequence[str] = (),
+    also: Sequence[str] = (),
+) -> str:
+    """A line on one model of a pipeline: its class `kind` and its size. UserError for another
+    class than this or `also`, missing files, a pickle, a file that was cut off, and tensors that
+    are missing, unexpected or of another shape; those with a part of `unread` in their names do not
+    count."""
+    require_class(folder, (kind, *also), field)
+    files = part_files(folder, field, variant)
+    found = read_headers(files, field)
+    # Text and vision encoders are stored under names and with buffers that changed over time.
+    is_encoder = kind.startswith(("CLIP", "T5"))
+    prefix = "vision_model." if "Vision" in kind else "text_model."
+    aside = (*unread, *(("position_ids", "encoder.embed_tokens.weight") if is_encoder else ()))
+
+    def plain(tensors: Mapping[str, Any]) -> dict[str, Any]:
+        kept = {n: t for n, t in tensors.items() if not any(part in n for part in aside)}
+        return {n.removeprefix(prefix): t for n, t in kept.items()} if is_encoder else kept
+
+    wanted = plain(_shapes(folder, kind, field))
+    what = f"the {kind} that {folder}/config.json describes"
+    require_tensors(plain(found), wanted, field, what, exact=not is_encoder)
+    return f"{kind}, {num_weights(found) / 1e6:,.1f} M weights in {len(files)} files"
+
+
+def _shapes(folder: Path, kind: str, field: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a model's tensors by its config, without memory for weights."""
+    import diffusers
+    import torch
+    import transformers
+    from huggingface_hub.errors import StrictDataclassError
+
+    about = read_json(folder / "config.json", field)
+    try:
+        with torch.device("meta"):
+            if hasattr(diffusers, kind):
+                model = getattr(diffusers, kind).from_config(about)
+            else:
+                cls = getattr(transformers, kind)
+                model = cls(cls.config_class.from_pretrained(folder, local_files_only=True))
+    except (TypeError, ValueError, KeyError, StrictDataclassError) as error:
+        raise UserError(f"{field}: {folder}/config.json describes no {kind}: {error}") from error
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def num_weights(tensors: Mapping[str, TensorInfo]) -> int:
+    """How many numbers they hold."""
+    return sum(prod(about.shape) for about in tensors.values())
+
+
+def require_memory(needed: float, device: str, field: str, advice: str) -> None:
+    """UserError with advice when `needed` bytes of weights do not fit into a GPU's free memory."""
+    import torch
+
+    if torch.device(device).type != "cuda":
+        return
+    free, _ = torch.cuda.mem_get_info(device)
+    if needed > free:
+        raise UserError(
+            f"{field}: {needed / 2**30:.1f} GiB of weights, and {device} has "
+            f"{free / 2**30:.1f} GiB free. {advice}"
+        )
 
 
 def _is_hub_id(source: str) -> bool:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.reviews import ReviewedPair
+from focusdpo.data_schemas.pairs import ReviewedPair
 from focusdpo.data_schemas.runs import Artefact
+from focusdpo.data_schemas.shards import IndexRow
 from focusdpo.data_schemas.tables import arrow_table, from_parquet, to_parquet
 from focusdpo.store.artefacts import Store
-from focusdpo.store.keys import digest
+from focusdpo.store.keys import SHARD, digest
 from focusdpo.store.manifests import MANIFEST, damaged_file, read_manifest
 
 INDEX = "index.parquet"
@@ -50,12 +51,17 @@ def rows_of(store: Store, version: str, name: str, row_type: type[R]) -> list[R]
     data = _table_data(store, version, name)
     if data is None:
         return None
+    where = f"{store.root}/versions/{version}/{name}"
     try:
-        return from_parquet(data, row_type, f"{store.root}/versions/{version}/{name}")
+        rows = from_parquet(data, row_type, where)
     except UserError as error:
         if _is_damaged(store, version, name, data):
             raise damaged_file(store, version, name) from error
         raise
+    for shard in {row.shard for row in rows if isinstance(row, IndexRow)}:
+        if not SHARD.fullmatch(shard):
+            raise UserError(f"{where}: no shard can be called {shard[:80]!r}")
+    return rows
 
 
 def partitions_of(store: Store, version: str) -> list[PartitionRow]:

@@ -17,11 +17,22 @@ from focusdpo.data_schemas.subjects import ImageKey
 STAGE = re.compile(r"[a-z][a-z0-9_-]*")
 KEY = re.compile(r"[0-9a-f]{8,64}")
 MEMBER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.png")
+SHARD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.tar")
+"""What a shard may be called."""
+DIGEST = re.compile(r"[0-9a-f]{32}")
 
 
 def digest(data: bytes) -> str:
     """blake2b-128 of bytes, 32 hexadecimal digits."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def parsed(data: bytes) -> Any:
+    """JSON, perhaps a stranger's. ValueError when it is none, or nested too deeply to be ours."""
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def config_digest(config: BaseModel | Mapping[str, Any] | None) -> str:

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from focusdpo.store.local import Files
-from focusdpo.store.processes import is_dead, me, told
-from focusdpo.store.roots import LEASES
+from focusdpo.store.addresses import LEASES
+from focusdpo.store.keys import parsed
+from focusdpo.store.local import Files, is_dead, me, told
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +34,17 @@ FIRST_LOOK, LONGEST_LOOK = 0.05, 2.0
 """Seconds between two looks at another's lease; doubled from the first to the second."""
 
 
+LONGEST = 86400.0
+"""Seconds of a lease at most; a file that says more is none of ours."""
+
+
 class LeaseConfig(BaseModel):
     """How long a dead builder's work is left alone."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seconds: float = Field(
-        60.0, ge=0.1, description="a lease not renewed for so long may be taken over"
+        60.0, ge=0.1, le=LONGEST, description="a lease not renewed for so long may be taken over"
     )
     renewals: int = Field(4, ge=2, description="times that a holder renews it in that time")
 
@@ -131,7 +135,7 @@ class Leases:
         path = f"{LEASES}/{name}.json"
         found = self._files.tagged(path)
         if found is not None:
-            holder = _holder(found[0])
+            holder = read_holder(found[0])
             if not self._is_over(path, found[1], holder):
                 return holder
             log.warning("%s: taking over from %s", what, holder)
@@ -199,7 +203,7 @@ def clean(files: Files) -> int:
     for name in files.listing(LEASES):
         path = f"{LEASES}/{name}"
         found = files.tagged(path)
-        if found is not None and is_dead(_holder(found[0]).owner):
+        if found is not None and is_dead(read_holder(found[0]).owner):
             files.remove(path, found[1])
             removed += 1
     return removed
@@ -210,12 +214,15 @@ def _bytes(holder: Holder) -> bytes:
     return json.dumps(values, sort_keys=True).encode()
 
 
-def _holder(data: bytes) -> Holder:
+def read_holder(data: bytes) -> Holder:
     """What a lease says; one that says nothing has run out."""
     try:
-        return Holder(**json.loads(data))
+        holder = Holder(**parsed(data))
+        if isinstance(holder.owner, str) and 0 <= float(holder.seconds) <= LONGEST:
+            return holder
     except (ValueError, TypeError):
-        return Holder("unknown", "unknown work", "unknown time", 0.0)
+        pass
+    return Holder("unknown", "unknown work", "unknown time", 0.0)
 
 
 WRITERS = 8

@@ -2,19 +2,26 @@
 
 Paths are relative to the root and use "/". What the methods promise is all that the store relies
 on: a file is either there with all its bytes or not there at all, and one of several writers is
-told that it was first. `remote_files.py` keeps the same promises on an object store, where one PUT
-does what a rename does here.
+told that it was first. `remote.py` keeps the same promises on an object store, where one PUT does
+what a rename does here.
+
+This is also the gate for names: whatever a file, perhaps a stranger's, says of another file is a
+plain relative name inside the root, and no folder on the way is a link; else it is refused. Nothing
+else in `store` and `pipeline` deletes from a root.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import itertools
 import os
 import shutil
+import socket
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -22,7 +29,6 @@ from typing import BinaryIO, Protocol
 from filelock import FileLock
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.store.processes import is_dead, me
 
 TEMP = ".tmp"
 LOCK = ".lock"
@@ -30,6 +36,28 @@ FOREIGN_TEMP_SECONDS = 24 * 3600.0
 """Age from which another machine's unfinished file counts as left behind."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_PLAIN_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""No link is followed, and a pipe does not make its reader wait."""
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def is_plain(path: str) -> bool:
+    """Whether it names something inside a folder and nothing else: relative, "/" between its parts,
+    none of them empty, "." or ".."."""
+    return "\0" not in path and not {"", ".", ".."} & set(path.split("/"))
+
+
+def inside(folder: Path, name: str, source: str | Path) -> Path:
+    """Where `name`, which the file `source` says, lies in a folder. UserError that names the source
+    unless it is a plain relative name, and no link is on the way or at its end."""
+    if not is_plain(name):
+        raise UserError(f"{source}: names a file outside its folder: {name[:80]!r}")
+    path = folder
+    for part in name.split("/"):
+        path = path / part
+        if path.is_symlink():
+            raise UserError(f"{source}: names {name[:80]!r}, and {path} is a link")
+    return path
 
 
 class Files(Protocol):
@@ -97,6 +125,10 @@ class Files(Protocol):
         none."""
         ...
 
+    def prune(self, path: str) -> None:
+        """Take a folder away as far as it holds nothing but empty folders."""
+        ...
+
     def clean(self) -> int:
         """Remove what dead writers left unfinished; how much that was."""
         ...
@@ -111,44 +143,41 @@ class LocalFiles:
         self.root = str(root)
         self.local: Path | None = Path(root)
         self._root = Path(root)
+        self._folders: set[str] = set()
+        """Known to be real folders."""
 
     def address(self, path: str) -> str:
         return f"{self.root}/{path}"
 
     def exists(self, path: str) -> bool:
-        return os.path.exists(f"{self.root}/{path}")  # noqa: PTH110  # thousands of calls a run
+        return self._stat(path) is not None
 
     def size(self, path: str) -> int:
-        return (self._root / path).stat().st_size
+        found = self._stat(path)
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.address(path))
+        return found.st_size
 
     def names(self, path: str) -> list[str]:
         try:
-            return sorted(entry.name for entry in (self._root / path).iterdir())
+            return sorted(os.listdir(self._folder(path)))  # noqa: PTH208
         except (FileNotFoundError, NotADirectoryError):
             return []
 
     def listing(self, path: str) -> dict[str, int]:
-        found = dict(_walk(f"{self.root}/{path}", ""))
+        found = {}
+        for prefix, entry in self._entries(path):
+            try:
+                found[f"{prefix}{entry.name}"] = entry.stat(follow_symlinks=False).st_size
+            except FileNotFoundError:  # taken away meanwhile
+                continue
         return dict(sorted(found.items()))
 
     def below(self, path: str) -> list[str]:
-        found: list[str] = []
-        folders = [""]
-        while folders:
-            prefix = folders.pop()
-            try:
-                with os.scandir(f"{self.root}/{path}/{prefix}") as entries:
-                    for entry in entries:
-                        if entry.is_dir(follow_symlinks=False):
-                            folders.append(f"{prefix}{entry.name}/")
-                        else:
-                            found.append(f"{prefix}{entry.name}")
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-        return found
+        return [f"{prefix}{entry.name}" for prefix, entry in self._entries(path)]
 
     def read(self, path: str, offset: int = 0, size: int = -1) -> bytes:
-        with (self._root / path).open("rb") as file:
+        with self._open(path) as file:
             file.seek(offset)
             return file.read(size)
 
@@ -189,7 +218,7 @@ class LocalFiles:
             now = temp.stat().st_mtime
         try:
             # Opened, because a shared disk may tell an old time of a file that is not.
-            with (self._root / path).open("rb") as file:
+            with self._open(path) as file:
                 return max(0.0, now - os.fstat(file.fileno()).st_mtime)
         except FileNotFoundError:
             return None
@@ -197,25 +226,119 @@ class LocalFiles:
     def remove(self, path: str, tag: str | None = None) -> None:
         with self._writing():
             if tag is None:
-                (self._root / path).unlink(missing_ok=True)
+                self._delete(path, os.unlink)
                 return
             with self._locked():
                 now = self.tagged(path)
                 if now is not None and now[1] == tag:
-                    (self._root / path).unlink(missing_ok=True)
+                    self._delete(path, os.unlink)
+
+    def prune(self, path: str) -> None:
+        for name in self.names(path):
+            if (self._root / path / name).is_dir():
+                self.prune(f"{path}/{name}")
+        if not self.names(path):
+            self._delete(path, os.rmdir)
 
     def clean(self) -> int:
         """A living writer's files are kept, and so are those of other machines for a day."""
         stale = [name for name in self.names(TEMP) if _is_stale(self._root / TEMP / name)]
         for name in stale:
-            (self._root / TEMP / name).unlink(missing_ok=True)
+            self.remove(f"{TEMP}/{name}")
         return len(stale)
+
+    def _folder(self, path: str) -> str:
+        """A folder of the root. UserError unless its name is plain and leads through no link."""
+        if not path:
+            return self.root
+        if path not in self._folders:
+            if not is_plain(path):
+                raise UserError(f"{self.root}: {path[:80]!r} is no name of a file inside it")
+            self._folder(path.rpartition("/")[0])
+            whole = f"{self.root}/{path}"
+            if os.path.islink(whole):  # noqa: PTH114
+                raise self._refused(path)
+            if os.path.isdir(whole):  # noqa: PTH112
+                self._folders.add(path)
+        return f"{self.root}/{path}"
+
+    def _at(self, path: str) -> str:
+        """Where a file lies, which may itself be a link."""
+        folder, _, name = path.rpartition("/")
+        if not is_plain(path):
+            raise UserError(f"{self.root}: {path[:80]!r} is no name of a file inside it")
+        return f"{self._folder(folder)}/{name}"
+
+    def _stat(self, path: str) -> os.stat_result | None:
+        try:
+            found = os.lstat(self._at(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if stat.S_ISLNK(found.st_mode):
+            raise self._refused(path)
+        return found
+
+    def _open(self, path: str) -> BinaryIO:
+        """A plain file, for reading. UserError for a link, a folder, a pipe or a device."""
+        try:
+            handle = os.open(self._at(path), _PLAIN_READ)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise self._refused(path) from error
+            raise
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise UserError(f"{self.address(path)}: not a file, where one belongs; move it away")
+        return os.fdopen(handle, "rb")
+
+    def _delete(self, path: str, how: Callable[..., None]) -> None:
+        """The one place where something of a root is deleted: each folder on the way is opened in
+        the one before it, so that no link leads out, whoever makes one meanwhile."""
+        self._at(path)
+        *folders, name = path.split("/")
+        try:
+            here = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                for folder in folders:
+                    above, here = here, os.open(folder, _FOLDER, dir_fd=here)
+                    os.close(above)
+                how(name, dir_fd=here)
+            finally:
+                os.close(here)
+        except FileNotFoundError:
+            return
+        except (NotADirectoryError, IsADirectoryError) as error:
+            raise self._refused(path) from error
+        finally:
+            self._folders.discard(path)
+
+    def _refused(self, path: str) -> UserError:
+        return UserError(
+            f"{self.address(path)}: a link or a folder where none belongs. Nothing below a root is "
+            "read, written or deleted through a link: put the files themselves there"
+        )
+
+    def _entries(self, path: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        """What lies below a folder but is none, and the folder that it lies in."""
+        folders = [""]
+        while folders:
+            prefix = folders.pop()
+            try:
+                entries = os.scandir(self._folder(f"{path}/{prefix}".strip("/")))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            with entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(f"{prefix}{entry.name}/")
+                    else:
+                        yield prefix, entry
 
     @contextmanager
     def _temp(self) -> Iterator[Path]:
         """A name for an unfinished file of this process, which is gone afterwards."""
         with self._writing():
-            temp = self._root / TEMP / f"{me()}~{next(self._numbers)}"
+            temp = Path(self._at(f"{TEMP}/{me()}~{next(self._numbers)}"))
             temp.parent.mkdir(parents=True, exist_ok=True)
             try:
                 yield temp
@@ -225,7 +348,7 @@ class LocalFiles:
     def _place(self, temp: Path, path: str, *, replace: bool) -> bool:
         """Give a finished file its name. Its folder is not synced: when power fails, the file is
         there whole or not at all, and what is not there is built again."""
-        target = self._root / path
+        target = Path(self._at(path))
         target.parent.mkdir(parents=True, exist_ok=True)
         if replace:
             os.replace(temp, target)  # noqa: PTH105
@@ -248,6 +371,7 @@ class LocalFiles:
 
     def _locked(self) -> AbstractContextManager[object]:
         """Alone among all threads and processes; the system frees what a dead process held."""
+        self._stat(LOCK)
         return FileLock(self._root / LOCK)
 
     @contextmanager
@@ -282,26 +406,82 @@ def _tag(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def _walk(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
-    try:
-        entries = list(os.scandir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path, f"{prefix}{entry.name}/")
-        else:
-            try:
-                yield f"{prefix}{entry.name}", entry.stat().st_size
-            except FileNotFoundError:  # taken away meanwhile
-                continue
-
-
 def _is_stale(temp: Path) -> bool:
     dead = is_dead(temp.name)
     if dead is not None:
         return dead
     try:
-        return time.time() - temp.stat().st_mtime > FOREIGN_TEMP_SECONDS
+        return time.time() - temp.lstat().st_mtime > FOREIGN_TEMP_SECONDS
     except FileNotFoundError:
         return False
+
+
+FIRST_NAMESPACE = 0xEFFFFFFC
+"""Linux's number for the namespace of process ids outside all containers."""
+
+
+def me() -> str:
+    """This process, in words that another process or machine can check: host~pid~start."""
+    return _name(os.getpid())
+
+
+@functools.cache
+def _name(pid: int) -> str:
+    return f"{host()}~{pid}~{_started(pid)}"
+
+
+@functools.cache
+def host() -> str:
+    """This machine; two containers on one machine see other processes under the same ids, so they
+    count as two."""
+    name = "".join(c if c.isalnum() or c == "-" else "-" for c in socket.gethostname())
+    try:
+        space = Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return name
+    return name if space == FIRST_NAMESPACE else f"{name}-{space}"
+
+
+def is_dead(name: str) -> bool | None:
+    """Whether the process of that name (`me()`, and perhaps more after another "~") is gone; None
+    when it is another machine's, and nobody here can tell."""
+    where, _, rest = name.partition("~")
+    pid, _, rest = rest.partition("~")
+    if where != host() or not pid.isdecimal():
+        return None
+    return not _alive(int(pid)) or _started(int(pid)) != rest.partition("~")[0]
+
+
+def told(name: str) -> str:
+    """A process's name for people."""
+    where, pid, *_ = [*name.split("~"), "?"]
+    return f"{where} (process {pid})"
+
+
+def _started(pid: int) -> str:
+    """When a process started, so that a reused id is not mistaken for it; "0" where the system does
+    not tell."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return "0"
+    return stat.rpartition(")")[2].split()[19]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return not _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    """Dead, but not yet asked for by its parent."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] in {"Z", "X"}

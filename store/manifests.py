@@ -1,19 +1,27 @@
-"""Which dataset versions a root has, and what each says of itself (versions.py has the rest)."""
+"""Which dataset versions a root has, what each says of itself, and the second copy of that.
+
+versions/<id>/twin.tar holds every file whose digest the version's manifest tells, the manifest, and
+last the digest of all that; from it a damaged file is mended. It is written when the manifest is
+there and taken away before it, so a twin without a manifest tells that the manifest was lost;
+versions of before there were twins have none and tell no digests.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from focusdpo.data_schemas.errors import UserError, run_doctor
+from focusdpo.store import tars
 from focusdpo.store.artefacts import Store
+from focusdpo.store.keys import DIGEST, KEY, SHARD, digest, parsed
 
 LATEST = "LATEST"
 MANIFEST = "manifest.json"
 TWIN = "twin.tar"
-"""See twins.py."""
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 """What may follow `versions/`: whatever LATEST holds, no path leads out of there."""
 
@@ -21,7 +29,7 @@ NAME = re.compile(r"[A-Za-z0-9_-]+")
 def latest_id(store: Store) -> str | None:
     """Id of the newest version; None before the first. UserError when LATEST was damaged."""
     try:
-        data = store.files.read(LATEST)
+        data = store.files.read(LATEST, 0, 256)
     except FileNotFoundError:
         if latest_is_lost(store):
             raise _damaged(store, LATEST, "missing, and there are versions") from None
@@ -41,11 +49,14 @@ def latest_is_lost(store: Store) -> bool:
     """Whether a root without LATEST has had one: a first build that was stopped leaves one version
     of which no build has told that it is done."""
     whole = [
-        name
-        for name in store.files.names("versions")
-        if store.files.exists(f"versions/{name}/{MANIFEST}")
+        name for name in version_names(store) if store.files.exists(f"versions/{name}/{MANIFEST}")
     ]
     return len(whole) > 1 or any(store.files.names(f"versions/{name}/requests") for name in whole)
+
+
+def version_names(store: Store) -> list[str]:
+    """Folders that may be versions, sorted; a stranger's file beside them is none."""
+    return [name for name in store.files.names("versions") if NAME.fullmatch(name)]
 
 
 def versions_of(store: Store) -> list[Mapping[str, Any]]:
@@ -53,7 +64,7 @@ def versions_of(store: Store) -> list[Mapping[str, Any]]:
     has lost its manifest: it is not to be taken for none."""
     latest = latest_id(store)
     found = []
-    for name in store.files.names("versions"):
+    for name in version_names(store):
         if store.files.exists(f"versions/{name}/{MANIFEST}"):
             found.append(read_manifest(store, name))
         elif store.files.exists(f"versions/{name}/{TWIN}"):
@@ -62,23 +73,46 @@ def versions_of(store: Store) -> list[Mapping[str, Any]]:
 
 
 def read_manifest(store: Store, name: str) -> Mapping[str, Any]:
-    """What a version says of itself; UserError when there is no such version."""
+    """What a version says of itself; UserError when there is no such version, or it names a file
+    that can be none of ours."""
+    if not NAME.fullmatch(name):
+        raise UserError(f"{store.root}: {name[:80]!r} is no id of a version")
     path = f"versions/{name}/{MANIFEST}"
     try:
-        manifest: Any = json.loads(store.files.read(path))
+        manifest: Any = parsed(store.files.read(path))
     except FileNotFoundError as error:
         if store.files.exists(f"versions/{name}/{TWIN}"):
             raise _damaged(store, path, "missing") from error
-        there = store.files.names("versions")
+        there = version_names(store)
         told = f"{store.root}/versions/{name}: no such version; there are {there or 'none'}"
         if _is_latest(store, name):
             told += f", but LATEST names it. {run_doctor(store.root)}"
         raise UserError(told) from error
     except ValueError as error:
         raise _damaged(store, path, str(error)) from error
-    if not isinstance(manifest, dict):
-        raise _damaged(store, path, "not an object")
+    if what := _misstated(manifest, name):
+        raise _damaged(store, path, what)
     return manifest
+
+
+def _misstated(manifest: Any, name: str) -> str | None:
+    """What is wrong with a manifest that is JSON: one of a stranger's leads nowhere outside."""
+    if not isinstance(manifest, dict):
+        return "not an object"
+    try:
+        if manifest["id"] != name or not isinstance(manifest["created"], str):
+            return f"it is not the manifest of version {name}"
+        for shard in manifest["shards"]:
+            if not SHARD.fullmatch(shard["name"]):
+                return f"no shard can be called {shard['name'][:80]!r}"
+            if not DIGEST.fullmatch(shard["blake2b"]) or not isinstance(shard["bytes"], int):
+                return f"shard {shard['name']} has no size and digest"
+        for subject in manifest["subjects"]:
+            if not KEY.fullmatch(subject["artefact"]) or not isinstance(subject["id"], str):
+                return f"no artefact can be called {subject['artefact'][:80]!r}"
+    except (KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
@@ -113,3 +147,130 @@ def note_request(store: Store, name: str, request: str) -> None:
     path = f"versions/{name}/requests/{request}"
     if not store.files.exists(path):
         store.files.write(path, b"{}\n", sync=False)
+
+
+SEAL = "blake2b"
+"""The member with the digest; no file of a version is called so."""
+FILE = re.compile(r"[a-z]+\.(parquet|yaml|json)")
+"""Names that a twin may hold: never a path to somewhere else."""
+
+
+def digests(files: Mapping[str, bytes]) -> dict[str, str]:
+    """What a manifest tells of the files beside it."""
+    return {name: digest(data) for name, data in sorted(files.items())}
+
+
+def twin_bytes(files: Mapping[str, bytes]) -> bytes:
+    """A tar of the files by name, sealed with their digest; depends on the files alone."""
+    packed, _ = tars.pack(files)
+    sink = io.BytesIO()
+    written = sink.write(packed) + tars.append(sink, SEAL, digest(packed).encode())
+    tars.finish(sink, written)
+    return sink.getvalue()
+
+
+def read_twin(data: bytes) -> dict[str, bytes] | None:
+    """The files in a twin; None when one byte of it is not what was written."""
+    files = _legible(data)
+    return files if twin_bytes(files) == data else None
+
+
+def ensure_twin(store: Store, version: str) -> None:
+    """Give a version its twin, unless it has one or its manifest tells no digests. UserError when a
+    file is not what was written."""
+    path = f"versions/{version}/{TWIN}"
+    if store.files.exists(path):
+        return
+    read_manifest(store, version)
+    manifest = store.files.read(f"versions/{version}/{MANIFEST}")
+    told = _digests_in(manifest, version)
+    files = {MANIFEST: manifest}
+    for name, wanted in (told or {}).items():
+        data = _read(store, version, name)
+        if data is None or digest(data) != wanted:
+            raise damaged_file(store, version, name)
+        files[name] = data
+    if told:
+        store.files.write(path, twin_bytes(files))
+
+
+def drop_twin(store: Store, version: str) -> None:
+    """Before a version is changed or taken away."""
+    store.files.remove(f"versions/{version}/{TWIN}")
+
+
+def refuse_damaged(store: Store, version: str) -> None:
+    """UserError when a file of a version is not what was written."""
+    for name in remedy(store, version):
+        raise damaged_file(store, version, name)
+
+
+def remedy(store: Store, version: str) -> dict[str, bytes]:
+    """File name -> its right bytes, of each file of a version that is not what was written; empty
+    when it is whole, or never was.
+
+    A whole twin is right. Without one, files are right that agree with the manifest, and so are
+    copies in what is left of a damaged twin. UserError when neither helps.
+    """
+    twin = _read(store, version, TWIN)
+    kept = None if twin is None else read_twin(twin)
+    if kept is not None:
+        return {name: data for name, data in kept.items() if _read(store, version, name) != data}
+    manifest = _read(store, version, MANIFEST)
+    if manifest is None and twin is None:
+        return {}
+    told = _digests_in(manifest, version)
+    if told is None or manifest is None:
+        raise _lost(store, version, [MANIFEST])
+    copies = _legible(twin or b"")
+    right: dict[str, bytes] = {}
+    damaged: dict[str, bytes] = {}
+    for name, wanted in told.items():
+        own, copy = _read(store, version, name), copies.get(name)
+        if own is not None and digest(own) == wanted:
+            right[name] = own
+        elif copy is not None and digest(copy) == wanted:
+            right[name] = damaged[name] = copy
+    if missing := sorted(told.keys() - right.keys()):
+        raise _lost(store, version, missing)
+    if told:
+        damaged[TWIN] = twin_bytes({**right, MANIFEST: manifest})
+    return damaged
+
+
+def _read(store: Store, version: str, name: str) -> bytes | None:
+    try:
+        return store.files.read(f"versions/{version}/{name}")
+    except FileNotFoundError:
+        return None
+
+
+def _legible(data: bytes) -> dict[str, bytes]:
+    """The files in a twin up to where it cannot be read."""
+    found: dict[str, bytes] = {}
+    try:
+        for name, content in tars.members(data, TWIN):
+            if FILE.fullmatch(name):
+                found[name] = content
+    except UserError:
+        return found
+    return found
+
+
+def _digests_in(manifest: bytes | None, version: str) -> Mapping[str, str] | None:
+    """What a manifest tells; empty for one that tells no digests, None for one that is damaged."""
+    try:
+        values: Any = parsed(manifest or b"")
+        told = dict(values.get("digests", {}))
+        dated = values["id"] == version and isinstance(values["created"], str)
+        return told if dated and all(map(FILE.fullmatch, told)) else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _lost(store: Store, version: str, names: list[str]) -> UserError:
+    folder = f"{store.root}/versions/{version}"
+    return UserError(
+        f"{folder}: {', '.join(names)} cannot be mended, because its copy in {TWIN} is missing or "
+        f"damaged, too; remove the folder {folder} and build again"
+    )

@@ -6,6 +6,7 @@ writer that dies leaves nothing visible, and a request that failed can be repeat
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import random
@@ -13,79 +14,36 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, ClassVar, Protocol, TypeVar, cast
+from typing import Any, BinaryIO, Literal, TypeVar, cast
 
-from pydantic import Field
+import obstore
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    PreconditionError,
+)
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.store.addresses import EnvironmentConfig
-from focusdpo.store.local import FOREIGN_TEMP_SECONDS, FULL
+from focusdpo.store.local import FOREIGN_TEMP_SECONDS, FULL, is_plain
+from focusdpo.store.media import (
+    Medium,
+    RemoteConfig,
+    in_words,
+    is_passing,
+    refusal,
+    refuse_after_fork,
+    status_of,
+)
 
 log = logging.getLogger(__name__)
 
+
 T = TypeVar("T")
-ABSENT = "*absent*"
-"""The condition that nothing is there yet, where a tag says that a certain state still is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What a look at an object tells."""
-
-    size: int
-    tag: str
-    """Another one after each write."""
-    age: float | None
-    """Seconds since it was written, by the store's own clock."""
-
-
-class Objects(Protocol):
-    """One bucket and prefix. Each method is one try; keys are relative to the prefix.
-
-    FileNotFoundError for an absent object; PermissionError where the store forbids it.
-    """
-
-    def address(self, key: str) -> str: ...
-
-    def look(self, key: str) -> Found: ...
-
-    def get(self, key: str, offset: int, size: int) -> tuple[bytes, str]:
-        """Bytes from `offset`, `size` of them or (-1) all, and the object's tag."""
-        ...
-
-    def put(self, key: str, source: BinaryIO, size: int, condition: str | None) -> str | None:
-        """Store `size` bytes whole. None when the condition does not hold: `ABSENT`, or a tag."""
-        ...
-
-    def below(self, key: str) -> dict[str, int]:
-        """All keys below a folder with their sizes, in order."""
-        ...
-
-    def names(self, key: str) -> list[str]:
-        """The names in a folder, folders included, in order."""
-        ...
-
-    def delete(self, key: str, tag: str | None) -> None:
-        """Remove it if it is there, and with a tag only that state of it."""
-        ...
-
-    def sweep(self, older_than: float) -> int:
-        """Give up uploads that began more than so many seconds ago; how many."""
-        ...
-
-    def passing(self, error: BaseException) -> bool:
-        """Whether the same request may well succeed later."""
-        ...
-
-    def refusal(self, error: BaseException) -> str | None:
-        """What is wrong and what to do, when only the user can mend it."""
-        ...
-
-    def told(self, error: BaseException) -> str:
-        """An error in words that hold no credential."""
-        ...
+Meta = dict[str, Any]
+"""What obstore tells of an object: size, e_tag, last_modified."""
+Condition = Literal["overwrite", "create"] | dict[str, str]
+"""A write in any case, where nothing is yet, or where an object still has the tag `e_tag`."""
 
 
 class Lost(ConnectionError):
@@ -94,8 +52,6 @@ class Lost(ConnectionError):
 
 def persistently(
     request: Callable[[], T],
-    passing: Callable[[BaseException], bool],
-    told: Callable[[BaseException], str],
     what: str,
     config: RemoteConfig,
     sleep: Callable[[float], None] = time.sleep,
@@ -111,80 +67,75 @@ def persistently(
         except (UserError, Lost):
             raise
         except Exception as error:
-            if not passing(error):
+            if not is_passing(error):
                 raise
             if failed + 1 == config.attempts:
                 raise Lost(
-                    f"{what}: failed {config.attempts} times, at last with {told(error)}; what is "
-                    "stored so far stays. Run the same command again when the store answers"
+                    f"{what}: failed {config.attempts} times, at last with {in_words(error)}; what "
+                    "is stored so far stays. Run the same command again when the store answers"
                 ) from None
             wait = min(config.first_wait * 2**failed, config.longest_wait)
             log.log(
                 logging.WARNING if failed else logging.INFO,
                 "%s: %s; try %d of %d follows",
-                what, told(error), failed + 2, config.attempts,
+                what, in_words(error), failed + 2, config.attempts,
             )  # fmt: skip
             sleep(wait * random.uniform(0.5, 1.0))
     raise AssertionError("unreachable: attempts is at least 1")
 
 
-class RemoteConfig(EnvironmentConfig):
-    """Retries, time limits and parts. Each field is read from FOCUSDPO_STORAGE_<FIELD>."""
-
-    prefix: ClassVar[str] = "FOCUSDPO_STORAGE_"
-
-    attempts: int = Field(9, ge=1, le=50, description="tries of a request before it counts as lost")
-    first_wait: float = Field(0.2, ge=0, description="seconds before the second try; then doubled")
-    longest_wait: float = Field(20.0, ge=0, description="seconds between two tries at most")
-    connect_timeout: float = Field(10.0, gt=0, description="seconds to wait for a connection")
-    read_timeout: float = Field(60.0, gt=0, description="seconds to wait for bytes that must come")
-    part_mib: int = Field(
-        16,
-        ge=5,
-        le=5000,
-        description="MiB of a part; what is written without a condition and has two parts or more "
-        "travels in parts",
-    )
-    parts_at_once: int = Field(4, ge=1, le=64, description="parts of one file that travel together")
-
-
 class RemoteFiles:
-    """`Files` on any `Objects`. Safe for threads."""
+    """`Files` on any `Medium`. Safe for threads."""
 
-    def __init__(self, root: str, objects: Objects, config: RemoteConfig | None = None) -> None:
-        self.root = root.rstrip("/")
+    def __init__(self, medium: Medium, config: RemoteConfig | None = None) -> None:
+        self.root = medium.url
         self.local: Path | None = None
-        self._objects = objects
+        self._medium = medium
         self._config = config or RemoteConfig.from_environment()
 
     def address(self, path: str) -> str:
-        return self._objects.address(path)
+        return f"{self.root}/{path}".rstrip("/")
+
+    def look(self, path: str) -> Meta:
+        """Size in bytes, tag and time of an object. FileNotFoundError when it is absent."""
+        return self._ask(path, lambda key: cast(Meta, obstore.head(self._medium.store, key)))
 
     def exists(self, path: str) -> bool:
         try:
-            self._ask(path, lambda: self._objects.look(path))
+            self.look(path)
         except FileNotFoundError:
             return False
         return True
 
     def size(self, path: str) -> int:
-        return self._ask(path, lambda: self._objects.look(path)).size
+        return int(self.look(path)["size"])
 
     def names(self, path: str) -> list[str]:
-        return self._ask(path, lambda: self._objects.names(path))
+        def request(key: str) -> list[str]:
+            found = obstore.list_with_delimiter(self._medium.store, key or None)
+            paths = [*found["common_prefixes"], *(meta["path"] for meta in found["objects"])]
+            return sorted(name.rstrip("/").rpartition("/")[2] for name in paths)
+
+        return self._ask(path, request, folder=True)
 
     def listing(self, path: str) -> dict[str, int]:
-        return self._ask(path, lambda: self._objects.below(path))
+        def request(key: str) -> dict[str, int]:
+            start = len(key) + 1 if key else 0
+            pages = obstore.list(self._medium.store, key or None, chunk_size=1000)
+            return {meta["path"][start:]: meta["size"] for page in pages for meta in page}
+
+        return dict(sorted(self._ask(path, request, folder=True).items()))
 
     def below(self, path: str) -> list[str]:
         return list(self.listing(path))
 
     def read(self, path: str, offset: int = 0, size: int = -1) -> bytes:
-        return self._ask(path, lambda: self._objects.get(path, offset, size))[0]
+        return self._read(path, offset, size)[0]
 
     def write(self, path: str, data: bytes, *, replace: bool = True, sync: bool = True) -> bool:
         """`sync` changes nothing: an object that was accepted is safe."""
-        return self._put(path, io.BytesIO(data), len(data), None if replace else ABSENT) is not None
+        condition: Condition = "overwrite" if replace else "create"
+        return self._put(path, io.BytesIO(data), len(data), condition) is not None
 
     @contextmanager
     def create(self, path: str, *, replace: bool = True, sync: bool = True) -> Iterator[BinaryIO]:
@@ -192,35 +143,87 @@ class RemoteFiles:
             sink = cast(BinaryIO, spool)
             yield sink
             size = sink.seek(0, io.SEEK_END)
-            self._put(path, sink, size, None if replace else ABSENT)
+            self._put(path, sink, size, "overwrite" if replace else "create")
 
     def tagged(self, path: str) -> tuple[bytes, str] | None:
         try:
-            return self._ask(path, lambda: self._objects.get(path, 0, -1))
+            return self._read(path, 0, -1)
         except FileNotFoundError:
             return None
 
     def swap(self, path: str, data: bytes, tag: str | None, *, sync: bool = True) -> str | None:
-        return self._put(path, io.BytesIO(data), len(data), ABSENT if tag is None else tag)
+        return self._put(
+            path, io.BytesIO(data), len(data), "create" if tag is None else {"e_tag": tag}
+        )
 
     def age(self, path: str) -> float | None:
         try:
-            return self._ask(path, lambda: self._objects.look(path)).age
+            return self._ask(path, self._medium.age)
         except FileNotFoundError:
             return None
 
     def remove(self, path: str, tag: str | None = None) -> None:
-        self._ask(path, lambda: self._objects.delete(path, tag))
+        def request(key: str) -> None:
+            if tag is None:
+                with contextlib.suppress(FileNotFoundError):
+                    obstore.delete(self._medium.store, key)
+            else:
+                self._medium.delete_if(key, tag)
+
+        self._ask(path, request)
+
+    def prune(self, path: str) -> None:
+        """An object store has no empty folders."""
 
     def clean(self) -> int:
         """Uploads in parts that were never ended cost room and are seen by nobody; a living
         writer's is younger than a day."""
-        return self._ask("", lambda: self._objects.sweep(FOREIGN_TEMP_SECONDS))
+        return self._ask("", lambda _: self._medium.sweep(FOREIGN_TEMP_SECONDS), folder=True)
 
-    def _put(self, path: str, source: BinaryIO, size: int, condition: str | None) -> str | None:
-        def request() -> str | None:
+    def _read(self, path: str, offset: int, size: int) -> tuple[bytes, str]:
+        """Bytes from `offset`, `size` of them or (-1) all, and the object's tag."""
+        if size == 0:
+            return b"", str(self.look(path)["e_tag"])
+        where: Any = {}
+        if size > 0:
+            where = {"range": (offset, offset + size)}
+        elif offset:
+            where = {"range": {"offset": offset}}
+
+        def request(key: str) -> tuple[bytes, str]:
+            try:
+                answer = obstore.get(self._medium.store, key, options=where)
+                return bytes(answer.bytes()), str(answer.meta["e_tag"])
+            except BaseError as error:
+                if where and (status_of(error) == 416 or "StartTooLarge" in str(error)):
+                    return b"", str(obstore.head(self._medium.store, key)["e_tag"])
+                raise
+
+        return self._ask(path, request)
+
+    def _put(self, path: str, source: BinaryIO, size: int, condition: Condition) -> str | None:
+        """The new tag; None when the condition does not hold."""
+        # Not every store that decides atomically between conditional PUTs does so between
+        # completed uploads in parts (SeaweedFS 4.48 does not), so a condition takes one PUT.
+        part = self._config.part_mib * 2**20
+        in_parts = condition == "overwrite" and size >= 2 * part
+
+        def request(key: str) -> str | None:
             source.seek(0)
-            return self._objects.put(path, source, size, condition)
+            store = self._medium.patient_store if in_parts else self._medium.store
+            try:
+                made = obstore.put(
+                    store,
+                    key,
+                    source if in_parts else source.read(),
+                    mode=cast(Any, condition),
+                    use_multipart=in_parts,
+                    chunk_size=part,
+                    max_concurrency=self._config.parts_at_once,
+                )
+            except (AlreadyExistsError, PreconditionError):
+                return None
+            return str(made["e_tag"])
 
         tag = self._ask(path, request)
         # A try whose answer was lost may have been the one that wrote it; HTTP clients repeat by
@@ -230,14 +233,23 @@ class RemoteFiles:
             tag = stored[1] if stored[0] == source.read() else None
         return tag
 
-    def _ask(self, path: str, request: Callable[[], T]) -> T:
+    def _ask(self, path: str, request: Callable[[str], T], *, folder: bool = False) -> T:
+        if not (is_plain(path) or (folder and not path)):
+            raise UserError(f"{self.root}: {path[:80]!r} is no name of a file inside it")
         what = self.address(path)
-        objects = self._objects
+        refuse_after_fork()
+
+        def held() -> T:
+            with self._medium.lock:
+                return request(self._medium.key(path))
+
         try:
-            return persistently(request, objects.passing, objects.told, what, self._config)
+            return persistently(held, what, self._config)
         except Exception as error:
-            if (why := objects.refusal(error)) is not None:
+            if (why := refusal(error, self.root)) is not None:
                 raise UserError(f"{what}: {why}") from None
+            if isinstance(error, BaseError):  # its text repeats what the store answered
+                raise OSError(f"{what}: {in_words(error)}") from None
             raise
 
     @contextmanager

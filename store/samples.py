@@ -1,199 +1,118 @@
-"""Finding samples in webdataset tars by offset, and reading one: on a local disk, or in a remote
-store through the cache of `shard_cache.py`.
+"""The samples of a dataset version: written into plain tars, found by the rows of its index alone.
 
-Strict where tar readers are lenient: a damaged header or a missing end is an error that names the
-shard, not the end of the data.
+Offsets and checksums are written once, at the build, and every reader goes by them: training,
+studio, export, report and repair. So a tar may hold samples that no row names. webdataset reads the
+same tars from their beginning.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import mmap
-import re
-import tarfile
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
-
-from webdataset.tariterators import base_plus_ext
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.shards import ShardSample, decode
-from focusdpo.store.addresses import split_address
-from focusdpo.store.cache import RemoteShard, ShardCache, default_cache
+from focusdpo.data_schemas.shards import IndexRow, ShardSample, decode
+from focusdpo.store import tars
+from focusdpo.store.artefacts import Store
+from focusdpo.store.cache import RemoteShard, ShardCache
+from focusdpo.store.local import Files
 
-_BLOCK = tarfile.BLOCKSIZE
-_NOTE = 1
-"""Version of the index that is kept beside a remote shard."""
-_REFERENCE = re.compile(r"ref\d+\.png")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A sample in a shard."""
-
-    shard: str
-    """Path or URL."""
-    key: str
-    split: str
-    source: str
-    """disrupt or rank."""
-    num_subjects: int
-    digest: str
-    """Of its record: where its images come from, their scores, its prompt."""
-    spans: dict[str, tuple[int, int]]
-    """Field -> offset and size in bytes."""
-    remote: RemoteShard | None = None
-    checksum: str = ""
-    """blake2b-64 of the bytes from its first field to its last, of a remote shard."""
-
-    @property
-    def extent(self) -> tuple[int, int]:
-        """Where its first field begins and its last one ends."""
-        starts = [offset for offset, _ in self.spans.values()]
-        return min(starts), max(offset + size for offset, size in self.spans.values())
+FOLDER = "shards"
 
 
-def index_shard(path: str | Path, cache: ShardCache | None = None) -> list[Entry]:
-    """All samples of a shard in their order. UserError naming it if it is damaged.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a sample lies in its shard."""
 
-    A shard at a URL is fetched into the cache (the environment's, when none is given) and its index
-    kept there, so that the next run need not fetch it to know what is in it.
-    """
-    protocol, local = split_address(path)
-    if not protocol:
-        try:
-            with Path(local).open("rb") as file:
-                return _entries(local, file)
-        except FileNotFoundError as error:
-            raise UserError(f"shard {local} does not exist. Build the dataset again.") from error
-    cache = cache or default_cache()
-    shard = cache.shard(str(path))
-    note = cache.note(shard)
-    known = None if note is None else _noted(note, shard)
-    if known is not None:
-        return known
-    with cache.whole(shard) as file:
-        entries = _entries(shard.url, file, shard)
-    if shard.digest is not None:
-        cache.put_note(shard, _note(entries))
-    return entries
+    offset: int
+    size: int
+    checksum: str
+    """blake2b-64 of its bytes."""
 
 
-def read_fields(entry: Entry, cache: ShardCache | None = None) -> dict[str, bytes]:
-    """The bytes of a sample's fields: one read. UserError if the shard is gone or damaged."""
-    start, end = entry.extent
-    if entry.remote is not None:
-        cache = cache or default_cache()
-        data = cache.read(entry.remote, start, end - start, entry.checksum)
-    else:
-        try:
-            with Path(entry.shard).open("rb", buffering=0) as file:
-                file.seek(start)
-                data = file.read(end - start)
-        except FileNotFoundError as error:
-            raise UserError(
-                f"shard {entry.shard} does not exist. Build the dataset again."
-            ) from error
-    return {
-        field: data[offset - start : offset - start + size]
-        for field, (offset, size) in entry.spans.items()
-    }
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """The shards of a version in a remote store, read through a cache on this machine's disk."""
+
+    cache: ShardCache
+    shards: Mapping[str, RemoteShard]
+    """By file name."""
 
 
-def read_entry(entry: Entry, cache: ShardCache | None = None) -> ShardSample:
-    """Decodes one sample. UserError naming shard, pair and field if it is damaged."""
-    return decode(read_fields(entry, cache), f"shard {entry.shard}, sample {entry.key}")
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """A pair of a dataset version, to be read when it is wanted."""
+
+    row: IndexRow
+    store: Store
+    copies: Copies | None = None
+
+    def read(self) -> ShardSample:
+        """UserError naming shard and pair when its bytes are not those that were written."""
+        return read_sample(self.store, self.row, self.copies)
 
 
-def _entries(path: str, file: BinaryIO, remote: RemoteShard | None = None) -> list[Entry]:
-    spans: dict[str, dict[str, tuple[int, int]]] = {}
-    with _mapped(file) as data:
-        for name, offset, size in _members(data, path):
-            key, field = base_plus_ext(name)
-            if key is not None:
-                spans.setdefault(key, {})[field] = (offset, size)
-        entries = []
-        for key, fields in spans.items():
-            offset, size = fields.get("json", (0, 0))
-            header = data[offset : offset + size]
-            split, source = _kind(header, f"shard {path}, sample {key}")
-            record = hashlib.blake2b(header, digest_size=8).hexdigest()
-            num = sum(1 for field in fields if _REFERENCE.fullmatch(field))
-            entry = Entry(path, key, split, source, num, record, fields, remote)
-            if remote is not None:
-                start, end = entry.extent
-                found = hashlib.blake2b(data[start:end], digest_size=8).hexdigest()
-                entry = Entry(path, key, split, source, num, record, fields, remote, found)
-            entries.append(entry)
-    return entries
-
-
-def _mapped(file: BinaryIO) -> Any:
-    """The whole file as bytes that are read when they are looked at."""
-    file.seek(0, 2)
-    if file.tell() == 0:
-        return memoryview(b"")
-    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-
-def _members(data: Any, path: str) -> Iterator[tuple[str, int, int]]:
-    """Name, offset and size of every file in a tar."""
-    damaged = f"shard {path} is damaged or truncated"
-    advice = "Remove it and build the dataset again: what is intact is not computed anew."
-    size = len(data)
+def write_samples(
+    files: Files, path: str, samples: Iterable[tuple[str, Mapping[str, bytes]]]
+) -> list[Place]:
+    """Write samples (name, field -> bytes) into one tar, which appears whole; where each lies."""
+    places = []
     offset = 0
-    while True:
-        header = bytes(data[offset : offset + _BLOCK])
-        if len(header) < _BLOCK:
-            raise UserError(f"{damaged}: it ends at byte {size} without an end mark. {advice}")
-        if not any(header):
-            return
-        try:
-            info = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
-        except (tarfile.HeaderError, UnicodeDecodeError) as error:
-            raise UserError(f"{damaged} at byte {offset}: {error}. {advice}") from error
-        start = offset + _BLOCK
-        if start + info.size > size:
-            raise UserError(f"{damaged} inside '{info.name}'. {advice}")
-        if info.isreg():
-            yield info.name, start, info.size
-        offset = start + info.size + (-info.size % _BLOCK)
+    with files.create(path) as sink:
+        for sample, fields in samples:
+            found = hashlib.blake2b(digest_size=8)
+            start = offset
+            for name in sorted(fields):
+                for piece in tars.member(f"{sample}.{name}", fields[name]):
+                    offset += sink.write(piece)
+                    found.update(piece)
+            places.append(Place(start, offset - start, found.hexdigest()))
+        tars.finish(sink, offset)
+    return places
 
 
-def _kind(header: bytes, where: str) -> tuple[str, str]:
-    """Split and source of the pair."""
-    # The header is checked in full when the sample is decoded; this is but a filter.
+def read_sample(store: Store, row: IndexRow, copies: Copies | None = None) -> ShardSample:
+    """The sample that a row finds; UserError names the shard when its bytes are not those."""
+    where = f"{store.root}/{FOLDER}/{row.shard}, sample {row.pair_id}"
+    return decode(read_fields(store, row, copies), where)
+
+
+def read_fields(store: Store, row: IndexRow, copies: Copies | None = None) -> dict[str, bytes]:
+    """The fields of a sample as bytes, for who needs only some of its pictures; checked alike."""
+    data = read_bytes(store, row, copies)
+    return fields_in(data, f"{store.root}/{FOLDER}/{row.shard}")
+
+
+def read_bytes(store: Store, row: IndexRow, copies: Copies | None = None) -> bytes:
+    """A sample as it lies in its tar, checked."""
     try:
-        values = json.loads(header)
-        return str(values["split"]), str(values["pair"]["source"])
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{where}: no readable json ({error}); build the dataset again") from error
+        if copies is None:
+            data = store.files.read(f"{FOLDER}/{row.shard}", row.offset, row.size)
+        else:
+            data = copies.cache.read(copies.shards[row.shard], row.offset, row.size)
+    except FileNotFoundError as error:
+        raise damaged_shard(store, row.shard, "the file is missing") from error
+    if len(data) != row.size or checksum(data) != row.checksum:
+        what = "truncated" if len(data) != row.size else "not what was written"
+        raise damaged_shard(store, row.shard, f"the sample of pair {row.pair_id} is {what}")
+    return data
 
 
-def _note(entries: list[Entry]) -> bytes:
-    kept = [
-        {name: value for name, value in asdict(one).items() if name not in ("shard", "remote")}
-        for one in entries
-    ]
-    body = json.dumps(kept)
-    check = hashlib.blake2b(body.encode(), digest_size=8).hexdigest()
-    return f"{_NOTE} {check}\n{body}".encode()
+def damaged_shard(store: Store, name: str, what: str) -> UserError:
+    """The error for a shard that cannot be read."""
+    return UserError(
+        f"{store.root}/{FOLDER}/{name} is damaged: {what}. Run `focusdpo doctor --root "
+        f"{store.root} --repair`, then the same build again: it writes this shard anew and "
+        "computes nothing"
+    )
 
 
-def _noted(note: bytes, shard: RemoteShard) -> list[Entry] | None:
-    """The index that a note holds; None when it is another version's or cut short."""
-    head, _, body = note.partition(b"\n")
-    if head.decode(errors="replace").split() != [
-        str(_NOTE),
-        hashlib.blake2b(body, digest_size=8).hexdigest(),
-    ]:
-        return None
-    return [_entry(values, shard) for values in json.loads(body)]
+def fields_in(data: bytes, where: str) -> dict[str, bytes]:
+    """Field -> content, of a sample's bytes."""
+    return {name.partition(".")[2]: content for name, content in tars.members(data, where)}
 
 
-def _entry(values: Mapping[str, Any], shard: RemoteShard) -> Entry:
-    spans = {field: (int(a), int(b)) for field, (a, b) in values["spans"].items()}
-    return Entry(**{**values, "spans": spans}, shard=shard.url, remote=shard)
+def checksum(data: bytes) -> str:
+    """blake2b-64, 16 hexadecimal digits: what a row tells of its sample."""
+    return hashlib.blake2b(data, digest_size=8).hexdigest()

@@ -92,6 +92,8 @@ def members(data: bytes, where: str) -> Iterator[tuple[str, bytes]]:
         except (tarfile.HeaderError, UnicodeDecodeError) as error:
             raise UserError(f"{where}: damaged at byte {offset} ({error})") from error
         start = offset + BLOCK
+        if info.size < 0:
+            raise UserError(f"{where}: damaged at byte {offset} (a size below zero)")
         if start + info.size > len(data):
             raise UserError(f"{where}: truncated inside member '{info.name}'")
         yield info.name, data[start : start + info.size]
@@ -112,6 +114,9 @@ def is_sound(data: bytes, where: str) -> bool:
 def first_size(data: bytes, where: str) -> int:
     """Size of the first member of the tar that `data` begins; UserError when it begins none."""
     try:
-        return tarfile.TarInfo.frombuf(data[:BLOCK], "ascii", "strict").size
+        size = tarfile.TarInfo.frombuf(data[:BLOCK], "ascii", "strict").size
     except (tarfile.HeaderError, UnicodeDecodeError) as error:
         raise UserError(f"{where}: not a tar file ({error})") from error
+    if size < 0:
+        raise UserError(f"{where}: not a tar file (a size below zero)")
+    return size

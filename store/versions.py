@@ -29,14 +29,13 @@ from typing import Any
 import yaml
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.reviews import ReviewedPair
+from focusdpo.data_schemas.pairs import ReviewedPair
 from focusdpo.data_schemas.runs import SCHEMA_VERSION, Artefact
 from focusdpo.data_schemas.shards import IndexRow, ShardSample, Split
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.data_schemas.tables import to_parquet
-from focusdpo.pipeline.shard import FOLDER, damaged_shard, read_sample
-from focusdpo.store.addresses import with_digest
 from focusdpo.store.artefacts import Store
+from focusdpo.store.cache import RemoteShard, default_cache
 from focusdpo.store.index import (
     INDEX,
     LINEAGE,
@@ -52,12 +51,14 @@ from focusdpo.store.keys import digest
 from focusdpo.store.manifests import (
     LATEST,
     MANIFEST,
+    digests,
+    ensure_twin,
     latest_id,
     manifest_bytes,
     named_by,
     read_manifest,
 )
-from focusdpo.store.twins import digests, ensure_twin
+from focusdpo.store.samples import FOLDER, Copies, Sample, damaged_shard, read_sample
 
 CONFIG = "config.yaml"
 PACKAGES = ("focusdpo", "torch", "diffusers", "transformers", "numpy", "pillow", "pyarrow")
@@ -86,15 +87,30 @@ class DatasetVersion:
         return [row for row in self.rows if split in (None, row.split)]
 
     def shards(self, split: Split | None = None) -> list[Path | str]:
-        """The tars of a split, sorted. They may hold retired samples: see `ids`. On a local disk
-        their paths, elsewhere URLs that say their digest, so that a reader can check its copy."""
+        """The tars of a split, sorted; paths on a local disk, URLs elsewhere. They may hold samples
+        that no row names."""
         names = sorted({row.shard for row in self.rows_of(split)})
-        local = self.store.files.local
-        if local is not None:
+        if (local := self.store.files.local) is not None:
             return [local / FOLDER / name for name in names]
-        digests = {one["name"]: one["blake2b"] for one in self.manifest["shards"]}
-        address = self.store.files.address
-        return [with_digest(address(f"{FOLDER}/{name}"), digests[name]) for name in names]
+        return [self.store.files.address(f"{FOLDER}/{name}") for name in names]
+
+    def samples(self, split: Split | None = None) -> list[Sample]:
+        """The pairs of a split in the order in which they lie in their shards; those of a remote
+        store come through the cache that the environment names."""
+        copies = None
+        if self.store.files.local is None:
+            files = self.store.files
+            copies = Copies(
+                default_cache(),
+                {
+                    shard["name"]: RemoteShard(
+                        files, f"{FOLDER}/{shard['name']}", shard["bytes"], shard["blake2b"]
+                    )
+                    for shard in self.manifest["shards"]
+                },
+            )
+        rows = sorted(self.rows_of(split), key=lambda row: (row.shard, row.offset))
+        return [Sample(row, self.store, copies) for row in rows]
 
     def ids(self, split: Split | None = None) -> frozenset[str]:
         """Ids of the pairs that count."""

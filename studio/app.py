@@ -1,6 +1,6 @@
 """The studio: application, static files, and the web server of `focusdpo studio`.
 
-A module of pages has `NAV`, its entries of the navigation, and `routes()`; it is one line in
+A module of pages has `routes()` and may have `NAV`, entries of the navigation; it is one line in
 `MODULES`. Endpoints are plain functions, which Starlette calls in a thread.
 """
 
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import errno
 import importlib
-import logging
 import socket
 import threading
 import webbrowser
 
+import typer
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -22,10 +22,9 @@ from starlette.routing import BaseRoute
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.studio import views
-from focusdpo.studio.acting import Acting
+from focusdpo.studio.config import StudioConfig
 from focusdpo.studio.guard import Guard, Keys
-from focusdpo.studio.settings import StudioConfig
-from focusdpo.studio.state import Studio
+from focusdpo.studio.shared import Studio
 
 MODULES = (
     "pages.home_page",
@@ -39,8 +38,7 @@ MODULES = (
     "pages.review_page",
     "pages.upload_page",
     "pages.jobs_page",
-    "pages.image_routes",
-    "pages.static_files",
+    "pages.file_routes",
     "guard",
 )
 """In the order of the navigation."""
@@ -51,7 +49,7 @@ def create_app(config: StudioConfig) -> Starlette:
     config.check()
     keys = Keys(config)
     modules = [importlib.import_module(f"focusdpo.studio.{name}") for name in MODULES]
-    routes: list[BaseRoute] = [route for one in modules for route in one.routes()]
+    routes: list[BaseRoute] = [route for module in modules for route in module.routes()]
     app = Starlette(
         routes=routes,
         middleware=[
@@ -62,12 +60,10 @@ def create_app(config: StudioConfig) -> Starlette:
     )
     app.state.keys = keys
     app.state.studio = Studio(config)
-    app.state.acting = Acting(config)
-    app.state.templates = views.environment(tuple(item for one in modules for item in one.NAV))
+    app.state.templates = views.environment(
+        tuple(item for module in modules for item in getattr(module, "NAV", ()))
+    )
     return app
-
-
-log = logging.getLogger(__name__)
 
 
 def serve(config: StudioConfig, *, open_browser: bool = False) -> None:
@@ -87,7 +83,7 @@ def serve(config: StudioConfig, *, open_browser: bool = False) -> None:
             )
         )
         address = _address(config)
-        _say(f"studio of {config.root}: {address} (stop with Ctrl-C)")
+        typer.echo(f"studio of {config.root}: {address} (stop with Ctrl-C)")
         threading.Thread(target=app.state.studio.warm, daemon=True).start()
         if open_browser:
             threading.Timer(0.5, webbrowser.open, [address]).start()
@@ -121,10 +117,3 @@ def _address(config: StudioConfig) -> str:
     if host in {"0.0.0.0", "::", ""}:
         host = socket.gethostname()
     return f"http://{f'[{host}]' if ':' in host else host}:{config.port}/"
-
-
-def _say(text: str) -> None:
-    """To stdout, at once."""
-    import typer
-
-    typer.echo(text)

@@ -84,8 +84,8 @@ class Codes:
         return self._named(self.values)
 
     def _named(self, values: NDArray[np.int64]) -> Mapping[str, int]:
-        found = np.bincount(values, minlength=len(self.names))
-        return {name: int(found[code]) for name, code in sorted(self._code.items())}
+        counts = np.bincount(values, minlength=len(self.names))
+        return {name: int(counts[code]) for name, code in sorted(self._code.items())}
 
 
 class ListCodes(Codes):
@@ -100,9 +100,9 @@ class ListCodes(Codes):
 
     def are(self, name: str) -> NDArray[np.bool_]:
         """Which rows have the value among theirs."""
-        found = np.zeros(self._num, np.bool_)
-        found[self._rows[super().are(name)]] = True
-        return found
+        rows = np.zeros(self._num, np.bool_)
+        rows[self._rows[super().are(name)]] = True
+        return rows
 
     @functools.cached_property
     def counts(self) -> Mapping[str, int]:
@@ -179,9 +179,12 @@ class PairColumns:
 
     def rows(self, places: Sequence[int] | Rows) -> list[IndexRow]:
         """Records of a few pairs."""
-        found: list[dict[str, Any]] = self.table.take(_indices(places)).to_pylist()
+        records: list[dict[str, Any]] = self.table.take(_indices(places)).to_pylist()
         lists = ("subject_ids", "class_names", "win_identity", "lose_identity")
-        return [IndexRow(**{**one, **{name: tuple(one[name]) for name in lists}}) for one in found]
+        return [
+            IndexRow(**{**record, **{name: tuple(record[name]) for name in lists}})
+            for record in records
+        ]
 
     def _select(self, wanted: Wanted) -> Rows:
         """Places of the pairs that are wanted, in the order asked for."""
@@ -208,15 +211,15 @@ class PairColumns:
 
     def scores(self, name: str) -> NDArray[np.float64]:
         """(N,) of a score of `SCORES`."""
-        found: NDArray[np.float64] = getattr(self, name)
-        return found
+        values: NDArray[np.float64] = getattr(self, name)
+        return values
 
     def _with(self, text: str) -> NDArray[np.bool_]:
         import pyarrow.compute as pc
 
         def has(column: str) -> NDArray[np.bool_]:
-            found = pc.match_substring(self.table[column], text, ignore_case=True)
-            return np.array(found.to_pylist(), np.bool_)
+            matches = pc.match_substring(self.table[column], text, ignore_case=True)
+            return np.array(matches.to_pylist(), np.bool_)
 
         return has("prompt") | has("pair_id")
 

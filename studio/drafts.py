@@ -7,10 +7,12 @@
                  <n>.mask.png   the mask as it was drawn; absent where nobody drew
 
 No name that a visitor gives becomes part of a path: drafts and pictures have numbers of our own.
+Masks are in pixels of the view, which is the picture, made smaller where it is large.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -25,10 +27,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import (
@@ -40,10 +44,101 @@ from focusdpo.data_schemas.images import (
 )
 from focusdpo.flows.build import sources
 from focusdpo.flows.config import GenerateRun
+from focusdpo.flows.wiring import resident_parts
+from focusdpo.pipeline.subjects.cutouts import StoredMasks, find_subject
 from focusdpo.pipeline.subjects.ingest import CARD
 from focusdpo.pipeline.subjects.ingest import NAME as SUBJECT_NAME
 from focusdpo.store.artefacts import Store
-from focusdpo.studio.masks import Mask, found_mask, view_of, with_alpha
+from focusdpo.studio.job_runner import write
+
+LARGEST_VIEW = 1024
+POCKET_SIDE = 64
+"""Side of the pictures that the pocket segmenter reads."""
+ANY = "object"
+
+Array = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
+
+def view_of(picture: Picture) -> Array:
+    """(h, w, 3): what the page shows, its longer side at most `LARGEST_VIEW`."""
+    height, width = picture.image.shape[:2]
+    scale = min(1.0, LARGEST_VIEW / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.array(Image.fromarray(picture.image).resize(size, Image.Resampling.BOX))
+
+
+def found_mask(
+    picture: Picture, run: GenerateRun, class_name: str, store: Store | None
+) -> tuple[Mask, str]:
+    """The mask of `view_of(picture)` that `subjects add` would find, and a note or "".
+
+    As there, the segmenter is asked only where it belongs to the suite and the class is known.
+    """
+    finder = None
+    if run.suite != "pocket" and store is not None and class_name:
+        masks = StoredMasks(store, resident_parts(run.family).segmenter)
+        finder = functools.partial(masks, class_name=class_name)
+    _, alpha, note = find_subject(picture, run.ingest.size, run.ingest.tolerance, finder)
+    height, width = view_of(picture).shape[:2]
+    return resized(alpha > 127, (height, width)), note
+
+
+def resized(mask: Mask, shape: tuple[int, int]) -> Mask:
+    """The mask at another size, its edge smooth."""
+    if mask.shape == shape:
+        return mask
+    soft = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
+    grey = soft.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
+    if (growth := max(shape) / max(mask.shape)) > 1:
+        grey = grey.filter(ImageFilter.GaussianBlur(growth / 2))  # else steps, as large as pixels
+    return np.asarray(grey) > 127
+
+
+def with_alpha(picture: Picture, mask: Mask) -> Image.Image:
+    """The picture with the mask as its alpha."""
+    shape = picture.image.shape[:2]
+    alpha = resized(mask, (shape[0], shape[1])).astype(np.uint8) * np.uint8(255)
+    return Image.fromarray(np.dstack([picture.image, alpha]), "RGBA")
+
+
+class Instances:
+    """What the suite's segmenter finds in a view; asked once per view and class."""
+
+    MOST = 8
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: dict[Any, list[Mask]] = {}
+
+    def of(self, view: Array, name: str, run: GenerateRun, class_name: str) -> list[Mask]:
+        """All of them. `name` tells views apart."""
+        with self._lock:
+            key = (name, view.shape, class_name)
+            if key not in self._known:
+                while len(self._known) >= self.MOST:
+                    del self._known[next(iter(self._known))]
+                self._known[key] = _instances(view, run, class_name)
+            return self._known[key]
+
+
+def _instances(view: Array, run: GenerateRun, class_name: str) -> list[Mask]:
+    words = tuple(dict.fromkeys([class_name or ANY, ANY]))
+    segmenter = resident_parts(run.family).segmenter
+    height, width = view.shape[:2]
+    if run.suite != "pocket":
+        (detections,) = segmenter.segment([view], [words])
+        return [detection.mask for detection in detections]
+    # The pocket segmenter reads small squares: white is put around, and taken away again.
+    side = max(height, width)
+    square = np.full((side, side, 3), 255, np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = view
+    small = Image.fromarray(square).resize((POCKET_SIDE, POCKET_SIDE), Image.Resampling.BOX)
+    (detections,) = segmenter.segment([np.array(small)], [words])
+    masks = [resized(detection.mask, (side, side)) for detection in detections]
+    return [mask[top : top + height, left : left + width] for mask in masks]
+
 
 LONGEST_SHOWN = 80
 LARGEST_SIDE = 2048
@@ -53,8 +148,8 @@ LARGEST_SIDE = 2048
 def shown_name(name: str) -> str:
     """A file's name as it can be shown: no control or direction marks, not too long."""
     clean = "".join(
-        one if one.isprintable() else "\N{REPLACEMENT CHARACTER}"
-        for one in unicodedata.normalize("NFC", name[:1000])
+        sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}"
+        for sign in unicodedata.normalize("NFC", name[:1000])
     ).strip()
     if len(clean) > LONGEST_SHOWN:
         clean = f"{clean[: LONGEST_SHOWN - 20]}…{clean[-19:]}"
@@ -83,7 +178,6 @@ def drawn_mask(data: bytes) -> Mask:
 
 
 ID = re.compile(r"[0-9a-f]{16}")
-PICTURE = re.compile(r"p\d{1,3}")
 LONGEST = {"name": 64, "class_name": 60, "licence": 200}
 KEPT_SECONDS = 7 * 24 * 3600.0
 """A draft that nobody has touched for so long is taken away."""
@@ -113,9 +207,9 @@ class Draft:
     pictures: list[DraftPicture] = field(default_factory=list)
 
     def picture(self, id: str) -> DraftPicture:
-        for one in self.pictures:
-            if one.id == id:
-                return one
+        for picture in self.pictures:
+            if picture.id == id:
+                return picture
         raise UserError("this picture is no longer there; load the page again")
 
 
@@ -138,18 +232,18 @@ class Drafts:
             values = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return Draft(id)
-        pictures = [DraftPicture(**one) for one in values.pop("pictures")]
+        pictures = [DraftPicture(**picture) for picture in values.pop("pictures")]
         return Draft(**values, pictures=pictures)
 
     def list(self) -> list[Draft]:
         """Drafts with at least one picture, the one touched last first."""
         if not self._folder.is_dir():
             return []
-        places = [one for one in self._folder.iterdir() if ID.fullmatch(one.name)]
-        places.sort(key=lambda one: one.stat().st_mtime, reverse=True)
-        return [draft for one in places if (draft := self.get(one.name)).pictures]
+        places = [place for place in self._folder.iterdir() if ID.fullmatch(place.name)]
+        places.sort(key=lambda place: place.stat().st_mtime, reverse=True)
+        return [draft for place in places if (draft := self.get(place.name)).pictures]
 
-    def note(self, id: str, name: str, class_name: str, licence: str) -> Draft:
+    def fill_in(self, id: str, name: str, class_name: str, licence: str) -> Draft:
         """Keep what was typed. UserError for what is too long or no text."""
         with self._changing(id) as draft:
             values = {"name": name, "class_name": class_name, "licence": licence}
@@ -169,21 +263,21 @@ class Drafts:
                     f"{name}: {len(draft.pictures)} pictures are there, and no more are used of a "
                     "subject; remove one first"
                 )
-            number = 1 + max((int(one.id[1:]) for one in draft.pictures), default=-1)
+            number = 1 + max((int(taken.id[1:]) for taken in draft.pictures), default=-1)
             mask, note = found_mask(picture, run, draft.class_name, store)
             place = self._place(id)
-            one = DraftPicture(
+            taken = DraftPicture(
                 id=f"p{number}",
                 name=name,
                 width=picture.image.shape[1],
                 height=picture.image.shape[0],
                 notes=[*picture.notes, *([note] if note else [])],
             )
-            (place / f"{one.id}.view.png").write_bytes(encode_png(view_of(picture)))
-            (place / f"{one.id}.found.png").write_bytes(encode_png(mask))
-            shutil.move(upload, place / f"{one.id}.upload")
-            self._put(replace(draft, pictures=[*draft.pictures, one]))
-            return one
+            (place / f"{taken.id}.view.png").write_bytes(encode_png(view_of(picture)))
+            (place / f"{taken.id}.found.png").write_bytes(encode_png(mask))
+            shutil.move(upload, place / f"{taken.id}.upload")
+            self._put(replace(draft, pictures=[*draft.pictures, taken]))
+            return taken
 
     def remove(self, id: str, picture: str) -> Draft:
         """Leave a picture out."""
@@ -191,14 +285,14 @@ class Drafts:
             gone = draft.picture(picture)
             for suffix in ("upload", "view.png", "found.png", "mask.png"):
                 (self._place(id) / f"{gone.id}.{suffix}").unlink(missing_ok=True)
-            left = [one for one in draft.pictures if one.id != gone.id]
+            left = [picture for picture in draft.pictures if picture.id != gone.id]
             return self._put(replace(draft, pictures=left))
 
     def file(self, id: str, picture: str, what: str) -> Path:
         """A file of a picture: view, found or mask (found, where nobody drew)."""
-        one = self.get(id).picture(picture)
-        name = "found" if what == "mask" and not one.drawn else what
-        return self._place(id) / f"{one.id}.{name}.png"
+        drawn = self.get(id).picture(picture)
+        name = "found" if what == "mask" and not drawn.drawn else what
+        return self._place(id) / f"{drawn.id}.{name}.png"
 
     def mask(self, id: str, picture: str) -> Mask:
         return decode_mask(self.file(id, picture, "mask").read_bytes(), picture)
@@ -236,10 +330,10 @@ class Drafts:
                 text = yaml.safe_dump({key: value for key, value in card.items() if value})
                 (folder / CARD).write_text(text, encoding="utf-8")
                 names = {}
-                for at, one in enumerate(draft.pictures, 1):
+                for at, picture in enumerate(draft.pictures, 1):
                     file = folder / f"{at:02d}.png"
-                    names[str(file)] = one.name
-                    self._export(draft, one, file, run)
+                    names[str(file)] = picture.name
+                    self._export(draft, picture, file, run)
                 change = sources.update if again else sources.add
                 try:
                     done = change(run, root, [folder])
@@ -255,9 +349,9 @@ class Drafts:
 
     def clean(self) -> None:
         """Take away what nobody has touched for a week."""
-        for one in self._folder.iterdir() if self._folder.is_dir() else ():
-            if time.time() - one.stat().st_mtime > KEPT_SECONDS:
-                shutil.rmtree(one, ignore_errors=True)
+        for place in self._folder.iterdir() if self._folder.is_dir() else ():
+            if time.time() - place.stat().st_mtime > KEPT_SECONDS:
+                shutil.rmtree(place, ignore_errors=True)
 
     def incoming(self) -> Path:
         """A new file's path, for bytes that are still coming."""
@@ -266,13 +360,13 @@ class Drafts:
         os.close(handle)
         return Path(name)
 
-    def _export(self, draft: Draft, one: DraftPicture, file: Path, run: GenerateRun) -> None:
-        upload = self._place(draft.id) / f"{one.id}.upload"
-        if not one.drawn:
+    def _export(self, draft: Draft, shown: DraftPicture, file: Path, run: GenerateRun) -> None:
+        upload = self._place(draft.id) / f"{shown.id}.upload"
+        if not shown.drawn:
             shutil.copyfile(upload, file)
             return
-        picture = read_named(upload, one.name, run)
-        with_alpha(picture, self.mask(draft.id, one.id)).save(file, format="PNG")
+        picture = read_named(upload, shown.name, run)
+        with_alpha(picture, self.mask(draft.id, shown.id)).save(file, format="PNG")
 
     @contextmanager
     def _changing(self, id: str) -> Iterator[Draft]:
@@ -282,9 +376,7 @@ class Drafts:
 
     def _put(self, draft: Draft) -> Draft:
         file = self._place(draft.id) / "draft.json"
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(asdict(draft)), encoding="utf-8")
-        part.replace(file)
+        write(file, asdict(draft))
         return draft
 
     def _place(self, id: str) -> Path:
@@ -294,12 +386,12 @@ class Drafts:
 
 
 def _clean(key: str, value: str) -> str:
-    said = {"name": "Name", "class_name": "Class", "licence": "Licence"}[key]
+    label = {"name": "Name", "class_name": "Class", "licence": "Licence"}[key]
     clean = " ".join(value.split())
     if len(clean) > LONGEST[key]:
-        raise UserError(f"{said}: {len(clean)} characters; expected at most {LONGEST[key]}")
+        raise UserError(f"{label}: {len(clean)} characters; expected at most {LONGEST[key]}")
     if not clean.isprintable():
-        raise UserError(f"{said}: holds control characters; expected plain text")
+        raise UserError(f"{label}: holds control characters; expected plain text")
     return clean
 
 

@@ -50,10 +50,10 @@ class Maps:
     """The greatest weight, drawn brightest."""
 
     def as_json(self) -> dict[str, Any]:
-        told: dict[str, dict[str, Any]] = {}
+        phases: dict[str, dict[str, Any]] = {}
         for (phase, branch), numbers in self.numbers.items():
-            told.setdefault(phase, {})[branch] = numbers
-        return {"state": "done", "sigmas": list(self.sigmas), "top": self.top, "phases": told}
+            phases.setdefault(phase, {})[branch] = numbers
+        return {"state": "done", "sigmas": list(self.sigmas), "top": self.top, "phases": phases}
 
 
 class FocusWorker:
@@ -73,14 +73,14 @@ class FocusWorker:
             if known is not None and not (known.done() and known.exception() is not None):
                 self._futures.move_to_end(key)
                 return
-            if sum(not one.done() for one in self._futures.values()) >= MOST_WAITING:
+            if sum(not future.done() for future in self._futures.values()) >= MOST_WAITING:
                 raise UserError(f"{MOST_WAITING} pairs are waiting for their maps; try again soon")
             self._futures[key] = self._pool.submit(compute, self._preset, sample, adapter)
-            for old in [one for one, future in self._futures.items() if future.done()]:
+            for old in [key for key, future in self._futures.items() if future.done()]:
                 if len(self._futures) > MOST_KEPT:
                     del self._futures[old]
 
-    def found(self, key: tuple[str, ...]) -> Maps | None:
+    def maps(self, key: tuple[str, ...]) -> Maps | None:
         """The maps; None while they are being computed. KeyError when nobody asked for them; what
         went wrong is raised."""
         with self._lock:
@@ -101,8 +101,8 @@ def compute(preset: str, sample: ShardSample, adapter: Path | None) -> Maps:
 
 
 def drawn(arrays: Mapping[str, NDArray[Any]]) -> Maps:
-    """Arrays as `focusing.maps_of` names them, as pictures and numbers."""
-    there = {one: name for one, name in PHASES.items() if f"{name}.win.matched" in arrays}
+    """Arrays as `flows.focus.run.maps_of` names them, as pictures and numbers."""
+    there = {phase: name for phase, name in PHASES.items() if f"{name}.win.matched" in arrays}
     both = [(phase, branch) for phase in there for branch in BRANCHES]
     top = max(float(arrays[f"{PHASES[p]}.{BRANCHES[b]}.weight"].max()) for p, b in both)
     strips, numbers = {}, {}
@@ -110,7 +110,7 @@ def drawn(arrays: Mapping[str, NDArray[Any]]) -> Maps:
         for name, frames in _frames(arrays, PHASES[phase], BRANCHES[branch], top).items():
             strips[phase, branch, name] = _strip(frames)
         numbers[phase, branch] = _numbers(arrays, f"{PHASES[phase]}.{BRANCHES[branch]}")
-    return Maps(tuple(float(one) for one in arrays["sigmas"]), strips, numbers, top)
+    return Maps(tuple(float(sigma) for sigma in arrays["sigmas"]), strips, numbers, top)
 
 
 def _frames(
@@ -142,7 +142,7 @@ def _claims(matches_SRN: NDArray[Any], grid: tuple[int, ...]) -> NDArray[np.uint
 
 
 def _strip(frames: NDArray[np.uint8]) -> Encoded:
-    small = [_at_most(one) for one in frames]
+    small = [_at_most(frame) for frame in frames]
     return pictures.encode_exact(np.concatenate(small, axis=1))
 
 
@@ -158,7 +158,7 @@ def _numbers(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, list[
     prior = float(arrays["prior"].sum()) or 1.0
     share = arrays[f"{prefix}.structure"].sum(axis=-1) / prior
     return {
-        "alignment": [round(float(one), 4) for one in arrays[f"{prefix}.alignment"]],
-        "gate": [round(float(one), 4) for one in arrays[f"{prefix}.gate"]],
-        "structure": [round(float(one), 4) for one in share],
+        "alignment": [round(float(value), 4) for value in arrays[f"{prefix}.alignment"]],
+        "gate": [round(float(value), 4) for value in arrays[f"{prefix}.gate"]],
+        "structure": [round(float(value), 4) for value in share],
     }

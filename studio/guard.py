@@ -12,7 +12,7 @@ import secrets
 import socket
 import time
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -24,25 +24,29 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.studio.settings import StudioConfig
-from focusdpo.studio.views import NavItem, render
+from focusdpo.studio.config import StudioConfig
+from focusdpo.studio.views import render
 
 LARGEST_JSON = 64 * 1024
 
 
+async def pieces(request: Request, largest: int, refusal: str) -> AsyncIterator[bytes]:
+    """The body as it comes; 413 as soon as it is known to have more than `largest` bytes."""
+    declared = request.headers.get("content-length", "0")
+    if not declared.isdecimal() or int(declared) > largest:
+        raise HTTPException(413, refusal)
+    size = 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > largest:
+            raise HTTPException(413, refusal)
+        yield piece
+
+
 async def body(request: Request, largest: int, what: str) -> bytes:
-    """All bytes; 413 where there are more than `largest`, as soon as that is known."""
-    told = request.headers.get("content-length", "0")
-    parts, size = [], 0
-    if told.isdecimal() and int(told) <= largest:
-        async for piece in request.stream():
-            size += len(piece)
-            if size > largest:
-                break
-            parts.append(piece)
-        else:
-            return b"".join(parts)
-    raise HTTPException(413, f"{what}: larger than {largest} bytes")
+    """All bytes, at most `largest`."""
+    refusal = f"{what}: larger than {largest} bytes"
+    return b"".join([piece async for piece in pieces(request, largest, refusal)])
 
 
 async def json_body(request: Request) -> dict[str, Any]:
@@ -122,7 +126,7 @@ class Keys:
         self._sessions.pop(session, None)
 
     def knows(self, session: str) -> bool:
-        return any(same(session, one) for one in self._sessions)
+        return any(same(session, known) for known in self._sessions)
 
 
 def same(left: str, right: str) -> bool:
@@ -184,16 +188,16 @@ class Guard:
             )
         if scope["path"] == "/login":  # what it sends is the secret itself
             return None, receive
-        told = headers.get(CSRF_HEADER)
-        if told is None and headers.get("content-type", "").startswith(
+        sent = headers.get(CSRF_HEADER)
+        if sent is None and headers.get("content-type", "").startswith(
             "application/x-www-form-urlencoded"
         ):
             body = await _body(receive, LARGEST_FORM)
             if body is None:
                 return PlainTextResponse("The form is too large.\n", 413), receive
-            told = _field(body)
+            sent = _field(body)
             receive = _again(body)
-        if told is None or not same(told, self._keys.csrf):
+        if sent is None or not same(sent, self._keys.csrf):
             return (
                 PlainTextResponse(
                     "This page is from before the studio was started anew. Load it again and "
@@ -267,7 +271,6 @@ def _with_headers(send: Send) -> Send:
     return wrapped
 
 
-NAV: tuple[NavItem, ...] = ()
 WRONG_SECONDS = 0.5
 """What a wrong token costs who guesses."""
 LONGEST_TOKEN = 1024

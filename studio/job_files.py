@@ -29,8 +29,8 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.commands.studio import TOKEN
-from focusdpo.store.processes import is_dead
+from focusdpo.flows.commands.common import TOKEN
+from focusdpo.store.local import is_dead
 from focusdpo.studio.job_runner import ENDED, JOB, LOG, RESULT, RUNNER, write
 
 State = Literal[
@@ -151,13 +151,9 @@ class Jobs:
         log = _tail(place / LOG) if logs else ""
         return Job(
             id=id,
-            kind=values["kind"],
-            title=values["title"],
-            root=values["root"],
+            **{name: values[name] for name in ("kind", "title", "root", "started")},
+            **{name: values[name] for name in ("outputs", "form")},
             command=values["shown"],
-            started=values["started"],
-            outputs=values["outputs"],
-            form=values["form"],
             state=self._state(place, code),
             code=code,
             log="\n".join(log.splitlines()[-SHOWN_LINES:]),
@@ -169,7 +165,7 @@ class Jobs:
         """All jobs, newest first."""
         if not self._folder.is_dir():
             return []
-        names = sorted((one.name for one in self._folder.iterdir()), reverse=True)
+        names = sorted((place.name for place in self._folder.iterdir()), reverse=True)
         return [
             self.get(name, logs=logs)
             for name in names
@@ -218,13 +214,13 @@ class Jobs:
 
 def progress_of(log: str) -> list[Progress]:
     """Each phase's last count, in the order in which they began."""
-    found: dict[str, Progress] = {}
+    phases: dict[str, Progress] = {}
     for line in log.splitlines():
         match = PROGRESS.fullmatch(line.strip())
         if match:
             phase, done, total, figures = match.groups()
-            found[phase] = Progress(phase, int(done), int(total), figures or "")
-    return list(found.values())
+            phases[phase] = Progress(phase, int(done), int(total), figures or "")
+    return list(phases.values())
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from focusdpo.store.processes import me
+from focusdpo.store.local import me
 
 JOB, RUNNER, ENDED = "job.json", "runner.json", "ended.json"
 LOG, RESULT = "log.txt", "result.txt"

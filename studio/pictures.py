@@ -10,19 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
+
+from focusdpo.reports.images import Array, Mask, border, heat, resized
 
 KEPT_BYTES = 96 * 2**20
 PIXEL_ART = 128
 """Pictures up to this side stay exact: they are enlarged with hard pixels."""
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167))
 """Okabe and Ito's, of the first, second, ... subject: told apart by the colour-blind."""
-PRIOR = (214, 51, 108)
 GAP = 2
-
-Array = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Encoded:
     mime: str
 
 
-class Kept:
+class PictureCache:
     """The pictures asked for last, up to `most` bytes. Safe for threads."""
 
     def __init__(self, most: int = KEPT_BYTES) -> None:
@@ -44,10 +41,10 @@ class Kept:
     def get(self, key: tuple[object, ...], make: Callable[[], Encoded]) -> Encoded:
         """The picture under a key that says all that its bytes depend on."""
         with self._lock:
-            found = self._pictures.get(key)
-            if found is not None:
+            kept = self._pictures.get(key)
+            if kept is not None:
                 self._pictures.move_to_end(key)
-                return found
+                return kept
         made = make()
         with self._lock:
             if key not in self._pictures:
@@ -80,8 +77,8 @@ def encode(image: Array, largest: int | None = None) -> Encoded:
 def side_by_side(left: Array, right: Array, side: int) -> Encoded:
     """Two pictures in one, each at most `side`, with a thin gap."""
     both = [_shrunk(left, side), _shrunk(right, side)]
-    height = max(one.shape[0] for one in both)
-    width = sum(one.shape[1] for one in both) + GAP
+    height = max(picture.shape[0] for picture in both)
+    width = sum(picture.shape[1] for picture in both) + GAP
     sheet = np.full((height, width, 3), 255, np.uint8)
     sheet[: both[0].shape[0], : both[0].shape[1]] = both[0]
     sheet[: both[1].shape[0], width - both[1].shape[1] :] = both[1]
@@ -103,50 +100,6 @@ def outlined(image: Array, masks: Sequence[Mask], colours: Sequence[tuple[int, i
         out[inside] = 0.78 * out[inside] + 0.22 * np.array(colour, np.float32)
         out[border(inside, max(1, max(image.shape[:2]) // 200))] = colour
     return out.round().astype(np.uint8)
-
-
-def focused(image: Array, mask: Mask) -> Array:
-    """What lies outside the mask faded, the mask's border drawn."""
-    inside = resized(mask, image.shape[:2])
-    faded = 0.35 * image.mean(axis=2, keepdims=True) + 0.65 * 235.0
-    out = np.where(inside[..., None], image, faded).astype(np.uint8)
-    out[border(inside, max(1, max(image.shape[:2]) // 200))] = PRIOR
-    return out
-
-
-def resized(mask: Mask, shape: tuple[int, ...]) -> Mask:
-    """The mask in another size, by nearest pixels."""
-    if mask.shape == shape[:2]:
-        return mask
-    grey = Image.fromarray(mask.astype(np.uint8) * 255)
-    larger = grey.resize((shape[1], shape[0]), Image.Resampling.NEAREST)
-    return np.asarray(larger) > 127
-
-
-def border(inside: Mask, width: int = 1) -> Mask:
-    """Pixels inside with one outside within `width` steps."""
-    core = inside
-    for _ in range(width):
-        padded = np.pad(core, 1, mode="edge")
-        core = core & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return inside & ~core
-
-
-_HEAT = np.array(
-    [(18, 20, 60), (40, 60, 120), (60, 105, 140), (75, 150, 140), (120, 190, 115), (200, 220, 90),
-     (253, 246, 178)], np.float32,
-)  # fmt: skip
-"""Dark to bright, evenly, and the same to the colour-blind."""
-
-
-def heat(values: NDArray[np.float32], low: float, high: float) -> Array:
-    """(h, w) numbers as colours (h, w, 3)."""
-    span = high - low if high > low else 1.0
-    at = np.clip((np.nan_to_num(values) - low) / span, 0, 1) * (len(_HEAT) - 1)
-    left = np.minimum(at.astype(int), len(_HEAT) - 2)
-    share = (at - left)[..., None]
-    mixed = _HEAT[left] * (1 - share) + _HEAT[left + 1] * share
-    return mixed.round().astype(np.uint8)
 
 
 def difference(win: Array, lose: Array) -> Array:

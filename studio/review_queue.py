@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.pairs import Pair
-from focusdpo.data_schemas.reviews import Decision, Review, Verdict
+from focusdpo.data_schemas.pairs import Decision, Pair, Review, Verdict
 from focusdpo.data_schemas.scenes import stable_hash
-from focusdpo.pipeline.reviews import (
+from focusdpo.pipeline.audit import (
     Judged,
     is_swapped,
     judged_digest,
@@ -26,8 +25,8 @@ from focusdpo.pipeline.reviews import (
     swapped,
     verdict_of,
 )
-from focusdpo.pipeline.shard import read_fields
 from focusdpo.store.index import reviewed_of
+from focusdpo.store.samples import read_fields
 from focusdpo.studio.columns import Wanted
 from focusdpo.studio.version_reading import Dataset
 
@@ -95,16 +94,16 @@ class Queue:
             "pair": np.arange(len(ids)),
         }
         self._left_out = {
-            one.pair_id: one
-            for one in reviewed_of(dataset.store, dataset.id)
-            if one.pair_id not in self._places
+            pair.pair_id: pair
+            for pair in reviewed_of(dataset.store, dataset.id)
+            if pair.pair_id not in self._places
         }
 
     @property
     def subjects(self) -> list[str]:
         """Everybody in it."""
         names = set(self._columns.subjects.names)
-        return sorted(names.union(*(one.subject_ids for one in self._left_out.values())))
+        return sorted(names.union(*(pair.subject_ids for pair in self._left_out.values())))
 
     def __contains__(self, pair_id: str) -> bool:
         return pair_id in self._places or pair_id in self._left_out
@@ -116,16 +115,16 @@ class Queue:
         that the subject and source let through."""
         held = _by_pair(standing(reviews))
         inside = self._inside(chosen)
-        out = [one for one in self._out(held, reviewer) if _is_of(one, chosen)]
+        out = [item for item in self._out(held, reviewer) if _is_of(item, chosen)]
         mine = [name for name, by in held.items() if reviewer in by]
         decided = sum(self._is_inside(name, inside) for name in mine)
-        decided += sum(one.mine is not None for one in out)
+        decided += sum(item.mine is not None for item in out)
         count = Count(decided=decided, total=int(inside.sum()) + len(out))
         shown = self._shown(inside, held, mine, chosen.show)
         order = self._ordered[chosen.order]
         passing = order[shown[order]]
         items = list(self._items(passing[:most], held, reviewer))
-        more = [one for one in out if _shows(one, chosen.show)]
+        more = [item for item in out if _shows(item, chosen.show)]
         return (
             sorted([*items, *more], key=_key(chosen.order))[:most],
             len(passing) + len(more),
@@ -150,7 +149,7 @@ class Queue:
         """PNG bytes of a pair's picture, as it was built: win, lose or ref0, ref1, ...; None for
         anything else. From its shard, which is there as long as the version."""
         keys = {"win": pair.win_image, "lose": pair.lose_image}
-        keys |= {f"ref{at}": one.image for at, one in enumerate(pair.references)}
+        keys |= {f"ref{at}": reference.image for at, reference in enumerate(pair.references)}
         if what not in keys:
             return None
         if pair.id not in self._places:
@@ -189,11 +188,11 @@ class Queue:
             yield _item(self._ids[at], row.subject_ids, row.source, margin, held, reviewer)
 
     def _out(self, held: Held, reviewer: str) -> Iterator[Item]:
-        for name, one in self._left_out.items():
+        for name, pair in self._left_out.items():
             by = held.get(name, {})
             source = next((review.source for review in by.values()), "")
             margin = next((review.margin for review in by.values()), None)
-            yield _item(name, one.subject_ids, source, margin, held, reviewer)
+            yield _item(name, pair.subject_ids, source, margin, held, reviewer)
 
 
 def _item(
@@ -218,38 +217,38 @@ def _item(
 
 
 def _verdict(by: Mapping[str, Review]) -> Verdict | None:
-    return verdict_of(one.decision for one in by.values())
+    return verdict_of(review.decision for review in by.values())
 
 
 def _by_pair(held: Mapping[Judged, Mapping[str, Review]]) -> Held:
     """The decisions about the pictures judged last: an index row does not say which it has."""
-    found: dict[str, Mapping[str, Review]] = {}
+    latest_of: dict[str, Mapping[str, Review]] = {}
     latest: dict[str, str] = {}
     for (pair, _), by in held.items():
-        when = max(one.when for one in by.values())
+        when = max(review.when for review in by.values())
         if when > latest.get(pair, ""):
-            found[pair], latest[pair] = by, when
-    return found
+            latest_of[pair], latest[pair] = by, when
+    return latest_of
 
 
-def _is_of(one: Item, chosen: Filter) -> bool:
-    return chosen.subject in ("", *one.subject_ids) and chosen.source in ("", one.source)
+def _is_of(item: Item, chosen: Filter) -> bool:
+    return chosen.subject in ("", *item.subject_ids) and chosen.source in ("", item.source)
 
 
-def _shows(one: Item, show: Show) -> bool:
+def _shows(item: Item, show: Show) -> bool:
     if show == "open":
-        return one.mine is None
+        return item.mine is None
     if show == "mine":
-        return one.mine is not None
-    return one.verdict == "contested" if show == "disputed" else True
+        return item.mine is not None
+    return item.verdict == "contested" if show == "disputed" else True
 
 
 def _key(order: Order) -> Callable[[Item], tuple[bool, float, str]]:
     """The scorers are least certain where the margin is small."""
     if order == "pair":
-        return lambda one: (False, 0.0, one.pair_id)
+        return lambda item: (False, 0.0, item.pair_id)
     sign = 1 if order == "uncertain" else -1
-    return lambda one: (one.margin is None, sign * abs(one.margin or 0.0), one.pair_id)
+    return lambda item: (item.margin is None, sign * abs(item.margin or 0.0), item.pair_id)
 
 
 def winner_side(reviewer: str, pair: Pair) -> Side:
@@ -272,9 +271,9 @@ def before_last(reviews: Sequence[Review], pair: Pair, reviewer: str) -> Decisio
     is nothing to undo. `reviews` oldest first."""
     judged = judged_digest(pair)
     own = [
-        one.decision
-        for one in reviews
-        if (one.pair_id, one.judged, one.reviewer) == (pair.id, judged, reviewer)
+        review.decision
+        for review in reviews
+        if (review.pair_id, review.judged, review.reviewer) == (pair.id, judged, reviewer)
     ]
     if not own or own[-1] == "withdraw":
         return None

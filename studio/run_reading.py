@@ -33,7 +33,7 @@ from focusdpo.reports.training_section import (
     look_charts,
 )
 from focusdpo.reports.view import Fact, MetricRow, TrainingPart
-from focusdpo.studio.settings import StudioConfig, runs_folder
+from focusdpo.studio.config import StudioConfig, runs_folder
 
 DEPTH = 4
 """How far below a folder of --runs."""

@@ -22,11 +22,11 @@ from focusdpo.data_schemas.runs import Artefact
 from focusdpo.data_schemas.scenes import Scene
 from focusdpo.data_schemas.shards import IndexRow, ShardSample
 from focusdpo.data_schemas.tables import arrow_table, to_parquet
-from focusdpo.pipeline.reviews import is_swapped, original_id, swapped
-from focusdpo.pipeline.shard import FOLDER, read_fields, read_sample
+from focusdpo.pipeline.audit import is_swapped, original_id, swapped
 from focusdpo.store.artefacts import Store
 from focusdpo.store.index import PARTITIONS, PartitionRow, lineage_columns
 from focusdpo.store.manifests import read_manifest
+from focusdpo.store.samples import FOLDER, read_fields, read_sample
 from focusdpo.store.versions import DatasetVersion
 from focusdpo.studio.columns import LazyRows, ListCodes, PairColumns, numbers
 
@@ -65,7 +65,7 @@ class PartitionRecords:
     @functools.cached_property
     def scored(self) -> Mapping[str, Scored]:
         """By candidate."""
-        return {one.candidate_id: one for one in self._read("score", Scored)}
+        return {score.candidate_id: score for score in self._read("score", Scored)}
 
     @functools.cached_property
     def pairs(self) -> tuple[Pair, ...]:
@@ -106,7 +106,7 @@ class Dataset:
     @functools.cached_property
     def subjects(self) -> Mapping[str, Mapping[str, Any]]:
         """The manifest's entries by id."""
-        return {one["id"]: one for one in self.manifest.get("subjects") or ()}
+        return {subject["id"]: subject for subject in self.manifest.get("subjects") or ()}
 
     @functools.cached_property
     def pairs_by_subject(self) -> Mapping[str, int]:
@@ -138,14 +138,14 @@ class Dataset:
 
     def artefacts(self, partition: str) -> list[Artefact]:
         """What is known of a partition's artefacts that are still there."""
-        found = self.keys_of(partition).items()
-        return [self.store.artefact(*one) for one in found if self.store.has(*one)]
+        keys = self.keys_of(partition).items()
+        return [self.store.artefact(*artefact) for artefact in keys if self.store.has(*artefact)]
 
     def pair(self, row: IndexRow) -> Pair | None:
         """A pair's record as it stands in this version; None where its artefact is gone."""
-        for one in self.records(row.partition).pairs:
-            if one.id == original_id(row.pair_id):
-                return swapped(one) if is_swapped(row.pair_id) else one
+        for pair in self.records(row.partition).pairs:
+            if pair.id == original_id(row.pair_id):
+                return swapped(pair) if is_swapped(row.pair_id) else pair
         return None
 
     def _sample(self, pair_id: str) -> ShardSample:
@@ -201,22 +201,22 @@ class Partitions:
 
     def reject_counts(self, places: NDArray[np.int64] | None = None) -> dict[str, int]:
         """Rejects by reason, most first."""
-        found = {
+        counts_of = {
             reason: int(counts.sum() if places is None else counts[places].sum())
             for reason, counts in self.rejects.items()
         }
-        there = [(reason, n) for reason, n in found.items() if n]
-        return dict(sorted(there, key=lambda one: (-one[1], one[0])))
+        there = [(reason, n) for reason, n in counts_of.items() if n]
+        return dict(sorted(there, key=lambda count: (-count[1], count[0])))
 
     def reject_page(
         self, reason: str, places: NDArray[np.int64], start: int, size: int
     ) -> list[tuple[int, int, int]]:
         """Which partitions hold rejects start..start+size of a reason (empty: any), as
         (place, first, last) of that reason's rejects within the partition."""
-        chosen = [one for name, one in self.rejects.items() if reason in ("", name)]
+        chosen = [counts_P for name, counts_P in self.rejects.items() if reason in ("", name)]
         if not chosen:
             return []
-        counts = np.sum([one[places] for one in chosen], axis=0)
+        counts = np.sum([counts_P[places] for counts_P in chosen], axis=0)
         ends = np.cumsum(counts)
         begins = ends - counts
         hit = np.flatnonzero((counts > 0) & (ends > start) & (begins < start + size))
@@ -248,12 +248,14 @@ def _gathered(dataset: Dataset) -> Any:
     """The table of partitions, from the lineage's artefacts of stage pair."""
     rows = []
     lineage = dataset.lineage
-    found: Sequence[tuple[str, str]] = ()
+    artefacts: Sequence[tuple[str, str]] = ()
     if lineage is not None:
         stages = lineage["stage"].to_pylist()
         both = zip(lineage["partition"].to_pylist(), lineage["key"].to_pylist(), strict=True)
-        found = [one for one, stage in zip(both, stages, strict=True) if stage == "pair"]
-    for partition, key in sorted(found):
+        artefacts = [
+            artefact for artefact, stage in zip(both, stages, strict=True) if stage == "pair"
+        ]
+    for partition, key in sorted(artefacts):
         if not dataset.store.has("pair", key):
             continue
         scenes = dataset.records(partition).scenes
@@ -261,11 +263,11 @@ def _gathered(dataset: Dataset) -> Any:
         rows.append(
             PartitionRow(
                 partition=partition,
-                subject_ids=tuple(sorted({name for one in scenes for name in one.subject_ids})),
+                subject_ids=tuple(sorted({name for scene in scenes for name in scene.subject_ids})),
                 key=key,
                 samples="",
                 pairs=len(dataset.store.read("pair", key, Pair)),
-                rejects=dict(Counter(one.reason for one in rejects)),
+                rejects=dict(Counter(reject.reason for reject in rejects)),
             )
         )
     return arrow_table(to_parquet(rows, PartitionRow))

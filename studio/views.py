@@ -24,7 +24,7 @@ from focusdpo.reports.charts import bucket_chart, forest_row, line_chart
 from focusdpo.reports.images import data_uri
 from focusdpo.reports.metric_texts import bounds, mean_text, number
 from focusdpo.reports.view import Interval
-from focusdpo.studio.state import Studio, absent
+from focusdpo.studio.shared import Studio
 
 
 def count(value: int) -> str:
@@ -183,10 +183,12 @@ def float_of(request: Request, name: str) -> float | None:
     return value
 
 
-__all__ = ["NavItem", "absent", "environment", "failure", "render", "studio_of", "wants_json"]
-
-
 NO_PAGE = "There is no such page."
+
+
+def absent(what: str) -> HTTPException:
+    """404: to be raised."""
+    return HTTPException(404, what)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,8 +258,8 @@ async def on_http_error(request: Request, error: Exception) -> Response:
 
 def _asset_tag() -> str:
     """Changes with the static files, so that browsers may keep them."""
-    found = hashlib.blake2b(digest_size=6)
+    hashed = hashlib.blake2b(digest_size=6)
     folder = resources.files("focusdpo.studio") / "static"
-    for one in sorted(folder.iterdir(), key=lambda one: one.name):
-        found.update(one.read_bytes())
-    return found.hexdigest()
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):
+        hashed.update(file.read_bytes())
+    return hashed.hexdigest()

@@ -12,7 +12,6 @@ os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="focusdpo-tests-")
 
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -20,10 +19,11 @@ import pytest
 import torch
 import toy_world
 from hypothesis import HealthCheck, settings
-from pair_samples import write_shards
+from pair_samples import write_pairs
 from tiny_backbone import tiny_backbone
 
 from focusdpo.model.backbones.flux import FluxBackbone
+from focusdpo.store.samples import Sample
 
 if TYPE_CHECKING:
     from s3_server import S3Server
@@ -41,9 +41,9 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(scope="session")
-def pair_shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two shards: 5 pairs of two subjects, 3 pairs of one."""
-    return write_shards(tmp_path_factory.mktemp("shards"))
+def pair_samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
+    """5 pairs of two subjects in one shard, 3 pairs of one in another."""
+    return write_pairs(tmp_path_factory.mktemp("pairs"))
 
 
 @pytest.fixture(scope="session")

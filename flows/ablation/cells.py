@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from focusdpo.data_schemas.ablations import BASE
 from focusdpo.data_schemas.evaluations import EvalScene, ScorerView
+from focusdpo.data_schemas.progress import quiet
 from focusdpo.data_schemas.tables import to_parquet
 from focusdpo.flows.ablation.plan import DONE, Cell
-from focusdpo.flows.progress import quiet
 from focusdpo.flows.wiring import build_part, vocabulary
 
 if TYPE_CHECKING:
-    from focusdpo.model.training.reference_errors import ReferenceErrors
+    from focusdpo.model.training.steps import ReferenceErrors
 
-log = logging.getLogger(__name__)
 
 SCENES, SCORER = "scenes.parquet", "scorer.parquet"
 """What judge and preference scorer saw in a cell's pictures."""
@@ -84,7 +83,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
 @functools.cache
 def _reference_errors() -> ReferenceErrors:
     """One for the process: cells of one seed and source follow one another."""
-    from focusdpo.model.training.reference_errors import ReferenceErrors
+    from focusdpo.model.training.steps import ReferenceErrors
 
     return ReferenceErrors()
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
-from focusdpo.data_schemas.ablations import BASE, Ablation, Arm, Contrast, read_ablation, to_json
+from focusdpo.data_schemas.ablations import BASE, Ablation, Arm, Contrast, to_json
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import encode_png
 from focusdpo.flows.ablation import tables
@@ -421,8 +421,3 @@ def publish(folder: Path, docs: Path) -> list[Path]:
     for file in found:
         write_file(docs / file.name, file.read_bytes())
     return [docs / file.name for file in found]
-
-
-def rewrite(folder: Path) -> Path:
-    """The report of a finished ablation once more, from its record. UserError without one."""
-    return write_ablation_report(folder, read_ablation(folder / RECORD))

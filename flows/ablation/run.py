@@ -8,7 +8,6 @@ on the held-out ones.
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import threading
@@ -23,15 +22,13 @@ from typing import Any, Protocol
 from filelock import FileLock, Timeout
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.flows.ablation.cells import run_cell, start_worker
 from focusdpo.flows.ablation.plan import Cell, Plan
 from focusdpo.flows.ablation.search import choose, choose_reading
 from focusdpo.flows.config import AblateRun
-from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.settings import save_config
 from focusdpo.store.versions import open_version
-
-log = logging.getLogger(__name__)
 
 
 class Pending(Protocol):

@@ -17,17 +17,18 @@ from typing import Any, Literal
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.pairs import Reject
+from focusdpo.data_schemas.progress import Watch
 from focusdpo.data_schemas.scenes import Scene
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.flows.build.plan import Plan, Unit, make_plan, model_of
 from focusdpo.flows.build.stages import STAGES, Work
 from focusdpo.flows.build.yields import gather
 from focusdpo.flows.config import BuildRun
-from focusdpo.flows.progress import Watch, about
+from focusdpo.flows.progress import about
 from focusdpo.flows.wiring import Parts
+from focusdpo.pipeline.audit import Audit, Ruling
 from focusdpo.pipeline.complexity import complexity_map
 from focusdpo.pipeline.compose import by_partition, compose
-from focusdpo.pipeline.reviews import Audit, Ruling
 from focusdpo.pipeline.shard import write_shards
 from focusdpo.pipeline.upkeep.garbage import last_sweep
 from focusdpo.store.artefacts import Store

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.reviews import Verdict
+from focusdpo.data_schemas.pairs import Verdict
 from focusdpo.data_schemas.shards import SAMPLE_VERSION
 from focusdpo.flows.build.builder import Builder
 from focusdpo.flows.build.plan import Unit, model_of

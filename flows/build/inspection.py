@@ -9,7 +9,7 @@ from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.pairs import Pair
-from focusdpo.pipeline.reviews import is_swapped, original_id, swapped
+from focusdpo.pipeline.audit import is_swapped, original_id, swapped
 from focusdpo.pipeline.shard import FOLDER as SHARDS
 from focusdpo.pipeline.upkeep.garbage import find_garbage
 from focusdpo.store.artefacts import Store

@@ -6,7 +6,6 @@ plain call here and a Prefect task in `flows/prefect/build_dataset.py`.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,13 +13,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.flows.build.builder import Builder, ChunkFailed, Outcome
 from focusdpo.flows.build.explain import request_digest, settled_version
 from focusdpo.flows.build.sources import find_subjects
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun
-from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.wiring import Parts, resident_parts, vocabulary
 from focusdpo.pipeline.upkeep.garbage import building
 from focusdpo.pipeline.upkeep.purge import refuse_unfinished
@@ -43,9 +42,6 @@ def new_builder(
     from focusdpo.flows.build.cluster.ray_builder import RayBuilder
 
     return RayBuilder(run, store, subjects, backgrounds, parts)
-
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from focusdpo.data_schemas.subjects import Subject
 from focusdpo.flows.config import BuildRun, GenerateRun
 from focusdpo.flows.wiring import resident_parts, vocabulary
 from focusdpo.pipeline.subjects import registry
+from focusdpo.pipeline.subjects.cutouts import StoredMasks
 from focusdpo.pipeline.subjects.ingest import STAGE, SUFFIXES, Ingested, ingest
-from focusdpo.pipeline.subjects.masks import StoredMasks
 from focusdpo.pipeline.subjects.registry import (
     Changed,
     Entry,

@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from focusdpo.data_schemas.pairs import Pair, Reject
-from focusdpo.data_schemas.reviews import ReviewedPair
+from focusdpo.data_schemas.pairs import Pair, Reject, ReviewedPair
 from focusdpo.data_schemas.scenes import Scene
 from focusdpo.data_schemas.shards import SAMPLE_VERSION, IndexRow
 from focusdpo.flows.config import BuildRun
 from focusdpo.pipeline import shard
-from focusdpo.pipeline.reviews import Ruling
+from focusdpo.pipeline.audit import Ruling
 from focusdpo.pipeline.shard import split_of
 from focusdpo.store.artefacts import Store
 from focusdpo.store.index import PartitionRow, partitions_of, reviewed_of

@@ -45,14 +45,10 @@ STRICT = Annotated[
 ]
 ROOT = Annotated[str, typer.Option("--root", help="Folder of the dataset.")]
 
+TOKEN = "FOCUSDPO_STUDIO_TOKEN"
+"""Environment variable with what visitors of the studio must know, unseen by `ps`."""
 INCOMPLETE = 3
 """Exit code of a run that finished, but left something out."""
-
-
-class State:
-    """What `main` must know of the command that ran, to answer errors in its manner."""
-
-    as_json = False
 
 
 def tree(preset: str, overrides: Sequence[str], **given: Any) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from focusdpo.flows.progress import Bars, working
 if TYPE_CHECKING:
     from focusdpo.flows.generate.inference import Generator
 
+
 def generate(
     out: Annotated[
         Path, typer.Option("--out", help="The PNG to write; with --batch the folder of results.")
@@ -115,7 +116,7 @@ def _paint(
     columns: int | None,
     each: bool,
 ) -> dict[str, Any]:
-    from focusdpo.flows.generate.painted import sheet
+    from focusdpo.flows.generate.inference import sheet
 
     with working("loading the generator and painting"):
         painted = generator(prompt, subjects, seeds)

@@ -43,7 +43,7 @@ def list_(
     json: JSON = False,
 ) -> None:
     """List all decisions, oldest first; those that a later one replaced stay in the list."""
-    from focusdpo.pipeline.reviews import original_id, standing
+    from focusdpo.pipeline.audit import original_id, standing
 
     reviews = _reviews(root)
     counts = {one.id for by in standing(reviews).values() for one in by.values()}
@@ -84,7 +84,7 @@ def export(
 
 
 def _reviews(root: str) -> list[Any]:
-    from focusdpo.pipeline.reviews import Audit
+    from focusdpo.pipeline.audit import Audit
     from focusdpo.store.artefacts import Store
 
     return Audit(Store.open(root, create=False)).reviews()
@@ -125,7 +125,7 @@ def _figure(value: float | None) -> str:
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
-    from focusdpo.data_schemas.reviews import Review
+    from focusdpo.data_schemas.pairs import Review
 
     sink = io.StringIO()
     writer = csv.DictWriter(sink, list(Review.__dataclass_fields__), lineterminator="\n")

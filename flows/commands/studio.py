@@ -8,9 +8,7 @@ from typing import Annotated
 
 import typer
 
-from focusdpo.flows.commands.common import ROOT
-
-TOKEN = "FOCUSDPO_STUDIO_TOKEN"
+from focusdpo.flows.commands.common import ROOT, TOKEN
 
 
 def studio(
@@ -49,7 +47,7 @@ def studio(
     The page is for this machine alone, unless --host says otherwise; then a token is needed.
     """
     from focusdpo.studio.app import serve
-    from focusdpo.studio.settings import StudioConfig
+    from focusdpo.studio.config import StudioConfig
 
     config = StudioConfig(
         root=root,

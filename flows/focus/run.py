@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,21 +14,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.data_schemas.shards import IndexRow, ShardSample
 from focusdpo.flows.config import FocusMapsRun
-from focusdpo.flows.focus import figures, premise_record
-from focusdpo.flows.progress import Watch, quiet
+from focusdpo.flows.focus import focus_figures
 from focusdpo.flows.wiring import build_part
 from focusdpo.model.adapter import load_adapter, reference_policy, remove_policy
 from focusdpo.model.backbone import Backbone
-from focusdpo.model.focus_config import NoiseConfig
-from focusdpo.model.focus_report import Arrays, maps_over_sigmas
-from focusdpo.model.noise import draw_noise
-from focusdpo.model.premise import measure_premise, noisy_images, spread
+from focusdpo.model.focus_config import PremiseConfig
+from focusdpo.model.focus_levels import (
+    BRANCHES,
+    METRICS,
+    Arrays,
+    Premise,
+    Values,
+    bootstrap_band,
+    maps_over_sigmas,
+    measure_premise,
+    noisy_images,
+    pair_noise,
+    rise_of,
+    spread,
+)
 from focusdpo.model.training.batches import PairBatch, encode_pairs
 from focusdpo.model.training.checkpoint import make_folder, write_file
+from focusdpo.model.training.monitor import mean_present
 from focusdpo.store.outputs import local
 from focusdpo.store.versions import DatasetVersion, open_version
 
@@ -67,7 +81,7 @@ class FocusOutcome:
             "figures": [self.figure("maps"), self.figure("premise")],
             "pairs": len(self.premise["pairs"]["ids"]),
             "chance": self.premise["chance"],
-            "configured": [premise_record.ends(row) for row in self.premise["configured"]],
+            "configured": [ends(row) for row in self.premise["configured"]],
             "best": best,
         }
 
@@ -90,7 +104,7 @@ def focus_on(run: FocusMapsRun, watch: Watch = quiet) -> FocusOutcome:
         remove_policy(backbone.transformer)
     text = json.dumps(premise, indent=1, sort_keys=True, allow_nan=False) + "\n"
     write_file(Path(run.out) / "premise.json", text.encode())
-    write_file(Path(run.out) / "premise.png", figures.premise_figure(premise))
+    write_file(Path(run.out) / "premise.png", focus_figures.premise_figure(premise))
     return FocusOutcome(
         out=run.out, version=version.id, split=run.split, pair=shown.pair_id, premise=premise
     )
@@ -117,10 +131,10 @@ def chosen_rows(version: DatasetVersion, run: FocusMapsRun) -> list[IndexRow]:
     for row in sorted(version.rows_of(run.split), key=lambda row: row.pair_id):
         groups[row.num_subjects].append(row)
     if not groups:
-        found = sorted({row.split for row in version.rows})
+        splits = sorted({row.split for row in version.rows})
         raise UserError(
             f"{run.root}: version {version.id} has no pair in split '{run.split}'; it has pairs in "
-            f"{', '.join(found) or 'none'}. Choose another --split, or build from more subjects"
+            f"{', '.join(splits) or 'none'}. Choose another --split, or build from more subjects"
         )
     return spread(groups, run.pairs)
 
@@ -159,10 +173,10 @@ def _pair_maps(
     arrays: Arrays = {}
     for phase in _phases(run):
         with _phase(backbone, phase):
-            found = maps_over_sigmas(
+            maps = maps_over_sigmas(
                 backbone, batch, run.premise.sigmas, run.train.focus, seed=run.train.seed
             )
-        for name, array in found.items():
+        for name, array in maps.items():
             arrays[f"{STORED[phase]}.{name}" if "." in name else name] = array
     arrays |= _pictures(run, backbone, batch, sample)
     info = {
@@ -181,7 +195,7 @@ def _draw_maps(run: FocusMapsRun, backbone: Backbone, sample: ShardSample) -> No
     arrays, info = _pair_maps(run, backbone, sample)
     write_file(Path(run.out) / "maps.safetensors", save(arrays, {"info": json.dumps(info)}))
     features = " at ".join(_features(run, backbone))
-    figure = figures.maps_figure(arrays, info, features, run.train.focus.tau)
+    figure = focus_figures.maps_figure(arrays, info, features, run.train.focus.tau)
     write_file(Path(run.out) / "maps.png", figure)
 
 
@@ -189,10 +203,8 @@ def _pictures(
     run: FocusMapsRun, backbone: Backbone, batch: PairBatch, sample: ShardSample
 ) -> Arrays:
     images = sample.images
-    shape = (batch.win_BNC.shape[1], batch.win_BNC.shape[2])
     # The noise of `maps_over_sigmas`: the pictures are what the maps were read from.
-    noise_BNC, _ = draw_noise(shape, [0], seed=run.train.seed, step=0, config=NoiseConfig())
-    noise_BNC = noise_BNC.to(batch.win_BNC)
+    noise_BNC = pair_noise(batch, run.train.seed)
     noisy_VSHW3 = noisy_images(backbone, batch, run.premise.sigmas, noise_BNC)
     return {
         "win": images.win,
@@ -235,7 +247,7 @@ def _premise(
 ) -> dict[str, Any]:
     """What premise.json holds."""
     batches = _batches(run, backbone, version, rows)
-    numbers = [row.num_subjects for row in rows]
+    subjects_P = [row.num_subjects for row in rows]
     configured, grouped, table = [], [], []
     for phase in _phases(run):
         with _phase(backbone, phase):
@@ -249,17 +261,17 @@ def _premise(
                 phase=f"measure {phase}",
             )
         features = _features(run, backbone)
-        found = premise_record.premise_rows(phase, measured, numbers, features, run.premise)
-        configured += found[0]
-        grouped += found[1]
-        table += found[2]
+        rows_of = premise_rows(phase, measured, subjects_P, features, run.premise)
+        configured += rows_of[0]
+        grouped += rows_of[1]
+        table += rows_of[2]
     return {
         "version": version.id,
         "split": run.split,
         "base": backbone.fingerprint,
         "pairs": {
             "ids": [row.pair_id for row in rows],
-            "by_subjects": premise_record.counts(numbers),
+            "by_subjects": counts(subjects_P),
         },
         "sigmas": list(run.premise.sigmas),
         "settings": {
@@ -271,5 +283,91 @@ def _premise(
         "configured": configured,
         "by_subjects": grouped,
         "table": table,
-        "best": premise_record.best_places(table),
+        "best": best_places(table),
     }
+
+
+Row = dict[str, Any]
+CURVES = ("alignment", "structure_share", "confusion")
+
+
+def premise_rows(
+    phase: str,
+    measured: Premise,
+    subjects_P: Sequence[int],
+    features: tuple[str, str],
+    config: PremiseConfig,
+) -> tuple[list[Row], list[Row], list[Row]]:
+    """Rows of the configured features, of those by number of subjects, and of every place; each
+    for winners and losers. `features` names the configured ones: kind, blocks."""
+    number_P = np.asarray(subjects_P)
+    configured, grouped, table = [], [], []
+    for branch in range(len(BRANCHES)):
+        head = {"phase": phase, "branch": BRANCHES[branch]}
+        own = {**head, "kind": features[0], "blocks": features[1]}
+        configured.append(own | _summary(measured.configured, branch, config))
+        for number in sorted(set(subjects_P)):
+            part = {name: v[number_P == number] for name, v in measured.configured.items()}
+            grouped.append(own | {"subjects": number} | _summary(part, branch, config))
+        for (kind, block), values in measured.places.items():
+            place = {**head, "kind": kind, "blocks": block}
+            table.append(place | _summary(values, branch, config))
+    return configured, grouped, table
+
+
+def _summary(values: Values, branch: int, config: PremiseConfig) -> Row:
+    """Bands of the metrics over sigma, and the rise of A."""
+    row: Row = {}
+    for name in METRICS:
+        values_PS = values[name][:, :, branch]
+        if name not in CURVES:  # levels to compare with
+            row[name] = [number(mean_present(values_P)) for values_P in values_PS.T]
+        else:
+            band = bootstrap_band(values_PS, resamples=config.resamples, level=config.level)
+            ends = {"mean": band.mean, "low": band.low, "high": band.high}
+            row[name] = {end: numbers(v) for end, v in ends.items()} | {"pairs": band.pairs}
+    change = rise_of(
+        values["alignment"][:, :, branch],
+        config.sigmas,
+        resamples=config.resamples,
+        level=config.level,
+    )
+    return row | {
+        "rise": number(change.rise.mean[0]),
+        "rise_low": number(change.rise.low[0]),
+        "rise_high": number(change.rise.high[0]),
+        "spearman": number(change.spearman),
+        "peak_sigma": number(change.peak_sigma),
+    }
+
+
+def best_places(table: Sequence[Row]) -> dict[str, Row]:
+    """Of the base's places on winners: the largest rise of A, and the largest A at the lowest
+    sigma. The first of equals."""
+    places = [row for row in table if (row["phase"], row["branch"]) == ("base", "winner")]
+    return {
+        "rise": max(places, key=lambda row: row["rise"]),
+        "low_noise": max(places, key=lambda row: row["alignment"]["mean"][-1]),
+    }
+
+
+def ends(row: Row) -> Row:
+    """A row's A at the highest and lowest sigma, and how it rises."""
+    a = row["alignment"]["mean"]
+    names = ("phase", "branch", "kind", "blocks", "rise", "rise_low", "rise_high", "spearman")
+    return {name: row[name] for name in names} | {"high": a[0], "low": a[-1]}
+
+
+def counts(subjects_P: Sequence[int]) -> Mapping[str, int]:
+    """Number of subjects -> pairs."""
+    return {str(n): list(subjects_P).count(n) for n in sorted(set(subjects_P))}
+
+
+def number(value: float) -> float | None:
+    """Six decimals; None for NaN, which JSON has no word for."""
+    return None if math.isnan(value) else round(float(value), 6)
+
+
+def numbers(values: NDArray[np.float64]) -> list[float | None]:
+    """Each of them."""
+    return [number(float(value)) for value in values]

@@ -17,8 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.generate.inference import MAX_SEED, Generator, check_prompt
-from focusdpo.flows.generate.painted import About, read_about, sheet
+from focusdpo.flows.generate.inference import (
+    MAX_SEED,
+    About,
+    Generator,
+    check_prompt,
+    read_about,
+    sheet,
+)
 from focusdpo.pipeline.compose import TEMPLATES
 
 NUM = max(TEMPLATES)
@@ -59,7 +65,7 @@ class BatchResult:
 
 def parse_seeds(text: str) -> tuple[int, ...]:
     """ "0, 4-6" -> (0, 4, 5, 6). UserError."""
-    found: list[int] = []
+    seeds: list[int] = []
     for part in text.split(","):
         if not _SEEDS.fullmatch(part.strip()):
             raise UserError(f"'{part.strip()[:40]}' is no seed; write numbers and ranges: 0,4-6")
@@ -67,10 +73,10 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         low, high = int(first), int(last or first)
         if not low <= high <= MAX_SEED:
             raise UserError(f"'{part.strip()}': a range goes up, and to {MAX_SEED} at most")
-        if len(found) + high - low + 1 > MAX_PICTURES:
+        if len(seeds) + high - low + 1 > MAX_PICTURES:
             raise UserError(f"more than {MAX_PICTURES} seeds")
-        found += range(low, high + 1)
-    return tuple(found)
+        seeds += range(low, high + 1)
+    return tuple(seeds)
 
 
 def parse_jobs(text: str, where: str = "jobs.csv") -> list[Job]:
@@ -107,13 +113,13 @@ def _check_head(head: Sequence[str], where: str) -> None:
     missing = [name for name in REQUIRED if name not in head]
     twice = sorted({name for name in head if head.count(name) > 1})
     if unknown or missing or twice:
-        told = [
-            f"no such column: {', '.join(repr(one[:40]) for one in unknown)}" if unknown else "",
+        problems = [
+            f"no such column: {', '.join(repr(name[:40]) for name in unknown)}" if unknown else "",
             f"missing: {', '.join(missing)}" if missing else "",
             f"twice: {', '.join(twice)}" if twice else "",
         ]
         raise UserError(
-            f"{where}, row 1: {'; '.join(filter(None, told))}. Columns are {', '.join(COLUMNS)}"
+            f"{where}, row 1: {'; '.join(filter(None, problems))}. Columns are {', '.join(COLUMNS)}"
         )
 
 
@@ -173,7 +179,7 @@ def read_jobs(path: Path, generator: Generator) -> list[Job]:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
     jobs = [_placed(job, path.parent) for job in parse_jobs(text, str(path))]
     known: dict[str, str | None] = {}
-    _tell([one for job in jobs for one in _problems(job, generator, known)], str(path))
+    _tell([problem for job in jobs for problem in _problems(job, generator, known)], str(path))
     return jobs
 
 
@@ -229,8 +235,8 @@ def _is_finished(target: Path, about: About) -> bool:
     made: that is not to be written over."""
     if not target.exists():
         return False
-    told = read_about(target)
-    return told.model_copy(update={"columns": 1}).as_made() == about.as_made()
+    before = read_about(target)
+    return before.model_copy(update={"columns": 1}).as_made() == about.as_made()
 
 
 def _tell(problems: Sequence[str], where: str) -> None:

@@ -22,8 +22,7 @@ from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import encode_png
-from focusdpo.flows.generate.inference import MAX_SEED
-from focusdpo.flows.generate.painted import Painted, ReferenceUsed
+from focusdpo.flows.generate.inference import MAX_SEED, Painted, ReferenceUsed
 from focusdpo.flows.generate.side_by_side import SideBySide, rows
 from focusdpo.flows.models_config import Family
 from focusdpo.flows.provenance import POCKET, notices
@@ -79,10 +78,10 @@ def licence_text(family: Family, adapter: Path | None) -> str:
     lines = [f"base: {POCKET}"] if isinstance(family, str) else notices(family)
     if adapter is not None:
         lines += adapter_licences(adapter)
-    told = "\n".join(f"- {one_line(line)}" for line in dict.fromkeys(lines))
+    listed = "\n".join(f"- {one_line(line)}" for line in dict.fromkeys(lines))
     return (
         "### Licences\nUpload only pictures that you may use; they are deleted within two hours. "
-        f"Pictures that you make may be used as far as these allow:\n\n{told}"
+        f"Pictures that you make may be used as far as these allow:\n\n{listed}"
     )
 
 
@@ -90,7 +89,7 @@ def adapter_licences(adapter: Path) -> list[str]:
     """What an adapter's card says. UserError when it has none."""
     card = adapter / "adapter.json"
     try:
-        return [str(one) for one in json.loads(card.read_text("utf-8")).get("licences", [])]
+        return [str(licence) for licence in json.loads(card.read_text("utf-8")).get("licences", [])]
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{card}: absent or damaged; give a folder that `train` wrote") from error
 
@@ -128,9 +127,9 @@ def examples(folder: Path) -> list[tuple[str, list[Any]]]:
 
     export(folder / "subjects", WorldConfig(subjects=6, references=1, seed=11))
     subjects = []
-    for one in sorted((folder / "subjects").glob("*/00.png")):
-        word = one.parent.name.rpartition("-")[0].replace("-", " ")
-        subjects.append((str(shutil.copy(one, one.parent / f"{word}.png")), word))
+    for picture in sorted((folder / "subjects").glob("*/00.png")):
+        word = picture.parent.name.rpartition("-")[0].replace("-", " ")
+        subjects.append((str(shutil.copy(picture, picture.parent / f"{word}.png")), word))
     made, start = [], 0
     for title, count, text in _ORDERS:
         chosen = subjects[start : start + count]
@@ -299,16 +298,16 @@ class Handlers:
     def _files(self, pictures: Sequence[Painted]) -> list[tuple[str, str]]:
         """PNGs that tell how they were made, but not where this machine keeps uploads."""
         made = []
-        for one in pictures:
+        for painted in pictures:
             names = tuple(
                 ReferenceUsed(file=Path(used.file).name, sha256=used.sha256)
-                for used in one.about.references
+                for used in painted.about.references
             )
-            adapter = one.about.adapter and Path(one.about.adapter).name
-            about = one.about.model_copy(update={"references": names, "adapter": adapter})
+            adapter = painted.about.adapter and Path(painted.about.adapter).name
+            about = painted.about.model_copy(update={"references": names, "adapter": adapter})
             (seed,) = about.seeds
             path = self.folder / f"{time.time_ns()}-seed-{seed}.png"
-            made.append((str(Painted(one.image, about).save(path)), f"seed {seed}"))
+            made.append((str(Painted(painted.image, about).save(path)), f"seed {seed}"))
         return made
 
     def _clean(self) -> None:
@@ -325,17 +324,17 @@ class Handlers:
 
 
 def _subjects(files: Sequence[str | None], words: Sequence[str | None]) -> list[tuple[str, str]]:
-    found = []
+    subjects = []
     for at, (file, word) in enumerate(zip(files, words, strict=True), start=1):
         if file and not word:
             raise UserError(f"subject {at}: say what it is")
         if word and not file:
             raise UserError(f"subject {at}: give a picture of the {word}, or clear its word")
         if file and word:
-            found.append((file, word))
-    if not found:
+            subjects.append((file, word))
+    if not subjects:
         raise UserError("give a picture of at least one subject, and say what it is")
-    return found
+    return subjects
 
 
 def _gradio() -> Any:

@@ -5,35 +5,41 @@ generator = Generator("pocket", adapter="runs/one/adapter")
 subjects = [("rex.png", "dinosaur"), ("tom.png", "cat")]
 pictures = generator("a dinosaur and a cat on snow", subjects, seeds=[0, 1])
 pictures[0].save("out.png")
+
+A painted picture tells how it was made, in the PNG's text chunks. Every field of `About` is a chunk
+`focusdpo:<field>`: words as they are, everything else as JSON. No time and no host is in it, so
+that the same order gives the same bytes.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+import io
+import json
 import logging
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from PIL import Image as PillowImage
+from PIL.PngImagePlugin import PngInfo
+from pydantic import Field, ValidationError
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.images import Picture, read_picture
+from focusdpo.data_schemas.images import DECODE_ERRORS, Picture, read_picture
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.flows.config import GenerateRun
-from focusdpo.flows.generate.painted import (
-    About,
-    Painted,
-    ReferenceUsed,
-    read_about,
-    sheet,
-)
 from focusdpo.flows.provenance import packages
 from focusdpo.flows.settings import parse_overrides, resolve
 from focusdpo.flows.wiring import build_part, fingerprint_of, vocabulary
 from focusdpo.pipeline.compose import TEMPLATES
 from focusdpo.pipeline.parts import Image, Mask, ReferenceImage
-from focusdpo.pipeline.subjects.masks import cut_out
+from focusdpo.pipeline.subjects.cutouts import cut_out
+from focusdpo.reports.sheets import contact_sheet
 from focusdpo.store.outputs import address_of, local
 
 Subject = tuple[str | Path, str]
@@ -43,6 +49,109 @@ MAX_PROMPT = 2000
 MAX_SEED = 2**31 - 1
 
 log = logging.getLogger(__name__)
+
+
+PREFIX = "focusdpo:"
+
+
+class ReferenceUsed(StrictModel):
+    """A picture that the generator was shown."""
+
+    file: str = Field(description="as it was given")
+    sha256: str = Field(description="of the file's bytes")
+
+
+class About(StrictModel):
+    """All that decides a picture's pixels."""
+
+    version: str = Field(description="of focusdpo")
+    prompt: str
+    class_names: tuple[str, ...]
+    references: tuple[ReferenceUsed, ...]
+    seeds: tuple[int, ...] = Field(description="one per picture of the sheet")
+    columns: int = Field(1, ge=1, description="of the sheet")
+    adapter: str | None = Field(None, description="folder, as it was given")
+    adapter_digest: str | None = Field(None, description="sha256 of its weights")
+    preset: str = Field(description="shipped preset or YAML file, as it was given")
+    settings: dict[str, Any] = Field(description="resolved: models, sampling, reading of pictures")
+    fingerprint: str = Field(description="of the base's weights and settings")
+
+    def as_made(self) -> dict[str, Any]:
+        """What two pictures must share to be the same; where files lay does not matter."""
+        values = self.model_dump(mode="json", exclude={"adapter", "preset"})
+        values["references"] = [reference.sha256 for reference in self.references]
+        return values
+
+
+@dataclass(frozen=True, eq=False)
+class Painted:
+    """One picture, or a sheet of several."""
+
+    image: PillowImage.Image
+    about: About
+
+    def png(self) -> bytes:
+        """The file's bytes: same picture, same bytes."""
+        info = PngInfo()
+        for name, value in self.about.model_dump(mode="json").items():
+            if value is not None:
+                text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+                info.add_text(f"{PREFIX}{name}", text)
+        sink = io.BytesIO()
+        self.image.save(sink, format="PNG", pnginfo=info)
+        return sink.getvalue()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the PNG; it appears whole. UserError when it cannot be written."""
+        path = Path(path)
+        part = path.with_name(f".{path.name}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(self.png())
+            part.replace(path)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+        return path
+
+
+def sheet(pictures: Sequence[Painted], columns: int | None = None) -> Painted:
+    """Pictures of one order in rows; a single one stays as it is."""
+    if len(pictures) == 1:
+        return pictures[0]
+    columns = min(columns or 8, len(pictures))
+    arrays = [np.asarray(picture.image, dtype=np.uint8) for picture in pictures]
+    seeds = tuple(seed for picture in pictures for seed in picture.about.seeds)
+    about = pictures[0].about.model_copy(update={"seeds": seeds, "columns": columns})
+    return Painted(contact_sheet(arrays, columns=columns), about)
+
+
+def read_about(path: str | Path) -> About:
+    """What a PNG tells of itself. UserError when it is none, or not from `focusdpo generate`."""
+    try:
+        with PillowImage.open(path, formats=("PNG",)) as image:
+            image.load()
+            text = dict(getattr(image, "text", {}))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (*DECODE_ERRORS, PillowImage.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a readable PNG ({error})") from error
+    fields = {
+        name.removeprefix(PREFIX): value for name, value in text.items() if name.startswith(PREFIX)
+    }
+    if not fields:
+        raise UserError(f"{path}: tells nothing of its making; it is not from `focusdpo generate`")
+    words = {
+        name for name, field in About.model_fields.items() if field.annotation in (str, str | None)
+    }
+    try:
+        return About.model_validate(
+            {name: value if name in words else json.loads(value) for name, value in fields.items()}
+        )
+    except (ValidationError, ValueError) as error:
+        raise UserError(
+            f"{path}: what it tells of its making cannot be read; it is damaged or from another "
+            "version of focusdpo"
+        ) from error
 
 
 class Generator:
@@ -78,8 +187,8 @@ class Generator:
         made = []
         for seed in seeds:
             (pixels,) = generator.generate([about.prompt], [shown], [seed])
-            one = about.model_copy(update={"seeds": (seed,)})
-            made.append(Painted(PillowImage.fromarray(pixels), one))
+            own = about.model_copy(update={"seeds": (seed,)})
+            made.append(Painted(PillowImage.fromarray(pixels), own))
         return made
 
     def about(
@@ -110,8 +219,8 @@ class Generator:
         config = self.run.ingest
 
         def find(image: Image) -> Mask | None:
-            (found,) = build_part(self.run.family, "segmenter").segment([image], [(word,)])
-            return found[0].mask if found else None
+            (detections,) = build_part(self.run.family, "segmenter").segment([image], [(word,)])
+            return detections[0].mask if detections else None
 
         finder = None if self.run.family == "pocket" else find
         image, mask, _ = cut_out(self.picture(file), config.size, config.tolerance, finder)
@@ -145,28 +254,30 @@ def again(
     Files that have moved are given as `references`, in order, and `adapter`. UserError for one that
     is missing or not what it was, and when the models are others than then.
     """
-    told = read_about(picture)
-    files = [str(one) for one in references] or [one.file for one in told.references]
-    if len(files) != len(told.references):
-        raise UserError(f"{picture}: was made from {len(told.references)} references; give as many")
-    run = resolve(GenerateRun, {**told.settings, "preset": "pocket"})
-    where = told.adapter if adapter is None else adapter
-    if adapter is not None and told.adapter_digest is None:
+    about = read_about(picture)
+    files = [str(file) for file in references] or [file.file for file in about.references]
+    if len(files) != len(about.references):
+        raise UserError(
+            f"{picture}: was made from {len(about.references)} references; give as many"
+        )
+    run = resolve(GenerateRun, {**about.settings, "preset": "pocket"})
+    where = about.adapter if adapter is None else adapter
+    if adapter is not None and about.adapter_digest is None:
         raise UserError(f"{picture}: was made without an adapter; leave --adapter out")
     generator = Generator(run, where)
-    subjects = list(zip(files, told.class_names, strict=True))
-    now = generator.about(told.prompt, subjects, told.seeds)
-    for before, found in zip(told.references, now.references, strict=True):
-        if before.sha256 != found.sha256:
-            raise UserError(f"{found.file}: not the picture that {picture} was made from")
-    if now.adapter_digest != told.adapter_digest:
+    subjects = list(zip(files, about.class_names, strict=True))
+    now = generator.about(about.prompt, subjects, about.seeds)
+    for before, reference in zip(about.references, now.references, strict=True):
+        if before.sha256 != reference.sha256:
+            raise UserError(f"{reference.file}: not the picture that {picture} was made from")
+    if now.adapter_digest != about.adapter_digest:
         raise UserError(f"{where}: not the adapter that {picture} was made with")
-    if now.fingerprint != told.fingerprint:
+    if now.fingerprint != about.fingerprint:
         raise UserError(f"{picture}: was made by other models than the settings name here")
-    if now.version != told.version:
-        log.warning("%s: made by focusdpo %s, this is %s", picture, told.version, now.version)
-    made = sheet(generator(told.prompt, subjects, told.seeds), told.columns)
-    return Painted(made.image, told)
+    if now.version != about.version:
+        log.warning("%s: made by focusdpo %s, this is %s", picture, about.version, now.version)
+    made = sheet(generator(about.prompt, subjects, about.seeds), about.columns)
+    return Painted(made.image, about)
 
 
 def check_word(word: str, classes: frozenset[str] | None) -> None:
@@ -204,7 +315,7 @@ def adapter_digest(folder: str | Path) -> str:
         raise UserError(
             f"{folder}: holds no adapter (*.safetensors); give a folder that train wrote"
         )
-    return hashlib.sha256("".join(file_digest(one) for one in files).encode()).hexdigest()
+    return hashlib.sha256("".join(file_digest(file) for file in files).encode()).hexdigest()
 
 
 def file_digest(path: str | Path) -> str:

@@ -14,8 +14,7 @@ from focusdpo.data_schemas.evaluations import EvalScene
 from focusdpo.data_schemas.scenes import Scene, stable_id
 from focusdpo.evaluation.metrics import METRICS
 from focusdpo.evaluation.pocket_protocol import EvaluateConfig, measure
-from focusdpo.flows.generate.inference import Generator, Subject
-from focusdpo.flows.generate.painted import Painted
+from focusdpo.flows.generate.inference import Generator, Painted, Subject
 from focusdpo.flows.wiring import build_part
 from focusdpo.pipeline.parts import ReferenceImage
 
@@ -35,7 +34,7 @@ class Side:
 
     def mean(self, metric: str) -> float:
         """Over its pictures; NaN where the metric has no meaning."""
-        values = np.array([getattr(one, metric) for one in self.records], np.float64)
+        values = np.array([getattr(record, metric) for record in self.records], np.float64)
         return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
@@ -90,13 +89,13 @@ class SideBySide:
             variant=0,
             seed=0,
         )
-        arrays = [np.array(one.image, dtype=np.uint8) for one in pictures]
+        arrays = [np.array(painted.image, dtype=np.uint8) for painted in pictures]
         references = dict(zip(ids, shown, strict=True))
         config = EvaluateConfig(images_per_scene=len(arrays))
         family = self.base.run.family
         if isinstance(family, str):
             judge = build_part(family, "judge")
-            known = {one: (picture,) for one, picture in references.items()}
+            known = {name_of: (picture,) for name_of, picture in references.items()}
             return measure(name, [scene], arrays, known, judge, config)
         from focusdpo.evaluation.dreambench_metrics import (
             BenchParts,
@@ -111,8 +110,8 @@ class SideBySide:
             segmenter=build_part(family, "judge_segmenter"),
         )
         looked = {
-            one: know_subject([picture.image], word, parts, config, [picture.mask])
-            for (one, picture), word in zip(references.items(), words, strict=True)
+            name_of: know_subject([picture.image], word, parts, config, [picture.mask])
+            for (name_of, picture), word in zip(references.items(), words, strict=True)
         }
         judged, _ = measure_pictures(
             name, "demo", [scene] * len(arrays), list(range(len(arrays))),
@@ -129,14 +128,14 @@ def rows(sides: Sequence[Side]) -> list[tuple[str, str, list[str]]]:
         metric = METRICS[name]
         values = [side.mean(name) for side in sides]
         share = metric.unit == "share"
-        told = ["-" if v != v else f"{v:.0%}" if share else f"{v:.3f}" for v in values]
+        texts = ["-" if v != v else f"{v:.0%}" if share else f"{v:.3f}" for v in values]
         made.append(
-            (metric.label, f"{metric.better.capitalize()} is better. {metric.meaning}", told)
+            (metric.label, f"{metric.better.capitalize()} is better. {metric.meaning}", texts)
         )
     return made
 
 
 def _each_visible(shown: Sequence[ReferenceImage]) -> None:
-    for at, one in enumerate(shown, start=1):
-        if one.mask.mean() < 0.01:
+    for at, reference in enumerate(shown, start=1):
+        if reference.mask.mean() < 0.01:
             raise UserError(f"subject {at}: hardly anything of it is visible; cut it out larger")

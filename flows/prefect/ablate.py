@@ -13,6 +13,7 @@ from prefect import flow, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.flows.ablation.plan import Cell
 from focusdpo.flows.ablation.run import AblateOutcome, Pending, Workers, dataset_is_there
 from focusdpo.flows.ablation.run import ablate as ablate_here
@@ -20,7 +21,6 @@ from focusdpo.flows.config import AblateRun
 from focusdpo.flows.prefect.build_dataset import build_dataset
 from focusdpo.flows.prefect.ephemeral import tether
 from focusdpo.flows.prefect.retries import worth_retrying
-from focusdpo.flows.progress import Watch, quiet
 
 _AT_WORK: dict[str, tuple[Workers, dict[str, Cell]]] = {}
 """By output folder: its workers and the cells that they were given."""

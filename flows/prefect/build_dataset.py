@@ -15,6 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
+from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.flows.build.builder import Builder, ChunkFailed, Outcome
 from focusdpo.flows.build.run import BuildResult, Chunk, Prepared, execute, prepare
 from focusdpo.flows.config import BuildRun
@@ -22,7 +23,7 @@ from focusdpo.flows.prefect import artefacts, events
 from focusdpo.flows.prefect.engine import at_work
 from focusdpo.flows.prefect.ephemeral import tether
 from focusdpo.flows.prefect.retries import worth_retrying
-from focusdpo.flows.progress import Watch, about, quiet
+from focusdpo.flows.progress import about
 from focusdpo.flows.retrain.monitoring import Noted, note
 from focusdpo.reports.sheets import FIRST
 from focusdpo.store.versions import DatasetVersion

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import asdict
 from pathlib import Path
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
+from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.evaluation.run import GRID, EvaluateResult, finished
 from focusdpo.evaluation.run import evaluate as evaluate_here
 from focusdpo.flows.config import EvaluateRun
@@ -16,12 +16,9 @@ from focusdpo.flows.prefect import artefacts, events
 from focusdpo.flows.prefect.engine import at_work
 from focusdpo.flows.prefect.ephemeral import tether
 from focusdpo.flows.prefect.retries import worth_retrying
-from focusdpo.flows.progress import Watch, quiet
 from focusdpo.reports.report import write_report
 from focusdpo.store.addresses import is_remote
 from focusdpo.store.outputs import holds, local, opened
-
-log = logging.getLogger(__name__)
 
 _WATCH: dict[str, Watch] = {}
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from prefect import flow
 
+from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.flows.build.run import BuildResult
 from focusdpo.flows.config import RetrainRun
 from focusdpo.flows.prefect import artefacts, events
@@ -18,7 +19,6 @@ from focusdpo.flows.prefect.engine import at_work
 from focusdpo.flows.prefect.ephemeral import tether
 from focusdpo.flows.prefect.evaluate import evaluate
 from focusdpo.flows.prefect.train import train
-from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.retrain.promotion import history
 from focusdpo.flows.retrain.run import Clock, RetrainOutcome, Steps, now
 from focusdpo.flows.retrain.run import retrain as retrain_here

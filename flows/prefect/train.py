@@ -5,23 +5,19 @@ One task: training has checkpoints of its own, and a retry goes on from the newe
 
 from __future__ import annotations
 
-import logging
-
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
+from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.flows.config import TrainRun
 from focusdpo.flows.prefect import artefacts, events
 from focusdpo.flows.prefect.engine import at_work
 from focusdpo.flows.prefect.ephemeral import tether
 from focusdpo.flows.prefect.retries import worth_retrying
-from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.train.run import TrainOutcome
 from focusdpo.flows.train.run import train as train_here
 from focusdpo.store.outputs import holds
-
-log = logging.getLogger(__name__)
 
 _WATCH: dict[str, Watch] = {}
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.flows.config import TrainRun
-from focusdpo.flows.progress import Watch, quiet
 from focusdpo.flows.provenance import licence_of
 from focusdpo.flows.settings import save_config
 from focusdpo.flows.wiring import build_part
@@ -20,9 +19,7 @@ from focusdpo.store.outputs import Output, opened
 from focusdpo.store.versions import open_version
 
 if TYPE_CHECKING:  # torch is loaded when a run starts
-    from focusdpo.model.training.reference_errors import ReferenceErrors
-
-log = logging.getLogger(__name__)
+    from focusdpo.model.training.steps import ReferenceErrors
 
 
 def _licences(run: TrainRun, manifest: Mapping[str, Any]) -> list[str]:
@@ -70,7 +67,8 @@ def train(
     one writes and tells. UserError for a damaged shard, an unknown version, a folder of another
     run, processes that do not fit together.
     """
-    with opened(run.out, "training") as out:
+    first, processes = parallel.is_first(), parallel.num_launched()
+    with opened(run.out, "training", first=first, processes=processes) as out:
         return _train(run, out, watch, reference_errors)
 
 
@@ -82,8 +80,8 @@ def _train(
     version = open_version(run.root, run.version)
     if not is_remote(run.root):  # there, each shard is checked when it comes
         version.verify()
-    shards = version.shards("train")
-    if not shards:
+    samples = version.samples("train")
+    if not samples:
         raise UserError(
             f"{run.root}: version {version.id} has no pair in its training split; build from more "
             "subjects, or lower shard.val_share"
@@ -110,11 +108,9 @@ def _train(
         validate = Validator(run.family, run.train.validation.scenes, watch)
     result = training.train(
         backbone,
-        shards,
+        samples,
         run.train,
         out.folder,
-        only=version.ids("train"),
-        split="train",
         dataset_version=version.id,
         licences=_licences(run, version.manifest),
         validate=validate,

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.model.backbone import FeatureConfig, Grid, Prediction, Prompts, References
 from focusdpo.model.correspondence import capture_features, unwrap
 from focusdpo.model.noise import add_noise, velocity_target
@@ -48,10 +49,8 @@ Frame = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 them."""
 
 
-class SamplingConfig(BaseModel):
+class SamplingConfig(StrictModel):
     """Euler sampling of the flow with classifier-free guidance."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: int = Field(16, description="Euler steps", ge=1)
     guidance: float = Field(
@@ -84,6 +83,8 @@ class FluxBackbone:
     """Embedded guidance of `predict`, for guidance-distilled transformers."""
     sample_guidance: float = 1.0
     """The same when sampling."""
+    free_keeps_references: bool = False
+    """Whether classifier-free guidance leaves out the prompt alone, not the references."""
 
     def __init__(
         self,
@@ -136,23 +137,27 @@ class FluxBackbone:
 
     @torch.no_grad()
     def encode_images(self, images_BCHW: Tensor) -> Tensor:
-        """Images in [-1, 1] -> packed latents (B, N, C): the posterior's mode, no noise."""
         return pack(self.codec.encode_latents(images_BCHW.to(self.device)))
 
     @torch.no_grad()
     def decode(self, latents_BNC: Tensor) -> Tensor:
-        """Packed latents -> images (B, 3, H, W) in [-1, 1]."""
         return self.codec.decode_latents(unpack(latents_BNC.float(), self.grid)).clamp(-1, 1)
 
     def encode_references(self, images: Sequence[Tensor], masks: Sequence[Tensor]) -> References:
-        """Per reference slot: images (B, 3, h, w) in [-1, 1] and masks (B, h, w) in {0, 1}."""
-        grid = self._grid_of(self.reference_size)
-        framed = [self._frame(image, mask) for image, mask in zip(images, masks, strict=True)]
+        framed = self._framed(images, masks)
+        grids = tuple(self._grid_of((i.shape[-2], i.shape[-1])) for i, _ in framed)
+        slots = zip(framed, grids, strict=True)
         return References(
             tokens=tuple(self.encode_images(image) for image, _ in framed),
-            masks=tuple(mask_to_tokens(mask, grid).to(self.device) for _, mask in framed),
-            grids=(grid,) * len(images),
+            masks=tuple(mask_to_tokens(mask, grid).to(self.device) for (_, mask), grid in slots),
+            grids=grids,
         )
+
+    def _framed(
+        self, images: Sequence[Tensor], masks: Sequence[Tensor]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Per reference slot, what the transformer is shown of pictures and masks."""
+        return [self._frame(image, mask) for image, mask in zip(images, masks, strict=True)]
 
     def _resized(self, images_BCHW: Tensor, masks_BHW: Tensor) -> tuple[Tensor, Tensor]:
         return _resize(images_BCHW, self.reference_size), masks_BHW
@@ -191,20 +196,15 @@ class FluxBackbone:
     ) -> Prediction:
         """`predict` with an embedded guidance, which a transformer without it leaves aside."""
         count = noisy_BNC.shape[1]
-        tokens = self._cast(torch.cat([noisy_BNC, *references.tokens], 1))
-        ids = _image_ids(self.grid, references.grids).to(noisy_BNC.device)
+        tokens = torch.cat([noisy_BNC, *references.tokens], 1)
         core = unwrap(self.transformer)
-        guidance_B = torch.full_like(sigma_B, guidance) if core.config.guidance_embeds else None
         with capture_features(core, capture, self.default_blocks, tokens.shape[1]) as features:
             output = self.transformer(
-                hidden_states=tokens,
+                hidden_states=self._cast(tokens),
                 encoder_hidden_states=self._cast(prompts.embeds_BTD),
-                pooled_projections=self._cast(prompts.pooled_BD),
                 timestep=sigma_B,
-                img_ids=ids,
-                txt_ids=text_ids(prompts.embeds_BTD.shape[1]).to(noisy_BNC.device),
-                guidance=guidance_B,
                 return_dict=False,
+                **self._conditions(prompts, references, torch.full_like(sigma_B, guidance)),
             )[0]
         parts = [f.split([count, *(t.shape[1] for t in references.tokens)], 1) for f in features]
         return Prediction(
@@ -212,6 +212,19 @@ class FluxBackbone:
             target_features=tuple(part[0] for part in parts),
             reference_features=tuple(tuple(part[1:]) for part in parts),
         )
+
+    def _conditions(
+        self, prompts: Prompts, references: References, guidance_B: Tensor
+    ) -> dict[str, Any]:
+        """What the transformer is given besides tokens and noise level."""
+        device, length = guidance_B.device, prompts.embeds_BTD.shape[1]
+        embeds_guidance = unwrap(self.transformer).config.guidance_embeds
+        return {
+            "pooled_projections": self._cast(prompts.pooled_BD),
+            "img_ids": _image_ids(self.grid, references.grids).to(device),
+            "txt_ids": text_ids(length).to(device),
+            "guidance": guidance_B if embeds_guidance else None,
+        }
 
     def _cast(self, value: Tensor) -> Tensor:
         return value if self.dtype is None else value.to(self.dtype)
@@ -223,8 +236,6 @@ class FluxBackbone:
         masks: Sequence[Tensor],
         seeds: Sequence[int],
     ) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1]; references per slot as in `encode_references`, slots may
-        be none. The noise of item b comes from seeds[b] alone."""
         noise = self._noise(seeds)
         references = self.encode_references(images, masks)
         return self.decode(self._sample(noise, self.sigmas(1.0), prompts, references))
@@ -274,12 +285,12 @@ class FluxBackbone:
         scale, embedded = self.sampling.guidance, self.sample_guidance
         given = self.encode_prompts(prompts)
         empty = self.encode_prompts([""] * len(prompts)) if scale != 1 else given
-        nothing = References((), (), ())
+        shown = references if self.free_keeps_references else References((), (), ())
         for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
             level = sigma.expand(len(latents)).to(latents.device)
             velocity = self._predict(latents, level, given, references, embedded).output_BNC
             if scale != 1 and sigma > self.sampling.guidance_above:
-                free = self._predict(latents, level, empty, nothing, embedded).output_BNC
+                free = self._predict(latents, level, empty, shown, embedded).output_BNC
                 velocity = free + scale * (velocity - free)
             latents = after_step(latents + (following - sigma) * velocity, following)
         return latents

@@ -1,18 +1,14 @@
 """FLUX.2 Klein's model: references as further tokens with a time axis of their own; Qwen3's words.
 
-Letters: B prompts, T text tokens (padded), D width: layers read times width of the encoder.
-
 Source of the semantics: diffusers' Flux2KleinPipeline (Apache-2.0), which the tests compare with.
-Letters: B images, T text tokens, R references with n_r tokens each, N target tokens, C channels of
-a packed latent token, H x W pixels, h x w latents of c channels.
+Letters: B images, T text tokens (padded), D their width, R references with n_r tokens each, N
+target tokens, C channels of a packed latent token, H x W pixels, h x w latents of c channels.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.model.backbone import FeatureConfig, Grid, Prediction, Prompts, References
+from focusdpo.model.backbone import Grid, Prompts, References
 from focusdpo.model.backbones.flux import FluxBackbone, SamplingConfig
-from focusdpo.model.correspondence import capture_features, unwrap
+from focusdpo.model.backbones.offload import PromptCache, lent
+from focusdpo.model.correspondence import unwrap
 from focusdpo.model.tokens import PATCH
 
 
@@ -49,31 +46,21 @@ class QwenPrompts:
         self._encoder, self._tokenizer = encoder, tokenizer
         self._device, self._layers, self._max_tokens = device, tuple(layers), max_tokens
         self._offload = offload
-        self._room = cache_mib * 2**20
-        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+        self._known = PromptCache(cache_mib)
         encoder.to("cpu" if offload else device)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> Prompts:
         """Embeddings (B, T, D) on the device, in the encoder's own type."""
-        found = {text: self._kept[text] for text in set(prompts) & self._kept.keys()}
-        if missing := sorted(set(prompts) - found.keys()):
-            found |= self._encode(missing)
-        for text in found:
-            self._keep(text, found[text])
-        embeds = torch.cat([found[text] for text in prompts]).to(self._device)
+        known = {text: kept[0] for text in set(prompts) if (kept := self._known.get(text))}
+        if missing := sorted(set(prompts) - known.keys()):
+            inputs = {text: self._tokens(text) for text in missing}
+            with lent(self._device, self._encoder, back=self._offload):
+                for text in missing:
+                    known[text] = self._states(*inputs[text])
+                    self._known.put(text, known[text])
+        embeds = torch.cat([known[text] for text in prompts]).to(self._device)
         return Prompts(embeds, embeds.new_zeros(len(embeds), 0))
-
-    def _encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        inputs = {text: self._tokens(text) for text in texts}
-        self._encoder.to(self._device)
-        try:
-            return {text: self._states(*inputs[text]) for text in texts}
-        finally:
-            if self._offload:
-                self._encoder.to("cpu")
-                if torch.device(self._device).type == "cuda":
-                    torch.cuda.empty_cache()
 
     def _tokens(self, text: str) -> tuple[Tensor, Tensor]:
         """Ids and attention mask (1, T) of a prompt as a user's turn of a chat."""
@@ -89,10 +76,10 @@ class QwenPrompts:
                 f"a prompt takes {count} tokens, at most {self._max_tokens} are read "
                 f"(models.backbone.text_tokens): {text!r}"
             )
-        found = self._tokenizer(
+        padded = self._tokenizer(
             chat, return_tensors="pt", padding="max_length", max_length=self._max_tokens
         )
-        return found["input_ids"], found["attention_mask"]
+        return padded["input_ids"], padded["attention_mask"]
 
     def _states(self, ids: Tensor, mask: Tensor) -> Tensor:
         output = self._encoder(
@@ -102,15 +89,6 @@ class QwenPrompts:
             use_cache=False,
         )
         return torch.cat([output.hidden_states[layer] for layer in self._layers], dim=2).cpu()
-
-    def _keep(self, text: str, embeds: Tensor) -> None:
-        if text in self._kept:
-            self._kept.move_to_end(text)
-            return
-        self._kept[text] = embeds
-        self._room -= embeds.nbytes
-        while self._room < 0:
-            self._room += self._kept.popitem(last=False)[1].nbytes
 
 
 REFERENCE_TIME = 10
@@ -166,6 +144,8 @@ class Flux2KleinBackbone(FluxBackbone):
     `inpaint` is masked sampling. Flux2KleinInpaintPipeline also shows the picture itself as the
     first reference: that would tell the model the very subject that a disruption takes away."""
 
+    free_keeps_references = True
+
     def __init__(
         self,
         transformer: nn.Module,
@@ -195,34 +175,15 @@ class Flux2KleinBackbone(FluxBackbone):
         self.dtype = next(transformer.parameters()).dtype
         self._scheduler = scheduler
 
-    def predict(
-        self,
-        noisy_BNC: Tensor,
-        sigma_B: Tensor,
-        prompts: Prompts,
-        references: References,
-        capture: FeatureConfig | None = None,
-    ) -> Prediction:
-        """Velocity for noisy latents, float32; with `capture`, features from the same pass."""
-        count = noisy_BNC.shape[1]
-        tokens = torch.cat([noisy_BNC, *references.tokens], 1)
-        core = unwrap(self.transformer)
-        with capture_features(core, capture, self.default_blocks, tokens.shape[1]) as features:
-            output = self.transformer(
-                hidden_states=tokens.to(self.dtype),
-                encoder_hidden_states=prompts.embeds_BTD.to(self.dtype),
-                timestep=sigma_B,
-                img_ids=image_ids(self.grid, references.grids).to(tokens.device),
-                txt_ids=text_ids(prompts.embeds_BTD.shape[1]).to(tokens.device),
-                guidance=None,
-                return_dict=False,
-            )[0]
-        parts = [f.split([count, *(t.shape[1] for t in references.tokens)], 1) for f in features]
-        return Prediction(
-            output_BNC=output[:, :count].float(),
-            target_features=tuple(part[0] for part in parts),
-            reference_features=tuple(tuple(part[1:]) for part in parts),
-        )
+    def _conditions(
+        self, prompts: Prompts, references: References, guidance_B: Tensor
+    ) -> dict[str, Any]:
+        device, length = guidance_B.device, prompts.embeds_BTD.shape[1]
+        return {
+            "img_ids": image_ids(self.grid, references.grids).to(device),
+            "txt_ids": text_ids(length).to(device),
+            "guidance": None,
+        }
 
     def sigmas(self, strength: float) -> Tensor:
         """Noise levels of the checkpoint's schedule for this image size, down to 0; with a strength
@@ -238,40 +199,12 @@ class Flux2KleinBackbone(FluxBackbone):
         levels: Tensor = self._scheduler.sigmas[skipped:]
         return levels
 
-    @torch.no_grad()
-    def _sample(
-        self,
-        latents: Tensor,
-        sigmas: Tensor,
-        prompts: Sequence[str],
-        references: References,
-        after_step: Callable[[Tensor, Tensor], Tensor] = lambda latents, sigma: latents,
-    ) -> Tensor:
-        """Euler steps; guidance leaves out the prompt alone, not the references."""
-        scale = self.sampling.guidance
-        given = self.encode_prompts(prompts)
-        empty = self.encode_prompts([""] * len(prompts)) if scale > 1 else given
-        for sigma, following in pairwise(sigmas):
-            level = sigma.expand(len(latents)).to(latents.device)
-            velocity = self.predict(latents, level, given, references).output_BNC
-            if scale > 1:
-                free = self.predict(latents, level, empty, references).output_BNC
-                velocity = free + scale * (velocity - free)
-            latents = after_step(latents + (following - sigma) * velocity, following)
-        return latents
-
 
 def lora_targets(num_single: int) -> tuple[str, ...]:
     """Attention and feed-forward layers. A single block's output is named in full: in the double
     blocks the same suffix is a list of modules."""
     singles = (f"single_transformer_blocks.{i}.attn.to_out" for i in range(num_single))
     return (*_DOUBLE_TARGETS, "to_qkv_mlp_proj", *singles)
-
-
-def middle_blocks(num_double: int) -> tuple[str, ...]:
-    """The middle third of the double blocks, at least one."""
-    first = num_double // 3
-    return tuple(f"double.{i}" for i in range(first, max(first + 1, 2 * num_double // 3)))
 
 
 @lru_cache(maxsize=32)

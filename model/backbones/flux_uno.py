@@ -8,28 +8,29 @@ transformer is the policy.
 from __future__ import annotations
 
 import logging
-import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.model.backbones.flux_uno_config import FluxUnoConfig
+from focusdpo.model.backbones.flux_config import FluxUnoConfig, check_blocks, check_sides
 from focusdpo.model.backbones.uno_lora import FILE, check_uno, fuse_uno, uno_file
 from focusdpo.store.checkpoints import (
+    check_part,
     digest_files,
     locate,
+    num_weights,
     read_headers,
     read_json,
     require_class,
-    require_tensors,
+    require_files,
+    require_memory,
     weight_files,
 )
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from focusdpo.model.backbones.flux_uno_backbone import FluxPrompts, FluxUnoBackbone
 
 BASE, UNO = "models.backbone.base", "models.backbone.uno"
@@ -51,8 +52,7 @@ _BYTES = {"bf16": 2, "fp32": 4, "8bit": 1.05, "4bit": 0.55}
 def checks(config: FluxUnoConfig) -> dict[str, Callable[[], str]]:
     """Rows of `focusdpo doctor`; each tells what was found or raises UserError."""
     rows: dict[str, Callable[[], str]] = {"pipeline": lambda: _check_pipeline(config)}
-    for name in MODELS:
-        rows[name] = lambda name=name: _check_model(config, name)  # type: ignore[misc]
+    rows |= {name: partial(_check_model, config, name) for name in MODELS}
     rows["tokenizers"] = lambda: _check_tokenisers(config)
     if config.uno is not None:
         rows["uno"] = lambda: _check_uno(config)
@@ -67,15 +67,10 @@ def _check_pipeline(config: FluxUnoConfig) -> str:
     require_class(base, "FluxPipeline", BASE)
     index = read_json(base / "model_index.json", BASE)
     for name, wanted in MODELS.items():
-        found = (index.get(name) or [None, None])[1]
-        if found != wanted:
-            raise UserError(f"{BASE}: {base}/model_index.json: {name} is {found}, not {wanted}")
-    schedule = read_json(base / "scheduler" / "scheduler_config.json", BASE)
-    if schedule.get("_class_name") != "FlowMatchEulerDiscreteScheduler":
-        raise UserError(
-            f"{BASE}: {base}/scheduler holds {schedule.get('_class_name')}, expected "
-            "FlowMatchEulerDiscreteScheduler"
-        )
+        named = (index.get(name) or [None, None])[1]
+        if named != wanted:
+            raise UserError(f"{BASE}: {base}/model_index.json: {name} is {named}, not {wanted}")
+    require_class(base / "scheduler", "FlowMatchEulerDiscreteScheduler", BASE)
     about = read_json(base / "transformer" / "config.json", BASE)
     kind = "guidance-distilled (dev)" if about.get("guidance_embeds") else "no guidance (schnell)"
     return f"{base}: FluxPipeline, {kind}"
@@ -84,82 +79,20 @@ def _check_pipeline(config: FluxUnoConfig) -> str:
 def _check_model(config: FluxUnoConfig, name: str) -> str:
     """A model's class, and that its weights are those its config describes."""
     folder = locate(config.base, BASE) / name
-    require_class(folder, MODELS[name], BASE)
-    files = weight_files(folder, BASE)
-    found = read_headers(files, BASE)
-    wanted = _shapes(name, folder)
-    if name.startswith("text_encoder"):
-        found, wanted = _plain_names(found), _plain_names(wanted)
-    what = f"the {MODELS[name]} that {folder}/config.json describes"
-    require_tensors(found, wanted, BASE, what, exact=not name.startswith("text_encoder"))
-    if name == "vae":
-        _check_sizes(config, read_json(folder / "config.json", BASE))
-    if name == "transformer" and config.blocks:
-        _check_blocks(config, read_json(folder / "config.json", BASE))
-    weights = sum(math.prod(about.shape) for about in found.values())
-    return f"{MODELS[name]}, {weights / 1e6:,.0f} M weights in {len(files)} files"
-
-
-def _plain_names(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what differs between versions of transformers: CLIP's prefix, buffers that are no
-    longer stored, and the second name of T5's one embedding."""
-    dropped = ("position_ids", "encoder.embed_tokens.weight")
-    return {
-        name.removeprefix("text_model."): value
-        for name, value in tensors.items()
-        if not name.endswith(dropped)
-    }
-
-
-def _shapes(name: str, folder: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a model's tensors by its config, without weights."""
-    import diffusers
-    import torch
-    import transformers
-    from huggingface_hub.errors import StrictDataclassError
-
+    line = check_part(folder, MODELS[name], BASE)
     about = read_json(folder / "config.json", BASE)
-    try:
-        with torch.device("meta"):
-            model: nn.Module
-            if name.startswith("text_encoder"):
-                kind = getattr(transformers, MODELS[name])
-                model = kind(kind.config_class.from_dict(about))
-            else:
-                model = getattr(diffusers, MODELS[name]).from_config(about)
-    except (TypeError, ValueError, KeyError, StrictDataclassError) as error:
-        raise UserError(f"{BASE}: {folder}/config.json describes no model: {error}") from error
-    state: Mapping[str, torch.Tensor] = model.state_dict()
-    return {key: tuple(tensor.shape) for key, tensor in state.items()}
-
-
-def _check_sizes(config: FluxUnoConfig, vae: Mapping[str, Any]) -> None:
-    pixels = 2 ** len(vae["block_out_channels"])
-    for size in (*config.image_size, *config.reference_sizes):
-        if size % pixels:
-            raise UserError(
-                f"models.backbone.image_size, reference_sizes: {size} is no multiple of {pixels} "
-                "pixels, one token of this base"
-            )
-
-
-def _check_blocks(config: FluxUnoConfig, transformer: Mapping[str, Any]) -> None:
-    counts = {"double": transformer["num_layers"], "single": transformer["num_single_layers"]}
-    for block in config.blocks:
-        kind, _, index = block.partition(".")
-        if not index.isdigit() or int(index) >= counts.get(kind, 0):
-            raise UserError(
-                f"models.backbone.blocks: no block {block!r}; this base has double.0 to double."
-                f"{counts['double'] - 1} and single.0 to single.{counts['single'] - 1}"
-            )
+    if name == "vae":
+        sides = {"image_size": config.image_size, "reference_sizes": config.reference_sizes}
+        check_sides(sides, about)
+    if name == "transformer":
+        check_blocks(config.blocks, about)
+    return line
 
 
 def _check_tokenisers(config: FluxUnoConfig) -> str:
     base = locate(config.base, BASE)
     for name, sets in TOKENISERS.items():
-        if not any(all((base / name / file).is_file() for file in files) for files in sets):
-            wanted = " or ".join(" + ".join(files) for files in sets)
-            raise UserError(f"{BASE}: {base / name} lacks {wanted}; download the folder again")
+        require_files(base / name, sets, BASE)
     return "CLIP's and T5's are there"
 
 
@@ -196,27 +129,10 @@ def _device_bytes(config: FluxUnoConfig) -> float:
             kind = kind if config.quantise == "none" else config.quantise
         elif config.offload:
             continue
-        found = read_headers(weight_files(base / name, BASE), BASE)
-        needed += _BYTES[kind] * sum(math.prod(about.shape) for about in found.values())
+        headers = read_headers(weight_files(base / name, BASE), BASE)
+        needed += _BYTES[kind] * num_weights(headers)
     return needed
 
-
-def require_memory(config: FluxUnoConfig, device: str) -> None:
-    """UserError when a GPU's free memory cannot hold the weights."""
-    import torch
-
-    if torch.device(device).type != "cuda":
-        return
-    needed, (free, _) = _device_bytes(config), torch.cuda.mem_get_info(device)
-    if needed > free:
-        raise UserError(
-            f"models.backbone: {needed / 2**30:.1f} GiB of weights, and {device} has "
-            f"{free / 2**30:.1f} GiB free. Set models.backbone.offload to true, "
-            "models.backbone.quantise to 4bit, or take a larger GPU"
-        )
-
-
-__all__ = ["FluxUnoConfig", "build", "checks", "fingerprint", "sources"]
 
 log = logging.getLogger(__name__)
 
@@ -228,12 +144,12 @@ def sources(config: FluxUnoConfig) -> list[tuple[str, str, list[str] | None]]:
     """What `focusdpo fetch` downloads; the single-file weights at FLUX.1's root (24 GB more) are
     left there."""
     folders = [f"{name}/*" for name in (*MODELS, *TOKENISERS, "scheduler")]
-    found: list[tuple[str, str, list[str] | None]] = [
+    sources: list[tuple[str, str, list[str] | None]] = [
         (BASE, config.base, ["model_index.json", *folders])
     ]
     if config.uno is not None:
-        found.append((UNO, config.uno, [FILE]))
-    return found
+        sources.append((UNO, config.uno, [FILE]))
+    return sources
 
 
 def fingerprint(config: FluxUnoConfig) -> str:
@@ -255,7 +171,8 @@ def build(config: FluxUnoConfig, device: str) -> FluxUnoBackbone:
     for check in checks(config).values():
         check()
     base = locate(config.base, BASE)
-    require_memory(config, device)
+    advice = "Set models.backbone.offload to true, quantise to 4bit, or take a larger GPU"
+    require_memory(_device_bytes(config), device, "models.backbone", advice)
     autoencoder = AutoencoderKL.from_pretrained(
         base / "vae", dtype=DTYPES[config.vae_dtype], local_files_only=True
     )
@@ -353,7 +270,7 @@ def _prompts(config: FluxUnoConfig, base: Path, device: str) -> FluxPrompts:
 def _small_files(base: Path) -> list[str]:
     """Configs, schedule and tokenisers as text: small, and each changes results."""
     names = [f"{name}/config.json" for name in MODELS] + ["scheduler/scheduler_config.json"]
-    found = [base / name for name in names]
+    files = [base / name for name in names]
     for name in TOKENISERS:
-        found += sorted(f for f in (base / name).glob("*") if f.is_file())
-    return [digest_files([file], file.name) for file in found if file.is_file()]
+        files += sorted(f for f in (base / name).glob("*") if f.is_file())
+    return [digest_files([file], file.name) for file in files if file.is_file()]

@@ -1,8 +1,7 @@
 """FLUX.1 with UNO's LoRA merged, behind the `Backbone` protocol; CLIP and T5 as it reads prompts.
 
-Letters: B prompts, T text tokens (padded), D width of T5's embeddings.
-
-Letters: B images, R references with n_r tokens each, H x W pixels.
+Letters: B images, T text tokens (padded), D width of T5's embeddings, R references with n_r tokens
+each, H x W pixels.
 """
 
 from __future__ import annotations
@@ -10,9 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +20,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.model.backbone import Prompts, References
+from focusdpo.model.backbone import Prompts
 from focusdpo.model.backbones.flux import FluxBackbone, SamplingConfig
-from focusdpo.model.backbones.flux_uno_config import FluxUnoConfig
+from focusdpo.model.backbones.flux_config import FluxUnoConfig, middle_blocks
+from focusdpo.model.backbones.offload import PromptCache, lent
 from focusdpo.model.backbones.uno_lora import uno_targets
-from focusdpo.model.tokens import KLCodec, mask_to_tokens
+from focusdpo.model.tokens import KLCodec
 from focusdpo.model.training.checkpoint import make_folder, write_file
 
 log = logging.getLogger(__name__)
-
-
-@contextmanager
-def lent(device: str | torch.device, *modules: nn.Module, back: bool = True) -> Iterator[None]:
-    """Inside, the modules are on `device`; with `back` they go home to the CPU afterwards."""
-    for module in modules:
-        module.to(device)
-    try:
-        yield
-    finally:
-        if back:
-            for module in modules:
-                module.to("cpu")
-            if torch.device(device).type == "cuda":
-                torch.cuda.empty_cache()
 
 
 class FluxPrompts:
@@ -76,22 +59,21 @@ class FluxPrompts:
         self._t5, self._t5_tokenizer = t5, t5_tokenizer
         self._device, self._max_tokens, self._offload = device, max_tokens, offload
         self._fingerprint, self._folder = fingerprint, folder
-        self._room = cache_mib * 2**20
-        self._kept: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
+        self._cache = PromptCache(cache_mib)
         if folder is not None:
             make_folder(folder)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> Prompts:
         """Embeddings (B, T, D) and pooled (B, P) on the device, in the encoders' own type."""
-        found = {text: known for text in set(prompts) if (known := self._known(text)) is not None}
-        missing = [text for text in dict.fromkeys(prompts) if text not in found]
+        encoded = {text: known for text in set(prompts) if (known := self._known(text)) is not None}
+        missing = [text for text in dict.fromkeys(prompts) if text not in encoded]
         if missing:
             with lent(self._device, self._clip, self._t5, back=self._offload):
-                found |= {text: self._encode(text) for text in missing}
+                encoded |= {text: self._encode(text) for text in missing}
             for text in missing:
-                self._store(text, *found[text])
-        embeds, pooled = zip(*(found[text] for text in prompts), strict=True)
+                self._store(text, *encoded[text])
+        embeds, pooled = zip(*(encoded[text] for text in prompts), strict=True)
         return Prompts(torch.cat(embeds).to(self._device), torch.cat(pooled).to(self._device))
 
     def _encode(self, text: str) -> tuple[Tensor, Tensor]:
@@ -111,31 +93,23 @@ class FluxPrompts:
         ).input_ids
         return ids.to(self._device)
 
-    def _known(self, text: str) -> tuple[Tensor, Tensor] | None:
-        if text in self._kept:
-            self._kept.move_to_end(text)
-            return self._kept[text]
+    def _known(self, text: str) -> tuple[Tensor, ...] | None:
+        if (kept := self._cache.get(text)) is not None:
+            return kept
         path = self._file(text)
         if path is None or not path.is_file():
             return None
-        pair = _read(path)
-        self._keep(text, *pair)
-        return pair
+        read = _read(path)
+        self._cache.put(text, *read)
+        return read
 
     def _store(self, text: str, embeds: Tensor, pooled: Tensor) -> None:
         from safetensors.torch import save
 
-        self._keep(text, embeds, pooled)
+        self._cache.put(text, embeds, pooled)
         path = self._file(text)
         if path is not None:
             write_file(path, save({"embeds": embeds.contiguous(), "pooled": pooled.contiguous()}))
-
-    def _keep(self, text: str, embeds: Tensor, pooled: Tensor) -> None:
-        self._kept[text] = embeds, pooled
-        self._room -= embeds.nbytes + pooled.nbytes
-        while self._room < 0 and self._kept:
-            _, (embeds, pooled) = self._kept.popitem(last=False)
-            self._room += embeds.nbytes + pooled.nbytes
 
     def _file(self, text: str) -> Path | None:
         if self._folder is None:
@@ -212,23 +186,13 @@ class FluxUnoBackbone(FluxBackbone):
         self.train_guidance, self.sample_guidance = config.train_guidance, config.guidance
         self._scheduler, self._config = scheduler, config
 
-    def encode_references(self, images: Sequence[Tensor], masks: Sequence[Tensor]) -> References:
-        """Per reference slot: images (B, 3, h, w) in [-1, 1] and masks (B, h, w) in {0, 1}. Their
-        long side becomes what UNO gives to so many references."""
+    def _framed(
+        self, images: Sequence[Tensor], masks: Sequence[Tensor]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Their long side becomes what UNO gives to so many references."""
         long_side = self._config.reference_side(len(images))
-        framed = [
-            frame(image, mask, long_side, self.token_pixels)
-            for image, mask in zip(images, masks, strict=True)
-        ]
-        grids = tuple(self._grid_of((i.shape[-2], i.shape[-1])) for i, _ in framed)
-        return References(
-            tokens=tuple(self.encode_images(image) for image, _ in framed),
-            masks=tuple(
-                mask_to_tokens(mask, grid).to(self.device)
-                for (_, mask), grid in zip(framed, grids, strict=True)
-            ),
-            grids=grids,
-        )
+        slots = zip(images, masks, strict=True)
+        return [frame(image, mask, long_side, self.token_pixels) for image, mask in slots]
 
     def sigmas(self, strength: float) -> Tensor:
         """The checkpoint's own schedule as FluxPipeline asks for it, down to 0; with `strength`
@@ -248,12 +212,6 @@ class FluxUnoBackbone(FluxBackbone):
         levels: Tensor = scheduler.sigmas
         first = int(max(steps - min(steps * strength, steps), 0))
         return levels[first:].float().cpu()
-
-
-def middle_blocks(count: int) -> tuple[str, ...]:
-    """The middle third of the double blocks, where a reference's parts are best told apart."""
-    first, last = count // 3, max(count // 3 + 1, 2 * count // 3)
-    return tuple(f"double.{i}" for i in range(first, last))
 
 
 def frame(
@@ -281,8 +239,8 @@ def frame(
     masks = F.interpolate(masks, (rows, cols), mode="bilinear", antialias=True)
     pixels = ((images_BCHW.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255)
     shrunk = [
-        np.asarray(Image.fromarray(one).resize((cols, rows), Image.Resampling.LANCZOS))
-        for one in pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+        np.asarray(Image.fromarray(picture).resize((cols, rows), Image.Resampling.LANCZOS))
+        for picture in pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
     ]
     images = torch.from_numpy(np.stack(shrunk)).permute(0, 3, 1, 2).float() / 127.5 - 1
     return images.to(images_BCHW.device)[cut], masks[:, 0][cut]

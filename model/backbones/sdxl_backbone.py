@@ -21,10 +21,10 @@ from transformers import CLIPVisionModelWithProjection
 
 from focusdpo.model import adapter
 from focusdpo.model.backbone import FeatureConfig, Grid, Prediction, Prompts, References
+from focusdpo.model.backbones.offload import lent
 from focusdpo.model.backbones.sdxl_conditioning import ImageTokens, SdxlText, framed, resized
 from focusdpo.model.backbones.sdxl_config import CHANNELS, KV_TARGETS, MULTIPLE, SdxlIpAdapterConfig
 from focusdpo.model.backbones.sdxl_features import FeatureReader, alike
-from focusdpo.model.backbones.sdxl_ip_adapter import adapter_path, encoder_folder
 from focusdpo.model.backbones.sdxl_noise import DiffusionNoise, Painter, reference_noise, time_ids
 from focusdpo.model.correspondence import unwrap
 from focusdpo.model.tokens import KLCodec, mask_to_tokens, pack, unpack
@@ -73,25 +73,17 @@ class SdxlBackbone:
     @contextmanager
     def _on_device(self, module: nn.Module, needed: bool = True) -> Iterator[None]:
         """Inside, a module that waits on the CPU (`offload`) is where the UNet is."""
-        moves = self.config.offload and needed
-        if moves:
-            module.to(self.device)
-        try:
+        with lent(self.device, module) if self.config.offload and needed else nullcontext():
             yield
-        finally:
-            if moves:
-                module.to("cpu")
 
     @torch.no_grad()
     def encode_images(self, images_BCHW: Tensor) -> Tensor:
-        """Images in [-1, 1] -> packed latents (B, N, C): the posterior's mode, no noise."""
         batches = torch.split(images_BCHW.to(self.device), _at_once(images_BCHW.shape[2:]))
         with self._on_device(self.codec):
             return pack(torch.cat([self.codec.encode_latents(batch) for batch in batches]))
 
     @torch.no_grad()
     def decode(self, latents_BNC: Tensor) -> Tensor:
-        """Packed latents -> images (B, 3, H, W) in [-1, 1]."""
         batches = torch.split(unpack(latents_BNC.float(), self.grid), _at_once(self.image_size))
         with self._on_device(self.codec):
             images = torch.cat([self.codec.decode_latents(batch) for batch in batches])
@@ -168,8 +160,8 @@ class SdxlBackbone:
             return Prediction(pack(output), *reader.image_keys(reads, layout, self.grid))
         # After the policy's pass: under autocast, casts made before it without gradient would be
         # kept, and the policy's weights cut off.
-        found = self._reference_features(reader, sigma_B, prompts, references)
-        return Prediction(pack(output), reader.places(reads, layout, self.grid), found)
+        features = self._reference_features(reader, sigma_B, prompts, references)
+        return Prediction(pack(output), reader.places(reads, layout, self.grid), features)
 
     def _reader(self, capture: FeatureConfig) -> FeatureReader:
         core = unwrap(self.transformer)
@@ -313,8 +305,11 @@ class GivenTokens(nn.Module):
         return image_embeds
 
 
-def load(config: SdxlIpAdapterConfig, device: str, fingerprint: str) -> SdxlBackbone:
-    """The backbone, frozen and in evaluation mode, from checkpoints that were checked."""
+def load(
+    config: SdxlIpAdapterConfig, device: str, fingerprint: str, adapter_file: Path, encoder: Path
+) -> SdxlBackbone:
+    """The backbone, frozen and in evaluation mode, from checkpoints that were checked; `encoder` is
+    the folder of CLIP's vision tower."""
     dtype = _DTYPES[config.dtype]
     pipeline = StableDiffusionXLPipeline.from_pretrained(
         locate(config.base, "models.backbone.base"),
@@ -324,18 +319,18 @@ def load(config: SdxlIpAdapterConfig, device: str, fingerprint: str) -> SdxlBack
         local_files_only=True,
         add_watermarker=False,
     )
-    encoder = CLIPVisionModelWithProjection.from_pretrained(
-        encoder_folder(config), dtype=dtype, use_safetensors=True, local_files_only=True
+    tower = CLIPVisionModelWithProjection.from_pretrained(
+        encoder, dtype=dtype, use_safetensors=True, local_files_only=True
     )
-    pipeline.register_modules(image_encoder=encoder)
-    unet, resampler = with_adapter(pipeline, adapter_path(config), config.scale)
+    pipeline.register_modules(image_encoder=tower)
+    unet, resampler = with_adapter(pipeline, adapter_file, config.scale)
     text = SdxlText(
         (pipeline.tokenizer, pipeline.tokenizer_2),
         (pipeline.text_encoder, pipeline.text_encoder_2),
         zero_empty=pipeline.config.force_zeros_for_empty_prompt,
         cache_mib=config.prompt_cache_mib,
     )
-    images = ImageTokens(encoder, resampler)
+    images = ImageTokens(tower, resampler)
     rest = "cpu" if config.offload else device
     for module, where in ((unet, device), (pipeline.vae, rest), (text, rest), (images, rest)):
         module.to(where).eval().requires_grad_(False)

@@ -6,7 +6,6 @@ Letters: B images, m image tokens of a reference (16), E their width.
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from focusdpo.model.backbone import Prompts
+from focusdpo.model.backbones.offload import PromptCache
 
 WHITE = 1.0
 _MARGIN = 0.1
@@ -115,8 +115,6 @@ class ImageTokens(nn.Module):
 
 log = logging.getLogger(__name__)
 
-Encoded = tuple[Tensor, Tensor]
-
 
 class SdxlText(nn.Module):
     """As diffusers' `encode_prompt`: the last but one hidden layers of both encoders side by side,
@@ -135,8 +133,7 @@ class SdxlText(nn.Module):
         self._tokenizers = tuple(tokenizers)
         self.encoders = nn.ModuleList(encoders)
         self._zero_empty = zero_empty
-        self._room = cache_mib * 2**20
-        self._known: OrderedDict[str, Encoded] = OrderedDict()
+        self._known = PromptCache(cache_mib)
 
     def missing(self, prompts: Sequence[str]) -> bool:
         """Whether the encoders must run for them."""
@@ -145,13 +142,13 @@ class SdxlText(nn.Module):
     @torch.no_grad()
     def forward(self, prompts: Sequence[str], device: torch.device) -> Prompts:
         """Texts -> embeddings (B, T, 2048) and pooled (B, 1280) on `device`."""
-        found: dict[str, Encoded] = {}
+        encoded: dict[str, tuple[Tensor, ...]] = {}
         for prompt in dict.fromkeys(prompts):
-            found[prompt] = self._known[prompt] if prompt in self._known else self._encode(prompt)
-            self._known[prompt] = found[prompt]
-            self._known.move_to_end(prompt)
-        self._forget()
-        parts = zip(*(found[prompt] for prompt in prompts), strict=True)
+            if (known := self._known.get(prompt)) is None:
+                known = self._encode(prompt)
+                self._known.put(prompt, *known)
+            encoded[prompt] = known
+        parts = zip(*(encoded[prompt] for prompt in prompts), strict=True)
         embeds_BTD, pooled_BD = (torch.cat(part).to(device) for part in parts)
         return Prompts(embeds_BTD, pooled_BD)
 
@@ -165,7 +162,7 @@ class SdxlText(nn.Module):
         both = zip(free.tensors(), given.tensors(), strict=True)
         return Prompts(*(torch.cat(pair) for pair in both))
 
-    def _encode(self, prompt: str) -> Encoded:
+    def _encode(self, prompt: str) -> tuple[Tensor, Tensor]:
         hidden = []
         for tokenizer, encoder in zip(self._tokenizers, self.encoders, strict=True):
             length = tokenizer.model_max_length
@@ -182,10 +179,3 @@ class SdxlText(nn.Module):
             output = encoder(ids.to(device), output_hidden_states=True)
             hidden.append(output.hidden_states[-2])
         return torch.cat(hidden, dim=-1).cpu(), output.text_embeds.cpu()
-
-    def _forget(self) -> None:
-        """Drops the prompts used longest ago, until the others have room."""
-        used = sum(t.numel() * t.element_size() for one in self._known.values() for t in one)
-        while used > self._room and self._known:
-            _, one = self._known.popitem(last=False)
-            used -= sum(t.numel() * t.element_size() for t in one)

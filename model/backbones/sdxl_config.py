@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.strict import StrictModel
 
 SAMPLERS = {
     "euler": "EulerDiscreteScheduler",
@@ -51,10 +52,8 @@ PLUS = "sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors"
 ENCODER = "models/image_encoder"
 
 
-class SdxlIpAdapterConfig(BaseModel):
+class SdxlIpAdapterConfig(StrictModel):
     """SDXL (or a fine-tune of it, such as RealVisXL) with IP-Adapter-Plus (arXiv 2308.06721)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["sdxl-ip-adapter"] = Field(
         "sdxl-ip-adapter", description="which backbone this is"

@@ -91,8 +91,8 @@ class FeatureReader:
 
     def _last_layer(self, name: str) -> Any:
         """The last transformer block of a block or attention layer."""
-        found = self._find(name)
-        layer = found.attentions[-1] if hasattr(found, "attentions") else found
+        block = self._find(name)
+        layer = block.attentions[-1] if hasattr(block, "attentions") else block
         return layer.transformer_blocks[-1]
 
     def _self_modules(self, name: str) -> list[nn.Module]:
@@ -129,15 +129,15 @@ class FeatureReader:
     def places(self, reads: Reads, layout: Grid, grid: Grid) -> tuple[Tensor, ...]:
         """unet_self: what a pass over latents of `layout` (rows, columns) gave -> per block
         (B, N, D) on the token grid; for attention (B, N, 2, H, d), queries before keys."""
-        found = []
+        features = []
         for name in self.blocks:
             parts = [to_grid(part, layout, grid) for part in reads[name]]
             if self._kind == "attention":
                 heads = self._last_layer(name).attn1.heads
-                found.append(torch.stack([p.unflatten(2, (heads, -1)) for p in parts], dim=2))
+                features.append(torch.stack([p.unflatten(2, (heads, -1)) for p in parts], dim=2))
             else:
-                found.append(parts[0])
-        return tuple(found)
+                features.append(parts[0])
+        return tuple(features)
 
     def image_keys(
         self, reads: Reads, layout: Grid, grid: Grid

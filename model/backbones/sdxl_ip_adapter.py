@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +14,16 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.backbones.sdxl_config import ENCODER, PLUS, SdxlIpAdapterConfig, check_scheduler
 from focusdpo.store.checkpoints import (
     TensorInfo,
+    check_part,
     digest_files,
     locate,
+    num_weights,
+    part_files,
     read_header,
-    read_headers,
     read_json,
     require_class,
+    require_files,
     require_tensors,
-    weight_files,
 )
 
 if TYPE_CHECKING:
@@ -46,17 +47,17 @@ def cross_attention_widths(unet: Mapping[str, Any]) -> list[int]:
     levels = len(widths)
     layers = _each(unet.get("layers_per_block", 2), levels)
     depth = _each(unet.get("transformer_layers_per_block", 1), levels)
-    found: list[int] = []
+    attentions: list[int] = []
     for i, kind in enumerate(unet["down_block_types"]):
         if "CrossAttn" in kind:
-            found += [widths[i]] * layers[i] * depth[i]
+            attentions += [widths[i]] * layers[i] * depth[i]
     for i, kind in enumerate(unet["up_block_types"]):
         if "CrossAttn" in kind:
             at = levels - 1 - i
-            found += [widths[at]] * (layers[at] + 1) * depth[at]
+            attentions += [widths[at]] * (layers[at] + 1) * depth[at]
     if "CrossAttn" in (unet.get("mid_block_type") or "UNetMidBlock2DCrossAttn"):
-        found += [widths[-1]] * depth[-1]
-    return found
+        attentions += [widths[-1]] * depth[-1]
+    return attentions
 
 
 def image_keys(unet: Mapping[str, Any]) -> Shapes:
@@ -70,13 +71,13 @@ def image_keys(unet: Mapping[str, Any]) -> Shapes:
 
 
 def plus_resampler(
-    found: Mapping[str, TensorInfo], outside: int, inside: int, path: Path, field: str
+    header: Mapping[str, TensorInfo], outside: int, inside: int, path: Path, field: str
 ) -> tuple[Shapes, int]:
     """`image_proj.*` of IP-Adapter-Plus and how many image tokens it makes, from the sizes of its
     learned queries; `inside` is CLIP's width, `outside` the UNet's.
 
     UserError for the other IP-Adapters and for one of another CLIP or another UNet."""
-    names = {name.removeprefix("image_proj.") for name in found}
+    names = {name.removeprefix("image_proj.") for name in header}
     if "latents" not in names:
         other = "the IP-Adapter without Plus" if "proj.weight" in names else "no IP-Adapter-Plus"
         if "perceiver_resampler.proj_in.weight" in names or "proj.0.weight" in names:
@@ -84,20 +85,20 @@ def plus_resampler(
         raise UserError(
             f"{field}: {path} is {other}; ip-adapter-plus_sdxl_vit-h.safetensors is expected"
         )
-    _, queries, wide = found["image_proj.latents"].shape
-    reads = found.get("image_proj.proj_in.weight")
+    _, queries, wide = header["image_proj.latents"].shape
+    reads = header.get("image_proj.proj_in.weight")
     if reads is not None and reads.shape[1] != inside:
         raise UserError(
             f"{field}: {path} reads {reads.shape[1]} channels, the image encoder gives {inside}; "
             "IP-Adapter-Plus vit-h belongs to models/image_encoder (ViT-H, 1280)"
         )
-    writes = found.get("image_proj.proj_out.weight")
+    writes = header.get("image_proj.proj_out.weight")
     if writes is not None and writes.shape[0] != outside:
         raise UserError(
             f"{field}: {path} writes {writes.shape[0]} channels, the UNet reads {outside}: it is "
             "an adapter for another base (768: Stable Diffusion 1.5)"
         )
-    first = found.get("image_proj.layers.0.0.to_q.weight")
+    first = header.get("image_proj.layers.0.0.to_q.weight")
     inner = first.shape[0] if first is not None else HEAD
     if inner % HEAD:
         raise UserError(f"{field}: {path}: its attention is {inner} wide, no multiple of {HEAD}")
@@ -122,42 +123,6 @@ def plus_resampler(
     return {f"image_proj.{name}": shape for name, shape in shapes.items()}, queries
 
 
-def clip_layers(
-    found: Mapping[str, TensorInfo], config: Mapping[str, Any], tower: str
-) -> tuple[dict[str, TensorInfo], Shapes]:
-    """What is found of a CLIP tower ("text_model" or "vision_model", which files write before its
-    names or leave out), and what its config promises of its layers."""
-    wide, deep = config["hidden_size"], config["intermediate_size"]
-    plain = {name.removeprefix(f"{tower}."): about for name, about in found.items()}
-    shapes: Shapes = {}
-    for i in range(config["num_hidden_layers"]):
-        layer = f"encoder.layers.{i}"
-        for part in ("q", "k", "v", "out"):
-            shapes[f"{layer}.self_attn.{part}_proj.weight"] = (wide, wide)
-            shapes[f"{layer}.self_attn.{part}_proj.bias"] = (wide,)
-        for norm in ("layer_norm1", "layer_norm2"):
-            shapes[f"{layer}.{norm}.weight"] = shapes[f"{layer}.{norm}.bias"] = (wide,)
-        shapes[f"{layer}.mlp.fc1.weight"] = (deep, wide)
-        shapes[f"{layer}.mlp.fc2.weight"] = (wide, deep)
-        shapes[f"{layer}.mlp.fc1.bias"] = (deep,)
-        shapes[f"{layer}.mlp.fc2.bias"] = (wide,)
-    if tower == "text_model":
-        shapes["embeddings.token_embedding.weight"] = (config["vocab_size"], wide)
-        shapes["final_layer_norm.weight"] = (wide,)
-    else:
-        patch = config["patch_size"]
-        shapes["embeddings.patch_embedding.weight"] = (wide, 3, patch, patch)
-        shapes["pre_layrnorm.weight"] = (wide,)
-    return plain, shapes
-
-
-def millions(found: Mapping[str, TensorInfo]) -> str:
-    """How many weights there are."""
-    return f"{sum(prod(tensor.shape) for tensor in found.values()) / 1e6:.1f} M weights"
-
-
-__all__ = ["SdxlIpAdapterConfig", "build", "checks", "fingerprint", "sources"]
-
 _BASE, _ADAPTER, _ENCODER = (
     f"models.backbone.{name}" for name in ("base", "adapter", "image_encoder")
 )
@@ -181,12 +146,12 @@ def fingerprint(config: SdxlIpAdapterConfig) -> str:
     """Hash of all weights, of the small files that say how they are used, and of the settings."""
     base, files = locate(config.base, _BASE), []
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        files += [base / part / "config.json", *part_weights(config, part)]
+        files += [base / part / "config.json", *part_files(base / part, _BASE, config.variant)]
     for part in ("tokenizer", "tokenizer_2", "scheduler"):
         files += sorted(file for file in (base / part).iterdir() if file.is_file())
     files.append(base / "model_index.json")
     encoder = encoder_folder(config)
-    files += [adapter_path(config), encoder / "config.json", *_plain_weights(encoder, _ENCODER)]
+    files += [adapter_path(config), encoder / "config.json", *part_files(encoder, _ENCODER)]
     return digest_files(files, config.result_settings())
 
 
@@ -218,13 +183,14 @@ def build(config: SdxlIpAdapterConfig, device: str) -> SdxlBackbone:
         check()
     from focusdpo.model.backbones.sdxl_backbone import load
 
-    return load(config, device, fingerprint(config))
+    files = adapter_path(config), encoder_folder(config)
+    return load(config, device, fingerprint(config), *files)
 
 
 def adapter_path(config: SdxlIpAdapterConfig) -> Path:
     """The adapter's safetensors file. UserError when it is not there."""
-    found = locate(config.adapter, _ADAPTER)
-    path = found if found.is_file() else found / config.adapter_file
+    source = locate(config.adapter, _ADAPTER)
+    path = source if source.is_file() else source / config.adapter_file
     if path.is_file():
         return path
     pickle = path.with_suffix(".bin")
@@ -234,7 +200,7 @@ def adapter_path(config: SdxlIpAdapterConfig) -> Path:
             f"expected: `hf download h94/IP-Adapter {PLUS}`"
         )
     raise UserError(
-        f"{_ADAPTER}: {found} lacks {config.adapter_file}: "
+        f"{_ADAPTER}: {source} lacks {config.adapter_file}: "
         f"`hf download h94/IP-Adapter {PLUS} --local-dir DIR`"
     )
 
@@ -251,33 +217,6 @@ def encoder_folder(config: SdxlIpAdapterConfig) -> Path:
             f"{_ENCODER} to its folder"
         )
     return folder
-
-
-def part_weights(config: SdxlIpAdapterConfig, part: str) -> list[Path]:
-    """The base's weight files of one part, in the variant asked for. UserError for none."""
-    folder = locate(config.base, _BASE) / part
-    if config.variant is None:
-        return _plain_weights(folder, _BASE)
-    files = sorted(folder.glob(f"*.{config.variant}*.safetensors"))
-    if not files:
-        there = ", ".join(sorted(f.name for f in folder.glob("*.safetensors"))) or "no weights"
-        raise UserError(
-            f"models.backbone.variant: {folder} has no *.{config.variant}.safetensors but {there}; "
-            "set variant to what is there (null: files without one), or run `focusdpo fetch`"
-        )
-    return files
-
-
-def _plain_weights(folder: Path, field: str) -> list[Path]:
-    """Without those of a variant (model.fp16.safetensors), where both lie side by side."""
-    files = weight_files(folder, field)
-    plain = [file for file in files if file.name.count(".") == 1]
-    if not plain:
-        raise UserError(
-            f"{field}: {folder} holds {files[0].name} only; set models.backbone.variant to "
-            f"{files[0].name.split('.')[1]!r}"
-        )
-    return plain
 
 
 def _base(config: SdxlIpAdapterConfig) -> Path:
@@ -321,43 +260,30 @@ def unet_config(config: SdxlIpAdapterConfig) -> dict[str, Any]:
 
 
 def _check_unet(config: SdxlIpAdapterConfig) -> str:
-    about = unet_config(config)
-    found = read_headers(part_weights(config, "unet"), _BASE)
-    require_tensors(found, _meta_shapes("UNet2DConditionModel", about), _BASE, "this SDXL UNet")
-    return f"{millions(found)} in {config.dtype}, {len(cross_attention_widths(about))} attentions"
+    about, folder = unet_config(config), _base(config) / "unet"
+    line = check_part(folder, "UNet2DConditionModel", _BASE, config.variant)
+    return f"{line}, {len(cross_attention_widths(about))} attentions"
 
 
 def _check_autoencoder(config: SdxlIpAdapterConfig) -> str:
     folder = _base(config) / "vae"
-    require_class(folder, "AutoencoderKL", _BASE)
     about = read_json(folder / "config.json", _BASE)
     if len(about["block_out_channels"]) != 4 or about.get("latent_channels") != 4:
         raise UserError(f"{_BASE}: {folder} is not SDXL's autoencoder (factor 8, 4 channels)")
     if about.get("latents_mean") is not None:
         raise UserError(f"{_BASE}: {folder} shifts its latents (latents_mean), as SDXL does not")
-    found = read_headers(part_weights(config, "vae"), _BASE)
-    wanted = _meta_shapes("AutoencoderKL", about)
     # Older files name the attention's matrices otherwise; diffusers renames them.
-    wanted = {name: shape for name, shape in wanted.items() if ".attentions." not in name}
-    require_tensors(found, wanted, _BASE, "SDXL's autoencoder", exact=False)
-    return f"{millions(found)} in {config.vae_dtype}"
+    return check_part(folder, "AutoencoderKL", _BASE, config.variant, unread=(".attentions.",))
 
 
 def _check_text(config: SdxlIpAdapterConfig) -> str:
     widths, base = [], _base(config)
     classes = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
     for part, name in classes.items():
-        require_class(base / part, name, _BASE)
-        about = read_json(base / part / "config.json", _BASE)
-        found = read_headers(part_weights(config, part), _BASE)
-        require_tensors(*clip_layers(found, about, "text_model"), _BASE, part, exact=False)
-        widths.append(int(about["hidden_size"]))
+        check_part(base / part, name, _BASE, config.variant)
+        widths.append(int(read_json(base / part / "config.json", _BASE)["hidden_size"]))
     for part in ("tokenizer", "tokenizer_2"):
-        names = {file.name for file in (base / part).glob("*")}
-        if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
-            raise UserError(
-                f"{_BASE}: {base / part} lacks vocab.json and merges.txt; run `focusdpo fetch`"
-            )
+        require_files(base / part, [("tokenizer.json",), ("vocab.json", "merges.txt")], _BASE)
     cross = unet_config(config)["cross_attention_dim"]
     if sum(widths) != cross:
         raise UserError(
@@ -374,12 +300,15 @@ def _check_schedule(config: SdxlIpAdapterConfig) -> str:
 
 def _check_adapter(config: SdxlIpAdapterConfig) -> str:
     path, about = adapter_path(config), unet_config(config)
-    found = read_header(path, _ADAPTER)
+    header = read_header(path, _ADAPTER)
     inside = _encoder_config(config)["hidden_size"]
-    resampler, queries = plus_resampler(found, about["cross_attention_dim"], inside, path, _ADAPTER)
+    resampler, queries = plus_resampler(
+        header, about["cross_attention_dim"], inside, path, _ADAPTER
+    )
     wanted = resampler | image_keys(about)
-    require_tensors(found, wanted, _ADAPTER, "IP-Adapter-Plus for this UNet")
-    return f"{queries} image tokens, {len(image_keys(about)) // 2} attentions, {millions(found)}"
+    require_tensors(header, wanted, _ADAPTER, "IP-Adapter-Plus for this UNet")
+    weights = f"{num_weights(header) / 1e6:.1f} M weights"
+    return f"{queries} image tokens, {len(image_keys(about)) // 2} attentions, {weights}"
 
 
 def _encoder_config(config: SdxlIpAdapterConfig) -> dict[str, Any]:
@@ -391,16 +320,52 @@ def _encoder_config(config: SdxlIpAdapterConfig) -> dict[str, Any]:
 
 def _check_encoder(config: SdxlIpAdapterConfig) -> str:
     about, folder = _encoder_config(config), encoder_folder(config)
-    found = read_headers(_plain_weights(folder, _ENCODER), _ENCODER)
-    require_tensors(*clip_layers(found, about, "vision_model"), _ENCODER, "CLIP", exact=False)
-    return f"{about['hidden_size']} channels at {about['image_size']} pixels, {millions(found)}"
+    line = check_part(folder, "CLIPVisionModelWithProjection", _ENCODER, also=("CLIPModel",))
+    return f"{line}, {about['hidden_size']} channels at {about['image_size']} pixels"
 
 
-def _meta_shapes(name: str, about: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a diffusers model's weights, from its config alone."""
-    import diffusers
+def save_ip_adapter(config: SdxlIpAdapterConfig, directory: Path, out: Path) -> Path:
+    """Writes an adapter of the policy adapter_kv as an IP-Adapter file that diffusers loads: the
+    start adapter's with the keys and values of a run's adapter folder in it:
+    `pipeline.load_ip_adapter(folder, subfolder="", weight_name=out.name)` reads it.
+
+    UserError for an adapter of another base, or of the policy lora."""
+    from safetensors.torch import load_file, save
+
+    from focusdpo.model.adapter import read_card, read_weights
+    from focusdpo.model.training.checkpoint import write_file
+
+    directory = Path(directory)
+    card = read_card(directory)
+    if card.base_fingerprint != fingerprint(config):
+        raise UserError(
+            f"{directory}: trained on base {card.base_fingerprint}, this configuration is "
+            f"{fingerprint(config)}; use the checkpoints and settings of the run"
+        )
+    trained = read_weights(directory, card)
+    numbers = _numbers(config)
+    tensors = load_file(adapter_path(config))
+    for name, tensor in trained.items():
+        place, _, kind = name.removesuffix(".0.weight").rpartition(".")
+        number = numbers.get(place)
+        if number is None or kind not in ("to_k_ip", "to_v_ip"):
+            raise UserError(
+                f"{directory}: {name} is no key or value of the image adapter; only adapters of "
+                "models.backbone.policy adapter_kv become IP-Adapter files, a LoRA loads as it is"
+            )
+        old = tensors[f"ip_adapter.{number}.{kind}.weight"]
+        tensors[f"ip_adapter.{number}.{kind}.weight"] = tensor.to(old.dtype).contiguous()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_file(out, save(tensors))
+    return out
+
+
+def _numbers(config: SdxlIpAdapterConfig) -> dict[str, int]:
+    """Path of each cross-attention's processor -> its odd number in IP-Adapter files."""
     from accelerate import init_empty_weights
+    from diffusers import UNet2DConditionModel
 
     with init_empty_weights():
-        model = getattr(diffusers, name).from_config(about)
-    return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+        unet = UNet2DConditionModel.from_config(unet_config(config))
+    names = [name for name in unet.attn_processors if not name.endswith("attn1.processor")]
+    return {name: 2 * index + 1 for index, name in enumerate(names)}

@@ -81,14 +81,14 @@ def uno_shapes(num_double: int, num_single: int, width: int, rank: int) -> dict[
 def check_uno(path: Path, transformer: Mapping[str, Any], field: str) -> int:
     """The rank of a UNO file that fits a FLUX.1 transformer with this config.json. Reads the header
     alone. UserError for another format, for mixed ranks, and for another model's LoRA."""
-    found = {n.removeprefix(_PREFIX): about for n, about in read_header(path, field).items()}
+    header = {n.removeprefix(_PREFIX): about for n, about in read_header(path, field).items()}
     ranks = {
         about.shape[0]
-        for name, about in found.items()
+        for name, about in header.items()
         if name.endswith(".down.weight") and about.shape
     }
-    if not ranks or not any(".processor." in name for name in found):
-        first = min(found, default="no tensor")
+    if not ranks or not any(".processor." in name for name in header):
+        first = min(header, default="no tensor")
         raise UserError(
             f"{field}: {path} is not in UNO's layout (double_blocks.0.processor.qkv_lora1.down"
             f".weight, ...); it holds {first}. Expected {FILE} of bytedance-research/UNO"
@@ -105,7 +105,7 @@ def check_uno(path: Path, transformer: Mapping[str, Any], field: str) -> int:
         f"a UNO LoRA of rank {rank} for this base ({layers[0]} double and {layers[1]} single "
         f"blocks, width {width}): {path}"
     )
-    require_tensors(found, uno_shapes(*layers, width, rank), field, what)
+    require_tensors(header, uno_shapes(*layers, width, rank), field, what)
     return rank
 
 
@@ -232,9 +232,9 @@ def _joined(policy: Slots, uno: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _counts(names: Iterable[str]) -> tuple[int, int]:
     """How many double and single blocks UNO's names tell of."""
-    found = [match for name in names if (match := _BLOCK.match(name))]
+    matches = [match for name in names if (match := _BLOCK.match(name))]
     double, single = (
-        1 + max((int(match[2]) for match in found if match[1] == kind), default=-1)
+        1 + max((int(match[2]) for match in matches if match[1] == kind), default=-1)
         for kind in _SLOTS
     )
     return double, single

@@ -1,6 +1,6 @@
-"""Shards -> batches of pairs, encoded once.
+"""Samples -> batches of pairs, encoded once.
 
-Shards are webdataset tars; fields are decoded by `data_schemas.shards` alone (PNG and JSON, never a
+Fields are decoded by `data_schemas.shards` alone (PNG and JSON, never a
 pickle). Which pairs make up step s is a function of (seed, s), so a resumed run needs no replay.
 Shapes: B pairs, R subjects, N target tokens, C channels.
 """
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,13 +20,12 @@ from torch import Tensor
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.shards import ShardSample
-from focusdpo.model.backbone import Backbone, Grid
+from focusdpo.model.backbone import Backbone, Grid, Prompts, References, TensorRecord
 from focusdpo.model.focus import FocusPriors, pool_to_grid
 from focusdpo.model.focus_config import FocusConfig
-from focusdpo.model.patch_quality import patch_quality
+from focusdpo.model.patch_quality import PatchQuality, patch_quality
 from focusdpo.model.training.config import PatchConfig, digest
-from focusdpo.model.training.pair_batch import PairBatch, join
-from focusdpo.store.samples import Entry, index_shard, read_entry
+from focusdpo.store.samples import Sample
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,51 @@ Progress = Callable[[str, int, int, Mapping[str, float]], None]
 """Called with a phase's name, how many are done, how many there are, and figures to show."""
 
 _ENCODE_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class PairBatch(TensorRecord):
+    """Pairs with the same number of subjects, ready for a forward pass."""
+
+    keys: tuple[str, ...]
+    win_BNC: Tensor
+    lose_BNC: Tensor
+    priors: FocusPriors
+    """Shared by winner and loser; the detail is the winner's."""
+    lose_detail_BN: Tensor
+    """The loser's own complexity."""
+    prompts: Prompts
+    references: References
+    quality: PatchQuality | None = None
+    """Where the objective weighs by patch quality."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def take(self, rows: slice) -> PairBatch:
+        return replace(super().take(rows), keys=self.keys[rows])
+
+    def branch_priors(self, detail_image: Literal["winner", "each"] = "winner") -> FocusPriors:
+        """Priors of the 2B images, winners first: `FocusConfig.detail_image` says whose detail."""
+        both = self.priors.repeat(2)
+        if detail_image == "winner":
+            return both
+        return replace(both, detail_BN=torch.cat([self.priors.detail_BN, self.lose_detail_BN]))
+
+
+def join(batches: Sequence[PairBatch]) -> PairBatch:
+    """Batches laid end to end. UserError where their shapes differ."""
+    first = batches[0]
+    shapes = [[tuple(t.shape[1:]) for t in batch.tensors()] for batch in batches]
+    for batch, shape in zip(batches, shapes, strict=True):
+        if shape != shapes[0]:
+            raise UserError(
+                f"pairs {first.keys[0]} and {batch.keys[0]} differ in image or reference sizes; "
+                "build the dataset with one size"
+            )
+    joined = map(torch.cat, zip(*(batch.tensors() for batch in batches), strict=True))
+    keys = tuple(key for batch in batches for key in batch.keys)
+    return replace(first.each(lambda _: next(joined)), keys=keys)
 
 
 def _images(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:
@@ -115,62 +160,48 @@ def encode_pairs(
     )
 
 
-Which = Collection[str] | Collection[tuple[str, str]]
-"""Which pairs count: (shard file name, pair id), or ids where no two shards share one."""
-
-
 class PairData:
-    """The pairs of some shards, for one backbone.
+    """Pairs of a dataset version, for one backbone.
 
-    `source` keeps disrupted or ranked pairs alone, `only` leaves out what a newer version of a
-    dataset no longer counts, `patches` adds patch quality, `focus` says which tokens M_prior
-    holds. Batches are encoded when they are asked for, unless `encode` has done it before."""
+    `source` keeps disrupted or ranked pairs alone, `patches` adds patch quality, `focus` says which
+    tokens M_prior holds. Batches are encoded when they are asked for, unless `encode` has done it
+    before."""
 
     def __init__(
         self,
         backbone: Backbone,
-        shards: Sequence[str | Path],
+        samples: Sequence[Sample],
         *,
-        split: str = "train",
         source: str = "both",
-        only: Which | None = None,
         patches: PatchConfig | None = None,
         focus: FocusConfig | None = None,
     ) -> None:
         self._backbone = backbone
         self._patches, self._focus = patches, focus
-        self._entries = [
-            entry
-            for path in shards
-            for entry in index_shard(path)
-            if entry.split == split
-            and source in ("both", entry.source)
-            and (only is None or _counts(entry, only))
-        ]
-        if not self._entries:
+        self._samples = [sample for sample in samples if source in ("both", sample.row.source)]
+        if not self._samples:
             raise UserError(
-                f"{len(shards)} shards hold no pair of split '{split}', source '{source}'. Build a "
-                "dataset first, or loosen the pair stage's thresholds: its rejects say why pairs "
-                "were dropped."
+                f"none of {len(samples)} pairs has source '{source}'. Build a dataset first, or "
+                "loosen the pair stage's thresholds: its rejects say why pairs were dropped."
             )
         self._cache: dict[int, PairBatch] = {}
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._samples)
 
     def keys(self) -> list[str]:
         """Ids of the pairs, by item."""
-        return [entry.key for entry in self._entries]
+        return [sample.row.pair_id for sample in self._samples]
 
     def fingerprint(self) -> str:
         """Digest of the pairs' records and their order; records name images by content."""
-        return digest([entry.digest for entry in self._entries])
+        return digest([sample.row.digest for sample in self._samples])
 
     def groups(self) -> list[list[int]]:
         """Items by number of subjects, fewest first."""
         groups: dict[int, list[int]] = defaultdict(list)
-        for item, entry in enumerate(self._entries):
-            groups[entry.num_subjects].append(item)
+        for item, sample in enumerate(self._samples):
+            groups[sample.row.num_subjects].append(item)
         return [groups[num] for num in sorted(groups)]
 
     def batch(self, items: Sequence[int]) -> PairBatch:
@@ -181,7 +212,7 @@ class PairData:
 
     def sample(self, item: int) -> ShardSample:
         """The pair as it lies in its shard."""
-        return read_entry(self._entries[item])
+        return self._samples[item].read()
 
     def encode(self, cache_mib: int, progress: Progress | None = None) -> None:
         """Encodes all pairs and keeps them, or none if they take more than `cache_mib`."""
@@ -197,7 +228,7 @@ class PairData:
                 self._cache[item] = batch.take(slice(row, row + 1))
             done += len(chunk)
             if progress:
-                progress("encode pairs", done, len(self._entries), {})
+                progress("encode pairs", done, len(self._samples), {})
 
     def _encoded(self, items: Sequence[int]) -> PairBatch:
         samples = [self.sample(item) for item in items]
@@ -207,10 +238,3 @@ class PairData:
         for group in self.groups():
             for start in range(0, len(group), _ENCODE_AT_ONCE):
                 yield group[start : start + _ENCODE_AT_ONCE]
-
-
-def _counts(entry: Entry, only: Which) -> bool:
-    return entry.key in only or (Path(entry.shard).name, entry.key) in only
-
-
-__all__ = ["Entry", "PairBatch", "PairData", "encode_pairs", "join", "prior_tokens"]

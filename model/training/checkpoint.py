@@ -116,8 +116,10 @@ def list_checkpoints(root: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     if not root.is_dir():
         return []
-    found = [(int(m[1]), path) for path in root.iterdir() if (m := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    checkpoints = [
+        (int(m[1]), path) for path in root.iterdir() if (m := _NAME.fullmatch(path.name))
+    ]
+    return [path for _, path in sorted(checkpoints)]
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -149,5 +151,5 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def newest_checkpoint(root: Path) -> Checkpoint | None:
     """The newest complete checkpoint of a run, or None for a fresh start."""
-    found = list_checkpoints(root)
-    return load_checkpoint(found[-1]) if found else None
+    checkpoints = list_checkpoints(root)
+    return load_checkpoint(checkpoints[-1]) if checkpoints else None

@@ -7,20 +7,17 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.model.backbone import FeatureConfig
 from focusdpo.model.focus_config import FocusConfig, NoiseConfig
 
-_CLOSED = ConfigDict(extra="forbid", frozen=True)
 
-
-class PatchConfig(BaseModel):
+class PatchConfig(StrictModel):
     """PatchDPO's patch quality (arXiv 2412.03177): the largest cosine of a patch's features and
     any patch of the references. Its authors' estimator was not released; ours reads the base's
     own token features."""
-
-    model_config = _CLOSED
 
     form: Literal["reference", "released"] = Field(
         "reference",
@@ -33,10 +30,8 @@ class PatchConfig(BaseModel):
     features: FeatureConfig = Field(FeatureConfig(), description="token features to compare")
 
 
-class ObjectiveConfig(BaseModel):
+class ObjectiveConfig(StrictModel):
     """What is minimised."""
-
-    model_config = _CLOSED
 
     name: Literal["focus_dpo", "dpo", "dpo_prior", "patch_dpo", "sft"] = Field(
         "focus_dpo",
@@ -91,10 +86,8 @@ class ObjectiveConfig(BaseModel):
         return self.name == "patch_dpo" and self.patch.form == "released"
 
 
-class LoraConfig(BaseModel):
+class LoraConfig(StrictModel):
     """The policy: one low-rank adapter on the backbone's transformer."""
-
-    model_config = _CLOSED
 
     rank: int = Field(16, ge=1, description="rank")
     alpha: float = Field(16.0, gt=0, description="scale is alpha / rank")
@@ -103,10 +96,8 @@ class LoraConfig(BaseModel):
     )
 
 
-class GuardConfig(BaseModel):
+class GuardConfig(StrictModel):
     """When training speaks up or stops. A loss or gradient that is not finite always stops it."""
-
-    model_config = _CLOSED
 
     window: int = Field(50, ge=1, description="steps that the running means look back over")
     winner_rise: float = Field(
@@ -130,10 +121,8 @@ class GuardConfig(BaseModel):
     )
 
 
-class ValidationConfig(BaseModel):
+class ValidationConfig(StrictModel):
     """Painting scenes of validation individuals while training, and what follows from it."""
-
-    model_config = _CLOSED
 
     every: int = Field(0, ge=0, description="steps between looks; 0: never")
     metric: str = Field(
@@ -150,10 +139,8 @@ class ValidationConfig(BaseModel):
     scenes: int = Field(96, ge=1, description="validation scenes painted at each look")
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(StrictModel):
     """A training run."""
-
-    model_config = _CLOSED
 
     steps: int = Field(400, ge=1, description="optimiser steps")
     batch_pairs: int = Field(16, ge=1, description="pairs per optimiser step, over all processes")

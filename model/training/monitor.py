@@ -11,7 +11,6 @@ import logging
 import math
 import re
 import statistics
-from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -229,7 +228,7 @@ class Guard:
     """Running means of a run; its state goes into checkpoints, so a resumed run decides alike."""
 
     def __init__(self, config: GuardConfig, state: dict[str, Any] | None = None) -> None:
-        state = state or {
+        fresh: dict[str, Any] = {
             "norms": [],
             "rises": [],
             "shares": [],
@@ -238,23 +237,19 @@ class Guard:
             "usual": 0.0,
         }
         self._config = config
-        self._norms: deque[float] = deque(state["norms"], maxlen=config.window)
-        self._rises: deque[float] = deque(state["rises"], maxlen=config.window)
-        self._shares: deque[float] = deque(state["shares"], maxlen=config.window)
-        self._warned = int(state["warned"])
-        self._saturated = int(state["saturated"])
-        self._usual = float(state["usual"])
-
-    def state(self) -> dict[str, Any]:
+        self.state = fresh | (state or {})
         """For JSON; numbers survive exactly."""
-        return {
-            "norms": list(self._norms),
-            "rises": list(self._rises),
-            "shares": list(self._shares),
-            "warned": self._warned,
-            "saturated": self._saturated,
-            "usual": self._usual,
-        }
+
+    def _mean_of(self, name: str, value: float) -> float | None:
+        """The mean of the last values once there are enough of them."""
+        values = self._remember(name, value)
+        return statistics.fmean(values) if len(values) == self._config.window else None
+
+    def _remember(self, name: str, value: float) -> list[float]:
+        values: list[float] = self.state[name]
+        values.append(value)
+        del values[: -self._config.window]
+        return values
 
     def check_finite(self, step: int, loss: float, norm: float, good: str) -> None:
         """UserError when there is nothing sensible to go on with; `good` says what is safe."""
@@ -270,14 +265,13 @@ class Guard:
 
         Usual is the highest running median so far: a preference that most pairs have learned has
         hardly any gradient, and the few hard pairs that are left must not look like spikes."""
-        if len(self._norms) >= _MIN_HISTORY:
-            self._usual = max(self._usual, statistics.median(self._norms))
-            if norm > self._config.spike * self._usual > 0:
-                log.warning(
-                    "step %d skipped: gradient norm %.3g, usual %.3g", step, norm, self._usual
-                )
+        norms = self.state["norms"]
+        if len(norms) >= _MIN_HISTORY:
+            usual = self.state["usual"] = max(self.state["usual"], statistics.median(norms))
+            if norm > self._config.spike * usual > 0:
+                log.warning("step %d skipped: gradient norm %.3g, usual %.3g", step, norm, usual)
                 return True
-        self._norms.append(norm)
+        self._remember("norms", norm)
         return False
 
     def watch_winner(self, step: int, gap: float, error: float) -> None:
@@ -285,11 +279,11 @@ class Guard:
         harming the loser more. `gap` is e_w - e_w^ref, `error` e_w."""
         if not math.isfinite(gap):
             return
-        self._rises.append(gap / max(error - gap, 1e-12))
-        rise = statistics.fmean(self._rises)
-        full = len(self._rises) == self._config.window
-        if full and rise > self._config.winner_rise and step - self._warned >= self._config.window:
-            self._warned = step
+        rise, window = self._mean_of("rises", gap / max(error - gap, 1e-12)), self._config.window
+        if rise is None or step - self.state["warned"] < window:
+            return
+        if rise > self._config.winner_rise:
+            self.state["warned"] = step
             log.warning(
                 "step %d: the winner's error is %.1f %% above the reference policy's over the last "
                 "%d steps; lower objective.beta or lr, or set objective.eta",
@@ -303,11 +297,9 @@ class Guard:
         has become so small that only noise and the anchor move the weights."""
         if not math.isfinite(share):
             return
-        self._shares.append(share)
-        mean = statistics.fmean(self._shares)
-        full = len(self._shares) == self._config.window
-        if full and mean < self._config.saturation and not self._saturated:
-            self._saturated = step
+        mean = self._mean_of("shares", share)
+        if mean is not None and mean < self._config.saturation and not self.state["saturated"]:
+            self.state["saturated"] = step
             log.warning(
                 "step %d: the pairs are learned; over the last %d steps each gave %.1f %% of its "
                 "full gradient. More steps teach nothing: lower objective.beta, or add pairs",

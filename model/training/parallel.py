@@ -62,14 +62,6 @@ def meet(device: torch.device) -> None:
     Processes(device).wait()
 
 
-def leave() -> None:
-    """Ends the group of processes, where there is one."""
-    import torch
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
 class Processes:
     """The processes that train together; one, where nothing has launched more."""
 
@@ -153,9 +145,9 @@ class Processes:
 
         if self.num == 1:
             return
-        found = gather_object([{name: repr(value) for name, value in what.items()}])
+        gathered = gather_object([{name: repr(value) for name, value in what.items()}])
         for name in what:
-            values = [own[name] for own in found]
+            values = [own[name] for own in gathered]
             if len(set(values)) > 1:
                 raise UserError(
                     f"the processes differ in their {name}: {', '.join(sorted(set(values)))}. "
@@ -249,8 +241,8 @@ def block_classes(transformer: nn.Module, named: Sequence[str] = ()) -> tuple[st
     """Class names of the blocks to gather as one: `named`, or those that diffusers lists in
     `_no_split_modules`. UserError where the model has none of them."""
     wanted = tuple(named) or tuple(getattr(transformer, "_no_split_modules", None) or ())
-    found = {type(module).__name__ for module in transformer.modules()}
-    if not found & set(wanted):
+    classes = {type(module).__name__ for module in transformer.modules()}
+    if not classes & set(wanted):
         raise UserError(
             f"train.shard: {type(transformer).__name__} has no block of class "
             f"{' or '.join(wanted) or '(none is named)'}; correct "

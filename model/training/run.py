@@ -1,4 +1,4 @@
-"""The training run: shards in, an adapter out, resumable to the bit.
+"""The training run: samples in, an adapter out, resumable to the bit.
 
 Step s draws its pairs, noise and noise levels from (seed, s) alone; weights, optimiser moments and
 guards lie in the checkpoint. So a run that was killed and started again takes the very steps that
@@ -7,57 +7,55 @@ an undisturbed one takes.
 
 from __future__ import annotations
 
+import json
 import logging
+import math
+import platform
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+
+import numpy as np
+import torch
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.adapter import AdapterCard, remove_policy, save_adapter
 from focusdpo.model.backbone import Backbone
-from focusdpo.model.focus_report import PairMaps
+from focusdpo.model.focus_levels import PairMaps
 from focusdpo.model.step import resolve_precision
-from focusdpo.model.training.batches import PairData, Progress, Which
+from focusdpo.model.training.batches import PairData, Progress
 from focusdpo.model.training.checkpoint import (
     list_checkpoints,
+    make_folder,
     newest_checkpoint,
     prune_checkpoints,
     save_checkpoint,
+    write_file,
 )
 from focusdpo.model.training.config import TrainConfig, digest
-from focusdpo.model.training.folder import (
-    Looks,
-    TrainResult,
-    Validate,
-    read_summary,
-    result_of,
-    write_config,
-    write_summary,
-)
-from focusdpo.model.training.monitor import Monitor
+from focusdpo.model.training.monitor import Monitor, mean_present
 from focusdpo.model.training.parallel import Processes, Sharding, shard_base, sharding_of
-from focusdpo.model.training.reference_errors import KnownErrors, ReferenceErrors
-from focusdpo.model.training.state import (
+from focusdpo.model.training.run_state import (
+    Looks,
     RunState,
+    Validate,
     require_not_past,
     require_same,
     resolved_lora,
 )
-from focusdpo.model.training.steps import Stepper, learning_rate
-
-__all__ = ["Progress", "TrainConfig", "TrainResult", "learning_rate", "train"]
+from focusdpo.model.training.steps import KnownErrors, ReferenceErrors, Stepper
+from focusdpo.store.samples import Sample
 
 log = logging.getLogger(__name__)
 
 
 def train(
     backbone: Backbone,
-    shards: Sequence[str | Path],
+    samples: Sequence[Sample],
     config: TrainConfig,
     out_dir: Path,
     *,
-    split: str = "train",
-    only: Which | None = None,
     dataset_version: str = "",
     licences: Sequence[str] = (),
     validate: Validate | None = None,
@@ -65,7 +63,7 @@ def train(
     progress: Progress | None = None,
     saved: Callable[[], None] | None = None,
 ) -> TrainResult:
-    """Trains an adapter on the pairs of `shards` (`only`: those that count) into `out_dir`.
+    """Trains an adapter on pairs of a dataset version into `out_dir`.
     `validate` is called where `config.validation` asks for it; `reference_errors` is shared by runs
     of one process that differ in their objective alone; `saved` is called after each checkpoint.
 
@@ -85,10 +83,8 @@ def train(
     patches = objective.patch if objective.name == "patch_dpo" else None
     data = PairData(
         backbone,
-        shards,
-        split=split,
+        samples,
         source=config.source,
-        only=only,
         patches=patches,
         focus=config.focus,
     )
@@ -110,19 +106,18 @@ def train(
     known = reference_errors or ReferenceErrors(0)
     try:
         run = _Run(
-            backbone,
-            data,
-            config,
-            out_dir,
-            identity,
-            dataset_version,
-            tuple(licences),
-            validate,
-            processes,
-            sharding,
-            known.of(identity["base"], identity["pairs"], config),
-            saved,
+            backbone=backbone,
+            data=data,
+            config=config,
+            out_dir=out_dir,
+            identity=identity,
+            dataset_version=dataset_version,
+            licences=tuple(licences),
+            processes=processes,
+            known=known.of(identity["base"], identity["pairs"], config),
+            saved=saved,
         )
+        run.prepare(validate, sharding)
         return run.go(progress)
     finally:
         remove_policy(backbone.transformer)
@@ -130,28 +125,25 @@ def train(
             cast("Any", backbone.transformer).disable_gradient_checkpointing()
 
 
+@dataclass(kw_only=True)
 class _Run:
     """A run in progress, on one of its processes."""
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        data: PairData,
-        config: TrainConfig,
-        out_dir: Path,
-        identity: dict[str, str],
-        dataset_version: str,
-        licences: tuple[str, ...],
-        validate: Validate | None,
-        processes: Processes,
-        sharding: Sharding | None,
-        known: KnownErrors,
-        saved: Callable[[], None] | None,
-    ) -> None:
-        self._backbone, self._data, self._config, self._out_dir = backbone, data, config, out_dir
-        self._identity, self._dataset_version = identity, dataset_version
-        self._licences, self._saved = licences, saved
-        self._processes = processes
+    backbone: Backbone
+    data: PairData
+    config: TrainConfig
+    out_dir: Path
+    identity: dict[str, str]
+    dataset_version: str
+    licences: tuple[str, ...]
+    processes: Processes
+    known: KnownErrors
+    saved: Callable[[], None] | None
+
+    def prepare(self, validate: Validate | None, sharding: Sharding | None) -> None:
+        """Policy, optimiser and looks as the newest checkpoint has them, else fresh."""
+        backbone, config, processes = self.backbone, self.config, self.processes
+        identity, out_dir = self.identity, self.out_dir
         # A sharded base computes only where all processes do: then all draw maps and look at
         # validation scenes. Else the first does, and the others wait for it at the next step.
         self._paints = processes.is_main or sharding is not None
@@ -172,23 +164,23 @@ class _Run:
         if sharding is not None:
             shard_base(backbone.transformer, self._state.parameters.values(), sharding)
         self._stepper = Stepper(
-            backbone, data, config, self._state, processes, known, good=self._good
+            backbone, self.data, config, self._state, processes, self.known, good=self._good
         )
 
     @property
     def _checkpoints(self) -> Path:
-        return self._out_dir / "checkpoints"
+        return self.out_dir / "checkpoints"
 
     def go(self, progress: Progress | None) -> TrainResult:
         """All remaining steps and what a run leaves; one process writes, the others compute."""
-        state, out_dir = self._state, self._out_dir
+        state, out_dir = self._state, self.out_dir
         resumed_from, monitor, maps = state.step, None, None
-        if self._processes.is_main:
-            write_config(out_dir, self._config)
-            monitor = Monitor(out_dir, start=state.step, tensorboard=self._config.tensorboard)
+        if self.processes.is_main:
+            write_config(out_dir, self.config)
+            monitor = Monitor(out_dir, start=state.step, tensorboard=self.config.tensorboard)
         try:
             if self._paints:
-                args = (self._backbone, self._data, self._config)
+                args = (self.backbone, self.data, self.config)
                 maps = PairMaps(*args, out_dir / "focus.safetensors")
                 maps.draw("start")
             while self._goes_on():
@@ -196,7 +188,7 @@ class _Run:
             state.use_average()
             if self._paints:
                 self._looks.use_best(state)
-            self._processes.copy_first(list(state.parameters.values()))
+            self.processes.copy_first(list(state.parameters.values()))
             if maps is not None:
                 maps.draw("end")
                 if monitor is not None:
@@ -208,14 +200,14 @@ class _Run:
 
     def _goes_on(self) -> bool:
         """Whether there is a step to take; every process gets the same answer."""
-        if self._state.step >= self._config.steps:
+        if self._state.step >= self.config.steps:
             return False
         if not self._looks.due(self._state.step):
             return not self._looks.stop
-        return not self._processes.any(self._looks.stop)
+        return not self.processes.any(self._looks.stop)
 
     def _one_step(self, monitor: Monitor | None, progress: Progress | None) -> None:
-        state, config = self._state, self._config
+        state, config = self._state, self.config
         step, table, scalars = self._stepper.take()
         look = self._looks.due(step)
         if look and self._paints:
@@ -233,51 +225,145 @@ class _Run:
 
     def _result(self, resumed_from: int) -> TrainResult:
         """What the first process has written, for each."""
-        self._processes.wait()
-        summary = read_summary(self._out_dir)
+        self.processes.wait()
+        summary = read_summary(self.out_dir)
         if summary is None:
             raise UserError(
-                f"{self._out_dir}: the first process has finished, and this one does not see its "
+                f"{self.out_dir}: the first process has finished, and this one does not see its "
                 "files. Choose a folder that all machines share"
             )
-        return result_of(self._out_dir, summary, resumed_from)
+        return result_of(self.out_dir, summary, resumed_from)
 
     def _good(self) -> str:
-        found = list_checkpoints(self._checkpoints)
-        return f"The last good checkpoint is {found[-1]}." if found else "No checkpoint is there."
+        checkpoints = list_checkpoints(self._checkpoints)
+        return (
+            f"The last good checkpoint is {checkpoints[-1]}."
+            if checkpoints
+            else "No checkpoint is there."
+        )
 
     def _save(self) -> None:
         meta = {
-            "identity": self._identity,
-            "guard": self._state.guard.state(),
+            "identity": self.identity,
+            "guard": self._state.guard.state,
             "looks": self._looks.rows,
         }
         save_checkpoint(self._checkpoints, self._state.step, self._state.tensors(), meta)
         self._looks.forget_older()
-        if self._saved is not None:
-            self._saved()
+        if self.saved is not None:
+            self.saved()
 
     def _finish(self, monitor: Monitor, maps: PairMaps) -> None:
         """Adapter, focus maps, tables and, last, the summary."""
-        config, state, out_dir = self._config, self._state, self._out_dir
+        config, state, out_dir = self.config, self._state, self.out_dir
         card = AdapterCard(
-            lora=resolved_lora(self._backbone, config.lora),
-            base_fingerprint=self._identity["base"],
-            dataset_version=self._dataset_version,
+            lora=resolved_lora(self.backbone, config.lora),
+            base_fingerprint=self.identity["base"],
+            dataset_version=self.dataset_version,
             objective=config.objective.name,
             step=self._looks.kept_step(state.step),
             train_config=config.model_dump(mode="json"),
-            licences=self._licences,
+            licences=self.licences,
         )
-        save_adapter(out_dir / "adapter", self._backbone.transformer, card, state.parameters)
+        save_adapter(out_dir / "adapter", self.backbone.transformer, card, state.parameters)
         maps.write()
         write_summary(
             out_dir,
             config,
             monitor.finish(),
-            self._identity,
-            pairs=len(self._data),
-            dataset_version=self._dataset_version,
-            device=str(next(self._backbone.transformer.parameters()).device),
+            self.identity,
+            pairs=len(self.data),
+            dataset_version=self.dataset_version,
+            device=str(next(self.backbone.transformer.parameters()).device),
             looks=self._looks,
         )
+
+
+SUMMARY = "run.json"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run."""
+
+    adapter: Path
+    steps: int
+    seconds: float
+    """Sum of the steps' times, over all the times it was started."""
+    pairs: int
+    resumed_from: int
+    """The step it went on from; 0 for a fresh start."""
+    final: dict[str, float]
+    """Means of the diagnostics over the last tenth of the steps."""
+    adapter_step: int
+    """The step whose weights the adapter holds."""
+    stopped: bool
+    """Whether validation ended it before its last step."""
+    validation: list[dict[str, float]]
+    """A row per look: step and metrics."""
+
+
+def write_config(out_dir: Path, config: TrainConfig) -> None:
+    """The resolved settings, before the first step."""
+    make_folder(out_dir)
+    text = json.dumps(config.model_dump(mode="json"), indent=2)
+    write_file(out_dir / "config.json", text.encode())
+
+
+def write_summary(
+    out_dir: Path,
+    config: TrainConfig,
+    rows: Sequence[dict[str, Any]],
+    identity: dict[str, str],
+    *,
+    pairs: int,
+    dataset_version: str,
+    device: str,
+    looks: Looks,
+) -> None:
+    """run.json, the last file: its presence means that the run is whole."""
+    tail = rows[-max(1, len(rows) // 10) :]
+    means = {name: mean_present(np.array([row[name] for row in tail], float)) for name in rows[0]}
+    summary = {
+        "steps": len(rows),
+        "seconds": sum(row["seconds"] for row in rows),
+        "pairs": pairs,
+        "dataset_version": dataset_version,
+        "identity": identity,
+        "objective": config.objective.name,
+        "seed": config.seed,
+        "stopped": looks.stop,
+        "adapter_step": looks.kept_step(len(rows)),
+        "validation": looks.rows,
+        "final": {k: v for k, v in means.items() if k != "step" and math.isfinite(v)},
+        "machine": {
+            "device": device,
+            "processor": platform.machine(),
+            "threads": torch.get_num_threads(),
+        },
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+    }
+    write_file(out_dir / SUMMARY, json.dumps(summary, indent=2, sort_keys=True).encode())
+
+
+def read_summary(out_dir: Path) -> dict[str, Any] | None:
+    """run.json, or None if the run is not finished. UserError if it is damaged."""
+    path = out_dir / SUMMARY
+    if not path.is_file():
+        return None
+    try:
+        summary = json.loads(path.read_text())
+        summary["identity"]["config"], summary["steps"], summary["final"], summary["stopped"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}). Remove it and run the same command again: training "
+            "goes on from the last checkpoint."
+        ) from error
+    return dict(summary)
+
+
+def result_of(out_dir: Path, summary: dict[str, Any], resumed_from: int) -> TrainResult:
+    """The summary as a record."""
+    names = ("steps", "seconds", "pairs", "final", "adapter_step", "stopped", "validation")
+    fields = {name: summary[name] for name in names}
+    return TrainResult(adapter=out_dir / "adapter", resumed_from=resumed_from, **fields)

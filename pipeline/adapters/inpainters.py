@@ -1,141 +1,98 @@
-"""A diffusers pipeline's folder: whether its models are whole. Headers and JSON alone are read;
-torch is imported only to learn which tensors the models want.
+"""Inpainters of the disrupt stage: the generator's own backbone, or a model made to fill a hole.
 
-Models that were made to fill a hole read words alone. Disruptions without references go to them;
-the swap mode, which paints from another subject's reference, goes to the generator's backbone.
-`TextInpainter` is that division of labour.
+The latter read words alone. Disruptions without references go to them; the swap mode, which paints
+from another subject's reference, goes to the backbone. `TextInpainter` is that division of labour.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from math import prod
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
+
+import numpy as np
+import PIL.Image
+from pydantic import Field
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.pipeline.adapters.inpainter_config import (
-    BackboneInpainterConfig,
-    FillConfig,
-    FluxFillConfig,
-    InpainterConfig,
-    SdxlInpaintConfig,
-)
-from focusdpo.pipeline.parts import Inpainter
+from focusdpo.data_schemas.strict import StrictModel
+from focusdpo.pipeline.parts import Image, Inpainter, Mask, ReferenceImage, check_calls
 from focusdpo.store.checkpoints import (
+    check_part,
     digest_files,
     locate,
+    num_weights,
+    part_files,
     read_headers,
     read_json,
     require_class,
-    require_tensors,
-    weight_files,
+    require_memory,
 )
 
-if TYPE_CHECKING:
-    from focusdpo.pipeline.adapters.fill_inpainter import FillInpainter
 
-_VARIANT = re.compile(r"\.(\w+)(-\d{5}-of-\d{5})?\.safetensors$")
-_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
-_SHARED = ("position_ids", "encoder.embed_tokens.weight")
-"""A buffer that is no longer stored, and the second name of T5's one embedding."""
+class BackboneInpainterConfig(StrictModel):
+    """Masked repainting by the generator's own weights: nothing more to download, and what is
+    repainted has the generator's own style."""
 
-
-def part_files(folder: Path, field: str, variant: str | None = None) -> list[Path]:
-    """The weight files of a model's folder: those of a variant ("fp16": *.fp16.safetensors), or
-    those with plain names. UserError where there are none, with the other names that are there."""
-    files = weight_files(folder, field)
-    names = [_VARIANT.search(file.name) for file in files]
-    variants = [None if name is None else name.group(1) for name in names]
-    wanted = [file for file, found in zip(files, variants, strict=True) if found == variant]
-    if not wanted:
-        kind = "plain *.safetensors" if variant is None else f"*.{variant}.safetensors"
-        raise UserError(
-            f"{field}: {folder} holds no {kind}, but {files[0].name}; set variant to what is there "
-            "(null: plain names), or download the other files"
-        )
-    return wanted
+    kind: Literal["backbone"] = Field("backbone", description="which inpainter this is")
 
 
-def check_part(folder: Path, wanted: str, field: str, variant: str | None = None) -> str:
-    """A model's class and tensors in a line. UserError for another class, missing files, a pickle,
-    a file that was cut off, and tensors that are missing, unexpected or of another shape."""
-    require_class(folder, wanted, field)
-    files = part_files(folder, field, variant)
-    found = read_headers(files, field)
-    shapes = _shapes(folder, wanted, field)
-    is_encoder = wanted in _ENCODERS
-    names, expected = (_plain(found), _plain(shapes)) if is_encoder else (dict(found), shapes)
-    what = f"the {wanted} that {folder}/config.json describes"
-    require_tensors(names, expected, field, what, exact=not is_encoder)
-    weights = sum(prod(about.shape) for about in found.values())
-    return f"{wanted}, {weights / 1e6:,.1f} M weights in {len(files)} files"
+class FluxFillConfig(StrictModel):
+    """FLUX.1 Fill: it repaints from words; swaps, which need references, go to the backbone."""
 
-
-def folder_digest(
-    folder: Path, parts: Mapping[str, str], settings: str, field: str, variant: str | None = None
-) -> str:
-    """Hash of the weights of `parts`, of all configs and tokenisers, and of the settings."""
-    files = [file for name in parts for file in part_files(folder / name, field, variant)]
-    small = sorted(
-        file
-        for pattern in ("*/config.json", "scheduler/*.json", "tokenizer*/*")
-        for file in folder.glob(pattern)
-        if file.is_file()
+    kind: Literal["flux-fill"] = Field("flux-fill", description="which inpainter this is")
+    source: str = Field(
+        "black-forest-labs/FLUX.1-Fill-dev",
+        description="a FluxFillPipeline in diffusers' layout: a folder or a hub id",
     )
-    texts = [digest_files([f], f.relative_to(folder).as_posix()) for f in small]
-    return digest_files(files, settings, *texts)
-
-
-def weight_bytes(
-    folder: Path, parts: Mapping[str, str], width: int, field: str, variant: str | None = None
-) -> int:
-    """Bytes of the weights of `parts` when each takes `width`."""
-    return width * sum(
-        prod(about.shape)
-        for name in parts
-        for about in read_headers(part_files(folder / name, field, variant), field).values()
+    steps: int = Field(28, ge=1, description="Euler steps")
+    guidance: float = Field(30.0, ge=0, description="embedded guidance (its authors: 30)")
+    text_tokens: int = Field(512, ge=1, le=512, description="T5 tokens of a prompt, padded")
+    dtype: Literal["bf16", "fp32"] = Field("bf16", description="of all weights")
+    batch: int = Field(2, ge=1, description="images in one pass; none depends on it")
+    offload: bool = Field(
+        False, description="models wait on the CPU and come to a GPU one after another"
     )
 
-
-def _plain(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what differs between versions of transformers, CLIP's prefix among it."""
-    return {
-        name.removeprefix("text_model."): value
-        for name, value in tensors.items()
-        if not name.endswith(_SHARED)
-    }
+    def result_settings(self) -> str:
+        """Those fields that change what is painted, as JSON."""
+        return self.model_dump_json(exclude={"source", "batch", "offload"})
 
 
-def _shapes(folder: Path, kind: str, field: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a model's tensors by its config, without memory for weights."""
-    import diffusers
-    import torch
-    import transformers
+class SdxlInpaintConfig(StrictModel):
+    """SDXL inpainting: a UNet made for it (9 channels), or plain SDXL (4 channels), whose latents
+    outside the mask are put back after each step. Swaps go to the backbone."""
 
-    about = read_json(folder / "config.json", field)
-    try:
-        with torch.device("meta"):
-            if kind in _ENCODERS:
-                model_class = getattr(transformers, kind)
-                model = model_class(model_class.config_class.from_dict(about))
-            else:
-                model = getattr(diffusers, kind).from_config(about)
-    except (TypeError, ValueError, KeyError) as error:
-        raise UserError(f"{field}: {folder}/config.json describes no {kind}: {error}") from error
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    kind: Literal["sdxl-inpaint"] = Field("sdxl-inpaint", description="which inpainter this is")
+    source: str = Field(
+        "diffusers/stable-diffusion-xl-1.0-inpainting-0.1",
+        description="an SDXL pipeline in diffusers' layout: a folder or a hub id",
+    )
+    variant: str | None = Field(
+        "fp16",
+        description="which of the files: fp16 reads *.fp16.safetensors; null: the plain names",
+    )
+    steps: int = Field(30, ge=1, description="steps of the whole schedule")
+    strength: float = Field(
+        0.99, gt=0, le=1, description="share of the steps that are taken (its authors: below 1)"
+    )
+    guidance: float = Field(8.0, ge=1, description="classifier-free guidance; 1: none")
+    negative_prompt: str | None = Field(None, description="what guidance leads away from")
+    dtype: Literal["fp16", "bf16", "fp32"] = Field("fp16", description="of all weights")
+    batch: int = Field(4, ge=1, description="images in one pass; none depends on it")
+    offload: bool = Field(
+        False, description="models wait on the CPU and come to a GPU one after another"
+    )
+
+    def result_settings(self) -> str:
+        """Those fields that change what is painted, as JSON."""
+        return self.model_dump_json(exclude={"source", "variant", "batch", "offload"})
 
 
-__all__ = [
-    "BackboneInpainterConfig",
-    "FluxFillConfig",
-    "SdxlInpaintConfig",
-    "build",
-    "checks",
-    "fingerprint",
-    "sources",
-]
+FillConfig = FluxFillConfig | SdxlInpaintConfig
+InpainterConfig = BackboneInpainterConfig | FillConfig
+
 
 FIELD = "models.inpainter.source"
 _TEXT = {"text_encoder": "CLIPTextModel"}
@@ -166,8 +123,6 @@ def build(config: InpainterConfig, device: str, painter: Inpainter) -> Inpainter
         return painter
     for check in checks(config).values():
         check()
-    from focusdpo.pipeline.adapters.fill_inpainter import TextInpainter
-
     folder = locate(config.source, FIELD)
     _require_memory(config, folder, device)
     return TextInpainter(_load(config, folder, device), painter)
@@ -178,9 +133,17 @@ def fingerprint(config: InpainterConfig) -> str:
     if isinstance(config, BackboneInpainterConfig):
         return "backbone"
     folder = locate(config.source, FIELD)
-    return folder_digest(
-        folder, _models(config), config.result_settings(), FIELD, _variant(config)
+    files = [
+        f for name in _models(config) for f in part_files(folder / name, FIELD, _variant(config))
+    ]
+    small = sorted(
+        file
+        for pattern in ("*/config.json", "scheduler/*.json", "tokenizer*/*")
+        for file in folder.glob(pattern)
+        if file.is_file()
     )
+    texts = [digest_files([file], file.relative_to(folder).as_posix()) for file in small]
+    return digest_files(files, config.result_settings(), *texts)
 
 
 def sources(config: InpainterConfig) -> list[tuple[str, str, list[str] | None]]:
@@ -248,8 +211,6 @@ def _load(config: FillConfig, folder: Path, device: str) -> FillInpainter:
     import diffusers
     import torch
 
-    from focusdpo.pipeline.adapters.fill_inpainter import FillInpainter
-
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[config.dtype]
     common: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "dtype": dtype}
     options: dict[str, Any] = {
@@ -280,21 +241,116 @@ def _load(config: FillConfig, folder: Path, device: str) -> FillInpainter:
 
 
 def _require_memory(config: FillConfig, folder: Path, device: str) -> None:
-    """UserError when a GPU's free memory cannot hold the weights."""
-    import torch
+    """UserError when a GPU's free memory cannot hold the weights; offloaded, the largest model."""
+    parts = list(_models(config))[: 1 if config.offload else None]
+    files = [file for name in parts for file in part_files(folder / name, FIELD, _variant(config))]
+    advice = "Set models.inpainter.offload to true, or models.inpainter.kind to backbone"
+    needed = _BYTES[config.dtype] * num_weights(read_headers(files, FIELD))
+    require_memory(needed, device, "models.inpainter", advice)
 
-    if torch.device(device).type != "cuda":
-        return
-    parts = _models(config)
-    if config.offload:
-        parts = dict([next(iter(parts.items()))])
-    needed = weight_bytes(
-        folder, parts, _BYTES[config.dtype], FIELD, _variant(config)
-    )
-    free, _ = torch.cuda.mem_get_info(device)
-    if needed > free:
-        raise UserError(
-            f"models.inpainter: {needed / 2**30:.1f} GiB of weights, and {device} has "
-            f"{free / 2**30:.1f} GiB free. Set models.inpainter.offload to true, or "
-            "models.inpainter.kind to backbone"
-        )
+
+class FillInpainter:
+    """Fits pipeline.parts.Inpainter with a diffusers inpainting pipeline, from words alone.
+
+    Each item's noise comes from its own seed, drawn on the CPU, so that no batch and no device
+    matters beyond rounding. `multiple`: sides of pictures are multiples of so many pixels."""
+
+    def __init__(
+        self, pipeline: Any, fingerprint: str, *, multiple: int, batch: int, options: dict[str, Any]
+    ) -> None:
+        self.pipeline = pipeline
+        self.fingerprint = fingerprint
+        self._multiple, self._batch, self._options = multiple, batch, options
+
+    def inpaint(
+        self,
+        images: Sequence[Image],
+        masks: Sequence[Mask],
+        prompts: Sequence[str],
+        references: Sequence[Sequence[ReferenceImage]],
+        seeds: Sequence[int],
+    ) -> list[Image]:
+        """Each image with its masked region repainted from its prompt. UserError for references,
+        which such a model cannot take, and for pictures whose sides it does not paint."""
+        check_calls(prompts, references, seeds, images, masks)
+        if any(references):
+            raise UserError(
+                "inpaint: a fill model reads words alone and takes no references; put a backbone's "
+                "painter beside it (TextInpainter)"
+            )
+        for image, mask in zip(images, masks, strict=True):
+            self._check_size(image, mask)
+        painted: list[Image] = []
+        for part in self._parts(images):
+            painted += self._paint(images[part], masks[part], prompts[part], seeds[part])
+        return painted
+
+    def _paint(
+        self,
+        images: Sequence[Image],
+        masks: Sequence[Mask],
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+    ) -> list[Image]:
+        import torch
+
+        height, width = images[0].shape[:2]
+        painted = self.pipeline(
+            prompt=list(prompts),
+            image=[PIL.Image.fromarray(np.ascontiguousarray(image)) for image in images],
+            mask_image=[PIL.Image.fromarray(mask.astype(np.uint8) * 255) for mask in masks],
+            height=height,
+            width=width,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="np",
+            **self._options,
+        ).images
+        return list((painted * 255).round().astype(np.uint8))
+
+    def _parts(self, images: Sequence[Image]) -> Iterator[slice]:
+        """Runs of pictures of one size, at most a batch long."""
+        at = 0
+        for _, run in groupby(images, key=lambda image: image.shape):
+            end = at + len(list(run))
+            for start in range(at, end, self._batch):
+                yield slice(start, min(start + self._batch, end))
+            at = end
+
+    def _check_size(self, image: Image, mask: Mask) -> None:
+        height, width = image.shape[:2]
+        if mask.shape != (height, width):
+            raise UserError(
+                f"inpaint: an image of {width} x {height} pixels with a mask of {mask.shape[1]} x "
+                f"{mask.shape[0]}"
+            )
+        if height % self._multiple or width % self._multiple or not height or not width:
+            raise UserError(
+                f"inpaint: an image of {width} x {height} pixels; this model paints sides that are "
+                f"multiples of {self._multiple}: choose models.backbone.image_size so"
+            )
+
+
+class TextInpainter:
+    """Fits pipeline.parts.Inpainter: `fill` paints a call without references, `painter`, that of a
+    backbone, one with references."""
+
+    def __init__(self, fill: Inpainter, painter: Inpainter) -> None:
+        self.fill, self.painter = fill, painter
+
+    @property
+    def fingerprint(self) -> str:
+        """Of both: either may have painted."""
+        return digest_files([], "text inpainter", self.fill.fingerprint, self.painter.fingerprint)
+
+    def inpaint(
+        self,
+        images: Sequence[Image],
+        masks: Sequence[Mask],
+        prompts: Sequence[str],
+        references: Sequence[Sequence[ReferenceImage]],
+        seeds: Sequence[int],
+    ) -> list[Image]:
+        """Each image repainted. UserError for unequal numbers of references, and as of the two."""
+        check_calls(prompts, references, seeds, images, masks)
+        chosen = self.painter if any(references) else self.fill
+        return chosen.inpaint(images, masks, prompts, references, seeds)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.pipeline.parts import Image, Mask, ReferenceImage
+from focusdpo.pipeline.parts import Image, Mask, ReferenceImage, check_calls
 
 
 class PaintingBackbone(Protocol):
@@ -124,21 +124,6 @@ class BackbonePainter:
             images.append(torch.stack([image for image, _ in prepared]))
             masks.append(torch.stack([mask for _, mask in prepared]))
         return images, masks
-
-
-def check_calls(
-    prompts: Sequence[str],
-    references: Sequence[Sequence[ReferenceImage]],
-    *others: Sequence[object],
-) -> None:
-    """UserError unless all have one entry per prompt and all prompts equally many references."""
-    counts = [len(other) for other in others]
-    if {len(references), *counts} != {len(prompts)} or len({len(row) for row in references}) > 1:
-        raise UserError(
-            f"painter: {len(prompts)} prompts with {[len(row) for row in references]} references"
-            f" and {counts} seeds (images, masks); give one of each per prompt and equally many"
-            " references to every prompt of a call"
-        )
 
 
 def prepare_reference(reference: ReferenceImage, side: int) -> tuple[Tensor, Tensor]:

@@ -66,10 +66,10 @@ class Stream(Generic[Item]):
 
     def run(self, items: Sequence[Item]) -> Vectors:
         """(N, D) in the order of the items. What `prepare` raises is raised here."""
-        found = [self.looker.look(self.looker.normalise(x)) for x in self._batches(items)]
-        if not found:
+        vectors = [self.looker.look(self.looker.normalise(x)) for x in self._batches(items)]
+        if not vectors:
             return np.zeros((0, 0), dtype=np.float32)
-        return torch.cat(found).cpu().numpy()
+        return torch.cat(vectors).cpu().numpy()
 
     def _batches(self, items: Sequence[Item]) -> Iterator[Tensor]:
         """uint8 (B, S, S, 3), each ready before it is asked for."""

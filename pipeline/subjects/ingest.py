@@ -18,12 +18,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import Picture, encode_png, read_picture
+from focusdpo.data_schemas.strict import StrictModel, first_problem
 from focusdpo.data_schemas.subjects import Reference, Subject
-from focusdpo.pipeline.subjects.masks import Finder, cut_out
+from focusdpo.pipeline.subjects.cutouts import Finder, cut_out
 from focusdpo.store.artefacts import Store
 from focusdpo.store.keys import content_key, digest, image_key
 
@@ -32,10 +33,8 @@ CARD = "subject.yaml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
-class SubjectCard(BaseModel):
+class SubjectCard(StrictModel):
     """What subject.yaml may say."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     class_name: str | None = Field(None, min_length=1, description="the word for it in prompts")
     licence: str = Field("", description="licence or owner of the pictures")
@@ -83,7 +82,7 @@ def stay_inside(path: Path, folder: Path) -> None:
 
 def pictures_of(path: Path) -> list[Path]:
     """A subject's pictures by name; UserError when there is none."""
-    files = sorted(one for one in path.iterdir() if not one.name.startswith("."))
+    files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
     pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
     if not pictures:
         others = sorted(file.name for file in files if file.name != CARD)[:3]
@@ -106,10 +105,8 @@ def card_of(path: Path) -> SubjectCard:
             raise UserError(f"{file}: expected lines such as 'class_name: cat'")
         return SubjectCard.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the file"
         raise UserError(
-            f"{file}: {field}: {first['msg']}; allowed are {', '.join(SubjectCard.model_fields)}"
+            f"{file}: {first_problem(error)}; allowed are {', '.join(SubjectCard.model_fields)}"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{file}: not readable YAML ({' '.join(str(error).split())})") from error
@@ -152,10 +149,8 @@ class FindSubject(Protocol):
         ...
 
 
-class IngestConfig(BaseModel):
+class IngestConfig(StrictModel):
     """How pictures become references."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     size: int = Field(64, ge=8, le=4096, description="side of a stored reference in pixels")
     min_side: int = Field(16, ge=2, description="pictures narrower than this are refused")
@@ -222,7 +217,7 @@ def ingest(
         try:
             if path.name in twice:
                 raise UserError(twice[path.name])
-            found = _read_subject(path, config, known_classes, find, notes)
+            read = _read_subject(path, config, known_classes, find, notes)
         except UserError as error:
             if strict:
                 raise
@@ -230,7 +225,7 @@ def ingest(
             problems.append(Problem(subject=path.name, message=str(error), fatal=True))
         else:
             # Outside the try: what goes wrong in the store is not this subject's fault.
-            subjects.append(_put(store, found))
+            subjects.append(put_subject(store, **read._asdict()))
         problems += [Problem(subject=path.name, message=note, fatal=False) for note in notes]
     if not subjects:
         raise UserError(
@@ -250,11 +245,6 @@ def put_subject(
     licence: str = "",
 ) -> Subject:
     """Store a subject whose references are ready: images (S, S, 3) uint8, masks (S, S) bool."""
-    return _put(store, _Found(id, class_name, licence, list(pictures)))
-
-
-def _put(store: Store, found: _Found) -> Subject:
-    id, class_name, licence, pictures = found
     if not NAME.fullmatch(id):
         raise UserError(f"subject '{id}': a name has letters, digits, '-' and '_' only")
     if not pictures:

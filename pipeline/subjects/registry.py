@@ -23,7 +23,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.subjects import Reference, Subject
 from focusdpo.pipeline.subjects import ingest
 from focusdpo.store.artefacts import Store
-from focusdpo.store.keys import config_digest, image_key
+from focusdpo.store.keys import KEY, config_digest, digest, image_key, parsed
 from focusdpo.store.manifests import latest_id, read_manifest
 
 FOLDER = "registry"
@@ -282,16 +282,27 @@ def _registered(name: str, entries: Mapping[str, Entry], instead: str | None) ->
 def _as_bytes(registry: Registry) -> bytes:
     values = dataclasses.asdict(registry)
     values["entries"] = list(values["entries"].values())
+    values["blake2b"] = _digest(values)
     return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return digest(json.dumps(values, sort_keys=True).encode())
 
 
 def _read_state(store: Store, number: int) -> Registry:
     path = state_path(number)
     try:
-        values = json.loads(store.files.read(path))
+        values = parsed(store.files.read(path))
+        # States of before they had one are taken as they are.
+        if values.pop("blake2b", None) not in (None, _digest(values)):
+            raise ValueError("not what was written")
         entries = {one["id"]: Entry(**one) for one in values.pop("entries")}
+        for one in entries.values():
+            if not KEY.fullmatch(one.artefact) or not ingest.NAME.fullmatch(one.id):
+                raise ValueError(f"no subject can be called {one.id[:80]!r}")
         return Registry(**values, entries=entries)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         earlier = [one for one in state_numbers(store) if one < number]
         advice = f"; remove it to fall back to state {earlier[-1]}" if earlier else ""
         raise UserError(f"{store.root}/{path}: damaged ({error}){advice}") from error

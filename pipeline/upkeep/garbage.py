@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,15 +17,16 @@ from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.subjects import Subject
-from focusdpo.pipeline.shard import FOLDER as SHARDS
-from focusdpo.pipeline.subjects import ingest, masks, registry
+from focusdpo.pipeline.subjects import cutouts, ingest, registry
 from focusdpo.store import leases
+from focusdpo.store.addresses import LEASES
 from focusdpo.store.artefacts import Store
 from focusdpo.store.index import lineage_keys
+from focusdpo.store.keys import KEY, SHARD, STAGE
 from focusdpo.store.leases import SLACK, Holder
-from focusdpo.store.manifests import MANIFEST, TWIN, versions_of
-from focusdpo.store.processes import is_dead
-from focusdpo.store.roots import LEASES
+from focusdpo.store.local import is_dead
+from focusdpo.store.manifests import MANIFEST, NAME, TWIN, versions_of
+from focusdpo.store.samples import FOLDER as SHARDS
 
 DAY = 86400.0
 BUILDS = "builds"
@@ -32,6 +34,8 @@ SWEPT = "swept.json"
 """Below the root: another content after each removal, so that plans made before are made anew."""
 STATES = 20
 """States of the registry that are kept."""
+
+ARTEFACT = re.compile(rf"{STAGE.pattern}/[0-9a-f]{{2}}/{KEY.pattern}\.(tar|json)")
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +119,7 @@ def builds_at_work(store: Store) -> list[Holder]:
         tagged = store.files.tagged(path)
         if tagged is None:
             continue
-        holder = Holder(**json.loads(tagged[0]))
+        holder = leases.read_holder(tagged[0])
         age = store.files.age(path)
         if is_dead(holder.owner) or (age is not None and age > holder.seconds + SLACK):
             continue
@@ -166,7 +170,7 @@ def find_garbage(store: Store, *, keep_versions: int | None, min_age: float) -> 
     garbage = Garbage(versions=_other_versions(store, [one["id"] for one in kept]))
     kept_shards = {one["name"] for manifest in kept for one in manifest["shards"]}
     for name, size in store.files.listing(SHARDS).items():
-        if name not in kept_shards:
+        if name not in kept_shards and SHARD.fullmatch(name):
             _note(store, garbage, garbage.shards, f"{SHARDS}/{name}", size, min_age)
     _artefacts(store, kept, garbage, min_age)
     for number in registry.state_numbers(store)[:-STATES]:
@@ -181,7 +185,7 @@ def _other_versions(store: Store, kept: list[str]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for path, size in store.files.listing("versions").items():
         name = path.partition("/")[0]
-        if name not in kept:
+        if name not in kept and NAME.fullmatch(name):
             sizes[name] = sizes.get(name, 0) + size
     return sizes
 
@@ -197,9 +201,11 @@ def _artefacts(
     pictures = _pictures(store, kept)
     files = store.files.listing("stages")
     for path, size in files.items():
+        if not ARTEFACT.fullmatch(path):
+            continue  # a stranger's file
         stage, _, name = path.split("/")
         key, _, suffix = name.rpartition(".")
-        if stage == masks.STAGE or key in referenced.get(stage, ()):
+        if stage == cutouts.STAGE or key in referenced.get(stage, ()):
             continue  # a photograph's mask is found by its pixels: nothing says whose it is
         if suffix == "json" and f"{path.removesuffix('json')}tar" in files:
             continue  # it goes with its artefact
@@ -278,8 +284,4 @@ def remove_version(store: Store, name: str) -> None:
     paths = store.files.listing(folder)
     for path in sorted(paths, key=lambda one: (one != TWIN, one != MANIFEST)):
         store.files.remove(f"{folder}/{path}")
-    if store.files.local is not None:
-        for one in (f"{folder}/requests", folder):
-            empty = store.files.local / one
-            if empty.is_dir() and not any(empty.iterdir()):
-                empty.rmdir()
+    store.files.prune(folder)

@@ -16,16 +16,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.reviews import ReviewedPair
+from focusdpo.data_schemas.pairs import ReviewedPair
 from focusdpo.data_schemas.shards import IndexRow
 from focusdpo.data_schemas.tables import to_parquet
-from focusdpo.pipeline.reviews import Audit
-from focusdpo.pipeline.shard import FOLDER as SHARDS
+from focusdpo.pipeline.audit import Audit
 from focusdpo.pipeline.subjects import registry
 from focusdpo.pipeline.upkeep.garbage import Reached, alone, note_sweep, passing
-from focusdpo.pipeline.upkeep.purge_plan import FOLDER, PurgePlan, make_plan, read_plans
+from focusdpo.pipeline.upkeep.purge_plan import FOLDER, PurgePlan, make_plan, unfinished
 from focusdpo.pipeline.upkeep.purge_plan import without as without_samples
 from focusdpo.store import tars
+from focusdpo.store.addresses import LEASES
 from focusdpo.store.artefacts import Store
 from focusdpo.store.index import (
     LINEAGE,
@@ -41,9 +41,15 @@ from focusdpo.store.index import (
 )
 from focusdpo.store.keys import digest
 from focusdpo.store.local import LOCK, TEMP
-from focusdpo.store.manifests import MANIFEST, manifest_bytes
-from focusdpo.store.roots import LEASES
-from focusdpo.store.twins import digests, drop_twin, ensure_twin, refuse_damaged
+from focusdpo.store.manifests import (
+    MANIFEST,
+    digests,
+    drop_twin,
+    ensure_twin,
+    manifest_bytes,
+    refuse_damaged,
+)
+from focusdpo.store.samples import FOLDER as SHARDS
 from focusdpo.store.versions import open_version, pair_counts
 
 FIRST_PICTURES = "first.png"
@@ -77,11 +83,6 @@ def purge(
         plan.write(store)
         reached("planned")
         return _carry_out(store, plan, reached)
-
-
-def unfinished(store: Store) -> list[PurgePlan]:
-    """Purges that were stopped."""
-    return [plan for plan in read_plans(store) if not plan.done]
 
 
 def refuse_unfinished(store: Store) -> None:

@@ -13,22 +13,25 @@ from __future__ import annotations
 import difflib
 import io
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.runs import Artefact
 from focusdpo.data_schemas.scenes import Scene
 from focusdpo.data_schemas.shards import IndexRow
-from focusdpo.pipeline.shard import FOLDER as SHARDS
-from focusdpo.pipeline.subjects import ingest, masks
+from focusdpo.pipeline.subjects import cutouts, ingest
 from focusdpo.pipeline.subjects.registry import read_registry
 from focusdpo.store import tars
 from focusdpo.store.artefacts import Store
 from focusdpo.store.index import lineage_columns, partitions_of
-from focusdpo.store.keys import digest
-from focusdpo.store.manifests import versions_of
+from focusdpo.store.keys import KEY, SHARD, STAGE, digest, parsed
+from focusdpo.store.manifests import NAME, versions_of
+from focusdpo.store.samples import FOLDER as SHARDS
 from focusdpo.store.versions import open_version
 
 BLANK = "__purged__"
@@ -86,7 +89,7 @@ def _members(data: bytes, where: str) -> Iterator[tuple[str, int, bytes]]:
 
 def _subjects(content: bytes, where: str) -> tuple[str, ...]:
     try:
-        return tuple(json.loads(content)["pair"]["subject_ids"])
+        return tuple(parsed(content)["pair"]["subject_ids"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{where}: a sample's json cannot be read ({error})") from error
 
@@ -126,14 +129,46 @@ class PurgePlan:
         store.files.write(self.path, text.encode())
 
 
+PLAN = re.compile(r"[0-9a-f]{16}\.json")
+PLAN_TYPE = TypeAdapter(PurgePlan)
+MOVE = "move it away, and purge again what it was to delete"
+
+
 def read_plans(store: Store) -> list[PurgePlan]:
     """All purges of a root that were begun, oldest first."""
-    found = []
-    for name in store.files.names(FOLDER):
-        values = json.loads(store.files.read(f"{FOLDER}/{name}"))
-        values["artefacts"] = [(stage, key) for stage, key in values["artefacts"]]
-        found.append(PurgePlan(**values))
-    return sorted(found, key=lambda one: (one.when, one.id))
+    plans = [
+        _read_plan(store, f"{FOLDER}/{name}")
+        for name in store.files.names(FOLDER)
+        if PLAN.fullmatch(name)
+    ]
+    return sorted(plans, key=lambda plan: (plan.when, plan.id))
+
+
+def unfinished(store: Store) -> list[PurgePlan]:
+    """Purges that were stopped."""
+    return [plan for plan in read_plans(store) if not plan.done]
+
+
+def _read_plan(store: Store, path: str) -> PurgePlan:
+    """UserError that names the file unless it is a purge of this root and of nothing else."""
+    try:
+        plan = PLAN_TYPE.validate_json(store.files.read(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{store.root}/{path}: damaged ({where} {first['msg']}); {MOVE}") from error
+    outside = [name for name in plan.shards if not SHARD.fullmatch(name)]
+    outside += [name for name in plan.versions if not NAME.fullmatch(name)]
+    outside += [
+        f"{stage}/{key}"
+        for stage, key in plan.artefacts
+        if not STAGE.fullmatch(stage) or not KEY.fullmatch(key)
+    ]
+    if outside:
+        raise UserError(f"{store.root}/{path}: purges {outside[0][:80]!r}, no file of ours; {MOVE}")
+    if plan.path != path:
+        raise UserError(f"{store.root}/{path}: is not called after its content; {MOVE}")
+    return plan
 
 
 def make_plan(store: Store, names: Sequence[str], when: str) -> PurgePlan:
@@ -218,7 +253,7 @@ def _subject_sets(store: Store, inventory: Sequence[Artefact]) -> dict[str, set[
 def _is_theirs(
     one: Artefact, names: Sequence[str], partitions: set[str], sets: Mapping[str, set[str]]
 ) -> bool:
-    if one.stage == masks.STAGE:
+    if one.stage == cutouts.STAGE:
         return True  # found by pixels: nothing says whose it is; the others are found again
     if one.stage == ingest.STAGE:
         return one.partition in names or not one.partition
@@ -255,7 +290,7 @@ def _refuse_shared(
 
 
 def _shards(store: Store, names: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    for name in store.files.names(SHARDS):
+    for name in filter(SHARD.fullmatch, store.files.names(SHARDS)):
         where = f"{store.root}/{SHARDS}/{name}"
         data = store.files.read(f"{SHARDS}/{name}")
         if any(set(names) & set(one.subject_ids) for one in samples(data, where)):

@@ -5,17 +5,18 @@ What is there twice is restored; what can be made anew is dropped for the next b
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from focusdpo.data_schemas.errors import UserError, run_doctor
-from focusdpo.pipeline.shard import FOLDER
-from focusdpo.pipeline.upkeep.purge_plan import PurgePlan, read_plans
+from focusdpo.pipeline.subjects import registry
+from focusdpo.pipeline.upkeep.purge_plan import unfinished
+from focusdpo.store.addresses import HEADER, files_of, header, header_damage
 from focusdpo.store.artefacts import Corrupt, Store
 from focusdpo.store.index import lineage_columns, partitions_of, reviewed_of
+from focusdpo.store.keys import parsed
 from focusdpo.store.manifests import (
     LATEST,
     MANIFEST,
@@ -23,9 +24,10 @@ from focusdpo.store.manifests import (
     latest_id,
     latest_is_lost,
     read_manifest,
+    remedy,
+    version_names,
 )
-from focusdpo.store.roots import HEADER, files_of, header, header_damage
-from focusdpo.store.twins import remedy
+from focusdpo.store.samples import FOLDER
 from focusdpo.store.versions import open_version, verify_shard
 
 VERSIONS = "versions"
@@ -65,7 +67,7 @@ def damages(root: str | Path) -> list[Corrupt]:
         Corrupt(stage=VERSIONS, key=path, what=f"{root}/{path}: damaged. {advice}")
         for path in wounds.remedies
     ]
-    found += wounds.lost
+    found += wounds.lost + _registry_damage(store)
     # Which shards a damaged version has is known when it is mended.
     return found or store.corrupt() + corrupt_shards(store)
 
@@ -91,7 +93,7 @@ def mend(root: str | Path) -> Mended:
         for shard in shards:
             log.warning("dropped %s", shard.what)
             store.files.remove(f"{FOLDER}/{shard.key}")
-        return Mended(restored, store.repair() + shards, wounds.lost)
+        return Mended(restored, store.repair() + shards, wounds.lost + _registry_damage(store))
 
 
 def corrupt_shards(store: Store) -> list[Corrupt]:
@@ -100,7 +102,7 @@ def corrupt_shards(store: Store) -> list[Corrupt]:
     if latest_id(store) is None:
         return []
     found = []
-    changing = {name for plan in _unfinished(store) for name in plan.shards}
+    changing = {name for plan in unfinished(store) for name in plan.shards}
     for shard in open_version(store).manifest["shards"]:
         if shard["name"] in changing:
             continue
@@ -116,15 +118,20 @@ def _refuse_headless(root: str | Path) -> None:
         raise UserError(f"{root}/{HEADER}: {what}. {run_doctor(root)}")
 
 
-def _unfinished(store: Store) -> list[PurgePlan]:
-    return [plan for plan in read_plans(store) if not plan.done]
+def _registry_damage(store: Store) -> list[Corrupt]:
+    """A person decides: the registry is made by hand, and only its history is there twice."""
+    try:
+        registry.read_registry(store)
+    except UserError as error:
+        return [Corrupt(stage=registry.FOLDER, key="", what=str(error))]
+    return []
 
 
 def _wounds(store: Store) -> Wounds:
     wounds = Wounds()
     created: dict[str, str] = {}
-    purged = {name for plan in _unfinished(store) for name in plan.versions}
-    for name in store.files.names(VERSIONS):
+    purged = {name for plan in unfinished(store) for name in plan.versions}
+    for name in version_names(store):
         folder = f"{VERSIONS}/{name}"
         if name in purged and not store.files.exists(f"{folder}/{TWIN}"):
             cures: Mapping[str, bytes] = {}  # being changed; the purge, once finished, gives a twin
@@ -138,7 +145,7 @@ def _wounds(store: Store) -> Wounds:
         wounds.remedies |= {f"{folder}/{file}": data for file, data in cures.items()}
         if MANIFEST in cures or store.files.exists(f"{folder}/{MANIFEST}"):
             data = cures.get(MANIFEST) or store.files.read(f"{folder}/{MANIFEST}")
-            created[name] = json.loads(data)["created"]
+            created[name] = parsed(data)["created"]
     _latest(store, created, wounds)
     return wounds
 
@@ -149,6 +156,7 @@ def _refuse_unreadable(store: Store, name: str, cures: Mapping[str, bytes]) -> N
     if cures or not store.files.exists(f"{VERSIONS}/{name}/{MANIFEST}"):
         return
     if read_manifest(store, name).get("digests"):
+        open_version(store, name)  # whole as it is, it may be a stranger's
         return
     try:
         open_version(store, name)

@@ -17,7 +17,7 @@ from focusdpo.reports.evaluation_section import verdict_words
 from focusdpo.reports.metric_texts import metric_info
 from focusdpo.reports.view import MetricRow
 from focusdpo.studio import pictures
-from focusdpo.studio.pages.image_routes import answer, is_known
+from focusdpo.studio.pages.file_routes import kept_picture
 from focusdpo.studio.pictures import Encoded
 from focusdpo.studio.run_reading import FIELDS, Evaluation, read_evaluation
 from focusdpo.studio.views import NavItem, absent, page_of, render, studio_of, text_of
@@ -54,10 +54,10 @@ class SceneRow:
 def leaderboard(request: Request) -> Response:
     """All evaluations by a metric, protocol by protocol."""
     metric = _metric(request)
-    found = [read_evaluation(one) for one in studio_of(request).runs().evaluations]
+    evaluations = [read_evaluation(folder) for folder in studio_of(request).runs().evaluations]
     boards = {
-        protocol: _board([one for one in found if one.protocol == protocol], metric)
-        for protocol in sorted({one.protocol for one in found})
+        protocol: _board([each for each in evaluations if each.protocol == protocol], metric)
+        for protocol in sorted({each.protocol for each in evaluations})
     }
     return render(
         request,
@@ -70,9 +70,9 @@ def leaderboard(request: Request) -> Response:
 
 
 def _board(
-    found: list[Evaluation], metric: str
+    evaluations: list[Evaluation], metric: str
 ) -> tuple[list[tuple[Evaluation, MetricRow]], float]:
-    rows = [(one, row) for one in found if (row := one.overall(metric)) is not None]
+    rows = [(each, row) for each in evaluations if (row := each.overall(metric)) is not None]
     sign = 1 if metric_info(metric).better == "lower" else -1
     rows.sort(
         key=lambda two: (
@@ -89,12 +89,12 @@ def evaluation(request: Request) -> Response:
     main = _evaluation(request, request.path_params["evaluation"])
     metric, best_first = _metric(request), text_of(request, "order") == "best"
     others = [
-        one
-        for one in map(read_evaluation, studio_of(request).runs().evaluations)
-        if one.folder.id != main.folder.id and one.protocol == main.protocol
+        other
+        for other in map(read_evaluation, studio_of(request).runs().evaluations)
+        if other.folder.id != main.folder.id and other.protocol == main.protocol
     ]
     chosen = request.query_params.getlist("with")[:MOST_OTHERS]
-    beside = [one for one in others if one.folder.id in chosen]
+    beside = [other for other in others if other.folder.id in chosen]
     scenes = main.ordered(metric, best_first=best_first)
     page = page_of(request, len(scenes), PAGE)
     overall = [row for row in main.rows if row.group == "all"]
@@ -140,11 +140,11 @@ def _scene(main: Evaluation, beside: list[Evaluation], scene: str, metric: str) 
     )
 
 
-def _shown(one: Evaluation, scene: str, model: str, title: str, metric: str) -> Shown:
-    record = one.scenes[scene][model]
+def _shown(evaluation: Evaluation, scene: str, model: str, title: str, metric: str) -> Shown:
+    record = evaluation.scenes[scene][model]
     return Shown(
         title=title,
-        address=f"/evaluations/{one.folder.id}/pictures/{scene}/{model}",
+        address=f"/evaluations/{evaluation.folder.id}/pictures/{scene}/{model}",
         record=record,
         words=verdict_words(record),
         value=float(getattr(record, metric)),
@@ -153,43 +153,40 @@ def _shown(one: Evaluation, scene: str, model: str, title: str, metric: str) -> 
 
 def picture(request: Request) -> Response:
     """What a model painted of a scene."""
-    one = _evaluation(request, request.path_params["evaluation"])
-    models = one.scenes.get(request.path_params["scene"], {})
+    source = _evaluation(request, request.path_params["evaluation"])
+    models = source.scenes.get(request.path_params["scene"], {})
     record = models.get(request.path_params["model"])
     if record is None:
         raise absent("this evaluation has no such picture")
-    return _file(request, one, record.image)
+    return _file(request, source, record.image)
 
 
 def reference(request: Request) -> Response:
     """A subject of the scenes."""
-    one = _evaluation(request, request.path_params["evaluation"])
-    files = one.references.get(request.path_params["subject"])
+    source = _evaluation(request, request.path_params["evaluation"])
+    files = source.references.get(request.path_params["subject"])
     if not files:
         raise absent("this evaluation has no such subject")
-    return _file(request, one, files[0])
+    return _file(request, source, files[0])
 
 
-def _file(request: Request, one: Evaluation, name: str) -> Response:
-    path = one.path(name)
+def _file(request: Request, source: Evaluation, name: str) -> Response:
+    path = source.path(name)
     if path is None:
         raise absent("the picture is gone from the evaluation's folder")
     stamp = path.stat().st_mtime_ns
-    tag = f"{one.folder.id}-{stamp}-{path.stat().st_size}"
-    if is_known(request, tag):
-        found = answer(request, tag, None)
-    else:
+    tag = f"{source.folder.id}-{stamp}-{path.stat().st_size}"
 
-        def make() -> Encoded:
-            try:
-                return pictures.encode(read_picture(path, min_side=1).image, SIDE)
-            except (UserError, Image.DecompressionBombError) as error:
-                raise absent(str(error)) from error
+    def make() -> Encoded:
+        try:
+            return pictures.encode(read_picture(path, min_side=1).image, SIDE)
+        except (UserError, Image.DecompressionBombError) as error:
+            raise absent(str(error)) from error
 
-        found = answer(request, tag, studio_of(request).kept.get((str(path), stamp), make))
+    response = kept_picture(request, tag, (str(path), stamp), make)
     # its address does not name its content: the browser asks whether it is still right
-    found.headers["cache-control"] = "private, no-cache"
-    return found
+    response.headers["cache-control"] = "private, no-cache"
+    return response
 
 
 def _metric(request: Request) -> str:

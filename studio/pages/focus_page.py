@@ -11,7 +11,7 @@ from starlette.routing import BaseRoute, Route
 
 from focusdpo.data_schemas.shards import IndexRow
 from focusdpo.studio.focus_maps import BRANCHES, MAPS, PHASES
-from focusdpo.studio.pages.image_routes import answer
+from focusdpo.studio.pages.file_routes import answer
 from focusdpo.studio.run_reading import RunFolder
 from focusdpo.studio.version_reading import Dataset
 from focusdpo.studio.views import NavItem, absent, render, studio_of, text_of
@@ -34,24 +34,21 @@ def choose(request: Request) -> Response:
 
 def explorer(request: Request) -> Response:
     """The slider; its maps are asked for by the page's script."""
-    dataset, row = _row(request)
-    adapters = studio_of(request).runs().adapters()
-    chosen = text_of(request, "adapter")
+    dataset, row, adapter = _asked(request)
     return render(
         request,
         "focus.html.j2",
         dataset=dataset,
         row=row,
-        adapters=adapters,
-        adapter=_adapter(request, chosen),
+        adapters=studio_of(request).runs().adapters(),
+        adapter=adapter,
         maps=MAPS,
     )
 
 
 def begin(request: Request) -> Response:
     """Have the maps computed."""
-    dataset, row = _row(request)
-    adapter = _adapter(request, text_of(request, "adapter"))
+    dataset, row, adapter = _asked(request)
     folder = None if adapter is None else adapter.path / "adapter"
     studio_of(request).focus.begin(_key(row, adapter), dataset.sample(row.pair_id), folder)
     return JSONResponse({"state": "working"}, 202)
@@ -59,10 +56,9 @@ def begin(request: Request) -> Response:
 
 def state(request: Request) -> Response:
     """Whether they are there, with their numbers."""
-    _, row = _row(request)
-    key = _key(row, _adapter(request, text_of(request, "adapter")))
+    _, row, adapter = _asked(request)
     try:
-        maps = studio_of(request).focus.found(key)
+        maps = studio_of(request).focus.maps(_key(row, adapter))
     except KeyError as error:
         raise absent("nobody asked for these maps; load the page again") from error
     return JSONResponse({"state": "working"} if maps is None else maps.as_json())
@@ -70,39 +66,31 @@ def state(request: Request) -> Response:
 
 def strip(request: Request) -> Response:
     """One map over all noise levels, frames side by side."""
-    _, row = _row(request)
-    key = _key(row, _adapter(request, text_of(request, "adapter")))
-    phase, branch, name = (request.path_params[one] for one in ("phase", "branch", "map"))
+    _, row, adapter = _asked(request)
+    key = _key(row, adapter)
+    phase, branch, name = (request.path_params[field] for field in ("phase", "branch", "map"))
     if phase not in PHASES or branch not in BRANCHES or name not in MAPS:
         raise absent(f"no map '{phase}/{branch}/{name}'")
     try:
-        maps = studio_of(request).focus.found(key)
+        maps = studio_of(request).focus.maps(key)
     except KeyError:
         maps = None
     if maps is None or (phase, branch, name) not in maps.strips:
         raise absent("this map is not computed")
     tag = "-".join([*key, phase, branch, name])
-    found = answer(request, tag, maps.strips[phase, branch, name])
-    found.headers["cache-control"] = "private, no-cache"
-    return found
+    response = answer(tag, maps.strips[phase, branch, name])
+    response.headers["cache-control"] = "private, no-cache"
+    return response
 
 
-def _row(request: Request) -> tuple[Dataset, IndexRow]:
-    dataset = studio_of(request).needed_dataset()
-    row = dataset.row(request.path_params["pair"])
-    if row is None:
-        raise absent(f"version {dataset.id} has no pair '{request.path_params['pair']}'")
-    return dataset, row
-
-
-def _adapter(request: Request, id: str) -> RunFolder | None:
-    """The training run of an id; 404 for one that is not there or has no adapter."""
-    if not id:
-        return None
-    found = next((a for a in studio_of(request).runs().adapters() if a.id == id), None)
-    if found is None:
+def _asked(request: Request) -> tuple[Dataset, IndexRow, RunFolder | None]:
+    """The pair, and the training run whose adapter is looked at; 404 for what is not there."""
+    dataset, row = studio_of(request).pair_row(request.path_params["pair"])
+    id = text_of(request, "adapter")
+    runs = {run.id: run for run in studio_of(request).runs().adapters()}
+    if id and id not in runs:
         raise absent(f"no training run '{id}' with an adapter")
-    return found
+    return dataset, row, runs.get(id)
 
 
 def _key(row: IndexRow, adapter: RunFolder | None) -> tuple[str, ...]:
@@ -113,7 +101,7 @@ def _key(row: IndexRow, adapter: RunFolder | None) -> tuple[str, ...]:
 
 
 def _changed(folder: Path) -> int:
-    return max((one.stat().st_mtime_ns for one in folder.iterdir() if one.is_file()), default=0)
+    return max((file.stat().st_mtime_ns for file in folder.iterdir() if file.is_file()), default=0)
 
 
 def routes() -> list[BaseRoute]:

@@ -11,7 +11,7 @@ from starlette.routing import BaseRoute, Route
 
 from focusdpo.reports.dataset_section import MODES, REASONS
 from focusdpo.studio.run_reading import Found
-from focusdpo.studio.state import Studio
+from focusdpo.studio.shared import Studio
 from focusdpo.studio.version_reading import Dataset
 from focusdpo.studio.views import NavItem, render, studio_of
 
@@ -37,25 +37,25 @@ def home(request: Request) -> Response:
     """Counts, yields, and the way on."""
     studio = studio_of(request)
     dataset = studio.dataset()
-    found = studio.runs()
-    steps = steps_of(studio, dataset, found)
+    runs = studio.runs()
+    steps = steps_of(studio, dataset, runs)
     return render(
         request,
         "home.html.j2",
         dataset=dataset,
         steps=steps,
-        next=next((at for at, one in enumerate(steps) if not one.done), None),
+        next=next((at for at, step in enumerate(steps) if not step.done), None),
         yields={} if dataset is None else yields(dataset),
         rejects={} if dataset is None else _rejects(dataset),
         reasons=REASONS,
         modes=MODES,
-        found=found,
+        found=runs,
     )
 
 
 def _rejects(dataset: Dataset) -> dict[str, int]:
     counts = dataset.manifest.get("rejects") or {}
-    return dict(sorted(counts.items(), key=lambda one: (-one[1], one[0])))
+    return dict(sorted(counts.items(), key=lambda count: (-count[1], count[0])))
 
 
 def yields(dataset: Dataset) -> dict[str, Any]:
@@ -63,31 +63,31 @@ def yields(dataset: Dataset) -> dict[str, Any]:
     stages = dataset.manifest.get("stages") or {}
     pairs = len(dataset.pairs)
     return {
-        "stages": {name: one["records"] for name, one in stages.items()},
-        "seconds": sum(one["seconds"] for one in stages.values()),
+        "stages": {name: stage["records"] for name, stage in stages.items()},
+        "seconds": sum(stage["seconds"] for stage in stages.values()),
         "judged": pairs + sum((dataset.manifest.get("rejects") or {}).values()),
         "pairs": pairs,
         # the table of partitions is not read for a number that the manifest has
         "sets": dataset.manifest.get("partitions") or len(dataset.partitions),
-        "bytes": sum(one["bytes"] for one in dataset.manifest.get("shards") or ()),
+        "bytes": sum(shard["bytes"] for shard in dataset.manifest.get("shards") or ()),
     }
 
 
-def steps_of(studio: Studio, dataset: Dataset | None, found: Found) -> list[Step]:
+def steps_of(studio: Studio, dataset: Dataset | None, runs: Found) -> list[Step]:
     """What has been done, and what comes next."""
     registry = studio.registry()
     registered = {} if registry is None else registry.entries
     built = {} if dataset is None else dataset.subjects
     subjects = len(registered) if registry is not None else len(built)
     waiting = (
-        {name: one.digest for name, one in registered.items()}
-        != {name: one["digest"] for name, one in built.items()}
+        {name: entry.digest for name, entry in registered.items()}
+        != {name: subject["digest"] for name, subject in built.items()}
         if registry is not None
         else dataset is None
     )
     reviewed = _num_reviews(studio)
-    trained = sum(one.finished for one in found.training)
-    shared = _num_exports(found)
+    trained = sum(run.finished for run in runs.training)
+    shared = len(runs.exports)
     return [
         Step(
             "Add subjects", "Pictures of each subject; its mask is found, and yours to mend.",
@@ -113,8 +113,8 @@ def steps_of(studio: Studio, dataset: Dataset | None, found: Found) -> list[Step
         ),
         Step(
             "Evaluate", "Base against adapter on identities that no training saw.",
-            bool(found.evaluations),
-            f"{len(found.evaluations)} done" if found.evaluations else "none yet",
+            bool(runs.evaluations),
+            f"{len(runs.evaluations)} done" if runs.evaluations else "none yet",
             "/jobs", "Evaluate",
         ),
         Step(
@@ -127,10 +127,6 @@ def steps_of(studio: Studio, dataset: Dataset | None, found: Found) -> list[Step
 def _num_reviews(studio: Studio) -> int:
     store = studio.store()
     return 0 if store is None else len(store.files.listing(REVIEWS))
-
-
-def _num_exports(found: Found) -> int:
-    return len(found.exports)
 
 
 def routes() -> list[BaseRoute]:

@@ -16,11 +16,10 @@ from starlette.routing import BaseRoute, Route
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.settings import merge, parse_overrides, preset_names, resolve
-from focusdpo.studio.acting import acting_of
+from focusdpo.studio.config import StudioConfig, runs_folder
 from focusdpo.studio.guard import CSRF_FIELD
 from focusdpo.studio.job_files import ID, Job
 from focusdpo.studio.run_reading import find_runs
-from focusdpo.studio.settings import StudioConfig, runs_folder
 from focusdpo.studio.views import NavItem, absent, render, studio_of
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -271,7 +270,7 @@ async def start(request: Request) -> Response:
     kind = request.path_params["kind"]
 
     def begin() -> Response:
-        acting = acting_of(request)
+        acting = studio_of(request)
         try:
             runs = runs_folder(acting.config)
             wanted = order(
@@ -306,7 +305,7 @@ def show(request: Request) -> Response:
         request,
         "job.html.j2",
         job=job,
-        told=_told(job, acting_of(request).config),
+        told=_told(job, studio_of(request).config),
         files=_files(job),
         card=_card(job),
     )
@@ -317,7 +316,7 @@ def state(request: Request) -> Response:
     job = _job(request)
     if not job.active:
         studio_of(request).forget()
-    return JSONResponse(_told(job, acting_of(request).config))
+    return JSONResponse(_told(job, studio_of(request).config))
 
 
 def download(request: Request) -> Response:
@@ -331,7 +330,7 @@ def download(request: Request) -> Response:
 
 def stop(request: Request) -> Response:
     """Stop, as Ctrl-C does; again: at once."""
-    acting_of(request).jobs.stop(_job(request).id)
+    studio_of(request).jobs.stop(_job(request).id)
     return RedirectResponse(f"/jobs/{request.path_params['job']}", 303)
 
 
@@ -343,7 +342,7 @@ def _page(
     form: Mapping[str, str] | None = None,
     status: int = 200,
 ) -> Response:
-    acting = acting_of(request)
+    acting = studio_of(request)
     runs = runs_folder(acting.config)
     names = trained(runs)
     jobs = acting.jobs.list(logs=False)
@@ -383,7 +382,7 @@ def _job(request: Request) -> Job:
     id = request.path_params["job"]
     if not ID.fullmatch(id):
         raise absent("no such job")
-    return acting_of(request).jobs.get(id)
+    return studio_of(request).jobs.get(id)
 
 
 def _told(job: Job, config: StudioConfig) -> dict[str, Any]:

@@ -129,8 +129,10 @@ def _repainted(dataset: Dataset, row: IndexRow) -> tuple[str, ...]:
     if record is None:
         return ()
     sides = {record.win_id, record.lose_id}
-    found = [one for one in dataset.records(row.partition).disrupted if one.id in sides]
-    return found[0].subject_ids if found else ()
+    repaints = [
+        repaint for repaint in dataset.records(row.partition).disrupted if repaint.id in sides
+    ]
+    return repaints[0].subject_ids if repaints else ()
 
 
 def _neighbours(pairs: PairColumns, wanted: Wanted, at: int) -> dict[str, Any]:
@@ -138,19 +140,19 @@ def _neighbours(pairs: PairColumns, wanted: Wanted, at: int) -> dict[str, Any]:
     places = pairs.select(wanted)
     if wanted.sort == "id":
         stand = bisect.bisect_left(places, at)  # type: ignore[type-var]
-        found = stand if stand < len(places) and places[stand] == at else -1
+        at_place = stand if stand < len(places) and places[stand] == at else -1
     else:
         hits = np.flatnonzero(places == at)
-        found = int(hits[0]) if len(hits) else -1
+        at_place = int(hits[0]) if len(hits) else -1
     ids = pairs.table["pair_id"]
 
     def name(stand: int) -> str | None:
         return str(ids[int(places[stand])]) if 0 <= stand < len(places) else None
 
-    if found < 0:
+    if at_place < 0:
         return {"stand": None, "total": len(places), "before": None, "after": None}
-    before, after = name(found - 1), name(found + 1)
-    return {"stand": found + 1, "total": len(places), "before": before, "after": after}
+    before, after = name(at_place - 1), name(at_place + 1)
+    return {"stand": at_place + 1, "total": len(places), "before": before, "after": after}
 
 
 def routes() -> list[BaseRoute]:

@@ -100,21 +100,25 @@ def _examples(
     dataset: Dataset, partition: str, reason: str, first: int, last: int
 ) -> list[Example]:
     records = dataset.records(partition)
-    own = [one for one in records.rejects if reason in ("", one.reason)]
-    return [_example(records, one) for one in own[first:last]]
+    own = [reject for reject in records.rejects if reason in ("", reject.reason)]
+    return [_example(records, reject) for reject in own[first:last]]
 
 
 def _example(records: PartitionRecords, reject: Reject) -> Example:
-    scene = next((one for one in records.scenes if one.id == reject.scene_id), None)
-    sampled = {one.id: one.image for one in records.sampled}
+    scene = next((scene for scene in records.scenes if scene.id == reject.scene_id), None)
+    sampled = {candidate.id: candidate.image for candidate in records.sampled}
     image, parent = sampled.get(reject.candidate_id, ""), ""
     masks: tuple[str, ...] = ()
-    for one in () if image else records.disrupted:
-        if one.id == reject.candidate_id:
-            image, parent = one.image, sampled.get(one.parent_id, "")
+    for repaint in () if image else records.disrupted:
+        if repaint.id == reject.candidate_id:
+            image, parent = repaint.image, sampled.get(repaint.parent_id, "")
     if image and not parent:
-        found = [one for one in records.instances if one.candidate_id == reject.candidate_id]
-        masks = tuple(one.mask or "" for one in found)
+        instances = [
+            instance
+            for instance in records.instances
+            if instance.candidate_id == reject.candidate_id
+        ]
+        masks = tuple(instance.mask or "" for instance in instances)
     return Example(
         reject=reject,
         partition=records.name,

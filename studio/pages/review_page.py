@@ -14,11 +14,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.pairs import Pair
-from focusdpo.data_schemas.reviews import DECISIONS, Decision, Review
+from focusdpo.data_schemas.pairs import DECISIONS, Decision, Pair, Review
+from focusdpo.pipeline.audit import Audit, clean_reviewer
 from focusdpo.pipeline.review_stats import statistics
-from focusdpo.pipeline.reviews import Audit, clean_reviewer
-from focusdpo.studio.acting import acting_of
 from focusdpo.studio.guard import json_body, text
 from focusdpo.studio.review_queue import (
     ORDERS,
@@ -65,7 +63,7 @@ def listing(request: Request) -> Response:
     blind = request.query_params.get("mode") == "blind"
     return JSONResponse(
         {
-            "pairs": [_listed(one, blind) for one in items],
+            "pairs": [_listed(item, blind) for item in items],
             "matching": matching,
             "count": asdict(count),
             "agreement": _agreement(reviews, blind),
@@ -80,8 +78,8 @@ def detail(request: Request) -> Response:
     pair = _pair(queue, request)
     blind = request.query_params.get("mode") == "blind"
     sides = _sides(pair, reviewer, blind)
-    held = [one for one in audit.reviews() if one.pair_id == pair.id]
-    told: dict[str, Any] = {
+    held = [review for review in audit.reviews() if review.pair_id == pair.id]
+    shown: dict[str, Any] = {
         "id": pair.id,
         "prompt": pair.prompt,
         "subjects": [
@@ -93,7 +91,7 @@ def detail(request: Request) -> Response:
         "mine": _mine(held, pair, reviewer, blind),
     }
     if not blind:
-        told |= {
+        shown |= {
             "source": pair.source,
             "mode": pair.mode,
             "margin": pair.margin,
@@ -102,15 +100,15 @@ def detail(request: Request) -> Response:
             "lose_identity": pair.lose_identity,
             "history": [
                 {
-                    "reviewer": one.reviewer,
-                    "decision": one.decision,
-                    "when": one.when,
-                    "reason": one.reason,
+                    "reviewer": review.reviewer,
+                    "decision": review.decision,
+                    "when": review.when,
+                    "reason": review.reason,
                 }
-                for one in held
+                for review in held
             ],
         }
-    return JSONResponse(told)
+    return JSONResponse(shown)
 
 
 def picture(request: Request) -> Response:
@@ -155,7 +153,7 @@ def _decide(request: Request, values: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"decision '{wanted[:20]}': expected one of {', '.join(DECISIONS)}, undo")
     audit.record(pair, decision, reviewer, reason=reason, blind=blind)
     reviews = audit.reviews()
-    held = [one for one in reviews if one.pair_id == pair.id]
+    held = [review for review in reviews if review.pair_id == pair.id]
     _, _, count = queue.items(reviews, reviewer, _filter(request), 0)
     return {
         "mine": _mine(held, pair, reviewer, blind),
@@ -165,8 +163,9 @@ def _decide(request: Request, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _open(request: Request) -> tuple[Queue, Audit]:
-    dataset, acting = studio_of(request).needed_dataset(), acting_of(request)
-    return acting.queue(dataset), acting.audit(dataset.store)
+    studio = studio_of(request)
+    dataset = studio.needed_dataset()
+    return studio.queue(dataset), studio.audit(dataset.store)
 
 
 def _filter(request: Request) -> Filter:
@@ -207,14 +206,14 @@ def _picture(pair: Pair, what: str, blind_for: str = "") -> str:
     return f"/review/pairs/{pair.id}/{what}.png?{urllib.parse.urlencode(asked)}"
 
 
-def _listed(one: Item, blind: bool) -> dict[str, Any]:
-    told: dict[str, Any] = {"id": one.pair_id, "decided": one.mine is not None}
-    return told if blind else {**told, "mine": one.mine, "verdict": one.verdict}
+def _listed(item: Item, blind: bool) -> dict[str, Any]:
+    shown: dict[str, Any] = {"id": item.pair_id, "decided": item.mine is not None}
+    return shown if blind else {**shown, "mine": item.mine, "verdict": item.verdict}
 
 
 def _mine(held: Sequence[Review], pair: Pair, reviewer: str, blind: bool) -> str | None:
     """The reviewer's decision that counts, in the words of the page."""
-    own = [one for one in held if one.reviewer == reviewer]
+    own = [review for review in held if review.reviewer == reviewer]
     if not own or own[-1].decision == "withdraw":
         return None
     decision = own[-1].decision
@@ -230,11 +229,11 @@ def _mine(held: Sequence[Review], pair: Pair, reviewer: str, blind: bool) -> str
 def _agreement(reviews: Sequence[Review], blind: bool) -> dict[str, Any]:
     """Figures for the page. A blind reviewer gets counts alone: shares would tell, after each
     decision, whether it was the scorers' side."""
-    told = statistics(reviews).as_dict()
+    figures = statistics(reviews).as_dict()
     names = ["decisions", "pairs"]
     if not blind:
         names += ["several", "agreement", "alpha", "scorers"]
-    return {name: told[name] for name in names}
+    return {name: figures[name] for name in names}
 
 
 def routes() -> list[BaseRoute]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -14,8 +16,8 @@ NAV = (NavItem("Training", "/runs"),)
 
 def runs(request: Request) -> Response:
     """All runs, the newest first."""
-    found = studio_of(request).runs()
-    return render(request, "runs.html.j2", runs=[(one, standing(one)) for one in found.training])
+    folders = studio_of(request).runs()
+    return render(request, "runs.html.j2", runs=[(run, standing(run)) for run in folders.training])
 
 
 def run(request: Request) -> Response:
@@ -39,29 +41,21 @@ def charts(request: Request) -> Response:
 
 def state(request: Request) -> Response:
     """How far it is."""
-    now = standing(_folder(request))
-    return JSONResponse(
-        {
-            "steps": now.steps,
-            "wanted": now.wanted,
-            "finished": now.finished,
-            "stamp": now.stamp,
-        }
-    )
+    return JSONResponse(asdict(standing(_folder(request))))
 
 
 def _folder(request: Request) -> RunFolder:
-    found = studio_of(request).runs().run(request.path_params["run"])
-    if found is None:
+    run = studio_of(request).runs().run(request.path_params["run"])
+    if run is None:
         raise absent(f"no training run '{request.path_params['run']}' in the folders of --runs")
-    return found
+    return run
 
 
 def _evaluations(request: Request, folder: RunFolder) -> list[RunFolder]:
     """Those of this run's adapter."""
     adapter = (folder.path / "adapter").resolve()
-    found = studio_of(request).runs().evaluations
-    return [one for one in found if adapter_of(one) == adapter]
+    evaluations = studio_of(request).runs().evaluations
+    return [evaluation for evaluation in evaluations if adapter_of(evaluation) == adapter]
 
 
 def routes() -> list[BaseRoute]:

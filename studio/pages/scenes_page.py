@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 from starlette.requests import Request
@@ -14,7 +15,7 @@ from starlette.routing import BaseRoute, Route
 from focusdpo.data_schemas.candidates import Disrupted, Instance, Sampled, Scored
 from focusdpo.data_schemas.pairs import Reject
 from focusdpo.data_schemas.scenes import Scene
-from focusdpo.pipeline.reviews import SWAPPED
+from focusdpo.pipeline.audit import SWAPPED
 from focusdpo.reports.dataset_section import MODES, REASONS
 from focusdpo.store.artefacts import Store
 from focusdpo.studio.version_reading import Dataset, PartitionRecords
@@ -47,7 +48,7 @@ class Candidate:
     @property
     def masks(self) -> list[str]:
         """Keys of masks in the order of subjects; empty where one is missing."""
-        return [one.mask or "" for one in self.instances]
+        return [instance.mask or "" for instance in self.instances]
 
 
 @dataclass(frozen=True)
@@ -108,16 +109,16 @@ def partition(request: Request) -> Response:
 
 def scene_view(records: PartitionRecords, scene: Scene, shown: Set[str]) -> SceneView:
     """A scene's candidates, each with its disruptions below it."""
-    rejects = [one for one in records.rejects if one.scene_id == scene.id]
+    rejects = [reject for reject in records.rejects if reject.scene_id == scene.id]
     made = _Maker(records, scene, rejects, shown)
-    sampled = [one for one in records.sampled if one.scene_id == scene.id]
-    known = {one.id for one in sampled} | {
-        one.id for one in records.disrupted if one.scene_id == scene.id
+    sampled = [candidate for candidate in records.sampled if candidate.scene_id == scene.id]
+    known = {candidate.id for candidate in sampled} | {
+        candidate.id for candidate in records.disrupted if candidate.scene_id == scene.id
     }
     return SceneView(
         scene=scene,
-        candidates=tuple(made.sampled(one) for one in sampled),
-        rejects=tuple(one for one in rejects if one.candidate_id not in known),
+        candidates=tuple(made.sampled(candidate) for candidate in sampled),
+        rejects=tuple(reject for reject in rejects if reject.candidate_id not in known),
     )
 
 
@@ -129,41 +130,40 @@ class _Maker:
     shown: Set[str]
     """Ids of the pairs that the version has."""
 
-    def sampled(self, one: Sampled) -> Candidate:
+    def sampled(self, candidate: Sampled) -> Candidate:
         by_subject = {
-            found.subject_id: found
-            for found in self.records.instances
-            if found.candidate_id == one.id
+            instance.subject_id: instance
+            for instance in self.records.instances
+            if instance.candidate_id == candidate.id
         }
         places = [by_subject[name] for name in self.scene.subject_ids if name in by_subject]
         children = [
-            self._disrupted(c, places) for c in self.records.disrupted if c.parent_id == one.id
+            self._candidate(
+                made,
+                "disrupted",
+                places,
+                prior=made.prior,
+                repainted=made.subject_ids,
+                mode=made.mode,
+            )
+            for made in self.records.disrupted
+            if made.parent_id == candidate.id
         ]
-        return Candidate(
-            id=one.id,
-            image=one.image,
-            kind="sampled",
-            seed=one.seed,
-            instances=tuple(places),
-            scored=self.records.scored.get(one.id),
-            pairs=self._pairs(one.id),
-            rejects=self._rejects(one.id),
-            children=tuple(children),
-        )
+        return self._candidate(candidate, "sampled", places, children=tuple(children))
 
-    def _disrupted(self, one: Disrupted, places: Sequence[Instance]) -> Candidate:
+    def _candidate(
+        self, candidate: Sampled | Disrupted, kind: str, places: Sequence[Instance], **more: Any
+    ) -> Candidate:
         return Candidate(
-            id=one.id,
-            image=one.image,
-            kind="disrupted",
-            seed=one.seed,
+            id=candidate.id,
+            image=candidate.image,
+            kind=kind,
+            seed=candidate.seed,
             instances=tuple(places),
-            scored=self.records.scored.get(one.id),
-            prior=one.prior,
-            repainted=one.subject_ids,
-            mode=one.mode,
-            pairs=self._pairs(one.id),
-            rejects=self._rejects(one.id),
+            scored=self.records.scored.get(candidate.id),
+            pairs=self._pairs(candidate.id),
+            rejects=tuple(reject for reject in self.rejects if reject.candidate_id == candidate.id),
+            **more,
         )
 
     def _pairs(self, id: str) -> tuple[tuple[str, str], ...]:
@@ -176,20 +176,19 @@ class _Maker:
             if name in self.shown
         )
 
-    def _rejects(self, id: str) -> tuple[Reject, ...]:
-        return tuple(one for one in self.rejects if one.candidate_id == id)
-
 
 def pair_ids(dataset: Dataset, records: PartitionRecords) -> frozenset[str]:
     """Ids of the partition's pairs that the version has, exchanged or not."""
-    names = (name for one in records.pairs for name in (one.id, f"{one.id}{SWAPPED}"))
+    names = (name for pair in records.pairs for name in (pair.id, f"{pair.id}{SWAPPED}"))
     return frozenset(name for name in names if dataset.pairs.find(name) is not None)
 
 
 def image_size(store: Store, records: PartitionRecords) -> tuple[int, int]:
     """Width and height of the candidates, which are all of one generator; 1 x 1 without any."""
-    for one in records.sampled:
-        with Image.open(io.BytesIO(store.image_bytes(one.image)), formats=("PNG",)) as picture:
+    for candidate in records.sampled:
+        with Image.open(
+            io.BytesIO(store.image_bytes(candidate.image)), formats=("PNG",)
+        ) as picture:
             return picture.size
     return 1, 1
 

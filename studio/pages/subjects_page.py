@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Route
 from focusdpo.pipeline.subjects import ingest
 from focusdpo.store.keys import image_key
 from focusdpo.studio.columns import Wanted
-from focusdpo.studio.state import Studio
+from focusdpo.studio.shared import Studio
 from focusdpo.studio.version_reading import Dataset
 from focusdpo.studio.views import NavItem, absent, page_of, render, studio_of, text_of
 
@@ -61,33 +61,25 @@ def members(studio: Studio) -> dict[str, Member]:
     dataset, registry = studio.dataset(), studio.registry()
     built: Mapping[str, Mapping[str, Any]] = {} if dataset is None else dataset.subjects
     counts = {} if dataset is None else dataset.pairs_by_subject
-    found = {
-        name: _member(one, "built" if registry is None else "removed", counts.get(name, 0))
-        for name, one in built.items()
+    everyone = {
+        name: _member(subject, "built" if registry is None else "removed", counts.get(name, 0))
+        for name, subject in built.items()
     }
     for name, entry in ({} if registry is None else registry.entries).items():
         had = built.get(name)
         state = "new" if had is None else "built" if had["digest"] == entry.digest else "changed"
-        found[name] = _member(
+        everyone[name] = _member(
             asdict(entry), state, counts.get(name, 0), added=entry.added, changed=entry.changed
         )
-    return dict(sorted(found.items()))
+    return dict(sorted(everyone.items()))
 
 
 def _member(
     values: Mapping[str, Any], state: str, pairs: int, added: str = "", changed: str = ""
 ) -> Member:
-    return Member(
-        id=values["id"],
-        class_name=values["class_name"],
-        licence=values["licence"],
-        references=values["references"],
-        artefact=values["artefact"],
-        state=state,
-        pairs=pairs,
-        added=added,
-        changed=changed,
-    )
+    names = ("id", "class_name", "licence", "references", "artefact")
+    own = {name: values[name] for name in names}
+    return Member(**own, state=state, pairs=pairs, added=added, changed=changed)
 
 
 def gallery(request: Request) -> Response:
@@ -95,13 +87,13 @@ def gallery(request: Request) -> Response:
     everyone = members(studio_of(request))
     text, state = text_of(request, "text").casefold(), text_of(request, "state")
     chosen = [
-        one
-        for one in everyone.values()
-        if (not text or text in one.id.casefold() or text in one.class_name.casefold())
-        and state in ("", one.state)
+        member
+        for member in everyone.values()
+        if (not text or text in member.id.casefold() or text in member.class_name.casefold())
+        and state in ("", member.state)
     ]
     page = page_of(request, len(chosen), PAGE)
-    states = {name: sum(one.state == name for one in everyone.values()) for name in STATES}
+    states = {name: sum(member.state == name for member in everyone.values()) for name in STATES}
     return render(
         request,
         "subjects.html.j2",
@@ -119,14 +111,14 @@ def subject(request: Request) -> Response:
     """One subject: pictures, masks, sets it stands in, pairs, rejects."""
     studio = studio_of(request)
     name = request.path_params["subject"]
-    found = members(studio).get(name)
-    if found is None:
+    member = members(studio).get(name)
+    if member is None:
         raise absent(f"no subject '{name}' is registered here or in the newest version")
     dataset = studio.dataset()
     return render(
         request,
         "subject.html.j2",
-        one=found,
+        one=member,
         words=STATES,
         **(_yields(dataset, name) if dataset is not None else _NOTHING),
     )

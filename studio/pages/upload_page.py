@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -21,9 +20,8 @@ from focusdpo.data_schemas.images import decode_png, encode_png
 from focusdpo.flows.models_config import Family
 from focusdpo.flows.wiring import resident_parts, takes_points, vocabulary
 from focusdpo.pipeline.parts import Image, Labels, Mask, Points
-from focusdpo.studio.acting import acting_of
 from focusdpo.studio.drafts import ID, Draft, DraftPicture, Drafts, drawn_mask, shown_name
-from focusdpo.studio.guard import body, json_body, text
+from focusdpo.studio.guard import body, json_body, pieces, text
 from focusdpo.studio.views import NavItem, absent, render, studio_of
 
 MOST_POINTS = 32
@@ -91,11 +89,13 @@ def whole_instances(prompt: Prompt, instances: Sequence[Mask], size: tuple[int, 
     mask = np.zeros(size, bool)
     places = prompt.points.astype(int).tolist()
     # What does not belong comes last, in whichever order it was pointed at.
-    for label, (x, y) in sorted(zip(prompt.labels, places, strict=True), key=lambda one: -one[0]):
-        there = [one for one in instances if one[y, x]]
+    for label, (x, y) in sorted(
+        zip(prompt.labels, places, strict=True), key=lambda instance: -instance[0]
+    ):
+        there = [instance for instance in instances if instance[y, x]]
         if not there:
             raise UserError(f"the segmenter sees no subject at {x}, {y}; use the brush")
-        smallest = min(there, key=lambda one: int(one.sum()))
+        smallest = min(there, key=lambda instance: int(instance.sum()))
         mask = mask | smallest if label == BELONGS else mask & ~smallest
     if not mask.any():
         raise UserError(
@@ -118,74 +118,76 @@ def begin(request: Request) -> Response:
 
 def page(request: Request) -> Response:
     """One draft."""
-    acting = acting_of(request)
-    draft = acting.drafts.get(_draft_id(request))
-    _, classes = vocabulary(acting.run.family)
+    studio = studio_of(request)
+    draft = studio.drafts.get(_draft_id(request))
+    _, classes = vocabulary(studio.run.family)
     return render(
         request,
         "add_subject.html.j2",
         draft=draft,
-        others=[one for one in acting.drafts.list() if one.id != draft.id],
+        others=[other for other in studio.drafts.list() if other.id != draft.id],
         classes=sorted(classes or ()),
         megabytes=LARGEST_PICTURE // 2**20,
-        most=acting.run.ingest.max_references,
-        told=[_told(draft, one) for one in draft.pictures],
+        most=studio.run.ingest.max_references,
+        told=[_as_json(draft, picture) for picture in draft.pictures],
     )
 
 
 def editor(request: Request) -> Response:
     """The mask of one picture."""
-    acting = acting_of(request)
-    draft = acting.drafts.get(_draft_id(request))
-    one = _picture(draft, request)
+    studio = studio_of(request)
+    draft = studio.drafts.get(_draft_id(request))
+    picture = _picture(draft, request)
     return render(
         request,
         "mask.html.j2",
         draft=draft,
-        picture=_told(draft, one),
-        takes_points=takes_points(acting.run.family),
+        picture=_as_json(draft, picture),
+        takes_points=takes_points(studio.run.family),
         most_points=MOST_POINTS,
     )
 
 
 def file(request: Request) -> Response:
     """A picture's view or mask."""
-    acting = acting_of(request)
+    studio = studio_of(request)
     what = request.path_params["what"]
     if not FILES.fullmatch(what):
         raise absent("no such file")
-    draft = acting.drafts.get(_draft_id(request))
-    one = _picture(draft, request)
-    return FileResponse(acting.drafts.file(draft.id, one.id, what), media_type="image/png")
+    draft = studio.drafts.get(_draft_id(request))
+    picture = _picture(draft, request)
+    return FileResponse(studio.drafts.file(draft.id, picture.id, what), media_type="image/png")
 
 
 async def upload(request: Request) -> Response:
     """A picture as the body of the request; its name in `name`. Refused as soon as it is known to
     be too large."""
-    acting = acting_of(request)
+    studio = studio_of(request)
     draft = _draft_id(request)
     name = shown_name(request.query_params.get("name", ""))
-    incoming = await run_in_threadpool(acting.drafts.incoming)
+    incoming = await run_in_threadpool(studio.drafts.incoming)
     try:
         await _receive(request, incoming, name)
         store = await run_in_threadpool(studio_of(request).store)
-        one = await run_in_threadpool(acting.drafts.add, draft, name, incoming, acting.run, store)
+        picture = await run_in_threadpool(
+            studio.drafts.add, draft, name, incoming, studio.run, store
+        )
     finally:
         incoming.unlink(missing_ok=True)
-    return JSONResponse(_told(acting.drafts.get(draft), one), 201)
+    return JSONResponse(_as_json(studio.drafts.get(draft), picture), 201)
 
 
 def remove(request: Request) -> Response:
     """Leave a picture out."""
-    acting_of(request).drafts.remove(_draft_id(request), request.path_params["picture"])
+    studio_of(request).drafts.remove(_draft_id(request), request.path_params["picture"])
     return JSONResponse({})
 
 
-async def note(request: Request) -> Response:
+async def fill_in(request: Request) -> Response:
     """Keep what was typed."""
-    acting, values = acting_of(request), await json_body(request)
+    studio, values = studio_of(request), await json_body(request)
     draft = await run_in_threadpool(
-        acting.drafts.note,
+        studio.drafts.fill_in,
         _draft_id(request),
         *(text(values, key) for key in ("name", "class_name", "licence")),
     )
@@ -194,14 +196,14 @@ async def note(request: Request) -> Response:
 
 async def save(request: Request) -> Response:
     """Into the register, as `focusdpo subjects add` does."""
-    acting, values = acting_of(request), await json_body(request)
+    studio, values = studio_of(request), await json_body(request)
     draft = _draft_id(request)
     fields = (text(values, key) for key in ("name", "class_name", "licence"))
-    await run_in_threadpool(acting.drafts.note, draft, *fields)
-    root = acting.config.root
+    await run_in_threadpool(studio.drafts.fill_in, draft, *fields)
+    root = studio.config.root
 
     def register() -> Any:
-        done = acting.drafts.save(draft, acting.run, root, again=values.get("replace") is True)
+        done = studio.drafts.save(draft, studio.run, root, again=values.get("replace") is True)
         studio_of(request).store(create=True)
         studio_of(request).forget()
         return done
@@ -220,59 +222,49 @@ async def save(request: Request) -> Response:
 
 def discard(request: Request) -> Response:
     """Give a draft up."""
-    acting_of(request).drafts.discard(_draft_id(request))
+    studio_of(request).drafts.discard(_draft_id(request))
     return JSONResponse({})
 
 
 async def draw(request: Request) -> Response:
     """Keep a drawn mask (PNG, white on black); an empty body goes back to the one found."""
-    acting = acting_of(request)
+    studio = studio_of(request)
     data = await body(request, LARGEST_MASK, "the mask")
     mask = drawn_mask(data) if data else None
     await run_in_threadpool(
-        acting.drafts.draw, _draft_id(request), request.path_params["picture"], mask
+        studio.drafts.draw, _draft_id(request), request.path_params["picture"], mask
     )
     return JSONResponse({})
 
 
 async def click(request: Request) -> Response:
     """The mask (PNG) of what all points together tell."""
-    acting, values = acting_of(request), await json_body(request)
+    studio, values = studio_of(request), await json_body(request)
 
     def find() -> bytes:
-        draft = acting.drafts.get(_draft_id(request))
-        one = _picture(draft, request)
-        view = decode_png(acting.drafts.file(draft.id, one.id, "view").read_bytes(), one.name)
+        draft = studio.drafts.get(_draft_id(request))
+        picture = _picture(draft, request)
+        view = decode_png(
+            studio.drafts.file(draft.id, picture.id, "view").read_bytes(), picture.name
+        )
         prompt = read_prompt(values, view.shape[:2])
         instances = functools.partial(
-            acting.instances.of, view, f"{draft.id}/{one.id}", acting.run, draft.class_name
+            studio.instances.of, view, f"{draft.id}/{picture.id}", studio.run, draft.class_name
         )
         try:
-            return encode_png(mask_at(prompt, view, acting.run.family, instances))
+            return encode_png(mask_at(prompt, view, studio.run.family, instances))
         except UserError as error:
-            raise UserError(f"{one.name}: {error}") from error
+            raise UserError(f"{picture.name}: {error}") from error
 
     return Response(await run_in_threadpool(find), media_type="image/png")
 
 
 async def _receive(request: Request, target: Path, name: str) -> None:
-    told = request.headers.get("content-length", "0")
-    if not told.isdecimal() or int(told) > LARGEST_PICTURE:
-        raise _too_large(name)
-    size = 0
-    with target.open("wb") as sink:
-        async for piece in request.stream():
-            size += len(piece)
-            if size > LARGEST_PICTURE:
-                raise _too_large(name)
-            sink.write(piece)
-
-
-def _too_large(name: str) -> HTTPException:
     most = LARGEST_PICTURE // 2**20
-    return HTTPException(
-        413, f"{name}: larger than {most} MiB; scale it down, 2000 pixels a side are plenty"
-    )
+    refusal = f"{name}: larger than {most} MiB; scale it down, 2000 pixels a side are plenty"
+    with target.open("wb") as sink:
+        async for piece in pieces(request, LARGEST_PICTURE, refusal):
+            sink.write(piece)
 
 
 def _draft_id(request: Request) -> str:
@@ -289,19 +281,10 @@ def _picture(draft: Draft, request: Request) -> DraftPicture:
         raise absent(str(error)) from error
 
 
-def _told(draft: Draft, one: DraftPicture) -> dict[str, Any]:
-    where = f"/add-subject/{draft.id}/{one.id}"
-    return {
-        "id": one.id,
-        "name": one.name,
-        "width": one.width,
-        "height": one.height,
-        "notes": one.notes,
-        "drawn": one.drawn,
-        "view": f"{where}/view.png",
-        "mask": f"{where}/mask.png",
-        "edit": where,
-    }
+def _as_json(draft: Draft, picture: DraftPicture) -> dict[str, Any]:
+    where = f"/add-subject/{draft.id}/{picture.id}"
+    addresses = {"view": f"{where}/view.png", "mask": f"{where}/mask.png", "edit": where}
+    return asdict(picture) | addresses
 
 
 def routes() -> list[BaseRoute]:
@@ -311,7 +294,7 @@ def routes() -> list[BaseRoute]:
         Route("/add-subject", begin),
         Route(draft, page),
         Route(f"{draft}/pictures", upload, methods=["POST"]),
-        Route(f"{draft}/note", note, methods=["POST"]),
+        Route(f"{draft}/note", fill_in, methods=["POST"]),
         Route(f"{draft}/save", save, methods=["POST"]),
         Route(f"{draft}/discard", discard, methods=["POST"]),
         Route(picture, editor),

@@ -12,6 +12,7 @@ from benchmarks.measuring import StepBench, memory_figures, memory_of
 from benchmarks.step_cost import StepMemory
 from focusdpo.flows import wiring
 from focusdpo.model.backbones.flux import FluxBackbone
+from focusdpo.store.samples import Sample
 
 GIB = 2**30
 
@@ -19,25 +20,22 @@ GIB = 2**30
 class Version:
     """Eight pairs of a dataset version."""
 
-    def __init__(self, shards: list[Path]) -> None:
-        self._shards = shards
+    def __init__(self, samples: list[Sample]) -> None:
+        self._samples = samples
 
-    def shards(self, split: str) -> list[Path]:
-        return self._shards
-
-    def ids(self, split: str) -> None:
-        return None
+    def samples(self, split: str) -> list[Sample]:
+        return self._samples
 
 
 @pytest.fixture
-def bench(pair_shards: list[Path], monkeypatch: pytest.MonkeyPatch) -> StepBench:
+def bench(pair_samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> StepBench:
     """On the tiny backbone."""
 
     def build(suite: str, role: str) -> FluxBackbone:
         return tiny_backbone()
 
     monkeypatch.setattr(wiring, "build_part", build)
-    monkeypatch.setattr("focusdpo.store.versions.open_version", lambda _: Version(pair_shards))
+    monkeypatch.setattr("focusdpo.store.versions.open_version", lambda _: Version(pair_samples))
     return StepBench("root", "pocket", ("world.subjects=8", "train.objective.beta=7"))
 
 

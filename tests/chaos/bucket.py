@@ -16,7 +16,7 @@ from pathlib import Path
 
 from s3_server import KEY_ID, SECRET, TOKEN, S3Server, s3_server
 
-from focusdpo.store.roots import LEASES
+from focusdpo.store.addresses import LEASES
 
 from .damage import content_of
 from .jobs import Build, State, digest_of_data, is_of_dataset

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from focusdpo.data_schemas.tables import arrow_table
-from focusdpo.store.manifests import TWIN
-from focusdpo.store.twins import read_twin
+from focusdpo.store.manifests import TWIN, read_twin
 
 from .processes import Launcher
 

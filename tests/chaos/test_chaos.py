@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from s3_server import SECRET
 
-from focusdpo.store.roots import header
+from focusdpo.store.addresses import header
 
 from .__main__ import main
 from .bucket import BUCKET, KINDS, PREFIX, a_bucket, draw_fault

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from focusdpo.flows.generate.painted import read_about
+from focusdpo.flows.generate.inference import read_about
 from focusdpo.store.versions import open_version
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(2400)]

@@ -10,8 +10,18 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from focusdpo.model.backbone import FeatureConfig, Prediction
-from focusdpo.model.focus import FocusMaps, FocusPriors, focus_maps
+from focusdpo.model.focus import FocusMaps, FocusPriors, focus_maps, focus_weight
 from focusdpo.model.focus_config import FocusConfig
+
+
+def prior_weight(priors: FocusPriors, config: FocusConfig) -> Tensor:
+    """W (B, N) where nothing is matched: M_prior against the background, and M_d where it is on
+    without a gate."""
+    nothing_BN = torch.zeros_like(priors.prior_BN)
+    gate_B = torch.full((len(nothing_BN),), float(config.gate == "always"))
+    detail_BN = priors.detail_BN * priors.prior_BN
+    return focus_weight(priors.prior_BN, nothing_BN, detail_BN, gate_B, config)
+
 
 Case = tuple[Prediction, tuple[Tensor, ...], FocusPriors]
 N = 16

@@ -11,8 +11,8 @@ import threading
 from pathlib import Path
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.store.folders import Mirror, copy
-from focusdpo.store.roots import files_of
+from focusdpo.store.addresses import files_of
+from focusdpo.store.outputs import Mirror, copy
 
 WRITERS, ROUNDS = 6, 4
 LARGE = 40 * 2**20

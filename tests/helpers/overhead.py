@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import toy_suite
 
+from focusdpo.data_schemas.progress import quiet
 from focusdpo.flows import wiring
 from focusdpo.flows.commands.common import choose
 from focusdpo.flows.config import BuildRun
-from focusdpo.flows.progress import quiet
 from focusdpo.flows.settings import resolve
 
 

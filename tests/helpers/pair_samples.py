@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,11 @@ import numpy as np
 from focusdpo.data_schemas.pairs import Pair
 from focusdpo.data_schemas.shards import SampleImages, ShardSample, encode
 from focusdpo.data_schemas.subjects import Reference
+from focusdpo.pipeline.shard import row_of
+from focusdpo.store.artefacts import Store
+from focusdpo.store.keys import digest
+from focusdpo.store.local import LocalFiles
+from focusdpo.store.samples import FOLDER, Sample, write_samples
 
 SIZE = 64
 _PLACES = ((8, 8), (36, 36), (8, 40))
@@ -79,19 +82,26 @@ def make_sample(index: int, num_subjects: int, source: str = "disrupt") -> Shard
     return ShardSample(pair=pair, split="train", images=images)
 
 
-def write_shard(path: Path, samples: list[ShardSample]) -> Path:
-    """A webdataset tar."""
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for sample in samples:
-            for field, data in encode(sample.pair, sample.images, sample.split).items():
-                info = tarfile.TarInfo(f"{sample.pair.id}.{field}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-    return path
+def write_shard(root: Path, name: str, samples: list[ShardSample]) -> list[Sample]:
+    """A shard of a root as a build writes it, and its samples."""
+    store = Store(LocalFiles(root))
+    fields = ((one.pair.id, encode(one.pair, one.images, one.split)) for one in samples)
+    places = write_samples(store.files, f"{FOLDER}/{name}", fields)
+    return [
+        Sample(row_of(one.pair, digest(one.pair.id.encode())[:16], one.split, name, place), store)
+        for one, place in zip(samples, places, strict=True)
+    ]
 
 
-def write_shards(folder: Path) -> list[Path]:
-    """5 pairs of two subjects (one of them ranked) and 3 of one."""
+def write_pairs(root: Path) -> list[Sample]:
+    """5 pairs of two subjects (one of them ranked) and 3 of one, in a shard each. The same call
+    again finds them."""
     two = [make_sample(i, 2) for i in range(4)] + [make_sample(4, 2, "rank")]
     one = [make_sample(i, 1) for i in range(3)]
-    return [write_shard(folder / "two.tar", two), write_shard(folder / "one.tar", one)]
+    return write_shard(root, "two.tar", two) + write_shard(root, "one.tar", one)
+
+
+def shards_of(samples: list[Sample]) -> list[Path]:
+    """The files in which samples lie."""
+    names = dict.fromkeys(sample.row.shard for sample in samples)
+    return [Path(samples[0].store.root) / FOLDER / name for name in names]

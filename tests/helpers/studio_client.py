@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from focusdpo.studio.app import create_app
-from focusdpo.studio.settings import StudioConfig
+from focusdpo.studio.config import StudioConfig
 
 
 class Client:

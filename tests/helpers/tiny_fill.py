@@ -16,7 +16,7 @@ from diffusers import (
 from tiny_flux import make_flux
 from tiny_sdxl import save_base
 
-from focusdpo.pipeline.adapters.inpainter_config import FluxFillConfig, SdxlInpaintConfig
+from focusdpo.pipeline.adapters.inpainters import FluxFillConfig, SdxlInpaintConfig
 
 
 def save_flux_fill(folder: Path, scratch: Path) -> Path:

@@ -27,7 +27,7 @@ from transformers import (
     T5Tokenizer,
 )
 
-from focusdpo.model.backbones.flux_uno_config import FluxUnoConfig
+from focusdpo.model.backbones.flux_config import FluxUnoConfig
 from focusdpo.model.backbones.uno_lora import uno_shapes
 
 NUM_DOUBLE, NUM_SINGLE, WIDTH, RANK = 3, 2, 24, 4

@@ -13,7 +13,7 @@ from diffusers import (
 )
 from transformers import Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from focusdpo.model.backbones.flux2_config import Flux2KleinConfig
+from focusdpo.model.backbones.flux_config import Flux2KleinConfig
 
 LAYERS = (1, 2, 3)
 TEXT, TOKENS = 16, 96

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from exact import to_double
-from pair_samples import make_sample
+from pair_samples import make_sample, write_pairs
 from safetensors.torch import save_file
 from tiny_backbone import tiny_backbone
 from torch import Tensor
@@ -29,6 +29,7 @@ from focusdpo.model.training.config import LoraConfig, TrainConfig
 from focusdpo.model.training.parallel import Processes, Sharding, shard_base
 from focusdpo.model.training.run import train
 from focusdpo.model.training.steps import backward_step
+from focusdpo.store.samples import Sample
 
 PAIRS = 4
 SETTINGS: dict[str, Any] = {
@@ -118,7 +119,7 @@ def together(mine: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def run(shards: list[Path], out: Path, **changes: Any) -> None:
+def run(samples: list[Sample], out: Path, **changes: Any) -> None:
     """A training run on a fresh backbone, whose validation runs the model too."""
     backbone = tiny_backbone()
     given = validation_input()
@@ -128,7 +129,7 @@ def run(shards: list[Path], out: Path, **changes: Any) -> None:
         return {"value": output_of(backbone, given).square().mean().item()}
 
     config = TrainConfig.model_validate(RUN | changes)
-    train(backbone, shards, config, out, validate=validate if config.validation.every else None)
+    train(backbone, samples, config, out, validate=validate if config.validation.every else None)
 
 
 def validation_input() -> tuple[PairBatch, Tensor, Tensor]:
@@ -136,7 +137,7 @@ def validation_input() -> tuple[PairBatch, Tensor, Tensor]:
     return batch, torch.zeros_like(batch.win_BNC), torch.tensor([0.5])
 
 
-def main(out: Path, shards: list[Path]) -> None:
+def main(out: Path, samples: list[Sample]) -> None:
     dist.init_process_group("gloo")
     found = {}
     for way in WAYS:
@@ -144,17 +145,17 @@ def main(out: Path, shards: list[Path]) -> None:
             for memory in ("joint", "sequential"):
                 values = measure(way, checkpointing, memory)
                 found |= {f"{way}.{checkpointing}.{memory}.{k}": v for k, v in values.items()}
-    run(shards, out / "plain")
-    run(shards, out / "shard", shard="full")
-    run(shards, out / "resumed", shard="full", steps=4)
-    run(shards, out / "resumed", shard="full")
-    run(shards, out / "sequential", shard="full", memory="sequential", gradient_checkpointing=True)
-    run(shards, out / "changed", steps=2)
-    run(shards, out / "changed", steps=4, shard="full", memory="sequential")
-    run(shards, out / "changed")
+    run(samples, out / "plain")
+    run(samples, out / "shard", shard="full")
+    run(samples, out / "resumed", shard="full", steps=4)
+    run(samples, out / "resumed", shard="full")
+    run(samples, out / "sequential", shard="full", memory="sequential", gradient_checkpointing=True)
+    run(samples, out / "changed", steps=2)
+    run(samples, out / "changed", steps=4, shard="full", memory="sequential")
+    run(samples, out / "changed")
     patches = {"name": "patch_dpo", "beta": 100.0}
     looks = {"every": 0}
-    run(shards, out / "patches", shard="full", objective=patches, cache_mib=0, validation=looks)
+    run(samples, out / "patches", shard="full", objective=patches, cache_mib=0, validation=looks)
     if dist.get_rank() == 0:
         save_file(
             {name: value.contiguous() for name, value in found.items()}, out / "found.safetensors"
@@ -165,4 +166,4 @@ def main(out: Path, shards: list[Path]) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), [Path(path) for path in sys.argv[2:]])
+    main(Path(sys.argv[1]), write_pairs(Path(sys.argv[2])))

@@ -7,17 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from focus_cases import Case, N, make_case
+from focus_cases import Case, N, make_case, prior_weight
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from focusdpo.model.backbone import Prediction
+from focusdpo.model.correspondence import top_k
 from focusdpo.model.focus import (
     FocusPriors,
     focus_maps,
     pool_to_grid,
-    prior_weight,
-    top_k,
 )
 from focusdpo.model.focus_config import FocusConfig
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from focus_cases import N, alternatives, build, configs, make_case, run
+from focus_cases import N, alternatives, build, configs, make_case, prior_weight, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,7 +17,6 @@ from focusdpo.model.focus import (
     branch_weights,
     focus_maps,
     focus_weight,
-    prior_weight,
     weight_parts,
 )
 from focusdpo.model.focus_config import FocusConfig
@@ -195,7 +194,6 @@ def test_the_gate_opens_when_its_rule_says(seed: int, config: FocusConfig) -> No
 @pytest.mark.parametrize("field", ["gate", "k_rule"])
 def test_noise_levels_must_be_given_where_they_count(field: str) -> None:
     config = FocusConfig(**{field: "noise"})  # type: ignore[arg-type]
-    assert config.needs_sigma and not FocusConfig().needs_sigma
     prediction, masks, priors, _ = build(0, config)
     with pytest.raises(ValueError, match=f"focus.{field} is 'noise'"):
         focus_maps(prediction, masks, priors, config)

@@ -15,8 +15,7 @@ from focusdpo.model.backbones.flux import FluxBackbone
 from focusdpo.model.correspondence import alignment, attention_field
 from focusdpo.model.focus import FocusPriors, focus_maps
 from focusdpo.model.focus_config import FocusConfig, PremiseConfig
-from focusdpo.model.noise import add_noise
-from focusdpo.model.premise import (
+from focusdpo.model.focus_levels import (
     METRICS,
     block_names,
     bootstrap_band,
@@ -28,6 +27,7 @@ from focusdpo.model.premise import (
     rise_of,
     spread,
 )
+from focusdpo.model.noise import add_noise
 from focusdpo.model.training.batches import PairBatch, encode_pairs
 
 SIGMAS = (0.9, 0.5, 0.1)

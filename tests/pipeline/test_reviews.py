@@ -22,10 +22,9 @@ from scipy.stats import spearmanr
 from stored_pairs import flat_complexity, put_pairs, put_subjects
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.pairs import Pair
-from focusdpo.data_schemas.reviews import DECISIONS, Decision, Review
+from focusdpo.data_schemas.pairs import DECISIONS, Decision, Pair, Review
 from focusdpo.pipeline import review_stats
-from focusdpo.pipeline.reviews import (
+from focusdpo.pipeline.audit import (
     FOLDER,
     Audit,
     Ruling,
@@ -112,6 +111,7 @@ def test_a_damaged_review_is_named_not_passed_over(store: Store, pairs: list[Pai
 WRITER = """
 import sys
 from focusdpo.data_schemas.pairs import Pair
+from focusdpo.pipeline.audit import Audit
 from focusdpo.pipeline.reviews import Audit
 from focusdpo.store.artefacts import Store
 root, name = sys.argv[1:3]

@@ -15,11 +15,11 @@ from focusdpo.data_schemas.shards import IndexRow, field_names
 from focusdpo.pipeline.shard import (
     ShardConfig,
     load_images,
-    read_sample,
     split_of,
     write_shards,
 )
 from focusdpo.store.artefacts import Store
+from focusdpo.store.samples import read_sample
 
 CONFIG = ShardConfig(max_pairs=4, val_share=0.3)
 

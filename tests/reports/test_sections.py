@@ -28,6 +28,7 @@ from focusdpo.reports.evaluation_section import (
 )
 from focusdpo.reports.report import write_report
 from focusdpo.reports.training_section import collect_training
+from focusdpo.store.samples import Sample
 
 
 @pytest.fixture(scope="module")
@@ -110,12 +111,12 @@ def test_report_loads_no_model(root: Path, tmp_path: Path) -> None:
 
 
 def test_training_run_is_read(
-    backbone: FluxBackbone, pair_shards: list[Path], tmp_path: Path
+    backbone: FluxBackbone, pair_samples: list[Sample], tmp_path: Path
 ) -> None:
     from focusdpo.model.training.run import train
 
     config = TrainConfig(steps=3, batch_pairs=2, micro_pairs=2, warmup=1, mixed_precision="no")
-    train(backbone, pair_shards, config, tmp_path)
+    train(backbone, pair_samples, config, tmp_path)
     part = collect_training(tmp_path)
     assert part.objective == "focus_dpo"
     loss = next(chart for chart in part.charts if chart.title == "Loss")

@@ -12,7 +12,7 @@ import yaml
 from safetensors import safe_open
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.generate.painted import read_about
+from focusdpo.flows.generate.inference import read_about
 from focusdpo.model.adapter import (
     AdapterCard,
     add_policy,

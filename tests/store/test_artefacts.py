@@ -308,6 +308,7 @@ import resource, signal, sys
 from pathlib import Path
 sys.path[:0] = sys.argv[2:]
 import test_artefacts
+
 from focusdpo.store.artefacts import Store
 store = Store.open(sys.argv[1])
 test_artefacts.put(store, 0)
@@ -343,6 +344,7 @@ WRITER = """
 import sys
 sys.path[:0] = sys.argv[3:]
 import test_artefacts
+
 from focusdpo.store.artefacts import Store
 store = Store.open(sys.argv[1])
 test_artefacts.put(store, 99_999)

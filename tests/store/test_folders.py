@@ -12,10 +12,10 @@ import pytest
 from s3_server import BUCKET, S3Server
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.store.folders import FILES, STATE, Mirror, State, copy, mirrored, read_state
+from focusdpo.store.addresses import HEADER, files_of
 from focusdpo.store.leases import LeaseConfig, Leases
 from focusdpo.store.local import Files
-from focusdpo.store.roots import HEADER, files_of
+from focusdpo.store.outputs import FILES, STATE, Mirror, State, copy, mirrored, read_state
 
 QUICK = LeaseConfig(seconds=0.4, renewals=4)
 

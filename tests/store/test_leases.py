@@ -18,10 +18,9 @@ import pytest
 from s3_server import BUCKET, S3Server, s3_process
 
 from focusdpo.store import leases
+from focusdpo.store.addresses import files_of
 from focusdpo.store.leases import Holder, Lease, LeaseConfig, Leases, lease
-from focusdpo.store.local import Files, LocalFiles
-from focusdpo.store.processes import host, is_dead, me
-from focusdpo.store.roots import files_of
+from focusdpo.store.local import Files, LocalFiles, host, is_dead, me
 
 NAME = "generate/0123456789abcdef"
 PATH = f".leases/{NAME}.json"
@@ -287,6 +286,7 @@ HOLD = """
 import sys, time
 from focusdpo.store.leases import Leases, LeaseConfig
 from focusdpo.store.roots import files_of
+from focusdpo.store.addresses import files_of
 Leases(files_of(sys.argv[1]), LeaseConfig(seconds=3600)).ask(sys.argv[2], "work")
 print("held", flush=True)
 time.sleep(60)

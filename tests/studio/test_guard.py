@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.studio.app import create_app
-from focusdpo.studio.settings import StudioConfig
+from focusdpo.studio.config import StudioConfig
 
 TOKEN = "a-token-of-some-length"
 PAGE = {"accept": "text/html"}

@@ -11,8 +11,8 @@ from small_root import small_version
 from studio_client import Client
 
 from focusdpo.data_schemas.pairs import Pair
+from focusdpo.pipeline.audit import Audit, Ruling
 from focusdpo.pipeline.complexity import complexity_map
-from focusdpo.pipeline.reviews import Audit, Ruling
 from focusdpo.pipeline.shard import ShardConfig, write_shards
 from focusdpo.store.artefacts import Store
 from focusdpo.store.index import PartitionRow

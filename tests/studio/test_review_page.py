@@ -13,7 +13,7 @@ from playwright.sync_api import expect
 from small_root import small_version
 from studio_walk import browser_page, drop_files, meadow, served
 
-from focusdpo.pipeline.reviews import Audit
+from focusdpo.pipeline.audit import Audit
 from focusdpo.store.artefacts import Store
 
 pytestmark = needs_browser

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.progress import Watch
 from focusdpo.flows.build.builder import Builder, ChunkFailed, Outcome
 from focusdpo.flows.build.cluster.connection import Engine
 from focusdpo.flows.build.cluster.pool import Pool, Result
 from focusdpo.flows.build.cluster.worker import Reply, StageWorker, Task, model_version
 from focusdpo.flows.build.executor_config import RayConfig
 from focusdpo.flows.build.stages import STAGES
-from focusdpo.flows.progress import Watch
 from focusdpo.reports.sheets import first_pictures
 from focusdpo.store.addresses import split_address
 from focusdpo.store.versions import DatasetVersion

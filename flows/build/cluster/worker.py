@@ -7,23 +7,20 @@ This module knows no Ray: a worker is an object like any other.
 from __future__ import annotations
 
 import importlib
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.progress import quiet
 from focusdpo.data_schemas.scenes import Scene
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.flows.build.builder import Builder, ChunkFailed, Outcome
 from focusdpo.flows.build.plan import Plan, model_of
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun
-from focusdpo.flows.progress import quiet
 from focusdpo.flows.wiring import Parts, resident_parts
 from focusdpo.store.artefacts import Store
-from focusdpo.store.processes import me, told
-
-log = logging.getLogger(__name__)
+from focusdpo.store.local import me, told
 
 
 @dataclass(frozen=True, slots=True)

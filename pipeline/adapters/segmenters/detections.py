@@ -12,14 +12,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Picture
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.pipeline.parts import Detection, Image, Mask
+from focusdpo.store.checkpoints import require_files
 
 Floats = NDArray[np.float32]
 
@@ -30,10 +34,8 @@ MOST_TOKENS = 256
 """Text tokens that Grounding DINO reads; what comes after would be cut off."""
 
 
-class DetectionConfig(BaseModel):
+class DetectionConfig(StrictModel):
     """Which boxes of the detector become detections."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     box_threshold: float = Field(
         0.35, ge=0, le=1, description="a box needs a token of the prompt above this"
@@ -175,12 +177,12 @@ def detections_of(boxes: Boxes, masks: Sequence[Mask]) -> list[Detection]:
 
     Confidences are rounded: past the fourth decimal they tell how a kernel adds up.
     """
-    found = [
+    detections = [
         Detection(word, mask, _box(mask), round(confidence, 4))
         for word, confidence, mask in zip(boxes.words, boxes.confidences, masks, strict=True)
         if mask.any()
     ]
-    return sorted(found, key=lambda d: (-d.confidence, d.class_name, d.box))
+    return sorted(detections, key=lambda d: (-d.confidence, d.class_name, d.box))
 
 
 def view_size(size: tuple[int, int], shorter: int, longer: int) -> tuple[int, int]:
@@ -231,3 +233,23 @@ def _iou(corners_4: Floats, others_N4: Floats) -> NDArray[np.float32]:
 def _box(mask: Mask) -> tuple[int, int, int, int]:
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def tokenizer_files(folder: Path, field: str) -> list[Path]:
+    """Those that the folder holds, in a fixed order. UserError when none has a vocabulary."""
+    whole = ("tokenizer.json", "vocab.txt")
+    require_files(folder, [(name,) for name in whole], field)
+    names = (*whole, "tokenizer_config.json", "special_tokens_map.json")
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def require_bert_tokens(tokenizer: Any, folder: Path, field: str) -> None:
+    """UserError unless the tokens that part Grounding DINO's phrases have the ids it was trained
+    with; a damaged vocabulary is read without complaint and would find nothing."""
+    wanted = {"[CLS]": 101, "[SEP]": 102, ".": 1012, "?": 1029}
+    numbers = {token: tokenizer.convert_tokens_to_ids(token) for token in wanted}
+    if numbers != wanted:
+        raise UserError(
+            f"{field}: the tokenizer in {folder} is not that of bert-base-uncased: it numbers "
+            f"{numbers}, expected {wanted}; download its files again"
+        )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from abc import ABC, abstractmethod
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -108,50 +109,51 @@ class MaskModel(Protocol):
         ...
 
 
-class View(Protocol):
-    """How a mask model looks at an image."""
-
-    def pixels(self, image: Image) -> Tensor: ...
-
-    def corners(self, corners_N4: Floats, size: Size) -> Tensor: ...
-
-    def points(self, points_N2: Points, size: Size) -> Tensor: ...
-
-    def logits(self, logits_NK: Tensor, size: Size) -> Tensor: ...
-
-
-class PaddedView:
-    """SAM's: the longer side becomes `side`, zeros fill the square at its right and bottom."""
+class View(ABC):
+    """How a mask model looks at an image: in a square of `side` pixels."""
 
     def __init__(self, side: int) -> None:
         self.side = side
 
+    @abstractmethod
+    def inner(self, size: Size) -> Size:
+        """Rows and columns that an image of `size` takes in the square."""
+
+    @abstractmethod
     def pixels(self, image: Image) -> Tensor:
         """(3, S, S)"""
-        rows, columns = inner_size(image.shape[:2], self.side)
+
+    @abstractmethod
+    def logits(self, logits_NK: Tensor, size: Size) -> Tensor:
+        """Logits over the view -> (N, K, H, W) over the image."""
+
+    def places(self, places: Floats | Points, size: Size) -> Tensor:
+        """Points (N, 2) or boxes (N, 4) in pixels of an image of `size` -> of its view."""
+        return _scaled(places, size, self.inner(size))
+
+
+class PaddedView(View):
+    """SAM's: the longer side becomes `side`, zeros fill the square at its right and bottom."""
+
+    def inner(self, size: Size) -> Size:
+        return inner_size(size, self.side)
+
+    def pixels(self, image: Image) -> Tensor:
+        rows, columns = self.inner(image.shape[:2])
         pixels = torch.from_numpy(resized(image, (rows, columns)))
         return F.pad(pixels, (0, self.side - columns, 0, self.side - rows))
 
-    def corners(self, corners_N4: Floats, size: Size) -> Tensor:
-        """Boxes in pixels of an image of `size` -> in pixels of its view."""
-        return _scaled(corners_N4, size, inner_size(size, self.side))
-
-    def points(self, points_N2: Points, size: Size) -> Tensor:
-        """Points in pixels of an image of `size` -> in pixels of its view."""
-        return _scaled(points_N2, size, inner_size(size, self.side))
-
     def logits(self, logits_NK: Tensor, size: Size) -> Tensor:
-        """Logits over the view -> (N, K, H, W) over the image."""
-        rows, columns = inner_size(size, self.side)
+        rows, columns = self.inner(size)
         whole = _interpolate(logits_NK, (self.side, self.side))
         return _interpolate(whole[..., :rows, :columns], size)
 
 
-class SquareView:
+class SquareView(View):
     """SAM 2's: the image is squeezed into a square."""
 
-    def __init__(self, side: int) -> None:
-        self.side = side
+    def inner(self, size: Size) -> Size:
+        return self.side, self.side
 
     def pixels(self, image: Image) -> Tensor:
         """(3, S, S); resized as floats, where SAM resizes 8 bits."""
@@ -160,16 +162,7 @@ class SquareView:
         raw = F.interpolate(raw, square, mode="bilinear", align_corners=False, antialias=True)[0]
         return (raw - torch.from_numpy(MEAN)[:, None, None]) / torch.from_numpy(STD)[:, None, None]
 
-    def corners(self, corners_N4: Floats, size: Size) -> Tensor:
-        """Boxes in pixels of an image of `size` -> in pixels of its view."""
-        return _scaled(corners_N4, size, (self.side, self.side))
-
-    def points(self, points_N2: Points, size: Size) -> Tensor:
-        """Points in pixels of an image of `size` -> in pixels of its view."""
-        return _scaled(points_N2, size, (self.side, self.side))
-
     def logits(self, logits_NK: Tensor, size: Size) -> Tensor:
-        """Logits over the view -> (N, K, H, W) over the image."""
         return _interpolate(logits_NK, size)
 
 
@@ -207,15 +200,15 @@ class GroundedSegmenter:
         the detector cannot read and for numbers that are not finite."""
         if len(images) != len(class_names):
             raise ValueError(f"{len(images)} images and {len(class_names)} word lists")
-        found = self.boxes(images, class_names)
+        boxes = self.boxes(images, class_names)
         masks: list[list[Mask]] = [[] for _ in images]
-        hits = [at for at, boxes in enumerate(found) if boxes.words]
+        hits = [at for at, own in enumerate(boxes) if own.words]
         for start in range(0, len(hits), self._mask_batch):
             part = hits[start : start + self._mask_batch]
-            made = self._masks([images[at] for at in part], [found[at] for at in part])
-            for at, own in zip(part, made, strict=True):
-                masks[at] = own
-        return [detections_of(boxes, own) for boxes, own in zip(found, masks, strict=True)]
+            made = self._masks([images[at] for at in part], [boxes[at] for at in part])
+            for at, of_boxes in zip(part, made, strict=True):
+                masks[at] = of_boxes
+        return [detections_of(*both) for both in zip(boxes, masks, strict=True)]
 
     def segment_points(self, image: Image, points: Points, labels: Labels) -> Mask:
         """What the points tell, as SAM's authors ask: a single point may mean several things, of
@@ -228,7 +221,7 @@ class GroundedSegmenter:
         with torch.inference_mode():
             logits, quality = self.mask_model.propose_at(
                 known,
-                view.points(points, size).to(self._device),
+                view.places(points, size).to(self._device),
                 torch.from_numpy(labels.astype(np.int32)).to(self._device),
                 len(labels) == 1,
             )
@@ -267,13 +260,13 @@ class GroundedSegmenter:
             for start in range(0, len(members), self._batch):
                 yield size, members[start : start + self._batch]
 
-    def _masks(self, images: Sequence[Image], found: Sequence[Boxes]) -> list[list[Mask]]:
+    def _masks(self, images: Sequence[Image], boxes_of_each: Sequence[Boxes]) -> list[list[Mask]]:
         """A mask for each box of each image."""
         known = self._encoded(images)
         with torch.inference_mode():
             return [
                 self._masks_of(own, boxes, image.shape[:2])
-                for own, boxes, image in zip(known, found, images, strict=True)
+                for own, boxes, image in zip(known, boxes_of_each, images, strict=True)
             ]
 
     def _encoded(self, images: Sequence[Image]) -> list[Any]:
@@ -284,7 +277,7 @@ class GroundedSegmenter:
 
     def _masks_of(self, known: Any, boxes: Boxes, size: Size) -> list[Mask]:
         view = self.mask_model.view
-        corners = view.corners(boxes.corners, size).to(self._device)
+        corners = view.places(boxes.corners, size).to(self._device)
         logits, quality = self.mask_model.propose(known, corners, self.config.multimask)
         # One box at a time at full size: 50 boxes of three 1024 x 1024 proposals are 600 MB.
         masks = [(view.logits(own[None], size)[0] > 0).cpu().numpy() for own in logits]

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.pipeline.adapters.segmenters.detections import DetectionConfig
-from focusdpo.pipeline.adapters.text_files import tokenizer_files
+from focusdpo.data_schemas.strict import StrictModel
+from focusdpo.pipeline.adapters.segmenters.detections import DetectionConfig, tokenizer_files
 from focusdpo.store.checkpoints import digest_files, locate, read_json
 
 if TYPE_CHECKING:
@@ -27,10 +27,8 @@ TAKES_POINTS = True
 """What `build` gives is a `parts.PointSegmenter` too. Said here, where nothing is loaded."""
 
 
-class GroundingSamConfig(BaseModel):
+class GroundingSamConfig(StrictModel):
     """The original checkpoints. Their architecture is read off the shapes of their tensors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["grounding-sam"] = "grounding-sam"
     detector: str = Field(

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.pipeline.adapters.segmenters.detections import DetectionConfig
-from focusdpo.pipeline.adapters.text_files import tokenizer_files
+from focusdpo.data_schemas.strict import StrictModel
+from focusdpo.pipeline.adapters.segmenters.detections import DetectionConfig, tokenizer_files
 from focusdpo.store.checkpoints import (
     digest_files,
     locate,
@@ -33,10 +33,8 @@ TAKES_POINTS = True
 _DETECTOR, _SAM = "models.segmenter.detector", "models.segmenter.sam"
 
 
-class GroundingSamHfConfig(BaseModel):
+class GroundingSamHfConfig(StrictModel):
     """Folders or hub ids of the two models."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["grounding-sam-hf"] = "grounding-sam-hf"
     detector: str = Field(

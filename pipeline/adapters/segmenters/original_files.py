@@ -77,7 +77,7 @@ def shape_of(shapes: Shapes, name: str, field: str, what: str) -> tuple[int, ...
 def count(shapes: Shapes, prefix: str) -> int:
     """How many numbered modules `prefix`0, `prefix`1, ... there are."""
     numbers = (re.match(rf"{re.escape(prefix)}(\d+)\.", name) for name in shapes)
-    return len({int(found[1]) for found in numbers if found})
+    return len({int(match[1]) for match in numbers if match})
 
 
 def _plain(held: Mapping[str, Any], ignored: Collection[str]) -> dict[str, Any]:

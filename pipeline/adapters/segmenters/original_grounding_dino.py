@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.pipeline.adapters.segmenters.detections import require_bert_tokens
 from focusdpo.pipeline.adapters.segmenters.original_files import (
     Shapes,
     count,
@@ -30,7 +31,6 @@ from focusdpo.pipeline.adapters.segmenters.original_files import (
     require_model,
     shape_of,
 )
-from focusdpo.pipeline.adapters.text_files import require_bert_tokens
 
 IGNORED = frozenset({"label_enc.weight", "bert.embeddings.position_ids"})
 """Tensors of the published files that inference does not use."""

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.pipeline.adapters.segmenters.detections import require_bert_tokens
 from focusdpo.pipeline.adapters.segmenters.grounded_segmenter import (
     MaskModel,
     PaddedView,
     SquareView,
+    View,
 )
-from focusdpo.pipeline.adapters.text_files import require_bert_tokens
-from focusdpo.store.checkpoints import read_json
+from focusdpo.store.checkpoints import load_whole, read_json
 
 
 class TransformersDetector:
@@ -50,45 +50,43 @@ class TransformersSam:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.view = PaddedView(model.config.vision_config.image_size)
+        self.view = self._view()
+
+    def _view(self) -> View:
+        return PaddedView(self.model.config.vision_config.image_size)
 
     def encode(self, pixels_B3SS: Tensor) -> list[Any]:
         """An embedding (1, C, g, g) per image."""
         return list(self.model.get_image_embeddings(pixels_B3SS).float().split(1))
 
     def propose(self, known: Any, corners_N4: Tensor, multimask: bool) -> tuple[Tensor, Tensor]:
-        """Mask logits (N, K, 4 g, 4 g) and their predicted IoU (N, K)."""
-        return _propose(self.model, known, corners_N4, multimask)
+        """Mask logits (N, K, 4 g, 4 g), SAM 2: of its finest level, and predicted IoU (N, K)."""
+        return self._decode(known, multimask, input_boxes=corners_N4[None])
 
     def propose_at(
         self, known: Any, points_N2: Tensor, labels_N: Tensor, multimask: bool
     ) -> tuple[Tensor, Tensor]:
-        """Mask logits (1, K, 4 g, 4 g) and their predicted IoU (1, K), for all points."""
-        return _propose_at(self.model, known, points_N2, labels_N, multimask)
+        """The same, (1, K, ...) and (1, K), for all points."""
+        # Images, objects of an image, points of an object: one, one and N.
+        prompts = {"input_points": points_N2[None, None], "input_labels": labels_N[None, None]}
+        return self._decode(known, multimask, **prompts)
+
+    def _decode(self, known: Any, multimask: bool, **prompts: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.model(image_embeddings=known, multimask_output=multimask, **prompts)
+        return out.pred_masks[0], out.iou_scores[0]
 
 
-class TransformersSam2:
+class TransformersSam2(TransformersSam):
     """A `MaskModel` on Sam2Model."""
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def _view(self) -> View:
         # The image sizes of SAM 2 are square; its prompt encoder knows the side.
-        self.view = SquareView(model.config.prompt_encoder_config.image_size)
+        return SquareView(self.model.config.prompt_encoder_config.image_size)
 
     def encode(self, pixels_B3SS: Tensor) -> list[Any]:
         """Three levels of features (1, C, h, w) per image."""
         levels = [level.float().split(1) for level in self.model.get_image_embeddings(pixels_B3SS)]
         return [list(own) for own in zip(*levels, strict=True)]
-
-    def propose(self, known: Any, corners_N4: Tensor, multimask: bool) -> tuple[Tensor, Tensor]:
-        """Mask logits (N, K, h, w) of the finest level and their predicted IoU (N, K)."""
-        return _propose(self.model, known, corners_N4, multimask)
-
-    def propose_at(
-        self, known: Any, points_N2: Tensor, labels_N: Tensor, multimask: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Mask logits (1, K, h, w) and their predicted IoU (1, K), for all points."""
-        return _propose_at(self.model, known, points_N2, labels_N, multimask)
 
 
 def load_detector(folder: Path, field: str) -> tuple[nn.Module, Any]:
@@ -115,44 +113,6 @@ def load_sam(folder: Path, field: str, device: str) -> MaskModel:
     return TransformersSam2(_load(Sam2Model, folder, field, config=config).to(device))
 
 
-def _load(cls: Any, folder: Path, field: str, **more: Any) -> nn.Module:
-    model, about = cls.from_pretrained(
-        folder,
-        dtype=torch.float32,
-        local_files_only=True,
-        use_safetensors=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # told below, by name
-        **more,
-    )
-    problems = [
-        f"{len(names)} {kind}, first: {sorted(map(str, names))[0]}"
-        for kind, names in (
-            ("tensors missing", about["missing_keys"]),
-            ("not expected", about["unexpected_keys"]),
-            ("of another shape", about["mismatched_keys"]),
-        )
-        if names
-    ]
-    if problems:
-        raise UserError(f"{field}: {folder} is not a whole {cls.__name__}: {'; '.join(problems)}")
-    loaded: nn.Module = model
-    return loaded.eval().requires_grad_(False)
-
-
-def _propose(model: Any, known: Any, corners_N4: Tensor, multimask: bool) -> tuple[Tensor, Tensor]:
-    out = model(image_embeddings=known, input_boxes=corners_N4[None], multimask_output=multimask)
-    return out.pred_masks[0], out.iou_scores[0]
-
-
-def _propose_at(
-    model: Any, known: Any, points_N2: Tensor, labels_N: Tensor, multimask: bool
-) -> tuple[Tensor, Tensor]:
-    # Images, objects of an image, points of an object: one, one and N.
-    out = model(
-        image_embeddings=known,
-        input_points=points_N2[None, None],
-        input_labels=labels_N[None, None],
-        multimask_output=multimask,
-    )
-    return out.pred_masks[0], out.iou_scores[0]
+def _load(cls: Any, folder: Path, field: str, **settings: Any) -> nn.Module:
+    model: nn.Module = load_whole(cls, folder, field, dtype=torch.float32, **settings)
+    return model.eval().requires_grad_(False)

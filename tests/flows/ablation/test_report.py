@@ -24,7 +24,6 @@ from focusdpo.flows.ablation.pages import (
     publish,
     read_grid,
     render,
-    rewrite,
     write_ablation_report,
 )
 from focusdpo.flows.ablation.tables import markdown
@@ -252,7 +251,7 @@ def test_the_record_comes_back(ablation: Ablation, folder: Path, tmp_path: Path)
     assert math.isnan(back.search[0].winner_rise)
     assert to_json(back) == text
     before = (folder / "ablation.html").read_bytes()
-    assert rewrite(folder).read_bytes() == before
+    assert write_ablation_report(folder, back).read_bytes() == before
 
 
 def test_a_bad_record_is_named(ablation: Ablation, tmp_path: Path):

@@ -12,6 +12,7 @@ import toy_suite
 from toy_root import Toy
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.progress import quiet
 from focusdpo.flows import wiring
 from focusdpo.flows.build.cluster.connection import Engine, _fit
 from focusdpo.flows.build.cluster.ray_builder import RayBuilder, absolute
@@ -20,7 +21,6 @@ from focusdpo.flows.build.executor_config import RayConfig, Resources, StageReso
 from focusdpo.flows.build.run import execute, prepare
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun
-from focusdpo.flows.progress import quiet
 from focusdpo.flows.settings import merge, parse_overrides, resolve
 
 

@@ -12,14 +12,14 @@ import toy_suite
 from toy_root import Toy
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.reviews import Decision
+from focusdpo.data_schemas.pairs import Decision
 from focusdpo.flows import cli
 from focusdpo.flows.build.explain import explain
 from focusdpo.flows.build.inspection import pair_lineage
 from focusdpo.flows.build.run import BuildResult, execute, prepare
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.settings import resolve
-from focusdpo.pipeline.reviews import Audit, is_swapped, original_id, swapped
+from focusdpo.pipeline.audit import Audit, is_swapped, original_id, swapped
 from focusdpo.reports import dataset_texts
 from focusdpo.store.artefacts import Store
 from focusdpo.store.index import partitions_of, reviewed_of

@@ -24,7 +24,7 @@ from focusdpo.flows.generate.batch_jobs import (
     parse_jobs,
     parse_seeds,
 )
-from focusdpo.flows.generate.painted import read_about
+from focusdpo.flows.generate.inference import read_about
 
 Capture = pytest.CaptureFixture[str]
 HEAD = "prompt,reference_1,class_1,reference_2,class_2,seeds,out\n"

@@ -38,7 +38,7 @@ from focusdpo.flows.generate.demo_app import (
     licence_text,
     numbers_table,
 )
-from focusdpo.flows.generate.painted import read_about
+from focusdpo.flows.generate.inference import read_about
 from focusdpo.flows.generate.side_by_side import SideBySide, rows
 
 ROOT = Path(__file__).parents[3]

@@ -15,8 +15,15 @@ from pocket_adapter import pocket_adapter
 from toy_root import Toy
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.generate.inference import MAX_PROMPT, Generator, again
-from focusdpo.flows.generate.painted import About, Painted, read_about, sheet
+from focusdpo.flows.generate.inference import (
+    MAX_PROMPT,
+    About,
+    Generator,
+    Painted,
+    again,
+    read_about,
+    sheet,
+)
 
 Capture = pytest.CaptureFixture[str]
 

@@ -13,6 +13,7 @@ import toy_suite
 import toy_trainer
 from toy_root import Toy
 
+from focusdpo.data_schemas.progress import quiet
 from focusdpo.evaluation import validation
 from focusdpo.flows import wiring
 from focusdpo.flows.ablation import run as ablation
@@ -20,7 +21,6 @@ from focusdpo.flows.build.run import BuildResult, prepare
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import AblateRun, BuildRun
 from focusdpo.flows.prefect import events
-from focusdpo.flows.progress import quiet
 from focusdpo.flows.settings import merge, resolve
 
 pytestmark = pytest.mark.timeout(900)

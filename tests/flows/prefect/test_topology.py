@@ -134,26 +134,27 @@ import io, threading
 from focusdpo.store.remote import ABSENT
 from focusdpo.store.remote import RemoteConfig
 from focusdpo.store.s3_objects import S3Objects
+import threading
+from focusdpo.store.addresses import files_of
 
-store = S3Objects("focusdpo", "race", RemoteConfig())
+files = files_of("s3://focusdpo/race")
 
-def writers_that_won(condition, size):
+def writers_that_won(tag, size):
     won, barrier = [], threading.Barrier(12)
     def write(number):
         data = bytes([number]) * size
         barrier.wait()
-        if (tag := store.put("key", io.BytesIO(data), size, condition)) is not None:
-            won.append((tag, data))
+        if (new := files.swap("key", data, tag)) is not None:
+            won.append((new, data))
     threads = [threading.Thread(target=write, args=(number,)) for number in range(12)]
     for thread in threads: thread.start()
     for thread in threads: thread.join()
     return won
 
-condition = ABSENT
+tag = None
 for size in (10, 11, 12, 2**25, 13):  # 2**25 bytes would travel in parts
-    (tag, data), = writers_that_won(condition, size)
-    assert store.get("key", 0, -1) == (data, tag), size
-    condition = tag
+    (tag, data), = writers_that_won(tag, size)
+    assert files.tagged("key") == (data, tag), size
 """
 
 

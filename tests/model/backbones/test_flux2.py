@@ -30,6 +30,7 @@ from focusdpo.model.backbones.flux2_backbone import (
 )
 from focusdpo.model.training.config import TrainConfig
 from focusdpo.model.training.run import train
+from focusdpo.store.samples import Sample
 
 PROMPTS = ["a cat and a dog on grass", "a car and a cat on grass"]
 
@@ -224,10 +225,10 @@ def settings(**changes: Any) -> TrainConfig:
 
 
 def test_an_adapter_trains_and_diffusers_loads_it(
-    klein: Flux2KleinBackbone, pipeline: Any, pair_shards: list[Path], tmp_path: Path
+    klein: Flux2KleinBackbone, pipeline: Any, pair_samples: list[Sample], tmp_path: Path
 ) -> None:
     base = klein.generate(PROMPTS[:1], *slots(2), [5])
-    result = train(klein, pair_shards, settings(), tmp_path)
+    result = train(klein, pair_samples, settings(), tmp_path)
     assert result.steps == 2
     card = load_adapter(klein, tmp_path / "adapter")
     try:
@@ -246,7 +247,7 @@ def test_an_adapter_trains_and_diffusers_loads_it(
 
 
 def test_checkpointing_and_half_precision_train_too(
-    flux2_folder: Path, pair_shards: list[Path], tmp_path: Path
+    flux2_folder: Path, pair_samples: list[Sample], tmp_path: Path
 ) -> None:
     """Checkpointed gradients are the plain ones; a bf16 base trains a float32 LoRA."""
     config = tiny_config(flux2_folder)
@@ -254,12 +255,12 @@ def test_checkpointing_and_half_precision_train_too(
     for index, checkpointing in enumerate((False, True)):
         backbone = flux2_klein.build(config, "cpu")
         run = tmp_path / str(index)
-        train(backbone, pair_shards, settings(gradient_checkpointing=checkpointing), run)
+        train(backbone, pair_samples, settings(gradient_checkpointing=checkpointing), run)
         weights.append(load_file(run / "adapter" / "pytorch_lora_weights.safetensors"))
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-5)
     half = flux2_klein.build(tiny_config(flux2_folder, dtype="bf16"), "cpu")
-    train(half, pair_shards, settings(mixed_precision="bf16"), tmp_path / "half")
+    train(half, pair_samples, settings(mixed_precision="bf16"), tmp_path / "half")
     saved = load_file(tmp_path / "half" / "adapter" / "pytorch_lora_weights.safetensors")
     moved = [tensor for name, tensor in saved.items() if "lora_B" in name]
     assert all(t.dtype == torch.float32 and torch.isfinite(t).all() for t in moved)
@@ -321,7 +322,7 @@ def test_fingerprint_is_known_without_loading(flux2_folder: Path, tmp_path: Path
 def test_doctor_names_what_it_found(flux2_folder: Path) -> None:
     rows = {name: check() for name, check in flux2_klein.checks(tiny_config(flux2_folder)).items()}
     assert "distilled" in rows["pipeline"] and "2 + 2" in rows["pipeline"]
-    assert all("tensors" in line for name, line in rows.items() if name != "pipeline")
+    assert all("M weights" in line for name, line in rows.items() if name != "pipeline")
     (field, source, patterns) = flux2_klein.sources(tiny_config(flux2_folder))[0]
     assert (field, source) == ("models.backbone.base", str(flux2_folder))
     assert patterns and "transformer/*" in patterns
@@ -416,8 +417,8 @@ def test_a_broken_checkpoint_is_refused_before_it_is_loaded(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_size": (64, 72)}, "image_size 64 x 72.*multiples of 16"),
-        ({"reference_size": 40}, "reference_size 40"),
+        ({"image_size": (64, 72)}, "image_size: 72 is no multiple of 16"),
+        ({"reference_size": 40}, "reference_size: 40 is no multiple of 16"),
         ({"text_layers": (1, 2)}, "width 48, 2 layers"),
         ({"text_layers": (1, 2, 9)}, "layers 0 to 5"),
         ({"blocks": ("double.2",)}, "no block 'double.2'.*double.0 to double.1"),

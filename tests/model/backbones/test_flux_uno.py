@@ -42,6 +42,7 @@ from focusdpo.model.backbones.flux_uno_backbone import (
 )
 from focusdpo.model.training.config import LoraConfig, TrainConfig
 from focusdpo.model.training.run import train
+from focusdpo.store.samples import Sample
 
 PROMPTS = ["a cat and a dog on grass", "a red car"]
 
@@ -307,7 +308,7 @@ def test_the_reference_policy_is_uno_bit_for_bit(shared: FluxUnoBackbone) -> Non
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_training_runs_and_the_pipeline_takes_the_adapter(
-    dev: Path, uno: Path, pair_shards: list[Path], tmp_path: Path, dtype: str
+    dev: Path, uno: Path, pair_samples: list[Sample], tmp_path: Path, dtype: str
 ) -> None:
     config = TrainConfig.model_validate(
         {
@@ -324,7 +325,7 @@ def test_training_runs_and_the_pipeline_takes_the_adapter(
     settings = tiny_config(dev, uno, dtype=dtype)
     backbone = flux_uno.build(settings, "cpu")
     assert {p.dtype for p in backbone.transformer.parameters()} == {backbone.dtype}
-    result = train(backbone, pair_shards, config, tmp_path)
+    result = train(backbone, pair_samples, config, tmp_path)
     assert result.steps == 2
     if dtype == "bf16":
         return

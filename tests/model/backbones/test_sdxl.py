@@ -29,6 +29,7 @@ from tiny_sdxl import (
 from torch import Tensor
 
 from focusdpo.model.backbone import References
+from focusdpo.model.backbones.offload import PromptCache
 from focusdpo.model.backbones.sdxl_backbone import SdxlBackbone, time_ids
 from focusdpo.model.backbones.sdxl_conditioning import framed
 from focusdpo.model.backbones.sdxl_ip_adapter import build
@@ -115,10 +116,10 @@ def test_a_prompt_is_encoded_once_and_alone(backbone: SdxlBackbone) -> None:
     together = backbone.encode_prompts(["a dog on grass", "a cat"])
     assert not backbone._text.missing(["a cat"])
     assert torch.equal(backbone.encode_prompts(["a cat"]).embeds_BTD, together.embeds_BTD[1:])
-    backbone._text._room, room = 0, backbone._text._room
+    cache, backbone._text._known = backbone._text._known, PromptCache(0)
     backbone.encode_prompts(["a cat"])
     assert backbone._text.missing(["a cat"])
-    backbone._text._room = room
+    backbone._text._known = cache
 
 
 def test_time_ids_are_diffusers_time_ids(pipeline: StableDiffusionXLPipeline) -> None:

@@ -27,12 +27,12 @@ from focusdpo.model.adapter import (
     set_scale,
 )
 from focusdpo.model.backbones.sdxl_backbone import SdxlBackbone
-from focusdpo.model.backbones.sdxl_export import save_ip_adapter
-from focusdpo.model.backbones.sdxl_ip_adapter import build
+from focusdpo.model.backbones.sdxl_ip_adapter import build, save_ip_adapter
 from focusdpo.model.step import pair_step
 from focusdpo.model.training.batches import encode_pairs
 from focusdpo.model.training.config import LoraConfig, TrainConfig
 from focusdpo.model.training.run import train
+from focusdpo.store.samples import Sample
 
 PROMPTS = ["a cat and a dog on grass", "a car"]
 SETTINGS: dict[str, Any] = {
@@ -148,14 +148,14 @@ def test_keys_and_values_take_no_lora_targets(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def runs(
-    folder: Path, pair_shards: list[Path], tmp_path_factory: pytest.TempPathFactory
+    folder: Path, pair_samples: list[Sample], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[tuple[str, str], Path]:
     """A run of two steps for each policy and way of reading features."""
     found = {}
     for policy, features in COMBINATIONS:
         found[policy, features] = tmp_path_factory.mktemp("run")
         backbone = built(folder, policy=policy, features=features)
-        train(backbone, pair_shards[:1], settings(), found[policy, features])
+        train(backbone, pair_samples[:5], settings(), found[policy, features])
     return found
 
 

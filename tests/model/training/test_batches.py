@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import pickle
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -12,24 +10,27 @@ import torch
 import webdataset as wds
 from hypothesis import given
 from hypothesis import strategies as st
-from pair_samples import make_sample, write_shard
+from pair_samples import make_sample, shards_of, write_pairs
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.shards import decode
+from focusdpo.data_schemas.shards import decode, encode
 from focusdpo.model.backbones.flux import FluxBackbone
 from focusdpo.model.focus_config import FocusConfig
 from focusdpo.model.training.batches import PairData, encode_pairs, join, prior_tokens
 from focusdpo.model.training.steps import Schedule
-from focusdpo.store.samples import index_shard, read_entry
+from focusdpo.pipeline.shard import row_of
+from focusdpo.store.artefacts import Store
+from focusdpo.store.local import LocalFiles
+from focusdpo.store.samples import Sample, write_samples
 
 
-def test_index_reads_what_webdataset_reads(pair_shards: list[Path]) -> None:
+def test_rows_find_what_webdataset_reads(pair_samples: list[Sample]) -> None:
     theirs = [
         decode(sample)
-        for path in pair_shards
+        for path in shards_of(pair_samples)
         for sample in wds.WebDataset(f"file:{path}", shardshuffle=False)
     ]
-    ours = [read_entry(entry) for path in pair_shards for entry in index_shard(path)]
+    ours = [sample.read() for sample in pair_samples]
     assert [s.pair for s in ours] == [s.pair for s in theirs]
     for a, b in zip(ours, theirs, strict=True):
         assert (a.images.win == b.images.win).all()
@@ -81,9 +82,9 @@ def test_token_maps_are_the_images_means(backbone: FluxBackbone) -> None:
 
 @pytest.mark.parametrize("cache_mib", [0, 100])
 def test_cached_or_not_a_batch_is_the_same(
-    backbone: FluxBackbone, pair_shards: list[Path], cache_mib: int
+    backbone: FluxBackbone, pair_samples: list[Sample], cache_mib: int
 ) -> None:
-    data = PairData(backbone, pair_shards)
+    data = PairData(backbone, pair_samples)
     data.encode(cache_mib)
     items = data.groups()[1][:3]
     want = encode_pairs(backbone, [data.sample(item) for item in items])
@@ -93,40 +94,39 @@ def test_cached_or_not_a_batch_is_the_same(
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
-def test_splits_and_retired_pairs_are_left_out(
-    backbone: FluxBackbone, pair_shards: list[Path]
+def test_the_samples_that_are_given_count_and_no_others(
+    backbone: FluxBackbone, pair_samples: list[Sample]
 ) -> None:
-    everything = PairData(backbone, pair_shards)
+    everything = PairData(backbone, pair_samples)
     assert [len(group) for group in everything.groups()] == [3, 5]
-    few = everything.keys()[1:3]
-    assert PairData(backbone, pair_shards, only=frozenset(few)).keys() == few
-    by_shard = {("one.tar", key) for key in everything.keys()}  # noqa: SIM118
-    assert len(PairData(backbone, pair_shards, only=by_shard)) == 3
-    with pytest.raises(UserError, match="no pair of split 'val'"):
-        PairData(backbone, pair_shards, split="val")
+    few = PairData(backbone, pair_samples[1:3])
+    assert few.keys() == everything.keys()[1:3]
+    assert few.fingerprint() != everything.fingerprint()
 
 
 @pytest.mark.parametrize(("source", "sizes"), [("rank", [1]), ("disrupt", [3, 4])])
 def test_a_source_leaves_the_others_out(
-    backbone: FluxBackbone, pair_shards: list[Path], source: str, sizes: list[int]
+    backbone: FluxBackbone, pair_samples: list[Sample], source: str, sizes: list[int]
 ) -> None:
-    data = PairData(backbone, pair_shards, source=source)
+    data = PairData(backbone, pair_samples, source=source)
     assert [len(group) for group in data.groups()] == sizes
     assert {data.sample(item).pair.source for group in data.groups() for item in group} == {source}
-    everything = PairData(backbone, pair_shards)
+    everything = PairData(backbone, pair_samples)
     assert set(data.keys()) < set(everything.keys())
     assert data.fingerprint() != everything.fingerprint()
 
 
-def test_a_source_without_a_pair_is_named(backbone: FluxBackbone, pair_shards: list[Path]) -> None:
-    with pytest.raises(UserError, match="1 shards hold no pair of split 'train', source 'rank'"):
-        PairData(backbone, pair_shards[1:], source="rank")
+def test_a_source_without_a_pair_is_named(
+    backbone: FluxBackbone, pair_samples: list[Sample]
+) -> None:
+    with pytest.raises(UserError, match="none of 3 pairs has source 'rank'"):
+        PairData(backbone, pair_samples[5:], source="rank")
 
 
 def test_batches_of_unlike_shapes_are_refused(
-    backbone: FluxBackbone, pair_shards: list[Path]
+    backbone: FluxBackbone, pair_samples: list[Sample]
 ) -> None:
-    data = PairData(backbone, pair_shards)
+    data = PairData(backbone, pair_samples)
     one, two = (group[0] for group in data.groups())
     with pytest.raises(UserError, match="differ in image or reference sizes"):
         join([data.batch([one]), data.batch([two])])
@@ -165,39 +165,24 @@ def test_orders_differ_between_epochs_and_seeds() -> None:
     assert Schedule(group, 20, 1).items(0) != schedule.items(0)
 
 
-def damage(path: Path, tmp_path: Path, change: str) -> Path:
+@pytest.mark.parametrize("change", ["truncated", "header", "pixels", "empty", "missing"])
+def test_a_damaged_shard_is_named(backbone: FluxBackbone, tmp_path: Path, change: str) -> None:
+    samples = write_pairs(tmp_path)
+    path = shards_of(samples)[0]
     data = bytearray(path.read_bytes())
     if change == "truncated":
         data = data[: len(data) // 2]
-    elif change == "no end":
-        data = data[: -len(data) % 512 - 1024 * 10]
-        data = bytearray(path.read_bytes().rstrip(b"\0"))
-        data += bytes(-len(data) % 512)
     elif change == "header":
-        second = next(o for o in range(512, len(data), 512) if data[o + 257 : o + 262] == b"ustar")
-        data[second + 5] ^= 1
+        data[samples[1].row.offset + 5] ^= 1
     elif change == "pixels":
-        place = data.index(b"IDAT") + 20
-        data[place] ^= 255
+        data[data.index(b"IDAT") + 20] ^= 255
     elif change == "empty":
         data = bytearray()
-    broken = tmp_path / "broken.tar"
-    broken.write_bytes(bytes(data))
-    return broken
-
-
-@pytest.mark.parametrize("change", ["truncated", "no end", "header", "pixels", "empty"])
-def test_a_damaged_shard_is_named(
-    backbone: FluxBackbone, pair_shards: list[Path], tmp_path: Path, change: str
-) -> None:
-    broken = damage(pair_shards[0], tmp_path, change)
-    with pytest.raises(UserError, match="broken.tar"):
-        PairData(backbone, [pair_shards[1], broken]).encode(cache_mib=100)
-
-
-def test_a_missing_shard_is_named(backbone: FluxBackbone, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere.tar does not exist"):
-        PairData(backbone, [tmp_path / "nowhere.tar"])
+    path.write_bytes(bytes(data))
+    if change == "missing":
+        path.unlink()
+    with pytest.raises(UserError, match="two.tar is damaged: .* --repair"):
+        PairData(backbone, samples).encode(cache_mib=100)
 
 
 class _Bomb:
@@ -206,15 +191,16 @@ class _Bomb:
 
 
 def test_a_pickle_in_a_shard_is_not_opened(backbone: FluxBackbone, tmp_path: Path) -> None:
-    path = write_shard(tmp_path / "bomb.tar", [make_sample(0, 1)])
-    key = make_sample(0, 1).pair.id
-    bomb = pickle.dumps(_Bomb())
-    with tarfile.open(path, "a") as tar:
-        for field in ("pyd", "pickle", "pth"):
-            info = tarfile.TarInfo(f"{key}.{field}")
-            info.size = len(bomb)
-            tar.addfile(info, io.BytesIO(bomb))
-    assert PairData(backbone, [path]).keys() == [key]
+    """Not even one that its author has given the right checksum."""
+    one = make_sample(0, 1)
+    fields = dict(encode(one.pair, one.images, one.split))
+    fields |= {name: pickle.dumps(_Bomb()) for name in ("pyd", "pickle", "pth")}
+    store = Store(LocalFiles(tmp_path))
+    (place,) = write_samples(store.files, "shards/bomb.tar", [(one.pair.id, fields)])
+    sample = Sample(row_of(one.pair, "0" * 16, "train", "bomb.tar", place), store)
+    data = PairData(backbone, [sample])
+    data.encode(cache_mib=100)
+    assert data.keys() == [one.pair.id]
 
 
 def test_a_pair_of_another_size_is_named(backbone: FluxBackbone, tmp_path: Path) -> None:

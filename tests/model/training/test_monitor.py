@@ -84,7 +84,7 @@ def test_a_resumed_run_says_it_at_the_same_step_and_not_again(
     for step, share in enumerate(shares, 1):
         guard.watch_saturation(step, share)
         if step == saved_after:
-            guard = Guard(config, json.loads(json.dumps(guard.state())))
+            guard = Guard(config, json.loads(json.dumps(guard.state)))
     assert [record.args[0] for record in caplog.records if record.args] == [5]  # type: ignore[index]
 
 
@@ -94,7 +94,7 @@ def test_its_state_survives_json() -> None:
         guard.is_spike(step, 1 / step)
         guard.watch_winner(step, gap=0.1 / 3, error=0.5)
         guard.watch_saturation(step, 0.1 / step)
-    again = Guard(GuardConfig(window=12), json.loads(json.dumps(guard.state())))
-    assert again.state() == guard.state() and guard.state()["usual"] > 0
-    assert again.state()["shares"] and again.state()["rises"]
+    again = Guard(GuardConfig(window=12), json.loads(json.dumps(guard.state)))
+    assert again.state == guard.state and guard.state["usual"] > 0
+    assert again.state["shares"] and again.state["rises"]
     assert guard.is_spike(20, 3.0) == again.is_spike(20, 3.0)

@@ -32,18 +32,19 @@ from focusdpo.model.training.parallel import (
     sharding_of,
 )
 from focusdpo.model.training.steps import backward_step
+from focusdpo.store.samples import Sample
 
 WEIGHTS = "adapter/pytorch_lora_weights.safetensors"
 EVERY_WAY = [(w, c, m) for w in WAYS for c in (False, True) for m in ("joint", "sequential")]
 
 
 @pytest.fixture(scope="module")
-def two(pair_shards: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two(pair_samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that two processes have left."""
     out = tmp_path_factory.mktemp("two")
     script = Path(two_processes.__file__)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    command = [sys.executable, *launch, str(out), *map(str, pair_shards)]
+    command = [sys.executable, *launch, str(out), str(pair_samples[0].store.root)]
     environment = dict(os.environ) | {"PYTHONPATH": str(script.parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, env=environment, check=False, timeout=550, capture_output=True, text=True
@@ -100,9 +101,9 @@ def test_shares_of_the_base(found: dict[str, Tensor], alone: dict[str, Tensor]) 
 
 
 @pytest.fixture(scope="module")
-def single(pair_shards: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def single(pair_samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("single")
-    run(pair_shards, out)
+    run(pair_samples, out)
     return out
 
 

@@ -10,8 +10,9 @@ import torch
 from tiny_backbone import tiny_backbone
 
 from focusdpo.model.training.config import TrainConfig
-from focusdpo.model.training.reference_errors import ReferenceErrors
 from focusdpo.model.training.run import train
+from focusdpo.model.training.steps import ReferenceErrors
+from focusdpo.store.samples import Sample
 
 SETTINGS: dict[str, Any] = {
     "steps": 3,
@@ -26,24 +27,24 @@ SETTINGS: dict[str, Any] = {
 
 
 def run(
-    shards: list[Path], out: Path, shared: ReferenceErrors | None = None, **changes: Any
+    samples: list[Sample], out: Path, shared: ReferenceErrors | None = None, **changes: Any
 ) -> tuple[bytes, int]:
     """The adapter's weights, and how many passes the transformer made."""
     backbone, passes = tiny_backbone(), []
     backbone.transformer.register_forward_hook(lambda *_: passes.append(1))
     config = TrainConfig.model_validate(SETTINGS | changes)
-    train(backbone, shards, config, out, reference_errors=shared)
+    train(backbone, samples, config, out, reference_errors=shared)
     return (out / "adapter/pytorch_lora_weights.safetensors").read_bytes(), len(passes)
 
 
 def test_objectives_share_them_and_nothing_else_changes(
-    pair_shards: list[Path], tmp_path: Path
+    pair_samples: list[Sample], tmp_path: Path
 ) -> None:
     shared = ReferenceErrors()
     for number, name in enumerate(("dpo", "dpo_prior", "focus_dpo")):
         objective = {"objective": {"name": name, "beta": 100.0}}
-        alone, all_passes = run(pair_shards, tmp_path / f"a{number}", **objective)
-        together, fewer = run(pair_shards, tmp_path / f"b{number}", shared, **objective)
+        alone, all_passes = run(pair_samples, tmp_path / f"a{number}", **objective)
+        together, fewer = run(pair_samples, tmp_path / f"b{number}", shared, **objective)
         assert together == alone
         # Two micro-batches a step, each with one pass of the reference policy.
         assert all_passes - fewer == (0 if number == 0 else 6)
@@ -53,12 +54,12 @@ def test_objectives_share_them_and_nothing_else_changes(
     "change", [{"seed": 1}, {"noise": {"mean": 1.0}}, {"micro_pairs": 4}, {"source": "rank"}]
 )
 def test_what_decides_them_keeps_runs_apart(
-    pair_shards: list[Path], tmp_path: Path, change: dict[str, Any]
+    pair_samples: list[Sample], tmp_path: Path, change: dict[str, Any]
 ) -> None:
     shared = ReferenceErrors()
-    run(pair_shards, tmp_path / "first", shared)
-    alone, all_passes = run(pair_shards, tmp_path / "alone", **change)
-    together, passes = run(pair_shards, tmp_path / "together", shared, **change)
+    run(pair_samples, tmp_path / "first", shared)
+    alone, all_passes = run(pair_samples, tmp_path / "alone", **change)
+    together, passes = run(pair_samples, tmp_path / "together", shared, **change)
     assert (together, passes) == (alone, all_passes)
 
 

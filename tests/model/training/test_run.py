@@ -24,7 +24,9 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.adapter import load_adapter, policy_parameters
 from focusdpo.model.backbones.flux import FluxBackbone
 from focusdpo.model.training.config import LoraConfig, ObjectiveConfig, TrainConfig
-from focusdpo.model.training.run import TrainResult, learning_rate, train
+from focusdpo.model.training.run import TrainResult, train
+from focusdpo.model.training.steps import learning_rate
+from focusdpo.store.samples import Sample
 
 SETTINGS: dict[str, Any] = {
     "steps": 12,
@@ -56,10 +58,10 @@ def outcome(run: Path) -> tuple[Any, ...]:
 
 
 @pytest.fixture(scope="module")
-def straight(pair_shards: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def straight(pair_samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing disturbed."""
     run = tmp_path_factory.mktemp("straight")
-    train(tiny_backbone(), pair_shards, settings(), run, dataset_version="v1")
+    train(tiny_backbone(), pair_samples, settings(), run, dataset_version="v1")
     return run
 
 
@@ -102,7 +104,7 @@ def test_focus_maps_are_there_before_and_after(straight: Path) -> None:
     assert (maps["start.win.similarity"] != maps["end.win.similarity"]).any()
 
 
-def test_training_prefers_the_winner(straight: Path, pair_shards: list[Path]) -> None:
+def test_training_prefers_the_winner(straight: Path, pair_samples: list[Sample]) -> None:
     table = pq.read_table(straight / "steps.parquet").to_pylist()
     assert table[-1]["loss"] < table[0]["loss"]
     assert table[-1]["implicit_accuracy"] > 0.5
@@ -110,29 +112,29 @@ def test_training_prefers_the_winner(straight: Path, pair_shards: list[Path]) ->
 
 @pytest.mark.parametrize("step", [3, 4, 6, 11])
 def test_an_interrupted_run_goes_on_to_the_bit(
-    straight: Path, pair_shards: list[Path], tmp_path: Path, step: int
+    straight: Path, pair_samples: list[Sample], tmp_path: Path, step: int
 ) -> None:
     with pytest.raises(Interrupted):
-        train(tiny_backbone(), pair_shards, settings(), tmp_path, progress=stop_at(step))
-    result = train(tiny_backbone(), pair_shards, settings(), tmp_path, dataset_version="v1")
+        train(tiny_backbone(), pair_samples, settings(), tmp_path, progress=stop_at(step))
+    result = train(tiny_backbone(), pair_samples, settings(), tmp_path, dataset_version="v1")
     assert result.resumed_from == step // 4 * 4
     assert outcome(tmp_path) == outcome(straight)
 
 
 def test_guards_go_on_to_the_bit(
-    pair_shards: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    pair_samples: list[Sample], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Windows longer than what a checkpoint is away, and a warning on either side of one."""
     guards = {"window": 5, "saturation": 0.9, "winner_rise": 0.0, "spike": 1.5}
     config = settings(guards=guards, tensorboard=False)
-    train(tiny_backbone(), pair_shards, config, tmp_path / "whole")
+    train(tiny_backbone(), pair_samples, config, tmp_path / "whole")
     said = caplog.messages
     assert sum("the pairs are learned" in line for line in said) == 1
     caplog.clear()
     for stop in (6, 9):
         with pytest.raises(Interrupted):
-            train(tiny_backbone(), pair_shards, config, tmp_path / "parts", progress=stop_at(stop))
-    train(tiny_backbone(), pair_shards, config, tmp_path / "parts")
+            train(tiny_backbone(), pair_samples, config, tmp_path / "parts", progress=stop_at(stop))
+    train(tiny_backbone(), pair_samples, config, tmp_path / "parts")
     assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
     assert set(caplog.messages) == set(said)
 
@@ -145,18 +147,21 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from tiny_backbone import tiny_backbone
+from pair_samples import write_pairs
 from focusdpo.model.training.config import TrainConfig
 from focusdpo.model.training.run import train
 config = TrainConfig.model_validate_json(sys.argv[1])
-shards = [Path(p) for p in sys.argv[3:]]
-train(tiny_backbone(), shards, config, Path(sys.argv[2]), dataset_version="v1")
+samples = write_pairs(Path(sys.argv[3]))
+train(tiny_backbone(), samples, config, Path(sys.argv[2]), dataset_version="v1")
 """
 
 
-def test_kill_minus_9_and_the_same_command_again(pair_shards: list[Path], tmp_path: Path) -> None:
+def test_kill_minus_9_and_the_same_command_again(
+    pair_samples: list[Sample], tmp_path: Path
+) -> None:
     config = settings(steps=40, ema=0.9)
     command = [sys.executable, "-c", CHILD, config.model_dump_json(), str(tmp_path / "killed")]
-    command += [str(path) for path in pair_shards]
+    command.append(str(pair_samples[0].store.root))
     environment = dict(os.environ) | {"PYTHONPATH": HELPERS, "OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(command, env=environment)
     checkpoints = tmp_path / "killed" / "checkpoints"
@@ -168,20 +173,20 @@ def test_kill_minus_9_and_the_same_command_again(pair_shards: list[Path], tmp_pa
     assert child.wait() == -signal.SIGKILL
     assert not (tmp_path / "killed" / "run.json").exists()
     for name in ("killed", "whole"):
-        train(tiny_backbone(), pair_shards, config, tmp_path / name, dataset_version="v1")
+        train(tiny_backbone(), pair_samples, config, tmp_path / name, dataset_version="v1")
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
 
 
-def test_a_finished_run_is_not_run_again(straight: Path, pair_shards: list[Path]) -> None:
+def test_a_finished_run_is_not_run_again(straight: Path, pair_samples: list[Sample]) -> None:
     before = {p: p.stat().st_mtime_ns for p in straight.rglob("*") if p.is_file()}
-    result = train(tiny_backbone(), pair_shards, settings(), straight, dataset_version="v1")
+    result = train(tiny_backbone(), pair_samples, settings(), straight, dataset_version="v1")
     assert isinstance(result, TrainResult)
     assert (result.steps, result.resumed_from) == (12, 12)
     assert {p: p.stat().st_mtime_ns for p in straight.rglob("*") if p.is_file()} == before
 
 
 def test_a_run_killed_before_it_dropped_an_old_checkpoint_drops_it(
-    straight: Path, pair_shards: list[Path], tmp_path: Path
+    straight: Path, pair_samples: list[Sample], tmp_path: Path
 ) -> None:
     """Killed just after the last checkpoint was there: no later one takes the old one along."""
     run = tmp_path / "run"
@@ -190,35 +195,35 @@ def test_a_run_killed_before_it_dropped_an_old_checkpoint_drops_it(
     shutil.copytree(run / "checkpoints" / kept[0], run / "checkpoints" / "step-000001")
     (run / "run.json").unlink()
     shutil.rmtree(run / "adapter")
-    train(tiny_backbone(), pair_shards, settings(), run, dataset_version="v1")
+    train(tiny_backbone(), pair_samples, settings(), run, dataset_version="v1")
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == kept
     assert outcome(run) == outcome(straight)
 
 
 def test_a_longer_run_goes_on_from_a_shorter(
-    straight: Path, pair_shards: list[Path], tmp_path: Path
+    straight: Path, pair_samples: list[Sample], tmp_path: Path
 ) -> None:
-    train(tiny_backbone(), pair_shards, settings(steps=5), tmp_path)
-    result = train(tiny_backbone(), pair_shards, settings(), tmp_path, dataset_version="v1")
+    train(tiny_backbone(), pair_samples, settings(steps=5), tmp_path)
+    result = train(tiny_backbone(), pair_samples, settings(), tmp_path, dataset_version="v1")
     assert (result.steps, result.resumed_from) == (12, 5)
     assert outcome(tmp_path) == outcome(straight)
 
 
-def test_a_folder_with_another_run_is_refused(straight: Path, pair_shards: list[Path]) -> None:
+def test_a_folder_with_another_run_is_refused(straight: Path, pair_samples: list[Sample]) -> None:
     with pytest.raises(UserError, match="other settings"):
-        train(tiny_backbone(), pair_shards, settings(lr=1e-4), straight)
+        train(tiny_backbone(), pair_samples, settings(lr=1e-4), straight)
     with pytest.raises(UserError, match="other base model"):
-        train(tiny_backbone(seed=3), pair_shards, settings(), straight)
+        train(tiny_backbone(seed=3), pair_samples, settings(), straight)
     with pytest.raises(UserError, match="other training pairs"):
-        train(tiny_backbone(), pair_shards[:1], settings(), straight)
+        train(tiny_backbone(), pair_samples[:5], settings(), straight)
     with pytest.raises(UserError, match="a run of 12 steps, train.steps is 5"):
-        train(tiny_backbone(), pair_shards, settings(steps=5), straight)
+        train(tiny_backbone(), pair_samples, settings(steps=5), straight)
 
 
 def test_micro_batches_follow_the_same_course(
-    straight: Path, pair_shards: list[Path], tmp_path: Path
+    straight: Path, pair_samples: list[Sample], tmp_path: Path
 ) -> None:
-    train(tiny_backbone(), pair_shards, settings(micro_pairs=1), tmp_path)
+    train(tiny_backbone(), pair_samples, settings(micro_pairs=1), tmp_path)
     whole, parts = (
         pq.read_table(run / "steps.parquet").to_pylist() for run in (straight, tmp_path)
     )
@@ -228,18 +233,18 @@ def test_micro_batches_follow_the_same_course(
 
 
 def test_checkpointed_activations_change_nothing(
-    straight: Path, pair_shards: list[Path], tmp_path: Path
+    straight: Path, pair_samples: list[Sample], tmp_path: Path
 ) -> None:
     config = settings(gradient_checkpointing=True)
     backbone = tiny_backbone()
-    train(backbone, pair_shards, config, tmp_path)
+    train(backbone, pair_samples, config, tmp_path)
     assert not backbone.transformer.is_gradient_checkpointing
     assert rows(tmp_path) == rows(straight)
 
 
 @pytest.mark.parametrize("name", ["sft", "dpo", "dpo_prior", "focus_dpo"])
 def test_every_objective_lowers_its_loss(
-    pair_shards: list[Path], tmp_path: Path, name: str
+    pair_samples: list[Sample], tmp_path: Path, name: str
 ) -> None:
     objective = ObjectiveConfig(name=name, beta=200.0, eta=0.01)  # type: ignore[arg-type]
     config = settings(
@@ -248,17 +253,17 @@ def test_every_objective_lowers_its_loss(
         objective=objective.model_dump(),
         tensorboard=False,
     )
-    train(tiny_backbone(), pair_shards, config, tmp_path)
+    train(tiny_backbone(), pair_samples, config, tmp_path)
     losses = [row["loss"] for row in pq.read_table(tmp_path / "steps.parquet").to_pylist()]
     assert sum(losses[-5:]) < sum(losses[:5])
 
 
 def test_the_backbone_comes_back_as_it_went(
-    backbone: FluxBackbone, pair_shards: list[Path], straight: Path, tmp_path: Path
+    backbone: FluxBackbone, pair_samples: list[Sample], straight: Path, tmp_path: Path
 ) -> None:
     before = {name: value.clone() for name, value in backbone.transformer.state_dict().items()}
     with pytest.raises(Interrupted):
-        train(backbone, pair_shards, settings(), tmp_path, progress=stop_at(2))
+        train(backbone, pair_samples, settings(), tmp_path, progress=stop_at(2))
     after = backbone.transformer.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -269,35 +274,35 @@ def test_the_backbone_comes_back_as_it_went(
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good(
-    pair_shards: list[Path], tmp_path: Path
+    pair_samples: list[Sample], tmp_path: Path
 ) -> None:
     config = settings(steps=100, save_every=1, lr=1e36, grad_clip=1e9)
     with pytest.raises(UserError, match=r"stopped at step \d+.*last good checkpoint is .*step-"):
-        train(tiny_backbone(), pair_shards, config, tmp_path)
+        train(tiny_backbone(), pair_samples, config, tmp_path)
     assert list((tmp_path / "checkpoints").glob("step-*"))
     assert not (tmp_path / "run.json").exists()
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(
-    straight: Path, pair_shards: list[Path], tmp_path: Path
+    straight: Path, pair_samples: list[Sample], tmp_path: Path
 ) -> None:
     with pytest.raises(Interrupted):
-        train(tiny_backbone(), pair_shards, settings(), tmp_path, progress=stop_at(10))
+        train(tiny_backbone(), pair_samples, settings(), tmp_path, progress=stop_at(10))
     state = tmp_path / "checkpoints" / "step-000008" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-100])
     with pytest.raises(UserError, match="step-000008 is damaged"):
-        train(tiny_backbone(), pair_shards, settings(), tmp_path)
+        train(tiny_backbone(), pair_samples, settings(), tmp_path)
     state.unlink()
     (state.parent / "checkpoint.json").unlink()
     state.parent.rmdir()
-    train(tiny_backbone(), pair_shards, settings(), tmp_path, dataset_version="v1")
+    train(tiny_backbone(), pair_samples, settings(), tmp_path, dataset_version="v1")
     assert outcome(tmp_path) == outcome(straight)
 
 
-def test_a_full_disk_is_said(pair_shards: list[Path], tmp_path: Path) -> None:
+def test_a_full_disk_is_said(pair_samples: list[Sample], tmp_path: Path) -> None:
     (tmp_path / ".config.json.tmp").symlink_to("/dev/full")
     with pytest.raises(UserError, match="config.json: No space left"):
-        train(tiny_backbone(), pair_shards, settings(), tmp_path)
+        train(tiny_backbone(), pair_samples, settings(), tmp_path)
 
 
 def test_fewer_pairs_than_a_batch_train_all_the_same(tmp_path: Path) -> None:

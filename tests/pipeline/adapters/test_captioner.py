@@ -15,8 +15,7 @@ from tiny_vlm import save_qwen_folder, save_vlm_folder, teach, tiny_vlm, vlm_pro
 from focusdpo.data_schemas.candidates import Instance, Sampled
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.pipeline.adapters import captioner
-from focusdpo.pipeline.adapters.captioner import ClassNameConfig, VlmConfig
-from focusdpo.pipeline.adapters.vlm_captioner import VlmCaptioner
+from focusdpo.pipeline.adapters.captioner import ClassNameConfig, VlmCaptioner, VlmConfig
 from focusdpo.pipeline.describe import ClassNameCaptioner, DescribeConfig, describe
 from focusdpo.pipeline.stage import mask_image
 

@@ -16,9 +16,8 @@ from tiny_vlm import byte_tokenizer
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import encode_png
-from focusdpo.pipeline.adapters import clip
-from focusdpo.pipeline.adapters.clip import ClipConfig
-from focusdpo.pipeline.adapters.clip_encoder import ClipEncoder
+from focusdpo.pipeline.adapters import clip_scorer
+from focusdpo.pipeline.adapters.clip_scorer import ClipConfig, ClipEncoder
 
 TEXTS = ["a dog on a wooden table", "a teapot", "a cat and a cat in the snow"]
 
@@ -30,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def encoder(folder: Path) -> ClipEncoder:
-    return clip.build(ClipConfig(source=str(folder), batch=2), "cpu")
+    return clip_scorer.build(ClipConfig(source=str(folder), batch=2), "cpu")
 
 
 def test_preprocessing_is_bit_equal_to_open_clip(encoder: ClipEncoder, folder: Path) -> None:
@@ -44,10 +43,10 @@ def test_preprocessing_is_bit_equal_to_open_clip(encoder: ClipEncoder, folder: P
 @pytest.mark.parametrize("mode", ["squash", "longest"])
 def test_checkpoints_own_preprocessing_is_used(mode: str, tmp_path: Path) -> None:
     folder = save_clip_folder(tmp_path)
-    about = json.loads((folder / clip.CONFIG).read_text())
+    about = json.loads((folder / clip_scorer.CONFIG).read_text())
     about["preprocess_cfg"] |= {"resize_mode": mode, "mean": [0.5] * 3, "std": [0.5] * 3}
-    (folder / clip.CONFIG).write_text(json.dumps(about))
-    encoder = clip.build(ClipConfig(source=str(folder)), "cpu")
+    (folder / clip_scorer.CONFIG).write_text(json.dumps(about))
+    encoder = clip_scorer.build(ClipConfig(source=str(folder)), "cpu")
     _, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     image = pictures(1, seed=4)[0]
     seen = torch.from_numpy(encoder.stream.prepare(image).copy())[None]
@@ -82,7 +81,7 @@ def test_bf16_moves_cosines_little(folder: Path) -> None:
     images = pictures(16, seed=5)
     tables = []
     for dtype in ("float32", "bfloat16"):
-        encoder = clip.build(ClipConfig(source=str(folder), dtype=dtype), "cpu")
+        encoder = clip_scorer.build(ClipConfig(source=str(folder), dtype=dtype), "cpu")
         tables.append(encoder.embed_images(images) @ encoder.embed_texts(TEXTS).T)
     assert np.abs(tables[0] - tables[1]).max() < 0.01
 
@@ -90,11 +89,11 @@ def test_bf16_moves_cosines_little(folder: Path) -> None:
 def test_fingerprint_knows_weights_and_dtype(folder: Path, tmp_path: Path) -> None:
     config = ClipConfig(source=str(folder))
     other = save_clip_folder(tmp_path)
-    about = json.loads((other / clip.CONFIG).read_text())
+    about = json.loads((other / clip_scorer.CONFIG).read_text())
     about["preprocess_cfg"]["resize_mode"] = "squash"
-    (other / clip.CONFIG).write_text(json.dumps(about))
+    (other / clip_scorer.CONFIG).write_text(json.dumps(about))
     found = {
-        clip.fingerprint(c)
+        clip_scorer.fingerprint(c)
         for c in (
             config,
             ClipConfig(source=str(other)),
@@ -102,18 +101,18 @@ def test_fingerprint_knows_weights_and_dtype(folder: Path, tmp_path: Path) -> No
         )
     }
     assert len(found) == 3
-    assert clip.build(config, "cpu").fingerprint == clip.fingerprint(config)
+    assert clip_scorer.build(config, "cpu").fingerprint == clip_scorer.fingerprint(config)
 
 
 def test_doctor_row_tells_what_was_found(folder: Path) -> None:
-    row = clip.checks(ClipConfig(source=str(folder)))["clip"]()
+    row = clip_scorer.checks(ClipConfig(source=str(folder)))["clip"]()
     assert row == "open_clip_model.safetensors, 64 wide, patch 32, quick_gelu True"
-    assert clip.sources(ClipConfig())[0][1] == "timm/vit_base_patch32_clip_224.openai"
+    assert clip_scorer.sources(ClipConfig())[0][1] == "timm/vit_base_patch32_clip_224.openai"
 
 
 def damaged(out: Path, case: str) -> Path:
     folder = save_clip_folder(out)
-    config, weights = folder / clip.CONFIG, folder / clip.NAMES[0]
+    config, weights = folder / clip_scorer.CONFIG, folder / clip_scorer.NAMES[0]
     about, tensors = json.loads(config.read_text()), load_file(weights)
     if case == "missing":
         tensors.pop("text_projection")
@@ -158,19 +157,19 @@ def damaged(out: Path, case: str) -> Path:
 )
 def test_wrong_checkpoints_are_told_at_once(case: str, told: str, tmp_path: Path) -> None:
     config = ClipConfig(source=str(damaged(tmp_path, case)))
-    for look in (clip.checks(config)["clip"], lambda: clip.build(config, "cpu")):
+    for look in (clip_scorer.checks(config)["clip"], lambda: clip_scorer.build(config, "cpu")):
         with pytest.raises(UserError, match=f"models.clip.source: .*{told}"):
             look()
 
 
 def test_tokenizer_of_the_folder_is_used(tmp_path: Path) -> None:
     folder = save_clip_folder(tmp_path)
-    about = json.loads((folder / clip.CONFIG).read_text())
+    about = json.loads((folder / clip_scorer.CONFIG).read_text())
     about["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "somebody/words"
-    (folder / clip.CONFIG).write_text(json.dumps(about))
+    (folder / clip_scorer.CONFIG).write_text(json.dumps(about))
     byte_tokenizer(["<pad>", "<end>"], eos="<end>").save_pretrained(folder)
     config = ClipConfig(source=str(folder))
-    encoder, before = clip.build(config, "cpu"), clip.fingerprint(config)
+    encoder, before = clip_scorer.build(config, "cpu"), clip_scorer.fingerprint(config)
     assert encoder.embed_texts(TEXTS).shape == (3, 32)
     (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + " ")
-    assert clip.fingerprint(config) != before
+    assert clip_scorer.fingerprint(config) != before

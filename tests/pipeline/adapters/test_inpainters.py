@@ -19,7 +19,7 @@ from tiny_sdxl import save_base
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.pipeline.adapters import inpainters
-from focusdpo.pipeline.adapters.inpainter_config import BackboneInpainterConfig
+from focusdpo.pipeline.adapters.inpainters import BackboneInpainterConfig
 from focusdpo.pipeline.parts import Image, Mask, ReferenceImage
 
 PROMPTS = ["a cat on grass", "a dog and a car", "a red car"]
@@ -203,7 +203,7 @@ def test_variants_are_told_apart(tmp_path: Path) -> None:
     inpainters.build(half, "cpu", Painter())
     for file in folder.glob("*/*.fp16.safetensors"):
         file.unlink()
-    with pytest.raises(UserError, match="set variant to what is there"):
+    with pytest.raises(UserError, match=r"set models\.inpainter\.variant to"):
         inpainters.build(half, "cpu", Painter())
     wanted = dict.fromkeys(inpainters.sources(half)[0][2] or [])
     assert "unet/diffusion_pytorch_model.fp16.safetensors" in wanted

@@ -130,7 +130,7 @@ def test_transformers_own_sam2_processing_gives_the_same(models, name, at):
         out = mask_model.model(pixel_values=pixels, **inputs, multimask_output=one)
         (known,), scaled = (
             mask_model.encode(pixels),
-            mask_model.view.points(points, image.shape[:2]),
+            mask_model.view.places(points, image.shape[:2]),
         )
         ours, other = (
             mask_model.propose_at(known, scaled, torch.from_numpy(own), one)[0]

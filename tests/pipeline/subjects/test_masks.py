@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from focusdpo.data_schemas.images import Picture
-from focusdpo.pipeline.subjects.masks import cut_out
+from focusdpo.pipeline.subjects.cutouts import cut_out
 
 
 def disc(side: int = 64, radius: float = 0.3) -> np.ndarray:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kept_root import bring, build, read_all, register
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.pipeline.subjects import masks, registry
+from focusdpo.pipeline.subjects import cutouts, registry
 from focusdpo.pipeline.upkeep.garbage import (
     DAY,
     building,
@@ -139,7 +139,7 @@ def test_pictures_that_pairs_came_from_stay_when_the_licence_changes(store: Stor
 
 
 def test_registered_subjects_and_masks_of_photographs_stay(store: Store) -> None:
-    store.commit(masks.STAGE, "a" * 32, [], registry.Subject, partition="")
+    store.commit(cutouts.STAGE, "a" * 32, [], registry.Subject, partition="")
     before = names(store)
     assert collect(store, min_age=0).bytes == 0
     assert names(store) == before

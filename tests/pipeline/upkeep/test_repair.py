@@ -19,12 +19,11 @@ from focusdpo.data_schemas.tables import from_parquet
 from focusdpo.pipeline.upkeep.garbage import collect, remove_version
 from focusdpo.pipeline.upkeep.purge import purge
 from focusdpo.pipeline.upkeep.repair import damages, mend
-from focusdpo.store import twins
+from focusdpo.store import manifests as twins
 from focusdpo.store.artefacts import Store
 from focusdpo.store.index import partitions_of, reviewed_of
 from focusdpo.store.local import LocalFiles
-from focusdpo.store.manifests import latest_id, versions_of
-from focusdpo.store.twins import read_twin, twin_bytes
+from focusdpo.store.manifests import latest_id, read_twin, twin_bytes, versions_of
 from focusdpo.store.versions import lineage_of, open_version
 
 PARTS = {

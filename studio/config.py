@@ -5,9 +5,10 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.store.addresses import is_remote
 
 OWN = ".studio"
@@ -37,10 +38,8 @@ def drafts_folder(config: StudioConfig) -> Path:
 SHORTEST_TOKEN = 16
 
 
-class StudioConfig(BaseModel):
+class StudioConfig(StrictModel):
     """Where the studio looks, and who may look through it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     root: str = Field(description="Folder of the dataset; it may be empty or new.")
     runs: tuple[Path, ...] = Field(

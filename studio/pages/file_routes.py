@@ -1,8 +1,11 @@
-"""Addresses of pictures. Each names content by digest, so a browser asks once and keeps it."""
+"""Addresses of pictures, and of style, scripts and icon from the package itself. Each names content
+by digest, so a browser asks once and keeps it."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from importlib import resources
 
 import numpy as np
 from starlette.datastructures import QueryParams
@@ -12,48 +15,54 @@ from starlette.routing import BaseRoute, Route
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.shards import IndexRow, SampleImages
+from focusdpo.reports.images import focused
 from focusdpo.store.artefacts import Store
 from focusdpo.store.keys import KEY, MEMBER, STAGE
 from focusdpo.studio import pictures
 from focusdpo.studio.pictures import Encoded
 from focusdpo.studio.version_reading import Dataset
-from focusdpo.studio.views import NavItem, absent, studio_of
+from focusdpo.studio.views import absent, studio_of
 
-NAV: tuple[NavItem, ...] = ()
-FOREVER = "private, max-age=31536000, immutable"
+FOREVER = "max-age=31536000, immutable"
 SIDE = 160
 """Pixels of a thumbnail's picture."""
 LARGEST = 2048
 NUMBERED = re.compile(r"(mask|ref|refmask)([0-9]{1,2})")
 MOST_MASKS = 8
 SIDES = ("win", "lose")
+KINDS = {
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
 
 
-def answer(request: Request, tag: str, picture: Encoded | None) -> Response:
+def answer(tag: str, picture: Encoded | None) -> Response:
     """The picture, or that the browser's copy is right."""
-    headers = {"etag": f'"{tag}"', "cache-control": FOREVER}
+    headers = {"etag": f'"{tag}"', "cache-control": f"private, {FOREVER}"}
     if picture is None:
         return Response(status_code=304, headers=headers)
     return Response(picture.data, media_type=picture.mime, headers=headers)
 
 
-def is_known(request: Request, tag: str) -> bool:
-    """Whether the browser has it."""
-    return request.headers.get("if-none-match", "") == f'"{tag}"'
+def kept_picture(
+    request: Request, tag: str, key: tuple[object, ...], make: Callable[[], Encoded]
+) -> Response:
+    """The picture of a tag, made where it is not kept; not for a browser that has it."""
+    if request.headers.get("if-none-match", "") == f'"{tag}"':
+        return answer(tag, None)
+    return answer(tag, studio_of(request).kept.get(key, make))
 
 
 def thumbnail(request: Request) -> Response:
     """Winner and loser of a pair, side by side and small."""
     dataset, row = _pair(request)
     key = (row.pair_id, row.digest, "small")
-    tag = "-".join(key)
-    if is_known(request, tag):
-        return answer(request, tag, None)
 
     def make() -> Encoded:
         return pictures.side_by_side(*dataset.win_and_lose(row), SIDE)
 
-    return answer(request, tag, studio_of(request).kept.get(key, make))
+    return kept_picture(request, "-".join(key), key, make)
 
 
 def pair_picture(request: Request) -> Response:
@@ -61,9 +70,6 @@ def pair_picture(request: Request) -> Response:
     dataset, row = _pair(request)
     what = request.path_params["what"]
     key = (row.pair_id, row.digest, what)
-    tag = "-".join(key)
-    if is_known(request, tag):
-        return answer(request, tag, None)
 
     def make() -> Encoded:
         if what in SIDES:
@@ -73,12 +79,12 @@ def pair_picture(request: Request) -> Response:
             raise absent(f"pair {row.pair_id} has no picture '{what}'")
         return pictures.encode(image, LARGEST)
 
-    return answer(request, tag, studio_of(request).kept.get(key, make))
+    return kept_picture(request, "-".join(key), key, make)
 
 
 def _drawn(images: SampleImages, what: str) -> pictures.Array | None:
     if what == "prior":
-        return pictures.focused(images.win, images.prior)
+        return focused(images.win, images.prior)
     if what == "difference":
         return pictures.difference(images.win, images.lose)
     if what == "complexity":
@@ -98,11 +104,9 @@ def _drawn(images: SampleImages, what: str) -> pictures.Array | None:
 
 
 def _pair(request: Request) -> tuple[Dataset, IndexRow]:
-    dataset = studio_of(request).needed_dataset()
-    pair_id, digest = request.path_params["pair"], request.path_params["digest"]
-    row = dataset.row(pair_id)
-    if row is None or row.digest != digest:
-        raise absent(f"version {dataset.id} has no pair '{pair_id}' of these pictures")
+    dataset, row = studio_of(request).pair_row(request.path_params["pair"])
+    if row.digest != request.path_params["digest"]:
+        raise absent(f"version {dataset.id} has no pair '{row.pair_id}' of these pictures")
     return dataset, row
 
 
@@ -117,14 +121,12 @@ def stored(request: Request) -> Response:
         raise absent("no such picture")
     parts = (key, *masks, prior, side)
     tag = re.sub(r"[^A-Za-z0-9]", "-", "~".join(map(str, parts)))[-400:]
-    if is_known(request, tag):
-        return answer(request, tag, None)
 
     def make() -> Encoded:
         return pictures.encode(_with_masks(store, key, masks, prior), side)
 
     try:
-        return answer(request, tag, studio_of(request).kept.get(parts, make))
+        return kept_picture(request, tag, parts, make)
     except UserError as error:
         raise absent(str(error)) from error
 
@@ -134,8 +136,8 @@ def _with_masks(store: Store, key: str, masks: list[str], prior: str) -> picture
     if image.ndim == 2:
         image = np.repeat(image[..., None], 3, axis=2)
     if prior:
-        image = pictures.focused(image, store.mask(prior))
-    drawn = [(store.mask(one), at) for at, one in enumerate(masks) if one]
+        image = focused(image, store.mask(prior))
+    drawn = [(store.mask(mask), at) for at, mask in enumerate(masks) if mask]
     return pictures.outlined(
         image,
         [mask for mask, _ in drawn],
@@ -157,8 +159,20 @@ def _side(query: QueryParams) -> int:
     return int(text)
 
 
+def static(request: Request) -> Response:
+    """A file of the package's folder `static`; addresses carry the files' hash."""
+    name = request.path_params["name"]
+    known = {file.name: file for file in (resources.files("focusdpo.studio") / "static").iterdir()}
+    suffix = name.rpartition(".")[2]
+    if name not in known or suffix not in KINDS:
+        raise absent(f"no file '{name}'")
+    headers = {"cache-control": f"public, {FOREVER}"}
+    return Response(known[name].read_bytes(), media_type=KINDS[suffix], headers=headers)
+
+
 def routes() -> list[BaseRoute]:
     return [
+        Route("/static/{name}", static),
         Route("/thumbnails/{pair}/{digest}", thumbnail),
         Route("/pair-pictures/{pair}/{digest}/{what}", pair_picture),
         Route("/pictures/{stage}/{key}/{member}", stored),

@@ -1,31 +1,36 @@
-"""What all pages share: the store, and the dataset version that is the newest now."""
+"""What all pages share: the store, the version that is the newest now, and what is being changed:
+drafts of subjects, jobs, the audit of reviews."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 
 from starlette.exceptions import HTTPException
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.shards import IndexRow
+from focusdpo.flows.config import GenerateRun
+from focusdpo.flows.settings import resolve
+from focusdpo.pipeline.audit import Audit
 from focusdpo.pipeline.subjects.registry import Registry, read_registry
+from focusdpo.store.addresses import HEADER, files_of
 from focusdpo.store.artefacts import Store
 from focusdpo.store.manifests import latest_id
-from focusdpo.store.roots import HEADER, files_of
+from focusdpo.studio.config import StudioConfig, drafts_folder, jobs_folder
+from focusdpo.studio.drafts import Drafts, Instances
 from focusdpo.studio.focus_maps import FocusWorker
-from focusdpo.studio.pictures import Kept
+from focusdpo.studio.job_files import Jobs
+from focusdpo.studio.pictures import PictureCache
+from focusdpo.studio.review_queue import Queue
 from focusdpo.studio.run_reading import Found, find_runs
-from focusdpo.studio.settings import StudioConfig
 from focusdpo.studio.version_reading import Dataset
 
 LOOK_AGAIN = 1.0
 """Seconds for which LATEST and the folders of runs are believed."""
-
-
-def absent(what: str) -> HTTPException:
-    """404: to be raised."""
-    return HTTPException(404, what)
+NEXT = "add a subject, then build"
 
 
 class Studio:
@@ -33,15 +38,26 @@ class Studio:
 
     def __init__(self, config: StudioConfig) -> None:
         self.config = config
-        self.kept = Kept()
+        self.kept = PictureCache()
         self.focus = FocusWorker(config.preset)
+        self.drafts = Drafts(drafts_folder(config))
+        self.jobs = Jobs(jobs_folder(config))
+        self.instances = Instances()
         self._lock = threading.Lock()
         self._store: Store | None = None
         self._latest: tuple[float, str | None] = (-LOOK_AGAIN, None)
         self._dataset: Dataset | None = None
         self._runs: tuple[float, Found | None] = (-LOOK_AGAIN, None)
+        self._audit: Audit | None = None
+        self._queue: tuple[str, Queue] | None = None
+        self.drafts.clean()
         # A folder that holds something else is told now, not at the first look.
         self.store()
+
+    @functools.cached_property
+    def run(self) -> GenerateRun:
+        """How pictures are read, and by which models: the preset's."""
+        return resolve(GenerateRun, {"preset": self.config.preset})
 
     def store(self, *, create: bool = False) -> Store | None:
         """The root's store; None while there is no root yet and it is not to be made."""
@@ -54,7 +70,7 @@ class Studio:
         """The store, for pages that are nothing without one."""
         store = self.store()
         if store is None:
-            raise absent(f"{self.config.root}: no dataset here yet. Add a subject, then build.")
+            raise HTTPException(404, f"{self.config.root}: no dataset here yet; {NEXT}")
         return store
 
     def latest(self) -> str | None:
@@ -90,8 +106,16 @@ class Studio:
         """The newest version, for pages that are nothing without one."""
         dataset = self.dataset()
         if dataset is None:
-            raise absent(f"{self.config.root}: no dataset version yet. Add a subject, then build.")
+            raise HTTPException(404, f"{self.config.root}: no dataset version yet; {NEXT}")
         return dataset
+
+    def pair_row(self, pair_id: str) -> tuple[Dataset, IndexRow]:
+        """A pair of the newest version; 404 where it has none of this name."""
+        dataset = self.needed_dataset()
+        row = dataset.row(pair_id)
+        if row is None:
+            raise HTTPException(404, f"version {dataset.id} has no pair '{pair_id}'")
+        return dataset, row
 
     def registry(self) -> Registry | None:
         """Who is in the next version."""
@@ -100,12 +124,26 @@ class Studio:
 
     def runs(self) -> Found:
         """Training runs, evaluations and exports: a page with many pictures looks once."""
-        when, found = self._runs
+        when, runs = self._runs
         now = time.monotonic()
-        if found is None or now - when > LOOK_AGAIN:
-            found = find_runs(self.config)
-            self._runs = (now, found)
-        return found
+        if runs is None or now - when > LOOK_AGAIN:
+            runs = find_runs(self.config)
+            self._runs = (now, runs)
+        return runs
+
+    def audit(self, store: Store) -> Audit:
+        """The root's reviews; what was read once is not read again."""
+        with self._lock:
+            if self._audit is None:
+                self._audit = Audit(store)
+            return self._audit
+
+    def queue(self, dataset: Dataset) -> Queue:
+        """The pairs of a version; the last one asked for is kept."""
+        with self._lock:
+            if self._queue is None or self._queue[0] != dataset.id:
+                self._queue = dataset.id, Queue(dataset)
+            return self._queue[1]
 
     def forget(self) -> None:
         """Look again at once: something was built."""

@@ -1,32 +1,37 @@
-"""The method's premise on real pairs: are references found on their subjects, and at which noise?
+"""Focus maps at chosen noise levels: of one pair for pictures, of many for the method's premise.
 
-Shapes: P pairs, S noise levels, V = 2 branches (winner, loser).
-
-FocusDPO takes for granted that alignment A rises as noise falls, so that M_s shrinks. Whether it
-does depends on the features, so every kind of features at every block is measured; one pass of the
-backbone serves all blocks of a kind.
-Shapes: B pairs of a batch, 2B images (winners, then losers), P pairs in all, S noise levels, V = 2
-branches (winner, loser), R subjects, N target tokens, C channels.
+The premise: are references found on their subjects, and at which noise? FocusDPO takes for granted
+that alignment A rises as noise falls, so that M_s shrinks. Whether it does depends on the features,
+so every kind of features at every block is measured; one pass of the backbone serves all blocks of
+a kind. Shapes: B pairs of a batch, 2B images (winners, then losers), P pairs in all, S noise
+levels, V = 2 branches (winner, loser), R subjects, N target tokens, C channels.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor
 
 from focusdpo.data_schemas.scenes import stable_hash
+from focusdpo.model.adapter import reference_policy
 from focusdpo.model.backbone import Backbone, FeatureConfig, Prediction
 from focusdpo.model.correspondence import unwrap
-from focusdpo.model.focus import FocusMaps, FocusPriors, focus_maps
+from focusdpo.model.focus import FocusMaps, FocusPriors, branch_weights, focus_maps
 from focusdpo.model.focus_config import FocusConfig, NoiseConfig, PremiseConfig
 from focusdpo.model.noise import draw_noise
-from focusdpo.model.training.batches import PairBatch
+from focusdpo.model.training.batches import PairBatch, PairData, encode_pairs
+from focusdpo.model.training.checkpoint import write_file
+from focusdpo.model.training.config import TrainConfig
 
 Floats = NDArray[np.float64]
 Item = TypeVar("Item")
@@ -63,29 +68,16 @@ def bootstrap_band(values_PS: Floats, *, resamples: int, level: float, seed: int
     return Band(known_PS.mean(axis=0), low, high, pairs)
 
 
-def ranks(values_PS: Floats) -> Floats:
-    """Ranks along S from 0; equal values share their mean rank."""
-    below = (values_PS[:, None, :] < values_PS[:, :, None]).sum(axis=2)
-    equal = (values_PS[:, None, :] == values_PS[:, :, None]).sum(axis=2)
-    return np.asarray(below + (equal - 1) / 2, np.float64)
-
-
 def rank_correlation(values_PS: Floats, sigmas: Sequence[float]) -> Floats:
     """Spearman correlation (P,) of each pair's values with -sigma: 1 where they rise at every step
     towards less noise; 0 where they do not change at all."""
-    order_S = -ranks(np.asarray(sigmas, np.float64)[None])[0]
+    order_S = -stats.rankdata(sigmas)
     order_S = order_S - order_S.mean()
-    ranked_PS = ranks(np.asarray(values_PS, np.float64))
+    ranked_PS = stats.rankdata(values_PS, axis=1)
     ranked_PS = ranked_PS - ranked_PS.mean(axis=1, keepdims=True)
     scale_P = np.sqrt((ranked_PS**2).sum(axis=1) * (order_S**2).sum())
     product_P = ranked_PS @ order_S
     return np.where(scale_P > 0, product_P / np.where(scale_P > 0, scale_P, 1.0), 0.0)
-
-
-def mean_known(values: Floats) -> float:
-    """Mean of what is not NaN; NaN if nothing is."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else float("nan")
 
 
 @dataclass(frozen=True)
@@ -220,7 +212,15 @@ def metric_values(maps: FocusMaps, priors: FocusPriors, config: FocusConfig) -> 
 
 def noise_of(batch: PairBatch, seed: int) -> Tensor:
     """One noise (B, N, C) per pair, from its id alone: the same at all noise levels."""
-    slots = [stable_hash("premise", key) for key in batch.keys]
+    return _noise(batch, [stable_hash("premise", key) for key in batch.keys], seed)
+
+
+def pair_noise(batch: PairBatch, seed: int) -> Tensor:
+    """The noise (1, N, C) of `maps_over_sigmas`, the same for any pair."""
+    return _noise(batch, [0], seed)
+
+
+def _noise(batch: PairBatch, slots: Sequence[int], seed: int) -> Tensor:
     shape = (batch.win_BNC.shape[1], batch.win_BNC.shape[2])
     noise_BNC, _ = draw_noise(shape, slots, seed=seed, step=0, config=NoiseConfig())
     return noise_BNC.to(batch.win_BNC)
@@ -246,11 +246,15 @@ class _Level:
         prompts, references = batch.prompts.repeat(2), batch.references.repeat(2)
         return backbone.predict(self.noisy_BNC, self.sigma_B, prompts, references, capture=features)
 
-    def values(self, prediction: Prediction, config: FocusConfig) -> NDArray[np.float64]:
-        """(M, B, V)."""
+    def maps(self, prediction: Prediction, config: FocusConfig) -> tuple[FocusMaps, FocusPriors]:
+        """Of all 2B images."""
         priors = self.batch.branch_priors(config.detail_image)
         masks = self.batch.references.repeat(2).masks
-        maps = focus_maps(prediction, masks, priors, config, self.sigma_B)
+        return focus_maps(prediction, masks, priors, config, self.sigma_B), priors
+
+    def values(self, prediction: Prediction, config: FocusConfig) -> NDArray[np.float64]:
+        """(M, B, V)."""
+        maps, priors = self.maps(prediction, config)
         both = metric_values(maps, priors, config).unflatten(1, (2, -1)).transpose(1, 2)
         return np.asarray(both.double().cpu().numpy())
 
@@ -259,7 +263,7 @@ def _measure_level(
     backbone: Backbone, level: _Level, focus: FocusConfig, premise: PremiseConfig
 ) -> dict[Place | None, NDArray[np.float64]]:
     """(M, B, V) for the configured features (key None) and for each place."""
-    found: dict[Place | None, NDArray[np.float64]] = {
+    values: dict[Place | None, NDArray[np.float64]] = {
         None: level.values(level.predict(backbone, focus.features), focus)
     }
     blocks = block_names(backbone.transformer)
@@ -268,8 +272,8 @@ def _measure_level(
         prediction = level.predict(backbone, features)
         reading = focus.model_copy(update={"features": features})
         for index, block in enumerate(blocks):
-            found[kind, block] = level.values(only_block(prediction, index), reading)
-    return found
+            values[kind, block] = level.values(only_block(prediction, index), reading)
+    return values
 
 
 @torch.no_grad()
@@ -298,7 +302,7 @@ def measure_premise(
         done += len(batch)
         if progress:
             progress(phase, done, total, {})
-    joined = {place: np.concatenate(found, axis=1) for place, found in parts.items()}
+    joined = {place: np.concatenate(batches_of, axis=1) for place, batches_of in parts.items()}
     named = {place: dict(zip(METRICS, values, strict=True)) for place, values in joined.items()}
     configured = named.pop(None)
     return Premise(configured, {place: v for place, v in named.items() if place is not None})
@@ -315,3 +319,89 @@ def noisy_images(
         pixels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         shown.append(pixels.permute(0, 2, 3, 1).cpu().numpy())
     return np.stack(shown, axis=1)
+
+
+SIGMAS = (0.95, 0.85, 0.7, 0.55, 0.4, 0.25, 0.1, 0.02)
+Arrays = dict[str, NDArray[Any]]
+
+
+@torch.no_grad()
+def maps_over_sigmas(
+    backbone: Backbone,
+    batch: PairBatch,
+    sigmas: tuple[float, ...],
+    config: FocusConfig,
+    *,
+    seed: int = 0,
+) -> Arrays:
+    """Maps of a batch of one pair at S noise levels with one noise: "win.matched", "lose.weight"
+    and so on, each (S, ...) float32; beside them what the noise level does not change."""
+    if len(batch) != 1:
+        raise ValueError(f"expected a batch of one pair, got {len(batch)}")
+    noise_BNC = pair_noise(batch, seed)
+    levels = [
+        _level_arrays(backbone, _Level.of(backbone, batch, noise_BNC, sigma), config)
+        for sigma in sigmas
+    ]
+    arrays = {name: np.stack([level[name] for level in levels]) for name in levels[0]}
+    arrays["sigmas"] = np.array(sigmas, np.float32)
+    arrays["grid"] = np.array(backbone.grid, np.int32)
+    arrays["prior"] = batch.priors.prior_BN[0].cpu().numpy()
+    arrays["subjects"] = batch.priors.subjects_BRN[0].cpu().numpy()
+    arrays["detail"] = (batch.priors.detail_BN * batch.priors.prior_BN)[0].cpu().numpy()
+    return arrays
+
+
+def _level_arrays(backbone: Backbone, level: _Level, config: FocusConfig) -> Arrays:
+    """One noise level: winner and loser in one pass, as in training."""
+    maps, priors = level.maps(level.predict(backbone, config.features), config)
+    named = {
+        "matched": maps.matched_BN,
+        "matches": maps.matches_BRN,
+        "structure": maps.structure_BN,
+        "weight": branch_weights(maps, priors, config),
+        "similarity": maps.similarity_BRN,
+        "alignment": maps.alignment_B,
+        "gate": maps.gate_B,
+        "confusion": maps.confusion_B,
+    }
+    arrays: Arrays = {}
+    for name, both in named.items():
+        arrays[f"win.{name}"], arrays[f"lose.{name}"] = both.float().cpu().numpy()
+    return arrays
+
+
+class PairMaps:
+    """The focus maps of the data's first pair with the most subjects, before and after training."""
+
+    def __init__(self, backbone: Backbone, data: PairData, config: TrainConfig, path: Path) -> None:
+        self._backbone, self._config, self._path = backbone, config, path
+        self._sample = data.sample(data.groups()[-1][0])
+        self._batch = encode_pairs(backbone, [self._sample], focus=config.focus)
+        self._arrays: Arrays = {}
+
+    def draw(self, phase: str) -> None:
+        """`phase` is start (the base: the LoRA left out) or end."""
+        transformer, config = self._backbone.transformer, self._config
+        with reference_policy(transformer) if phase == "start" else nullcontext():
+            arrays = maps_over_sigmas(
+                self._backbone, self._batch, SIGMAS, config.focus, seed=config.seed
+            )
+        for name, array in arrays.items():
+            self._arrays[f"{phase}.{name}" if "." in name else name] = array
+
+    def write(self) -> None:
+        """Maps and the pair's pictures in one safetensors file, readable without torch."""
+        from safetensors.numpy import save
+
+        images, pair = self._sample.images, self._sample.pair
+        arrays = {
+            **self._arrays,
+            "win": images.win,
+            "lose": images.lose,
+            "prior_mask": images.prior.astype(np.uint8),
+            **{f"ref{i}": image for i, image in enumerate(images.references)},
+        }
+        info = {"pair": pair.id, "prompt": pair.prompt, "class_names": list(pair.class_names)}
+        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        write_file(self._path, save(arrays, {"info": json.dumps(info)}))

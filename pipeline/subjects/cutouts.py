@@ -60,17 +60,17 @@ def find_subject(
     else:
         # Small enough to be quick, large enough to be exact at `size`.
         picture = _shrink(picture, 4 * size)
-        found = _subject_before_background(picture.image, tolerance)
+        subject = _subject_before_background(picture.image, tolerance)
         looked_for = ""
-        if found is None and find is not None:
-            found, looked_for = find(picture.image), ", and the segmenter found nothing"
-        if found is None:
+        if subject is None and find is not None:
+            subject, looked_for = find(picture.image), ", and the segmenter found nothing"
+        if subject is None:
             note = (
                 f"no alpha and no uniform background{looked_for}: the whole picture counts as the "
                 "subject; for better pairs cut it out (transparent background)"
             )
-            found = np.ones(picture.image.shape[:2], dtype=np.bool_)
-        alpha = found.astype(np.uint8) * np.uint8(255)
+            subject = np.ones(picture.image.shape[:2], dtype=np.bool_)
+        alpha = subject.astype(np.uint8) * np.uint8(255)
     return picture, alpha, note
 
 
@@ -196,8 +196,8 @@ class StoredMasks:
             [digest(np.ascontiguousarray(image).tobytes() + str(image.shape).encode())],
         )
         if not self._store.has(STAGE, key):
-            (found,) = self._segmenter.segment([image], [(class_name,)])
-            best = max(found, key=lambda one: one.confidence, default=None)
+            (detections,) = self._segmenter.segment([image], [(class_name,)])
+            best = max(detections, key=lambda detection: detection.confidence, default=None)
             kept = best is not None and best.confidence >= self._min_confidence
             mask = best.mask if best is not None and kept else np.zeros(image.shape[:2], np.bool_)
             self._store.commit(STAGE, key, [], Reference, images={_MASK: mask})

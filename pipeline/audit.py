@@ -27,8 +27,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pydantic import TypeAdapter, ValidationError
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.pairs import Pair
-from focusdpo.data_schemas.reviews import DECISIONS, Decision, Review, ReviewedPair, Verdict
+from focusdpo.data_schemas.pairs import DECISIONS, Decision, Pair, Review, ReviewedPair, Verdict
+from focusdpo.data_schemas.strict import first_problem
 from focusdpo.pipeline.shard import PAIR_ID
 from focusdpo.store.artefacts import Store
 from focusdpo.store.keys import digest
@@ -106,11 +106,11 @@ class Audit:
         self._read = {path: self._read[path] for path in there if path in self._read}
         if self._store.files.local is None and len(new) > 1:
             with ThreadPoolExecutor(READERS) as pool:
-                found = list(pool.map(self._load, new))
+                loaded = list(pool.map(self._load, new))
         else:
-            found = [self._load(path) for path in new]
-        self._read |= dict(zip(new, found, strict=True))
-        return sorted(self._read.values(), key=lambda one: (one.when, one.id))
+            loaded = [self._load(path) for path in new]
+        self._read |= dict(zip(new, loaded, strict=True))
+        return sorted(self._read.values(), key=lambda review: (review.when, review.id))
 
     def record(
         self,
@@ -142,7 +142,7 @@ class Audit:
             reason=clean_reason(reason),
             blind=blind,
         )
-        path = f"{digest(pair.id.encode())[:2]}/{pair.id}.{review.id}.json"
+        path = _path(review)
         text = json.dumps(dataclasses.asdict(review), indent=1, ensure_ascii=False) + "\n"
         if not self._store.files.write(f"{FOLDER}/{path}", text.encode(), replace=False):
             raise RuntimeError(f"{FOLDER}/{path}: a name that is made once is there already")
@@ -152,9 +152,9 @@ class Audit:
     def remove_of(self, subjects: Collection[str]) -> int:
         """Take away all decisions about pairs that show one of the subjects; how many. For purges
         alone."""
-        theirs = [one for one in self.reviews() if set(subjects) & set(one.subject_ids)]
-        for one in theirs:
-            path = f"{digest(one.pair_id.encode())[:2]}/{one.pair_id}.{one.id}.json"
+        theirs = [review for review in self.reviews() if set(subjects) & set(review.subject_ids)]
+        for review in theirs:
+            path = _path(review)
             self._store.files.remove(f"{FOLDER}/{path}")
             self._read.pop(path, None)
         return len(theirs)
@@ -162,9 +162,9 @@ class Audit:
     def _when(self, pair_id: str, reviewer: str, now: datetime.datetime) -> str:
         """Later than what this reviewer has said of the pair, even if the clock went back."""
         own = [
-            datetime.datetime.fromisoformat(one.when)
-            for one in self._about(pair_id)
-            if one.reviewer == clean_reviewer(reviewer)
+            datetime.datetime.fromisoformat(review.when)
+            for review in self._about(pair_id)
+            if review.reviewer == clean_reviewer(reviewer)
         ]
         last = max(own, default=None)
         if last is not None and last >= now:
@@ -173,7 +173,7 @@ class Audit:
 
     def _about(self, pair_id: str) -> list[Review]:
         """All decisions about one pair, by a look into one folder."""
-        folder = digest(pair_id.encode())[:2]
+        folder = _folder(pair_id)
         names = self._store.files.names(f"{FOLDER}/{folder}")
         paths = [f"{folder}/{name}" for name in names if name.startswith(f"{pair_id}.")]
         return [self._read.get(path) or self._load(path) for path in paths if NAME.fullmatch(path)]
@@ -183,12 +183,18 @@ class Audit:
         try:
             return _adapter().validate_json(self._store.files.read(f"{FOLDER}/{path}"))
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"]) or "the file"
             raise UserError(
-                f"{where}: not a review ({field}: {first['msg']}); restore it from a copy, or "
+                f"{where}: not a review ({first_problem(error)}); restore it from a copy, or "
                 "remove it if the decision is not wanted"
             ) from error
+
+
+def _folder(pair_id: str) -> str:
+    return digest(pair_id.encode())[:2]
+
+
+def _path(review: Review) -> str:
+    return f"{_folder(review.pair_id)}/{review.pair_id}.{review.id}.json"
 
 
 @functools.cache
@@ -221,19 +227,19 @@ def clean_reason(reason: str) -> str:
 def standing(reviews: Iterable[Review]) -> dict[Judged, dict[str, Review]]:
     """Per pair and pictures, each reviewer's decision that counts; those withdrawn are out.
     `reviews` in any order."""
-    found: dict[Judged, dict[str, Review]] = {}
-    for one in sorted(reviews, key=lambda one: (one.when, one.id)):
-        found.setdefault((one.pair_id, one.judged), {})[one.reviewer] = one
+    latest: dict[Judged, dict[str, Review]] = {}
+    for review in sorted(reviews, key=lambda review: (review.when, review.id)):
+        latest.setdefault((review.pair_id, review.judged), {})[review.reviewer] = review
     held = {
-        judged: {name: one for name, one in by.items() if one.decision != "withdraw"}
-        for judged, by in found.items()
+        judged: {name: review for name, review in by.items() if review.decision != "withdraw"}
+        for judged, by in latest.items()
     }
     return {judged: by for judged, by in held.items() if by}
 
 
 def verdict_of(decisions: Iterable[Decision]) -> Verdict | None:
     """What the decisions that count come to; None without one."""
-    votes = Counter(one for one in decisions if one != "withdraw").most_common()
+    votes = Counter(decision for decision in decisions if decision != "withdraw").most_common()
     if not votes:
         return None
     if len(votes) > 1 and votes[0][1] == votes[1][1]:
@@ -246,7 +252,7 @@ def verdicts(reviews: Iterable[Review]) -> dict[Judged, Verdict]:
     return {
         judged: verdict
         for judged, by in standing(reviews).items()
-        if (verdict := verdict_of(one.decision for one in by.values())) is not None
+        if (verdict := verdict_of(review.decision for review in by.values())) is not None
     }
 
 
@@ -263,11 +269,15 @@ class Ruling:
 
     @classmethod
     def of(cls, reviews: Sequence[Review]) -> Ruling:
-        changes = {one: said for one, said in verdicts(reviews).items() if said != "accepted"}
+        changes = {
+            judged: verdict
+            for judged, verdict in verdicts(reviews).items()
+            if verdict != "accepted"
+        }
         where = {
-            (one.pair_id, one.judged): one.partition
-            for one in reviews
-            if (one.pair_id, one.judged) in changes
+            (review.pair_id, review.judged): review.partition
+            for review in reviews
+            if (review.pair_id, review.judged) in changes
         }
         partitions: dict[str, list[str]] = {}
         for judged, verdict in sorted(changes.items()):

@@ -52,8 +52,8 @@ def maps_figure(
     arrays: Mapping[str, NDArray[Any]], info: Mapping[str, Any], features: str, tau: float
 ) -> bytes:
     """Rows are maps, columns noise levels, winner left and loser right. `arrays` are named as
-    `model.focus_report` names them, with `win_noisy` and `lose_noisy` (S, H, W, 3)."""
-    phases = [one for one in PHASES if f"{one[0]}.win.matched" in arrays]
+    `model.focus_levels` names them, with `win_noisy` and `lose_noisy` (S, H, W, 3)."""
+    phases = [phase_of for phase_of in PHASES if f"{phase_of[0]}.win.matched" in arrays]
     num = len(arrays["sigmas"])
     rows = 2 + 4 * len(phases)
     width, height = (2 * num + 0.5) * CELL + 1.9, 3.35 + rows * CELL * 1.15
@@ -215,15 +215,15 @@ def _edges(
 ) -> list[tuple[tuple[float, float], tuple[float, float]]]:
     """Borders between inside and outside, in the coordinates of imshow."""
     padded = np.pad(inside_hw, 1)
-    found = [
+    edges = [
         ((x - 0.5, y - 0.5), (x + 0.5, y - 0.5))
         for y, x in np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1])
     ]
-    found += [
+    edges += [
         ((x - 0.5, y - 0.5), (x - 0.5, y + 0.5))
         for y, x in np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1])
     ]
-    return found
+    return edges
 
 
 def _one_colour(colour: str) -> Any:
@@ -287,7 +287,7 @@ def _premise_title(premise: Mapping[str, Any]) -> str:
     subjects = ", ".join(f"{n} with {r}" for r, n in premise["pairs"]["by_subjects"].items())
     level = 100 * premise["settings"]["premise"]["level"]
     high, low = premise["sigmas"][0], premise["sigmas"][-1]
-    told = "; ".join(
+    branches = "; ".join(
         f"{r['branch']}s {r['alignment']['mean'][0]:.2f} -> {r['alignment']['mean'][-1]:.2f} "
         f"({r['rise']:+.2f} [{r['rise_low']:+.2f}, {r['rise_high']:+.2f}])"
         for r in premise["configured"]
@@ -296,7 +296,7 @@ def _premise_title(premise: Mapping[str, Any]) -> str:
     return (
         "Does the method's premise hold: are references found on their subjects as noise falls?\n"
         f"Configured features ({row['kind']} at {row['blocks']}), base, A from sigma {high:g} to "
-        f"{low:g}: {told}.\n"
+        f"{low:g}: {branches}.\n"
         f"{len(premise['pairs']['ids'])} pairs of split {premise['split']} (by subjects: "
         f"{subjects}); bands and brackets are {level:g} % bootstrap intervals of the mean over "
         "pairs."

@@ -1,0 +1,50 @@
+"""What waits on the CPU: models between two uses, and prompts that were encoded before."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def lent(device: str | torch.device, *modules: nn.Module, back: bool = True) -> Iterator[None]:
+    """Inside, the modules are on `device`; with `back` they go home to the CPU afterwards."""
+    for module in modules:
+        module.to(device)
+    try:
+        yield
+    finally:
+        if back:
+            for module in modules:
+                module.to("cpu")
+            if torch.device(device).type == "cuda":
+                torch.cuda.empty_cache()
+
+
+class PromptCache:
+    """Encoded prompts, each some tensors on the CPU: the newest `mib`."""
+
+    def __init__(self, mib: int) -> None:
+        self._room = mib * 2**20
+        self._kept: OrderedDict[str, tuple[Tensor, ...]] = OrderedDict()
+
+    def __contains__(self, text: str) -> bool:
+        return text in self._kept
+
+    def get(self, text: str) -> tuple[Tensor, ...] | None:
+        """The tensors of a prompt, which is then the newest; None where it is not kept."""
+        if text in self._kept:
+            self._kept.move_to_end(text)
+        return self._kept.get(text)
+
+    def put(self, text: str, *tensors: Tensor) -> None:
+        """Keep a prompt, and drop the oldest where there is no room."""
+        self._kept[text] = tensors
+        self._room -= sum(tensor.nbytes for tensor in tensors)
+        while self._room < 0 and self._kept:
+            _, dropped = self._kept.popitem(last=False)
+            self._room += sum(tensor.nbytes for tensor in dropped)
