@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from benchmarks.gpu_config import STRAIGHTFORWARD, GpuBenchConfig, Row
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.provenance import machine, packages
+from focusdpo.store.provenance import machine, packages
 
 Verdict = Literal["reached", "missed", "not judged"]
 Mfu = Callable[[Row], float | None]

@@ -1,18 +1,21 @@
 """Measures training steps of full-size models: time, peak memory, forward passes.
 
 A step is all that `train` does for one: forward passes, backward pass, what is logged, clipping and
-AdamW. Running out of memory is a result like any other.
+AdamW. Running out of memory is a result like any other. `straightforward_dpo` is what it is
+compared with.
 """
 
 from __future__ import annotations
 
+import copy
 import statistics
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.device import (
@@ -42,11 +45,10 @@ from benchmarks.gpu_config import (
     Row,
     Setting,
 )
-from benchmarks.straightforward import frozen_copy, straightforward_dpo
 from focusdpo.model.adapter import remove_policy
 from focusdpo.model.backbone import Backbone
 from focusdpo.model.noise import draw_noise
-from focusdpo.model.step import autocast
+from focusdpo.model.step import Autocast, autocast
 from focusdpo.model.training.batches import PairBatch
 from focusdpo.model.training.config import ObjectiveConfig, TrainConfig
 from focusdpo.model.training.monitor import observe
@@ -238,3 +240,42 @@ def _row_failed(row: Row, failure: str) -> Row:
 def _failed(setting: Setting, failure: str) -> list[Row]:
     names: Sequence[str] = setting.methods
     return [_row_failed(_row(setting, name), failure) for name in names]
+
+
+def frozen_copy(backbone: Backbone) -> Backbone:
+    """The same backbone on weights of its own. Take it before the policy's adapter is added."""
+    copied = copy.copy(backbone)
+    copied.transformer = copy.deepcopy(backbone.transformer).requires_grad_(False)
+    return copied
+
+
+def straightforward_dpo(
+    policy: Backbone,
+    frozen: Backbone,
+    batch: PairBatch,
+    noise_BNC: Tensor,
+    sigma_B: Tensor,
+    beta: float,
+    cast: Autocast = nullcontext,
+) -> Tensor:
+    """Diffusion-DPO as one writes it down first: what our step is compared with, in speed, memory
+    and gradients. The loss, with a graph through two forward passes of the policy.
+
+    The reference policy is a frozen copy of the whole model, and each of the four images' errors
+    (policy and reference policy, winner and loser) comes from a forward pass of its own. Nothing is
+    shared but the pair's noise and noise level, which the loss demands. Source: arXiv 2311.12908,
+    equation 14; the sums are written out here, apart from `model.objectives`.
+    """
+
+    def error(backbone: Backbone, clean_BNC: Tensor) -> Tensor:
+        noisy_BNC = backbone.add_noise(clean_BNC, noise_BNC, sigma_B)
+        target_BNC = backbone.target(clean_BNC, noise_BNC, sigma_B)
+        with cast():
+            output = backbone.predict(noisy_BNC, sigma_B, batch.prompts, batch.references)
+        return (output.output_BNC.float() - target_BNC.float()).pow(2).mean(dim=(1, 2))
+
+    win_B, lose_B = error(policy, batch.win_BNC), error(policy, batch.lose_BNC)
+    with torch.no_grad():
+        ref_win_B, ref_lose_B = error(frozen, batch.win_BNC), error(frozen, batch.lose_BNC)
+    gain_B = (ref_win_B - win_B) - (ref_lose_B - lose_B)
+    return -F.logsigmoid(beta / 2 * gain_B).mean()

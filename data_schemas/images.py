@@ -7,6 +7,7 @@ import logging
 import struct
 import warnings
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +64,22 @@ def decode_png(data: bytes, where: str = "image") -> NDArray[np.uint8]:
         raise
     except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
         raise UserError(f"{where}: not a readable PNG ({error})") from error
+
+
+def contact_sheet(
+    pictures: Sequence[NDArray[np.uint8]], *, columns: int, scale: int = 1
+) -> Image.Image:
+    """Pictures of equal size (H, W, 3) in rows, a white line between them."""
+    height, width = pictures[0].shape[:2]
+    rows = -(-len(pictures) // columns)
+    sheet = np.full((rows * (height + 2) + 2, columns * (width + 2) + 2, 3), 255, dtype=np.uint8)
+    for at, picture in enumerate(pictures):
+        y = 2 + at // columns * (height + 2)
+        x = 2 + at % columns * (width + 2)
+        sheet[y : y + height, x : x + width] = picture
+    image = Image.fromarray(sheet)
+    size = (image.width * scale, image.height * scale)
+    return image.resize(size, Image.Resampling.NEAREST)
 
 
 def decode_mask(data: bytes, where: str = "mask") -> NDArray[np.bool_]:

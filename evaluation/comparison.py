@@ -22,21 +22,19 @@ error, and the quantile of the largest |t| over all contrasts is the width for a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from focusdpo.data_schemas.ablations import ArmRow
+from focusdpo.data_schemas.ablations import ArmRow, Contrast
 from focusdpo.data_schemas.evaluations import EvalScene
 from focusdpo.data_schemas.runs import EvalRow
 from focusdpo.evaluation.metrics import METRICS, Interval, bootstrap, nan_mean
-from focusdpo.evaluation.pocket_protocol import EvaluateConfig
-
-BASE, ADAPTER, DIFFERENCE = "base", "adapter", "adapter - base"
+from focusdpo.evaluation.protocols import ADAPTER, BASE, DIFFERENCE, EvaluateConfig
 
 
 class Measured(Protocol):
@@ -47,19 +45,23 @@ class Measured(Protocol):
 
 
 def rows(
-    base: Sequence[EvalScene], adapter: Sequence[EvalScene], config: EvaluateConfig
+    base: Sequence[Any],
+    adapter: Sequence[Any],
+    config: EvaluateConfig,
+    metrics: Iterable[str] = METRICS,
 ) -> list[EvalRow]:
     """The table: each metric and group for base, adapter and their paired difference.
 
-    `adapter` may be empty: then base alone. Groups without a scene are left out.
+    Both hold `EvalScene`, or what has its fields and more `metrics`. `adapter` may be empty: then
+    base alone. Groups without a scene are left out.
     """
     table = []
     for group, belongs in GROUPS.items():
-        mine = [one for one in base if belongs(one)]
-        theirs = [one for one in adapter if belongs(one)]
+        mine = [scene for scene in base if belongs(scene)]
+        theirs = [scene for scene in adapter if belongs(scene)]
         if not mine and not theirs:
             continue
-        for metric in METRICS:
+        for metric in metrics:
             means = intervals(metric, mine, theirs, config)
             table += [
                 EvalRow(
@@ -78,13 +80,42 @@ def rows(
     return table
 
 
+@dataclass(frozen=True, slots=True)
+class PairedText:
+    """A metric's line in plain text: both means, their paired difference, over how many scenes."""
+
+    metric: str
+    base: str
+    adapter: str
+    difference: str
+    scenes: str
+
+
+def paired_texts(rows: Sequence[EvalRow], group: str = "all") -> list[PairedText]:
+    """A line per metric of a group, in the table's order; "-" for what was not measured."""
+    metrics: dict[str, dict[str, EvalRow]] = {}
+    for row in rows:
+        if row.group == group:
+            metrics.setdefault(row.metric, {})[row.model] = row
+
+    def text(metric: str, models: Mapping[str, EvalRow]) -> PairedText:
+        base, adapter = (
+            f"{models[model].mean:.4f}" if model in models else "-" for model in (BASE, ADAPTER)
+        )
+        gap = models.get(DIFFERENCE)
+        change = f"{gap.mean:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]" if gap else "-"
+        return PairedText(metric, base, adapter, change, str(next(iter(models.values())).scenes))
+
+    return [text(metric, models) for metric, models in metrics.items()]
+
+
 GROUPS: dict[str, Callable[[EvalScene], bool]] = {
-    "all": lambda one: True,
-    "1 subject": lambda one: len(one.subject_ids) == 1,
-    "2 subjects": lambda one: len(one.subject_ids) == 2,
-    "3 subjects": lambda one: len(one.subject_ids) == 3,
-    "same class": lambda one: len(set(one.class_names)) < len(one.class_names),
-    "held-out classes": lambda one: one.held_out,
+    "all": lambda scene: True,
+    "1 subject": lambda scene: len(scene.subject_ids) == 1,
+    "2 subjects": lambda scene: len(scene.subject_ids) == 2,
+    "3 subjects": lambda scene: len(scene.subject_ids) == 3,
+    "same class": lambda scene: len(set(scene.class_names)) < len(scene.class_names),
+    "held-out classes": lambda scene: scene.held_out,
 }
 """The groups of scenes that a table shows."""
 
@@ -100,23 +131,24 @@ def scene_means(records: Sequence[Measured], metric: str) -> dict[str, float]:
 def intervals(
     metric: str, base: Sequence[Measured], adapter: Sequence[Measured], config: EvaluateConfig
 ) -> dict[str, Interval]:
-    """Means over scenes by model, and of the paired difference where there are both.
+    """Means over scenes by model, and of the paired difference where there are both: then all
+    three are over the scenes where both have a value, so that they fit each other.
 
     ValueError when the two were measured on different scenes.
     """
-    ours, theirs = scene_means(base, metric), scene_means(adapter, metric)
-    resample = partial(bootstrap, resamples=config.resamples, level=config.level, seed=config.seed)
-    found: dict[str, Interval] = {}
-    if ours:
-        found[BASE] = resample(np.array(list(ours.values())))
-    if theirs:
-        found[ADAPTER] = resample(np.array(list(theirs.values())))
-    if ours and theirs:
+    means = {BASE: scene_means(base, metric), ADAPTER: scene_means(adapter, metric)}
+    values = {model: np.array(list(own.values())) for model, own in means.items() if own}
+    if len(values) == 2:
+        ours, theirs = means.values()
         if set(ours) != set(theirs):
             odd = sorted(set(ours) ^ set(theirs))[:3]
             raise ValueError(f"base and adapter were measured on different scenes: {odd}")
-        found[DIFFERENCE] = resample(np.array([theirs[k] - ours[k] for k in ours]))
-    return found
+        values[ADAPTER] = np.array([theirs[scene] for scene in ours])
+        values[DIFFERENCE] = values[ADAPTER] - values[BASE]
+        both = np.isfinite(values[DIFFERENCE])
+        values = {model: own[both] for model, own in values.items()}
+    resample = partial(bootstrap, resamples=config.resamples, level=config.level, seed=config.seed)
+    return {model: resample(own) for model, own in values.items()}
 
 
 Values = NDArray[np.float64]
@@ -129,27 +161,6 @@ _FLAT = 1e-9
 same on every scene and seed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContrastStats:
-    """a - b on a metric; NaN everywhere when no scene has both."""
-
-    metric: str
-    a: str
-    b: str
-    mean: float
-    """Over all seeds and scenes where both have a value."""
-    low: float
-    high: float
-    """Percentile interval of this contrast alone."""
-    family_low: float
-    family_high: float
-    """Interval that holds for all contrasts of the call at once."""
-    p_family: float
-    """Two-sided, adjusted for all contrasts of the call."""
-    scenes: int
-    """Scenes where both have a value with some seed."""
-
-
 def contrasts(
     values_by_metric: Mapping[str, ValueTable],
     pairs: Sequence[tuple[str, str]],
@@ -157,8 +168,11 @@ def contrasts(
     resamples: int,
     level: float,
     seed: int,
-) -> list[ContrastStats]:
-    """Every pair (a, b) on every metric, metric by metric: one family.
+    group: str = "all",
+    family: str = "main",
+) -> list[Contrast]:
+    """Every pair (a, b) on every metric, metric by metric: one family, in which intervals and p
+    hold for all contrasts of the call at once. NaN everywhere where no scene has both.
 
     ValueError when tables differ in scenes, or arms in seeds (other than one row).
     """
@@ -179,7 +193,11 @@ def contrasts(
     largest = np.nan_to_num(spread).max(axis=1)
     width = float(np.quantile(largest, level))
     return [
-        _stats(name, table, draws[:, c], width * errors[c], _p(largest, t[c]), level)
+        replace(
+            _contrast(name, table, draws[:, c], width * errors[c], _p(largest, t[c]), level),
+            group=group,
+            family=family,
+        )
         for c, (name, table) in enumerate(zip(named, tables, strict=True))
     ]
 
@@ -282,19 +300,20 @@ def _p(largest: Values, t: float) -> float:
     return float((1 + (largest >= t).sum()) / (1 + largest.size))
 
 
-def _stats(
+def _contrast(
     name: tuple[str, str, str], table: Values, draws: Values, width: float, p: float, level: float
-) -> ContrastStats:
+) -> Contrast:
     metric, a, b = name
     mean = _mean(table)
     scenes = int(np.isfinite(table).any(axis=0).sum())
     low = high = float("nan")
     if scenes:
         low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return ContrastStats(
+    return Contrast(
         metric=metric,
         a=a,
         b=b,
+        group="all",
         mean=mean,
         low=float(low),
         high=float(high),

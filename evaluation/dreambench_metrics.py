@@ -15,18 +15,16 @@ depend on each other a little.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from focusdpo.data_schemas.evaluations import EvalScene, WholeScores
-from focusdpo.data_schemas.runs import EvalRow
 from focusdpo.data_schemas.scenes import Scene
-from focusdpo.evaluation.comparison import GROUPS, intervals
-from focusdpo.evaluation.metrics import METRICS, Metric, copy_guard, identity_values, thumb
-from focusdpo.evaluation.pocket_protocol import EvaluateConfig
+from focusdpo.evaluation.metrics import METRICS, Metric, judged_scene, thumb
+from focusdpo.evaluation.protocols import EvaluateConfig
 from focusdpo.pipeline.matching import NOBODY, Matrix, assign, similarity_matrix
 from focusdpo.pipeline.parts import (
     Detection,
@@ -62,6 +60,7 @@ BENCH_METRICS: dict[str, Metric] = {
 """Every metric of a DreamBench table, in its order."""
 
 log = logging.getLogger(__name__)
+Item = TypeVar("Item")
 
 
 class WholeEncoder(Part, Protocol):
@@ -169,32 +168,24 @@ def measure_pictures(
         own = [known[name] for name in scene.subject_ids]
         similarity = similarity_matrix([one.identity for one in own], vectors[at])
         given = match(similarity, scene.class_names, found[at], config.class_weight)
-        hits = [found[at][k] if k != NOBODY else None for k in given]
         judged.append(
-            EvalScene(
+            judged_scene(
+                scene,
+                picture,
+                similarity,
+                given,
+                found[at],
+                [one.thumbs for one in own],
+                claim=config.claim,
                 protocol=protocol,
                 model=model,
-                scene_id=scene.id,
                 index=indices[at],
                 image=names[at],
-                subject_ids=scene.subject_ids,
-                class_names=scene.class_names,
                 held_out=False,
-                seen=len(found[at]),
-                boxes=tuple(hit.box if hit else () for hit in hits),
-                matched=tuple(
-                    float(similarity[i, k]) if k != NOBODY else 0.0 for i, k in enumerate(given)
-                ),
                 class_recognition=np.nan,
                 hue_error=np.nan,
                 pattern_error=np.nan,
                 clip_t=float(clip_t[at]),
-                copy_paste=copy_guard(
-                    picture,
-                    [hit.mask if hit else None for hit in hits],
-                    [one.thumbs for one in own],
-                ),
-                **identity_values(similarity, given, claim=config.claim),
             )
         )
         blank = (np.nan,) * len(own)
@@ -248,44 +239,47 @@ def detect(
 ) -> list[list[Detection]]:
     """The instances that count in each image, of any sizes, most confident first."""
     limits = SegmentConfig(min_confidence=config.min_confidence, min_area=config.min_area)
-    found: dict[int, list[Detection]] = {}
-    for part in same_size(images, config.batch):
+
+    def instances(part: list[int]) -> list[list[Detection]]:
         made = segmenter.segment([images[at] for at in part], [words[at] for at in part])
-        found |= {at: usable(own, limits) for at, own in zip(part, made, strict=True)}
-    return [found[at] for at in range(len(images))]
+        return [usable(own, limits) for own in made]
+
+    return by_size(images, config.batch, instances)
 
 
 def embed(
     encode: Callable[[Sequence[Image]], Vectors], images: Sequence[Image], batch: int
 ) -> Vectors:
     """(B, D) of images of any sizes, in calls of one size and at most `batch`."""
-    rows: dict[int, Vectors] = {}
-    for part in same_size(images, batch):
-        rows |= dict(zip(part, encode([images[at] for at in part]), strict=True))
-    return np.stack([rows[at] for at in range(len(images))])
+    return np.stack(by_size(images, batch, lambda part: encode([images[at] for at in part])))
 
 
 def embed_masked(
     identity: IdentityEncoder, images: Sequence[Image], masks: Sequence[Mask], batch: int
 ) -> Vectors:
     """(B, D) of the masked subjects of images of any sizes; (0, 1) for none."""
-    rows: dict[int, Vectors] = {}
-    for part in same_size(images, batch):
-        made = identity.embed([images[at] for at in part], [masks[at] for at in part])
-        rows |= dict(zip(part, made, strict=True))
-    if not rows:
-        return np.zeros((0, 1), np.float32)
-    return np.stack([rows[at] for at in range(len(images))])
+
+    def subjects(part: list[int]) -> Vectors:
+        return identity.embed([images[at] for at in part], [masks[at] for at in part])
+
+    vectors = by_size(images, batch, subjects)
+    return np.stack(vectors) if vectors else np.zeros((0, 1), np.float32)
 
 
-def same_size(images: Sequence[Image], most: int) -> Iterator[list[int]]:
-    """Numbers of images of one size, at most so many at a time: a part may stack its input."""
-    by_size: dict[tuple[int, ...], list[int]] = {}
+def by_size(
+    images: Sequence[Image], most: int, call: Callable[[list[int]], Iterable[Item]]
+) -> list[Item]:
+    """What `call` makes of each image, given the numbers of images of one size, at most so many at
+    a time: a part may stack its input."""
+    sizes: dict[tuple[int, ...], list[int]] = {}
     for at, image in enumerate(images):
-        by_size.setdefault(image.shape, []).append(at)
-    for numbers in by_size.values():
+        sizes.setdefault(image.shape, []).append(at)
+    made: dict[int, Item] = {}
+    for numbers in sizes.values():
         for start in range(0, len(numbers), most):
-            yield numbers[start : start + most]
+            part = numbers[start : start + most]
+            made |= dict(zip(part, call(part), strict=True))
+    return [made[at] for at in range(len(images))]
 
 
 def _instance_vectors(
@@ -303,7 +297,7 @@ def _instance_vectors(
 
 @dataclass(frozen=True, slots=True)
 class BenchPicture:
-    """Both records of one picture."""
+    """Both records of one picture, with the metrics and fields of either."""
 
     judged: EvalScene
     whole: WholeScores
@@ -317,51 +311,14 @@ class BenchPicture:
         return getattr(self.whole if name in ("dino", "clip_i") else self.judged, name)
 
 
-Measured = tuple[Sequence[EvalScene], Sequence[WholeScores]]
-"""What `measure_pictures` returns for one model."""
-
-
-def bench_rows(measured: Mapping[str, Measured], config: EvaluateConfig) -> list[EvalRow]:
-    """Every metric in every group that has scenes, for `base`, `adapter` (keys of `measured`) and
-    their paired difference; `scenes` counts sets of subjects.
-
-    ValueError when both kinds of records are not of the same pictures.
-    """
-    pictures = {model: _joined(*records) for model, records in measured.items()}
-    everything = [one for own in pictures.values() for one in own]
-    table = []
-    for group, belongs in GROUPS.items():
-        base, adapter = (
-            [one for one in pictures.get(model, []) if belongs(one.judged)]
-            for model in ("base", "adapter")
-        )
-        if not base and not adapter:
-            continue
-        for metric in BENCH_METRICS:
-            table += [
-                EvalRow(
-                    protocol=everything[0].judged.protocol,
-                    metric=metric,
-                    group=group,
-                    model=model,
-                    mean=interval.mean,
-                    low=interval.low,
-                    high=interval.high,
-                    scenes=interval.scenes,
-                )
-                for model, interval in intervals(metric, base, adapter, config).items()
-                if interval.scenes
-            ]
-    return table
-
-
 def undetected(records: Sequence[EvalScene]) -> tuple[int, int]:
     """(subjects that were not found, subjects that were asked for) over all pictures."""
     lost = sum(not box for one in records for box in one.boxes)
     return lost, sum(len(one.boxes) for one in records)
 
 
-def _joined(judged: Sequence[EvalScene], whole: Sequence[WholeScores]) -> list[BenchPicture]:
+def bench_pictures(judged: Sequence[EvalScene], whole: Sequence[WholeScores]) -> list[BenchPicture]:
+    """Both records of each picture. ValueError when they are not of the same pictures."""
     pairs = list(zip(judged, whole, strict=True))
     odd = [a.scene_id for a, b in pairs if (a.scene_id, a.index) != (b.scene_id, b.index)]
     if odd:

@@ -68,24 +68,16 @@ class BenchProtocol:
     subject's photographs."""
 
 
-_SINGLE = tuple((name,) for name in PHOTOGRAPH)
-PROTOCOLS = {
-    one.id: one
-    for one in (
-        BenchProtocol(
-            id="dreambench-single/kosmosg",
-            sets=_SINGLE,
-            what="subjects",
-            images_per_prompt=4,
-            targets="shown",
-        ),
-        BenchProtocol(
-            id="dreambench-single/all-refs",
-            sets=_SINGLE,
-            what="subjects",
-            images_per_prompt=4,
-            targets="all",
-        ),
+def _single(id: str, targets: Literal["shown", "all"]) -> BenchProtocol:
+    sets = tuple((name,) for name in PHOTOGRAPH)
+    return BenchProtocol(id=id, sets=sets, what="subjects", images_per_prompt=4, targets=targets)
+
+
+BENCHES = {
+    bench.id: bench
+    for bench in (
+        _single("dreambench-single/kosmosg", "shown"),
+        _single("dreambench-single/all-refs", "all"),
         BenchProtocol(
             id="dreambench-multi/uno",
             sets=PAIRS,

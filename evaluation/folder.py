@@ -1,14 +1,209 @@
-"""What an evaluation of any protocol leaves: its result, and how it is found again."""
+"""What an evaluation of any protocol leaves, and the one reader of it.
+
+config.yaml          the resolved settings
+scenes.parquet       one record per picture and model by the judge (`EvalScene`)
+scorer.parquet       pocket: the same pictures by the preference scorer (`ScorerView`)
+photographs.parquet  DreamBench, subjects: whole pictures (`WholeScores`)
+rows.json            the table (`EvalRow`)
+subjects.json        who stands in the scenes, and what was asked for
+grid.png, images/<model>/, references/<subject>/
+run.json             last: an evaluation without it is unfinished and goes on
+
+Pictures are named by tables that may come from others: a name is plain and relative, and what it
+names lies in the folder, or it is refused.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
+import yaml
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.evaluations import AgreementRow, EvalScene, ScorerView, WholeScores
+from focusdpo.data_schemas.images import decode_png
 from focusdpo.data_schemas.runs import EvalRow
+from focusdpo.data_schemas.tables import from_parquet
+from focusdpo.pipeline.parts import Image
 from focusdpo.store.outputs import holds, local
+
+RUN, ROWS, SUBJECTS, CONFIG = "run.json", "rows.json", "subjects.json", "config.yaml"
+SCENES, SCORER, PHOTOGRAPHS = "scenes.parquet", "scorer.parquet", "photographs.parquet"
+GRID = "grid.png"
+"""References of some scenes, and below them what each model painted."""
+AGAIN = "run `focusdpo evaluate` again into a new folder"
+
+Record = TypeVar("Record", EvalScene, ScorerView, WholeScores)
+Value = TypeVar("Value")
+
+
+class SubjectFacts(BaseModel):
+    """What subjects.json says of a subject."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    class_name: str = ""
+    pictures: tuple[str, ...] = ()
+    """Below the folder."""
+
+
+class _Subjects(BaseModel):
+    subjects: dict[str, SubjectFacts] = {}
+    prompts: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class EvaluationFolder:
+    """What an evaluation left in `path`. Every file is read when it is asked for; UserError names
+    one that is missing, damaged, or names what lies elsewhere."""
+
+    path: Path
+
+    @functools.cached_property
+    def about(self) -> Mapping[str, Any]:
+        """run.json. UserError for an evaluation that did not finish."""
+        return self._checked(RUN, dict[str, Any])
+
+    @functools.cached_property
+    def rows(self) -> list[EvalRow]:
+        """The table."""
+        return self._checked(ROWS, list[EvalRow])
+
+    @functools.cached_property
+    def agreement(self) -> list[AgreementRow]:
+        """Scorer against judge; none where the protocol has no scorer."""
+        return self._validated(RUN, self.about.get("agreement") or [], list[AgreementRow])
+
+    @functools.cached_property
+    def _subjects(self) -> _Subjects:
+        return self._checked(SUBJECTS, _Subjects)
+
+    @property
+    def subjects(self) -> Mapping[str, SubjectFacts]:
+        """Subject id -> what is known of it."""
+        return self._subjects.subjects
+
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        """Scene id -> prompt, in the protocol's order."""
+        return self._subjects.prompts
+
+    @functools.cached_property
+    def records(self) -> list[EvalScene]:
+        """What the judge measured on every picture of every model."""
+        return self._table(SCENES, EvalScene)
+
+    @functools.cached_property
+    def views(self) -> list[ScorerView]:
+        """What the preference scorer measured."""
+        return self._table(SCORER, ScorerView)
+
+    @functools.cached_property
+    def whole(self) -> list[WholeScores]:
+        """What was measured on whole pictures."""
+        return self._table(PHOTOGRAPHS, WholeScores)
+
+    @functools.cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """config.yaml; {} where there is none."""
+        path = self.path / CONFIG
+        if not path.is_file():
+            return {}
+        try:
+            settings = yaml.safe_load(path.read_text("utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from error
+        return settings if isinstance(settings, dict) else {}
+
+    @property
+    def protocol(self) -> str:
+        """The id that every table prints."""
+        return str(self.about.get("protocol", "unknown"))
+
+    def of(self, model: str) -> list[EvalScene]:
+        """The judge's records of one model."""
+        return [record for record in self.records if record.model == model]
+
+    def first(self, model: str) -> dict[str, EvalScene]:
+        """Scene id -> the record of the model's first picture."""
+        return {record.scene_id: record for record in self.of(model) if record.index == 0}
+
+    def holds(self, name: str) -> bool:
+        """Whether a file is there."""
+        return (self.path / name).is_file()
+
+    def file(self, name: str) -> Path:
+        """The file that a table names. UserError for a name that leads out of the folder."""
+        parts = PurePosixPath(name).parts
+        path = self.path.joinpath(*parts)
+        if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
+            raise UserError(
+                f"{self.path}: names the picture '{name}', expected a plain name within the "
+                f"folder; {AGAIN}"
+            )
+        places = [self.path.joinpath(*parts[: at + 1]) for at in range(len(parts))]
+        if link := next((place for place in places if place.is_symlink()), None):
+            raise UserError(f"{link}: a link, and no picture is read through one; {AGAIN}")
+        return path
+
+    def picture(self, name: str) -> Image:
+        """The picture (H, W, 3) that a table names."""
+        path = self.file(name)
+        try:
+            return decode_png(path.read_bytes(), str(path))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); {AGAIN}") from error
+
+    def _table(self, name: str, record: type[Record]) -> list[Record]:
+        path = self.path / name
+        try:
+            return from_parquet(path.read_bytes(), record, str(path))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from error
+
+    def _checked(self, name: str, kind: type[Value]) -> Value:
+        return self._validated(name, read_json(self.path / name, AGAIN), kind)
+
+    def _validated(self, name: str, value: Any, kind: type[Value]) -> Value:
+        try:
+            return TypeAdapter(kind).validate_python(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the file"
+            raise UserError(f"{self.path / name}: {place}: {first['msg']}; {AGAIN}") from error
+
+
+def read_pictures(folder: Path, names: Sequence[str]) -> list[Image]:
+    """Pictures (H, W, 3) of an evaluation by name. UserError for a damaged one."""
+    evaluation = EvaluationFolder(folder)
+    return [evaluation.picture(name) for name in names]
+
+
+def read_json(path: Path, again: str, *, default: Any = None) -> Any:
+    """A JSON file that a run left; `default`, when given, stands for a missing one. UserError says
+    what to do: `again`."""
+    if default is not None and not path.is_file():
+        return default
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: missing, so this run did not finish; {again}") from error
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); {again}") from error
+
+
+def read_object(path: Path, again: str, *, default: Any = None) -> dict[str, Any]:
+    """As `read_json`, and a JSON object."""
+    value = read_json(path, again, default=default)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object; {again}")
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +236,16 @@ class EvaluateResult:
 
 def result_with(where: str, key: str) -> EvaluateResult | None:
     """The result in a folder or at an address, when it was made under this key."""
-    if not holds(where, "run.json"):
+    if not holds(where, RUN):
         return None
-    out = local(where, "run.json", "rows.json")
-    file = out / "run.json"
-    about = json.loads(file.read_text("utf-8"))
+    folder = EvaluationFolder(local(where, RUN, ROWS))
+    about = folder.about
     if about.get("key") != key:
         return None
-    rows = [EvalRow(**row) for row in json.loads((out / "rows.json").read_text("utf-8"))]
     return EvaluateResult(
         out=where,
         adapter=about["adapter"],
-        rows=rows,
+        rows=folder.rows,
         scenes=about["scenes"],
         seconds=about["seconds"],
         resumed=True,
@@ -60,8 +253,13 @@ def result_with(where: str, key: str) -> EvaluateResult | None:
     )
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """A file that is there whole or not at all."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
 def write_json(path: Path, value: Any) -> None:
     """The value, all at once."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, (json.dumps(value, indent=1) + "\n").encode())

@@ -16,10 +16,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from focusdpo.data_schemas.scenes import Scene, stable_hash, stable_id
-from focusdpo.flows.world_subjects import WorldSubject, draw
 from focusdpo.pipeline.compose import TEMPLATES
 from focusdpo.pipeline.parts import ReferenceImage
 from focusdpo.pocket.identities import class_names
+from focusdpo.pocket.world_subjects import WorldSubject, draw
 
 
 @dataclass(frozen=True)

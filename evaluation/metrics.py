@@ -13,13 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from scipy import ndimage
 
+from focusdpo.data_schemas.evaluations import EvalScene
+from focusdpo.data_schemas.scenes import Scene
 from focusdpo.pipeline.matching import (
     NOBODY,
     Matrix,
@@ -28,7 +30,7 @@ from focusdpo.pipeline.matching import (
     confused,
     leakage_margins,
 )
-from focusdpo.pipeline.parts import Image, Mask, ReferenceImage, Vectors
+from focusdpo.pipeline.parts import Detection, Image, Mask, ReferenceImage, Seen, Vectors
 from focusdpo.pipeline.score import crop_on_white
 
 Values = NDArray[np.float64]
@@ -77,7 +79,7 @@ METRICS: dict[str, Metric] = {
         "laid upon them as well as it fits; measured from pixels, no model beyond the mask.",
     ),
     "clip_t": Metric(
-        "Prompt fit, CLIP-T", "higher", "cosine",
+        "Prompt fit (CLIP-T)", "higher", "cosine",
         "Cosine of the whole picture and its prompt, by the CLIP that guards pairs: no judge apart "
         "from them, but blind to individuals, which the prompt does not tell.",
     ),
@@ -130,6 +132,35 @@ def identity_values(
         "scr_50": float((matched < 0.5).mean()),
         "scr_60": float((matched < 0.6).mean()),
     }
+
+
+def judged_scene(
+    scene: Scene,
+    picture: Image,
+    similarity: Matrix,
+    assignment: Sequence[int],
+    seen: Sequence[Seen] | Sequence[Detection],
+    thumbs: Sequence[Sequence[ReferenceImage]],
+    *,
+    claim: float,
+    **others: Any,
+) -> EvalScene:
+    """The record of one picture (H, W, 3) in which the instances `seen` were assigned to the
+    scene's subjects; `others` are the fields that no assignment decides."""
+    hits = [seen[k] if k != NOBODY else None for k in assignment]
+    values: dict[str, Any] = {**identity_values(similarity, assignment, claim=claim), **others}
+    return EvalScene(
+        scene_id=scene.id,
+        subject_ids=scene.subject_ids,
+        class_names=scene.class_names,
+        seen=len(seen),
+        boxes=tuple(hit.box if hit else () for hit in hits),
+        matched=tuple(
+            float(similarity[i, k]) if k != NOBODY else 0.0 for i, k in enumerate(assignment)
+        ),
+        copy_paste=copy_guard(picture, [hit.mask if hit else None for hit in hits], thumbs),
+        **values,
+    )
 
 
 def hue_difference(a: float, b: float) -> float:

@@ -9,21 +9,40 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
-from focusdpo.data_schemas.evaluations import EvalScene
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.evaluations import EvalScene, ScorerView
+from focusdpo.data_schemas.progress import Watch
+from focusdpo.data_schemas.runs import EvalRow
 from focusdpo.data_schemas.scenes import Scene, candidate_seed
+from focusdpo.evaluation.agreement import agreement, scorer_values
+from focusdpo.evaluation.comparison import rows
+from focusdpo.evaluation.folder import read_pictures
+from focusdpo.evaluation.held_out import HeldOutConfig, held_out_scenes
 from focusdpo.evaluation.metrics import (
+    METRICS,
     circular_mean,
-    copy_guard,
     hue_difference,
-    identity_values,
+    judged_scene,
     nan_mean,
     pattern_difference,
     thumb,
+)
+from focusdpo.evaluation.protocols import (
+    ADAPTER,
+    BASE,
+    EvaluateConfig,
+    Individual,
+    Measured,
+    Models,
+    Panel,
+    Plan,
+    Request,
 )
 from focusdpo.pipeline.generate import paint
 from focusdpo.pipeline.matching import NOBODY, Matrix, assign, similarity_matrix
@@ -37,49 +56,14 @@ from focusdpo.pipeline.parts import (
     Vectors,
 )
 from focusdpo.pipeline.stage import chunks
+from focusdpo.store.keys import config_digest, digest
+from focusdpo.store.outputs import local
 
 PROTOCOL = "pocket"
+SCORERS = ("segmenter", "identity", "clip")
+"""The parts that chose the training's pairs."""
 
 log = logging.getLogger(__name__)
-
-
-class EvaluateConfig(BaseModel):
-    """How pictures are painted, judged and counted."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    images_per_scene: int = Field(
-        default=1,
-        ge=1,
-        le=16,
-        description="Pictures per scene and model; a scene counts their mean.",
-    )
-    min_confidence: float = Field(
-        default=0.5, ge=0, le=1, description="Least confidence of an instance that counts."
-    )
-    min_area: float = Field(
-        default=0.01,
-        ge=0,
-        le=1,
-        description="Least area of an instance, as a share of the picture.",
-    )
-    class_weight: float = Field(
-        default=2.0,
-        ge=0,
-        description="Weight of the class probability beside identity when subjects are matched "
-        "to instances. At 2 a sure class outweighs any looks; 0 matches by looks alone, which "
-        "forgives two subjects that traded them.",
-    )
-    claim: float = Field(
-        default=0.3,
-        ge=-1,
-        le=1,
-        description="Least similarity with which an instance claims a subject.",
-    )
-    resamples: int = Field(default=2000, ge=100, description="Bootstrap resamples.")
-    level: float = Field(default=0.95, gt=0, lt=1, description="Coverage of the intervals.")
-    seed: int = Field(default=0, ge=0, description="Seed of the bootstrap.")
-    batch: int = Field(default=32, ge=1, description="Most pictures in one call of a model.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,34 +133,160 @@ def measure(
         hits = [counted[k] if k != NOBODY else None for k in given]
         own = [known[name] for name in scene.subject_ids]
         records.append(
-            EvalScene(
+            judged_scene(
+                scene,
+                picture,
+                similarity,
+                given,
+                counted,
+                [subject.thumbs for subject in own],
+                claim=config.claim,
                 protocol=protocol,
                 model=model,
-                scene_id=scene.id,
                 index=at % per_scene,
                 image=names[at] if names else "",
-                subject_ids=scene.subject_ids,
-                class_names=scene.class_names,
                 held_out=any(name in held_out_classes for name in scene.class_names),
-                seen=len(counted),
-                boxes=tuple(hit.box if hit else () for hit in hits),
-                matched=tuple(
-                    float(similarity[i, k]) if k != NOBODY else 0.0 for i, k in enumerate(given)
-                ),
                 class_recognition=_recognised(scene, hits, judge.class_names),
                 hue_error=_hue_error(hits, own),
                 pattern_error=_pattern_error(picture, hits, own, judge),
                 clip_t=fits[at],
-                copy_paste=copy_guard(
-                    picture,
-                    [hit.mask if hit else None for hit in hits],
-                    [one.thumbs for one in own],
-                ),
-                **identity_values(similarity, given, claim=config.claim),
             )
         )
     log.info("evaluate %s: %d pictures of %d scenes", model, len(records), len(scenes))
     return records
+
+
+def protocol_of(held_out: HeldOutConfig) -> str:
+    """The id that every table prints, so that validation is never taken for results."""
+    return PROTOCOL if held_out.split == "held_out" else f"{PROTOCOL}/{held_out.split}"
+
+
+class PocketPanel(Panel[ScorerView]):
+    """The judge, and beside it the parts that chose the training's pairs."""
+
+    table = ("scorer.parquet", ScorerView)
+
+    def __init__(
+        self, models: Models, held_out: HeldOutConfig, config: EvaluateConfig, adapter: str = ""
+    ) -> None:
+        self.config, self.id = config, protocol_of(held_out)
+        self._models, self._adapter = models, adapter
+        self.world = held_out_scenes(held_out, models.vocabulary()[0])
+        self.scenes = self.world.scenes
+        self._judge = models.build("judge")
+        self._segmenter, self._identity, self._clip = (models.build(role) for role in SCORERS)
+        new = self.world.held_out_classes
+        self.individuals = {
+            name: Individual(
+                shown=subject.pictures[0],
+                pictures=[picture.image for picture in subject.pictures],
+                about={
+                    "class_name": subject.identity.class_name,
+                    "held_out_class": subject.identity.class_name in new,
+                    "identity": asdict(subject.identity),
+                },
+            )
+            for name, subject in self.world.subjects.items()
+        }
+
+    def measure(
+        self, model: str, out: Path, names: Sequence[str], watch: Watch
+    ) -> Measured[ScorerView]:
+        world, pictures = self.world, read_pictures(out, names)
+        judged = measure(
+            model,
+            world.scenes,
+            pictures,
+            world.references,
+            self._judge,
+            self.config,
+            held_out_classes=world.held_out_classes,
+            clip=self._clip,
+            names=names,
+            protocol=self.id,
+        )
+        views = scorer_values(
+            world.scenes,
+            pictures,
+            world.references,
+            self._segmenter,
+            self._identity,
+            model=model,
+            per_scene=self.config.images_per_scene,
+        )
+        return Measured(judged=judged, beside=views)
+
+    def rows(self, measured: Mapping[str, Measured[ScorerView]]) -> list[EvalRow]:
+        return rows(measured[BASE].judged, measured[ADAPTER].judged, self.config)
+
+    def about(self, measured: Mapping[str, Measured[ScorerView]]) -> dict[str, Any]:
+        judged = {model: records.judged for model, records in measured.items()}
+        scored = {model: records.beside for model, records in measured.items()}
+        models = self._models
+        parts = {part: models.fingerprint(part) for part in ("judge", *SCORERS)}
+        painters = {BASE: None, ADAPTER: self._adapter}
+        for model, adapter in painters.items():
+            parts[model] = models.build("generator", adapter=adapter).fingerprint
+        return {
+            "fingerprints": parts,
+            "agreement": [asdict(row) for row in agreement(judged, scored, self.config)],
+        }
+
+
+class PocketPlan(Plan):
+    """Base against adapter on individuals of the embedded world."""
+
+    def __init__(self, request: Request) -> None:
+        held_out, self.request = request.held_out, request
+        self.id, self.seed = protocol_of(held_out), held_out.seed
+        self.per_scene = request.evaluate.images_per_scene
+        adapter = local(request.adapter)
+        card, weights = adapter / "adapter.json", adapter / "pytorch_lora_weights.safetensors"
+        for file in (card, weights):
+            if not file.is_file():
+                raise UserError(f"{file}: absent; --adapter takes the folder that `train` wrote")
+        self._adapter = digest(weights.read_bytes())
+
+    @property
+    def key(self) -> str:
+        request = self.request
+        settings = {
+            "suite": request.suite,
+            "held_out": request.held_out.model_dump(mode="json"),
+            "evaluate": request.evaluate.model_dump(mode="json"),
+        }
+        roles = ("generator", "judge", *SCORERS)
+        parts = {role: request.models.fingerprint(role) for role in roles}
+        return config_digest(
+            {"settings": settings, "parts": parts, "metrics": list(METRICS), "a": self._adapter}
+        )
+
+    def painting_key(self, model: str) -> str:
+        return config_digest(
+            {
+                "held_out": self.request.held_out.model_dump(mode="json"),
+                "images": self.per_scene,
+                "batch": self.request.evaluate.batch,
+                "generator": self.request.models.fingerprint("generator"),
+                "adapter": self._adapter if model == ADAPTER else None,
+            }
+        )
+
+    def load(self, watch: Watch) -> PocketPanel:
+        request = self.request
+        adapter = str(local(request.adapter))
+        return PocketPanel(request.models, request.held_out, request.evaluate, adapter)
+
+
+def plan(request: Request) -> PocketPlan:
+    """The protocol's plan. UserError for checkpoints and an absent adapter."""
+    if request.suite != "pocket":
+        raise UserError(
+            "protocol pocket paints the embedded world's individuals; for checkpoints give "
+            "--protocol dreambench-single/kosmosg, dreambench-single/all-refs, dreambench-multi/uno"
+            " or subjects, and --data (docs/dreambench.md)"
+        )
+    return PocketPlan(request)
 
 
 def _prompt_fits(
@@ -210,9 +320,9 @@ def _know(references: Mapping[str, Sequence[ReferenceImage]], judge: Judge) -> d
 
 def _counted(seen: Sequence[Seen], config: EvaluateConfig) -> list[Seen]:
     return [
-        one
-        for one in seen
-        if one.confidence >= config.min_confidence and one.mask.mean() >= config.min_area
+        instance
+        for instance in seen
+        if instance.confidence >= config.min_confidence and instance.mask.mean() >= config.min_area
     ]
 
 
@@ -257,10 +367,10 @@ def _hue_error(hits: Sequence[Seen | None], own: Sequence[_Known]) -> float:
 def _pattern_error(
     picture: Image, hits: Sequence[Seen | None], own: Sequence[_Known], judge: Judge
 ) -> float:
-    found = [(hit, known) for hit, known in zip(hits, own, strict=True) if hit is not None]
-    seen = judge.pattern([picture] * len(found), [hit.mask for hit, _ in found])
+    pairs = [(hit, known) for hit, known in zip(hits, own, strict=True) if hit is not None]
+    seen = judge.pattern([picture] * len(pairs), [hit.mask for hit, _ in pairs])
     errors = [
-        pattern_difference(one, list(known.patterns))
-        for one, (_, known) in zip(seen, found, strict=True)
+        pattern_difference(pattern, list(known.patterns))
+        for pattern, (_, known) in zip(seen, pairs, strict=True)
     ]
     return nan_mean(np.array(errors))

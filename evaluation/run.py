@@ -1,272 +1,246 @@
-"""evaluate without an engine: held-out scenes painted by base and adapter, judged, written down.
+"""One evaluation by any protocol: scenes, pictures of base and adapter, measures, a folder.
 
-Files in the folder of an evaluation: config.yaml, rows.json (the table), scenes.parquet (one record
-per picture and model by the judge), scorer.parquet (by the preference scorer), grid.png, images/,
-references/, subjects.json, and run.json, last: an evaluation without it is unfinished and is made
-again.
+A run that was stopped goes on where it was: painted pictures are kept as long as what decides them
+is the same. What the folder holds: `evaluation.folder`.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image as PillowImage
+from PIL import ImageOps
 
-from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.evaluations import EvalScene, ScorerView
-from focusdpo.data_schemas.images import decode_png, encode_png
+from focusdpo.data_schemas.evaluations import EvalScene
+from focusdpo.data_schemas.images import contact_sheet, encode_png
 from focusdpo.data_schemas.progress import Watch, quiet
+from focusdpo.data_schemas.scenes import Scene, candidate_seed
 from focusdpo.data_schemas.tables import to_parquet
-from focusdpo.evaluation.agreement import agreement, scorer_values
-from focusdpo.evaluation.comparison import rows as table_of
-from focusdpo.evaluation.folder import EvaluateResult, result_with, write_json
-from focusdpo.evaluation.held_out import HeldOut, HeldOutConfig, held_out_scenes
-from focusdpo.evaluation.metrics import METRICS
-from focusdpo.evaluation.pocket_protocol import (
-    PROTOCOL,
-    EvaluateConfig,
-    measure,
-    paint_scenes,
+from focusdpo.evaluation.folder import (
+    CONFIG,
+    GRID,
+    ROWS,
+    RUN,
+    SCENES,
+    SUBJECTS,
+    EvaluateResult,
+    read_pictures,
+    result_with,
+    write_json,
+    write_whole,
 )
-from focusdpo.flows.config import EvaluateRun
-from focusdpo.flows.provenance import machine, packages
-from focusdpo.flows.settings import save_config
-from focusdpo.flows.wiring import build_part, fingerprint_of, vocabulary
-from focusdpo.pipeline.parts import (
-    Generator,
-    IdentityEncoder,
-    Image,
-    Judge,
-    Segmenter,
-    TextImageEncoder,
+from focusdpo.evaluation.protocols import (
+    ADAPTER,
+    MODELS,
+    Measured,
+    Panel,
+    Plan,
+    Request,
+    plan_of,
 )
-from focusdpo.reports.sheets import comparison_sheet
-from focusdpo.store.keys import config_digest, digest
+from focusdpo.pipeline.generate import paint
+from focusdpo.pipeline.parts import Generator, Image
 from focusdpo.store.outputs import local, opened
+from focusdpo.store.provenance import machine, packages
+
+PAINTING = "painting.json"
+"""Model -> key of the pictures that lie in images/<model>."""
+SHEET_SIDE = 192
+"""Most pixels a side of a picture on the sheet, and of a saved reference."""
 
 log = logging.getLogger(__name__)
 
-MODELS = ("base", "adapter")
-SCORERS = ("segmenter", "identity", "clip")
-"""The parts that chose the training's pairs."""
-_OTHERS = ("protocol", "data", "dreambench", "ingest", "own_scenes", "models")
-"""Settings of other protocols: fingerprints tell the models."""
-GRID = "grid.png"
-"""References of some scenes, and below them what each model painted."""
 
+def evaluate(request: Request, watch: Watch = quiet) -> EvaluateResult:
+    """Paint, measure, compare; returns at once when this very evaluation is finished already.
 
-def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
-    """Paint, judge and compare; returns at once when this very evaluation is finished already.
-
-    UserError when the adapter is absent, damaged or made for another base.
+    UserError before anything is painted: for bad data, an adapter that is absent, damaged or made
+    for another base, and models that cannot measure what the protocol asks for.
     """
-    if run.protocol != PROTOCOL:
-        from focusdpo.evaluation import dreambench_folder as dreambench
-
-        return dreambench.evaluate(run, watch)
-    done = finished(run)
+    plan = plan_of(request)
+    done = result_with(request.out, plan.key)
     if done is not None:
-        log.info("%s: finished before, nothing to paint", run.out)
+        log.info("%s: finished before, nothing to paint", request.out)
         return done
-    with opened(run.out, "an evaluation") as out:
-        return _evaluate(run, out.folder, watch)
+    with opened(request.out, "an evaluation") as out:
+        return _evaluate(plan, out.folder, out.sending(watch))
 
 
-def _evaluate(run: EvaluateRun, out: Path, watch: Watch) -> EvaluateResult:
-    started = time.perf_counter()
-    key = _key(run)
-    backgrounds, _ = vocabulary(run.family)
-    held_out = held_out_scenes(run.held_out, backgrounds)
-    save_config(run, out / "config.yaml")
-    write_subjects(out, held_out)
-    judge = build_part(run.family, "judge")
-    records: dict[str, list[EvalScene]] = {}
-    scored: dict[str, list[ScorerView]] = {}
-    segmenter, identity, clip = (build_part(run.family, role) for role in SCORERS)
-    fingerprints = {part: fingerprint_of(run.family, part) for part in ("judge", *SCORERS)}
+def finished(request: Request) -> EvaluateResult | None:
+    """The result of this very evaluation, when it is in its folder already. Loads no model."""
+    return result_with(request.out, plan_of(request).key)
+
+
+def _evaluate(plan: Plan, out: Path, watch: Watch) -> EvaluateResult:
+    started, request = time.perf_counter(), plan.request
+    panel = plan.load(watch)
+    (out / RUN).unlink(missing_ok=True)
+    write_subjects(out, panel)
+    write_whole(out / CONFIG, request.settings.encode())
+    measured: dict[str, Measured[Any]] = {}
     for model in MODELS:
-        adapter = str(local(run.adapter)) if model == "adapter" else None
-        generator = build_part(run.family, "generator", adapter=adapter)
-        fingerprints[model] = generator.fingerprint
-        protocol = protocol_of(run.held_out)
-        records[model] = evaluate_model(
-            model, held_out, generator, judge, run.evaluate, out, watch, protocol, clip
+        names = paint_missing(
+            out,
+            model,
+            plan.painting_key(model),
+            panel,
+            plan.per_scene,
+            lambda model=model: request.models.build(  # type: ignore[misc]
+                "generator", adapter=str(local(request.adapter)) if model == ADAPTER else None
+            ),
+            batch=request.evaluate.batch,
+            watch=watch,
         )
-        scored[model] = scorer_view(records[model], held_out, segmenter, identity, out)
-    first = {
-        model: pictures_of(out, [one for one in records[model] if one.index == 0])
-        for model in MODELS
-    }
-    sheet = comparison_sheet(held_out.scenes, held_out.references, first)
-    (out / GRID).write_bytes(encode_png(np.asarray(sheet)))
-    rows = table_of(records["base"], records["adapter"], run.evaluate)
-    both = [record for model in MODELS for record in records[model]]
-    (out / "scenes.parquet").write_bytes(to_parquet(both, EvalScene))
-    views = [view for model in MODELS for view in scored[model]]
-    (out / "scorer.parquet").write_bytes(to_parquet(views, ScorerView))
-    write_json(out / "rows.json", [asdict(row) for row in rows])
+        measured[model] = panel.measure(model, out, names, watch)
+    write_tables(out, panel, measured)
+    (out / GRID).write_bytes(_grid(out, panel, measured))
+    rows = panel.rows(measured)
+    write_json(out / ROWS, [asdict(row) for row in rows])
     seconds = round(time.perf_counter() - started, 3)
-    about = {
-        "key": key,
-        "protocol": rows[0].protocol if rows else "",
+    about: dict[str, Any] = {
+        "key": plan.key,
+        "protocol": plan.id,
         "seconds": seconds,
-        "adapter": run.adapter,
-        "seed": run.held_out.seed,
-        "scenes": len(held_out.scenes),
-        "pictures": len(both),
-        "fingerprints": fingerprints,
-        "agreement": [asdict(row) for row in agreement(records, scored, run.evaluate)],
+        "adapter": request.adapter,
+        "seed": plan.seed,
+        "scenes": len(panel.scenes),
+        "pictures": sum(len(records.judged) for records in measured.values()),
+        **panel.about(measured),
         "machine": machine(),
         "packages": packages(),
     }
-    write_json(out / "run.json", about)
+    write_json(out / RUN, about)
     return EvaluateResult(
-        out=run.out,
-        adapter=run.adapter,
+        out=request.out,
+        adapter=request.adapter,
         rows=rows,
-        scenes=len(held_out.scenes),
+        scenes=len(panel.scenes),
         seconds=seconds,
         resumed=False,
+        notes=tuple(about.get("notes", ())),
     )
 
 
-def evaluate_model(
-    model: str,
-    held_out: HeldOut,
-    generator: Generator,
-    judge: Judge,
-    config: EvaluateConfig,
-    out: Path,
-    watch: Watch = quiet,
-    protocol: str = PROTOCOL,
-    clip: TextImageEncoder | None = None,
-) -> list[EvalScene]:
-    """Paint all scenes with one model and measure them; one record per picture, scene by scene.
-
-    `model` names it in the records and is the folder of its pictures: `out`/images/`model`.
-    """
-    names, pictures = _paint(out, model, held_out, generator, config, watch)
-    return measure(
-        model,
-        held_out.scenes,
-        pictures,
-        held_out.references,
-        judge,
-        config,
-        held_out_classes=held_out.held_out_classes,
-        clip=clip,
-        names=names,
-        protocol=protocol,
-    )
-
-
-def pictures_of(out: Path, records: Sequence[EvalScene]) -> list[Image]:
-    """The pictures (H, W, 3) that the records speak of, from the folder of their evaluation."""
-    return [decode_png((out / one.image).read_bytes(), one.image) for one in records]
-
-
-def scorer_view(
-    records: Sequence[EvalScene],
-    held_out: HeldOut,
-    segmenter: Segmenter,
-    identity: IdentityEncoder,
-    out: Path,
-) -> list[ScorerView]:
-    """What the parts that make pairs see in the pictures that the judge measured: one record for
-    each of `records`, which are all those of one model, as `evaluate_model` returned them."""
-    return scorer_values(
-        held_out.scenes,
-        pictures_of(out, records),
-        held_out.references,
-        segmenter,
-        identity,
-        model=records[0].model,
-        per_scene=len(records) // len(held_out.scenes),
-    )
-
-
-def protocol_of(held_out: HeldOutConfig) -> str:
-    """The id that every table prints, so that validation is never taken for results."""
-    return PROTOCOL if held_out.split == "held_out" else f"{PROTOCOL}/{held_out.split}"
-
-
-def _key(run: EvaluateRun) -> str:
-    """Digest of what decides the result: settings, metrics, models, the adapter's weights."""
-    if run.suite != "pocket":
-        raise UserError(
-            "protocol pocket paints the embedded world's individuals; for checkpoints give "
-            "--protocol dreambench-single/kosmosg, dreambench-single/all-refs, dreambench-multi/uno"
-            " or subjects, and --data (docs/dreambench.md)"
-        )
-    adapter = local(run.adapter)
-    card, weights = adapter / "adapter.json", adapter / "pytorch_lora_weights.safetensors"
-    for file in (card, weights):
-        if not file.is_file():
-            raise UserError(f"{file}: absent; --adapter takes the folder that `train` wrote")
-    settings = run.model_dump(mode="json", exclude={"adapter", "out", "preset", *_OTHERS})
-    parts = {role: fingerprint_of(run.family, role) for role in ("generator", "judge", *SCORERS)}
-    made = digest(weights.read_bytes())
-    return config_digest(
-        {"settings": settings, "parts": parts, "metrics": list(METRICS), "a": made}
-    )
-
-
-def finished(run: EvaluateRun) -> EvaluateResult | None:
-    """The result of this very evaluation, when it is in its folder already. Loads no model."""
-    if run.protocol != PROTOCOL:
-        from focusdpo.evaluation import dreambench_folder as dreambench
-
-        return dreambench.finished(run)
-    return result_with(run.out, _key(run))
-
-
-def _paint(
+def paint_missing(
     out: Path,
     model: str,
-    held_out: HeldOut,
-    generator: Generator,
-    config: EvaluateConfig,
+    key: str,
+    panel: Panel[Any],
+    per_scene: int,
+    generator: Callable[[], Generator],
+    *,
+    batch: int,
     watch: Watch,
-) -> tuple[list[str], list[Image]]:
-    """Pictures of all scenes and where they lie below `out`."""
-    names: list[str] = []
-    pictures: list[Image] = []
-    (out / "images" / model).mkdir(parents=True, exist_ok=True)
-    step = max(1, config.batch // config.images_per_scene)
-    for start in range(0, len(held_out.scenes), step):
-        part = held_out.scenes[start : start + step]
-        painted = paint_scenes(part, held_out.references, generator, config)
-        for at, picture in enumerate(painted):
-            scene = part[at // config.images_per_scene]
-            name = f"images/{model}/{scene.id}-{at % config.images_per_scene}.png"
-            (out / name).write_bytes(encode_png(picture))
-            names.append(name)
-        pictures += painted
-        watch(f"paint {model}", start + len(part), len(held_out.scenes), {})
-    return names, pictures
+) -> list[str]:
+    """`per_scene` pictures of each of the panel's scenes as `out`/images/`model`/*.png, scene by
+    scene, from the scenes' own seeds: base and adapter get the same noise. Their names below `out`.
+
+    Pictures that an earlier run with the same `key` left are kept, those of another key removed;
+    `generator` is called only when some are missing. Batches are those of an uninterrupted run, so
+    that a stop changes no pixel.
+    """
+    folder = out / "images" / model
+    keys = json.loads((out / PAINTING).read_text("utf-8")) if (out / PAINTING).exists() else {}
+    if keys.get(model) != key:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_json(out / PAINTING, {**keys, model: key})
+    wanted = [(scene, index) for scene in panel.scenes for index in range(per_scene)]
+    names = [f"images/{model}/{scene.id}-{index}.png" for scene, index in wanted]
+    painter: Generator | None = None
+    for start in range(0, len(names), batch):
+        part = range(start, min(start + batch, len(names)))
+        if all((out / names[at]).exists() for at in part):
+            continue
+        painter = painter or generator()
+        pictures = paint(
+            [wanted[at][0].prompt for at in part],
+            [[panel.individuals[name].shown for name in wanted[at][0].subject_ids] for at in part],
+            [candidate_seed(wanted[at][0].seed, wanted[at][1]) for at in part],
+            painter,
+            batch=batch,
+        )
+        for at, picture in zip(part, pictures, strict=True):
+            # A picture is whole or absent: a run may be killed at any time.
+            write_whole(out / names[at], encode_png(picture))
+        watch(f"paint {model}", part.stop, len(names), {})
+    return names
 
 
-def write_subjects(out: Path, held_out: HeldOut) -> None:
-    """Who stands in the scenes, with their pictures, and what is asked for."""
-    (out / "run.json").unlink(missing_ok=True)
+def write_subjects(out: Path, panel: Panel[Any]) -> None:
+    """Who stands in the scenes, with pictures, and what is asked for."""
     about: dict[str, Any] = {}
-    for name, subject in held_out.subjects.items():
+    for name, individual in panel.individuals.items():
         folder = out / "references" / name
         folder.mkdir(parents=True, exist_ok=True)
         files = []
-        for number, picture in enumerate(subject.pictures):
-            (folder / f"{number}.png").write_bytes(encode_png(picture.image))
+        for number, picture in enumerate(individual.pictures):
+            (folder / f"{number}.png").write_bytes(encode_png(tile(picture)))
             files.append(f"references/{name}/{number}.png")
-        about[name] = {
-            "class_name": subject.identity.class_name,
-            "held_out_class": subject.identity.class_name in held_out.held_out_classes,
-            "identity": asdict(subject.identity),
-            "pictures": files,
-        }
-    prompts = {scene.id: scene.prompt for scene in held_out.scenes}
-    write_json(out / "subjects.json", {"subjects": about, "prompts": prompts})
+        about[name] = {**individual.about, "pictures": files}
+    prompts = {scene.id: scene.prompt for scene in panel.scenes}
+    write_json(out / SUBJECTS, {"subjects": about, "prompts": prompts})
+
+
+def write_tables(out: Path, panel: Panel[Any], measured: Mapping[str, Measured[Any]]) -> None:
+    """The records of all models, the judge's and those beside them."""
+    judged = [record for records in measured.values() for record in records.judged]
+    (out / SCENES).write_bytes(to_parquet(judged, EvalScene))
+    file, record_type = panel.table
+    beside: list[Any] = [record for records in measured.values() for record in records.beside]
+    (out / file).write_bytes(to_parquet(beside, record_type))
+
+
+def tile(image: Image) -> Image:
+    """A small square picture as it is; another one (H, W, 3) fitted into a white square."""
+    height, width = image.shape[:2]
+    side = min(SHEET_SIDE, max(height, width))
+    if height == width == side:
+        return image
+    return np.asarray(ImageOps.pad(PillowImage.fromarray(image), (side, side), color="white"))
+
+
+def _grid(out: Path, panel: Panel[Any], measured: Mapping[str, Measured[Any]]) -> bytes:
+    first = {
+        model: read_pictures(out, [record.image for record in records.judged if record.index == 0])
+        for model, records in measured.items()
+    }
+    shown = {name: individual.shown.image for name, individual in panel.individuals.items()}
+    sheet = comparison_sheet(panel.scenes, shown, first)
+    return encode_png(np.asarray(sheet))
+
+
+def comparison_sheet(
+    scenes: Sequence[Scene],
+    shown: Mapping[str, Image],
+    pictures: Mapping[str, Sequence[Image]],
+    limit: int = 16,
+) -> PillowImage.Image:
+    """A column per scene: what was shown of its subjects (a picture of each), then what each model
+    painted (`pictures`: model -> a picture (H, W, 3) per scene). Scenes of two subjects where there
+    are some, evenly spaced and in their order: none is chosen for its looks."""
+    twos = [at for at, scene in enumerate(scenes) if len(scene.subject_ids) == 2]
+    pool = twos or list(range(len(scenes)))
+    count = min(limit, len(pool))
+    chosen = [pool[at * len(pool) // count] for at in range(count)]
+    painted = {model: [tile(own[at]) for at in chosen] for model, own in pictures.items()}
+    height, width = next(iter(painted.values()))[0].shape[:2]
+    blank = np.full((height, width, 3), 255, dtype=np.uint8)
+    rows: list[Image] = []
+    for place in range(max(len(scenes[at].subject_ids) for at in chosen)):
+        for at in chosen:
+            names = scenes[at].subject_ids
+            picture = tile(shown[names[place]]) if place < len(names) else blank
+            fitted = PillowImage.fromarray(picture).resize((width, height))
+            rows.append(np.asarray(fitted, dtype=np.uint8))
+    for own in painted.values():
+        rows += own
+    return contact_sheet(rows, columns=len(chosen), scale=1)

@@ -16,15 +16,15 @@ from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.evaluation.comparison import scene_means
 from focusdpo.evaluation.held_out import HeldOutConfig, held_out_scenes
 from focusdpo.evaluation.metrics import METRICS, nan_mean
-from focusdpo.evaluation.pocket_protocol import EvaluateConfig, measure, paint_scenes
-from focusdpo.flows.wiring import build_part, vocabulary
+from focusdpo.evaluation.pocket_protocol import measure, paint_scenes
+from focusdpo.evaluation.protocols import EvaluateConfig, Models
 from focusdpo.model.adapter import reference_policy
 
 SCORE = "score"
 """identity + leakage margin, the latter where there are two subjects or more."""
 
 _BASES: dict[tuple[str, int], dict[str, float]] = {}
-"""Suite and number of scenes -> the base's means; its weights never change in a process."""
+"""The base's fingerprint and number of scenes -> the base's means, measured once a process."""
 
 
 def validation_scenes(count: int) -> HeldOutConfig:
@@ -53,14 +53,13 @@ def check_metric(name: str) -> None:
 class Validator:
     """Measures the weights that are in place; a `model.training.folder.Validate`."""
 
-    def __init__(self, suite: str, scenes: int, watch: Watch = quiet) -> None:
-        self._suite, self._watch = suite, watch
+    def __init__(self, models: Models, scenes: int, watch: Watch = quiet) -> None:
+        self._models, self._watch = models, watch
         self._config = EvaluateConfig()
-        self._held_out = held_out_scenes(validation_scenes(scenes), vocabulary(suite)[0])
-        self._judge = build_part(suite, "judge")
-        self._clip = build_part(suite, "clip")
+        self._held_out = held_out_scenes(validation_scenes(scenes), models.vocabulary()[0])
+        self._judge, self._clip = models.build("judge"), models.build("clip")
         # The generator paints with the very backbone that training changes.
-        self._generator = build_part(suite, "generator")
+        self._generator = models.build("generator")
 
     @property
     def scenes(self) -> int:
@@ -69,9 +68,9 @@ class Validator:
 
     def base(self) -> dict[str, float]:
         """The base's means, measured once a process."""
-        known = (self._suite, self.scenes)
+        known = (self._models.fingerprint("generator"), self.scenes)
         if known not in _BASES:
-            backbone = build_part(self._suite, "backbone")
+            backbone = self._models.build("backbone")
             with reference_policy(backbone.transformer):
                 _BASES[known] = means(self._measure())
         return _BASES[known]

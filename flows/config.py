@@ -18,13 +18,12 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.shards import Split
 from focusdpo.evaluation.dreambench_protocol import DreamBenchConfig, OwnScenesConfig
 from focusdpo.evaluation.held_out import HeldOutConfig
-from focusdpo.evaluation.pocket_protocol import EvaluateConfig
+from focusdpo.evaluation.protocols import EvaluateConfig, ProtocolId
 from focusdpo.flows.ablation.config import AblationConfig
 from focusdpo.flows.build.executor_config import ExecutorConfig, LocalConfig
 from focusdpo.flows.models_config import Family, ModelsConfig
 from focusdpo.flows.retrain.config import RetrainConfig, YieldAlertConfig
 from focusdpo.flows.settings import load_preset, merge
-from focusdpo.flows.world_subjects import WorldConfig
 from focusdpo.model.focus_config import PremiseConfig
 from focusdpo.model.training.config import TrainConfig
 from focusdpo.pipeline.complexity import ComplexityConfig
@@ -37,6 +36,7 @@ from focusdpo.pipeline.score import ScoreConfig
 from focusdpo.pipeline.segment import SegmentConfig
 from focusdpo.pipeline.shard import ShardConfig
 from focusdpo.pipeline.subjects.ingest import IngestConfig
+from focusdpo.pocket.world_subjects import WorldConfig
 
 CLOSED = ConfigDict(extra="forbid", frozen=True)
 
@@ -133,15 +133,6 @@ SECTIONS = tuple(
     )
 )
 """What a preset file may hold."""
-
-
-ProtocolId = Literal[
-    "pocket",
-    "dreambench-single/kosmosg",
-    "dreambench-single/all-refs",
-    "dreambench-multi/uno",
-    "subjects",
-]
 
 
 class ReportConfig(BaseModel):

@@ -10,8 +10,8 @@ from typing import Any
 from focusdpo.flows.commands import run as commands
 from focusdpo.flows.commands.common import engine, say
 from focusdpo.flows.config import DemoRun
-from focusdpo.flows.provenance import machine, peak_memory_bytes
 from focusdpo.flows.settings import save_config
+from focusdpo.store.provenance import machine, peak_memory_bytes
 
 
 def run_demo(run: DemoRun, *, prefect: bool = True) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def run_demo(run: DemoRun, *, prefect: bool = True) -> dict[str, Any]:
     Leaves subjects/, dataset/, train/, evaluate/, report.html and demo.json (times, memory) in
     `run.out`. Raises what the steps raise.
     """
-    from focusdpo.flows.world_subjects import export
+    from focusdpo.pocket.world_subjects import export
     from focusdpo.reports.report import ReportLimits, write_report
 
     started = time.perf_counter()

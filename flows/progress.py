@@ -30,6 +30,8 @@ from rich.progress import (
 )
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.progress import Watch as Watch
+from focusdpo.data_schemas.progress import quiet as quiet
 
 SHOWN = 3
 NOT_SHOWN = {"step", "lr"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,11 @@ from focusdpo.store.versions import DatasetVersion, open_version
 
 Compare = Callable[[Mapping[str, Any], Mapping[str, Any]], Sequence[str]]
 """Two manifests -> what settings, models and code differ, a text each."""
+
+
+def no_causes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Sequence[str]:
+    """Does not look for any."""
+    return ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +58,16 @@ class DatasetDiff:
         return not (self.pairs["added"] or self.pairs["removed"] or self.pairs["changed"])
 
 
-def diff(store: Store, a: str, b: str, compare: Compare = lambda one, other: ()) -> DatasetDiff:
+def differences(name: str, old: Any, new: Any) -> Iterator[str]:
+    """ "pair.min_drop 0.1 -> 0.2" for each leaf that differs."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for field in sorted({*old, *new}):
+            yield from differences(f"{name}.{field}", old.get(field), new.get(field))
+    elif old != new:
+        yield f"{name} {old} -> {new}"
+
+
+def diff(store: Store, a: str, b: str, compare: Compare = no_causes) -> DatasetDiff:
     """What changed from `a` to `b` ("latest" is one, too). UserError for an unknown version."""
     old, new = open_version(store, a), open_version(store, b)
     causes = list(compare(old.manifest, new.manifest))

@@ -24,6 +24,16 @@ ImageReader = Callable[[ImageKey], NDArray[np.uint8]]
 """Key -> pixels: (H, W, 3) for a picture, (H, W) with 0 and 255 for a mask."""
 
 ReferenceChoice = Literal["first", "by_scene"]
+ROLES: dict[str, tuple[str, ...]] = {
+    "compose": (),
+    "generate": ("generator",),
+    "segment": ("segmenter", "identity"),
+    "describe": ("captioner",),
+    "disrupt": ("inpainter",),
+    "score": ("identity", "clip"),
+    "pair": (),
+}
+"""Stage, in the order in which they run -> the models it uses, in the order of its fingerprint."""
 Record = TypeVar("Record")
 Item = TypeVar("Item")
 

@@ -11,8 +11,16 @@ from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup, escape
 
-from focusdpo.reports.chart_data import BucketChart, Histogram, Line, LineChart, Scatter
-from focusdpo.reports.view import Interval, MetricRow
+from focusdpo.reports.metric_texts import in_sentence
+from focusdpo.reports.view import (
+    BucketChart,
+    Histogram,
+    Interval,
+    Line,
+    LineChart,
+    MetricRow,
+    Scatter,
+)
 
 WIDTH, HEIGHT = 420, 230
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 12, 40
@@ -222,7 +230,7 @@ def scatter_chart(chart: Scatter) -> Markup:
     both = [*chart.base, *chart.adapter]
     frame = _Frame(both, both)
     frame.x0, frame.x1 = frame.y0, frame.y1
-    parts = frame.axes(f"{chart.names[0]}: {chart.title.lower()}")
+    parts = frame.axes(f"{chart.names[0]}: {in_sentence(chart.title)}")
     parts.append(element("text", chart.names[1], x=LEFT + 6, y=TOP + 10, class_="axis"))
     ends = {"x1": frame.x(frame.x0), "y1": frame.y(frame.y0)}
     ends |= {"x2": frame.x(frame.x1), "y2": frame.y(frame.y1)}

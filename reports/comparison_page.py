@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import datetime
 import io
 import json
@@ -15,24 +14,21 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.reports.chart_data import Count, Scatter
+from focusdpo.evaluation.folder import EvaluationFolder
+from focusdpo.evaluation.protocols import ADAPTER
+from focusdpo.pipeline.dataset_diff import Compare, DatasetDiff, diff, differences, no_causes
 from focusdpo.reports.dataset_section import Records, choose_pairs, dataset_facts, pair_card
-from focusdpo.reports.evaluation_section import Folder, metric_rows, pair_up, read_folder
+from focusdpo.reports.evaluation_section import metric_rows, painter, pair_up
 from focusdpo.reports.metric_texts import MINUS, Headline, headline
 from focusdpo.reports.render import as_json, by_metric, page
 from focusdpo.reports.report import machine_words, write_file
-from focusdpo.reports.view import EvaluationPart, Example, Fact, MetricRow, PairCard
+from focusdpo.reports.view import Count, EvaluationPart, Fact, PairCard
+from focusdpo.store.artefacts import Store
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from focusdpo.data_schemas.evaluations import EvalScene
     from focusdpo.data_schemas.shards import IndexRow
-    from focusdpo.evaluation.pocket_protocol import EvaluateConfig
-    from focusdpo.pipeline.dataset_diff import DatasetDiff
     from focusdpo.store.versions import DatasetVersion
 
 
@@ -88,19 +84,6 @@ class DatasetChange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterChange:
-    """Adapter B against adapter A on the same scenes and noise; in all records `base` is A and
-    `adapter` is B."""
-
-    protocol: str
-    rows: tuple[MetricRow, ...]
-    scatters: tuple[Scatter, ...]
-    examples: tuple[Example, ...]
-    chosen: str
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """A whole page."""
 
@@ -114,102 +97,72 @@ class Comparison:
     machine: str
     software: str
     dataset: DatasetChange | None = None
-    adapters: AdapterChange | None = None
+    adapters: EvaluationPart | None = None
+    """Adapter B against adapter A on the same scenes and noise: in all records `base` is A and
+    `adapter` is B."""
 
 
 PAINTED_BY = ("protocol", "data", "held_out", "own_scenes", "dreambench", "evaluate", "suite")
 """Settings that decide which scenes are painted, from which noise, and how they are measured."""
 
 
-def compare_adapters(a: Path, b: Path) -> tuple[AdapterChange, tuple[Side, Side], Headline]:
+def compare_adapters(a: Path, b: Path) -> tuple[EvaluationPart, tuple[Side, Side], Headline]:
     """Adapter of evaluation `b` against that of `a`. Raises UserError where they were not painted
     from the same scenes by the same settings."""
     from focusdpo.evaluation.comparison import rows
+    from focusdpo.evaluation.protocols import EvaluateConfig
 
-    folders = read_folder(a), read_folder(b)
-    settings = _settings(a), _settings(b)
-    _refuse_others(a, b, folders, settings)
-    ours, theirs = (_of_adapter(one) for one in folders)
+    folders = EvaluationFolder(a), EvaluationFolder(b)
+    _refuse_others(*folders)
+    config = EvaluateConfig.model_validate(folders[1].settings.get("evaluate") or {})
     try:
-        table = rows(ours, theirs, _bootstrap(settings[1]))
+        table = rows(_of_adapter(folders[0]), _of_adapter(folders[1]), config)
     except ValueError as error:
         raise UserError(f"{a} and {b}: {error}; evaluate both by the same settings") from error
-    both = _as_one(*folders)
-    examples, scatters = pair_up(both, extremes=4, randoms=4)
-    found = metric_rows([dataclasses.asdict(row) for row in table])
-    change = AdapterChange(
-        protocol=str(folders[0].run.get("protocol", "unknown")),
-        rows=found,
+    ours, theirs = (painter(one, ADAPTER, name) for one, name in zip(folders, "AB", strict=True))
+    examples, scatters = pair_up(ours, theirs, extremes=4, randoms=4)
+    change = EvaluationPart(
+        protocol=folders[0].protocol,
+        facts=(),
+        rows=metric_rows(table),
         scatters=scatters,
         examples=examples,
         chosen=(
-            f"{len(examples)} of {len(both.base)} scenes, ordered by the change of matched "
+            f"{len(examples)} of {len(ours.scenes)} scenes, ordered by the change of matched "
             "identity from A to B: where B loses most, the middle, where it gains most, and "
             "random ones drawn by a hash of the scenes' ids. Nobody picked."
         ),
         notes=_notes(folders),
     )
-    part = EvaluationPart(
-        protocol=change.protocol, facts=(), rows=found, scatters=(), examples=(), chosen=""
-    )
-    sides = _side("A", a, folders[0]), _side("B", b, folders[1])
-    return change, sides, headline(part, who="against A, B")
+    sides = _side("A", folders[0]), _side("B", folders[1])
+    return change, sides, headline(change.rows, change.protocol, who="against A, B")
 
 
-def _settings(folder: Path) -> Mapping[str, Any]:
-    file = folder / "config.yaml"
-    found = yaml.safe_load(file.read_text("utf-8")) if file.is_file() else {}
-    return found if isinstance(found, dict) else {}
-
-
-def _bootstrap(settings: Mapping[str, Any]) -> EvaluateConfig:
-    from focusdpo.evaluation.pocket_protocol import EvaluateConfig
-
-    return EvaluateConfig.model_validate(settings.get("evaluate") or {})
-
-
-def _refuse_others(
-    a: Path, b: Path, folders: tuple[Folder, Folder], settings: tuple[Mapping[str, Any], ...]
-) -> None:
-    from focusdpo.flows.build.explain import differences
-
+def _refuse_others(a: EvaluationFolder, b: EvaluationFolder) -> None:
     wrong = [
         text
         for name in PAINTED_BY
-        for text in differences(name, settings[0].get(name), settings[1].get(name))
+        for text in differences(name, a.settings.get(name), b.settings.get(name))
     ]
-    protocols = [str(one.run.get("protocol")) for one in folders]
-    if protocols[0] != protocols[1]:
-        wrong.insert(0, f"protocol {protocols[0]} -> {protocols[1]}")
+    if a.protocol != b.protocol:
+        wrong.insert(0, f"protocol {a.protocol} -> {b.protocol}")
     if wrong:
         raise UserError(
-            f"{a} and {b}: painted or measured by different settings ({'; '.join(wrong[:4])}), so "
-            "nothing is paired; evaluate both adapters by the same settings"
+            f"{a.path} and {b.path}: painted or measured by different settings "
+            f"({'; '.join(wrong[:4])}), so nothing is paired; evaluate both adapters by the same "
+            "settings"
         )
 
 
-def _of_adapter(folder: Folder) -> Sequence[EvalScene]:
-    found = [one for one in folder.records if one.model == "adapter"]
-    if not found:
+def _of_adapter(folder: EvaluationFolder) -> Sequence[EvalScene]:
+    records = folder.of(ADAPTER)
+    if not records:
         raise UserError(f"{folder.path}: no adapter was evaluated here, the base alone")
-    return found
+    return records
 
 
-def _as_one(a: Folder, b: Folder) -> Folder:
-    """An evaluation whose base is A's adapter and whose adapter is B's; its pictures are named by
-    their whole paths."""
-
-    def placed(folder: Folder) -> dict[str, EvalScene]:
-        return {
-            scene: dataclasses.replace(one, image=str((folder.path / one.image).resolve()))
-            for scene, one in folder.adapter.items()
-        }
-
-    return dataclasses.replace(a, base=placed(a), adapter=placed(b), labels=("A", "B"))
-
-
-def _notes(folders: tuple[Folder, Folder]) -> tuple[str, ...]:
-    prints = [one.run.get("fingerprints") or {} for one in folders]
+def _notes(folders: tuple[EvaluationFolder, EvaluationFolder]) -> tuple[str, ...]:
+    prints = [one.about.get("fingerprints") or {} for one in folders]
     notes = []
     if prints[0].get("base") != prints[1].get("base"):
         notes.append("The two adapters belong to different base models: A and B differ in both.")
@@ -218,8 +171,8 @@ def _notes(folders: tuple[Folder, Folder]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _side(letter: str, path: Path, folder: Folder) -> Side:
-    run = folder.run
+def _side(letter: str, folder: EvaluationFolder) -> Side:
+    run, path = folder.about, folder.path
     facts = [Fact(label="evaluation", value=str(path))]
     for name, label in (("adapter", "adapter"), ("scenes", "scenes"), ("seed", "seed")):
         if run.get(name) is not None:
@@ -238,14 +191,13 @@ KINDS = {
 
 
 def compare_datasets(
-    root: Path | str, a: str, b: str
+    root: Path | str, a: str, b: str, causes: Compare
 ) -> tuple[DatasetChange, tuple[Side, Side], Headline]:
     """The change from version `a` to `b`. Raises UserError for an unknown or damaged version."""
-    from focusdpo.reports.dataset_texts import difference
     from focusdpo.store.versions import open_version
 
-    told = difference(str(root), a, b)
-    old, new = open_version(root, told.a), open_version(root, told.b)
+    delta = diff(Store.open(root, create=False), a, b, causes)
+    old, new = open_version(root, delta.a), open_version(root, delta.b)
     before = {row.pair_id: row for row in old.rows}
     after = {row.pair_id: row for row in new.rows}
     came = [row for name, row in after.items() if name not in before]
@@ -255,16 +207,16 @@ def compare_datasets(
     records = Records(old), Records(new)
     change = DatasetChange(
         subjects=tuple(
-            (KINDS[kind], tuple(names)) for kind, names in told.subjects.items() if names
+            (KINDS[kind], tuple(names)) for kind, names in delta.subjects.items() if names
         ),
-        causes=tuple(told.causes),
-        pairs=tuple(Count(label=name, count=count) for name, count in told.pairs.items()),
-        came_because=_counts(told.added),
-        went_because=_counts(told.removed),
-        tables=_tables(told),
-        shards_new=tuple(told.shards_new),
-        shards_gone=tuple(told.shards_gone),
-        purged=tuple(told.purged),
+        causes=tuple(delta.causes),
+        pairs=tuple(Count(label=name, count=count) for name, count in delta.pairs.items()),
+        came_because=_counts(delta.added),
+        went_because=_counts(delta.removed),
+        tables=_tables(delta),
+        shards_new=tuple(delta.shards_new),
+        shards_gone=tuple(delta.shards_gone),
+        purged=tuple(delta.purged),
         came=tuple(pair_card(new, records[1], row) for row in _shown(came)),
         went=tuple(pair_card(old, records[0], row) for row in _shown(went)),
         changed=tuple(
@@ -277,7 +229,7 @@ def compare_datasets(
         totals=(len(came), len(went), len(changed)),
     )
     sides = _version_side("A", old), _version_side("B", new)
-    return change, sides, _headline(told, len(before), len(after))
+    return change, sides, _headline(delta, len(before), len(after))
 
 
 def _shown(rows: Sequence[IndexRow]) -> list[IndexRow]:
@@ -292,38 +244,38 @@ def _version_side(letter: str, version: DatasetVersion) -> Side:
     return Side(letter=letter, name=version.id, facts=dataset_facts(version))
 
 
-def _tables(told: DatasetDiff) -> tuple[tuple[str, tuple[Change, ...]], ...]:
+def _tables(delta: DatasetDiff) -> tuple[tuple[str, tuple[Change, ...]], ...]:
     def table(values: Mapping[str, tuple[int, int]]) -> tuple[Change, ...]:
         return tuple(
             Change(label=name.replace("_", " "), a=a, b=b) for name, (a, b) in values.items()
         )
 
     costs = (
-        Change(label="yield", a=told.yields[0], b=told.yields[1], percent=True),
-        Change(label="MB of shards", a=told.bytes[0] / 1e6, b=told.bytes[1] / 1e6),
-        Change(label="seconds of models", a=told.seconds[0], b=told.seconds[1]),
+        Change(label="yield", a=delta.yields[0], b=delta.yields[1], percent=True),
+        Change(label="MB of shards", a=delta.bytes[0] / 1e6, b=delta.bytes[1] / 1e6),
+        Change(label="seconds of models", a=delta.seconds[0], b=delta.seconds[1]),
     )
     return (
-        ("Pairs by source", table(told.by_source)),
-        ("Pairs by split", table(told.by_split)),
-        ("Rejects by reason", table(told.rejects)),
+        ("Pairs by source", table(delta.by_source)),
+        ("Pairs by split", table(delta.by_split)),
+        ("Rejects by reason", table(delta.rejects)),
         ("Yield and cost", costs),
     )
 
 
-def _headline(told: DatasetDiff, before: int, after: int) -> Headline:
-    if told.is_empty:
+def _headline(delta: DatasetDiff, before: int, after: int) -> Headline:
+    if delta.is_empty:
         return Headline("Both versions hold the same pairs.")
-    moved = f"{told.pairs['added']} came, {told.pairs['removed']} went"
-    if told.pairs["changed"]:
-        moved += f", {told.pairs['changed']} changed"
+    moved = f"{delta.pairs['added']} came, {delta.pairs['removed']} went"
+    if delta.pairs["changed"]:
+        moved += f", {delta.pairs['changed']} changed"
     subjects = [
         f"{', '.join(names)} {'came' if kind == 'added' else 'went'}"
-        for kind, names in told.subjects.items()
+        for kind, names in delta.subjects.items()
         if kind in ("added", "removed") and names
     ]
     detail = f"Subjects: {'; '.join(subjects)}. " if subjects else ""
-    a, b = (f"{100 * one:.1f}\N{NARROW NO-BREAK SPACE}%" for one in told.yields)
+    a, b = (f"{100 * one:.1f}\N{NARROW NO-BREAK SPACE}%" for one in delta.yields)
     return Headline(
         f"From {before} to {after} pairs: {moved}.",
         f"{detail}Accepted of what was judged: {a} in A, {b} in B.",
@@ -333,20 +285,23 @@ def _headline(told: DatasetDiff, before: int, after: int) -> Headline:
 log = logging.getLogger(__name__)
 
 
-def write_comparison(out: Path, a: str, b: str, *, root: Path | None = None) -> Path:
+def write_comparison(
+    out: Path, a: str, b: str, *, root: Path | None = None, causes: Compare = no_causes
+) -> Path:
     """Write `out` (HTML) and its numbers beside it (`.json`).
 
-    With `root`, `a` and `b` are versions of that dataset ("latest" is one, too); without, folders
-    that `evaluate` wrote. Raises UserError when one cannot be read or they cannot be compared.
+    With `root`, `a` and `b` are versions of that dataset ("latest" is one, too), and `causes` tells
+    what settings, models and code differ; without, folders that `evaluate` wrote. Raises UserError
+    when one cannot be read or they cannot be compared.
     """
-    data = compare(a, b, root=root)
+    data = compare(a, b, root=root, causes=causes)
     write_file(out.with_suffix(".json"), _json(data).encode())
     write_file(out, render(data).encode())
     log.info("comparison %s", out)
     return out
 
 
-def compare(a: str, b: str, *, root: Path | None) -> Comparison:
+def compare(a: str, b: str, *, root: Path | None, causes: Compare = no_causes) -> Comparison:
     """Read everything that the page shows. Raises UserError as `write_comparison`."""
 
     about: dict[str, Any] = {
@@ -355,7 +310,7 @@ def compare(a: str, b: str, *, root: Path | None) -> Comparison:
         "software": package_version("focusdpo"),
     }
     if root is not None:
-        change, sides, headline = compare_datasets(root, a, b)
+        change, sides, headline = compare_datasets(root, a, b, causes)
         names = tuple(side.name for side in sides)
         return Comparison(
             title=f"FocusDPO comparison: {names[0]} and {names[1]}",

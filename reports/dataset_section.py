@@ -14,9 +14,17 @@ import numpy as np
 from focusdpo.data_schemas.candidates import Disrupted, Sampled, Scored
 from focusdpo.data_schemas.pairs import Reject
 from focusdpo.data_schemas.scenes import Scene, stable_hash
-from focusdpo.reports.chart_data import Count, Histogram
-from focusdpo.reports.images import overlay, picture
-from focusdpo.reports.view import DatasetPart, Fact, PairCard, Picture, RejectCard, SubjectScore
+from focusdpo.reports.thumbnails import overlay, picture
+from focusdpo.reports.view import (
+    Count,
+    DatasetPart,
+    Fact,
+    Histogram,
+    PairCard,
+    Picture,
+    RejectCard,
+    SubjectScore,
+)
 
 if TYPE_CHECKING:
     from focusdpo.data_schemas.shards import IndexRow

@@ -6,16 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
-
-from focusdpo.data_schemas.errors import UserError
-from focusdpo.reports.chart_data import Scatter
-from focusdpo.reports.files import read_json, seconds_text
-from focusdpo.reports.images import picture
+from focusdpo.data_schemas.evaluations import AgreementRow, EvalScene
+from focusdpo.data_schemas.runs import EvalRow
+from focusdpo.evaluation.folder import EvaluationFolder
+from focusdpo.evaluation.protocols import ADAPTER, BASE, DIFFERENCE
+from focusdpo.reports.files import seconds_text
 from focusdpo.reports.metric_texts import DECIDING, choose, judge, metric_info
+from focusdpo.reports.thumbnails import picture
 from focusdpo.reports.view import (
     AgreementLine,
     EvaluationPart,
@@ -25,37 +23,29 @@ from focusdpo.reports.view import (
     Interval,
     MetricRow,
     Picture,
+    Scatter,
 )
 
-if TYPE_CHECKING:
-    from focusdpo.data_schemas.evaluations import EvalScene
-
-DIFFERENCE = "adapter - base"
+SHOWN = ("identity", "leakage_margin", "hue_error")
+"""Metrics printed under every shown scene."""
 
 
-def agreement_lines(rows: Sequence[Mapping[str, Any]]) -> tuple[AgreementLine, ...]:
-    """AgreementRow dicts as the report shows them, in their order."""
-    lines = []
-    for row in rows:
-        info = metric_info(str(row["metric"]))
-        scorer, judge = (
-            Interval(**{end: float(row[f"{who}_{end}"]) for end in ("mean", "low", "high")})
-            for who in ("scorer", "judge")
+def agreement_lines(rows: Sequence[AgreementRow]) -> tuple[AgreementLine, ...]:
+    """Scorer and judge as the report shows them, in the rows' order."""
+    return tuple(
+        AgreementLine(
+            title=metric_info(row.metric).title,
+            unit=metric_info(row.metric).unit,
+            group=row.group,
+            model=row.model,
+            spearman=row.spearman,
+            count=row.count,
+            scorer=Interval(mean=row.scorer_mean, low=row.scorer_low, high=row.scorer_high),
+            judge=Interval(mean=row.judge_mean, low=row.judge_low, high=row.judge_high),
+            change=row.model == DIFFERENCE,
         )
-        lines.append(
-            AgreementLine(
-                title=info.title,
-                unit=info.unit,
-                group=str(row["group"]),
-                model=str(row["model"]),
-                spearman=None if row["spearman"] is None else float(row["spearman"]),
-                count=int(row["count"]),
-                scorer=scorer,
-                judge=judge,
-                change=row["model"] == DIFFERENCE,
-            )
-        )
-    return tuple(lines)
+        for row in rows
+    )
 
 
 def agreement_notes(lines: Sequence[AgreementLine]) -> tuple[str, ...]:
@@ -87,65 +77,42 @@ def _words(scorer: int, judge: int) -> str:
     return f"only the judge sees a {'gain' if judge > 0 else 'loss'}; the scorer is undecided"
 
 
-AGAIN = "run `focusdpo evaluate` again into a new folder"
-SHOWN = ("identity", "leakage_margin", "hue_error")
-"""Metrics printed under every shown scene."""
-
-
 @dataclass(frozen=True, slots=True)
-class Folder:
-    """What an evaluation left."""
+class Painter:
+    """One model of an evaluation, as a page shows its scenes."""
 
-    path: Path
-    run: Mapping[str, Any]
-    subjects: Mapping[str, Any]
-    prompts: Mapping[str, str]
-    base: Mapping[str, EvalScene]
-    """Scene id -> the first picture's record."""
-    adapter: Mapping[str, EvalScene]
-    records: Sequence[EvalScene]
-    """Of all pictures."""
-    labels: tuple[str, str] = ("base", "adapter")
-    """What the two are called."""
+    folder: EvaluationFolder
+    label: str
+    scenes: Mapping[str, EvalScene]
+    """Scene id -> the record of its first picture."""
+
+    def picture(self, scene: str) -> Picture:
+        """What it painted of a scene. UserError where it cannot be read."""
+        record = self.scenes[scene]
+        words = f"{self.label}: {', '.join(record.class_names)}. {verdict_words(record)}"
+        return picture(self.folder.picture(record.image), words)
 
 
-def read_folder(directory: Path) -> Folder:
-    """What an evaluation left. Raises UserError for a folder that did not finish."""
-    from focusdpo.data_schemas.evaluations import EvalScene
-    from focusdpo.data_schemas.tables import from_parquet
-
-    run = read_json(directory / "run.json", AGAIN)
-    path = directory / "scenes.parquet"
-    try:
-        records = from_parquet(path.read_bytes(), EvalScene, str(path))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from error
-    about = read_json(directory / "subjects.json", AGAIN)
-    first = [record for record in records if record.index == 0]
-    return Folder(
-        path=directory,
-        run=run,
-        subjects=about.get("subjects", {}),
-        prompts=about.get("prompts", {}),
-        base={record.scene_id: record for record in first if record.model == "base"},
-        adapter={record.scene_id: record for record in first if record.model == "adapter"},
-        records=records,
-    )
+def painter(folder: EvaluationFolder, model: str, label: str = "") -> Painter:
+    """A model of an evaluation."""
+    return Painter(folder, label or model, folder.first(model))
 
 
 def collect_evaluation(directory: Path, *, extremes: int = 2, randoms: int = 6) -> EvaluationPart:
     """The table and the chosen examples. Raises UserError for a folder that did not finish."""
-    folder = read_folder(directory)
-    examples, scatters = pair_up(folder, extremes=extremes, randoms=randoms)
-    rows = metric_rows(read_json(directory / "rows.json", AGAIN))
-    agreement = agreement_lines(folder.run.get("agreement") or ())
+    folder = EvaluationFolder(directory)
+    protocol = folder.protocol
+    base, adapter = painter(folder, BASE), painter(folder, ADAPTER)
+    examples, scatters = pair_up(base, adapter, extremes=extremes, randoms=randoms)
+    rows = metric_rows(folder.rows)
+    agreement = agreement_lines(folder.agreement)
     return EvaluationPart(
-        protocol=str(folder.run.get("protocol", "unknown")),
-        facts=_facts(folder, folder.records),
+        protocol=protocol,
+        facts=_facts(folder),
         rows=rows,
         scatters=scatters,
         examples=examples,
-        chosen=_chosen(len(folder.adapter), examples),
+        chosen=_chosen(len(adapter.scenes), examples),
         notes=_notes(rows),
         agreement=agreement,
         agreement_notes=agreement_notes(agreement),
@@ -153,25 +120,42 @@ def collect_evaluation(directory: Path, *, extremes: int = 2, randoms: int = 6) 
 
 
 def pair_up(
-    folder: Folder, *, extremes: int, randoms: int
+    base: Painter, adapter: Painter, *, extremes: int, randoms: int
 ) -> tuple[tuple[Example, ...], tuple[Scatter, ...]]:
-    """Chosen scenes side by side, and all of them as dots."""
-    return _examples(folder, extremes=extremes, randoms=randoms), _scatters(folder)
+    """Chosen scenes side by side, ordered by the change of identity, and all of them as dots."""
+    changes = _both(base, adapter, "identity")
+    scores = [(scene, theirs - ours) for scene, ours, theirs in changes]
+    examples = tuple(
+        _example(base, adapter, why, scene)
+        for why, scene in choose(scores, extremes=extremes, randoms=randoms)
+    )
+    return examples, _scatters(base, adapter)
 
 
-def metric_rows(values: Sequence[Mapping[str, Any]]) -> tuple[MetricRow, ...]:
-    """EvalRow dicts -> one row per metric and group, in the order of first appearance."""
-    cells: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+def _both(base: Painter, adapter: Painter, metric: str) -> list[tuple[str, float, float]]:
+    """(scene, base's value, adapter's) of the scenes where both have one."""
+    values = [
+        (scene, float(getattr(record, metric)), float(getattr(adapter.scenes[scene], metric)))
+        for scene, record in base.scenes.items()
+        if scene in adapter.scenes
+    ]
+    return [one for one in values if math.isfinite(one[1]) and math.isfinite(one[2])]
+
+
+def metric_rows(values: Sequence[EvalRow]) -> tuple[MetricRow, ...]:
+    """One row per metric and group, in the order of first appearance."""
+    cells: dict[tuple[str, str], dict[str, EvalRow]] = {}
     for value in values:
-        key = (str(value["metric"]), str(value["group"]))
-        cells.setdefault(key, {})[str(value["model"])] = value
+        cells.setdefault((value.metric, value.group), {})[value.model] = value
     return tuple(_row(metric, group, models) for (metric, group), models in cells.items())
 
 
-def _row(metric: str, group: str, models: Mapping[str, Mapping[str, Any]]) -> MetricRow:
+def _row(metric: str, group: str, models: Mapping[str, EvalRow]) -> MetricRow:
     info = metric_info(metric)
-    difference = _interval(models.get("adapter - base"))
-    scenes = max((int(value.get("scenes") or 0) for value in models.values()), default=0)
+    difference = _interval(models.get(DIFFERENCE))
+    # Of a table that an earlier version wrote, each model has scenes of its own.
+    paired = models.get(DIFFERENCE)
+    scenes = paired.scenes if paired else max(value.scenes for value in models.values())
     return MetricRow(
         metric=metric,
         title=info.title,
@@ -180,26 +164,25 @@ def _row(metric: str, group: str, models: Mapping[str, Mapping[str, Any]]) -> Me
         better=info.better,
         group=group,
         scenes=scenes,
-        base=_interval(models.get("base")),
-        adapter=_interval(models.get("adapter")),
+        base=_interval(models.get(BASE)),
+        adapter=_interval(models.get(ADAPTER)),
         difference=difference,
         verdict=judge(difference, info.better, scenes),
     )
 
 
-def _interval(value: Mapping[str, Any] | None) -> Interval | None:
-    if value is None or any(value.get(name) is None for name in ("mean", "low", "high")):
+def _interval(row: EvalRow | None) -> Interval | None:
+    if row is None or not math.isfinite(row.mean):
         return None
-    mean, low, high = (float(value[name]) for name in ("mean", "low", "high"))
-    return Interval(mean=mean, low=low, high=high) if math.isfinite(mean) else None
+    return Interval(mean=row.mean, low=row.low, high=row.high)
 
 
-def _facts(folder: Folder, records: Sequence[EvalScene]) -> tuple[Fact, ...]:
-    run = folder.run
+def _facts(folder: EvaluationFolder) -> tuple[Fact, ...]:
+    run, records = folder.about, folder.records
     classes = {name for record in records for name in record.class_names}
     new = {name for record in records if record.held_out for name in record.class_names}
     facts = [
-        Fact(label="scenes", value=str(len(folder.base))),
+        Fact(label="scenes", value=str(len(folder.first(BASE)))),
         Fact(label="pictures judged", value=str(len(records))),
         Fact(label="subjects", value=str(len({s for r in records for s in r.subject_ids}))),
         Fact(label="classes", value=str(len(classes)), note=f"{len(new)} in held-out scenes"),
@@ -232,52 +215,34 @@ def _chosen(total: int, examples: Sequence[Example]) -> str:
     )
 
 
-def _scatters(folder: Folder) -> tuple[Scatter, ...]:
+def _scatters(base: Painter, adapter: Painter) -> tuple[Scatter, ...]:
     """Every scene, so that no choice of examples hides one."""
+    prompts = adapter.folder.prompts
     scatters = []
-    for name in DECIDING:
-        info = metric_info(name)
-        points = [
-            (float(getattr(base, name)), float(getattr(folder.adapter[scene], name)), scene)
-            for scene, base in folder.base.items()
-            if scene in folder.adapter
-        ]
-        points = [p for p in points if math.isfinite(p[0]) and math.isfinite(p[1])]
+    for metric in DECIDING:
+        info, points = metric_info(metric), _both(base, adapter, metric)
         if points:
-            base, adapter, scenes = zip(*points, strict=True)
+            scenes, ours, theirs = zip(*points, strict=True)
             scatters.append(
                 Scatter(
                     title=info.title,
                     unit=info.unit,
                     better=info.better,
-                    base=base,
-                    adapter=adapter,
-                    labels=tuple(folder.prompts.get(one, one) for one in scenes),
-                    names=folder.labels,
+                    base=ours,
+                    adapter=theirs,
+                    labels=tuple(prompts.get(scene, scene) for scene in scenes),
+                    names=(base.label, adapter.label),
                 )
             )
     return tuple(scatters)
 
 
-def _examples(folder: Folder, *, extremes: int, randoms: int) -> tuple[Example, ...]:
-    scores = []
-    for scene_id, base in folder.base.items():
-        adapter = folder.adapter.get(scene_id)
-        if adapter is not None and math.isfinite(change := adapter.identity - base.identity):
-            scores.append((scene_id, change))
-    return tuple(
-        _example(folder, why, scene_id)
-        for why, scene_id in choose(scores, extremes=extremes, randoms=randoms)
-    )
-
-
-def _example(folder: Folder, why: str, scene_id: str) -> Example:
-    base, adapter = folder.base[scene_id], folder.adapter[scene_id]
-    words = ", ".join(base.class_names)
+def _example(base: Painter, adapter: Painter, why: str, scene: str) -> Example:
+    ours, theirs = base.scenes[scene], adapter.scenes[scene]
     figures = []
-    for name in SHOWN:
-        info = metric_info(name)
-        values = float(getattr(base, name)), float(getattr(adapter, name))
+    for metric in SHOWN:
+        info = metric_info(metric)
+        values = float(getattr(ours, metric)), float(getattr(theirs, metric))
         if all(math.isfinite(value) for value in values):
             figures.append(
                 ExampleFigure(
@@ -290,31 +255,21 @@ def _example(folder: Folder, why: str, scene_id: str) -> Example:
             )
     return Example(
         why=why,
-        scene_id=scene_id,
-        prompt=folder.prompts.get(scene_id, words),
-        references=references(folder, base),
-        base=_painted(folder, base, folder.labels[0]),
-        adapter=_painted(folder, adapter, folder.labels[1]),
+        scene_id=scene,
+        prompt=base.folder.prompts.get(scene, ", ".join(ours.class_names)),
+        references=_references(base.folder, ours),
+        base=base.picture(scene),
+        adapter=adapter.picture(scene),
         figures=tuple(figures),
-        base_note=verdict_words(base),
-        adapter_note=verdict_words(adapter),
+        base_note=verdict_words(ours),
+        adapter_note=verdict_words(theirs),
         record={
             "kind": "scene",
             "where": {"table": "scenes.parquet of the evaluation"},
-            folder.labels[0]: _as_stored(base),
-            folder.labels[1]: _as_stored(adapter),
+            base.label: asdict(ours),
+            adapter.label: asdict(theirs),
         },
     )
-
-
-def _painted(folder: Folder, record: EvalScene, label: str) -> Picture:
-    words = f"{label}: {', '.join(record.class_names)}. {verdict_words(record)}"
-    return stored_picture(folder.path / record.image, words)
-
-
-def _as_stored(record: EvalScene) -> dict[str, Any]:
-    """Its picture by its place in the evaluation, wherever that lies."""
-    return {**asdict(record), "image": "/".join(Path(record.image).parts[-3:])}
 
 
 def verdict_words(record: EvalScene) -> str:
@@ -334,20 +289,13 @@ def verdict_words(record: EvalScene) -> str:
     return "; ".join(parts)
 
 
-def references(folder: Folder, record: EvalScene) -> tuple[Picture, ...]:
+def _references(folder: EvaluationFolder, record: EvalScene) -> tuple[Picture, ...]:
     """The first picture of each subject."""
-    pictures = []
-    for subject_id, name in zip(record.subject_ids, record.class_names, strict=True):
-        paths = (folder.subjects.get(subject_id) or {}).get("pictures") or []
-        if paths:
-            pictures.append(stored_picture(folder.path / str(paths[0]), f"reference: {name}"))
-    return tuple(pictures)
-
-
-def stored_picture(path: Path, alt: str) -> Picture:
-    """A picture of the evaluation. Raises UserError where it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return picture(np.asarray(image.convert("RGB")), alt)
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from error
+    named = [
+        (name, folder.subjects[subject].pictures)
+        for subject, name in zip(record.subject_ids, record.class_names, strict=True)
+        if subject in folder.subjects
+    ]
+    return tuple(
+        picture(folder.picture(files[0]), f"reference: {name}") for name, files in named if files
+    )

@@ -1,25 +1,11 @@
-"""Reading what runs leave, with errors that say what to do; words for times and for Markdown."""
+"""Texts of a run, and words for times and for Markdown."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
-
-
-def read_json(path: Path, again: str, *, default: Any = None) -> Any:
-    """A JSON file; `default`, when given, stands for a missing one. Raises UserError."""
-    if default is not None and not path.is_file():
-        return default
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: missing, so this run did not finish; {again}") from error
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); {again}") from error
 
 
 def read_text(path: Path) -> str:

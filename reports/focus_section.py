@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.reports.images import heat_map, picture
+from focusdpo.reports.thumbnails import heat_map, picture
 from focusdpo.reports.view import FocusGrid, FocusRow
 
 _WORDS = (

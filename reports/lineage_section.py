@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 
-from focusdpo.flows.models_config import Family, ModelsConfig
-from focusdpo.flows.provenance import licence_of
-from focusdpo.reports.files import read_json, read_text
+from focusdpo.evaluation.folder import read_json
+from focusdpo.pipeline.stage import ROLES
+from focusdpo.reports.files import read_text
 from focusdpo.reports.view import Fact, LineagePart, ModelFact
+from focusdpo.store.provenance import Family, checkpoint_of, licence_of
 
 AGAIN = "run it again"
 UNSTATED = "see the model's own card"
@@ -67,7 +68,7 @@ def _settings(folder: Path) -> Mapping[str, Any]:
 def family_of(config: Mapping[str, Any]) -> Family:
     """Whose weights a resolved configuration names."""
     if config.get("suite") == "checkpoints":
-        return ModelsConfig.model_validate(config["models"])
+        return dict(config["models"])
     return "pocket"
 
 
@@ -75,8 +76,7 @@ def _name(family: Family, role: str) -> str:
     """What to call a part's weights."""
     if isinstance(family, str):
         return family
-    config = getattr(family, "backbone" if role == "generator" else role, None)
-    return str(getattr(config, "kind", role))
+    return str(checkpoint_of(family, role).get("kind", role))
 
 
 def _manifest(root: Path, version: str) -> Mapping[str, Any]:
@@ -97,12 +97,10 @@ def _dataset_facts(manifest: Mapping[str, Any]) -> list[Fact]:
 
 def stage_models(manifest: Mapping[str, Any], family: Family) -> list[ModelFact]:
     """One row per stage and role, from the versions that the stages recorded."""
-    from focusdpo.flows.build.stages import STAGES
-
     models = []
     for stage, entry in (manifest.get("stages") or {}).items():
         fingerprints = str((entry.get("versions") or {}).get("model") or "")
-        roles = STAGES[stage].roles if stage in STAGES else ()
+        roles = ROLES.get(stage, ())
         names = fingerprints.split("+") if fingerprints else []
         if len(names) != len(roles):
             roles = tuple(f"model {i + 1}" for i in range(len(names)))

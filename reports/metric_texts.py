@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from focusdpo.data_schemas.scenes import stable_hash
-from focusdpo.reports.chart_data import Better, Unit
-from focusdpo.reports.view import EvaluationPart, Interval, MetricRow, Verdict
+from focusdpo.reports.view import Better, Interval, MetricRow, Unit, Verdict
 
 MINUS = "\N{MINUS SIGN}"
+DASH = "\N{EN DASH}"
+"""Stands for a number that has no meaning or was not measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,11 @@ def metric_info(name: str) -> MetricInfo:
     )
 
 
+def in_sentence(title: str) -> str:
+    """A metric's title within a sentence; an abbreviation stays as it is."""
+    return title if title[1:2].isupper() else title[:1].lower() + title[1:]
+
+
 FEWEST = 10
 """Scenes below which a bootstrap interval is too narrow to be believed."""
 
@@ -75,8 +81,8 @@ def number(value: float, unit: Unit, *, signed: bool = False, decimals: int | No
 
     A signed rate is a difference and so in percentage points (pp).
     """
-    if value != value:
-        return "n/a"
+    if not math.isfinite(value):
+        return DASH
     suffix = " pp" if signed and unit == "rate" else _SUFFIX[unit]
     return _digits(value, unit, signed, decimals) + suffix
 
@@ -103,10 +109,17 @@ def mean_text(interval: Interval, unit: Unit, *, signed: bool = False) -> str:
 
 
 def bounds(interval: Interval, unit: Unit, *, signed: bool = False) -> str:
-    """The interval in brackets, its unit left to the mean beside it."""
+    """The interval in brackets, its unit left to the mean beside it; nothing where it has none."""
+    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+        return ""
     decimals = decimals_of(interval, unit)
     ends = (_digits(v, unit, signed, decimals) for v in (interval.low, interval.high))
     return f"[{', '.join(ends)}]"
+
+
+def difference_text(interval: Interval, unit: Unit) -> str:
+    """A difference and its interval, as in "+0.020 [+0.010, +0.030]"."""
+    return f"{mean_text(interval, unit, signed=True)} {bounds(interval, unit, signed=True)}".strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,31 +146,29 @@ DECIDING = ("identity", "leakage_margin")
 """Metrics that the claim of better focus rests on."""
 
 
-def _overall(evaluation: EvaluationPart) -> dict[str, MetricRow]:
-    return {row.metric: row for row in evaluation.rows if row.group == "all" and row.difference}
-
-
-def headline(evaluation: EvaluationPart, who: str = "the adapter") -> Headline:
+def headline(rows: Sequence[MetricRow], protocol: str, who: str = "the adapter") -> Headline:
     """The key result in one sentence with its interval; it says undecided where it is."""
-    overall = _overall(evaluation)
+    overall = {row.metric: row for row in rows if row.group == "all" and row.difference}
     deciding = [overall[name] for name in DECIDING if name in overall]
     if not deciding:
         return Headline("The evaluation holds no comparison of base and adapter.")
     order: tuple[Verdict, ...] = ("better", "worse", "undecided", "unchanged", "too few scenes")
     groups = [(verdict, [row for row in deciding if row.verdict == verdict]) for verdict in order]
     text = "; ".join(_clause(verdict, rows, who) for verdict, rows in groups if rows)
-    scenes = max(row.scenes for row in deciding)
-    figures = tuple(_key_figure(overall[n]) for n in HEADLINE_METRICS if n in overall)
-    return Headline(
-        f"{text[0].upper()}{text[1:]}.", _detail(overall, scenes, evaluation.protocol), figures
+    scenes = range_text(sorted(row.scenes for row in deciding))
+    figures = tuple(
+        key_figure(row.title, row.difference, row.unit, row.verdict)
+        for name in HEADLINE_METRICS
+        if (row := overall.get(name)) is not None and row.difference is not None
     )
+    return Headline(f"{text[0].upper()}{text[1:]}.", _detail(overall, scenes, protocol), figures)
 
 
 def _clause(verdict: Verdict, rows: Sequence[MetricRow], who: str) -> str:
-    names = " and ".join(row.title.lower() for row in rows)
+    names = " and ".join(in_sentence(row.title) for row in rows)
     if verdict in ("better", "worse"):
         verb = "improves" if verdict == "better" else "worsens"
-        parts = [f"{row.title.lower()} by {_with_bounds(row)}" for row in rows]
+        parts = [f"{in_sentence(row.title)} by {_with_bounds(row)}" for row in rows]
         return f"{who} {verb} {' and '.join(parts)}"
     are = "are" if len(rows) > 1 else "is"
     if verdict == "unchanged":
@@ -171,14 +182,18 @@ def _clause(verdict: Verdict, rows: Sequence[MetricRow], who: str) -> str:
 
 def _with_bounds(row: MetricRow) -> str:
     assert row.difference is not None
-    mean = mean_text(row.difference, row.unit, signed=True)
-    return f"{mean} {bounds(row.difference, row.unit, signed=True)}"
+    return difference_text(row.difference, row.unit)
 
 
-def _detail(rows: dict[str, MetricRow], scenes: int, protocol: str) -> str:
+def range_text(counts: Sequence[int]) -> str:
+    """Sorted counts as "8", or as "6 to 8" where they differ."""
+    return str(counts[-1]) if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
+
+
+def _detail(rows: dict[str, MetricRow], scenes: str, protocol: str) -> str:
     others = [row for name, row in rows.items() if name not in DECIDING]
-    worse = [row.title.lower() for row in others if row.verdict == "worse"]
-    better = [row.title.lower() for row in others if row.verdict == "better"]
+    worse = [in_sentence(row.title) for row in others if row.verdict == "worse"]
+    better = [in_sentence(row.title) for row in others if row.verdict == "better"]
     split = "validation" if protocol.endswith("/val") else "held-out"
     parts = [f"Brackets are 95 % bootstrap intervals, paired over {scenes} {split} scenes."]
     if better:
@@ -190,13 +205,15 @@ def _detail(rows: dict[str, MetricRow], scenes: int, protocol: str) -> str:
     return " ".join(parts)
 
 
-def _key_figure(row: MetricRow) -> KeyFigure:
-    assert row.difference is not None
+def key_figure(
+    title: str, difference: Interval, unit: Unit, verdict: Verdict, level: float = 0.95
+) -> KeyFigure:
+    """A difference for the header, with the level of its interval."""
     return KeyFigure(
-        title=row.title,
-        value=mean_text(row.difference, row.unit, signed=True),
-        interval=f"95 % {bounds(row.difference, row.unit, signed=True)}",
-        verdict=row.verdict,
+        title=title,
+        value=mean_text(difference, unit, signed=True),
+        interval=f"{100 * level:.4g} % {bounds(difference, unit, signed=True)}",
+        verdict=verdict,
     )
 
 

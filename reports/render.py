@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from markupsafe import Markup, escape
 
-from focusdpo.reports import charts, images
-from focusdpo.reports.chart_data import BucketChart, Count, Histogram, LineChart, Scatter, Unit
+from focusdpo.reports import charts, thumbnails
 from focusdpo.reports.metric_texts import (
+    DASH,
     FEWEST,
     MINUS,
     Headline,
@@ -34,14 +34,20 @@ from focusdpo.reports.metric_texts import (
     number,
 )
 from focusdpo.reports.view import (
+    BucketChart,
+    Count,
     Example,
     ExampleFigure,
     Fact,
+    Histogram,
     Interval,
+    LineChart,
     MetricRow,
     PairCard,
     Picture,
     ReportData,
+    Scatter,
+    Unit,
     Verdict,
 )
 
@@ -103,18 +109,7 @@ def _ends(interval: Interval | None) -> list[object]:
 
 def record_json(record: Mapping[str, Any]) -> str:
     """A record as it is stored; what is not finite becomes null."""
-    return json.dumps(plain(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def plain(value: Any) -> Any:
-    """As JSON has it."""
-    if isinstance(value, Mapping):
-        return {str(name): plain(one) for name, one in value.items()}
-    if isinstance(value, tuple | list):
-        return [plain(one) for one in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return json.dumps(as_json(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def file_uri(text: str, kind: str) -> str:
@@ -194,7 +189,7 @@ def page(
         script=Markup(script),
         style_hash=source_hash(style),
         script_hash=source_hash(script),
-        pixel_art=images.PIXEL_ART,
+        pixel_art=thumbnails.PIXEL_ART,
         fewest=FEWEST,
         **values,
     )
@@ -220,9 +215,9 @@ def as_json(value: Any) -> Any:
         return {field.name: as_json(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, tuple | list):
         return [as_json(item) for item in value]
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): as_json(item) for key, item in value.items()}
-    if isinstance(value, float) and not (float("-inf") < value < float("inf")):
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
@@ -254,7 +249,7 @@ def environment() -> Environment:
     )
     env.filters.update(
         FILTERS,
-        data_uri=images.data_uri,
+        data_uri=thumbnails.data_uri,
         line_chart=charts.line_chart,
         bucket_chart=charts.bucket_chart,
         scatter_chart=charts.scatter_chart,
@@ -278,7 +273,7 @@ def environment() -> Environment:
 
 def _interval(value: Interval | None, unit: Unit, signed: bool = False) -> Markup:
     if value is None:
-        return Markup("n/a")
+        return Markup(DASH)
     return Markup('<span class="iv"><b>{}</b> <small>{}</small></span>').format(
         mean_text(value, unit, signed=signed), bounds(value, unit, signed=signed)
     )
@@ -365,7 +360,7 @@ def by_metric(rows: Sequence[MetricRow]) -> list[tuple[str, str, list[MetricRow]
 
 def _headline(data: ReportData) -> Headline:
     if data.evaluation:
-        return headline(data.evaluation)
+        return headline(data.evaluation.rows, data.evaluation.protocol)
     parts = []
     if data.dataset:
         pairs = next((f.value for f in data.dataset.facts if f.label == "pairs"), "?")

@@ -16,9 +16,9 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.provenance import machine
 from focusdpo.reports.render import render, report_json
 from focusdpo.reports.view import ReportData
+from focusdpo.store.provenance import machine
 
 LARGEST = 8_000_000
 """Bytes above which a report is hard to mail and slow on a phone; more is warned of."""

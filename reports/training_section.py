@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.tables import arrow_table
-from focusdpo.reports.chart_data import Bucket, BucketChart, Line, LineChart, Role
-from focusdpo.reports.files import read_json, seconds_text
+from focusdpo.evaluation.folder import read_json, read_object
+from focusdpo.reports.files import seconds_text
 from focusdpo.reports.focus_section import read_focus
-from focusdpo.reports.metric_texts import metric_info
-from focusdpo.reports.view import Fact, TrainingPart
+from focusdpo.reports.metric_texts import in_sentence, metric_info
+from focusdpo.reports.view import Bucket, BucketChart, Fact, Line, LineChart, Role, TrainingPart
 
 _GAINS = ("score", "identity", "leakage_margin")
 _HARMS = ("confusion", "duplicate", "missing")
@@ -91,7 +91,7 @@ def look_facts(run: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Fact,
     if not rows:
         return ()
     best = looks.get("keep") == "best"
-    metric = _title(looks.get("metric", "score")).lower()
+    metric = in_sentence(_title(looks.get("metric", "score")))
     why = f"best of {len(rows)} looks by {metric}" if best else "the last step"
     return (
         Fact(label="looks at validation", value=str(len(rows))),
@@ -318,10 +318,7 @@ AGAIN = "let `focusdpo train` end in this folder first"
 
 def read_run(train_dir: Path) -> dict[str, Any]:
     """run.json of a finished training run. Raises UserError where there is none."""
-    run = read_json(train_dir / "run.json", AGAIN)
-    if not isinstance(run, dict):
-        raise UserError(f"{train_dir / 'run.json'}: expected a JSON object; {AGAIN}")
-    return run
+    return read_object(train_dir / "run.json", AGAIN)
 
 
 def collect_training(train_dir: Path) -> TrainingPart:
@@ -341,20 +338,32 @@ def collect_training(train_dir: Path) -> TrainingPart:
     )
 
 
-def _read_table(path: Path) -> dict[str, NDArray[np.float64]]:
+def _read_table(path: Path) -> Columns:
     """Numeric columns of a Parquet file; {} when it is missing."""
+    return read_columns([path]) if path.is_file() else {}
+
+
+def read_columns(paths: Sequence[Path]) -> Columns:
+    """Numeric columns of a table in one or more Parquet files, joined; {} of none. A file that was
+    taken away meanwhile is left out. UserError for a damaged one."""
     import pyarrow as pa
 
-    if not path.is_file():
+    tables = []
+    for path in paths:
+        try:
+            tables.append(arrow_table(path.read_bytes()))
+        except FileNotFoundError:
+            continue
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); train again") from error
+    if not tables:
         return {}
-    try:
-        table = arrow_table(path.read_bytes())
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); train again") from error
-    numeric = [
-        f.name for f in table.schema if pa.types.is_floating(f.type) or pa.types.is_integer(f.type)
-    ]
-    return {name: table[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in numeric}
+    whole = pa.concat_tables(tables, promote_options="default")
+    return {
+        field.name: whole[field.name].to_numpy(zero_copy_only=False).astype(np.float64)
+        for field in whole.schema
+        if pa.types.is_floating(field.type) or pa.types.is_integer(field.type)
+    }
 
 
 def _facts(run: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Fact, ...]:

@@ -14,7 +14,9 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.reports.files import one_line, read_json
+from focusdpo.evaluation.comparison import PairedText, paired_texts
+from focusdpo.evaluation.folder import EvaluationFolder
+from focusdpo.reports.files import one_line
 from focusdpo.sharing.hub import whole_folder
 from focusdpo.store.outputs import local
 
@@ -69,7 +71,7 @@ class EvaluationTable:
     scenes: int
     seed: str
     judges: str
-    rows: list[dict[str, str]]
+    rows: list[PairedText]
 
 
 def export_adapter(
@@ -158,28 +160,15 @@ def _settings(config: Mapping[str, Any], path: str = "") -> list[tuple[str, str]
     return found
 
 
-def _table(folder: Path, adapter: Path) -> EvaluationTable:
-    about = read_json(folder / "run.json", "evaluate again")
-    rows = read_json(folder / "rows.json", "evaluate again")
+def _table(path: Path, adapter: Path) -> EvaluationTable:
+    folder = EvaluationFolder(path)
+    about = folder.about
     if local(str(about.get("adapter", ""))).resolve() != adapter.resolve():
-        raise UserError(f"{folder}: an evaluation of {about.get('adapter')}, not of {adapter}")
-    named: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        if row["group"] == "all":
-            named.setdefault(row["metric"], {})[row["model"]] = row
+        raise UserError(f"{path}: an evaluation of {about.get('adapter')}, not of {adapter}")
     return EvaluationTable(
-        protocol=str(about.get("protocol", "")),
+        protocol=folder.protocol,
         scenes=int(about.get("scenes", 0)),
         seed=str(about.get("seed", "")),
         judges=json.dumps(about.get("fingerprints") or {}),
-        rows=[_row(metric, found) for metric, found in named.items()],
+        rows=paired_texts(folder.rows),
     )
-
-
-def _row(metric: str, found: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    def mean(model: str) -> str:
-        return f"{found[model]['mean']:.4f}" if model in found else "-"
-
-    gap = found.get("adapter - base")
-    told = f"{gap['mean']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]" if gap else "-"
-    return {"metric": metric, "base": mean("base"), "adapter": mean("adapter"), "gap": told}

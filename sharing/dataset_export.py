@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.images import encode_png
+from focusdpo.data_schemas.images import contact_sheet, encode_png
 from focusdpo.data_schemas.shards import IndexRow, ShardSample, Split
+from focusdpo.reports.dataset_section import REASONS
 from focusdpo.reports.files import one_line
 from focusdpo.reports.lineage_section import family_of, stage_models
-from focusdpo.reports.sheets import contact_sheet
 from focusdpo.sharing.hub import whole_folder, write_sums
 from focusdpo.store import tars
 from focusdpo.store.artefacts import Store
@@ -147,17 +147,6 @@ def _chunks(rows: Sequence[IndexRow]) -> Iterator[list[IndexRow]]:
 UNSTATED = "not stated"
 EXAMPLES = 4
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
-REASONS = {
-    "missing_subject": "a subject was not found in the would-be winner",
-    "duplicate_subject": "a subject was found more than once in it",
-    "weak_winner": "the winner does not keep identity well enough",
-    "no_identity_drop": "the loser keeps identity nearly as well as the winner",
-    "meaning_changed": "the prompt's meaning differs between winner and loser",
-    "background_changed": "pixels outside the repainted region differ",
-    "too_few_candidates": "fewer than two usable candidates to rank",
-    "small_margin": "best and worst candidate are too close",
-    "surplus": "more pairs than a scene's quota; the best were kept",
-}
 
 
 def card(

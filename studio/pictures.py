@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from focusdpo.reports.images import Array, Mask, border, heat, resized
+from focusdpo.reports.thumbnails import Array, Mask, border, heat, resized
 
 KEPT_BYTES = 96 * 2**20
 PIXEL_ART = 128

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import math
 import os
 import re
@@ -17,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.evaluations import EvalScene
-from focusdpo.data_schemas.tables import arrow_table, from_parquet
-from focusdpo.reports.evaluation_section import AGAIN, metric_rows
+from focusdpo.evaluation.folder import ROWS, RUN, SCENES, EvaluationFolder, read_object
+from focusdpo.evaluation.metrics import METRICS
+from focusdpo.evaluation.protocols import ADAPTER, BASE
+from focusdpo.reports.evaluation_section import metric_rows
 from focusdpo.reports.focus_section import read_focus
 from focusdpo.reports.metric_texts import metric_info
 from focusdpo.reports.training_section import (
@@ -31,6 +29,7 @@ from focusdpo.reports.training_section import (
     collect_training,
     curve_charts,
     look_charts,
+    read_columns,
 )
 from focusdpo.reports.view import Fact, MetricRow, TrainingPart
 from focusdpo.studio.config import StudioConfig, runs_folder
@@ -83,8 +82,8 @@ def find_runs(config: StudioConfig) -> Found:
     exports: dict[str, RunFolder] = {}
     for top in tops:
         for path, names in _folders(top):
-            if "scenes.parquet" in names and "rows.json" in names:
-                one = _folder(top, path, "run.json" in names, "rows.json")
+            if {SCENES, ROWS} <= names:
+                one = _folder(top, path, RUN in names, ROWS)
                 evaluations.setdefault(one.id, one)
             elif "config.json" in names and names & {"metrics", "run.json", "steps.parquet"}:
                 one = _folder(top, path, "run.json" in names, "config.json")
@@ -134,7 +133,6 @@ def _folder(top: Path, path: Path, finished: bool, file: str) -> RunFolder:
 
 
 PART = re.compile(r"(steps|buckets)-(\d+)-(\d+)\.parquet")
-Columns = dict[str, NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -151,8 +149,8 @@ class Standing:
 
 def standing(folder: RunFolder) -> Standing:
     """From names and small files alone: asked for again and again."""
-    config = read_small(folder.path / "config.json")
-    run = read_small(folder.path / "run.json")
+    config = _small(folder, "config.json")
+    run = _small(folder, "run.json")
     parts = _parts(folder.path, "steps")
     steps = int(run.get("steps") or (parts[-1][0] if parts else 0))
     return Standing(
@@ -164,17 +162,9 @@ def standing(folder: RunFolder) -> Standing:
     )
 
 
-def read_small(path: Path) -> Mapping[str, Any]:
-    """A JSON object; empty where there is none yet. UserError when it is no JSON object."""
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run the same command again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object; run the same command again")
-    return value
+def _small(folder: RunFolder, name: str) -> Mapping[str, Any]:
+    """A JSON object of the run; empty where there is none yet."""
+    return read_object(folder.path / name, "run the same command again", default={})
 
 
 def training_part(folder: RunFolder) -> TrainingPart:
@@ -182,8 +172,10 @@ def training_part(folder: RunFolder) -> TrainingPart:
     path = folder.path
     if (path / "run.json").is_file():
         return collect_training(path)
-    config = read_small(path / "config.json")
-    steps, buckets = (_columns(path, name) for name in ("steps", "buckets"))
+    config = _small(folder, "config.json")
+    steps, buckets = (
+        read_columns([part for _, part in _parts(path, name)]) for name in ("steps", "buckets")
+    )
     now = standing(folder)
     facts = [Fact(label="steps so far", value=f"{now.steps} of {now.wanted or '?'}")]
     return TrainingPart(
@@ -208,59 +200,37 @@ def _parts(path: Path, name: str) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def _columns(path: Path, name: str) -> Columns:
-    """The parts of a table, joined; {} before the first."""
-    import pyarrow as pa
-
-    tables = []
-    for _, part in _parts(path, name):
-        try:
-            tables.append(arrow_table(part.read_bytes()))
-        except FileNotFoundError:  # a restarted run takes later parts away
-            continue
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{part}: cannot be read ({error}); train again") from error
-    if not tables:
-        return {}
-    whole = pa.concat_tables(tables, promote_options="default")
-    return {
-        field.name: np.asarray(whole[field.name].to_numpy(zero_copy_only=False), dtype=np.float64)
-        for field in whole.schema
-        if pa.types.is_floating(field.type) or pa.types.is_integer(field.type)
-    }
-
-
-FIELDS = (
-    "identity",
-    "leakage_margin",
-    "confusion",
-    "missing",
-    "duplicate",
-    "class_recognition",
-    "hue_error",
-    "pattern_error",
-    "clip_t",
-    "copy_paste",
-)
+FIELDS = tuple(name for name in METRICS if not name.startswith("scr_"))
 """Metrics that each scene has, by which they can be ordered."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation left."""
+    """An evaluation in one of the studio's folders, as it stands."""
 
     folder: RunFolder
-    about: Mapping[str, Any]
+    left: EvaluationFolder
     rows: tuple[MetricRow, ...]
-    prompts: Mapping[str, str]
-    references: Mapping[str, tuple[str, ...]]
-    """Subject -> its pictures' paths below the folder."""
     scenes: Mapping[str, Mapping[str, EvalScene]]
     """Scene -> model -> its first picture's record."""
 
     @property
+    def about(self) -> Mapping[str, Any]:
+        """run.json; empty for one that is not finished."""
+        return self.left.about if self.folder.finished else {}
+
+    @property
     def protocol(self) -> str:
         return str(self.about.get("protocol", "unknown"))
+
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        return self.left.prompts
+
+    def references(self, subject: str) -> tuple[str, ...]:
+        """A subject's pictures, by their paths below the folder."""
+        known = self.left.subjects.get(subject)
+        return known.pictures if known else ()
 
     def overall(self, metric: str) -> MetricRow | None:
         """The row of a metric over all scenes."""
@@ -270,9 +240,9 @@ class Evaluation:
     def change(self, scene: str, metric: str) -> float:
         """Adapter less base, so that more is better; NaN where one has none."""
         models = self.scenes[scene]
-        if not {"base", "adapter"} <= models.keys():
+        if not {BASE, ADAPTER} <= models.keys():
             return math.nan
-        change = float(getattr(models["adapter"], metric) - getattr(models["base"], metric))
+        change = float(getattr(models[ADAPTER], metric) - getattr(models[BASE], metric))
         return -change if metric_info(metric).better == "lower" else change
 
     def ordered(self, metric: str, *, best_first: bool = False) -> list[str]:
@@ -289,54 +259,34 @@ class Evaluation:
 
     def path(self, name: str) -> Path | None:
         """A file of the evaluation; None for one outside its folder or absent."""
-        root = self.folder.path.resolve()
-        found = (root / name).resolve()
-        return found if found.is_relative_to(root) and found.is_file() else None
+        try:
+            found = self.left.file(name)
+        except UserError:
+            return None
+        return found if found.is_file() else None
 
 
 def read_evaluation(folder: RunFolder) -> Evaluation:
     """As it is now; kept while its files stay as they are."""
-    stamp = tuple(
-        _stamp(folder.path / name) for name in ("rows.json", "scenes.parquet", "run.json")
-    )
-    return _read(folder, stamp)
+    return _read(folder, tuple(_stamp(folder.path / name) for name in (ROWS, SCENES, RUN)))
 
 
 @functools.lru_cache(maxsize=16)
 def _read(folder: RunFolder, stamp: tuple[int, ...]) -> Evaluation:
-    path = folder.path
-    subjects = read_small(path / "subjects.json")
-    records = from_parquet(_bytes(path / "scenes.parquet"), EvalScene, f"{path}/scenes.parquet")
+    left = EvaluationFolder(folder.path)
     scenes: dict[str, dict[str, EvalScene]] = {}
-    for one in records:
-        if one.index == 0:
-            scenes.setdefault(one.scene_id, {})[one.model] = one
-    try:
-        rows = metric_rows(json.loads(_bytes(path / "rows.json")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path / 'rows.json'}: cannot be read ({error}); {AGAIN}") from error
-    about = {name: dict(one) for name, one in (subjects.get("subjects") or {}).items()}
-    return Evaluation(
-        folder=folder,
-        about=read_small(path / "run.json"),
-        rows=rows,
-        prompts=dict(subjects.get("prompts") or {}),
-        references={name: tuple(one.get("pictures") or ()) for name, one in about.items()},
-        scenes=scenes,
-    )
+    for record in left.records:
+        if record.index == 0:
+            scenes.setdefault(record.scene_id, {})[record.model] = record
+    return Evaluation(folder=folder, left=left, rows=metric_rows(left.rows), scenes=scenes)
 
 
 def adapter_of(folder: RunFolder) -> Path | None:
-    """The adapter that an evaluation was of."""
-    told = read_small(folder.path / "run.json").get("adapter")
-    return Path(told).resolve() if isinstance(told, str) and told else None
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from error
+    """The adapter that an evaluation was of; None while it is not finished."""
+    if not folder.finished:
+        return None
+    adapter = EvaluationFolder(folder.path).about.get("adapter")
+    return Path(adapter).resolve() if isinstance(adapter, str) and adapter else None
 
 
 def _stamp(path: Path) -> int:

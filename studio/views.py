@@ -19,11 +19,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.reports.chart_data import Unit
 from focusdpo.reports.charts import bucket_chart, forest_row, line_chart
-from focusdpo.reports.images import data_uri
 from focusdpo.reports.metric_texts import bounds, mean_text, number
-from focusdpo.reports.view import Interval
+from focusdpo.reports.thumbnails import data_uri
+from focusdpo.reports.view import Interval, Unit
 from focusdpo.studio.shared import Studio
 
 

@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 HOOKS = ROOT / "docs" / "hooks"
 sys.path.append(str(HOOKS))
 
+import python_pages  # noqa: E402
 from command_pages import root_command  # noqa: E402
 from settings_pages import paths, runs  # noqa: E402
 
@@ -123,7 +124,7 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
 
 def made() -> set[str]:
     """Pages that the site makes while it is built."""
-    names = ("commands", "settings", "records", "datasets", "training", "jobs")
+    names = ("commands", "settings", *python_pages.PAGES)
     return {
         *(f"docs/reference/{name}.md" for name in names),
         *(f"docs/{name}.md" for name in ("citation", "changelog", "rules", "readme")),

@@ -12,18 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focusdpo.data_schemas.ablations import BASE
-from focusdpo.data_schemas.evaluations import EvalScene, ScorerView
 from focusdpo.data_schemas.progress import quiet
-from focusdpo.data_schemas.tables import to_parquet
+from focusdpo.evaluation.protocols import ADAPTER
 from focusdpo.flows.ablation.plan import DONE, Cell
-from focusdpo.flows.wiring import build_part, vocabulary
+from focusdpo.flows.wiring import suite
 
 if TYPE_CHECKING:
     from focusdpo.model.training.steps import ReferenceErrors
-
-
-SCENES, SCORER = "scenes.parquet", "scorer.parquet"
-"""What judge and preference scorer saw in a cell's pictures."""
 
 
 def start_worker() -> None:
@@ -90,40 +85,31 @@ def _reference_errors() -> ReferenceErrors:
 
 def _measure(cell: Cell) -> None:
     """Paint the held-out scenes with what was trained (or the base) and let the judge look."""
-    from focusdpo.evaluation.held_out import held_out_scenes
-    from focusdpo.evaluation.run import (
-        SCORERS,
-        evaluate_model,
-        protocol_of,
-        scorer_view,
-        write_subjects,
-    )
+    from focusdpo.evaluation.pocket_protocol import PocketPanel
+    from focusdpo.evaluation.run import paint_missing, write_subjects, write_tables
     from focusdpo.model.adapter import load_adapter, remove_policy
 
-    held_out = held_out_scenes(cell.held_out, vocabulary(cell.suite)[0])
-    judge = build_part(cell.suite, "judge")
-    generator = build_part(cell.suite, "generator")
-    backbone = build_part(cell.suite, "backbone")
-    segmenter, identity, clip = (build_part(cell.suite, role) for role in SCORERS)
+    models, out = suite(cell.suite), cell.folder
+    panel = PocketPanel(models, cell.held_out, cell.evaluate)
+    generator, backbone = models.build("generator"), models.build("backbone")
     if cell.train is None:
+        model = BASE
         remove_policy(backbone.transformer)
-        write_subjects(cell.folder, held_out)
+        write_subjects(out, panel)
     else:
+        model = ADAPTER
         load_adapter(backbone, Path(cell.train.out) / "adapter")
     try:
-        records = evaluate_model(
-            BASE if cell.train is None else "adapter",
-            held_out,
-            generator,
-            judge,
-            cell.evaluate,
-            cell.folder,
-            quiet,
-            protocol_of(cell.held_out),
-            clip,
+        names = paint_missing(
+            out,
+            model,
+            cell.key,
+            panel,
+            cell.evaluate.images_per_scene,
+            lambda: generator,
+            batch=cell.evaluate.batch,
+            watch=quiet,
         )
     finally:
         remove_policy(backbone.transformer)
-    views = scorer_view(records, held_out, segmenter, identity, cell.folder)
-    (cell.folder / SCENES).write_bytes(to_parquet(records, EvalScene))
-    (cell.folder / SCORER).write_bytes(to_parquet(views, ScorerView))
+    write_tables(out, panel, {model: panel.measure(model, out, names, quiet)})

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from focusdpo.data_schemas.ablations import BASE
 from focusdpo.evaluation.held_out import HeldOutConfig
 from focusdpo.evaluation.metrics import METRICS
-from focusdpo.evaluation.pocket_protocol import EvaluateConfig
+from focusdpo.evaluation.protocols import EvaluateConfig
 from focusdpo.evaluation.validation import validation_scenes
 from focusdpo.flows.ablation.config import CHOICES, OBJECTIVES, ObjectiveKey, Source
 from focusdpo.flows.config import AblateRun, TrainRun

@@ -23,17 +23,16 @@ from focusdpo.data_schemas.ablations import (
     SearchPoint,
 )
 from focusdpo.data_schemas.evaluations import EvalScene, ScorerView
-from focusdpo.data_schemas.tables import from_parquet
 from focusdpo.evaluation.agreement import AGREEMENT_METRICS, rank_agreement
 from focusdpo.evaluation.comparison import GROUPS, ValueTable, arm_rows, contrasts, scene_means
+from focusdpo.evaluation.folder import EvaluationFolder
 from focusdpo.evaluation.metrics import METRICS, nan_mean
-from focusdpo.flows.ablation.cells import SCENES, SCORER
 from focusdpo.flows.ablation.config import FOCUS, OBJECTIVES, RIVALS
 from focusdpo.flows.ablation.plan import Cell
 from focusdpo.flows.ablation.search import Choice, score_of
 from focusdpo.flows.config import AblateRun
-from focusdpo.flows.provenance import machine
 from focusdpo.flows.settings import changes
+from focusdpo.store.provenance import machine
 from focusdpo.store.versions import DatasetVersion
 
 DECIDING = ("identity", "leakage_margin")
@@ -79,29 +78,16 @@ def family_contrasts(run: AblateRun, records: Records, choice: Choice) -> list[C
         group: str = "all",
         belongs: Callable[[EvalScene], bool] = everything,
     ) -> None:
-        stats = contrasts(
-            value_tables(records, metrics, belongs),
-            pairs,
-            resamples=run.ablation.resamples,
-            level=run.evaluate.level,
-            seed=run.evaluate.seed,
-        )
         found.extend(
-            Contrast(
-                a=one.a,
-                b=one.b,
-                metric=one.metric,
+            contrasts(
+                value_tables(records, metrics, belongs),
+                pairs,
+                resamples=run.ablation.resamples,
+                level=run.evaluate.level,
+                seed=run.evaluate.seed,
                 group=group,
-                mean=one.mean,
-                low=one.low,
-                high=one.high,
-                family_low=one.family_low,
-                family_high=one.family_high,
-                p_family=one.p_family,
-                scenes=one.scenes,
                 family=name,
             )
-            for one in stats
         )
 
     family("main", [(main, other) for other in others if other != main], DECIDING)
@@ -124,7 +110,7 @@ def reading_contrasts(run: AblateRun, cells: Done) -> list[Reading]:
         return []
     names = ["default", *run.ablation.choices]
     records = {
-        name: {0: read_records(cell.folder / SCENES, EvalScene)}
+        name: {0: EvaluationFolder(cell.folder).records}
         for name, (cell, _) in zip(names, cells, strict=True)
     }
     settings = {name: cell.settings for name, (cell, _) in zip(names, cells, strict=True)}
@@ -159,11 +145,6 @@ def words_of(settings: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def read_records(path: Path, record: type[Any]) -> list[Any]:
-    """A Parquet table that a cell left. UserError names it when it is damaged."""
-    return from_parquet(path.read_bytes(), record, str(path))
-
-
 def compare(
     run: AblateRun,
     version: DatasetVersion,
@@ -179,8 +160,8 @@ def compare(
     views: dict[str, dict[int, list[ScorerView]]] = defaultdict(dict)
     for cell, _ in done:
         name = arm_name(cell)
-        records[name][cell.seed] = read_records(cell.folder / SCENES, EvalScene)
-        views[name][cell.seed] = read_records(cell.folder / SCORER, ScorerView)
+        left = EvaluationFolder(cell.folder)
+        records[name][cell.seed], views[name][cell.seed] = left.records, left.views
     first = {arm_name(cell): cell for cell, _ in reversed(done) if cell.seed == 0}
     main = run.ablation.sources[0]
     spent = [about["seconds"] for _, about in [*choice.tried, *done, *readings]]

@@ -157,9 +157,9 @@ def ablate(run: AblateRun, submit: Submit, watch: Watch = quiet) -> AblateOutcom
 
 
 def _ablate(run: AblateRun, out: Path, submit: Submit, watch: Watch) -> AblateOutcome:
-    from focusdpo.flows.ablation.pages import write_ablation_report
     from focusdpo.flows.ablation.result import compare
-    from focusdpo.flows.ablation.verdict import Lookup, find
+    from focusdpo.reports.ablation_page import write_ablation_report
+    from focusdpo.reports.ablation_verdict import Lookup, find
 
     started = time.perf_counter()
     save_config(run, out / "config.yaml")

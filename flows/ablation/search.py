@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from focusdpo.data_schemas.evaluations import EvalScene
-from focusdpo.data_schemas.tables import from_parquet
+from focusdpo.evaluation.folder import EvaluationFolder
 from focusdpo.evaluation.validation import SCORE, means
-from focusdpo.flows.ablation.cells import SCENES
 from focusdpo.flows.ablation.config import FOCUS, ObjectiveKey
 from focusdpo.flows.ablation.plan import Cell
 
@@ -69,8 +67,7 @@ def choose_reading(choice: Choice, readings: Sequence[tuple[Cell, dict[str, Any]
 
 def cell_score(cell: Cell) -> float:
     """The validation score of a cell that was measured on validation scenes."""
-    file = cell.folder / SCENES
-    return means(from_parquet(file.read_bytes(), EvalScene, str(file)))[SCORE]
+    return means(EvaluationFolder(cell.folder).records)[SCORE]
 
 
 def score_of(about: dict[str, Any]) -> float:

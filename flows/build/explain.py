@@ -19,6 +19,7 @@ from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.build.yields import samples_digest
 from focusdpo.flows.config import BuildRun
 from focusdpo.pipeline import shard
+from focusdpo.pipeline.dataset_diff import differences
 from focusdpo.store.index import lineage_columns, lineage_keys, partitions_of, reviewed_of
 from focusdpo.store.keys import config_digest
 from focusdpo.store.manifests import is_version_of, latest_id, read_manifest
@@ -296,15 +297,6 @@ class _Before:
             return 1.0
         size = [run.compose.variants * run.generate.candidates for run in (now, then)]
         return size[0] / size[1]
-
-
-def differences(name: str, old: Any, new: Any) -> Iterator[str]:
-    """ "pair.min_drop 0.1 -> 0.2" for each leaf that differs."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for field in sorted({*old, *new}):
-            yield from differences(f"{name}.{field}", old.get(field), new.get(field))
-    elif old != new:
-        yield f"{name} {old} -> {new}"
 
 
 def _section(name: str) -> str:

@@ -17,13 +17,13 @@ from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.flows.build.builder import Builder, ChunkFailed, Outcome
 from focusdpo.flows.build.explain import request_digest, settled_version
+from focusdpo.flows.build.preview import first_pictures
 from focusdpo.flows.build.sources import find_subjects
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.wiring import Parts, resident_parts, vocabulary
 from focusdpo.pipeline.upkeep.garbage import building
 from focusdpo.pipeline.upkeep.purge import refuse_unfinished
-from focusdpo.reports.sheets import first_pictures
 from focusdpo.store.artefacts import Store
 from focusdpo.store.manifests import note_request
 from focusdpo.store.versions import DatasetVersion

@@ -71,7 +71,7 @@ def subject_folder(run: BuildRun, store: Store) -> Path:
                 "pictures per subject"
             )
         return folder
-    from focusdpo.flows.world_subjects import export
+    from focusdpo.pocket.world_subjects import export
 
     # Below a local root; a remote one cannot hold a folder that is read picture by picture.
     name = config_digest(run.world)

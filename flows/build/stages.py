@@ -16,7 +16,7 @@ from focusdpo.data_schemas.subjects import Subject
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.wiring import Parts
 from focusdpo.pipeline import compose, describe, disrupt, generate, pair, score, segment
-from focusdpo.pipeline.stage import StageOutput
+from focusdpo.pipeline.stage import ROLES, StageOutput
 from focusdpo.store.artefacts import Store
 
 
@@ -163,7 +163,7 @@ STAGES: dict[str, Stage] = {
             Sampled,
             generate.VERSION,
             ("compose",),
-            ("generator",),
+            ROLES["generate"],
             lambda run: _dump(generate=run.generate),
             _generate,
         ),
@@ -172,7 +172,7 @@ STAGES: dict[str, Stage] = {
             Instance,
             segment.VERSION,
             ("compose", "generate"),
-            ("segmenter", "identity"),
+            ROLES["segment"],
             lambda run: _dump(segment=run.segment),
             _segment,
         ),
@@ -181,7 +181,7 @@ STAGES: dict[str, Stage] = {
             Described,
             describe.VERSION,
             ("generate", "segment"),
-            ("captioner",),
+            ROLES["describe"],
             lambda run: _dump(describe=run.describe),
             _describe,
         ),
@@ -190,7 +190,7 @@ STAGES: dict[str, Stage] = {
             Disrupted,
             disrupt.VERSION,
             ("compose", "generate", "describe"),
-            ("inpainter",),
+            ROLES["disrupt"],
             lambda run: _dump(disrupt=run.disrupt, reference=run.generate.reference),
             _disrupt,
         ),
@@ -199,7 +199,7 @@ STAGES: dict[str, Stage] = {
             Scored,
             score.VERSION,
             ("compose", "generate", "segment", "disrupt"),
-            ("identity", "clip"),
+            ROLES["score"],
             lambda run: _dump(score=run.score),
             _score,
         ),

@@ -40,7 +40,7 @@ def ablate(
     run = resolve(AblateRun, tree(preset, set_, out=out, root=root, version=version))
     result = ablate_run(run, prefect=prefect)
     if docs is not None:
-        from focusdpo.flows.ablation.pages import publish
+        from focusdpo.reports.ablation_page import publish
 
         for file in publish(Path(run.out), docs):
             say(f"copied: {file}")

@@ -20,7 +20,7 @@ app = typer.Typer(
 def versions(root: ROOT, json: JSON = False) -> None:
     """List the versions, the newest last; each stays readable, and trainable with `train
     --version`."""
-    from focusdpo.reports.dataset_texts import size, versions
+    from focusdpo.flows.build.changes import size, versions
 
     found = versions(root)
     for one in found:
@@ -44,7 +44,7 @@ def diff(
 ) -> None:
     """Tell what changed from version A to version B: subjects, pairs and why, yields, rejects,
     shards."""
-    from focusdpo.reports import dataset_texts
+    from focusdpo.flows.build import changes as dataset_texts
 
     with working("comparing"):
         told = dataset_texts.difference(root, a, b)
@@ -118,7 +118,7 @@ def gc(
 
 
 def _show(told: dict[str, Any]) -> None:
-    from focusdpo.reports.dataset_texts import size
+    from focusdpo.flows.build.changes import size
 
     for name, count in told["versions"].items():
         say(f"version {name}: {size(count)}")

@@ -175,6 +175,7 @@ def report(
 ) -> None:
     """Write one self-contained HTML page about a dataset, a training run, an evaluation, or all
     three; or about what differs between two datasets or adapters."""
+    from focusdpo.flows.build.changes import changed_causes
     from focusdpo.reports.comparison_page import write_comparison
     from focusdpo.reports.report import write_report
 
@@ -194,7 +195,7 @@ def report(
                 evaluate_dir=fetched(evaluate_dir),
             )
             if compare is None
-            else write_comparison(out, *_sides(compare, root), root=root)
+            else write_comparison(out, *_sides(compare, root), root=root, causes=changed_causes)
         )
     say(f"report: {page}")
     finish({"command": "report", "report": str(page)}, json)

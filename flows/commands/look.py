@@ -126,7 +126,7 @@ def fetch(
     """
     from focusdpo.flows.checkpoint_suite import sources
     from focusdpo.flows.config import GenerateRun
-    from focusdpo.flows.provenance import notices
+    from focusdpo.store.provenance import notices
 
     run = resolve(GenerateRun, tree(preset, set_))
     if run.models is None or run.suite == "pocket":

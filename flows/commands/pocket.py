@@ -113,7 +113,7 @@ def subjects(
     json: JSON = False,
 ) -> None:
     """Write individuals of the training split as a folder that --subjects takes."""
-    from focusdpo.flows.world_subjects import WorldConfig, export
+    from focusdpo.pocket.world_subjects import WorldConfig, export
 
     config = WorldConfig(subjects=count, references=references, seed=seed)
     written = export(folder, config)
@@ -129,8 +129,8 @@ def world_preview(
     json: JSON = False,
 ) -> None:
     """Render scenes of the world: what the models learned from."""
-    from focusdpo.flows.world_subjects import scenes_of_world
-    from focusdpo.reports.sheets import contact_sheet
+    from focusdpo.data_schemas.images import contact_sheet
+    from focusdpo.pocket.world_subjects import scenes_of_world
 
     sheet = contact_sheet(scenes_of_world(count, seed), columns=8, scale=2)
     try:

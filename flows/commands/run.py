@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from focusdpo.evaluation.comparison import paired_texts
+from focusdpo.evaluation.protocols import data_help, protocol_help
 from focusdpo.flows.commands.common import (
     INCOMPLETE,
     JSON,
@@ -22,8 +24,8 @@ from focusdpo.flows.commands.common import (
 from focusdpo.flows.config import BuildRun, DemoRun, EvaluateRun, TrainRun
 from focusdpo.flows.models_config import Family
 from focusdpo.flows.progress import Bars
-from focusdpo.flows.provenance import notices
 from focusdpo.flows.settings import resolve
+from focusdpo.store.provenance import notices
 
 SUBJECTS = Annotated[
     str | None,
@@ -199,8 +201,7 @@ def evaluate(
         str | None,
         typer.Option(
             "--protocol",
-            help="pocket (rendered individuals), or on photographs: dreambench-single/kosmosg, "
-            "dreambench-single/all-refs, dreambench-multi/uno, subjects (docs/dreambench.md).",
+            help=protocol_help(),
         ),
     ] = None,
     data: Annotated[
@@ -208,7 +209,7 @@ def evaluate(
         typer.Option(
             "--data",
             metavar="DIR",
-            help="The DreamBooth dataset's folder for dreambench-*, your subjects' for subjects.",
+            help=data_help(),
         ),
     ] = None,
     prefect: PREFECT = True,
@@ -234,11 +235,11 @@ def evaluate_run(run: EvaluateRun, *, prefect: bool = True) -> dict[str, Any]:
             return run_here(run, watch)
 
         def plain() -> Any:
-            from focusdpo.evaluation.run import evaluate
+            from focusdpo.flows.evaluate.run import evaluate
 
             return evaluate(run, watch)
 
-        from focusdpo.evaluation.run import finished
+        from focusdpo.flows.evaluate.run import finished
 
         result = choose(prefect and finished(run) is None, run.out, flow, plain)
     show_rows(result)
@@ -253,19 +254,10 @@ def show_rows(result: Any) -> None:
         say(f"  {note}")
     groups = dict.fromkeys(row.group for row in result.rows)
     for group in [name for name in groups if name == "all" or (result.notes and name in HARD)]:
-        by_metric: dict[str, dict[str, Any]] = {}
-        for row in result.rows:
-            if row.group == group:
-                by_metric.setdefault(row.metric, {})[row.model] = row
         head = "metric" if group == "all" else f"metric, {group}"
-        say(f"{head:<20}{'base':>9}{'adapter':>9}{'adapter - base':>30}")
-        for metric, rows in by_metric.items():
-            base, other, gap = (rows.get(name) for name in ("base", "adapter", "adapter - base"))
-            told = f"{gap.mean:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]" if gap else "-"
-            say(
-                f"{metric:<20}{base.mean if base else float('nan'):>9.4f}"
-                f"{other.mean if other else float('nan'):>9.4f}{told:>30}"
-            )
+        say(f"{head:<20}{'base':>9}{'adapter':>9}{'adapter - base':>30}{'scenes':>8}")
+        for row in paired_texts(result.rows, group):
+            say(f"{row.metric:<20}{row.base:>9}{row.adapter:>9}{row.difference:>30}{row.scenes:>8}")
 
 
 def demo(

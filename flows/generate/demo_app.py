@@ -25,9 +25,9 @@ from focusdpo.data_schemas.images import encode_png
 from focusdpo.flows.generate.inference import MAX_SEED, Painted, ReferenceUsed
 from focusdpo.flows.generate.side_by_side import SideBySide, rows
 from focusdpo.flows.models_config import Family
-from focusdpo.flows.provenance import POCKET, notices
 from focusdpo.pipeline.parts import Image
 from focusdpo.reports.files import one_line
+from focusdpo.store.provenance import POCKET, notices
 
 CSS = """
 .gradio-container { max-width: 1100px !important; margin: auto; }
@@ -123,7 +123,7 @@ def numbers_table(names: Sequence[str], rows: Sequence[tuple[str, str, list[str]
 
 def examples(folder: Path) -> list[tuple[str, list[Any]]]:
     """(title, [files, words, prompt]): individuals of the embedded world, rendered now."""
-    from focusdpo.flows.world_subjects import WorldConfig, export
+    from focusdpo.pocket.world_subjects import WorldConfig, export
 
     export(folder / "subjects", WorldConfig(subjects=6, references=1, seed=11))
     subjects = []

@@ -30,17 +30,16 @@ from PIL.PngImagePlugin import PngInfo
 from pydantic import Field, ValidationError
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.images import DECODE_ERRORS, Picture, read_picture
+from focusdpo.data_schemas.images import DECODE_ERRORS, Picture, contact_sheet, read_picture
 from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.flows.config import GenerateRun
-from focusdpo.flows.provenance import packages
 from focusdpo.flows.settings import parse_overrides, resolve
 from focusdpo.flows.wiring import build_part, fingerprint_of, vocabulary
 from focusdpo.pipeline.compose import TEMPLATES
 from focusdpo.pipeline.parts import Image, Mask, ReferenceImage
 from focusdpo.pipeline.subjects.cutouts import cut_out
-from focusdpo.reports.sheets import contact_sheet
 from focusdpo.store.outputs import address_of, local
+from focusdpo.store.provenance import packages
 
 Subject = tuple[str | Path, str]
 """A picture's file and what it shows, as a word."""

@@ -13,7 +13,8 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.evaluations import EvalScene
 from focusdpo.data_schemas.scenes import Scene, stable_id
 from focusdpo.evaluation.metrics import METRICS
-from focusdpo.evaluation.pocket_protocol import EvaluateConfig, measure
+from focusdpo.evaluation.pocket_protocol import measure
+from focusdpo.evaluation.protocols import EvaluateConfig
 from focusdpo.flows.generate.inference import Generator, Painted, Subject
 from focusdpo.flows.wiring import build_part
 from focusdpo.pipeline.parts import ReferenceImage

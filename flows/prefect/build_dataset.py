@@ -17,6 +17,7 @@ from prefect.states import Completed
 
 from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.flows.build.builder import Builder, ChunkFailed, Outcome
+from focusdpo.flows.build.preview import FIRST
 from focusdpo.flows.build.run import BuildResult, Chunk, Prepared, execute, prepare
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.prefect import artefacts, events
@@ -25,7 +26,6 @@ from focusdpo.flows.prefect.ephemeral import tether
 from focusdpo.flows.prefect.retries import worth_retrying
 from focusdpo.flows.progress import about
 from focusdpo.flows.retrain.monitoring import Noted, note
-from focusdpo.reports.sheets import FIRST
 from focusdpo.store.versions import DatasetVersion
 
 log = logging.getLogger(__name__)

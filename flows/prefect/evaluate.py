@@ -9,9 +9,10 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from focusdpo.data_schemas.progress import Watch, quiet
-from focusdpo.evaluation.run import GRID, EvaluateResult, finished
-from focusdpo.evaluation.run import evaluate as evaluate_here
+from focusdpo.evaluation.folder import GRID, EvaluateResult
 from focusdpo.flows.config import EvaluateRun
+from focusdpo.flows.evaluate.run import evaluate as evaluate_here
+from focusdpo.flows.evaluate.run import finished
 from focusdpo.flows.prefect import artefacts, events
 from focusdpo.flows.prefect.engine import at_work
 from focusdpo.flows.prefect.ephemeral import tether

@@ -24,16 +24,16 @@ from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.evaluations import EvalScene, WholeScores
-from focusdpo.data_schemas.tables import from_parquet
-from focusdpo.evaluation.comparison import ADAPTER, BASE, DIFFERENCE, GROUPS, intervals
-from focusdpo.evaluation.pocket_protocol import EvaluateConfig
+from focusdpo.evaluation.comparison import GROUPS, intervals
+from focusdpo.evaluation.folder import PHOTOGRAPHS, RUN, SCENES, EvaluationFolder
+from focusdpo.evaluation.protocols import ADAPTER, BASE, DIFFERENCE, EvaluateConfig
 from focusdpo.flows.retrain.config import WHOLE, RetrainConfig, better
 
 POINTER = "promoted.json"
 CANDIDATES = "candidates"
 DECISION = "decision.json"
 STARTED = "started.json"
-RECORDS = ("run.json", "scenes.parquet", "photographs.parquet")
+RECORDS = (RUN, SCENES, PHOTOGRAPHS)
 """What `compare` reads of an evaluation."""
 
 
@@ -142,8 +142,11 @@ def compare(
 
     UserError when the group has no scene or the two are not of the same scenes.
     """
-    mine = _records(ours, ADAPTER, rule)
-    others = _records(ours, BASE, rule) if theirs is None else _records(theirs, ADAPTER, rule)
+    own = EvaluationFolder(ours)
+    mine = _records(own, ADAPTER, rule)
+    others = _records(own, BASE, rule)
+    if theirs is not None:
+        others = _records(EvaluationFolder(theirs), ADAPTER, rule)
     try:
         found = intervals(rule.metric, others, mine, config)
     except ValueError as error:
@@ -154,9 +157,8 @@ def compare(
             f"{ours}: no scene of the group '{rule.group}' has the metric '{rule.metric}'; choose "
             "others with --set retrain.group= and retrain.metric="
         )
-    about = json.loads((ours / "run.json").read_text("utf-8"))
     return Comparison(
-        protocol=str(about["protocol"]),
+        protocol=own.protocol,
         metric=rule.metric,
         group=rule.group,
         against=rival,
@@ -170,26 +172,19 @@ def compare(
 
 
 def _records(
-    folder: Path, model: str, rule: RetrainConfig
+    folder: EvaluationFolder, model: str, rule: RetrainConfig
 ) -> Sequence[EvalScene] | Sequence[WholeScores]:
     """A model's records of the scenes that decide."""
-    path = folder / "scenes.parquet"
-    scenes = [
-        one
-        for one in from_parquet(path.read_bytes(), EvalScene, str(path))
-        if one.model == model and GROUPS[rule.group](one)
-    ]
+    scenes = [record for record in folder.of(model) if GROUPS[rule.group](record)]
     if rule.metric not in WHOLE:
         return scenes
-    path = folder / "photographs.parquet"
-    if not path.is_file():
+    if not folder.holds(PHOTOGRAPHS):
         raise UserError(
             f"retrain.metric={rule.metric}: a metric of the DreamBench protocols; this is "
             f"{scenes[0].protocol if scenes else 'another'}"
         )
-    wanted = {one.scene_id for one in scenes}
-    whole = from_parquet(path.read_bytes(), WholeScores, str(path))
-    return [one for one in whole if one.model == model and one.scene_id in wanted]
+    wanted = {record.scene_id for record in scenes}
+    return [one for one in folder.whole if one.model == model and one.scene_id in wanted]
 
 
 def decide(found: Comparison, rule: RetrainConfig) -> tuple[bool, str]:

@@ -19,11 +19,11 @@ from filelock import FileLock, Timeout
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.progress import Watch, quiet
-from focusdpo.evaluation import run as evaluation
 from focusdpo.evaluation.folder import EvaluateResult
 from focusdpo.flows.build import run as building
 from focusdpo.flows.build.run import BuildResult
 from focusdpo.flows.config import BuildRun, EvaluateRun, RetrainRun, TrainRun
+from focusdpo.flows.evaluate import run as evaluation
 from focusdpo.flows.retrain.monitoring import note
 from focusdpo.flows.retrain.promotion import (
     CANDIDATES,

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.flows.config import TrainRun
-from focusdpo.flows.provenance import licence_of
 from focusdpo.flows.settings import save_config
-from focusdpo.flows.wiring import build_part
+from focusdpo.flows.wiring import build_part, suite
 from focusdpo.model.training import parallel
 from focusdpo.store.addresses import is_remote
 from focusdpo.store.outputs import Output, opened
+from focusdpo.store.provenance import licence_of
 from focusdpo.store.versions import open_version
 
 if TYPE_CHECKING:  # torch is loaded when a run starts
@@ -105,7 +105,7 @@ def _train(
                 "checkpoints set it to 0 and compare adapters with `focusdpo evaluate`"
             )
         check_metric(run.train.validation.metric)
-        validate = Validator(run.family, run.train.validation.scenes, watch)
+        validate = Validator(suite(run.family), run.train.validation.scenes, watch)
     result = training.train(
         backbone,
         samples,

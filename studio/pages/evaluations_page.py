@@ -133,7 +133,7 @@ def _scene(main: Evaluation, beside: list[Evaluation], scene: str, metric: str) 
         references=tuple(
             (f"/evaluations/{main.folder.id}/references/{name}", word)
             for name, word in zip(record.subject_ids, record.class_names, strict=True)
-            if main.references.get(name)
+            if main.references(name)
         ),
         shown=tuple(shown),
         change=main.change(scene, metric),
@@ -164,7 +164,7 @@ def picture(request: Request) -> Response:
 def reference(request: Request) -> Response:
     """A subject of the scenes."""
     source = _evaluation(request, request.path_params["evaluation"])
-    files = source.references.get(request.path_params["subject"])
+    files = source.references(request.path_params["subject"])
     if not files:
         raise absent("this evaluation has no such subject")
     return _file(request, source, files[0])

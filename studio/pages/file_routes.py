@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute, Route
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.shards import IndexRow, SampleImages
-from focusdpo.reports.images import focused
+from focusdpo.reports.thumbnails import focused
 from focusdpo.store.artefacts import Store
 from focusdpo.store.keys import KEY, MEMBER, STAGE
 from focusdpo.studio import pictures

@@ -22,7 +22,7 @@ from benchmarks.gpu_config import (
     Row,
     Setting,
 )
-from benchmarks.straightforward import frozen_copy, straightforward_dpo
+from benchmarks.gpu_steps import frozen_copy, straightforward_dpo
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.adapter import add_policy, policy_parameters
 from focusdpo.model.backbone import Backbone

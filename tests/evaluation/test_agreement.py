@@ -11,7 +11,8 @@ import pytest
 from focusdpo.data_schemas.candidates import Sampled
 from focusdpo.data_schemas.evaluations import ScorerView
 from focusdpo.evaluation.agreement import agreement, rank_agreement, scorer_values
-from focusdpo.evaluation.pocket_protocol import EvaluateConfig, measure, paint_scenes
+from focusdpo.evaluation.pocket_protocol import measure, paint_scenes
+from focusdpo.evaluation.protocols import EvaluateConfig
 from focusdpo.pipeline.score import ScoreConfig, score
 from focusdpo.pipeline.segment import SegmentConfig, segment
 

@@ -6,6 +6,7 @@ import math
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import photo_folder
@@ -14,20 +15,22 @@ import toy_world
 from PIL import Image
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.runs import EvalRow
+from focusdpo.evaluation.comparison import rows
 from focusdpo.evaluation.dreambench_metrics import (
     BENCH_METRICS,
     BenchParts,
-    bench_rows,
+    bench_pictures,
     know_subject,
     match,
     measure_pictures,
     undetected,
 )
 from focusdpo.evaluation.dreambench_protocol import (
+    BENCHES,
     LIVE,
     PAIRS,
     PHOTOGRAPH,
-    PROTOCOLS,
     PUBLIC_ROWS,
     DreamBenchConfig,
     bench_scenes,
@@ -41,10 +44,10 @@ from focusdpo.evaluation.photographs import (
     parse_prompts,
     read_photograph,
 )
-from focusdpo.evaluation.pocket_protocol import EvaluateConfig
+from focusdpo.evaluation.protocols import EvaluateConfig
 from focusdpo.pipeline.parts import Detection
 
-SINGLE, ALL, MULTI = PROTOCOLS
+SINGLE, ALL, MULTI = BENCHES
 CONFIG = EvaluateConfig(resamples=200, batch=5)
 HALF = tuple(photo_folder.CLASSES)[:15]
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "dreambooth"
@@ -73,7 +76,7 @@ def public(tmp_path: Path):
 
 def test_the_public_lists_are_rebuilt_row_by_row(public) -> None:
     """The digests are of the 750 rows that Kosmos-G's and UNO's public lists hold, in order."""
-    for name, protocol in PROTOCOLS.items():
+    for name, protocol in BENCHES.items():
         rows = public_rows(public, protocol)
         assert len(rows) == 750 and rows_digest(rows) == PUBLIC_ROWS[name]
         assert len(set(rows)) == 750 or name != SINGLE
@@ -90,8 +93,8 @@ def test_subjects_and_pairs_are_of_the_kinds_that_the_protocol_says() -> None:
 
 
 def test_every_prompt_is_formed_right(public) -> None:
-    prompts = {name: set() for name in PROTOCOLS}
-    for name, protocol in PROTOCOLS.items():
+    prompts = {name: set() for name in BENCHES}
+    for name, protocol in BENCHES.items():
         for names, prompt in public_rows(public, protocol):
             assert "{" not in prompt and "  " not in prompt and prompt.startswith("a ")
             at = 0
@@ -115,20 +118,20 @@ def test_every_prompt_is_formed_right(public) -> None:
 def test_scenes_of_the_whole_set(whole: Path) -> None:
     folder = open_photographs(whole)
     single, all_refs, multi = (
-        bench_scenes(folder, protocol, DreamBenchConfig()) for protocol in PROTOCOLS.values()
+        bench_scenes(folder, protocol, DreamBenchConfig()) for protocol in BENCHES.values()
     )
     assert [len(plan.scenes) for plan in (single, all_refs, multi)] == [750, 750, 750]
     assert single.scenes == all_refs.scenes, "one noise: pictures can be compared across targets"
     assert single.images_per_prompt == 4 and multi.images_per_prompt == 1
     assert len({scene.id for scene in multi.scenes}) == 750
-    other = bench_scenes(folder, PROTOCOLS[SINGLE], DreamBenchConfig(seed=1))
+    other = bench_scenes(folder, BENCHES[SINGLE], DreamBenchConfig(seed=1))
     assert all(
         a.seed != b.seed and a.id == b.id for a, b in zip(single.scenes, other.scenes, strict=True)
     )
     assert single.shown_id == f"{SINGLE} [changed prompts file]", "toy classes are not the public"
     assert shown_photograph(folder, "dog3").name == "05.jpg"
-    assert target_photographs(folder, "dog3", PROTOCOLS[SINGLE]) == (whole / "dog3" / "05.jpg",)
-    targets = target_photographs(folder, "dog3", PROTOCOLS[ALL])
+    assert target_photographs(folder, "dog3", BENCHES[SINGLE]) == (whole / "dog3" / "05.jpg",)
+    targets = target_photographs(folder, "dog3", BENCHES[ALL])
     assert [file.stem for file in targets] == ["05", "00", "01", "02", "03", "04"]
 
 
@@ -137,21 +140,21 @@ def test_a_part_of_the_set_runs_only_when_told_and_says_so(tmp_path: Path) -> No
         photo_folder.write_photo_folder(tmp_path / "half", HALF, dict(photo_folder.CLASSES))
     )
     with pytest.raises(UserError, match=r"15 of 30 subjects are missing: dog7, .*allow_partial"):
-        bench_scenes(folder, PROTOCOLS[SINGLE], DreamBenchConfig())
+        bench_scenes(folder, BENCHES[SINGLE], DreamBenchConfig())
     partial = DreamBenchConfig(allow_partial=True)
-    plan = bench_scenes(folder, PROTOCOLS[SINGLE], partial)
+    plan = bench_scenes(folder, BENCHES[SINGLE], partial)
     assert plan.shown_id == f"{SINGLE} [15 of 30 subjects]" and len(plan.scenes) == 15 * 25
-    pairs = bench_scenes(folder, PROTOCOLS[MULTI], partial)
+    pairs = bench_scenes(folder, BENCHES[MULTI], partial)
     both = [pair for pair in PAIRS if set(pair) <= set(HALF)]
     assert pairs.shown_id == f"{MULTI} [{len(both)} of 30 pairs]" and pairs.sets == len(both)
     few = DreamBenchConfig(subjects=("cat", "dog"), prompts=3, images_per_prompt=2)
-    quick = bench_scenes(folder, PROTOCOLS[SINGLE], few)
+    quick = bench_scenes(folder, BENCHES[SINGLE], few)
     assert quick.shown_id == f"{SINGLE} [2 of 30 subjects] [3 of 25 prompts]"
     assert len(quick.scenes) == 6 and set(quick.scenes) <= set(plan.scenes)
     with pytest.raises(UserError, match="dreambench.subjects: hamster not in"):
-        bench_scenes(folder, PROTOCOLS[SINGLE], DreamBenchConfig(subjects=("hamster",)))
+        bench_scenes(folder, BENCHES[SINGLE], DreamBenchConfig(subjects=("hamster",)))
     with pytest.raises(UserError, match="no scene has all its subjects"):
-        bench_scenes(folder, PROTOCOLS[MULTI], DreamBenchConfig(subjects=("cat", "clock")))
+        bench_scenes(folder, BENCHES[MULTI], DreamBenchConfig(subjects=("cat", "clock")))
 
 
 def test_bad_folders_are_told(tmp_path: Path) -> None:
@@ -198,10 +201,10 @@ def test_lists_that_are_not_whole_are_told(tmp_path: Path) -> None:
     short = "".join(line for line in text.splitlines(True) if "on a cobblestone" not in line)
     (folder / "prompts_and_classes.txt").write_text(short)
     with pytest.raises(UserError, match="24 object prompts, expected 25"):
-        public_rows(open_photographs(folder), PROTOCOLS[SINGLE])
+        public_rows(open_photographs(folder), BENCHES[SINGLE])
     (folder / "prompts_and_classes.txt").write_text(text.replace("\nvase,", "\nvases,"))
     with pytest.raises(UserError, match="lists no class of vase"):
-        public_rows(open_photographs(folder), PROTOCOLS[SINGLE])
+        public_rows(open_photographs(folder), BENCHES[SINGLE])
 
 
 def test_transparent_photographs_stand_on_white(tmp_path: Path) -> None:
@@ -213,7 +216,7 @@ def test_transparent_photographs_stand_on_white(tmp_path: Path) -> None:
 
 
 def _known(folder, name: str, protocol: str):
-    files = target_photographs(folder, name, PROTOCOLS[protocol])
+    files = target_photographs(folder, name, BENCHES[protocol])
     photographs = [read_photograph(file) for file in files]
     return know_subject(photographs, folder.classes[name], TOY, CONFIG), photographs
 
@@ -222,7 +225,7 @@ def _known(folder, name: str, protocol: str):
 def test_whole_pictures_against_plain_formulas(whole: Path, protocol: str) -> None:
     folder = open_photographs(whole)
     config = DreamBenchConfig(subjects=("cat", "dog", "backpack"), prompts=1)
-    plan = bench_scenes(folder, PROTOCOLS[protocol], config)
+    plan = bench_scenes(folder, BENCHES[protocol], config)
     known, photographs = {}, {}
     for name in plan.names:
         known[name], photographs[name] = _known(folder, name, protocol)
@@ -266,7 +269,7 @@ def test_instances_by_word_then_identity(whole: Path) -> None:
     folder = open_photographs(whole)
     words = photo_folder.TOY_CLASSES
     pair = next(p for p in PAIRS if words[p[0]] == words[p[1]])
-    plan = bench_scenes(folder, PROTOCOLS[MULTI], DreamBenchConfig(subjects=pair, prompts=1))
+    plan = bench_scenes(folder, BENCHES[MULTI], DreamBenchConfig(subjects=pair, prompts=1))
     (scene,) = plan.scenes
     known = {name: _known(folder, name, MULTI)[0] for name in pair}
     assert all(one.undetected == 0 and len(one.identity) == 6 for one in known.values())
@@ -306,11 +309,16 @@ def test_a_photograph_without_the_subject_is_counted() -> None:
     assert known.undetected == 1 and known.masks[1].all() and not known.masks[0].all()
 
 
+def rows_of(measured: dict[str, Any]) -> list[EvalRow]:
+    base, adapter = (bench_pictures(*measured.get(name, ((), ()))) for name in ("base", "adapter"))
+    return rows(base, adapter, CONFIG, BENCH_METRICS)
+
+
 def test_the_table_draws_sets_of_subjects(whole: Path) -> None:
     """Means are over sets' means; a metric that is constant within a set has the spread of sets."""
     folder = open_photographs(whole)
     plan = bench_scenes(
-        folder, PROTOCOLS[SINGLE], DreamBenchConfig(subjects=("cat", "dog", "vase"), prompts=4)
+        folder, BENCHES[SINGLE], DreamBenchConfig(subjects=("cat", "dog", "vase"), prompts=4)
     )
     known = {name: _known(folder, name, SINGLE)[0] for name in plan.names}
     measured = {}
@@ -323,7 +331,7 @@ def test_the_table_draws_sets_of_subjects(whole: Path) -> None:
         measured[model] = measure_pictures(
             model, "p", plan.scenes, [0] * count, [""] * count, pictures, known, TOY, CONFIG
         )
-    table = {(r.metric, r.group, r.model): r for r in bench_rows(measured, CONFIG)}
+    table = {(r.metric, r.group, r.model): r for r in rows_of(measured)}
     assert {metric for metric, _, _ in table} == set(BENCH_METRICS) - {
         "leakage_margin",
         "confusion",
@@ -339,16 +347,16 @@ def test_the_table_draws_sets_of_subjects(whole: Path) -> None:
     assert gap.mean > 0 and table["identity", "all", "adapter - base"].low > 0
     judged, scores = measured["base"]
     with pytest.raises(ValueError, match="different pictures"):
-        bench_rows({"base": (judged, scores[::-1])}, CONFIG)
+        rows_of({"base": (judged, scores[::-1])})
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the DreamBooth photographs are not at hand")
 def test_the_real_folder_as_it_is() -> None:
     folder = open_photographs(REAL)
     with pytest.raises(UserError, match="subjects are missing"):
-        bench_scenes(folder, PROTOCOLS[SINGLE], DreamBenchConfig())
+        bench_scenes(folder, BENCHES[SINGLE], DreamBenchConfig())
     partial = DreamBenchConfig(allow_partial=True)
-    for name, protocol in PROTOCOLS.items():
+    for name, protocol in BENCHES.items():
         assert rows_digest(public_rows(folder, protocol)) == PUBLIC_ROWS[name]
         plan = bench_scenes(folder, protocol, partial)
         assert plan.shown_id.startswith(f"{name} [") and "changed" not in plan.shown_id

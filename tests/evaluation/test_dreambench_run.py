@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.evaluations import EvalScene, WholeScores
 from focusdpo.data_schemas.tables import from_parquet
-from focusdpo.evaluation.pocket_protocol import EvaluateConfig
-from focusdpo.evaluation.run import evaluate, finished
+from focusdpo.evaluation.protocols import EvaluateConfig
 from focusdpo.flows import wiring
 from focusdpo.flows.cli import app
 from focusdpo.flows.config import EvaluateRun
+from focusdpo.flows.evaluate.run import evaluate, finished
 from focusdpo.flows.settings import resolve
 from focusdpo.reports.report import write_report
 
@@ -96,7 +96,7 @@ def test_from_the_folder_to_the_table(suite: None, data: Path, adapter: Path) ->
     assert all((out / one.image).is_file() for one in judged)
     mean = np.mean([one.dino for one in whole if one.model == "base"])
     assert rows["dino", "all", "base"].mean == pytest.approx(float(mean))
-    assert Image.open(out / "grid.png").width > 1000
+    assert Image.open(out / "grid.png").width == 2 + 16 * (toy_world.SIDE + 2)
     text = "\n".join(result.notes)
     for said in ("seed 0", "generator: ", "DINO: ", "CLIP-I, CLIP-T: ", "masks: ", "of 180"):
         assert said in text, said

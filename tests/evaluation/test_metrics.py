@@ -19,7 +19,7 @@ from focusdpo.evaluation.metrics import (
     identity_values,
     nan_mean,
 )
-from focusdpo.evaluation.pocket_protocol import EvaluateConfig
+from focusdpo.evaluation.protocols import EvaluateConfig
 from focusdpo.pipeline.matching import NOBODY
 
 DEGREES = st.floats(0, 360, exclude_max=True)

@@ -16,10 +16,10 @@ from focusdpo.evaluation.dreambench_protocol import (
     OwnScenesConfig,
     own_scenes,
 )
-from focusdpo.evaluation.pocket_protocol import EvaluateConfig
-from focusdpo.evaluation.run import evaluate, finished
+from focusdpo.evaluation.protocols import EvaluateConfig
 from focusdpo.flows import wiring
 from focusdpo.flows.config import EvaluateRun
+from focusdpo.flows.evaluate.run import evaluate, finished
 from focusdpo.flows.settings import resolve
 from focusdpo.pipeline.compose import ComposeConfig, compose
 from focusdpo.store import outputs
@@ -109,14 +109,18 @@ def test_other_protocols_settings_do_not_touch_pocket(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The key of a pocket evaluation is blind to them: none is made again for their sake."""
-    from focusdpo.evaluation.run import _key
+    from focusdpo.evaluation.protocols import plan_of
+    from focusdpo.flows.evaluate.run import request_of
+
+    def key(run: EvaluateRun) -> str:
+        return plan_of(request_of(run)).key
 
     monkeypatch.setitem(wiring.SUITES, "pocket", "toy_suite")
     run = run_of(tmp_path, tmp_path).model_copy(update={"protocol": "pocket"})
     changes = {"dreambench": {"seed": 5}, "own_scenes": {"seed": 5}, "ingest": {"size": 99}}
     other = resolve(EvaluateRun, run.model_dump() | changes | {"data": "elsewhere"})
-    assert _key(run) == _key(other)
-    assert _key(run) != _key(resolve(EvaluateRun, run.model_dump() | {"evaluate": {"seed": 3}}))
+    assert key(run) == key(other)
+    assert key(run) != key(resolve(EvaluateRun, run.model_dump() | {"evaluate": {"seed": 3}}))
 
 
 def test_at_an_address_it_goes_on_where_it_was_stopped(

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from focusdpo.evaluation.comparison import rows
-from focusdpo.evaluation.pocket_protocol import EvaluateConfig, measure, paint_scenes
+from focusdpo.evaluation.pocket_protocol import measure, paint_scenes
+from focusdpo.evaluation.protocols import EvaluateConfig
 
 CONFIG = EvaluateConfig(resamples=200)
 

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import toy_suite
 import toy_world
+from evaluated import evaluation_folder, scene_record
 
+from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.evaluations import EvalScene, ScorerView
-from focusdpo.data_schemas.tables import from_parquet
-from focusdpo.evaluation import run as evaluation
-from focusdpo.evaluation.held_out import HeldOut
-from focusdpo.evaluation.pocket_protocol import EvaluateConfig
-from focusdpo.evaluation.run import evaluate, evaluate_model, pictures_of, scorer_view
+from focusdpo.data_schemas.progress import Watch, quiet
+from focusdpo.data_schemas.tables import from_parquet, to_parquet
+from focusdpo.evaluation import pocket_protocol
+from focusdpo.evaluation.comparison import rows
+from focusdpo.evaluation.dreambench_protocol import BENCHES
+from focusdpo.evaluation.folder import EvaluationFolder, read_pictures
+from focusdpo.evaluation.held_out import HeldOut, HeldOutConfig
+from focusdpo.evaluation.pocket_protocol import PocketPanel
+from focusdpo.evaluation.protocols import PROTOCOLS, EvaluateConfig
+from focusdpo.evaluation.run import paint_missing
 from focusdpo.flows import wiring
 from focusdpo.flows.config import EvaluateRun
-from focusdpo.flows.world_subjects import WorldSubject
+from focusdpo.flows.evaluate.run import evaluate, finished
+from focusdpo.flows.settings import resolve
 from focusdpo.pocket.identities import Identity
+from focusdpo.pocket.world_subjects import WorldSubject
+from focusdpo.reports.report import write_report
 
 CONFIG = EvaluateConfig(images_per_scene=2, resamples=100, batch=6)
 
@@ -40,36 +53,133 @@ def held_out() -> HeldOut:
     return HeldOut(scenes=scenes, subjects=subjects, held_out_classes=())
 
 
-def test_one_model_at_a_time(held_out: HeldOut, tmp_path: Path) -> None:
+@pytest.fixture
+def panel(held_out: HeldOut, monkeypatch: pytest.MonkeyPatch) -> PocketPanel:
+    monkeypatch.setattr(pocket_protocol, "held_out_scenes", lambda *_: held_out)
+    return PocketPanel(toy_suite, HeldOutConfig(split="val"), CONFIG)
+
+
+def painted(panel: PocketPanel, out: Path, key: str = "k", watch: Watch = quiet) -> list[str]:
+    def generator() -> toy_world.Generator:
+        return toy_suite.GENERATOR
+
+    return paint_missing(out, "some arm", key, panel, 2, generator, batch=6, watch=watch)
+
+
+def test_one_model_at_a_time(held_out: HeldOut, panel: PocketPanel, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
-    records = evaluate_model(
-        "some arm",
-        held_out,
-        toy_world.Generator(faults=0.3),
-        toy_world.Judge(),
-        CONFIG,
-        tmp_path,
-        lambda what, done, total, _: told.append((what, done, total)),
-        "pocket/val",
+    names = painted(
+        panel, tmp_path, watch=lambda what, done, total, _: told.append((what, done, total))
     )
-    assert told[-1] == ("paint some arm", 10, 10) and len(told) == 4
+    assert told[-1] == ("paint some arm", 20, 20) and len(told) == 4
+    measured = panel.measure("some arm", tmp_path, names, quiet)
+    records, views = measured.judged, measured.beside
     assert [(one.scene_id, one.index) for one in records] == [
         (scene.id, index) for scene in held_out.scenes for index in range(2)
     ]
     assert {(one.model, one.protocol) for one in records} == {("some arm", "pocket/val")}
-    pictures = pictures_of(tmp_path, records[:2])
+    pictures = read_pictures(tmp_path, names[:2])
     assert pictures[0].shape == (toy_world.SIDE, toy_world.SIDE, 3)
     assert not np.array_equal(*pictures)
-    views = scorer_view(records, held_out, toy_world.Segmenter(), toy_world.Identity(), tmp_path)
     assert [(v.scene_id, v.index) for v in views] == [(r.scene_id, r.index) for r in records]
     assert {view.model for view in views} == {"some arm"}
+
+
+def test_a_stopped_painting_goes_on_with_the_same_pixels(
+    panel: PocketPanel, tmp_path: Path
+) -> None:
+    names = painted(panel, tmp_path / "whole")
+
+    def stop(what: str, done: int, total: int, _: object) -> None:
+        if done == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        painted(panel, tmp_path / "stopped", watch=stop)
+    left = tmp_path / "stopped" / names[7]
+    before = left.stat().st_mtime_ns
+    assert not (tmp_path / "stopped" / names[12]).exists()
+    assert painted(panel, tmp_path / "stopped") == names
+    assert left.stat().st_mtime_ns == before, "what was painted is kept"
+    for name in names:
+        whole, stopped = (tmp_path / folder / name for folder in ("whole", "stopped"))
+        assert whole.read_bytes() == stopped.read_bytes(), name
+    painted(panel, tmp_path / "stopped", key="another")
+    assert left.stat().st_mtime_ns != before, "pictures of another key are painted anew"
+
+
+def test_base_and_adapter_are_over_the_scenes_of_their_difference() -> None:
+    """A metric that one of the two has no value of in some scene: no column has that scene."""
+    base = [scene_record("base", i, 0.2 + 0.1 * (i == 0)) for i in range(4)]
+    adapter = [
+        scene_record("adapter", i, 0.25, hue_error=9.0, confusion=math.nan if i == 0 else 0.1)
+        for i in range(4)
+    ]
+    base = [replace(one, confusion=0.9 if one.scene_id == "scene00" else 0.0) for one in base]
+    found = [row for row in rows(base, adapter, CONFIG) if row.group == "all"]
+    table = {(row.metric, row.model): row for row in found}
+    means = [table["confusion", model] for model in ("base", "adapter", "adapter - base")]
+    assert [one.mean for one in means] == pytest.approx([0.0, 0.1, 0.1])
+    assert [one.scenes for one in means] == [3, 3, 3]
+    assert ("hue_error", "adapter") not in table, "nothing to hold it against"
+
+
+@pytest.mark.parametrize("name", ["../outside.png", "/etc/outside.png", "images/../../x.png", ""])
+def test_a_picture_outside_the_folder_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    folder = evaluation_folder(tmp_path / "e")
+    (tmp_path / "outside.png").write_bytes((folder / "images/base/scene00-0.png").read_bytes())
+    records = EvaluationFolder(folder).records
+    changed = [replace(one, image=name) for one in records]
+    (folder / "scenes.parquet").write_bytes(to_parquet(changed, EvalScene))
+    with pytest.raises(UserError, match=f"names the picture '{re.escape(name)}'"):
+        write_report(tmp_path / "report.html", evaluate_dir=folder)
+
+
+def test_no_picture_is_read_through_a_link(tmp_path: Path) -> None:
+    folder = evaluation_folder(tmp_path / "e")
+    (folder / "images").rename(tmp_path / "elsewhere")
+    (folder / "images").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"e/images: a link"):
+        write_report(tmp_path / "report.html", evaluate_dir=folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "value", "said"),
+    [
+        ("rows.json", [{"metric": "identity"}], r"rows\.json: 0\.protocol: "),
+        ("rows.json", {}, r"rows\.json: the file: "),
+        ("run.json", [], r"run\.json: the file: "),
+        ("subjects.json", {"subjects": {"a": {"pictures": 3}}}, r"subjects\.a\.pictures: "),
+    ],
+)
+def test_a_damaged_file_is_named_with_its_field(
+    file: str, value: object, said: str, tmp_path: Path
+) -> None:
+    folder = evaluation_folder(tmp_path / "e")
+    (folder / file).write_text(json.dumps(value))
+    with pytest.raises(UserError, match=said):
+        write_report(tmp_path / "report.html", evaluate_dir=folder)
+
+
+def test_an_unknown_protocol_is_told_with_those_there_are() -> None:
+    assert set(PROTOCOLS) >= {"pocket", "subjects", *BENCHES}
+    given = {"adapter": "a", "out": "o", "protocol": "pokcet"}
+    with pytest.raises(UserError, match=r"protocol: got 'pokcet'; there are pocket, dreambench-"):
+        resolve(EvaluateRun, given)
+    run = resolve(EvaluateRun, {**given, "protocol": "no_such_module:plan"})
+    with pytest.raises(UserError, match=r"No module named 'no_such_module'"):
+        finished(run)
+    documented = (Path(__file__).parents[2] / "docs/dreambench.md").read_text("utf-8")
+    for name in PROTOCOLS:
+        shown = f"`{name}`" in documented or f"--protocol {name}" in documented
+        assert shown or name == "pocket", name
 
 
 def test_the_folder_holds_both_views_and_their_agreement(
     held_out: HeldOut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(wiring.SUITES, "pocket", "toy_suite")
-    monkeypatch.setattr(evaluation, "held_out_scenes", lambda *_: held_out)
+    monkeypatch.setattr(pocket_protocol, "held_out_scenes", lambda *_: held_out)
     adapter, out = tmp_path / "adapter", tmp_path / "out"
     adapter.mkdir()
     for name in ("adapter.json", "pytorch_lora_weights.safetensors"):
@@ -97,4 +207,4 @@ def test_the_folder_holds_both_views_and_their_agreement(
     assert change["spearman"] is None, "the toy adapter changes nothing"
     assert (change["scorer_mean"], change["judge_mean"]) == (0, 0)
     monkeypatch.setitem(toy_suite.FINGERPRINTS, "segmenter", "toy-2")
-    assert evaluation.finished(run) is None, "another scorer is another evaluation"
+    assert finished(run) is None, "another scorer is another evaluation"

@@ -22,10 +22,10 @@ from toy_root import HUES, TOY_CLI, Toy
 from toy_team import FIRST, SECOND, Team
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.evaluation.run import evaluate, finished
 from focusdpo.flows import wiring
 from focusdpo.flows.build import run as building
 from focusdpo.flows.config import BuildRun, EvaluateRun, TrainRun
+from focusdpo.flows.evaluate.run import evaluate, finished
 from focusdpo.flows.generate.inference import Generator
 from focusdpo.flows.retrain.promotion import history, read_promoted
 from focusdpo.flows.retrain.run import Steps

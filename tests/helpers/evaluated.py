@@ -7,7 +7,6 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from PIL import Image
@@ -17,7 +16,7 @@ from small_root import grey
 from focusdpo.data_schemas.evaluations import AgreementRow, EvalScene
 from focusdpo.data_schemas.tables import to_parquet
 from focusdpo.evaluation.comparison import rows
-from focusdpo.evaluation.pocket_protocol import EvaluateConfig
+from focusdpo.evaluation.protocols import EvaluateConfig
 
 SCENES = 12
 GAIN = tuple(0.1 - 0.4 * (i == 3) + 0.001 * i for i in range(SCENES))
@@ -55,11 +54,9 @@ def scene_record(model: str, index: int, identity: float, **changes: object) -> 
     return EvalScene(**(values | changes))  # type: ignore[arg-type]
 
 
-def agreement_row(
-    model: str, scorer: float, judge: float, spearman: float | None
-) -> dict[str, Any]:
+def agreement_row(model: str, scorer: float, judge: float, spearman: float | None) -> AgreementRow:
     """Identity by scorer and judge."""
-    row = AgreementRow(
+    return AgreementRow(
         metric="identity",
         group="all",
         model=model,
@@ -73,7 +70,6 @@ def agreement_row(
         judge_low=judge - 0.01,
         judge_high=judge + 0.01,
     )
-    return dataclasses.asdict(row)
 
 
 def evaluation_folder(
@@ -106,8 +102,8 @@ def evaluation_folder(
             "seed": 0,
             "fingerprints": {"base": "b1", "adapter": adapter_name, "judge": "j1"},
             "agreement": [
-                agreement_row("base", 0.6, 0.5, 0.4),
-                agreement_row("adapter - base", 0.1, 0.002, None),
+                dataclasses.asdict(agreement_row("base", 0.6, 0.5, 0.4)),
+                dataclasses.asdict(agreement_row("adapter - base", 0.1, 0.002, None)),
             ],
         },
     }

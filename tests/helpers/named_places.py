@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PLACE = re.compile(r"`((?:[\w.]+/)+[\w.]*)(?::([\w.]+))?`")
+PLACE = re.compile(r"`((?:[\w.]+/)+(?:[\w]+\.\w+)?)(?::([\w.]+))?`")
 """`folder/`, `folder/file` or `folder/file.py:name`; a method's name has its class before it."""
 OURS = {
     *("data_schemas", "store", "model", "pipeline", "pocket", "evaluation", "reports", "sharing"),

@@ -6,20 +6,14 @@ import math
 
 import numpy as np
 
-from focusdpo.reports.chart_data import (
+from focusdpo.reports.evaluation_section import agreement_notes
+from focusdpo.reports.metric_texts import choose, judge, metric_info
+from focusdpo.reports.thumbnails import heat_map, overlay, picture
+from focusdpo.reports.view import (
+    AgreementLine,
     Bucket,
     BucketChart,
     Count,
-    Histogram,
-    Line,
-    LineChart,
-    Scatter,
-)
-from focusdpo.reports.evaluation_section import agreement_notes
-from focusdpo.reports.images import heat_map, overlay, picture
-from focusdpo.reports.metric_texts import choose, judge, metric_info
-from focusdpo.reports.view import (
-    AgreementLine,
     DatasetPart,
     EvaluationPart,
     Example,
@@ -27,14 +21,18 @@ from focusdpo.reports.view import (
     Fact,
     FocusGrid,
     FocusRow,
+    Histogram,
     Interval,
+    Line,
     LineagePart,
+    LineChart,
     MetricRow,
     ModelFact,
     PairCard,
     Picture,
     RejectCard,
     ReportData,
+    Scatter,
     SubjectScore,
     TrainingPart,
 )

@@ -17,8 +17,7 @@ from browsing import needs_browser, page_of, serious
 from report_fixture import HOSTILE, make_report
 from small_root import small_version
 
-from focusdpo.flows.ablation.pages import write_ablation_report
-from focusdpo.reports.chart_data import Count, Line, LineChart
+from focusdpo.reports.ablation_page import write_ablation_report
 from focusdpo.reports.charts import line_chart
 from focusdpo.reports.render import (
     chart_csv,
@@ -29,6 +28,7 @@ from focusdpo.reports.render import (
     render,
 )
 from focusdpo.reports.report import write_report
+from focusdpo.reports.view import Count, Line, LineChart
 
 
 @pytest.fixture(scope="module")

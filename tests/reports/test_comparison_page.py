@@ -14,6 +14,7 @@ from report_fixture import HOSTILE
 from typer.testing import CliRunner
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.build.changes import changed_causes
 from focusdpo.flows.cli import app
 from focusdpo.pipeline.subjects import registry
 from focusdpo.reports.comparison_page import amount, compare, write_comparison
@@ -35,14 +36,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def versions(root: Path) -> list[str]:
-    from focusdpo.reports.dataset_texts import versions
+    from focusdpo.flows.build.changes import versions
 
     return [one["id"] for one in versions(str(root))]
 
 
 def test_what_came_and_went_is_shown_with_pictures(root: Path) -> None:
     first, second, _ = versions(root)
-    data = compare(first, second, root=root)
+    data = compare(first, second, root=root, causes=changed_causes)
     change = data.dataset
     assert change is not None and data.adapters is None
     assert dict(change.subjects) == {"came": ("fox",), "went": ("dog",)}
@@ -53,20 +54,20 @@ def test_what_came_and_went_is_shown_with_pictures(root: Path) -> None:
     assert [(one.label, one.count) for one in change.came_because] == [("subject added: fox", 4)]
     assert data.headline.text == "From 6 to 6 pairs: 4 came, 4 went."
     assert "fox came; dog went" in data.headline.detail
-    back = compare(second, first, root=root).dataset
+    back = compare(second, first, root=root, causes=changed_causes).dataset
     assert back is not None
     assert {p.id for p in back.went} == {p.id for p in change.came}
 
 
 def test_the_same_version_twice_says_so(root: Path) -> None:
-    data = compare("latest", "latest", root=root)
+    data = compare("latest", "latest", root=root, causes=changed_causes)
     assert data.headline.text == "Both versions hold the same pairs."
     assert data.dataset is not None and data.dataset.totals == (0, 0, 0)
 
 
 def test_numbers_lie_beside_the_page(root: Path, tmp_path: Path) -> None:
     first, second, _ = versions(root)
-    page = write_comparison(tmp_path / "c.html", first, second, root=root)
+    page = write_comparison(tmp_path / "c.html", first, second, root=root, causes=changed_causes)
     values = json.loads((tmp_path / "c.json").read_text())
     assert values["dataset"]["totals"] == [4, 4, 0]
     assert values["dataset"]["came"][0]["win"].keys() == {"alt", "mime", "size", "blake2b"}
@@ -127,7 +128,7 @@ def test_what_is_not_paired_is_refused(tmp_path: Path, root: Path) -> None:
     with pytest.raises(UserError, match="no such folder; give two folders"):
         compare(str(tmp_path / "none"), str(whole), root=None)
     with pytest.raises(UserError, match="nowhere"):
-        compare("nowhere", "latest", root=root)
+        compare("nowhere", "latest", root=root, causes=changed_causes)
     (whole / "run.json").unlink()
     with pytest.raises(UserError, match=r"run\.json: missing"):
         compare(str(a), str(whole), root=None)
@@ -157,7 +158,9 @@ def test_amounts() -> None:
 def test_the_page_is_accessible(root: Path, tmp_path: Path, kind: str, dark: bool) -> None:
     out = tmp_path / "c.html"
     if kind == "dataset":
-        write_comparison(out, versions(root)[1], versions(root)[2], root=root)
+        write_comparison(
+            out, versions(root)[1], versions(root)[2], root=root, causes=changed_causes
+        )
     else:
         a = evaluation_folder(tmp_path / "a")
         b = evaluation_folder(tmp_path / "b", [0.0] * 12, "a2")

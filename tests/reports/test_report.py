@@ -18,6 +18,7 @@ from report_fixture import HOSTILE, make_report
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.reports.charts import line_chart, nice_ticks, running_mean
 from focusdpo.reports.metric_texts import (
+    Headline,
     bounds,
     choose,
     headline,
@@ -205,15 +206,19 @@ def _with_difference(data: ReportData, low: float, high: float) -> EvaluationPar
     return dataclasses.replace(data.evaluation, rows=rows)
 
 
+def _headline(part: EvaluationPart) -> Headline:
+    return headline(part.rows, part.protocol)
+
+
 def test_headline_says_what_the_intervals_allow(data: ReportData) -> None:
-    undecided = headline(_with_difference(data, -0.01, 0.03)).text
+    undecided = _headline(_with_difference(data, -0.01, 0.03)).text
     assert undecided.startswith("Matched identity and leakage margin are undecided: +0.010")
     assert undecided.endswith("both intervals hold zero.")
     assert "improves" not in undecided
-    better = headline(_with_difference(data, 0.01, 0.03))
+    better = _headline(_with_difference(data, 0.01, 0.03))
     assert "improves matched identity by +0.020 [+0.010, +0.030]" in better.text
     assert "Worse: confusion rate, missing rate, duplicate rate." in better.detail
-    worse = headline(_with_difference(data, -0.03, -0.01)).text
+    worse = _headline(_with_difference(data, -0.03, -0.01)).text
     assert worse.startswith("The adapter worsens matched identity by")
     assert "and leakage margin by \N{MINUS SIGN}0.020" in worse
 
@@ -247,7 +252,7 @@ def test_running_mean_skips_gaps() -> None:
 def test_numbers_carry_their_unit() -> None:
     assert number(-0.061, "rate", signed=True) == "\N{MINUS SIGN}6.1 pp"
     assert number(0.121, "rate") == "12.1 %"
-    assert number(float("nan"), "cosine") == "n/a"
+    assert number(float("nan"), "cosine") == "\N{EN DASH}"
     assert bounds(Interval(mean=0, low=-3, high=4), "degrees") == "[\N{MINUS SIGN}3.0, 4.0]"
 
 

@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focusdpo.data_schemas.scenes import Scene
-from focusdpo.pipeline.parts import ReferenceImage
-from focusdpo.reports.sheets import comparison_sheet
+from focusdpo.evaluation.run import comparison_sheet
 
 SIDE = 8
 
@@ -32,7 +31,7 @@ def scene(number: int, subjects: int) -> Scene:
 def test_a_column_holds_a_scenes_references_and_what_each_model_painted_of_it() -> None:
     scenes = [scene(0, 1), scene(1, 2), scene(2, 3), scene(3, 2), scene(4, 2), scene(5, 2)]
     references = {
-        name: [ReferenceImage(plain(10 * at + place), np.ones((SIDE, SIDE), bool))]
+        name: plain(10 * at + place)
         for at, one in enumerate(scenes)
         for place, name in enumerate(one.subject_ids)
     }
@@ -49,11 +48,7 @@ def test_a_column_holds_a_scenes_references_and_what_each_model_painted_of_it() 
 
 def test_without_scenes_of_two_the_others_are_shown() -> None:
     scenes = [scene(0, 1), scene(1, 3)]
-    references = {
-        name: [ReferenceImage(plain(7), np.ones((SIDE, SIDE), bool))]
-        for one in scenes
-        for name in one.subject_ids
-    }
+    references = {name: plain(7) for one in scenes for name in one.subject_ids}
     sheet = np.asarray(comparison_sheet(scenes, references, {"base": [plain(1), plain(2)]}))
     step = SIDE + 2
     cells = sheet[2 + SIDE // 2 :: step, 2 + SIDE // 2 :: step, 0]

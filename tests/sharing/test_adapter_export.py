@@ -78,12 +78,14 @@ def test_an_evaluation_stands_in_the_card_and_must_be_this_adapters(
     about = {"adapter": str(adapter), "protocol": "pocket", "scenes": 3, "seed": 1}
     rows = [
         {
+            "protocol": "pocket",
             "group": "all",
             "metric": "identity",
             "model": model,
             "mean": mean,
             "low": 0.1,
             "high": 0.3,
+            "scenes": 3,
         }
         for model, mean in (("base", 0.5), ("adapter", 0.7), ("adapter - base", 0.2))
     ]
@@ -91,7 +93,7 @@ def test_an_evaluation_stands_in_the_card_and_must_be_this_adapters(
     (folder / "run.json").write_text(json.dumps(about))
     out = export_adapter(adapter, tmp_path / "out", evaluations=[folder])
     assert (
-        "| identity | 0.5000 | 0.7000 | +0.2000 [+0.1000, +0.3000] |"
+        "| identity | 0.5000 | 0.7000 | +0.2000 [+0.1000, +0.3000] | 3 |"
         in (out / "README.md").read_text()
     )
     (folder / "run.json").write_text(json.dumps(about | {"adapter": "elsewhere"}))

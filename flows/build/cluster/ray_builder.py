@@ -21,8 +21,8 @@ from focusdpo.flows.build.cluster.connection import Engine
 from focusdpo.flows.build.cluster.pool import Pool, Result
 from focusdpo.flows.build.cluster.worker import Reply, StageWorker, Task, model_version
 from focusdpo.flows.build.executor_config import RayConfig
+from focusdpo.flows.build.preview import first_pictures
 from focusdpo.flows.build.stages import STAGES
-from focusdpo.reports.sheets import first_pictures
 from focusdpo.store.addresses import split_address
 from focusdpo.store.versions import DatasetVersion
 

@@ -19,15 +19,15 @@ from PIL import Image
 
 from focusdpo.data_schemas.ablations import BASE, Ablation, read_ablation, to_json
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.ablation.pages import (
+from focusdpo.reports.ablation_page import (
     evenly,
     publish,
     read_grid,
     render,
     write_ablation_report,
 )
-from focusdpo.flows.ablation.tables import markdown
-from focusdpo.flows.ablation.verdict import Lookup, and_list, spoken, verdict
+from focusdpo.reports.ablation_tables import markdown
+from focusdpo.reports.ablation_verdict import Lookup, and_list, find, spoken
 
 HOSTILE = "<img src=https://evil.example/x onerror=alert(1)>|*&\"'"
 
@@ -83,6 +83,11 @@ def page(folder: Path) -> str:
 @pytest.fixture(scope="module")
 def cells(page: str) -> Cells:
     return Cells(page)
+
+
+def verdict(ablation: Ablation) -> tuple[str, ...]:
+    finding = find(Lookup(ablation))
+    return finding.headline, *finding.details
 
 
 def plain(text: str) -> str:
@@ -218,7 +223,7 @@ def test_hostile_words_are_shown_and_do_nothing(ablation: Ablation, folder: Path
     text = markdown(hostile)
     assert "<img" not in text and "&lt;img" in text
     widths = {line.replace("\\|", "").count("|") for line in text.splitlines() if line[:1] == "|"}
-    assert widths == {4, 8}, "no cell is torn apart: tables of arms and of readings"
+    assert widths == {4, 8, 9}, "no cell is torn apart: readings, arms and contrasts"
 
 
 def test_what_has_no_number_is_a_dash(ablation: Ablation, cells: Cells):
@@ -323,7 +328,7 @@ def test_words():
 
 
 def test_importing_it_is_light():
-    code = "import sys, focusdpo.flows.ablation.pages; print(*sys.modules)"
+    code = "import sys, focusdpo.reports.ablation_page; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "prefect", "matplotlib"} & set(run.stdout.split())
 

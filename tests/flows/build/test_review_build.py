@@ -14,13 +14,13 @@ from toy_root import Toy
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.pairs import Decision
 from focusdpo.flows import cli
+from focusdpo.flows.build import changes as dataset_texts
 from focusdpo.flows.build.explain import explain
 from focusdpo.flows.build.inspection import pair_lineage
 from focusdpo.flows.build.run import BuildResult, execute, prepare
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.settings import resolve
 from focusdpo.pipeline.audit import Audit, is_swapped, original_id, swapped
-from focusdpo.reports import dataset_texts
 from focusdpo.store.artefacts import Store
 from focusdpo.store.index import partitions_of, reviewed_of
 from focusdpo.store.versions import DatasetVersion, open_version

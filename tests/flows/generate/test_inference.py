@@ -219,7 +219,7 @@ def test_all_fields_of_about_come_back(tmp_path: Path) -> None:
 def test_the_pocket_generator_with_an_adapter(tmp_path: Path, capsys: Capture) -> None:
     """The real models: a picture of base and adapter, each once more to the same bytes, and an
     exported adapter instead of the trained one."""
-    from focusdpo.flows.world_subjects import WorldConfig, export
+    from focusdpo.pocket.world_subjects import WorldConfig, export
     from focusdpo.sharing.adapter_export import export_adapter
 
     export(tmp_path / "subjects", WorldConfig(subjects=1))

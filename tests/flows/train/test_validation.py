@@ -60,14 +60,16 @@ def policy(suite: None) -> Iterator[dict[str, Any]]:
 
 
 def test_a_policy_that_changes_nothing_differs_in_nothing(policy: dict[str, Any]) -> None:
-    values = Validator("pocket", 6)()
+    values = Validator(wiring.suite("pocket"), 6)()
     assert set(values) == {*METRICS, SCORE}
     assert set(values.values()) == {0.0}
 
 
 def test_the_base_is_measured_without_the_policy_and_once(policy: dict[str, Any]) -> None:
     told: list[tuple[str, int, int]] = []
-    look = Validator("pocket", 6, lambda what, done, total, _: told.append((what, done, total)))
+    look = Validator(
+        wiring.suite("pocket"), 6, lambda what, done, total, _: told.append((what, done, total))
+    )
     assert look.scenes == 6
     for name, parameter in policy.items():
         if "lora_B" in name:
@@ -81,12 +83,12 @@ def test_the_base_is_measured_without_the_policy_and_once(policy: dict[str, Any]
         if "lora_B" in name:
             parameter.data.zero_()
     assert set(look().values()) == {0.0}
-    assert Validator("pocket", 6).base() == base and 0 < base["identity"] <= 1
+    assert Validator(wiring.suite("pocket"), 6).base() == base and 0 < base["identity"] <= 1
 
 
 def test_the_score_is_identity_and_the_margin_where_there_is_one(policy: dict[str, Any]) -> None:
     """A scene of one subject has no margin: it counts with its identity alone."""
-    base = Validator("pocket", 12).base()
+    base = Validator(wiring.suite("pocket"), 12).base()
     several = 10 / 12  # two of twelve scenes have one subject
     expected = base["identity"] + several * base["leakage_margin"]
     assert base[SCORE] == pytest.approx(expected, abs=1e-9)

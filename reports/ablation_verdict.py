@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from focusdpo.data_schemas.ablations import BASE, Ablation, Arm, ArmRow, Contrast
-from focusdpo.reports.chart_data import Better, Unit
-from focusdpo.reports.metric_texts import bounds, judge, mean_text, metric_info, number
-from focusdpo.reports.view import Interval, Verdict
+from focusdpo.reports.metric_texts import DASH, difference_text, in_sentence, judge, metric_info
+from focusdpo.reports.view import Better, Interval, Verdict
 
 ALL = "all"
 """The group of every scene."""
@@ -22,8 +21,6 @@ FAMILIES = ("main", "base", "guards")
 """Where a verdict looks first."""
 TABLE_FAMILIES = ("base", "guards", "main")
 """Where the table of differences to the base looks first."""
-DASH = "\N{EN DASH}"
-"""Stands for a number that has no meaning or was not measured."""
 SOURCES = {"disrupt": "disrupt pairs", "rank": "rank pairs", "both": "pairs of both sources"}
 """What an arm was trained on, in words."""
 
@@ -31,15 +28,6 @@ SOURCES = {"disrupt": "disrupt pairs", "rank": "rank pairs", "both": "pairs of b
 def is_focus(arm: Arm) -> bool:
     """FocusDPO, with one map or both."""
     return arm.objective.startswith("focus")
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A difference as the page prints it; dashes where there is none."""
-
-    mean: str = DASH
-    bounds: str = ""
-    verdict: Verdict = "not judged"
 
 
 class Lookup:
@@ -89,17 +77,6 @@ class Lookup:
             return "not judged"
         return judge(interval_of(contrast), self.better(contrast.metric), contrast.scenes)
 
-    def change(self, arm: str, metric: str, group: str = ALL) -> Change:
-        """The arm's difference to the base."""
-        contrast = self.contrast(arm, BASE, metric, group, TABLE_FAMILIES)
-        if contrast is None:
-            return Change()
-        interval = interval_of(contrast)
-        unit = unit_of(metric)
-        return Change(
-            signed_text(interval, unit), bounds_text(interval, unit), self.verdict(contrast)
-        )
-
     def mean_change(self, arm: str, metric: str) -> float:
         """Mean difference to the base: the contrast's, or of the means where there is none; NaN."""
         contrast = self.contrast(arm, BASE, metric, prefer=TABLE_FAMILIES)
@@ -123,40 +100,12 @@ def _turned(one: Contrast) -> Contrast:
     )
 
 
-def interval_of(contrast: Contrast) -> Interval:
-    """What a contrast is judged by: over all scenes its family's, in a group its own."""
-    return family_interval(contrast) if contrast.group == ALL else own_interval(contrast)
-
-
-def own_interval(contrast: Contrast) -> Interval:
-    """Of this contrast alone."""
+def interval_of(contrast: Contrast, *, family: bool | None = None) -> Interval:
+    """The contrast's own interval, or that for all contrasts of its family at once. A contrast is
+    judged by its family's over all scenes, by its own in a group: so without `family`."""
+    if contrast.group == ALL if family is None else family:
+        return Interval(mean=contrast.mean, low=contrast.family_low, high=contrast.family_high)
     return Interval(mean=contrast.mean, low=contrast.low, high=contrast.high)
-
-
-def family_interval(contrast: Contrast) -> Interval:
-    """For all contrasts of the family at once."""
-    return Interval(mean=contrast.mean, low=contrast.family_low, high=contrast.family_high)
-
-
-def unit_of(metric: str) -> Unit:
-    """How the metric's numbers are printed."""
-    return metric_info(metric).unit
-
-
-def value_text(value: float | None, unit: Unit) -> str:
-    """A number in its unit."""
-    return number(value, unit) if value is not None and math.isfinite(value) else DASH
-
-
-def signed_text(interval: Interval, unit: Unit) -> str:
-    """A difference in its unit."""
-    return mean_text(interval, unit, signed=True) if math.isfinite(interval.mean) else DASH
-
-
-def bounds_text(interval: Interval, unit: Unit) -> str:
-    """A difference's interval in brackets; nothing where it has none."""
-    known = math.isfinite(interval.low) and math.isfinite(interval.high)
-    return bounds(interval, unit, signed=True) if known else ""
 
 
 def p_text(value: float) -> str:
@@ -210,12 +159,6 @@ class Finding:
     """The other FocusDPO arms that the best was compared with."""
     headline: str
     details: tuple[str, ...]
-
-
-def verdict(ablation: Ablation) -> tuple[str, ...]:
-    """The verdict as sentences, the headline first."""
-    finding = find(Lookup(ablation))
-    return (finding.headline, *finding.details)
 
 
 def find(look: Lookup) -> Finding:
@@ -303,7 +246,7 @@ def and_list(words: Sequence[str]) -> str:
 
 def titles(metrics: Sequence[str]) -> list[str]:
     """Metrics as they are called within a sentence."""
-    return [metric_info(metric).title.lower() for metric in metrics]
+    return [in_sentence(metric_info(metric).title) for metric in metrics]
 
 
 def _against_base(look: Lookup, best: Arm, metrics: Sequence[str]) -> str:
@@ -311,9 +254,9 @@ def _against_base(look: Lookup, best: Arm, metrics: Sequence[str]) -> str:
     for metric in metrics:
         contrast = look.contrast(best.name, BASE, metric)
         if contrast is not None:
-            interval, unit = interval_of(contrast), unit_of(metric)
-            text = f"{signed_text(interval, unit)} {bounds_text(interval, unit)}"
-            parts.append(f"{metric_info(metric).title.lower()} {text}")
+            info = metric_info(metric)
+            text = difference_text(interval_of(contrast), info.unit)
+            parts.append(f"{in_sentence(info.title)} {text}")
     return f"Difference to the base: {and_list(parts)}." if parts else ""
 
 
@@ -367,7 +310,7 @@ def _others(look: Lookup, best: Arm, metrics: Sequence[str]) -> str:
     found: dict[Verdict, list[str]] = {}
     for metric in rest:
         verdict = look.verdict(look.contrast(best.name, BASE, metric))
-        found.setdefault(verdict, []).append(metric_info(metric).title.lower())
+        found.setdefault(verdict, []).append(in_sentence(metric_info(metric).title))
     parts = [
         f"{verdict} on {and_list(found[verdict])}"
         for verdict in ("better", "worse")

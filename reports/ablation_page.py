@@ -15,35 +15,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 
 from focusdpo.data_schemas.ablations import BASE, Ablation, Arm, Contrast, to_json
-from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import encode_png
-from focusdpo.flows.ablation import tables
-from focusdpo.flows.ablation.tables import protocol_text
-from focusdpo.flows.ablation.verdict import (
+from focusdpo.evaluation.folder import EvaluationFolder
+from focusdpo.reports import ablation_tables as tables
+from focusdpo.reports.ablation_verdict import (
     Finding,
     Lookup,
-    bounds_text,
     find,
     interval_of,
     settings_text,
-    signed_text,
     title_of,
-    unit_of,
 )
-from focusdpo.reports.chart_data import Line, LineChart, Role
-from focusdpo.reports.files import read_json, seconds_text
-from focusdpo.reports.images import picture
-from focusdpo.reports.metric_texts import KeyFigure, metric_info
+from focusdpo.reports.files import seconds_text
+from focusdpo.reports.metric_texts import KeyFigure, key_figure, metric_info
 from focusdpo.reports.render import page
 from focusdpo.reports.report import write_file
-from focusdpo.reports.view import Fact, Picture
+from focusdpo.reports.thumbnails import picture
+from focusdpo.reports.view import Fact, Line, LineChart, Picture, Role
 
 SERIES: tuple[Role, ...] = tuple(role for role in get_args(Role) if role.startswith("series"))
 COLOURS = (
@@ -116,7 +111,6 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$").lstrip("_") or "?"
 
 
-AGAIN = "run the same `focusdpo ablate` again"
 COLUMNS = 8
 """Scenes shown."""
 
@@ -157,16 +151,15 @@ def read_grid(folder: Path, look: Lookup, columns: int = COLUMNS) -> Grid | None
     if BASE not in kept:
         return None
     # The base's evaluation, <evaluation>/images/base, tells which scenes there are.
-    evaluation = (folder / kept[BASE]).parent.parent
-    about = read_json(evaluation / "subjects.json", AGAIN)
-    prompts = about.get("prompts", {})
+    evaluation = EvaluationFolder((folder / kept[BASE]).parent.parent)
+    prompts = evaluation.prompts
     names = evenly(list(prompts), columns)
     scenes = tuple(
-        SceneColumn(name, str(prompts[name]), _references(evaluation, about, name))
-        for name in names
+        SceneColumn(name, prompts[name], _references(evaluation, name)) for name in names
     )
+    left = EvaluationFolder(folder)
     painted = tuple(
-        tuple(_pixels(folder / kept[arm.name] / f"{name}-0.png") for name in names) for arm in arms
+        tuple(left.picture(f"{kept[arm.name]}/{name}-0.png") for name in names) for arm in arms
     )
     return Grid(scenes, arms, painted, source, len(prompts)) if scenes else None
 
@@ -177,21 +170,13 @@ def evenly(items: Sequence[str], count: int) -> list[str]:
     return [items[(2 * at + 1) * len(items) // (2 * count)] for at in range(count)]
 
 
-def _references(folder: Path, about: dict[str, Any], scene: str) -> tuple[tuple[str, Pixels], ...]:
+def _references(evaluation: EvaluationFolder, scene: str) -> tuple[tuple[str, Pixels], ...]:
     """A scene's subjects are named after it: the first 8 digits of its id, place, class."""
     return tuple(
-        (str(subject["class_name"]), _pixels(folder / subject["pictures"][0]))
-        for name, subject in about.get("subjects", {}).items()
-        if name.startswith(f"{scene[:8]}-") and subject.get("pictures")
+        (subject.class_name, evaluation.picture(subject.pictures[0]))
+        for name, subject in evaluation.subjects.items()
+        if name.startswith(f"{scene[:8]}-") and subject.pictures
     )
-
-
-def _pixels(path: Path) -> Pixels:
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"), dtype=np.uint8)
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from error
 
 
 def reference_tile(scene: SceneColumn, height: int, width: int) -> Image.Image:
@@ -282,18 +267,18 @@ def render(ablation: Ablation, grid: Grid | None) -> str:
         finding=finding,
         figures=_key_figures(look, finding),
         facts=_facts(ablation),
-        protocol=protocol_text(ablation),
+        protocol=tables.protocol_text(ablation),
         main=tables.main_tables(look, tables.MAIN),
         more=tables.main_tables(look, tables.rest(look)),
-        rivals=tables.rival_lines(look, finding),
-        contrasts=[tables.contrast_line(look, c) for c in _finite(ablation)],
+        rivals=tables.rival_tables(look, finding),
+        contrasts=tables.contrast_table(look, _finite(ablation)),
         groups=tables.group_tables(look),
         charts=curve_charts(ablation, deciding=True),
         more_charts=curve_charts(ablation, deciding=False),
-        search=tables.search_lines(look),
+        search=tables.search_table(look),
         trials=_trials(ablation),
         readings=tables.reading_table(look),
-        agreement=tables.agreement_lines(look),
+        agreement=tables.agreement_table(look),
         arms=[(title_of(arm), settings_text(arm.settings)) for arm in ablation.arms],
         grid=grid,
         gallery=_gallery(grid, look) if grid else [],
@@ -314,19 +299,12 @@ def _trials(ablation: Ablation) -> int:
 def _key_figures(look: Lookup, finding: Finding) -> list[KeyFigure]:
     """The chosen arm's differences to the base, large."""
     figures = []
-    best = look.ablation.best
     for metric in finding.metrics:
-        contrast = look.contrast(best, BASE, metric)
+        contrast, info = look.contrast(look.ablation.best, BASE, metric), metric_info(metric)
         if contrast is not None:
-            interval, unit = interval_of(contrast), unit_of(metric)
-            figures.append(
-                KeyFigure(
-                    title=f"{metric_info(metric).title}, to the base",
-                    value=signed_text(interval, unit),
-                    interval=f"{100 * look.ablation.level:.4g} % {bounds_text(interval, unit)}",
-                    verdict=look.verdict(contrast),
-                )
-            )
+            title, interval = f"{info.title}, to the base", interval_of(contrast)
+            verdict = look.verdict(contrast)
+            figures.append(key_figure(title, interval, info.unit, verdict, look.ablation.level))
     return figures
 
 
@@ -394,13 +372,10 @@ def write_ablation_report(folder: Path, ablation: Ablation) -> Path:
     Curves and pictures only where the record has some. UserError when a picture is missing or the
     folder cannot be written.
     """
-    from focusdpo.flows.ablation.tables import markdown
-    from focusdpo.flows.ablation.verdict import Lookup
-
     grid = read_grid(folder, Lookup(ablation))
     page = render(ablation, grid).encode()
     write_file(folder / RECORD, to_json(ablation).encode())
-    text = markdown(ablation)
+    text = tables.markdown(ablation)
     charts = curve_charts(ablation, deciding=True)
     if charts:
         write_file(folder / CURVES, curves_svg(charts))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.models_config import Family
-from focusdpo.model.backbones.flux_config import FluxUnoConfig
 from focusdpo.store.checkpoints import locate, read_json
 
 SHOWN = ("focusdpo", "torch", "diffusers", "transformers", "peft", "open-clip-torch", "prefect")
@@ -93,22 +95,36 @@ BY_KIND = {
 """Of the public checkpoints that a kind is made for; whoever brings other weights knows theirs."""
 
 
+Family = str | BaseModel | Mapping[str, Any]
+"""The name of an embedded suite, or the checkpoints of each role: a `models` section, as a model
+or as it is stored."""
+
+
+def checkpoint_of(family: Family, role: str) -> Mapping[str, Any]:
+    """The settings that name a part's checkpoint; {} for an embedded part, and one without any."""
+    if isinstance(family, str):
+        return {}
+    models = family.model_dump() if isinstance(family, BaseModel) else family
+    found = models.get("backbone" if role == "generator" else role)
+    return found if isinstance(found, Mapping) else {}
+
+
 def licence_of(family: Family, role: str) -> str:
     """The licence of a part's weights; "" for a part without any."""
     if isinstance(family, str):
         return POCKET
-    config = getattr(family, "backbone" if role == "generator" else role, None)
-    if isinstance(config, FluxUnoConfig):
-        return "; ".join([_flux(config.base), *([UNO] if config.uno else [])])
-    return BY_KIND.get(getattr(config, "kind", ""), "")
+    checkpoint = checkpoint_of(family, role)
+    if checkpoint.get("kind") == "flux-uno":
+        return "; ".join([_flux(checkpoint["base"]), *([UNO] if checkpoint.get("uno") else [])])
+    return BY_KIND.get(str(checkpoint.get("kind")), "")
 
 
 def notices(family: Family) -> list[str]:
     """What to say before a run: who may not use what it makes for what."""
     if isinstance(family, str):
         return []
-    told = {role: licence_of(family, role) for role in ("backbone", "inpainter")}
-    return [f"licence of the {role}: {licence}" for role, licence in told.items() if licence]
+    licences = {role: licence_of(family, role) for role in ("backbone", "inpainter")}
+    return [f"licence of the {role}: {licence}" for role, licence in licences.items() if licence]
 
 
 def _flux(base: str) -> str:

@@ -9,10 +9,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.build.explain import differences
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun
-from focusdpo.pipeline.dataset_diff import DatasetDiff, diff
+from focusdpo.pipeline.dataset_diff import DatasetDiff, diff, differences
 from focusdpo.store.artefacts import Store
 from focusdpo.store.manifests import latest_id, versions_of
 

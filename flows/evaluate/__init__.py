@@ -1,0 +1,1 @@
+"""The job evaluate: base against adapter by a protocol."""
