@@ -112,7 +112,6 @@ WRITER = """
 import sys
 from focusdpo.data_schemas.pairs import Pair
 from focusdpo.pipeline.audit import Audit
-from focusdpo.pipeline.reviews import Audit
 from focusdpo.store.artefacts import Store
 root, name = sys.argv[1:3]
 store = Store.open(root)

@@ -285,7 +285,6 @@ def test_a_store_that_fails_for_a_while_loses_no_lease(s3: S3Server) -> None:
 HOLD = """
 import sys, time
 from focusdpo.store.leases import Leases, LeaseConfig
-from focusdpo.store.roots import files_of
 from focusdpo.store.addresses import files_of
 Leases(files_of(sys.argv[1]), LeaseConfig(seconds=3600)).ask(sys.argv[2], "work")
 print("held", flush=True)

@@ -130,10 +130,6 @@ def bucket_versioning(topology: Topology) -> str:
 
 
 RACE = """
-import io, threading
-from focusdpo.store.remote import ABSENT
-from focusdpo.store.remote import RemoteConfig
-from focusdpo.store.s3_objects import S3Objects
 import threading
 from focusdpo.store.addresses import files_of
 
