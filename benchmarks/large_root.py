@@ -31,7 +31,7 @@ from focusdpo.pipeline.pair import PairConfig
 from focusdpo.pipeline.subjects.ingest import put_subject
 from focusdpo.store.artefacts import Store
 from focusdpo.store.index import LINEAGE, PARTITIONS, PartitionRow
-from focusdpo.store.keys import content_key, image_key
+from focusdpo.store.keys import content_key, digest, image_key
 from focusdpo.store.samples import FOLDER, Place, write_samples
 from focusdpo.store.versions import pair_counts
 
@@ -419,7 +419,12 @@ def _manifest(
         ],
         "seeds": {},
         "shards": [
-            {"name": shard, "bytes": store.files.size(f"{FOLDER}/{shard}"), "pairs": count}
+            {
+                "name": shard,
+                "bytes": store.files.size(f"{FOLDER}/{shard}"),
+                "blake2b": digest(store.files.read(f"{FOLDER}/{shard}")),
+                "pairs": count,
+            }
             for shard, count in sorted(Counter(row.shard for row in rows).items())
         ],
         "config": {"pair": PairConfig().model_dump(mode="json")},

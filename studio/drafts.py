@@ -178,6 +178,7 @@ def drawn_mask(data: bytes) -> Mask:
 
 
 ID = re.compile(r"[0-9a-f]{16}")
+PICTURE_ID = re.compile(r"p\d+")
 LONGEST = {"name": 64, "class_name": 60, "licence": 200}
 KEPT_SECONDS = 7 * 24 * 3600.0
 """A draft that nobody has touched for so long is taken away."""
@@ -233,6 +234,9 @@ class Drafts:
         except FileNotFoundError:
             return Draft(id)
         pictures = [DraftPicture(**picture) for picture in values.pop("pictures")]
+        for picture in pictures:
+            if not PICTURE_ID.fullmatch(picture.id):
+                raise UserError(f"{file}: no picture can be called {picture.id[:80]!r}")
         return Draft(**values, pictures=pictures)
 
     def list(self) -> list[Draft]:

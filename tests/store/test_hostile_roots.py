@@ -39,6 +39,7 @@ from focusdpo.store.manifests import (
 )
 from focusdpo.store.outputs import copy
 from focusdpo.store.versions import lineage_of, open_version
+from focusdpo.studio.drafts import Drafts
 
 OUTSIDE = ["../../victim.txt", "/victim.txt", "a/../../victim.txt", "..", "", "a//b", "x\0y"]
 
@@ -246,6 +247,18 @@ def test_outputs_lead_nowhere_outside(tmp_path: Path) -> None:
         files.write("outputs.json", json.dumps(state).encode())
         with pytest.raises(UserError, match="outputs.json: names a file outside its folder"):
             copy(files, lambda _: tmp_path / "copy", lambda _: True)
+
+
+def test_a_picture_of_a_draft_leads_nowhere_outside(tmp_path: Path) -> None:
+    (tmp_path / "victim.mask.png").write_text("mine")
+    place = tmp_path / "drafts" / ("a" * 16)
+    place.mkdir(parents=True)
+    picture = {"id": "../../victim", "name": "x", "width": 1, "height": 1, "notes": []}
+    draft = {"id": place.name, "pictures": [picture]}
+    (place / "draft.json").write_text(json.dumps(draft))
+    with pytest.raises(UserError, match="draft.json: no picture can be called"):
+        Drafts(tmp_path / "drafts").remove(place.name, "../../victim")
+    assert (tmp_path / "victim.mask.png").exists()
 
 
 # Strangers' files and damage
