@@ -39,6 +39,22 @@ def unwrap(module: nn.Module) -> Any:
     return module
 
 
+def unet_blocks(unet: Any, *, with_attention: bool = True) -> tuple[str, ...]:
+    """Blocks that features can be read from, in the order of the pass: "down.1", "mid", "up.0"
+    and, for one of the attention layers of an up or down block, "up.0.2"."""
+    blocks = [(f"down.{i}", block) for i, block in enumerate(unet.down_blocks)]
+    blocks += [("mid", unet.mid_block)]
+    blocks += [(f"up.{i}", block) for i, block in enumerate(unet.up_blocks)]
+    names: list[str] = []
+    for name, block in blocks:
+        layers = getattr(block, "attentions", ())
+        if len(layers) or not with_attention:
+            names.append(name)
+        if len(layers) > 1:
+            names += [f"{name}.{j}" for j in range(len(layers))]
+    return tuple(names)
+
+
 @contextmanager
 def capture_features(
     transformer: Any, config: FeatureConfig | None, default_blocks: tuple[str, ...], tokens: int

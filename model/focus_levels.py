@@ -25,7 +25,7 @@ from torch import Tensor
 from focusdpo.data_schemas.scenes import stable_hash
 from focusdpo.model.adapter import reference_policy
 from focusdpo.model.backbone import Backbone, FeatureConfig, Prediction
-from focusdpo.model.correspondence import unwrap
+from focusdpo.model.correspondence import unet_blocks, unwrap
 from focusdpo.model.focus import FocusMaps, FocusPriors, branch_weights, focus_maps
 from focusdpo.model.focus_config import FocusConfig, NoiseConfig, PremiseConfig
 from focusdpo.model.noise import draw_noise
@@ -156,9 +156,7 @@ def block_names(transformer: Any) -> tuple[str, ...]:
     """Every block of a FLUX transformer or of a UNet, in the order of the pass."""
     core = unwrap(transformer)
     if hasattr(core, "up_blocks"):
-        from focusdpo.model.backbones.sdxl_features import block_names as unet_blocks
-
-        return tuple(unet_blocks(core))
+        return unet_blocks(core)
     double = (f"double.{i}" for i in range(len(core.transformer_blocks)))
     single = (f"single.{i}" for i in range(len(core.single_transformer_blocks)))
     return (*double, *single)

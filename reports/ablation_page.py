@@ -33,8 +33,7 @@ from focusdpo.reports.ablation_verdict import (
     settings_text,
     title_of,
 )
-from focusdpo.reports.files import seconds_text
-from focusdpo.reports.metric_texts import KeyFigure, key_figure, metric_info
+from focusdpo.reports.metric_texts import KeyFigure, key_figure, metric_info, seconds_text
 from focusdpo.reports.render import page
 from focusdpo.reports.report import write_file
 from focusdpo.reports.thumbnails import picture

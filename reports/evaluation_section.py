@@ -11,8 +11,7 @@ from focusdpo.data_schemas.evaluations import AgreementRow, EvalScene
 from focusdpo.data_schemas.runs import EvalRow
 from focusdpo.evaluation.folder import EvaluationFolder
 from focusdpo.evaluation.protocols import ADAPTER, BASE, DIFFERENCE
-from focusdpo.reports.files import seconds_text
-from focusdpo.reports.metric_texts import DECIDING, choose, judge, metric_info
+from focusdpo.reports.metric_texts import DECIDING, choose, judge, metric_info, seconds_text
 from focusdpo.reports.thumbnails import picture
 from focusdpo.reports.view import (
     AgreementLine,

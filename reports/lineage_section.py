@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
+from focusdpo.data_schemas.errors import UserError
 from focusdpo.evaluation.folder import read_json
 from focusdpo.pipeline.stage import ROLES
-from focusdpo.reports.files import read_text
 from focusdpo.reports.view import Fact, LineagePart, ModelFact
 from focusdpo.store.provenance import Family, checkpoint_of, licence_of
 
@@ -145,3 +145,11 @@ def _run_facts(title: str, run: Mapping[str, Any]) -> list[Fact]:
 
 def _text(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True)
+
+
+def read_text(path: Path) -> str:
+    """A text file; bytes that are no UTF-8 are shown as replacement signs."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error

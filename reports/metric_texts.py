@@ -1,9 +1,11 @@
-"""What each metric means, when a difference counts, and which sentence a report may open with."""
+"""What each metric means, when a difference counts, and which sentence a report may open with;
+times and users' words in text."""
 
 from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -238,3 +240,22 @@ def choose(
     random.Random(stable_hash(seed, *rest)).shuffle(rest)
     shown["random"] = sorted(rest[:randoms])
     return [(why, name) for why, names in shown.items() for name in names]
+
+
+def seconds_text(seconds: float) -> str:
+    """3 h 4 min, 2 min 5 s or 7.3 s."""
+    if seconds >= 3600:
+        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+    if seconds >= 60:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    return f"{seconds:.1f} s"
+
+
+_MARKUP = re.compile(r"([\\`*_{}\[\]#+!|<>~&$])")
+
+
+def one_line(text: object) -> str:
+    """Text that any Markdown shows as it is, on one line: no markup, no HTML, no control signs."""
+    plain = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    plain = plain.replace("://", ":\u200b//")  # no address becomes a link by itself
+    return _MARKUP.sub(r"\\\1", plain)

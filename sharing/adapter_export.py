@@ -16,7 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.evaluation.comparison import PairedText, paired_texts
 from focusdpo.evaluation.folder import EvaluationFolder
-from focusdpo.reports.files import one_line
+from focusdpo.reports.metric_texts import one_line
 from focusdpo.sharing.hub import whole_folder
 from focusdpo.store.outputs import local
 

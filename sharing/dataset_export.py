@@ -30,8 +30,8 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import contact_sheet, encode_png
 from focusdpo.data_schemas.shards import IndexRow, ShardSample, Split
 from focusdpo.reports.dataset_section import REASONS
-from focusdpo.reports.files import one_line
 from focusdpo.reports.lineage_section import family_of, stage_models
+from focusdpo.reports.metric_texts import one_line
 from focusdpo.sharing.hub import whole_folder, write_sums
 from focusdpo.store import tars
 from focusdpo.store.artefacts import Store

@@ -26,7 +26,7 @@ from focusdpo.flows.generate.inference import MAX_SEED, Painted, ReferenceUsed
 from focusdpo.flows.generate.side_by_side import SideBySide, rows
 from focusdpo.flows.models_config import Family
 from focusdpo.pipeline.parts import Image
-from focusdpo.reports.files import one_line
+from focusdpo.reports.metric_texts import one_line
 from focusdpo.store.provenance import POCKET, notices
 
 CSS = """

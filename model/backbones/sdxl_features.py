@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.backbone import FeatureConfig, Grid
+from focusdpo.model.correspondence import unet_blocks
 
 Mode = Literal["unet_self", "ip_kv"]
 Reads = dict[str, list[Tensor]]
@@ -30,26 +31,10 @@ _KINDS: dict[Mode, tuple[str, ...]] = {
 _PROJECTIONS = {"keys": ("to_k",), "queries": ("to_q",), "attention": ("to_q", "to_k")}
 
 
-def block_names(unet: Any, *, with_attention: bool = True) -> tuple[str, ...]:
-    """Blocks that features can be read from, in the order of the pass: "down.1", "mid", "up.0"
-    and, for one of the attention layers of an up or down block, "up.0.2"."""
-    blocks = [(f"down.{i}", block) for i, block in enumerate(unet.down_blocks)]
-    blocks += [("mid", unet.mid_block)]
-    blocks += [(f"up.{i}", block) for i, block in enumerate(unet.up_blocks)]
-    names: list[str] = []
-    for name, block in blocks:
-        layers = getattr(block, "attentions", ())
-        if len(layers) or not with_attention:
-            names.append(name)
-        if len(layers) > 1:
-            names += [f"{name}.{j}" for j in range(len(layers))]
-    return tuple(names)
-
-
 def default_blocks(unet: Any, mode: Mode) -> tuple[str, ...]:
     """unet_self: the up blocks with attention (in SDXL 32 x 32 and 64 x 64 places at 1024 pixels);
     ip_kv: the attention layers of the coarsest of them."""
-    ups = [n for n in block_names(unet) if n.startswith("up.")]
+    ups = [n for n in unet_blocks(unet) if n.startswith("up.")]
     whole = tuple(n for n in ups if n.count(".") == 1)
     if mode == "unet_self":
         return whole
@@ -76,7 +61,7 @@ class FeatureReader:
     def _find(self, name: str) -> Any:
         """The block, or the attention layer, of that name."""
         attends = self._kind != "block_output"
-        known = block_names(self._unet, with_attention=attends)
+        known = unet_blocks(self._unet, with_attention=attends)
         if name not in known:
             what = "with attention " if attends else ""
             raise UserError(

@@ -14,10 +14,10 @@ from torch import Tensor
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.backbone import FeatureConfig, Prediction, Prompts, References
 from focusdpo.model.backbones.sdxl_backbone import SdxlBackbone
-from focusdpo.model.backbones.sdxl_features import alike, block_names, default_blocks, to_grid
+from focusdpo.model.backbones.sdxl_features import alike, default_blocks, to_grid
 from focusdpo.model.backbones.sdxl_ip_adapter import build
 from focusdpo.model.backbones.sdxl_noise import reference_noise
-from focusdpo.model.correspondence import similarity
+from focusdpo.model.correspondence import similarity, unet_blocks
 from focusdpo.model.focus import FocusConfig, FocusPriors, focus_maps
 from focusdpo.model.tokens import unpack
 from focusdpo.model.training.batches import encode_pairs, join
@@ -219,17 +219,17 @@ def test_a_reference_that_is_in_the_image_is_found_there(
 
 def test_blocks_have_names(backbones: dict[str, SdxlBackbone]) -> None:
     unet = backbones["ip_kv"].transformer
-    assert block_names(unet) == (
+    assert unet_blocks(unet) == (
         *("down.1", "down.2", "mid"),
         *("up.0", "up.0.0", "up.0.1", "up.1", "up.1.0", "up.1.1"),
     )
-    assert "up.2" in block_names(unet, with_attention=False)
+    assert "up.2" in unet_blocks(unet, with_attention=False)
     assert default_blocks(unet, "unet_self") == ("up.0", "up.1")
     assert default_blocks(unet, "ip_kv") == ("up.0.0", "up.0.1")
-    for name in block_names(unet):
+    for name in unet_blocks(unet):
         assert predict(backbones["unet_self"], kind="keys", blocks=(name,)).target_features
         assert predict(backbones["ip_kv"], kind="keys", blocks=(name,)).target_features
-    for name in block_names(unet, with_attention=False):
+    for name in unet_blocks(unet, with_attention=False):
         found = predict(backbones["unet_self"], kind="block_output", blocks=(name,))
         assert found.target_features[0].shape[:2] == (2, 16)
 
