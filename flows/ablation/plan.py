@@ -14,10 +14,11 @@ from focusdpo.evaluation.held_out import HeldOutConfig
 from focusdpo.evaluation.metrics import METRICS
 from focusdpo.evaluation.pocket_protocol import EvaluateConfig
 from focusdpo.evaluation.validation import validation_scenes
-from focusdpo.flows.ablation.config import CHOICES, OBJECTIVES, ObjectiveKey, Source
+from focusdpo.flows.ablation.config import CHOICES, ObjectiveKey, Source
 from focusdpo.flows.config import AblateRun, TrainRun
 from focusdpo.flows.settings import merge, nested
 from focusdpo.flows.wiring import fingerprint_of
+from focusdpo.model.objective_registry import VARIANTS
 from focusdpo.store.keys import config_digest
 
 Kind = Literal["search", "final", "base", "choice"]
@@ -34,7 +35,7 @@ class Cell:
     """Work for one process: train, where there is something to train, and measure."""
 
     kind: Kind
-    objective: ObjectiveKey | Literal["base"]
+    objective: ObjectiveKey
     settings: dict[str, Any]
     """What the search varies, dotted below `train`."""
     seed: int
@@ -136,7 +137,7 @@ class Plan:
         settings: Mapping[str, Any],
         more: Mapping[str, Any],
     ) -> TrainRun:
-        tree = merge(self.run.train.model_dump(), nested(OBJECTIVES[objective].settings))
+        tree = merge(self.run.train.model_dump(), nested(VARIANTS[objective].settings))
         tree = merge(tree, nested(settings))
         steps = self.run.ablation.steps
         own = {"source": source, "seed": seed, "steps": steps, "tensorboard": False, **more}
@@ -152,7 +153,7 @@ class Plan:
     def _cell(
         self,
         kind: Kind,
-        objective: ObjectiveKey | Literal["base"],
+        objective: ObjectiveKey,
         settings: dict[str, Any],
         seed: int,
         train: TrainRun | None,
