@@ -1,0 +1,203 @@
+"""Commands from run models: what a model marks with `Option` is an option of the command.
+
+    @command
+    def train(run: TrainRun, prefect: PREFECT = True) -> Mapping[str, Any]: ...
+
+gives --root, --out and --version of `TrainRun`, --preset, --set, --json and --prefect. Only options
+that were given lie over the preset and --set; a default is the model's own.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import sys
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.settings import (
+    field_at,
+    merge,
+    option_of,
+    parse_overrides,
+    resolve,
+    sentence,
+)
+from focusdpo.model.training.parallel import is_first
+from focusdpo.store.addresses import is_remote
+
+SET = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="SECTION.FIELD=VALUE",
+        help="Change one setting, as in `--set train.steps=200`; may be repeated.",
+    ),
+]
+JSON = Annotated[
+    bool, typer.Option("--json", help="Print one machine-readable line last on stdout.")
+]
+PREFECT = Annotated[
+    bool,
+    typer.Option(
+        "--prefect/--no-prefect",
+        help="Run as a Prefect flow (its server starts by itself), or by plain calls.",
+    ),
+]
+ROOT = Annotated[str, typer.Option("--root", help="Folder of the dataset.")]
+
+INCOMPLETE = 3
+"""Exit code of a run that finished, but left something out."""
+
+
+class Incomplete(dict[str, Any]):
+    """What a command that left something out has to say."""
+
+
+def command(function: Callable[..., Any]) -> Callable[..., None]:
+    """A function for typer. Its parameter `run`, where it has one, is a model of which the command
+    has the marked fields as options; its other parameters are options of the command alone. What it
+    returns is printed with --json; `Incomplete` is exit code 3."""
+    parameters = dict(inspect.signature(function, eval_str=True).parameters)
+    model: type[BaseModel] | None = None
+    if "run" in parameters:
+        model = parameters.pop("run").annotation
+    own = list(parameters)
+    answers = inspect.signature(function, eval_str=True).return_annotation is not None
+    every = [*(_parameters(model) if model else ()), *parameters.values()]
+    if model is not None and "preset" in model.model_fields:
+        every += [_parameter(model, "preset"), _more("set_", SET, [])]
+    if answers:
+        every.append(_more("json", JSON, False))
+
+    @functools.wraps(function)
+    def call(**given: Any) -> None:
+        arguments = {name: given[name] for name in own}
+        if model is not None:
+            arguments["run"] = _resolved(model, given)
+        result = function(**arguments)
+        if answers:
+            finish(result, given["json"])
+        if isinstance(result, Incomplete):
+            raise typer.Exit(INCOMPLETE)
+
+    described: Any = call
+    described.__signature__ = inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in every])
+    described.__annotations__ = {p.name: p.annotation for p in every}
+    described.model = model
+    return call
+
+
+def _resolved(model: type[BaseModel], given: Mapping[str, Any]) -> BaseModel:
+    """The model of what was given on the command line; what was left out is its own default."""
+    source = typer.main.click.get_current_context().get_parameter_source
+    named = {
+        name: given[name]
+        for name in model.model_fields
+        if name in given and getattr(source(name), "name", "") != "DEFAULT"
+    }
+    return resolve(model, merge(parse_overrides(given.get("set_", ())), named))
+
+
+def _parameters(model: type[BaseModel]) -> Iterator[inspect.Parameter]:
+    """Those of the marked fields; --preset has its place further down."""
+    for name, field in model.model_fields.items():
+        if name != "preset" and option_of(field):
+            yield _parameter(model, name)
+
+
+def _parameter(model: type[BaseModel], name: str) -> inspect.Parameter:
+    field = model.model_fields[name]
+    option = option_of(field)
+    assert option is not None
+    bounds = {
+        typer_name: getattr(mark, bound)
+        for mark in field.metadata
+        for bound, typer_name in (("ge", "min"), ("le", "max"))
+        if getattr(mark, bound, None) is not None
+    }
+    about = typer.Option(
+        option.flag, metavar=option.metavar, help=sentence(field.description or ""), **bounds
+    )
+    default = inspect.Parameter.empty if field.is_required() else field.default
+    return _more(name, Annotated[_typer_type(field.annotation), about], default)
+
+
+def _more(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+def _typer_type(annotation: Any) -> Any:
+    """A field's type in typer's terms: what may be repeated is a list."""
+    inner = typing.get_args(annotation)
+    if typing.get_origin(annotation) is tuple and inner[-1] is Ellipsis:
+        return list[inner[0]]  # type: ignore[valid-type]
+    return annotation
+
+
+def run_models(group: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, type[BaseModel]]]:
+    """(name, run model) of every command of a click group that has one, as in "export adapter"."""
+    for name, one in group.commands.items():
+        if hasattr(one, "commands"):
+            yield from run_models(one, (*words, name))
+        elif (model := getattr(one.callback, "model", None)) is not None:
+            yield " ".join((*words, name)), model
+
+
+def arguments_of(model: type[BaseModel], values: Mapping[str, Any]) -> list[str]:
+    """A command's arguments for values of a model's marked fields, by name; False, None and () are
+    left out."""
+    arguments: list[str] = []
+    for name, value in values.items():
+        option = option_of(field_at(model, name))
+        if option is None:
+            raise KeyError(f"{model.__name__}.{name} is no option")
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if item is True:
+                arguments.append(option.flag)
+            elif item not in (None, False):
+                arguments += [option.flag, str(item)]
+    return arguments
+
+
+def fetched(address: Path | None) -> Path | None:
+    """A folder that a run left, of this machine: where it is an address, what lies there comes."""
+    from focusdpo.store.outputs import local
+
+    return None if address is None else local(address)
+
+
+def require_here(out: Path | None) -> None:
+    """UserError for an `--out` at an address."""
+    if out is not None and is_remote(out):
+        raise UserError(
+            f"--out {out}: this command writes to this machine; give a local path. Only train, "
+            "evaluate and retrain take an address as --out"
+        )
+
+
+def say(text: str = "") -> None:
+    """A line for people, by the first of several processes."""
+    if is_first():
+        typer.echo(text)
+
+
+def finish(result: Mapping[str, Any], as_json: bool) -> None:
+    """The machine-readable line, last on stdout."""
+    if as_json and is_first():
+        sys.stdout.flush()
+        typer.echo(json.dumps(result, sort_keys=True, allow_nan=False, default=str))
+
+
+def group(help: str) -> typer.Typer:
+    """A command that has commands."""
+    return typer.Typer(help=help, no_args_is_help=True, rich_markup_mode=None)
