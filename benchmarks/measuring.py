@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from focusdpo.model.training.batches import PairBatch
     from focusdpo.model.training.config import TrainConfig
 
+
 @dataclass(frozen=True, slots=True)
 class BenchFigure:
     """A measured figure, and what it should stay under."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from focusdpo.flows.commands import run as commands
-from focusdpo.flows.commands.common import engine, say
+from focusdpo.flows.commands.common import say
 from focusdpo.flows.config import DemoRun
 from focusdpo.flows.provenance import machine, peak_memory_bytes
 from focusdpo.flows.settings import save_config
@@ -17,7 +17,7 @@ from focusdpo.flows.settings import save_config
 log = logging.getLogger(__name__)
 
 
-def run_demo(run: DemoRun, *, prefect: bool = True) -> dict[str, Any]:
+def run_demo(run: DemoRun, *, prefect: bool | None = None) -> dict[str, Any]:
     """All four steps; each is skipped or resumed when it was done before.
 
     Leaves subjects/, dataset/, train/, evaluate/, report.html and demo.json (times, memory) in
@@ -32,18 +32,18 @@ def run_demo(run: DemoRun, *, prefect: bool = True) -> dict[str, Any]:
     if run.subjects is None:
         export(out / "subjects", run.world)
     seconds: dict[str, float] = {}
-    # One engine for all three flows: its database lies in the demo's folder.
-    with engine(prefect, run.out):
-        say(f"1 of 4  dataset -> {out / 'dataset'} (first pictures: {out / 'dataset/first.png'})")
-        build = _timed(seconds, "dataset", lambda: commands.build(run.build_run(), prefect=prefect))
-        say(f"2 of 4  training -> {out / 'train'}")
-        train = _timed(
-            seconds, "train", lambda: commands.train_run(run.train_run(), prefect=prefect)
-        )
-        say(f"3 of 4  evaluation -> {out / 'evaluate'}")
-        evaluate = _timed(
-            seconds, "evaluate", lambda: commands.evaluate_run(run.evaluate_run(), prefect=prefect)
-        )
+    if prefect:  # one server for all three flows: its database lies in the demo's folder
+        from focusdpo.flows.prefect.server import prepare
+
+        prepare(run.out)
+    say(f"1 of 4  dataset -> {out / 'dataset'} (first pictures: {out / 'dataset/first.png'})")
+    build = _timed(seconds, "dataset", lambda: commands.build(run.build_run(), prefect=prefect))
+    say(f"2 of 4  training -> {out / 'train'}")
+    train = _timed(seconds, "train", lambda: commands.train_run(run.train_run(), prefect=prefect))
+    say(f"3 of 4  evaluation -> {out / 'evaluate'}")
+    evaluate = _timed(
+        seconds, "evaluate", lambda: commands.evaluate_run(run.evaluate_run(), prefect=prefect)
+    )
     say("4 of 4  report")
     page = _timed(
         seconds,

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from focusdpo.pipeline.dataset_diff import DatasetDiff
     from focusdpo.store.versions import DatasetVersion
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
     """A or B."""

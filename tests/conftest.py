@@ -8,10 +8,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+import toy_world
 from hypothesis import HealthCheck, settings
 from pair_samples import write_shards
 from tiny_backbone import tiny_backbone
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 torch.set_num_threads(1)
 # How fast a busy machine draws and runs an example says nothing about the code.
 settings.register_profile(
-    "busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "busy machine", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("busy machine")
 
@@ -56,3 +58,15 @@ def s3(s3_running: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
 def backbone() -> FluxBackbone:
     """Random weights, always the same."""
     return tiny_backbone()
+
+
+@pytest.fixture
+def world() -> toy_world.World:
+    """Red disc, blue disc, green square, with two pictures each."""
+    return toy_world.three_subjects()
+
+
+@pytest.fixture
+def toy() -> ModuleType:
+    """The toy parts and painting helpers, by name."""
+    return toy_world

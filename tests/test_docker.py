@@ -1,5 +1,5 @@
 """docker/ without a container engine: real linters, and every name in it looked up where it must
-be. tests/flows/test_topology.py runs the same scripts as processes."""
+be. tests/flows/prefect/test_topology.py runs the same scripts as processes."""
 
 from __future__ import annotations
 

@@ -27,8 +27,7 @@ from focusdpo.data_schemas.tables import from_parquet
 from focusdpo.evaluation.agreement import AGREEMENT_METRICS, rank_agreement
 from focusdpo.evaluation.comparison import GROUPS, ValueTable, arm_rows, contrasts, scene_means
 from focusdpo.evaluation.metrics import METRICS, nan_mean
-from focusdpo.flows.ablation.cells import SCENES, SCORER
-from focusdpo.flows.ablation.plan import Cell
+from focusdpo.flows.ablation.cells import SCENES, SCORER, Cell
 from focusdpo.flows.ablation.search import Choice, score_of
 from focusdpo.flows.config import AblateRun
 from focusdpo.flows.provenance import machine

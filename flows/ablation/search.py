@@ -10,9 +10,8 @@ from typing import Any
 from focusdpo.data_schemas.evaluations import EvalScene
 from focusdpo.data_schemas.tables import from_parquet
 from focusdpo.evaluation.validation import SCORE, means
-from focusdpo.flows.ablation.cells import SCENES
+from focusdpo.flows.ablation.cells import SCENES, Cell
 from focusdpo.flows.ablation.config import FOCUS, ObjectiveKey
-from focusdpo.flows.ablation.plan import Cell
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from focusdpo.flows.commands.common import JSON, PREFECT, PRESET, SET, choose, finish, say, tree
+from focusdpo.flows.commands.common import JSON, PREFECT, PRESET, SET, finish, say, tree
 from focusdpo.flows.config import AblateRun
+from focusdpo.flows.prefect.run import carry_out
 from focusdpo.flows.progress import Bars
 from focusdpo.flows.settings import resolve
 
@@ -26,7 +27,7 @@ def ablate(
         Path | None,
         typer.Option("--docs", help="Also copy tables, curves and pictures to this folder."),
     ] = None,
-    prefect: PREFECT = True,
+    prefect: PREFECT = None,
     preset: PRESET = "pocket",
     set_: SET = [],  # noqa: B006 - typer copies it
     json: JSON = False,
@@ -47,21 +48,12 @@ def ablate(
     finish(result, json)
 
 
-def ablate_run(run: AblateRun, *, prefect: bool = True) -> dict[str, Any]:
+def ablate_run(run: AblateRun, *, prefect: bool | None = None) -> dict[str, Any]:
     """ablate with progress and its verdict."""
+    from focusdpo.flows.ablation.run import Ablate
+
     with Bars() as watch:
-
-        def flow() -> Any:
-            from focusdpo.flows.prefect.ablate import run_here
-
-            return run_here(run, watch)
-
-        def plain() -> Any:
-            from focusdpo.flows.ablation.run import ablate_plain
-
-            return ablate_plain(run, watch)
-
-        outcome = choose(prefect, run.out, flow, plain)
+        outcome = carry_out(Ablate(run), watch, prefect=prefect)
     for line in outcome.verdict:
         say(line)
     say(

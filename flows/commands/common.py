@@ -1,23 +1,19 @@
-"""What commands share: options, output, and the choice of engine."""
+"""What commands share: options and output."""
 
 from __future__ import annotations
 
 import json
-import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.settings import merge, parse_overrides
-from focusdpo.model.training.parallel import is_first, num_launched
+from focusdpo.model.training.parallel import is_first
 from focusdpo.store.addresses import is_remote
-
-Result = TypeVar("Result")
 
 PRESET = Annotated[
     str, typer.Option("--preset", help="A shipped preset, or the path of a YAML file.")
@@ -34,10 +30,11 @@ JSON = Annotated[
     bool, typer.Option("--json", help="Print one machine-readable line last on stdout.")
 ]
 PREFECT = Annotated[
-    bool,
+    bool | None,
     typer.Option(
         "--prefect/--no-prefect",
-        help="Run as a Prefect flow (its server starts by itself), or by plain calls.",
+        help="Run as a Prefect flow, with a server that starts by itself where PREFECT_API_URL "
+        "names none; or by plain calls. Without either: a flow where PREFECT_API_URL is set.",
     ),
 ]
 STRICT = Annotated[
@@ -88,24 +85,3 @@ def finish(result: Mapping[str, Any], as_json: bool) -> None:
     if as_json and is_first():
         sys.stdout.flush()
         typer.echo(json.dumps(result, sort_keys=True, allow_nan=False, default=str))
-
-
-@contextmanager
-def engine(prefect: bool, work_folder: str) -> Iterator[None]:
-    """Prefect's environment, when it is wanted; nothing otherwise."""
-    if prefect:
-        from focusdpo.flows.prefect.engine import described, prepare
-
-        prepare(work_folder)
-        logging.getLogger(__name__).info("Prefect records this run at %s", described())
-    yield
-
-
-def choose(
-    prefect: bool, work_folder: str, flow: Callable[[], Result], plain: Callable[[], Result]
-) -> Result:
-    """Run as a Prefect flow or by plain calls; by these where a launcher has started several
-    processes: they must all do the same, and their launcher starts them anew."""
-    prefect = prefect and num_launched() == 1
-    with engine(prefect, work_folder):
-        return flow() if prefect else plain()

@@ -26,6 +26,7 @@ from focusdpo.flows.progress import Bars, working
 if TYPE_CHECKING:
     from focusdpo.flows.generate.inference import Generator
 
+
 def generate(
     out: Annotated[
         Path, typer.Option("--out", help="The PNG to write; with --batch the folder of results.")

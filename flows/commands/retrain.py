@@ -14,13 +14,13 @@ from focusdpo.flows.commands.common import (
     PRESET,
     SET,
     STRICT,
-    choose,
     finish,
     say,
     tree,
 )
 from focusdpo.flows.commands.run import SUBJECTS, say_licences
 from focusdpo.flows.config import RetrainRun
+from focusdpo.flows.prefect.run import carry_out
 from focusdpo.flows.progress import Bars
 from focusdpo.flows.settings import resolve
 
@@ -45,7 +45,7 @@ def retrain(
         str | None,
         typer.Option("--data", metavar="DIR", help="The protocol's photographs, as for evaluate."),
     ] = None,
-    prefect: PREFECT = True,
+    prefect: PREFECT = None,
     preset: PRESET = "pocket",
     set_: SET = [],  # noqa: B006 - typer copies it
     json: JSON = False,
@@ -74,21 +74,12 @@ def retrain(
         raise typer.Exit(INCOMPLETE)
 
 
-def retrain_run(run: RetrainRun, *, prefect: bool = True) -> dict[str, Any]:
+def retrain_run(run: RetrainRun, *, prefect: bool | None = None) -> dict[str, Any]:
     """retrain with progress and its verdict."""
+    from focusdpo.flows.retrain.run import Retrain
+
     with Bars() as watch:
-
-        def flow() -> Any:
-            from focusdpo.flows.prefect.retrain import run_here
-
-            return run_here(run, watch)
-
-        def plain() -> Any:
-            from focusdpo.flows.retrain.run import retrain as retrain_here
-
-            return retrain_here(run, watch=watch)
-
-        outcome = choose(prefect, run.out, flow, plain)
+        outcome = carry_out(Retrain(run), watch, prefect=prefect)
     for line in [*outcome.build["problems"], *outcome.build["failed"]]:
         say(f"left out: {line}")
     say(f"dataset {outcome.version}: {outcome.build['pairs']} pairs, {outcome.new_pairs} new")
@@ -133,7 +124,7 @@ def prefect_setup(
     concurrency limit, automations. What is there already as it should be stays."""
     from dataclasses import asdict
 
-    from focusdpo.flows.prefect.engine import hush
+    from focusdpo.flows.prefect.server import hush
 
     hush()
     from focusdpo.flows.prefect.setup import setup

@@ -14,13 +14,13 @@ from focusdpo.flows.commands.common import (
     ROOT,
     SET,
     STRICT,
-    choose,
     finish,
     say,
     tree,
 )
 from focusdpo.flows.config import BuildRun, DemoRun, EvaluateRun, TrainRun
 from focusdpo.flows.models_config import Family
+from focusdpo.flows.prefect.run import carry_out
 from focusdpo.flows.progress import Bars
 from focusdpo.flows.provenance import notices
 from focusdpo.flows.settings import resolve
@@ -48,7 +48,7 @@ def build_dataset(
         bool,
         typer.Option("--plan", help="Tell what would be computed, why and how much, and stop."),
     ] = False,
-    prefect: PREFECT = True,
+    prefect: PREFECT = None,
     preset: PRESET = "pocket",
     set_: SET = [],  # noqa: B006 - typer copies it
     json: JSON = False,
@@ -73,32 +73,18 @@ def say_licences(family: Family) -> None:
         say(line)
 
 
-def build(run: BuildRun, *, plan: bool = False, prefect: bool = True) -> dict[str, Any]:
-    """build-dataset with progress; the engine is left out when nothing is missing."""
-    from focusdpo.flows.build.run import execute, prepare
-    from focusdpo.flows.retrain.monitoring import note
+def build(run: BuildRun, *, plan: bool = False, prefect: bool | None = None) -> dict[str, Any]:
+    """build-dataset with progress."""
+    from focusdpo.flows.build.run import Build
 
-    prepared = prepare(run)
-    counts = prepared.counts()
-    show_plan(counts, len(prepared.builder.subjects))
+    job = Build(run)
+    show_plan(job.counts, len(job.builder.subjects))
     if plan:
-        return told_plan(prepared)
-    missing = any(absent for _, absent in counts.values())
-    if not missing:
+        return told_plan(job)
+    if job.finished():
         say("nothing is missing: no model is loaded and no engine started")
     with Bars() as watch:
-
-        def flow() -> Any:
-            # Prefect's server takes some ten seconds to start, mostly in a process of its own.
-            prepared.builder.parts.load_beside(prepared.builder.missing_roles())
-            from focusdpo.flows.prefect.build_dataset import run_here
-
-            return run_here(prepared, watch)
-
-        def plain() -> Any:
-            return note(execute(prepared, watch=watch), run.alert)
-
-        result = choose(prefect and missing, run.root, flow, plain)
+        result = carry_out(job, watch, prefect=prefect)
     for line in [*result.problems, *result.failed]:
         say(f"left out: {line}")
     for line in result.alerts:
@@ -119,24 +105,19 @@ def show_plan(counts: dict[str, tuple[int, int]], subjects: int) -> None:
     say(f"{subjects} subjects, {partitions} partitions; to compute: {todo or 'nothing'}")
 
 
-def told_plan(prepared: Any) -> dict[str, Any]:
+def told_plan(job: Any) -> dict[str, Any]:
     """Why it will be computed, how much it is, and what leaves the index."""
     from focusdpo.flows.build.explain import Explanation, explain
 
-    told = (
-        Explanation(prepared.counts(), [], 0.0, [])
-        if prepared.settled is not None
-        else explain(prepared.builder)
-    )
+    told = Explanation(job.counts, [], 0.0, []) if job.settled is not None else explain(job.builder)
     for cause in told.causes:
         work = ", ".join(f"{stage} {count}" for stage, count in cause.partitions.items())
         say(f"  {cause.text}: {work}; {_told_seconds(cause.seconds)}")
-    for line in [*told.leaving, *(f"left out: {one}" for one in prepared.problems)]:
+    for line in [*told.leaving, *(f"left out: {one}" for one in job.problems)]:
         say(f"  {line}")
     if told.causes:
         say(f"in all {_told_seconds(told.seconds)}")
-    run = prepared.builder.run
-    return {"command": "build-dataset", "root": run.root, **told.as_dict()}
+    return {"command": "build-dataset", "root": job.run.root, **told.as_dict()}
 
 
 def _told_seconds(seconds: float | None) -> str:
@@ -149,7 +130,7 @@ def train(
     root: ROOT,
     out: Annotated[str, typer.Option("--out", help="Folder or address of the run.")],
     version: Annotated[str, typer.Option("--version", help="Dataset version.")] = "latest",
-    prefect: PREFECT = True,
+    prefect: PREFECT = None,
     preset: PRESET = "pocket",
     set_: SET = [],  # noqa: B006
     json: JSON = False,
@@ -164,25 +145,12 @@ def train(
     finish(train_run(run, prefect=prefect), json)
 
 
-def train_run(run: TrainRun, *, prefect: bool = True) -> dict[str, Any]:
+def train_run(run: TrainRun, *, prefect: bool | None = None) -> dict[str, Any]:
     """train with progress."""
+    from focusdpo.flows.train.run import Train
+
     with Bars() as watch:
-
-        def flow() -> Any:
-            from focusdpo.flows.prefect.train import run_here
-
-            return run_here(run, watch)
-
-        def plain() -> Any:
-            from focusdpo.flows.train.run import train
-
-            return train(run, watch)
-
-        # A finished run is only looked at: no engine for that.
-        from focusdpo.store.outputs import holds
-
-        finished = holds(run.out, "run.json")
-        outcome = choose(prefect and not finished, run.root, flow, plain)
+        outcome = carry_out(Train(run), watch, prefect=prefect)
     say(
         f"adapter {outcome.adapter}: {outcome.objective}, {outcome.steps} steps on "
         f"{outcome.pairs} pairs in {outcome.seconds:.0f} s"
@@ -211,7 +179,7 @@ def evaluate(
             help="The DreamBooth dataset's folder for dreambench-*, your subjects' for subjects.",
         ),
     ] = None,
-    prefect: PREFECT = True,
+    prefect: PREFECT = None,
     preset: PRESET = "pocket",
     set_: SET = [],  # noqa: B006
     json: JSON = False,
@@ -224,23 +192,12 @@ def evaluate(
     finish(evaluate_run(run, prefect=prefect), json)
 
 
-def evaluate_run(run: EvaluateRun, *, prefect: bool = True) -> dict[str, Any]:
+def evaluate_run(run: EvaluateRun, *, prefect: bool | None = None) -> dict[str, Any]:
     """evaluate with progress and its table."""
+    from focusdpo.flows.evaluate.run import Evaluate
+
     with Bars() as watch:
-
-        def flow() -> Any:
-            from focusdpo.flows.prefect.evaluate import run_here
-
-            return run_here(run, watch)
-
-        def plain() -> Any:
-            from focusdpo.evaluation.run import evaluate
-
-            return evaluate(run, watch)
-
-        from focusdpo.evaluation.run import finished
-
-        result = choose(prefect and finished(run) is None, run.out, flow, plain)
+        result = carry_out(Evaluate(run), watch, prefect=prefect)
     show_rows(result)
     return dict(result.as_dict())
 
@@ -272,7 +229,7 @@ def demo(
     out: Annotated[str, typer.Option("--out", help="Folder of everything that is made.")] = "demo",
     subjects: SUBJECTS = None,
     strict: STRICT = False,
-    prefect: PREFECT = True,
+    prefect: PREFECT = None,
     preset: PRESET = "pocket",
     set_: SET = [],  # noqa: B006
     json: JSON = False,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.prefect.engine import FLOWS
+from focusdpo.flows.prefect.liveness import FLOWS
 
 Told = tuple[bool, str]
 
@@ -105,7 +105,7 @@ def _automation() -> Told:
 def _limit() -> Told:
     from prefect.exceptions import ObjectNotFound
 
-    from focusdpo.flows.prefect.engine import GPU_LIMIT
+    from focusdpo.flows.prefect.gpu_slot import GPU_LIMIT
     from focusdpo.flows.prefect.setup import server
 
     with server() as client:

@@ -25,8 +25,9 @@ from prefect.settings import PREFECT_API_URL
 from prefect.workers.process import ProcessWorker
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.prefect import events
-from focusdpo.flows.prefect.engine import FLOWS, GPU_LIMIT
+from focusdpo.flows.jobs import PUBLISHED, TRAINED
+from focusdpo.flows.prefect.gpu_slot import GPU_LIMIT
+from focusdpo.flows.prefect.liveness import FLOWS
 from focusdpo.flows.settings import merge
 
 log = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ def _start_on_publish(client: SyncPrefectClient, name: str) -> AutomationCore:
     own = None
     if name == "train":
         over, own = over | {"version": version}, f"train-{version}"
-    return _starter(client, ON_PUBLISH, name, events.PUBLISHED, "focusdpo.dataset.*", over, own)
+    return _starter(client, ON_PUBLISH, name, PUBLISHED, "focusdpo.dataset.*", over, own)
 
 
 def _evaluate_on_trained(client: SyncPrefectClient) -> AutomationCore:
@@ -139,7 +140,7 @@ def _evaluate_on_trained(client: SyncPrefectClient) -> AutomationCore:
         "adapter": "{{ event.payload.adapter }}",
         "out": "{{ event.payload.out }}-evaluate",
     }
-    return _starter(client, ON_TRAINED, "evaluate", events.TRAINED, "focusdpo.adapter.*", over)
+    return _starter(client, ON_TRAINED, "evaluate", TRAINED, "focusdpo.adapter.*", over)
 
 
 def _starter(
@@ -161,7 +162,7 @@ def _starter(
             f"the server has no deployment {name}/{name}: run `prefect --no-prompt deploy --all` "
             "in the folder of prefect.yaml, then this again"
         ) from error
-    teller = {events.PUBLISHED: "build-dataset", events.TRAINED: "train"}[event]
+    teller = {PUBLISHED: "build-dataset", TRAINED: "train"}[event]
     given = dict(deployment.parameters or {}).get("run", {})
     run = merge(given, over)
     if own is not None:

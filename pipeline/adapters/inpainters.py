@@ -178,9 +178,7 @@ def fingerprint(config: InpainterConfig) -> str:
     if isinstance(config, BackboneInpainterConfig):
         return "backbone"
     folder = locate(config.source, FIELD)
-    return folder_digest(
-        folder, _models(config), config.result_settings(), FIELD, _variant(config)
-    )
+    return folder_digest(folder, _models(config), config.result_settings(), FIELD, _variant(config))
 
 
 def sources(config: InpainterConfig) -> list[tuple[str, str, list[str] | None]]:
@@ -288,9 +286,7 @@ def _require_memory(config: FillConfig, folder: Path, device: str) -> None:
     parts = _models(config)
     if config.offload:
         parts = dict([next(iter(parts.items()))])
-    needed = weight_bytes(
-        folder, parts, _BYTES[config.dtype], FIELD, _variant(config)
-    )
+    needed = weight_bytes(folder, parts, _BYTES[config.dtype], FIELD, _variant(config))
     free, _ = torch.cuda.mem_get_info(device)
     if needed > free:
         raise UserError(

@@ -130,7 +130,7 @@ def test_a_truncated_table_is_refused(cut: int) -> None:
 @given(at=st.integers(4, len(sample_table()) - 5), bit=st.integers(0, 7))
 @example(at=551, bit=7)  # a field's name that is no UTF-8
 def test_a_flipped_bit_never_raises_anything_else(at: int, bit: int) -> None:
-    """What bytes the page checksums do not cover, the store's hash does (test_store)."""
+    """What bytes the page checksums do not cover, the store's hash does (test_artefacts)."""
     damaged = bytearray(sample_table())
     damaged[at] ^= 1 << bit
     try:

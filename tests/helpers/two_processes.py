@@ -1,4 +1,4 @@
-"""What each of two processes does for tests/model/test_parallel.py; started by torchrun:
+"""What each of two processes does for tests/model/training/test_parallel.py; started by torchrun:
 
     torchrun --nproc_per_node 2 two_processes.py OUT SHARD...
 

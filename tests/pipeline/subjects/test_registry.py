@@ -196,7 +196,7 @@ for one in made:
 
 def test_two_processes_lose_nothing(store: Store) -> None:
     here = Path(__file__).parent
-    paths = [str(here), str(here.parent / "helpers")]
+    paths = [str(here), str(here.parents[1] / "helpers")]
     writers = [
         subprocess.Popen(
             [sys.executable, "-c", WRITER, str(store.root), name, *paths],

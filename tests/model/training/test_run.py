@@ -137,7 +137,7 @@ def test_guards_go_on_to_the_bit(
     assert set(caplog.messages) == set(said)
 
 
-HELPERS = str(Path(__file__).parents[1] / "helpers")
+HELPERS = str(Path(__file__).parents[2] / "helpers")
 WEIGHTS = "pytorch_lora_weights.safetensors"
 CHILD = """
 import sys

@@ -1,5 +1,5 @@
-"""What a build brought, for a monitor: `metrics.prom` in the root, and a rule that tells when the
-yield drops.
+"""What a build did and brought: its result, `metrics.prom` in the root for a monitor, and a rule
+that tells when the yield drops.
 
 The file is in Prometheus' text format: node_exporter's textfile collector reads it where a link in
 its folder points there. A build that made a version also leaves `build.json` beside the version's
@@ -14,11 +14,10 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.build.run import BuildResult
 from focusdpo.flows.retrain.config import YieldAlertConfig
 from focusdpo.store.artefacts import Store
 from focusdpo.store.index import partitions_of
@@ -31,11 +30,39 @@ BUILD = "build.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noted(BuildResult):
-    """A build's result with what its metrics say."""
+class BuildResult:
+    """What a build did."""
 
+    root: str
+    version: str
+    new: bool
+    """Whether a version was published; False when nothing had changed."""
+    pairs: int
+    partitions: int
+    new_shards: list[str]
+    """Shards that the version has and its parent has not."""
+    made: dict[str, int]
+    """Stage -> partitions computed now."""
+    failed: list[str]
+    problems: list[str]
+    rejects: dict[str, int]
+    model_seconds: float
+    load_seconds: float
+    start_seconds: float
+    """Until the first stage began: reading subjects, planning, and the start of Prefect where it is
+    used, beside which models are loaded."""
+    wall_seconds: float
     alerts: tuple[str, ...] = ()
     """What somebody should look at; the build itself is whole."""
+
+    @property
+    def whole(self) -> bool:
+        """Nothing was left out."""
+        return not self.failed and not self.problems
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {"command": "build-dataset", **asdict(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +84,9 @@ class Brought:
         return self.pairs / judged if judged else None
 
 
-def note(result: BuildResult, alert: YieldAlertConfig) -> Noted:
-    """Write the metrics of a build that has ended, and look whether its yield dropped.
+def record(result: BuildResult, alert: YieldAlertConfig) -> BuildResult:
+    """The result with its alerts: write the metrics of a build that has ended, and look whether its
+    yield dropped.
 
     Call it once per build; the exit code is none of its business.
     """
@@ -76,7 +104,7 @@ def note(result: BuildResult, alert: YieldAlertConfig) -> Noted:
         log.warning("%s: %s", result.root, line)
     text = "\n".join(lines(result, brought, bool(alerts))) + "\n"
     store.files.write(FILE, text.encode())
-    return Noted(**{**vars(result), "alerts": alerts})
+    return replace(result, alerts=alerts)
 
 
 def brought_by(store: Store, version: str) -> Brought:

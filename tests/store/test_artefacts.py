@@ -307,14 +307,14 @@ QUOTA = """
 import resource, signal, sys
 from pathlib import Path
 sys.path[:0] = sys.argv[2:]
-import test_store
+import test_artefacts
 from focusdpo.pipeline.store import Store
 store = Store.open(sys.argv[1])
-test_store.put(store, 0)
+test_artefacts.put(store, 0)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
-    test_store.put(store, 1, images=8, side=64)
+    test_artefacts.put(store, 1, images=8, side=64)
 except ValueError as error:
     print(type(error).__name__, error)
 """
@@ -342,13 +342,13 @@ def test_a_root_without_the_right_to_write_is_named(store: Store) -> None:
 WRITER = """
 import sys
 sys.path[:0] = sys.argv[3:]
-import test_store
+import test_artefacts
 from focusdpo.pipeline.store import Store
 store = Store.open(sys.argv[1])
-test_store.put(store, 99_999)
+test_artefacts.put(store, 99_999)
 print("ready", flush=True)
 for number in range(int(sys.argv[2]), 10_000):
-    test_store.put(store, number, images=4, side=64)
+    test_artefacts.put(store, number, images=4, side=64)
     print(number, flush=True)
 """
 

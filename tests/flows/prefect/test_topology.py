@@ -28,7 +28,7 @@ SMALL = {
     "generate": {"candidates": 3},
     "pair": {"min_winner_identity": -1.0, "min_drop": 0.0},
 }
-OUTPUTS_RACE = Path(__file__).parents[1] / "helpers/outputs_race.py"
+OUTPUTS_RACE = Path(__file__).parents[2] / "helpers/outputs_race.py"
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 

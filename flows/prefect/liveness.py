@@ -1,15 +1,9 @@
-"""Prefect without set-up: a flow run in this process, the GPU slot, and states that tell the truth.
-
-Taken once per run. A limit by task tags would cost a request per task, which SQLite refuses when it
-is busy; the client then sleeps.
+"""Which process runs a flow run, and whether it still lives: states that tell the truth.
 
 A worker marks a run as Crashed when the run's process dies, and a server with the automation of
 `focusdpo prefect-setup` does when its heartbeats stop. A command line that was killed, or a machine
-that lost power, tells nobody. So every run signs with its place and process, and each new one on
-the same place looks for runs that say Running while their process is gone.
-
-Prefect is imported by the flow modules only, after `prepare` has set its environment; so `--help`,
-plans and runs in which nothing is missing never pay for it.
+that lost power, tells nobody. So every run is labelled with its place and process, and each new one
+on the same place looks for runs that say Running while their process is gone.
 """
 
 from __future__ import annotations
@@ -17,77 +11,13 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
-from focusdpo.data_schemas.errors import UserError
-
 log = logging.getLogger(__name__)
-
-GPU_LIMIT = "focusdpo-gpu"
-"""The limit that `focusdpo prefect-setup` makes."""
-VARIABLE = "FOCUSDPO_GPU_LIMIT"
-"""Names another limit (one per machine, say); it is then taken without a GPU, too. Empty: none."""
-LEASE_SECONDS = 120.0
-"""After a kill the slot is free again so much later, at most."""
-
-
-def limit_name() -> str | None:
-    """The limit that a run takes here; None when it takes none."""
-    named = os.environ.get(VARIABLE)
-    if named is not None:
-        return named or None
-    return GPU_LIMIT if has_gpu() else None
-
-
-def has_gpu() -> bool:
-    """Whether this process may use a CUDA device; asks the system, without torch."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    return not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
-
-
-@contextmanager
-def gpu_slot(wanted: bool = True) -> Iterator[None]:
-    """Hold the GPU's slot; waits for it. Where the server has no such limit, none is held."""
-    name = limit_name() if wanted else None
-    if name is None or not _is_there(name):
-        yield
-        return
-    from prefect.concurrency.sync import concurrency
-
-    # Renewing fails when the server is away for a while: a training of hours goes on then.
-    with concurrency(
-        name,
-        occupy=1,
-        strict=True,
-        lease_duration=LEASE_SECONDS,
-        raise_on_lease_renewal_failure=False,
-    ):
-        log.debug("holds a slot of %s", name)
-        yield
-
-
-def _is_there(name: str) -> bool:
-    from prefect.client.orchestration import get_client
-    from prefect.exceptions import ObjectNotFound
-
-    with get_client(sync_client=True) as client:
-        try:
-            client.read_global_concurrency_limit_by_name(name)
-        except ObjectNotFound:
-            if os.environ.get("PREFECT_API_URL"):
-                log.warning(
-                    "the server has no limit '%s', so runs may share the GPU; "
-                    "`focusdpo prefect-setup` makes it",
-                    name,
-                )
-            return False
-    return True
-
 
 FLOWS = ("build-dataset", "train", "evaluate", "ablate", "retrain")
 """Names of our flows."""
@@ -151,10 +81,10 @@ def _began(pid: int) -> str | None:
     """The same where the system has no /proc."""
     import subprocess
 
-    told = subprocess.run(
+    process = subprocess.run(
         ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
     )
-    return told.stdout.strip() or None
+    return process.stdout.strip() or None
 
 
 def _namespace() -> str:
@@ -169,8 +99,9 @@ def _first_line(path: str) -> str:
         return ""  # not Linux, or not allowed: nothing is known then, and nothing is assumed
 
 
-def sign(folder: str) -> None:
-    """Write on this flow run which process runs it, and on which folder. Inside a flow only.
+def label_run(folder: str, name: str) -> None:
+    """Write on this flow run which process runs it, on which folder, and its name. Inside a flow
+    only.
 
     Labels, not tags: a tag on a run asks the server for a concurrency slot at every task.
     """
@@ -179,13 +110,23 @@ def sign(folder: str) -> None:
 
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
-        raise RuntimeError("sign is for flow runs")
+        raise RuntimeError("label_run is for flow runs")
     labels: dict[str, Any] = {f"{LABEL}{name}": value for name, value in here()}
     with get_client(sync_client=True) as client:
         client.update_flow_run_labels(context.flow_run.id, {**labels, f"{LABEL}folder": folder})
+    rename_run(name)
 
 
-def bury() -> list[str]:
+def rename_run(name: str) -> None:
+    """Call this flow run so on Prefect's pages. Inside a flow only."""
+    from prefect.client.orchestration import get_client
+    from prefect.runtime import flow_run
+
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(UUID(flow_run.id), name=name)
+
+
+def mark_dead_runs() -> list[str]:
     """Mark runs of ours as Crashed that say Running while their process is gone; their names."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import (
@@ -212,7 +153,7 @@ def bury() -> list[str]:
 
 
 def place_of(run: Any) -> Place | None:
-    """Who runs a flow run, where it signed."""
+    """Who runs a flow run, where it is labelled."""
     own = {
         name.removeprefix(LABEL): value
         for name, value in (run.labels or {}).items()
@@ -249,71 +190,3 @@ def _mark(client: Any, run: Any, place: Place) -> None:
     for task in tasks:
         client.set_task_run_state(task.id, Crashed(message=message), force=True)
     client.set_flow_run_state(run.id, Crashed(message=message), force=True)
-
-
-CHOSEN_BY_USER = ("PREFECT_HOME", "PREFECT_API_URL", "PREFECT_PROFILE")
-"""When one of these is set, the user has a Prefect of their own and it is used as it is."""
-
-QUIET = {
-    "DO_NOT_TRACK": "1",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_LOGGING_LEVEL": "WARNING",
-    "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
-    "PREFECT_LOGGING_TO_API_ENABLED": "false",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
-    "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
-    "PREFECT_CLI_COLORS": "false",
-}
-"""Nothing is sent out, nothing chatters, and a slow or busy machine is waited for."""
-
-
-def hush() -> None:
-    """Let Prefect send nothing out and chatter little, unless the user said otherwise."""
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-
-
-def prepare(work_folder: str) -> None:
-    """Set Prefect's environment unless the user has: its database lies in `.prefect` of the work
-    folder (or of `~/.focusdpo` for a remote one), and the server lives as long as this process."""
-    hush()
-    if any(os.environ.get(name) for name in CHOSEN_BY_USER):
-        return
-    remote = "://" in work_folder and not work_folder.startswith("file://")
-    base = Path.home() / ".focusdpo" if remote else Path(work_folder.removeprefix("file://"))
-    home = (base / ".prefect").resolve()
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{home}: cannot be made ({error.strerror}); Prefect keeps its database there. "
-            "Choose a folder that can be written, or set PREFECT_HOME"
-        ) from error
-    os.environ["PREFECT_HOME"] = str(home)
-    os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
-    os.environ["PREFECT_PROFILE"] = "ephemeral"
-
-
-def described() -> str:
-    """Where flow runs are recorded, for the log."""
-    url = os.environ.get("PREFECT_API_URL")
-    return url or f"a server of this process, in {os.environ.get('PREFECT_HOME', '~/.prefect')}"
-
-
-@contextmanager
-def at_work(folder: str, *, gpu: bool) -> Iterator[None]:
-    """The frame of every flow's body: the run signs with its process, runs of ours whose process is
-    gone are marked, and the GPU's slot is held where `gpu` asks for it.
-
-    `folder` is what the run works on, for people who look for it.
-    """
-    from prefect.runtime import flow_run
-
-    from focusdpo.flows.progress import about, from_environment
-
-    from_environment()
-    sign(folder)
-    if flow_run.parent_flow_run_id is None:
-        bury()
-    with about(run=str(flow_run.id), flow=str(flow_run.flow_name)), gpu_slot(gpu):
-        yield

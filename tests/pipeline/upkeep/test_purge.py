@@ -277,7 +277,7 @@ def test_killed_at_any_point_it_ends_in_the_same_state(
     root = tmp_path / "killed"
     shutil.copytree(made, root)
     here = Path(__file__).parent
-    paths = [str(here), str(here.parent / "helpers")]
+    paths = [str(here), str(here.parents[1] / "helpers")]
     ended = subprocess.run(
         [sys.executable, "-c", KILLED, str(root), str(stop), *paths], capture_output=True, text=True
     )

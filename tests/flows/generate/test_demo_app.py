@@ -42,7 +42,7 @@ from focusdpo.flows.generate.demo_app import (
 from focusdpo.flows.generate.painted import read_about
 from focusdpo.flows.generate.side_by_side import SideBySide, rows
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SPACE = ROOT / "space"
 HOSTILE = "<img src=x onerror=alert(1)>"
 

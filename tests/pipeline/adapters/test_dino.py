@@ -37,7 +37,7 @@ from focusdpo.pipeline.adapters import dino, preprocess
 from focusdpo.pipeline.adapters.dino import DinoConfig, DinoEncoder, Dinov2Config
 from focusdpo.pipeline.score import crop_on_white
 
-PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "dreambooth"
+PHOTOS = Path(__file__).parents[4] / "shared" / "data" / "dreambooth"
 OFFICIAL = Compose(
     [
         Resize(256, interpolation=InterpolationMode.BICUBIC),

@@ -1,0 +1,26 @@
+"""Run a job as a flow of Prefect, or by plain calls. Importing this module imports no Prefect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from focusdpo.flows.jobs import Job, PlainSteps, ResultT
+from focusdpo.flows.prefect.server import has_prefect, prepare
+from focusdpo.flows.progress import Watch
+from focusdpo.model.training.parallel import num_launched
+
+
+def carry_out(job: Job[Any, ResultT], watch: Watch, *, prefect: bool | None = None) -> ResultT:
+    """Run a job. `prefect` None: as a flow where the environment names a server.
+
+    By plain calls in any case where nothing is left to do, and where a launcher has started several
+    processes: they must all do the same, and their launcher starts them anew.
+    """
+    wanted = has_prefect() if prefect is None else prefect
+    if wanted and num_launched() == 1 and not job.finished():
+        job.load_ahead()
+        prepare(job.folder)
+        from focusdpo.flows.prefect.flows import run_as_flow
+
+        return run_as_flow(job, watch)
+    return job.perform(PlainSteps(), watch)
