@@ -12,7 +12,7 @@ import typer
 from benchmarks.measuring import BenchFigure
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.cli import run_program
-from focusdpo.flows.commands.common import JSON, PRESET, SET, finish, say
+from focusdpo.flows.commands.options import JSON, SET, finish, say
 from focusdpo.flows.settings import parse_overrides, resolve
 
 BUSY = 0.9
@@ -79,7 +79,9 @@ def bench(
             "and page turns. The promise is made for 100000, which take about 2 GB.",
         ),
     ] = None,
-    preset: PRESET = "pocket",
+    preset: Annotated[
+        str, typer.Option("--preset", help="A shipped preset, or the path of a YAML file.")
+    ] = "pocket",
     set_: SET = [],  # noqa: B006
     json: JSON = False,
 ) -> None:

@@ -11,21 +11,25 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from focusdpo.data_schemas.errors import ClusterGone, UserError
 from focusdpo.flows import progress
-from focusdpo.flows.commands import ablate as ablate_commands
-from focusdpo.flows.commands import dataset as dataset_commands
-from focusdpo.flows.commands import export as export_commands
-from focusdpo.flows.commands import focus, generate, look, pocket, run, subjects
-from focusdpo.flows.commands import retrain as retrain_commands
-from focusdpo.flows.commands import review as review_commands
-from focusdpo.flows.commands import studio as studio_commands
+from focusdpo.flows.commands import (
+    dataset,
+    export,
+    look,
+    painting,
+    pocket,
+    reviewing,
+    run,
+    studio,
+)
+from focusdpo.flows.commands.options import command
 from focusdpo.store.remote import Lost
 
 app = typer.Typer(
@@ -38,28 +42,60 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-app.command("demo")(run.demo)
-app.command("build-dataset")(run.build_dataset)
-app.command("train")(run.train)
-app.command("evaluate")(run.evaluate)
-app.command("report")(export_commands.report)
-app.command("ablate")(ablate_commands.ablate)
-app.command("retrain")(retrain_commands.retrain)
-app.command("prefect-setup")(retrain_commands.prefect_setup)
-app.command("focus-maps")(focus.focus_maps)
-app.command("generate")(generate.generate)
-app.command("settings")(look.settings)
-app.command("inspect")(look.inspect)
-app.command("doctor")(look.doctor)
-app.command("studio")(studio_commands.studio)
-app.command("demo-app")(generate.demo_app)
-app.command("fetch")(look.fetch)
-app.command("gc")(dataset_commands.gc)
-app.add_typer(subjects.app, name="subjects")
-app.add_typer(dataset_commands.app, name="dataset")
-app.add_typer(review_commands.app, name="review")
-app.add_typer(pocket.app, name="pocket")
-app.add_typer(export_commands.app, name="export")
+GROUPS = {
+    "subjects": "Register, replace, remove and list the subjects of a dataset root. "
+    "`build-dataset` without --subjects builds from them.",
+    "dataset": "A dataset's versions: list them, compare two, delete subjects from all.",
+    "review": "Decisions of reviewers about pairs (made in `focusdpo studio`): agreement, list, "
+    "export. The next build honours them.",
+    "export": "Make results ready to be given away.",
+}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "demo": run.demo,
+    "build-dataset": run.build_dataset,
+    "train": run.train,
+    "evaluate": run.evaluate,
+    "report": export.report,
+    "ablate": run.ablate,
+    "retrain": run.retrain,
+    "prefect-setup": run.prefect_setup,
+    "focus-maps": painting.focus_maps,
+    "generate": painting.generate,
+    "settings": look.settings,
+    "inspect": look.inspect,
+    "doctor": look.doctor,
+    "studio": studio.studio,
+    "demo-app": painting.demo_app,
+    "fetch": look.fetch,
+    "gc": dataset.gc,
+    "subjects add": dataset.add,
+    "subjects update": dataset.update,
+    "subjects remove": dataset.remove,
+    "subjects list": dataset.list_subjects,
+    "dataset versions": dataset.versions,
+    "dataset diff": dataset.diff,
+    "dataset purge": dataset.purge,
+    "review stats": reviewing.stats,
+    "review list": reviewing.list_reviews,
+    "review export": reviewing.export,
+    "export dataset": export.dataset,
+    "export adapter": export.adapter,
+}
+"""Every command but those of `pocket`, in the order of --help."""
+
+
+def _register() -> None:
+    groups = {"": app}
+    for name, about in GROUPS.items():
+        groups[name] = typer.Typer(help=about, no_args_is_help=True, rich_markup_mode=None)
+        app.add_typer(groups[name], name=name)
+    for words, function in COMMANDS.items():
+        above, _, name = words.rpartition(" ")
+        groups[above].command(name)(command(function))
+    app.add_typer(pocket.app, name="pocket")
+
+
+_register()
 
 LEVELS = {0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
 

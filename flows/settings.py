@@ -25,7 +25,13 @@ from focusdpo.data_schemas.registration import Named
 Tree = dict[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-WORDS = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}
+WORDS = {
+    "str": "text",
+    "Path": "path",
+    "int": "whole number",
+    "float": "number",
+    "bool": "true or false",
+}
 
 
 @dataclass(frozen=True)
@@ -224,13 +230,17 @@ def type_in_words(field: FieldInfo) -> str:
     """A field's type and bounds, its choices in backquotes, as in "whole number, >= 1"."""
     named = [f"`{one}`" for mark in field.metadata if isinstance(mark, Named) for one in mark.names]
     bounds = [
-        f"{sign}\N{NO-BREAK SPACE}{getattr(mark, name):g}"
+        f"{sign}\N{NO-BREAK SPACE}{_number(getattr(mark, name))}"
         for mark in field.metadata
         for name, sign in BOUNDS.items()
         if getattr(mark, name, None) is not None
     ]
     own = ", ".join([*named, "or `module:name`"]) if named else _type_in_words(field.annotation)
     return ", ".join([own, *bounds])
+
+
+def _number(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _type_in_words(annotation: Any) -> str:
@@ -252,8 +262,11 @@ def _type_in_words(annotation: Any) -> str:
 
 
 def sentence(text: str) -> str:
-    """A description as a sentence: a capital first, a full stop last."""
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+    """A description as a sentence: a capital first, but for a choice ("dir: ..."); a full stop
+    last."""
+    is_choice = text.partition(" ")[0].endswith(":")
+    start = text[:1] if is_choice else text[:1].upper()
+    return start + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def _short(value: object, limit: int = 60) -> str:

@@ -14,15 +14,15 @@ import inspect
 import json
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.config import Run
 from focusdpo.flows.settings import (
     field_at,
     merge,
@@ -46,10 +46,11 @@ JSON = Annotated[
     bool, typer.Option("--json", help="Print one machine-readable line last on stdout.")
 ]
 PREFECT = Annotated[
-    bool,
+    bool | None,
     typer.Option(
         "--prefect/--no-prefect",
-        help="Run as a Prefect flow (its server starts by itself), or by plain calls.",
+        help="Run as a Prefect flow, with a server that starts by itself where PREFECT_API_URL "
+        "names none; or by plain calls. Without either: a flow where PREFECT_API_URL is set.",
     ),
 ]
 ROOT = Annotated[str, typer.Option("--root", help="Folder of the dataset.")]
@@ -66,17 +67,18 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
     """A function for typer. Its parameter `run`, where it has one, is a model of which the command
     has the marked fields as options; its other parameters are options of the command alone. What it
     returns is printed with --json; `Incomplete` is exit code 3."""
-    parameters = dict(inspect.signature(function, eval_str=True).parameters)
-    model: type[BaseModel] | None = None
-    if "run" in parameters:
-        model = parameters.pop("run").annotation
-    own = list(parameters)
-    answers = inspect.signature(function, eval_str=True).return_annotation is not None
-    every = [*(_parameters(model) if model else ()), *parameters.values()]
+    signature = inspect.signature(function, eval_str=True)
+    own = dict(signature.parameters)
+    model: type[BaseModel] | None = own.pop("run").annotation if "run" in own else None
+    answers = signature.return_annotation is not None
+    every = [*_parameters(model), *own.values()] if model else [*own.values()]
     if model is not None and "preset" in model.model_fields:
-        every += [_parameter(model, "preset"), _more("set_", SET, [])]
+        every.append(_parameter(model, "preset"))
+    if model is not None and issubclass(model, Run):
+        every.append(_more("set_", SET, []))
     if answers:
         every.append(_more("json", JSON, False))
+    every.append(_more("context", typer.Context, inspect.Parameter.empty))
 
     @functools.wraps(function)
     def call(**given: Any) -> None:
@@ -90,15 +92,16 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
             raise typer.Exit(INCOMPLETE)
 
     described: Any = call
-    described.__signature__ = inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in every])
-    described.__annotations__ = {p.name: p.annotation for p in every}
+    by_name = {one.name: one.replace(kind=one.KEYWORD_ONLY) for one in every}
+    described.__signature__ = inspect.Signature(list(by_name.values()))
+    described.__annotations__ = {name: one.annotation for name, one in by_name.items()}
     described.model = model
     return call
 
 
 def _resolved(model: type[BaseModel], given: Mapping[str, Any]) -> BaseModel:
     """The model of what was given on the command line; what was left out is its own default."""
-    source = typer.main.click.get_current_context().get_parameter_source
+    source = given["context"].get_parameter_source
     named = {
         name: given[name]
         for name in model.model_fields
@@ -196,8 +199,3 @@ def finish(result: Mapping[str, Any], as_json: bool) -> None:
     if as_json and is_first():
         sys.stdout.flush()
         typer.echo(json.dumps(result, sort_keys=True, allow_nan=False, default=str))
-
-
-def group(help: str) -> typer.Typer:
-    """A command that has commands."""
-    return typer.Typer(help=help, no_args_is_help=True, rich_markup_mode=None)
