@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +22,7 @@ from focusdpo.flows.commands.common import (
 from focusdpo.flows.config import BuildRun, DemoRun, EvaluateRun, TrainRun
 from focusdpo.flows.models_config import Family
 from focusdpo.flows.prefect.run import carry_out
+from focusdpo.flows.prefect.server import prepare
 from focusdpo.flows.progress import Bars
 from focusdpo.flows.provenance import notices
 from focusdpo.flows.settings import resolve
@@ -238,7 +240,16 @@ def demo(
     from focusdpo.flows.demo import run_demo
 
     given = tree(preset, set_, out=out, subjects=subjects, strict=strict or None)
-    result = run_demo(resolve(DemoRun, given), prefect=prefect)
+    run = resolve(DemoRun, given)
+    if prefect:  # one server for all three flows: its database lies in the demo's folder
+        prepare(run.out)
+    result = run_demo(
+        run,
+        partial(build, prefect=prefect),
+        partial(train_run, prefect=prefect),
+        partial(evaluate_run, prefect=prefect),
+        say,
+    )
     finish(result, json)
     if result["build"]["failed"] or result["build"]["problems"]:
         raise typer.Exit(INCOMPLETE)
