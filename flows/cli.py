@@ -2,145 +2,48 @@
 
 Exit codes: 0 all done; 1 a mistake of ours, with its traceback; 2 bad input, with what is wrong
 and what to do; 3 done, but some subjects or partitions were left out; 130 stopped by the user.
+Importing this module takes no time: from its first line on, a command answers to Ctrl-C.
 """
 
 from __future__ import annotations
 
 import atexit
 import json
-import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
-from importlib import metadata
-from typing import Annotated, Any, NoReturn
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
 
-import typer
+from focusdpo.flows.interrupts import Interrupts
 
-from focusdpo.data_schemas.errors import ClusterGone, UserError
-from focusdpo.flows import progress
-from focusdpo.flows.commands import (
-    dataset,
-    export,
-    look,
-    painting,
-    pocket,
-    reviewing,
-    run,
-    studio,
-)
-from focusdpo.flows.commands.options import command
-from focusdpo.store.remote import Lost
+if TYPE_CHECKING:
+    import typer
 
-app = typer.Typer(
-    name="focusdpo",
-    help="Subjects in; preference pairs, a FocusDPO adapter and an honest evaluation out.\n\n"
-    "Start with `focusdpo demo`: the whole job on the embedded pocket suite, without network.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-GROUPS = {
-    "subjects": "Register, replace, remove and list the subjects of a dataset root. "
-    "`build-dataset` without --subjects builds from them.",
-    "dataset": "A dataset's versions: list them, compare two, delete subjects from all.",
-    "review": "Decisions of reviewers about pairs (made in `focusdpo studio`): agreement, list, "
-    "export. The next build honours them.",
-    "export": "Make results ready to be given away.",
-}
-COMMANDS: dict[str, Callable[..., Any]] = {
-    "demo": run.demo,
-    "build-dataset": run.build_dataset,
-    "train": run.train,
-    "evaluate": run.evaluate,
-    "report": export.report,
-    "ablate": run.ablate,
-    "retrain": run.retrain,
-    "prefect-setup": run.prefect_setup,
-    "focus-maps": painting.focus_maps,
-    "generate": painting.generate,
-    "settings": look.settings,
-    "inspect": look.inspect,
-    "doctor": look.doctor,
-    "studio": studio.studio,
-    "demo-app": painting.demo_app,
-    "fetch": look.fetch,
-    "gc": dataset.gc,
-    "subjects add": dataset.add,
-    "subjects update": dataset.update,
-    "subjects remove": dataset.remove,
-    "subjects list": dataset.list_subjects,
-    "dataset versions": dataset.versions,
-    "dataset diff": dataset.diff,
-    "dataset purge": dataset.purge,
-    "review stats": reviewing.stats,
-    "review list": reviewing.list_reviews,
-    "review export": reviewing.export,
-    "export dataset": export.dataset,
-    "export adapter": export.adapter,
-}
-"""Every command but those of `pocket`, in the order of --help."""
-
-
-def _register() -> None:
-    groups = {"": app}
-    for name, about in GROUPS.items():
-        groups[name] = typer.Typer(help=about, no_args_is_help=True, rich_markup_mode=None)
-        app.add_typer(groups[name], name=name)
-    for words, function in COMMANDS.items():
-        above, _, name = words.rpartition(" ")
-        groups[above].command(name)(command(function))
-    app.add_typer(pocket.app, name="pocket")
-
-
-_register()
-
-LEVELS = {0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(metadata.version("focusdpo"))
-        raise typer.Exit
-
-
-@app.callback()
-def options(
-    verbose: Annotated[
-        int, typer.Option("--verbose", "-v", count=True, help="Log more; twice: everything.")
-    ] = 0,
-    log_json: Annotated[
-        str | None,
-        typer.Option(
-            "--log-json",
-            metavar="FILE",
-            help="Also append the log to this file as JSON lines with run and partition ids.",
-        ),
-    ] = None,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    """Configures logging: it goes to stderr, results go to stdout."""
-    logging.basicConfig(
-        stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING
-    )
-    logging.getLogger("focusdpo").setLevel(LEVELS[min(verbose, 2)])
-    if log_json is not None:
-        progress.to_file(log_json)
-    # tokenizers and OpenMP: no forks here, no warnings about them.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+JOBS = ("demo", "build-dataset", "train", "evaluate", "retrain", "ablate")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code."""
-    run_program(app, "focusdpo", sys.argv[1:] if arguments is None else arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    with Interrupts():
+        speaks = os.environ.get("RANK", "0") == "0"  # of several processes, the first
+        if speaks and given and given[0] in JOBS and "--help" not in given:
+            sys.stderr.write(f"{given[0]} ...\n")  # imports alone may take seconds
+        from focusdpo.flows.program import app
+
+        _run(app, "focusdpo", given)
 
 
 def run_program(program: typer.Typer, name: str, arguments: Sequence[str]) -> None:
     """Run one of our programs and exit with its code; bad input is one line on stderr."""
+    with Interrupts():
+        _run(program, name, arguments)
+
+
+def _run(program: typer.Typer, name: str, arguments: Sequence[str]) -> None:
+    from focusdpo.data_schemas.errors import ClusterGone, UserError
+    from focusdpo.store.remote import Lost
+
     given = list(arguments)
     try:
         program(given, prog_name=name)
@@ -148,9 +51,8 @@ def run_program(program: typer.Typer, name: str, arguments: Sequence[str]) -> No
         _tell(str(error), 2, "--json" in given)
         leave_at_once(2)
     except (UserError, Lost) as error:
-        _complain(str(error), 2, "--json" in given)
-    except KeyboardInterrupt:
-        _complain("stopped; what was finished is kept, the same command goes on", 130, False)
+        _tell(str(error), 2, "--json" in given)
+        sys.exit(2)
 
 
 def leave_at_once(code: int) -> NoReturn:
@@ -159,11 +61,6 @@ def leave_at_once(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _complain(message: str, code: int, as_json: bool) -> NoReturn:
-    _tell(message, code, as_json)
-    sys.exit(code)
 
 
 def _tell(message: str, code: int, as_json: bool) -> None:

@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -116,6 +116,11 @@ class Ablate(Job[AblateRun, AblateOutcome]):
     needs_gpu = False
     """Its cells are the pocket suite's and compute on cores."""
 
+    def __init__(self, run: AblateRun, workers: Callable[[int], Workers] = Workers) -> None:
+        super().__init__(run)
+        self.workers = workers
+        """Makes what computes the cells, of so many processes."""
+
     @property
     def folder(self) -> str:
         return self.run.out
@@ -145,7 +150,7 @@ class Ablate(Job[AblateRun, AblateOutcome]):
         out.mkdir(parents=True, exist_ok=True)
         try:
             # The lock goes with the process, however it ends.
-            with FileLock(out / ".lock", timeout=0), Workers(run.ablation.workers) as workers:
+            with FileLock(out / ".lock", timeout=0), self.workers(run.ablation.workers) as workers:
                 return _Comparison(run, workers, steps, watch).complete()
         except Timeout as error:
             raise UserError(

@@ -111,9 +111,11 @@ class Build(Job[BuildRun, BuildResult]):
                     for title, chunk in self._chunks(stage, watch):
                         with about(stage=stage):
                             try:
-                                outcomes += steps.step("stage", title, chunk)
+                                made = steps.step("stage", title, chunk)
                             except ChunkFailed as failed:
-                                outcomes += failed.outcomes
+                                made = failed.outcomes
+                            _log(made)
+                        outcomes += made
                         if stage == "generate":
                             first_pictures(builder)
             finally:
@@ -154,9 +156,6 @@ class Build(Job[BuildRun, BuildResult]):
         failures: Sequence[str] = (),
     ) -> BuildResult:
         """The result, with its metrics written. `begun`: when the first stage did."""
-        for one in outcomes:
-            with about(stage=one.stage, partition=one.partition):
-                log.info("%s: %s in %.2f s %s", one.stage, one.status, one.seconds, one.message)
         shards = [one["name"] for one in manifest["shards"] if one["new"]]
         load_seconds = self.builder.parts.meter.load_seconds - self._loaded
         result = BuildResult(
@@ -222,6 +221,12 @@ def prepare(run: BuildRun) -> Build:
 def execute(build: Build, watch: Watch = quiet) -> BuildResult:
     """A build by plain calls."""
     return build.perform(PlainSteps(), watch)
+
+
+def _log(outcomes: Sequence[Outcome]) -> None:
+    for one in outcomes:
+        with about(partition=one.partition):
+            log.info("%s: %s in %.2f s %s", one.stage, one.status, one.seconds, one.message)
 
 
 def _failures(outcomes: Sequence[Outcome]) -> list[str]:

@@ -19,8 +19,8 @@ from focusdpo.data_schemas.tables import from_parquet
 from focusdpo.evaluation.pocket_protocol import EvaluateConfig
 from focusdpo.evaluation.run import evaluate, finished
 from focusdpo.flows import wiring
-from focusdpo.flows.cli import app
 from focusdpo.flows.config import EvaluateRun
+from focusdpo.flows.program import app
 from focusdpo.flows.settings import resolve
 from focusdpo.reports.report import write_report
 

@@ -23,9 +23,9 @@ from PIL import Image
 from toy_root import TOY_CLI, Toy
 from typer.main import get_command
 
-from focusdpo.flows.cli import app
 from focusdpo.flows.commands.options import command, run_models
 from focusdpo.flows.config import Run, TrainRun, _Train
+from focusdpo.flows.program import app
 from focusdpo.flows.settings import option_of, sentence
 from focusdpo.model.objective_registry import OBJECTIVES
 from focusdpo.store.versions import open_version

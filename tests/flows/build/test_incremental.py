@@ -15,7 +15,8 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows import cli, wiring
 from focusdpo.flows.build import sources
 from focusdpo.flows.build.explain import Explanation, explain
-from focusdpo.flows.build.run import BuildResult, execute, prepare
+from focusdpo.flows.build.outcome import BuildResult
+from focusdpo.flows.build.run import execute, prepare
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun, GenerateRun
 from focusdpo.flows.settings import merge, resolve
@@ -231,7 +232,7 @@ def test_with_nothing_to_do_nothing_is_composed_or_read(
     before = built.files()
     prepared = prepare(run(built))
     assert prepared.settled is not None
-    assert prepared.counts() == dict.fromkeys(STAGES, (6, 0))
+    assert prepared.counts == dict.fromkeys(STAGES, (6, 0))
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("composed although nothing had changed")
