@@ -9,9 +9,9 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar, Union
 
-from pydantic import GetCoreSchemaHandler
+from pydantic import BaseModel, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from focusdpo.data_schemas.errors import UserError
@@ -103,3 +103,31 @@ class Named:
     def _known(self, name: str) -> str:
         self.names[name]
         return name
+
+
+class OfKind:
+    """Marks a section whose field `kind` names the model that it is: one of a registry, or
+    `module:Name` of a model from outside. `kind` may be left out where one model is registered."""
+
+    def __init__(self, models: Registry[type[BaseModel]]) -> None:
+        self.models = models
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        known = tuple(self.models.values())
+        several = Annotated[Union[known], Field(discriminator="kind")]  # type: ignore[valid-type]  # noqa: UP007
+        return core_schema.no_info_wrap_validator_function(
+            self._read,
+            handler.generate_schema(several if len(known) > 1 else known[0]),
+            serialization=core_schema.wrap_serializer_function_ser_schema(
+                lambda model, dump: dump(model), schema=core_schema.any_schema()
+            ),
+        )
+
+    def _read(self, given: Any, read: core_schema.ValidatorFunctionWrapHandler) -> Any:
+        kind = given.get("kind") if isinstance(given, Mapping) else getattr(given, "kind", None)
+        if not isinstance(kind, str) or kind in self.models:
+            return read(given)
+        model = self.models[kind]
+        return given if isinstance(given, model) else model.model_validate(given)

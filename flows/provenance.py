@@ -100,7 +100,7 @@ def licence_of(family: Family, role: str) -> str:
     config = getattr(family, "backbone" if role == "generator" else role, None)
     if isinstance(config, FluxUnoConfig):
         return "; ".join([_flux(config.base), *([UNO] if config.uno else [])])
-    return BY_KIND.get(getattr(config, "kind", ""), "")
+    return BY_KIND.get(getattr(config, "kind", ""), getattr(config, "licence", ""))
 
 
 def notices(family: Family) -> list[str]:

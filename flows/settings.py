@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.registration import Named
+from focusdpo.data_schemas.registration import Named, OfKind
 
 Tree = dict[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
@@ -181,7 +181,7 @@ def _choices_at(model: type[BaseModel], path: Sequence[str]) -> list[type[BaseMo
         if len(choices) > 1:
             choices = [one for one in choices if one.model_fields["kind"].default == name]
         elif choices and name in choices[0].model_fields:
-            choices = models_of(choices[0].model_fields[name].annotation)
+            choices = models_of(choices[0].model_fields[name])
     return choices
 
 
@@ -191,14 +191,20 @@ def _is_kind(model: type[BaseModel], path: Sequence[str]) -> bool:
     return len(above) > 1 and any(one.model_fields["kind"].default == path[-1] for one in above)
 
 
-def models_of(annotation: Any) -> list[type[BaseModel]]:
+def models_of(field: FieldInfo) -> list[type[BaseModel]]:
     """The models that a field may hold: one, or several where a kind chooses; none for a value."""
+    for mark in field.metadata:
+        if isinstance(mark, OfKind):
+            return list(mark.models.values())
+    return list(dict.fromkeys(_models_in(field.annotation)))
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if typing.get_origin(annotation) in {typing.Union, types.UnionType, typing.Annotated}:
-        inner = [model for one in typing.get_args(annotation) for model in models_of(one)]
-        return list(dict.fromkeys(inner))
-    return []
+        yield annotation
+    elif typing.get_origin(annotation) in {typing.Union, types.UnionType, typing.Annotated}:
+        for inner in typing.get_args(annotation):
+            yield from _models_in(inner)
 
 
 def field_at(model: type[BaseModel], path: str) -> FieldInfo:

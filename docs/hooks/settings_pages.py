@@ -37,7 +37,7 @@ def settings_page() -> str:
     sections = _sections()
     parts = [HEAD, "## Which command takes which section", _who(sections)]
     for command, model in runs().items():
-        own = {n: f for n, f in model.model_fields.items() if not models_of(f.annotation)}
+        own = {n: f for n, f in model.model_fields.items() if not models_of(f)}
         parts += [f"## {command}: its own fields {{ #own-{_slug(command)} }}", _table(own, "", {})]
     for name, field in sections.items():
         parts += [f"## {name}", _cell(field.description or "").capitalize() + "."]
@@ -48,7 +48,7 @@ def settings_page() -> str:
 def _section(name: str, field: FieldInfo, pocket: Mapping[str, Any]) -> Iterator[str]:
     """A section and all that lie in it. Where several have the same fields these are told once."""
     told: dict[type[BaseModel], str] = {}
-    for path, model in _below(name, field.annotation):
+    for path, model in _below(name, field):
         if model in told:
             yield f"`{path}` has the fields of `{told[model]}`."
             continue
@@ -63,7 +63,7 @@ def paths(model: type[BaseModel], above: str = "") -> Iterator[str]:
     """Every dotted name below a model, sections included."""
     for name, field in model.model_fields.items():
         yield f"{above}{name}"
-        for inner in models_of(field.annotation):
+        for inner in models_of(field):
             yield from paths(inner, f"{above}{name}.")
 
 
@@ -71,7 +71,7 @@ def _sections() -> dict[str, FieldInfo]:
     found: dict[str, FieldInfo] = {}
     for model in runs().values():
         for name, field in model.model_fields.items():
-            if models_of(field.annotation):
+            if models_of(field):
                 found.setdefault(name, field)
     return dict(sorted(found.items()))
 
@@ -82,24 +82,24 @@ def _who(sections: Mapping[str, FieldInfo]) -> str:
         takers = ", ".join(
             command
             for command, model in runs().items()
-            if name in model.model_fields and models_of(model.model_fields[name].annotation)
+            if name in model.model_fields and models_of(model.model_fields[name])
         )
         rows.append(f"| [{name}](#{name}) | {_cell(field.description or '')} | {takers} |")
     return "\n".join(rows)
 
 
-def _below(path: str, annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
+def _below(path: str, field: FieldInfo) -> Iterator[tuple[str, type[BaseModel]]]:
     """(Dotted path, model) of a section and all sections in it. Of several kinds each is told."""
-    choices = models_of(annotation)
+    choices = models_of(field)
     for model in choices:
         kind = model.model_fields.get("kind")
         yield (f"{path} (kind {kind.default})" if len(choices) > 1 and kind else path), model
-        for name, field in model.model_fields.items():
-            yield from _below(f"{path}.{name}", field.annotation)
+        for name, inner in model.model_fields.items():
+            yield from _below(f"{path}.{name}", inner)
 
 
 def _plain_fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    return {n: f for n, f in model.model_fields.items() if not models_of(f.annotation)}
+    return {n: f for n, f in model.model_fields.items() if not models_of(f)}
 
 
 def _table(fields: Mapping[str, FieldInfo], path: str, preset: Mapping[str, Any]) -> str:
