@@ -155,7 +155,7 @@ class Variants(Mapping[str, Variant]):
     def objective(self, key: str) -> str:
         """Name of an variant's objective. UserError for an unknown variant."""
         if key not in self._objective_of and ":" not in key:
-            raise unknown("variant", key, self)
+            raise unknown("arm", key, self)
         return self._objective_of.get(key, key)
 
 
