@@ -54,7 +54,9 @@ class ExportAdapterRun(_Target):
         description="folder or address that `train` wrote"
     )
     layout: Annotated[Literal["diffusers", "uno"], Option("--layout")] = Field(
-        "diffusers", description="diffusers: for load_lora_weights; uno: UNO's own names"
+        "diffusers",
+        title="Layout",
+        description="diffusers: for load_lora_weights; uno: UNO's own names",
     )
     uno: Annotated[str | None, Option("--uno")] = Field(
         None,

@@ -42,6 +42,7 @@ class ObjectiveConfig(BaseModel):
 
     name: Annotated[str, Named(OBJECTIVES)] = Field(
         "focus_dpo",
+        title="Objective",
         description=f"{objectives_in_words()}. module:name: one of your own "
         "(docs/add_an_objective.md)",
     )
