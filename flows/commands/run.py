@@ -21,11 +21,11 @@ from focusdpo.flows.commands.common import (
 )
 from focusdpo.flows.config import BuildRun, DemoRun, EvaluateRun, TrainRun
 from focusdpo.flows.models_config import Family
-from focusdpo.flows.prefect.run import carry_out
 from focusdpo.flows.prefect.server import prepare
 from focusdpo.flows.progress import Bars
 from focusdpo.flows.provenance import notices
 from focusdpo.flows.settings import resolve
+from focusdpo.flows.steps import carry_out
 
 SUBJECTS = Annotated[
     str | None,
