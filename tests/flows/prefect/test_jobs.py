@@ -68,7 +68,8 @@ def task_runs(flow_run: Any, wanted: int, named: str = "") -> list[Any]:
                 flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
             )
         found = any(one.name.startswith(named) for one in runs)
-        if (len(runs) >= wanted and found) or time.monotonic() > deadline:
+        settled = all(one.state is not None and one.state.is_final() for one in runs)
+        if (len(runs) >= wanted and found and settled) or time.monotonic() > deadline:
             return runs
         time.sleep(0.5)
 
