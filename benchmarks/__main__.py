@@ -24,8 +24,9 @@ def bench(
         Path, typer.Option("--out", help="Folder for what is built; new or empty.")
     ] = Path("runs/bench"),
     prefect: Annotated[
-        bool, typer.Option("--prefect/--no-prefect", help="Measure with or without the engine.")
-    ] = True,
+        bool,
+        typer.Option("--prefect/--no-prefect", help="Measure with a Prefect server of its own."),
+    ] = False,
     repeats: Annotated[
         int | None,
         typer.Option(
@@ -95,8 +96,8 @@ def bench(
     docs/gpu_bench.md, as in `--set pairs=[1,2]`; both files in --out are written anew.
     """
     if gpu:
-        if preset != "pocket" or not prefect:
-            raise UserError("bench --gpu builds no dataset: leave --preset and --no-prefect out")
+        if preset != "pocket" or prefect:
+            raise UserError("bench --gpu builds no dataset: leave --preset and --prefect out")
         _bench_gpu(out, set_, repeats, json)
         return
     if scoring is not None:

@@ -22,7 +22,7 @@ from focusdpo.flows.build.yields import gather
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.progress import Watch, about
 from focusdpo.flows.wiring import Parts
-from focusdpo.pipeline.complexity import complexity_map
+from focusdpo.pipeline.complexity import complexity_map, map_settings
 from focusdpo.pipeline.compose import by_partition, compose
 from focusdpo.pipeline.reviews import Audit, Ruling
 from focusdpo.pipeline.shard import write_shards
@@ -281,7 +281,7 @@ class Builder:
             partial(complexity_map, config=self.run.complexity),
             self.run.shard,
             previous=yields.previous,
-            complexity_config=self.run.complexity,
+            complexity_config=map_settings(self.run.complexity),
         )
         return publish(
             self.store,

@@ -14,6 +14,7 @@ from focusdpo.data_schemas.scenes import Scene
 from focusdpo.data_schemas.shards import SAMPLE_VERSION, IndexRow
 from focusdpo.flows.config import BuildRun
 from focusdpo.pipeline import shard
+from focusdpo.pipeline.complexity import map_settings
 from focusdpo.pipeline.reviews import Ruling
 from focusdpo.pipeline.shard import split_of
 from focusdpo.store.artefacts import Store
@@ -92,7 +93,7 @@ def samples_digest(run: BuildRun, reviews: Sequence[str] = ()) -> str:
     values: dict[str, Any] = {
         "shard": shard.VERSION,
         "sample": SAMPLE_VERSION,
-        "complexity": run.complexity.model_dump(mode="json"),
+        "complexity": map_settings(run.complexity),
     }
     if reviews:  # left out where there are none, as before there were any
         values["reviews"] = list(reviews)

@@ -15,11 +15,11 @@ from focusdpo.flows.commands.options import PREFECT, Incomplete, say
 from focusdpo.flows.config import AblateRun, BuildRun, DemoRun, EvaluateRun, RetrainRun, TrainRun
 from focusdpo.flows.jobs import Job, ResultT
 from focusdpo.flows.models_config import Family
-from focusdpo.flows.prefect.run import carry_out
 from focusdpo.flows.prefect.server import prepare
 from focusdpo.flows.progress import Bars
 from focusdpo.flows.provenance import notices
 from focusdpo.flows.settings import Option
+from focusdpo.flows.steps import carry_out
 from focusdpo.model.objective_registry import objectives_in_words
 
 SUFFIX = {True: "", False: " (nothing had changed)"}

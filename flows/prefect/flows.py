@@ -1,4 +1,4 @@
-"""Jobs as Prefect's flows, their steps as its tasks: one wrapper for all five.
+"""Jobs as Prefect's flows, their steps as its tasks: one wrapper for all.
 
 Prefect schedules, retries and shows; what is done is the store's to say, so its task cache is off.
 Tasks have no tags: for each tagged task the server looks for a concurrency limit, in a transaction
@@ -21,18 +21,13 @@ from prefect.states import Completed
 from pydantic import BaseModel
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.ablation.run import Ablate
 from focusdpo.flows.build.builder import disk_is_full
-from focusdpo.flows.build.run import Build
-from focusdpo.flows.evaluate.run import Evaluate
 from focusdpo.flows.jobs import Job, Pending, ResultT, Steps
 from focusdpo.flows.prefect import events
 from focusdpo.flows.prefect.display import display
 from focusdpo.flows.prefect.gpu_slot import gpu_slot
 from focusdpo.flows.prefect.liveness import label_run, mark_dead_runs, rename_run
 from focusdpo.flows.progress import Watch, about, from_environment, quiet
-from focusdpo.flows.retrain.run import Retrain
-from focusdpo.flows.train.run import Train
 
 log = logging.getLogger(__name__)
 
@@ -144,10 +139,3 @@ def _publish(job: Job[Any, ResultT], result: ResultT) -> None:
         events.emit(event.name, event.resource, event.title, event.payload, by)
         if event.message:
             events.notify(event.name, event.message, event.payload)
-
-
-build_dataset = flow_of(Build)
-train = flow_of(Train)
-evaluate = flow_of(Evaluate)
-retrain = flow_of(Retrain)
-ablate = flow_of(Ablate)

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 
 from focusdpo.flows import wiring
-from focusdpo.flows.prefect.flows import build_dataset, evaluate, retrain, train
+from focusdpo.flows.prefect.deployments import build_dataset, evaluate, retrain, train
 
 __all__ = ["build_dataset", "evaluate", "retrain", "train"]
 

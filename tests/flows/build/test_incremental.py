@@ -20,6 +20,7 @@ from focusdpo.flows.build.run import execute, prepare
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun, GenerateRun
 from focusdpo.flows.settings import merge, resolve
+from focusdpo.pipeline import describe
 from focusdpo.pipeline.subjects.registry import read_registry
 from focusdpo.store.artefacts import Store
 from focusdpo.store.manifests import latest_id
@@ -208,13 +209,8 @@ def test_a_plan_names_models_code_and_what_is_gone(
     monkeypatch.undo()
     monkeypatch.setitem(wiring.SUITES, "pocket", "toy_suite")
     wiring.resident_parts.cache_clear()
-    object.__setattr__(STAGES["describe"], "version", 99)
-    try:
-        ((text, partitions),) = causes(plan(built)).items()
-    finally:
-        from focusdpo.pipeline import describe
-
-        object.__setattr__(STAGES["describe"], "version", describe.VERSION)
+    monkeypatch.setattr(describe, "VERSION", 99)
+    ((text, partitions),) = causes(plan(built)).items()
     assert text.startswith("changed code of describe: version ") and text.endswith("-> 99")
     assert partitions == {"describe": 6, "disrupt": 6, "score": 6, "pair": 6}
 

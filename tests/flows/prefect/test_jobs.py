@@ -68,7 +68,8 @@ def task_runs(flow_run: Any, wanted: int, named: str = "") -> list[Any]:
                 flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
             )
         found = any(one.name.startswith(named) for one in runs)
-        if (len(runs) >= wanted and found) or time.monotonic() > deadline:
+        settled = all(one.state is not None and one.state.is_final() for one in runs)
+        if (len(runs) >= wanted and found and settled) or time.monotonic() > deadline:
             return runs
         time.sleep(0.5)
 
@@ -167,7 +168,7 @@ def test_what_is_left_out_shows_in_the_state(server: None, toy: Toy) -> None:
 
 def test_bad_input_fails_the_flow_without_a_retry(server: None, toy: Toy) -> None:
     from focusdpo.data_schemas.errors import UserError
-    from focusdpo.flows.prefect.flows import build_dataset
+    from focusdpo.flows.prefect.deployments import build_dataset
 
     run = resolve(BuildRun, toy.tree(pair={"min_winner_identity": 1.0}))
     with pytest.raises(UserError, match="no pair was accepted"):
@@ -235,7 +236,7 @@ def newest_ablation() -> Any:
 def test_parameters_are_checked_by_the_same_model(server: None, toy: Toy) -> None:
     from prefect.exceptions import ParameterTypeError
 
-    from focusdpo.flows.prefect.flows import build_dataset
+    from focusdpo.flows.prefect.deployments import build_dataset
 
     good = build_dataset.validate_parameters({"run": toy.tree()})
     assert good["run"] == resolve(BuildRun, toy.tree())
@@ -252,7 +253,7 @@ def test_parameters_are_checked_by_the_same_model(server: None, toy: Toy) -> Non
 def test_each_flow_has_one_parameter_so_that_no_unknown_one_gets_in() -> None:
     import inspect
 
-    from focusdpo.flows.prefect.flows import ablate, build_dataset, evaluate, retrain, train
+    from focusdpo.flows.prefect.deployments import ablate, build_dataset, evaluate, retrain, train
 
     for flow in (build_dataset, train, evaluate, retrain, ablate):
         assert list(inspect.signature(flow.fn).parameters) == ["run"]
