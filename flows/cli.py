@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from focusdpo.flows.interrupts import Interrupts
 
@@ -45,8 +45,15 @@ def _run(program: typer.Typer, name: str, arguments: Sequence[str]) -> None:
     from focusdpo.store.remote import Lost
 
     given = list(arguments)
+    parsed: list[Any] = []
     try:
-        program(given, prog_name=name)
+        try:
+            program(given, prog_name=name, obj=parsed)
+        except SystemExit as ended:  # typer leaves so in any case
+            if ended.code or not parsed:
+                raise
+        result = parsed[0].function(**parsed[0].arguments)
+        sys.exit(parsed[0].finish(result))
     except ClusterGone as error:
         _tell(str(error), 2, "--json" in given)
         leave_at_once(2)

@@ -15,6 +15,7 @@ import json
 import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,10 +64,27 @@ class Incomplete(dict[str, Any]):
     """What a command that left something out has to say."""
 
 
+@dataclass(frozen=True)
+class Parsed:
+    """A command with its arguments, checked, for `flows.cli` to run."""
+
+    function: Callable[..., Any]
+    arguments: Mapping[str, Any]
+    as_json: bool
+
+    def finish(self, result: Any) -> int:
+        """Print what the command returned, where it was asked for; its exit code."""
+        if self.as_json:
+            finish(result, True)
+        return INCOMPLETE if isinstance(result, Incomplete) else 0
+
+
 def command(function: Callable[..., Any]) -> Callable[..., None]:
-    """A function for typer. Its parameter `run`, where it has one, is a model of which the command
-    has the marked fields as options; its other parameters are options of the command alone. What it
-    returns is printed with --json; `Incomplete` is exit code 3."""
+    """A function for typer, which leaves the command as `Parsed` in the list that is typer's `obj`.
+
+    The function's parameter `run`, where it has one, is a model of which the command has the marked
+    fields as options; its other parameters are options of the command alone. What it returns is
+    printed with --json; `Incomplete` is exit code 3."""
     signature = inspect.signature(function, eval_str=True)
     own = dict(signature.parameters)
     model: type[BaseModel] | None = own.pop("run").annotation if "run" in own else None
@@ -85,11 +103,8 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
         arguments = {name: given[name] for name in own}
         if model is not None:
             arguments["run"] = _resolved(model, given)
-        result = function(**arguments)
-        if answers:
-            finish(result, given["json"])
-        if isinstance(result, Incomplete):
-            raise typer.Exit(INCOMPLETE)
+        parsed = Parsed(function, arguments, answers and given["json"])
+        given["context"].find_root().obj.append(parsed)
 
     described: Any = call
     by_name = {one.name: one.replace(kind=one.KEYWORD_ONLY) for one in every}

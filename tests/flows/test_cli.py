@@ -23,6 +23,7 @@ from PIL import Image
 from toy_root import TOY_CLI, Toy
 from typer.main import get_command
 
+from focusdpo.flows.cli import run_program
 from focusdpo.flows.commands.options import command, run_models
 from focusdpo.flows.config import Run, TrainRun, _Train
 from focusdpo.flows.program import app
@@ -414,7 +415,8 @@ def test_only_given_options_lie_over_set(extra: list[str], version: str) -> None
 
     program = typer.Typer()
     program.command()(command(keep))
-    program(["--root", "r", "--out", "o", *extra], standalone_mode=False)
+    with pytest.raises(SystemExit, match="0"):
+        run_program(program, "keep", ["--root", "r", "--out", "o", *extra])
     assert [run.version for run in given] == [version]
 
 
