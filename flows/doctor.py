@@ -45,7 +45,7 @@ def checks(models: ModelsConfig | None = None) -> list[Check]:
         wanted |= {name: _told(check) for name, check in checkpoint_checks(models)}
     if os.environ.get("PREFECT_API_URL"):
         from focusdpo.flows.prefect.server import hush
-        from focusdpo.flows.prefect.server_health import checks as server_checks
+        from focusdpo.flows.prefect.setup import checks as server_checks
 
         hush()
         wanted |= server_checks()

@@ -187,7 +187,7 @@ class Builder:
         """Nothing is held: models stay in this process for what comes after."""
 
     def _run_unit(self, stage: str, partition: str, wait: bool) -> Outcome:
-        unit = self.plan.units[stage, partition]
+        unit = self.plan.unit(stage, partition)
         if self.store.has(stage, unit.key):
             # Made before an error that this chunk is run again for, or by another builder.
             return Outcome(stage, partition, "made" if unit.key in self._made else "found")

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.retrain.config import YieldAlertConfig
 from focusdpo.store.artefacts import Store
@@ -102,8 +104,7 @@ def record(result: BuildResult, alert: YieldAlertConfig) -> BuildResult:
         store.files.write(f"versions/{brought.version}/{BUILD}", data + b"\n")
     for line in alerts:
         log.warning("%s: %s", result.root, line)
-    text = "\n".join(lines(result, brought, bool(alerts))) + "\n"
-    store.files.write(FILE, text.encode())
+    store.files.write(FILE, metrics(result, brought, bool(alerts)))
     return replace(result, alerts=alerts)
 
 
@@ -171,56 +172,33 @@ def _kept(store: Store, version: str) -> Brought | None:
         raise UserError(f"{where}: damaged ({error}); remove it, it is made anew") from error
 
 
-def lines(result: BuildResult, brought: Brought, alerted: bool) -> Iterator[str]:
-    """The lines of `metrics.prom`."""
-    root = {"root": result.root}
-    share = brought.share
-    gauges: list[tuple[str, str, list[tuple[Mapping[str, str], float]]]] = [
-        ("pairs", "Pairs of the newest dataset version.", [({}, result.pairs)]),
-        (
-            "rejects",
-            "Rejects of the newest dataset version by reason.",
-            [({"reason": name}, count) for name, count in result.rejects.items()],
-        ),
-        ("partitions", "Partitions that the last build looked at.", [({}, result.partitions)]),
-        (
-            "partitions_made",
-            "Partitions that the last build computed, by stage.",
-            [({"stage": name}, count) for name, count in result.made.items()],
-        ),
-        ("failed", "Partitions that failed in the last build.", [({}, len(result.failed))]),
-        ("left_out", "Subjects that the last build left out.", [({}, len(result.problems))]),
-        (
-            "yield",
-            "Pairs of all that was judged, in the newest version's new partitions.",
-            [] if share is None else [({}, share)],
-        ),
-        ("yield_dropped", "1 when the last build's yield was alarming.", [({}, int(alerted))]),
-        (
-            "stage_seconds",
-            "Model computation behind the newest version, by stage.",
-            [({"stage": name}, value) for name, value in brought.stage_seconds.items()],
-        ),
-        (
-            "build_model_seconds",
-            "Model computation of the last build.",
-            [({}, result.model_seconds)],
-        ),
-        ("build_wall_seconds", "Duration of the last build.", [({}, result.wall_seconds)]),
-        ("build_timestamp_seconds", "When the last build ended.", [({}, round(time.time(), 3))]),
-    ]
-    for name, told, values in gauges:
-        if values:
-            yield f"# HELP focusdpo_{name} {told}"
-            yield f"# TYPE focusdpo_{name} gauge"
-            for labels, value in values:
-                yield f"focusdpo_{name}{_labels({**root, **labels})} {value!r}"
+def metrics(result: BuildResult, brought: Brought, alerted: bool) -> bytes:
+    """The content of `metrics.prom`."""
+    registry = CollectorRegistry()
 
+    def gauge(name: str, meaning: str, values: Mapping[str, float], label: str = "") -> None:
+        if not values:
+            return
+        names = ["root", label] if label else ["root"]
+        made = Gauge(f"focusdpo_{name}", meaning, names, registry=registry)
+        for value_of, value in values.items():
+            made.labels(result.root, *([value_of] if label else [])).set(value)
 
-def _labels(labels: Mapping[str, Any]) -> str:
-    inner = ",".join(f'{name}="{_escaped(str(value))}"' for name, value in labels.items())
-    return f"{{{inner}}}"
+    def single(name: str, meaning: str, value: float) -> None:
+        gauge(name, meaning, {"": value})
 
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    single("pairs", "Pairs of the newest dataset version.", result.pairs)
+    gauge("rejects", "Rejects of the newest version by reason.", result.rejects, "reason")
+    single("partitions", "Partitions that the last build looked at.", result.partitions)
+    gauge("partitions_made", "Partitions that the last build computed.", result.made, "stage")
+    single("failed", "Partitions that failed in the last build.", len(result.failed))
+    single("left_out", "Subjects that the last build left out.", len(result.problems))
+    if brought.share is not None:
+        single("yield", "Pairs of all that was judged, in new partitions.", brought.share)
+    single("yield_dropped", "1 when the last build's yield was alarming.", alerted)
+    seconds = brought.stage_seconds
+    gauge("stage_seconds", "Model computation behind the newest version.", seconds, "stage")
+    single("build_model_seconds", "Model computation of the last build.", result.model_seconds)
+    single("build_wall_seconds", "Duration of the last build.", result.wall_seconds)
+    single("build_timestamp_seconds", "When the last build ended.", round(time.time(), 3))
+    return generate_latest(registry)

@@ -168,11 +168,11 @@ def test_a_killed_flow_process_is_crashed_and_the_same_run_goes_on(
 
     def at_work() -> dict[str, Any] | None:
         newest = server.runs("build-dataset")[0]
-        signed = newest["state_type"] == "RUNNING" and "focusdpo.pid" in newest["labels"]
+        signed = newest["state_type"] == "RUNNING" and "focusdpo.process" in newest["labels"]
         return newest if signed and slots(server) == 1 else None
 
     running = server.wait_for("running build", at_work)
-    os.kill(int(running["labels"]["focusdpo.pid"]), signal.SIGKILL)
+    os.kill(int(running["labels"]["focusdpo.process"].split("~")[1]), signal.SIGKILL)
     crashed = server.wait_for("crash", lambda: ended(server, "build-dataset", "CRASHED"))
     assert [one["id"] for one in crashed] == [running["id"]]
     assert not [
@@ -268,7 +268,7 @@ def rows(home: Path, sql: str) -> list[Any]:
 
 def signed(home: Path) -> bool:
     found = rows(home, "select labels from flow_run where state_type = 'RUNNING'")
-    return any("focusdpo.pid" in str(one[0]) for one in found)
+    return any("focusdpo.process" in str(one[0]) for one in found)
 
 
 def states(home: Path) -> list[str]:

@@ -30,10 +30,10 @@ from focusdpo.flows.build.run import execute, prepare
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.doctor import dataset_check
 from focusdpo.flows.jobs import KEPT
-from focusdpo.flows.prefect import display, events, gpu_slot
-from focusdpo.flows.prefect.liveness import Place, here, is_gone, started_of
+from focusdpo.flows.prefect import display, events, gpu_slot, liveness
 from focusdpo.flows.retrain.config import YieldAlertConfig
 from focusdpo.flows.settings import resolve
+from focusdpo.store import processes
 from focusdpo.store.local import LocalFiles
 
 ALERT = YieldAlertConfig(share=0.5, builds=5, least=2)
@@ -260,23 +260,20 @@ def test_links_lead_to_where_reports_are_served(
 
 
 def test_who_is_gone() -> None:
-    me = here()
-    assert not is_gone(me)
-    assert is_gone(me.model_copy(update={"started": "1"})), "the pid is somebody else's now"
+    me = {liveness.PROCESS: processes.me(), liveness.MACHINE: liveness.machine()}
+    assert not liveness.is_gone(me) and not liveness.is_gone({})
+    host, pid, started = processes.me().split("~")
+    reused = {**me, liveness.PROCESS: f"{host}~{pid}~1"}
+    assert liveness.is_gone(reused), "the pid is somebody else's now"
     ended = subprocess.Popen([sys.executable, "-c", "pass"])
-    place = me.model_copy(update={"pid": ended.pid, "started": started_of(ended.pid) or "0"})
+    theirs = {**me, liveness.PROCESS: f"{host}~{ended.pid}~{started}"}
     # Ended, but nobody has waited for it yet: as good as gone.
     os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
-    assert is_gone(place)
+    assert liveness.is_gone(theirs)
     ended.wait()
-    assert is_gone(place)
-    for other in ("host", "namespace"):
-        assert not is_gone(place.model_copy(update={other: "another"})), other
-    before = place.model_copy(update={"boot": "before", "machine": "m"})
-    assert is_gone(before) == (me.machine == "m")
-    rebooted = place.model_copy(update={"boot": "before"})
-    assert is_gone(rebooted) == bool(me.machine and me.boot)
-    assert Place(**me.model_dump()) == me
+    assert liveness.is_gone(theirs)
+    assert not liveness.is_gone({**theirs, liveness.MACHINE: "another"})
+    assert not liveness.is_gone({**theirs, liveness.PROCESS: f"another~{ended.pid}~{started}"})
 
 
 def test_doctor_tells_whether_a_root_takes_new_files(
