@@ -16,7 +16,7 @@ import typer
 from benchmarks.measuring import BenchFigure
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.cli import run_program
-from focusdpo.flows.commands.common import JSON, PRESET, SET, finish, say
+from focusdpo.flows.commands.options import JSON, SET, finish, say
 from focusdpo.flows.settings import parse_overrides, resolve
 
 BUSY = 0.9
@@ -28,8 +28,9 @@ def bench(
         Path, typer.Option("--out", help="Folder for what is built; new or empty.")
     ] = Path("runs/bench"),
     prefect: Annotated[
-        bool, typer.Option("--prefect/--no-prefect", help="Measure with or without the engine.")
-    ] = True,
+        bool,
+        typer.Option("--prefect/--no-prefect", help="Measure with a Prefect server of its own."),
+    ] = False,
     repeats: Annotated[
         int | None,
         typer.Option(
@@ -83,7 +84,9 @@ def bench(
             "and page turns. The promise is made for 100000, which take about 2 GB.",
         ),
     ] = None,
-    preset: PRESET = "pocket",
+    preset: Annotated[
+        str, typer.Option("--preset", help="A shipped preset, or the path of a YAML file.")
+    ] = "pocket",
     set_: SET = [],  # noqa: B006
     json: JSON = False,
 ) -> None:
@@ -97,8 +100,8 @@ def bench(
     docs/gpu_bench.md, as in `--set pairs=[1,2]`; both files in --out are written anew.
     """
     if gpu:
-        if preset != "pocket" or not prefect:
-            raise UserError("--gpu builds no dataset: leave --preset and --no-prefect out")
+        if preset != "pocket" or prefect:
+            raise UserError("--gpu builds no dataset: leave --preset and --prefect out")
         _bench_gpu(out, set_, repeats, json)
         return
     if scoring is not None:

@@ -70,7 +70,7 @@ def measure(
     if root.exists():
         raise UserError(f"{root}: is there already; bench measures a first build, give a new --out")
     common = ["--root", str(root), "--preset", preset, *_sets(overrides)]
-    common += [] if prefect else ["--no-prefect"]
+    common.append("--prefect" if prefect else "--no-prefect")
     with working("building a dataset, then once more"):
         first = run_command(["build-dataset", *common])
         second = run_command(["build-dataset", *common])

@@ -20,7 +20,7 @@ import typer
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.progress import quiet
 from focusdpo.flows.build.cluster.connection import Engine
-from focusdpo.flows.build.cluster.ray_builder import RayBuilder
+from focusdpo.flows.build.cluster.ray_executor import RayExecutor
 from focusdpo.flows.build.run import prepare
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun
@@ -96,10 +96,10 @@ def _once(run: BuildRun, stage: str, count: int, most: int, name: str) -> tuple[
         update={"root": f"{run.root}/{name}", "executor": _with_workers(run, count)}
     )
     builder = prepare(here).builder
-    assert isinstance(builder, RayBuilder)
+    executor = RayExecutor(builder)
     try:
         for earlier in list(STAGES)[: list(STAGES).index(stage)]:
-            builder.run_chunk(earlier, builder.plan.missing_partitions(earlier), quiet)
+            executor.run_chunk(earlier, builder.plan.missing_partitions(earlier), quiet)
         missing = builder.plan.missing_partitions(stage)
         # The first go one to each worker, which loads its models; as many whatever the number of
         # workers, so that all have the same left.
@@ -109,13 +109,13 @@ def _once(run: BuildRun, stage: str, count: int, most: int, name: str) -> tuple[
                 f"{here.root}: {len(missing)} partitions are missing for {stage}, which is too few "
                 "to measure; take a new folder, and more subjects"
             )
-        builder.start(stage)
-        builder.run_chunk(stage, first, quiet)
+        executor.start(stage)
+        executor.run_chunk(stage, first, quiet)
         started = time.perf_counter()
-        outcomes = builder.run_chunk(stage, rest, quiet)
+        outcomes = executor.run_chunk(stage, rest, quiet)
         took = time.perf_counter() - started
     finally:
-        builder.close()
+        executor.close()
     if bad := [one for one in outcomes if one.status != "made"]:
         raise UserError(f"ray_bench: {bad[0].partition} {bad[0].status}: {bad[0].message}")
     return took, len(rest)

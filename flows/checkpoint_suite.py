@@ -8,21 +8,21 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.models_config import MODULES, ModelsConfig
+from focusdpo.data_schemas.registration import unknown
+from focusdpo.flows.models_config import PARTS, ModelsConfig
 from focusdpo.pipeline.parts import Image, Mask, ReferenceImage
 from focusdpo.store.checkpoints import digest_files
 
-ROLES = ("backbone", "inpainter", "segmenter", "identity", "clip", "captioner")
+ROLES = tuple(PARTS)
 """The sections of `models`; generator and backbone are one."""
 JUDGES = ("judge_segmenter", "judge_identity")
 
 
-def module_of(config: BaseModel) -> Any:
-    """The module that checks, identifies and builds what a config describes."""
-    return importlib.import_module(MODULES[type(config).__name__])
+def module_of(models: ModelsConfig, role: str) -> Any:
+    """The module that checks, identifies and builds a role's part."""
+    kinds = PARTS[role.removeprefix("judge_")]
+    return importlib.import_module(kinds.module(config_of(models, role).kind))
 
 
 @functools.lru_cache(maxsize=8)
@@ -49,7 +49,7 @@ class CheckpointSuite:
 
     def takes_points(self) -> bool:
         """Whether the segmenter is a `parts.PointSegmenter`; loads nothing."""
-        return bool(module_of(self._models.segmenter).TAKES_POINTS)
+        return bool(module_of(self._models, "segmenter").TAKES_POINTS)
 
     def fingerprint(self, role: str) -> str:
         """Hash of a part's weights and settings; loads nothing. UserError as `build`."""
@@ -67,29 +67,29 @@ class CheckpointSuite:
 
 @functools.lru_cache(maxsize=64)
 def _fingerprint(models: ModelsConfig, role: str) -> str:
-    config = config_of(models, "backbone" if role == "generator" else role)
+    role = "backbone" if role == "generator" else role
+    config, module = config_of(models, role), module_of(models, role)
     if role == "inpainter":
         # It may repaint with the generator's own weights.
-        return f"{module_of(config).fingerprint(config)}:{_fingerprint(models, 'backbone')}"
-    return str(_own_name(role, lambda: module_of(config).fingerprint(config)))
+        return f"{module.fingerprint(config)}:{_fingerprint(models, 'backbone')}"
+    return str(_own_name(role, lambda: module.fingerprint(config)))
 
 
-def config_of(models: ModelsConfig, role: str) -> BaseModel:
+def config_of(models: ModelsConfig, role: str) -> Any:
     """The section of a role."""
     if role in (*ROLES, *JUDGES):
-        config: BaseModel = getattr(models, role)
-        return config
-    raise UserError(f"models: no part '{role}'; there are {', '.join((*ROLES, *JUDGES))}")
+        return getattr(models, role)
+    raise unknown("part of models", role, (*ROLES, *JUDGES))
 
 
 @functools.lru_cache(maxsize=16)
 def _part(models: ModelsConfig, role: str) -> Any:
-    config = config_of(models, role)
+    config, module = config_of(models, role), module_of(models, role)
     device = device_of(models.device)
     if role == "inpainter":
-        part = module_of(config).build(config, device, AdaptedPainter(models, None))
+        part = module.build(config, device, AdaptedPainter(models, None))
         return Named(part, _fingerprint(models, role))
-    return _own_name(role, lambda: module_of(config).build(config, device))
+    return _own_name(role, lambda: module.build(config, device))
 
 
 class Named:
@@ -163,7 +163,7 @@ def checks(models: ModelsConfig) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "device", lambda: device_of(models.device)
     for role in (*ROLES, *JUDGES):
         config = config_of(models, role)
-        for name, check in module_of(config).checks(config).items():
+        for name, check in module_of(models, role).checks(config).items():
             yield f"{role}: {name}", functools.partial(_own_name, role, check)
 
 
@@ -184,6 +184,6 @@ def sources(models: ModelsConfig) -> list[tuple[str, str, list[str] | None]]:
     found: dict[tuple[str, str], tuple[str, str, list[str] | None]] = {}
     for role in (*ROLES, *JUDGES):
         config = config_of(models, role)
-        for field, source, patterns in module_of(config).sources(config):
+        for field, source, patterns in module_of(models, role).sources(config):
             found.setdefault((source, str(patterns)), (_renamed(role, field), source, patterns))
     return list(found.values())

@@ -1,16 +1,16 @@
 """What each command can be told: one closed, typed tree per flow, composed of the components' own.
 
-Importing this module imports no torch and no Prefect.
-
 Every field has a default but those that vary by user (which root, where to write). A preset lies
-under what is given, so that a Prefect parameter or `--set` names only what differs from it.
-Importing this module imports no torch and no Prefect.
+under what is given, so that a Prefect parameter or `--set` names only what differs from it. Fields
+marked with `Option` are the command's options. Importing this module imports no torch and no
+Prefect.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -23,7 +23,7 @@ from focusdpo.flows.ablation.config import AblationConfig
 from focusdpo.flows.build.executor_config import ExecutorConfig, LocalConfig
 from focusdpo.flows.models_config import Family, ModelsConfig
 from focusdpo.flows.retrain.config import RetrainConfig, YieldAlertConfig
-from focusdpo.flows.settings import load_preset, merge
+from focusdpo.flows.settings import Option, load_preset, merge
 from focusdpo.model.focus_config import PremiseConfig
 from focusdpo.model.training.config import TrainConfig
 from focusdpo.pipeline.complexity import ComplexityConfig
@@ -39,6 +39,21 @@ from focusdpo.pipeline.subjects.ingest import IngestConfig
 from focusdpo.pocket.world_subjects import WorldConfig
 
 CLOSED = ConfigDict(extra="forbid", frozen=True)
+STUDIO_TOKEN = "FOCUSDPO_STUDIO_TOKEN"
+"""In the environment: what visitors of the studio must know."""
+
+Preset = Annotated[
+    str,
+    Option("--preset"),
+    Field(description="a shipped preset, or the path of a YAML file"),
+]
+Root = Annotated[str, Option("--root"), Field(description="folder of the dataset")]
+Version = Annotated[str, Option("--version"), Field(description="dataset version")]
+Adapter = Annotated[
+    str | None,
+    Option("--adapter"),
+    Field(description="folder or address that `train` wrote; none: the base alone"),
+]
 
 
 class Run(BaseModel):
@@ -48,7 +63,7 @@ class Run(BaseModel):
     sends: ClassVar[bool] = False
     """Whether `out` may be an address."""
 
-    preset: str = Field("pocket", description="a shipped preset, or the path of a YAML file")
+    preset: Preset = "pocket"
     suite: Literal["pocket", "checkpoints"] = Field(
         "pocket", description="which models do the work: the embedded ones, or those of `models`"
     )
@@ -61,7 +76,7 @@ class Run(BaseModel):
     def _over_preset(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
-        tree = load_preset(str(given.get("preset", "pocket")))
+        tree = load_preset(str(given.get("preset", cls.model_fields["preset"].default)))
         unknown = sorted(set(tree) - set(SECTIONS))
         if unknown:
             raise UserError(
@@ -82,7 +97,7 @@ class Run(BaseModel):
     @model_validator(mode="after")
     def _out_is_here(self) -> Run:
         out = getattr(self, "out", None)
-        if out is not None and "://" in out and not self.sends:
+        if isinstance(out, str) and "://" in out and not self.sends:
             raise ValueError(
                 f"out={out}: this command writes to a local folder; only train, evaluate and "
                 "retrain take an address as `out`"
@@ -144,83 +159,113 @@ class ReportConfig(BaseModel):
     rejects: int = Field(18, ge=0, description="rejected pairs with pictures")
 
 
-class BuildRun(Stages, Run):
-    """`build-dataset`: subjects -> a dataset version in `root`."""
+class _Build(Stages, Run):
+    """What the commands share that build a dataset."""
 
-    root: str = Field(description="folder of the dataset, made when absent")
-    subjects: str | None = Field(
+    subjects: Annotated[str | None, Option("--subjects", metavar="DIR")] = Field(
         None,
-        description="folder with a folder of pictures per subject; none: the subjects that the "
-        "root has, or individuals of the pocket world",
+        description="a folder that holds one folder of pictures per subject (png, jpg, webp; alpha "
+        "is the mask), each with an optional subject.yaml (class_name, licence). Without it: the "
+        "subjects that the root has registered (`focusdpo subjects`), or individuals of the pocket "
+        "world",
     )
-    strict: bool = Field(False, description="stop at the first bad subject or partition")
+    strict: Annotated[bool, Option("--strict")] = Field(
+        False, description="stop at the first bad subject or partition"
+    )
     partitions_per_task: int = Field(
         0, ge=0, description="partitions of one task; 0: so many that a stage has about 8 tasks"
     )
-    alert: YieldAlertConfig = Field(
-        YieldAlertConfig(), description="when a drop of the yield is told"
-    )
 
 
-class GenerateRun(Run):
-    """`generate` and `doctor`: the models alone, and how references are read."""
-
-    ingest: IngestConfig = Field(IngestConfig(), description="reading pictures of subjects")
-
-
-class TrainRun(Run):
-    """`train`: a dataset version -> an adapter in `out`."""
-
-    sends: ClassVar[bool] = True
-    root: str = Field(description="folder of the dataset")
-    version: str = Field("latest", description="dataset version")
-    out: str = Field(
-        description="folder or address of the run; the adapter lies in `adapter` below it"
-    )
+class _Train(BaseModel):
     train: TrainConfig = Field(TrainConfig(), description="objective, optimiser, focus")
 
 
-class FocusMapsRun(Run):
-    """`focus-maps`: a dataset version -> pictures of its focus maps and the premise's check."""
-
-    root: str = Field(description="folder of the dataset")
-    version: str = Field("latest", description="dataset version")
-    out: str = Field(description="folder of the figures and numbers")
-    adapter: str | None = Field(
-        None, description="folder or address of an adapter; none: the base alone"
+class _HeldOut(BaseModel):
+    held_out: HeldOutConfig = Field(HeldOutConfig(), description="the scenes that are painted")
+    evaluate: EvaluateConfig = Field(
+        EvaluateConfig(), description="pictures, thresholds, intervals"
     )
-    split: Split = Field("train", description="which pairs: train or val")
-    pair_id: str | None = Field(
-        None, description="id of the pair that is drawn; none: the first with most subjects"
-    )
-    pairs: int = Field(48, ge=1, description="pairs that are measured, over numbers of subjects")
-    train: TrainConfig = Field(TrainConfig(), description="its focus and seed are used")
-    premise: PremiseConfig = Field(PremiseConfig(), description="what is measured")
 
 
-class EvaluateRun(Run):
-    """`evaluate`: base against adapter by a protocol -> rows and pictures in `out`."""
+class _Protocol(_HeldOut):
+    """What an evaluation by any protocol is told."""
 
-    sends: ClassVar[bool] = True
-    adapter: str = Field(description="folder or address of the adapter")
-    out: str = Field(description="folder or address of the evaluation")
-    protocol: ProtocolId = Field(
-        "pocket", description="what is painted and how it is measured (docs/dreambench.md)"
+    protocol: Annotated[ProtocolId, Option("--protocol")] = Field(
+        "pocket",
+        description="what is painted and how it is measured: pocket (rendered individuals), or on "
+        "photographs one of the others (docs/dreambench.md)",
     )
-    data: str | None = Field(
-        None, description="folder of the protocol's photographs; pocket renders its own pictures"
+    data: Annotated[str | None, Option("--data", metavar="DIR")] = Field(
+        None,
+        description="the protocol's photographs: the DreamBooth dataset's folder for dreambench-*, "
+        "your subjects' for subjects",
     )
-    ingest: IngestConfig = Field(IngestConfig(), description="reading a folder of subjects")
     own_scenes: OwnScenesConfig = Field(
         OwnScenesConfig(), description="scenes of the protocol subjects"
     )
     dreambench: DreamBenchConfig = Field(
         DreamBenchConfig(), description="how much of a DreamBench protocol is painted"
     )
-    held_out: HeldOutConfig = Field(HeldOutConfig(), description="the scenes that are painted")
-    evaluate: EvaluateConfig = Field(
-        EvaluateConfig(), description="pictures, thresholds, intervals"
+
+
+class _Alert(BaseModel):
+    alert: YieldAlertConfig = Field(
+        YieldAlertConfig(), description="when a drop of the yield is told"
     )
+
+
+class BuildRun(_Alert, _Build):
+    """`build-dataset`: subjects -> a dataset version in `root`."""
+
+    root: Root = Field(description="folder of the dataset, made when absent")
+
+
+class GenerateRun(Run):
+    """What needs the models alone, and how references are read: `doctor`, `subjects`."""
+
+    ingest: IngestConfig = Field(IngestConfig(), description="reading pictures of subjects")
+
+
+class TrainRun(_Train, Run):
+    """`train`: a dataset version -> an adapter in `out`."""
+
+    sends: ClassVar[bool] = True
+    root: Root
+    version: Version = "latest"
+    out: Annotated[str, Option("--out")] = Field(
+        description="folder or address of the run; the adapter lies in `adapter` below it"
+    )
+
+
+class FocusMapsRun(_Train, Run):
+    """`focus-maps`: a dataset version -> pictures of its focus maps and the premise's check."""
+
+    root: Root
+    version: Version = "latest"
+    out: Annotated[str, Option("--out")] = Field(description="folder of the figures and numbers")
+    adapter: Adapter = Field(
+        None, description="folder or address that `train` wrote: shows it beside the base"
+    )
+    split: Annotated[Split, Option("--split")] = Field("train", description="which pairs")
+    pair_id: Annotated[str | None, Option("--pair")] = Field(
+        None, description="id of the pair to draw; none: the first with most subjects"
+    )
+    pairs: Annotated[int, Option("--pairs")] = Field(
+        48, ge=1, description="how many pairs to measure, over numbers of subjects"
+    )
+    premise: PremiseConfig = Field(PremiseConfig(), description="what is measured")
+
+
+class EvaluateRun(_Protocol, Run):
+    """`evaluate`: base against adapter by a protocol -> rows and pictures in `out`."""
+
+    sends: ClassVar[bool] = True
+    adapter: Annotated[str, Option("--adapter")] = Field(
+        description="folder or address that `train` wrote"
+    )
+    out: Annotated[str, Option("--out")] = Field(description="folder or address of the evaluation")
+    ingest: IngestConfig = Field(IngestConfig(), description="reading a folder of subjects")
 
 
 def shared(run: BaseModel, model: type[BaseModel]) -> dict[str, Any]:
@@ -229,28 +274,13 @@ def shared(run: BaseModel, model: type[BaseModel]) -> dict[str, Any]:
     return {name: values[name] for name in model.model_fields if name in values}
 
 
-class _WholeJob(Stages, Run):
-    """What the commands share that build, train and evaluate in one folder."""
+class _OwnRoot(_Build):
+    """What the commands share whose dataset may lie in their own folder."""
 
-    subjects: str | None = Field(None, description="folder of subjects; none: the pocket world's")
-    strict: bool = Field(False, description="stop at the first bad subject or partition")
-    partitions_per_task: int = Field(0, ge=0, description="as for build-dataset")
-    train: TrainConfig = Field(TrainConfig(), description="objective, optimiser, focus")
-    held_out: HeldOutConfig = Field(HeldOutConfig(), description="the scenes that are painted")
-    evaluate: EvaluateConfig = Field(
-        EvaluateConfig(), description="pictures, thresholds, intervals"
+    out: str = Field(description="folder or address of everything that is made")
+    root: Annotated[str | None, Option("--root")] = Field(
+        None, description="folder of the dataset; without it one is built in `dataset` below --out"
     )
-
-
-class AblateRun(_WholeJob):
-    """`ablate`: every objective on every kind of pairs with several seeds, beside the base."""
-
-    out: str = Field(description="folder of everything that is made")
-    root: str | None = Field(
-        None, description="folder of a dataset; none: one is built in `dataset` below `out`"
-    )
-    version: str = Field("latest", description="dataset version")
-    ablation: AblationConfig = Field(AblationConfig(), description="what is compared")
 
     @property
     def dataset_root(self) -> str:
@@ -262,10 +292,22 @@ class AblateRun(_WholeJob):
         return BuildRun.model_validate(shared(self, BuildRun) | {"root": self.dataset_root})
 
 
-class DemoRun(_WholeJob):
+class AblateRun(_Train, _HeldOut, _OwnRoot):
+    """`ablate`: every objective on every kind of pairs with several seeds, beside the base."""
+
+    out: Annotated[str, Option("--out")] = Field(
+        "runs/ablation", description="folder of everything that is made"
+    )
+    version: Version = "latest"
+    ablation: AblationConfig = Field(AblationConfig(), description="what is compared")
+
+
+class DemoRun(_Train, _HeldOut, _Build):
     """`demo`: the whole job in one folder."""
 
-    out: str = Field("demo", description="folder of everything that is made")
+    out: Annotated[str, Option("--out")] = Field(
+        "demo", description="folder of everything that is made"
+    )
     report: ReportConfig = Field(ReportConfig(), description="how much the report shows")
 
     @property
@@ -289,35 +331,14 @@ class DemoRun(_WholeJob):
         return EvaluateRun.model_validate(shared(self, EvaluateRun) | own)
 
 
-class RetrainRun(_WholeJob):
+class RetrainRun(_Train, _Protocol, _Alert, _OwnRoot):
     """`retrain`: build, decide, train, evaluate, and promote what is better, in `out`."""
 
     sends: ClassVar[bool] = True
-    out: str = Field(
-        description="folder or address of the models: candidates, and which one is in use"
-    )
-    root: str | None = Field(None, description="folder of the dataset; none: `dataset` below `out`")
-    protocol: ProtocolId = Field("pocket", description="what decides, as for evaluate")
-    data: str | None = Field(None, description="folder of the protocol's photographs")
-    own_scenes: OwnScenesConfig = Field(
-        OwnScenesConfig(), description="scenes of the protocol subjects"
-    )
-    dreambench: DreamBenchConfig = Field(
-        DreamBenchConfig(), description="how much of a DreamBench protocol is painted"
+    out: Annotated[str, Option("--out")] = Field(
+        description="folder or address of the models: candidates, and promoted.json"
     )
     retrain: RetrainConfig = Field(RetrainConfig(), description="when to train and to promote")
-    alert: YieldAlertConfig = Field(
-        YieldAlertConfig(), description="when a drop of the yield is told"
-    )
-
-    @property
-    def dataset_root(self) -> str:
-        """Where the pairs lie."""
-        return self.root or f"{self.out}/dataset"
-
-    def build_run(self) -> BuildRun:
-        """Its build-dataset part."""
-        return BuildRun.model_validate(shared(self, BuildRun) | {"root": self.dataset_root})
 
     def train_run(self, version: str, out: str) -> TrainRun:
         """Its train part, on a dataset version."""
@@ -328,3 +349,32 @@ class RetrainRun(_WholeJob):
         """Its evaluate part, of an adapter."""
         own = {"adapter": adapter, "out": out}
         return EvaluateRun.model_validate(shared(self, EvaluateRun) | own)
+
+
+class StudioRun(BaseModel):
+    """`studio`: where it looks, and who may look through it."""
+
+    model_config = CLOSED
+
+    root: Root = Field(description="folder of the dataset; it may be empty or new")
+    runs: Annotated[tuple[Path, ...], Option("--runs")] = Field(
+        (), description="folder of training runs or evaluations, or of such; may be repeated"
+    )
+    host: Annotated[str, Option("--host")] = Field(
+        "127.0.0.1", description="address to listen at; beyond loopback with a token"
+    )
+    port: Annotated[int, Option("--port")] = Field(
+        8765, ge=0, le=65535, description="port; 0: any free one"
+    )
+    token: Annotated[str | None, Option("--token")] = Field(
+        None,
+        repr=False,
+        description=f"what visitors must know; {STUDIO_TOKEN} in the environment does the same, "
+        "unseen by `ps`",
+    )
+    hosts: Annotated[tuple[str, ...], Option("--allow-host")] = Field(
+        (), description="a further name of this machine; may be repeated"
+    )
+    preset: Preset = Field(
+        "pocket", description="models and settings of what is run from the pages"
+    )

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from focusdpo.flows.commands import run as commands
-from focusdpo.flows.commands.common import engine, say
-from focusdpo.flows.config import DemoRun
+from focusdpo.flows.config import BuildRun, DemoRun, EvaluateRun, TrainRun
 from focusdpo.flows.settings import save_config
 from focusdpo.store.provenance import machine, peak_memory_bytes
 
 
-def run_demo(run: DemoRun, *, prefect: bool = True) -> dict[str, Any]:
-    """All four steps; each is skipped or resumed when it was done before.
+def run_demo(
+    run: DemoRun,
+    build: Callable[[BuildRun], dict[str, Any]],
+    train: Callable[[TrainRun], dict[str, Any]],
+    evaluate: Callable[[EvaluateRun], dict[str, Any]],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """All four steps; each is skipped or resumed when it was done before. `build`, `train` and
+    `evaluate` are the commands, `say` tells people what goes on.
 
     Leaves subjects/, dataset/, train/, evaluate/, report.html and demo.json (times, memory) in
     `run.out`. Raises what the steps raise.
@@ -29,18 +35,12 @@ def run_demo(run: DemoRun, *, prefect: bool = True) -> dict[str, Any]:
     if run.subjects is None:
         export(out / "subjects", run.world)
     seconds: dict[str, float] = {}
-    # One engine for all three flows: its database lies in the demo's folder.
-    with engine(prefect, run.out):
-        say(f"1 of 4  dataset -> {out / 'dataset'} (first pictures: {out / 'dataset/first.png'})")
-        build = _timed(seconds, "dataset", lambda: commands.build(run.build_run(), prefect=prefect))
-        say(f"2 of 4  training -> {out / 'train'}")
-        train = _timed(
-            seconds, "train", lambda: commands.train_run(run.train_run(), prefect=prefect)
-        )
-        say(f"3 of 4  evaluation -> {out / 'evaluate'}")
-        evaluate = _timed(
-            seconds, "evaluate", lambda: commands.evaluate_run(run.evaluate_run(), prefect=prefect)
-        )
+    say(f"1 of 4  dataset -> {out / 'dataset'} (first pictures: {out / 'dataset/first.png'})")
+    built = _timed(seconds, "dataset", lambda: build(run.build_run()))
+    say(f"2 of 4  training -> {out / 'train'}")
+    trained = _timed(seconds, "train", lambda: train(run.train_run()))
+    say(f"3 of 4  evaluation -> {out / 'evaluate'}")
+    evaluated = _timed(seconds, "evaluate", lambda: evaluate(run.evaluate_run()))
     say("4 of 4  report")
     page = _timed(
         seconds,
@@ -59,9 +59,9 @@ def run_demo(run: DemoRun, *, prefect: bool = True) -> dict[str, Any]:
         "command": "demo",
         "out": run.out,
         "report": str(page),
-        "build": build,
-        "train": train,
-        "evaluate": evaluate,
+        "build": built,
+        "train": trained,
+        "evaluate": evaluated,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "wall_seconds": round(time.perf_counter() - started, 1),
         "peak_gib": round(peak / 2**30, 2),

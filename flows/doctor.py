@@ -44,8 +44,8 @@ def checks(models: ModelsConfig | None = None) -> list[Check]:
         del wanted["weights"]
         wanted |= {name: _told(check) for name, check in checkpoint_checks(models)}
     if os.environ.get("PREFECT_API_URL"):
-        from focusdpo.flows.prefect.engine import hush
-        from focusdpo.flows.prefect.server_health import checks as server_checks
+        from focusdpo.flows.prefect.server import hush
+        from focusdpo.flows.prefect.setup import checks as server_checks
 
         hush()
         wanted |= server_checks()

@@ -1,53 +1,52 @@
 """Which checkpoints play which role: the `models` section of a run. Imports no torch.
 
-A new backbone or part costs its module, its config, and a line in a union and in `MODULES`.
+Each kind of part is registered once, by its settings in the module that has its `checks`,
+`sources`, `fingerprint` and `build`. docs/add_a_backbone.md adds one from outside.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from focusdpo.model.backbones.flux_config import Flux2KleinConfig, FluxUnoConfig
-from focusdpo.model.backbones.sdxl_config import SdxlIpAdapterConfig
-from focusdpo.pipeline.adapters.captioner import ClassNameConfig, VlmConfig
+from focusdpo.data_schemas.registration import OfKind, Registry
+from focusdpo.pipeline.adapters.captioner import ClassNameConfig
 from focusdpo.pipeline.adapters.clip_scorer import ClipConfig
 from focusdpo.pipeline.adapters.dino import DinoConfig, Dinov2Config
-from focusdpo.pipeline.adapters.inpainters import (
-    BackboneInpainterConfig,
-    FluxFillConfig,
-    SdxlInpaintConfig,
-)
-from focusdpo.pipeline.adapters.segmenters.grounding_sam import GroundingSamConfig
+from focusdpo.pipeline.adapters.inpainters import BackboneInpainterConfig
 from focusdpo.pipeline.adapters.segmenters.grounding_sam_hf import GroundingSamHfConfig
 
-BackboneConfig = Annotated[
-    FluxUnoConfig | SdxlIpAdapterConfig | Flux2KleinConfig, Field(discriminator="kind")
-]
-InpainterConfig = Annotated[
-    BackboneInpainterConfig | FluxFillConfig | SdxlInpaintConfig, Field(discriminator="kind")
-]
-SegmenterConfig = Annotated[GroundingSamHfConfig | GroundingSamConfig, Field(discriminator="kind")]
-IdentityConfig = Annotated[DinoConfig | Dinov2Config, Field(discriminator="kind")]
-CaptionerConfig = Annotated[ClassNameConfig | VlmConfig, Field(discriminator="kind")]
-
-MODULES = {
-    "FluxUnoConfig": "focusdpo.model.backbones.flux_uno",
-    "SdxlIpAdapterConfig": "focusdpo.model.backbones.sdxl_ip_adapter",
-    "Flux2KleinConfig": "focusdpo.model.backbones.flux2_klein",
-    "BackboneInpainterConfig": "focusdpo.pipeline.adapters.inpainters",
-    "FluxFillConfig": "focusdpo.pipeline.adapters.inpainters",
-    "SdxlInpaintConfig": "focusdpo.pipeline.adapters.inpainters",
-    "GroundingSamHfConfig": "focusdpo.pipeline.adapters.segmenters.grounding_sam_hf",
-    "GroundingSamConfig": "focusdpo.pipeline.adapters.segmenters.grounding_sam",
-    "DinoConfig": "focusdpo.pipeline.adapters.dino",
-    "Dinov2Config": "focusdpo.pipeline.adapters.dino",
-    "ClipConfig": "focusdpo.pipeline.adapters.clip_scorer",
-    "ClassNameConfig": "focusdpo.pipeline.adapters.captioner",
-    "VlmConfig": "focusdpo.pipeline.adapters.captioner",
+_MODEL, _ADAPTERS = "focusdpo.model.backbones", "focusdpo.pipeline.adapters"
+PARTS: dict[str, Registry[type[BaseModel]]] = {
+    role: Registry(role, BaseModel, kinds)
+    for role, kinds in {
+        "backbone": {
+            "flux-uno": f"{_MODEL}.flux_uno:FluxUnoConfig",
+            "sdxl-ip-adapter": f"{_MODEL}.sdxl_ip_adapter:SdxlIpAdapterConfig",
+            "flux2-klein": f"{_MODEL}.flux2_klein:Flux2KleinConfig",
+        },
+        "inpainter": {
+            "backbone": f"{_ADAPTERS}.inpainters:BackboneInpainterConfig",
+            "flux-fill": f"{_ADAPTERS}.inpainters:FluxFillConfig",
+            "sdxl-inpaint": f"{_ADAPTERS}.inpainters:SdxlInpaintConfig",
+        },
+        "segmenter": {
+            "grounding-sam-hf": f"{_ADAPTERS}.segmenters.grounding_sam_hf:GroundingSamHfConfig",
+            "grounding-sam": f"{_ADAPTERS}.segmenters.grounding_sam:GroundingSamConfig",
+        },
+        "identity": {
+            "dino": f"{_ADAPTERS}.dino:DinoConfig",
+            "dinov2": f"{_ADAPTERS}.dino:Dinov2Config",
+        },
+        "clip": {"clip": f"{_ADAPTERS}.clip_scorer:ClipConfig"},
+        "captioner": {
+            "class-name": f"{_ADAPTERS}.captioner:ClassNameConfig",
+            "vlm": f"{_ADAPTERS}.captioner:VlmConfig",
+        },
+    }.items()
 }
-"""Config -> the module with its `checks`, `sources`, `fingerprint` and `build`."""
+"""Role -> kind -> the class of its settings."""
 
 BACKGROUNDS = (
     "a wooden table",
@@ -75,25 +74,29 @@ class ModelsConfig(BaseModel):
     backgrounds: tuple[str, ...] = Field(
         BACKGROUNDS, min_length=1, description="places that prompts name, after 'on'"
     )
-    backbone: BackboneConfig = Field(description="the generator that is trained")
-    inpainter: InpainterConfig = Field(
+    backbone: Annotated[Any, OfKind(PARTS["backbone"])] = Field(
+        description="the generator that is trained"
+    )
+    inpainter: Annotated[Any, OfKind(PARTS["inpainter"])] = Field(
         BackboneInpainterConfig(), description="repaints subjects from words, for losers"
     )
-    segmenter: SegmenterConfig = Field(
+    segmenter: Annotated[Any, OfKind(PARTS["segmenter"])] = Field(
         GroundingSamHfConfig(), description="finds instances, for the dataset"
     )
-    identity: IdentityConfig = Field(
+    identity: Annotated[Any, OfKind(PARTS["identity"])] = Field(
         DinoConfig(), description="tells individuals apart, for the dataset"
     )
-    clip: ClipConfig = Field(ClipConfig(), description="compares pictures with words")
-    captioner: CaptionerConfig = Field(
+    clip: Annotated[Any, OfKind(PARTS["clip"])] = Field(
+        ClipConfig(), description="compares pictures with words"
+    )
+    captioner: Annotated[Any, OfKind(PARTS["captioner"])] = Field(
         ClassNameConfig(), description="what an instance is called when it is repainted"
     )
-    judge_segmenter: SegmenterConfig = Field(
+    judge_segmenter: Annotated[Any, OfKind(PARTS["segmenter"])] = Field(
         GroundingSamHfConfig(detector="IDEA-Research/grounding-dino-base"),
         description="finds instances in evaluations; best not the one that made the dataset",
     )
-    judge_identity: IdentityConfig = Field(
+    judge_identity: Annotated[Any, OfKind(PARTS["identity"])] = Field(
         Dinov2Config(), description="tells individuals apart in evaluations"
     )
 

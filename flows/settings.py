@@ -10,17 +10,42 @@ import difflib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.registration import Named, OfKind
 
 Tree = dict[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
+BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+WORDS = {
+    "str": "text",
+    "Path": "path",
+    "int": "whole number",
+    "float": "number",
+    "bool": "true or false",
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """Marks a field of a run that its command takes as an option of this name. The field's default
+    and description are the option's."""
+
+    flag: str
+    metavar: str | None = None
+
+
+def option_of(field: FieldInfo) -> Option | None:
+    """A field's option; None for one that `--set` alone changes."""
+    return next((mark for mark in field.metadata if isinstance(mark, Option)), None)
 
 
 def preset_names() -> list[str]:
@@ -156,7 +181,7 @@ def _choices_at(model: type[BaseModel], path: Sequence[str]) -> list[type[BaseMo
         if len(choices) > 1:
             choices = [one for one in choices if one.model_fields["kind"].default == name]
         elif choices and name in choices[0].model_fields:
-            choices = _inner_models(choices[0].model_fields[name].annotation)
+            choices = models_of(choices[0].model_fields[name])
     return choices
 
 
@@ -166,12 +191,88 @@ def _is_kind(model: type[BaseModel], path: Sequence[str]) -> bool:
     return len(above) > 1 and any(one.model_fields["kind"].default == path[-1] for one in above)
 
 
-def _inner_models(annotation: Any) -> list[type[BaseModel]]:
+def models_of(field: FieldInfo) -> list[type[BaseModel]]:
+    """The models that a field may hold: one, or several where a kind chooses; none for a value."""
+    for mark in field.metadata:
+        if isinstance(mark, OfKind):
+            return list(mark.models.values())
+    return list(dict.fromkeys(_models_in(field.annotation)))
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if typing.get_origin(annotation) in {typing.Union, types.UnionType, typing.Annotated}:
-        return [one for choice in typing.get_args(annotation) for one in _inner_models(choice)]
-    return []
+        yield annotation
+    elif typing.get_origin(annotation) in {typing.Union, types.UnionType, typing.Annotated}:
+        for inner in typing.get_args(annotation):
+            yield from _models_in(inner)
+
+
+def field_at(model: type[BaseModel], path: str) -> FieldInfo:
+    """The field at a dotted path. KeyError when there is none."""
+    above, _, name = path.rpartition(".")
+    owner = model_at(model, above.split(".") if above else [])
+    if owner is None:
+        raise KeyError(path)
+    return owner.model_fields[name]
+
+
+def choices_of(field: FieldInfo) -> tuple[str, ...]:
+    """The words that a field takes: a literal's, or registered names. () where any value may be."""
+    for mark in field.metadata:
+        if isinstance(mark, Named):
+            return tuple(mark.names)
+    return tuple(str(one) for one in _literals(field.annotation))
+
+
+def _literals(annotation: Any) -> Iterator[Any]:
+    if typing.get_origin(annotation) is typing.Literal:
+        yield from typing.get_args(annotation)
+    elif typing.get_origin(annotation) in {typing.Union, types.UnionType}:
+        for one in typing.get_args(annotation):
+            yield from _literals(one)
+
+
+def type_in_words(field: FieldInfo) -> str:
+    """A field's type and bounds, its choices in backquotes, as in "whole number, >= 1"."""
+    named = [f"`{one}`" for mark in field.metadata if isinstance(mark, Named) for one in mark.names]
+    bounds = [
+        f"{sign}\N{NO-BREAK SPACE}{_number(getattr(mark, name))}"
+        for mark in field.metadata
+        for name, sign in BOUNDS.items()
+        if getattr(mark, name, None) is not None
+    ]
+    own = ", ".join([*named, "or `module:name`"]) if named else _type_in_words(field.annotation)
+    return ", ".join([own, *bounds])
+
+
+def _number(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _type_in_words(annotation: Any) -> str:
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation in (None, type(None)):
+        return "none"
+    if origin is typing.Literal:
+        return ", ".join(f"`{one}`" for one in inner)
+    if origin is typing.Annotated:
+        return _type_in_words(inner[0])
+    if origin in {typing.Union, types.UnionType}:
+        return " or ".join(_type_in_words(one) for one in inner)
+    if origin in {tuple, list}:
+        return f"list of {_type_in_words(inner[0])}" if inner else "list"
+    if origin is not None and inner and issubclass(origin, Mapping):
+        return f"mapping of {_type_in_words(inner[0])} to {_type_in_words(inner[1])}"
+    name = str(getattr(annotation, "__name__", annotation))
+    return WORDS.get(name, name)
+
+
+def sentence(text: str) -> str:
+    """A description as a sentence: a capital first, but for a choice ("dir: ..."); a full stop
+    last."""
+    is_choice = text.partition(" ")[0].endswith(":")
+    start = text[:1] if is_choice else text[:1].upper()
+    return start + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def _short(value: object, limit: int = 60) -> str:
@@ -196,12 +297,21 @@ def save_config(model: BaseModel, path: Path) -> None:
     temporary.replace(path)
 
 
-def described(model: BaseModel, path: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Every field of a resolved tree: dotted name, value, what it means."""
+@dataclass(frozen=True)
+class Setting:
+    """A field of a resolved run."""
+
+    name: str
+    """Dotted."""
+    value: Any
+    field: FieldInfo
+
+
+def described(model: BaseModel, path: str = "") -> Iterator[Setting]:
+    """Every field of a resolved tree."""
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
         if isinstance(value, BaseModel):
             yield from described(value, f"{path}{name}.")
         else:
-            shown = model.model_dump(mode="json")[name]
-            yield f"{path}{name}", shown, field.description or ""
+            yield Setting(f"{path}{name}", model.model_dump(mode="json")[name], field)

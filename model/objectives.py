@@ -19,7 +19,8 @@ from focusdpo.model.training.config import ObjectiveConfig
 
 @dataclass(frozen=True)
 class PairErrors:
-    """Errors per image (B,), or per token (B, N), of the policy and of the reference policy."""
+    """Errors per image (B,), or per token (B, N), of the policy and of the reference policy; the
+    latter's are 0 where an objective does without it."""
 
     win_B: Tensor
     lose_B: Tensor
@@ -99,6 +100,13 @@ def token_preference_loss(
 def sft_loss(win_B: Tensor) -> Loss:
     """The winner's error: plain fine-tuning."""
     return Loss(win_B.mean(), win_B.detach().new_zeros(win_B.shape))
+
+
+def patch_loss(errors: PairErrors, config: ObjectiveConfig) -> Loss:
+    """PatchDPO in either of its forms."""
+    if config.is_released_patch:
+        return released_patch_loss(errors.win_B, errors.lose_B, config)
+    return preference_loss(errors, config)
 
 
 def released_patch_loss(win_B: Tensor, lose_B: Tensor, config: ObjectiveConfig) -> Loss:

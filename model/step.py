@@ -25,8 +25,6 @@ from focusdpo.model.objectives import (
     PairErrors,
     error_slope,
     image_error,
-    preference_loss,
-    released_patch_loss,
     safeguard_scale,
     scale_gradient,
     sft_loss,
@@ -90,7 +88,7 @@ def pair_step(
     """The configured objective on one batch; noise and sigma per pair, shared by the branches.
     With `ref_error_BN`, what the reference policy gave for this very batch and noise, its pass is
     left out, unless token features are read from it."""
-    if config.objective.name == "sft":
+    if not config.objective.definition.losers:
         return _winner_step(backbone, batch, noise_BNC, sigma_B, cast)
     clean_BNC = torch.cat([batch.win_BNC, batch.lose_BNC])
     noise_BNC, sigmas_B = noise_BNC.repeat(2, 1, 1), sigma_B.repeat(2)
@@ -132,7 +130,8 @@ def judge(
         source = passes.policy if config.focus.features_from == "policy" else passes.reference
         assert source is not None
         maps = _maps(source, batch, sigma_B.repeat(2), config.focus)
-    weight_BN = _weight(maps, batch, config)
+    weigh = config.objective.definition.weighing()
+    weight_BN = None if weigh is None else weigh(batch, maps, config)
     ref_error_BN = passes.ref_error_BN if config.objective.is_preference else None
     scale_B = _safeguard(passes.policy.output_BNC, passes.target_BNC, weight_BN, config)
     loss = _pair_loss(error_BN, ref_error_BN, weight_BN, scale_B, config)
@@ -147,7 +146,7 @@ def needs_reference(config: TrainConfig, ref_error_BN: Tensor | None) -> bool:
 
 def features(config: TrainConfig) -> FeatureConfig | None:
     """What to read from a pass, where the objective needs it."""
-    focused = config.objective.name == "focus_dpo" and config.focus.needs_features
+    focused = config.objective.definition.maps and config.focus.needs_features
     return config.focus.features if focused else None
 
 
@@ -171,10 +170,9 @@ def _pair_loss(
 ) -> Loss:
     """Errors per token of 2B images -> the configured loss."""
     objective = config.objective
+    by_token = objective.form == "tokens" and ref_error_BN is not None
     if ref_error_BN is None:
-        win_B, lose_B = image_error(error_BN, weight_BN).chunk(2)
-        return released_patch_loss(win_B, lose_B, objective)
-    by_token = objective.form == "tokens"
+        ref_error_BN = torch.zeros_like(error_BN)
     if not by_token:
         error_BN, ref_error_BN = (image_error(e, weight_BN) for e in (error_BN, ref_error_BN))
     (win, lose), (ref_win, ref_lose) = error_BN.chunk(2), ref_error_BN.chunk(2)
@@ -182,7 +180,8 @@ def _pair_loss(
         lose = scale_gradient(lose, scale_B.unsqueeze(1) if by_token else scale_B)
     errors = PairErrors(win, lose, ref_win, ref_lose)
     if not by_token:
-        return preference_loss(errors, objective)
+        loss: Loss = objective.definition.losing()(errors, objective)
+        return loss
     # A token has one weight: what the branches' own maps say of it on average.
     shared_BN = None if weight_BN is None else weight_BN.unflatten(0, (2, -1)).mean(0)
     return token_preference_loss(errors, shared_BN, objective)
@@ -207,17 +206,20 @@ def _maps(
     return focus_maps(prediction, masks, priors, config, sigma_B=sigmas_B)
 
 
-def _weight(maps: FocusMaps | None, batch: PairBatch, config: TrainConfig) -> Tensor | None:
-    """W (2B, N), the same for policy and reference policy; None for W = 1."""
-    name, focus = config.objective.name, config.focus
-    if name == "dpo":
-        return None
-    if name == "patch_dpo":
-        if batch.quality is None:
-            raise ValueError("patch_dpo needs pairs that were encoded with their patch quality")
-        released = config.objective.is_released_patch
-        return patch_weights(batch.quality, batch.priors.prior_BN, focus.w_bg, released)
-    if name == "dpo_prior":
-        focus = focus.model_copy(update={"use_detail": False})
-    priors = batch.branch_priors(focus.detail_image)
-    return branch_weights(maps, priors, focus)
+def focus_weight(batch: PairBatch, maps: FocusMaps | None, config: TrainConfig) -> Tensor:
+    """W (2B, N) of FocusDPO, the same for policy and reference policy."""
+    return branch_weights(maps, batch.branch_priors(config.focus.detail_image), config.focus)
+
+
+def prior_weight(batch: PairBatch, maps: FocusMaps | None, config: TrainConfig) -> Tensor:
+    """W (2B, N) of masked DPO: subjects against the background."""
+    focus = config.focus.model_copy(update={"use_detail": False})
+    return branch_weights(maps, batch.branch_priors(focus.detail_image), focus)
+
+
+def quality_weight(batch: PairBatch, maps: FocusMaps | None, config: TrainConfig) -> Tensor:
+    """W (2B, N) of PatchDPO. ValueError for pairs that were encoded without their quality."""
+    if batch.quality is None:
+        raise ValueError(f"{config.objective.name} needs pairs encoded with their patch quality")
+    released = config.objective.is_released_patch
+    return patch_weights(batch.quality, batch.priors.prior_BN, config.focus.w_bg, released)

@@ -8,7 +8,7 @@ computed once, in the data flow, and travels in the shard.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,13 @@ class ComplexityConfig(StrictModel):
         if self.low >= self.high:
             raise ValueError(f"low is {self.low}, it must lie below high ({self.high})")
         return self
+
+
+def map_settings(config: ComplexityConfig) -> dict[str, Any]:
+    """All that a map depends on besides its image and prior: the settings, and the version of this
+    code. The first version goes unnamed, as in the digests of datasets that it made."""
+    settings = config.model_dump(mode="json")
+    return settings if VERSION == 1 else {**settings, "version": VERSION}
 
 
 def luma(image: Image) -> NDArray[np.float64]:

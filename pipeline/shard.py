@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from focusdpo.data_schemas.pairs import Pair
 from focusdpo.data_schemas.scenes import stable_hash
 from focusdpo.data_schemas.shards import (
+    SAMPLE_VERSION,
     IndexRow,
     SampleImages,
     Split,
@@ -110,6 +111,8 @@ def _by_digest(
     pairs: Sequence[Pair], complexity_config: BaseModel | Mapping[str, Any] | None
 ) -> dict[str, Pair]:
     settings = f"{VERSION}/{config_digest(complexity_config)}"
+    if SAMPLE_VERSION != 2:  # which went unnamed, as in the digests of datasets that it made
+        settings = f"{SAMPLE_VERSION}/{settings}"
     wanted: dict[str, Pair] = {}
     ids: set[str] = set()
     for pair in pairs:

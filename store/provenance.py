@@ -116,7 +116,7 @@ def licence_of(family: Family, role: str) -> str:
     checkpoint = checkpoint_of(family, role)
     if checkpoint.get("kind") == "flux-uno":
         return "; ".join([_flux(checkpoint["base"]), *([UNO] if checkpoint.get("uno") else [])])
-    return BY_KIND.get(str(checkpoint.get("kind")), "")
+    return BY_KIND.get(str(checkpoint.get("kind")), str(checkpoint.get("licence", "")))
 
 
 def notices(family: Family) -> list[str]:

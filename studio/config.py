@@ -5,10 +5,8 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path
 
-from pydantic import Field
-
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.strict import StrictModel
+from focusdpo.flows.config import STUDIO_TOKEN, StudioRun
 from focusdpo.store.addresses import is_remote
 
 OWN = ".studio"
@@ -38,29 +36,15 @@ def drafts_folder(config: StudioConfig) -> Path:
 SHORTEST_TOKEN = 16
 
 
-class StudioConfig(StrictModel):
+class StudioConfig(StudioRun):
     """Where the studio looks, and who may look through it."""
-
-    root: str = Field(description="Folder of the dataset; it may be empty or new.")
-    runs: tuple[Path, ...] = Field(
-        default=(), description="Folders of training runs and evaluations, or folders of such."
-    )
-    host: str = Field(default="127.0.0.1", description="Address to listen at.")
-    port: int = Field(default=8765, ge=0, le=65535, description="Port; 0: any free one.")
-    token: str | None = Field(
-        default=None, repr=False, description="What a visitor must know; needed beyond loopback."
-    )
-    hosts: tuple[str, ...] = Field(
-        default=(), description="Further names by which visitors reach this machine."
-    )
-    preset: str = Field(default="pocket", description="Models and settings of builds and maps.")
 
     def check(self) -> StudioConfig:
         """The same; UserError when strangers could look in."""
         if self.token is None and not is_loopback(self.host):
             raise UserError(
                 f"--host {self.host}: reachable from other machines, so a token is needed; give "
-                "--token SECRET (or FOCUSDPO_STUDIO_TOKEN), or keep --host 127.0.0.1 and use an "
+                f"--token SECRET (or {STUDIO_TOKEN}), or keep --host 127.0.0.1 and use an "
                 "SSH tunnel"
             )
         if self.token is not None and len(self.token) < SHORTEST_TOKEN:

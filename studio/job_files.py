@@ -29,7 +29,7 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.commands.common import TOKEN
+from focusdpo.flows.config import STUDIO_TOKEN
 from focusdpo.store.local import is_dead
 from focusdpo.studio.job_runner import ENDED, JOB, LOG, RESULT, RUNNER, write
 
@@ -137,7 +137,7 @@ class Jobs:
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
-                    env={name: text for name, text in os.environ.items() if name != TOKEN},
+                    env={name: text for name, text in os.environ.items() if name != STUDIO_TOKEN},
                 )
         return self.get(name)
 

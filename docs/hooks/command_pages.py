@@ -22,7 +22,7 @@ command goes on).
 
 def root_command() -> Any:
     """`focusdpo` as a click command."""
-    from focusdpo.flows.cli import app
+    from focusdpo.flows.program import app
 
     return get_command(app)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-import types
-import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from command_pages import root_command
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+
+from focusdpo.flows.commands.options import run_models
+from focusdpo.flows.settings import load_preset, models_of, type_in_words
 
 HEAD = """# Settings
 
@@ -22,35 +24,21 @@ the values of a preset. A misspelt field is refused with the names that there ar
 *pocket* tells where the preset `pocket`, which is taken when none is named, differs from the
 default.
 """
-BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
 def runs() -> dict[str, type[BaseModel]]:
     """Command -> the model of its run."""
-    from focusdpo.flows import config
-
-    return {
-        "build-dataset": config.BuildRun,
-        "train": config.TrainRun,
-        "focus-maps": config.FocusMapsRun,
-        "evaluate": config.EvaluateRun,
-        "demo": config.DemoRun,
-        "ablate": config.AblateRun,
-        "retrain": config.RetrainRun,
-        "generate": config.GenerateRun,
-    }
+    return dict(run_models(root_command()))
 
 
 def settings_page() -> str:
     """A section per command's own fields, then one per section that commands share."""
-    from focusdpo.flows.settings import load_preset
-
     pocket = load_preset("pocket")
     sections = _sections()
     parts = [HEAD, "## Which command takes which section", _who(sections)]
     for command, model in runs().items():
-        own = {n: f for n, f in model.model_fields.items() if not models_of(f.annotation)}
-        parts += [f"## {command}: its own fields {{ #own-{command} }}", _table(own, "", {})]
+        own = {n: f for n, f in model.model_fields.items() if not models_of(f)}
+        parts += [f"## {command}: its own fields {{ #own-{_slug(command)} }}", _table(own, "", {})]
     for name, field in sections.items():
         parts += [f"## {name}", _cell(field.description or "").capitalize() + "."]
         parts += _section(name, field, pocket)
@@ -60,7 +48,7 @@ def settings_page() -> str:
 def _section(name: str, field: FieldInfo, pocket: Mapping[str, Any]) -> Iterator[str]:
     """A section and all that lie in it. Where several have the same fields these are told once."""
     told: dict[type[BaseModel], str] = {}
-    for path, model in _below(name, field.annotation):
+    for path, model in _below(name, field):
         if model in told:
             yield f"`{path}` has the fields of `{told[model]}`."
             continue
@@ -71,21 +59,11 @@ def _section(name: str, field: FieldInfo, pocket: Mapping[str, Any]) -> Iterator
         yield _table(_plain_fields(model), path.split(" ")[0], pocket)
 
 
-def models_of(annotation: Any) -> list[type[BaseModel]]:
-    """The models that a field may hold: one, or several where a kind chooses; none for a value."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if typing.get_origin(annotation) in {typing.Union, types.UnionType, typing.Annotated}:
-        inner = [m for one in typing.get_args(annotation) for m in models_of(one)]
-        return list(dict.fromkeys(inner))
-    return []
-
-
 def paths(model: type[BaseModel], above: str = "") -> Iterator[str]:
     """Every dotted name below a model, sections included."""
     for name, field in model.model_fields.items():
         yield f"{above}{name}"
-        for inner in models_of(field.annotation):
+        for inner in models_of(field):
             yield from paths(inner, f"{above}{name}.")
 
 
@@ -93,7 +71,7 @@ def _sections() -> dict[str, FieldInfo]:
     found: dict[str, FieldInfo] = {}
     for model in runs().values():
         for name, field in model.model_fields.items():
-            if models_of(field.annotation):
+            if models_of(field):
                 found.setdefault(name, field)
     return dict(sorted(found.items()))
 
@@ -102,30 +80,33 @@ def _who(sections: Mapping[str, FieldInfo]) -> str:
     rows = ["| section | what | commands |", "| --- | --- | --- |"]
     for name, field in sections.items():
         takers = ", ".join(
-            command for command, model in runs().items() if name in model.model_fields
+            command
+            for command, model in runs().items()
+            if name in model.model_fields and models_of(model.model_fields[name])
         )
         rows.append(f"| [{name}](#{name}) | {_cell(field.description or '')} | {takers} |")
     return "\n".join(rows)
 
 
-def _below(path: str, annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
+def _below(path: str, field: FieldInfo) -> Iterator[tuple[str, type[BaseModel]]]:
     """(Dotted path, model) of a section and all sections in it. Of several kinds each is told."""
-    choices = models_of(annotation)
+    choices = models_of(field)
     for model in choices:
         kind = model.model_fields.get("kind")
         yield (f"{path} (kind {kind.default})" if len(choices) > 1 and kind else path), model
-        for name, field in model.model_fields.items():
-            yield from _below(f"{path}.{name}", field.annotation)
+        for name, inner in model.model_fields.items():
+            yield from _below(f"{path}.{name}", inner)
 
 
 def _plain_fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    return {n: f for n, f in model.model_fields.items() if not models_of(f.annotation)}
+    return {n: f for n, f in model.model_fields.items() if not models_of(f)}
 
 
 def _table(fields: Mapping[str, FieldInfo], path: str, preset: Mapping[str, Any]) -> str:
     rows = [
-        f"| {_field(f'{path}.{name}' if path else name)} | {type_of(field)} | {_default(field)}"
-        f"{_pocket(field, f'{path}.{name}', preset)} | {_cell(field.description or '')} |"
+        f"| {_field(f'{path}.{name}' if path else name)} | {_cell(type_in_words(field))} | "
+        f"{_default(field)}{_pocket(field, f'{path}.{name}', preset)} | "
+        f"{_cell(field.description or '')} |"
         for name, field in fields.items()
     ]
     head = ["| field | type | default | meaning |", "| --- | --- | --- | --- |"]
@@ -136,36 +117,6 @@ def _field(path: str) -> str:
     """A dotted name as code that breaks at its joints."""
     broken = re.sub(r"([._])", r"\1<wbr>", path)
     return f"<code>{broken}</code>"
-
-
-def type_of(field: FieldInfo) -> str:
-    """A field's type and bounds in words."""
-    bounds = [
-        f"{sign}\N{NO-BREAK SPACE}{getattr(one, name):g}"
-        for one in field.metadata
-        for name, sign in BOUNDS.items()
-        if getattr(one, name, None) is not None
-    ]
-    return _cell(", ".join([_type(field.annotation), *bounds]))
-
-
-def _type(annotation: Any) -> str:
-    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
-    if annotation in (None, type(None)):
-        return "none"
-    if origin is typing.Literal:
-        return ", ".join(f"`{one}`" for one in inner)
-    if origin is typing.Annotated:
-        return _type(inner[0])
-    if origin in {typing.Union, types.UnionType}:
-        return " or ".join(_type(one) for one in inner)
-    if origin in {tuple, list}:
-        return f"list of {_type(inner[0])}" if inner else "list"
-    if origin is not None and inner and issubclass(origin, Mapping):
-        return f"mapping of {_type(inner[0])} to {_type(inner[1])}"
-    return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}.get(
-        getattr(annotation, "__name__", ""), str(getattr(annotation, "__name__", annotation))
-    )
 
 
 def _default(field: FieldInfo) -> str:

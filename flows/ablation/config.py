@@ -4,71 +4,19 @@ each objective the same chance. Imports no torch and no Prefect."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from focusdpo.data_schemas.registration import Named
+from focusdpo.model.objective_registry import OBJECTIVES, VARIANTS
 from focusdpo.model.training.config import ObjectiveConfig
 
 Source = Literal["both", "disrupt", "rank"]
-ObjectiveKey = Literal[
-    "sft",
-    "dpo",
-    "dpo_prior",
-    "focus_s",
-    "focus_d",
-    "focus_dpo",
-    "focus_read",
-    "patch_dpo",
-    "patch_released",
-]
-
-
-@dataclass(frozen=True)
-class Objective:
-    """An objective as the ablation knows it."""
-
-    label: str
-    settings: Mapping[str, Any]
-    """Dotted train settings that make it what it is."""
-    has_beta: bool = True
-    searched: bool = True
-    """False: its settings are those of focus_dpo and the reading that validation liked best."""
-
-
-OBJECTIVES: dict[ObjectiveKey, Objective] = {
-    "sft": Objective("SFT", {"objective.name": "sft", "objective.safeguard": None}, has_beta=False),
-    "dpo": Objective("DPO", {"objective.name": "dpo"}),
-    "dpo_prior": Objective("DPO in M_prior", {"objective.name": "dpo_prior"}),
-    "focus_s": Objective(
-        "FocusDPO, M_s alone", {"objective.name": "focus_dpo", "focus.use_detail": False}
-    ),
-    "focus_d": Objective(
-        "FocusDPO, M_d alone", {"objective.name": "focus_dpo", "focus.use_structure": False}
-    ),
-    "focus_dpo": Objective("FocusDPO, M_s and M_d", {"objective.name": "focus_dpo"}),
-    "focus_read": Objective(
-        "FocusDPO, best other reading", {"objective.name": "focus_dpo"}, searched=False
-    ),
-    "patch_dpo": Objective(
-        "PatchDPO, with reference policy",
-        {"objective.name": "patch_dpo", "objective.patch.form": "reference"},
-    ),
-    "patch_released": Objective(
-        "PatchDPO, as released",
-        {
-            "objective.name": "patch_dpo",
-            "objective.patch.form": "released",
-            "objective.safeguard": None,
-        },
-        has_beta=False,
-    ),
-}
-"""Every trained arm. Unnamed settings are the run's own `train` section, the same for all."""
-
-FOCUS: tuple[ObjectiveKey, ...] = ("focus_s", "focus_d", "focus_dpo", "focus_read")
-RIVALS: tuple[ObjectiveKey, ...] = ("sft", "dpo", "dpo_prior", "patch_dpo", "patch_released")
+ObjectiveKey = str
+"""Of an arm: a registered one, or `module:name` of an objective from outside."""
+FOCUS = tuple(key for key in VARIANTS if OBJECTIVES[VARIANTS.objective(key)].ours)
+"""Those that are put to the test; all others are rivals."""
 
 
 CHOICES: dict[str, Mapping[str, Any]] = {
@@ -133,7 +81,7 @@ class AblationConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    objectives: tuple[ObjectiveKey, ...] = Field(
+    objectives: tuple[Annotated[str, Named(VARIANTS)], ...] = Field(
         ("sft", "dpo", "dpo_prior", "focus_s", "focus_d", "focus_dpo", "focus_read", "patch_dpo"),
         min_length=1,
         description="trained arms; the base comes by itself. focus_read needs focus_dpo",
@@ -207,9 +155,9 @@ class AblationConfig(BaseModel):
     def trials(self, objective: ObjectiveKey, shared: ObjectiveConfig) -> list[dict[str, Any]]:
         """The settings that the search tries for an objective, dotted below `train`; `shared` is
         what all objectives start from."""
-        if not OBJECTIVES[objective].searched:
+        if not VARIANTS[objective].searched:
             return []
-        if not OBJECTIVES[objective].has_beta:
+        if not VARIANTS[objective].has_beta:
             return [{"lr": lr} for lr in self.search_lr_alone]
         anchor = shared.eta / shared.beta
         return [

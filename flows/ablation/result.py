@@ -27,11 +27,11 @@ from focusdpo.evaluation.agreement import AGREEMENT_METRICS, rank_agreement
 from focusdpo.evaluation.comparison import GROUPS, ValueTable, arm_rows, contrasts, scene_means
 from focusdpo.evaluation.folder import EvaluationFolder
 from focusdpo.evaluation.metrics import METRICS, nan_mean
-from focusdpo.flows.ablation.config import FOCUS, OBJECTIVES, RIVALS
-from focusdpo.flows.ablation.plan import Cell
+from focusdpo.flows.ablation.cells import Cell
 from focusdpo.flows.ablation.search import Choice, score_of
 from focusdpo.flows.config import AblateRun
 from focusdpo.flows.settings import changes
+from focusdpo.model.objective_registry import VARIANTS
 from focusdpo.store.provenance import machine
 from focusdpo.store.versions import DatasetVersion
 
@@ -68,7 +68,7 @@ def family_contrasts(run: AblateRun, records: Records, choice: Choice) -> list[C
     everything = GROUPS["all"]
     rest = [metric for metric in METRICS if metric not in DECIDING]
     main = f"{best}/{sources[0]}"
-    others = [f"{name}/{sources[0]}" for name in names if name in (*RIVALS, *FOCUS)]
+    others = [f"{name}/{sources[0]}" for name in names]
     found: list[Contrast] = []
 
     def family(
@@ -220,7 +220,7 @@ def _arms(run: AblateRun, choice: Choice) -> list[Arm]:
             Arm(
                 name=f"{objective}/{source}",
                 objective=objective,
-                label=OBJECTIVES[objective].label,
+                label=VARIANTS[objective].label,
                 source=source,
                 settings=words_of(choice.settings[objective]),
             )

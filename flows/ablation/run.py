@@ -1,4 +1,4 @@
-"""ablate without an engine: dataset, base, search, choice, cells, comparison, report.
+"""The job ablate: dataset, base, search, choice, cells, comparison, report.
 
 Each cell is done by a worker process and leaves a folder of its own; what is finished is skipped,
 so the same command goes on after a stop. Which settings an objective gets, and which FocusDPO
@@ -8,39 +8,33 @@ on the held-out ones.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.progress import Watch, quiet
-from focusdpo.flows.ablation.cells import run_cell, start_worker
-from focusdpo.flows.ablation.plan import Cell, Plan
+from focusdpo.flows.ablation.cells import Cell, Cells, run_cell, start_worker
 from focusdpo.flows.ablation.search import choose, choose_reading
+from focusdpo.flows.build.run import Build
 from focusdpo.flows.config import AblateRun
+from focusdpo.flows.jobs import Exhibit, Job, Page, Pending, Steps, Text
 from focusdpo.flows.settings import save_config
 from focusdpo.store.versions import open_version
 
 
-class Pending(Protocol):
-    """Something that will have a cell's result."""
-
-    def result(self) -> dict[str, Any]:
-        """Waits for it; raises what the cell raised."""
-        ...
-
-
-Submit = Callable[[Cell], Pending]
-"""Starts a cell: a plain pool here, Prefect tasks in `flows/prefect/ablate.py`."""
+class WorkerKilled(RuntimeError):
+    """A worker process was killed, and with it what its whole pool was at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +78,9 @@ class Workers:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def submit(self, cell: Cell) -> Pending:
-        """Put a cell in the queue."""
-        return self._pool.submit(run_cell, cell)
-
     def run(self, cell: Cell) -> dict[str, Any]:
-        """A cell's result. A worker that was killed takes all of its pool with it: new ones are
-        started, and RuntimeError says so, for whoever tries again."""
+        """A cell's result, when it is done. A worker that was killed takes all of its pool with it:
+        new ones are started, and WorkerKilled says so, for whoever tries again."""
         pool = self._pool
         try:
             return pool.submit(run_cell, cell).result()
@@ -98,7 +88,7 @@ class Workers:
             with self._lock:
                 if self._pool is pool:
                     self._pool = self._start()
-            raise RuntimeError(f"{cell.name}: a worker process was killed") from error
+            raise WorkerKilled(f"{cell.name}: a worker process was killed") from error
 
     def _start(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
@@ -115,98 +105,128 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def dataset_is_there(run: AblateRun) -> bool:
-    """Whether there is nothing to build. A dataset that was named is taken as it is; one of the
-    ablation's own is built, or looked through for what is missing. UserError for checkpoints."""
-    if run.suite != "pocket":
-        raise UserError(
-            f"suite '{run.suite}': ablate compares on rendered individuals; take preset pocket"
-        )
-    return run.root is not None
+class Ablate(Job[AblateRun, AblateOutcome]):
+    """Every objective on every kind of pairs with several seeds; the report goes to `run.out`."""
 
+    name = "ablate"
+    config = AblateRun
+    needs_gpu = False
+    """Its cells are the pocket suite's and compute on cores."""
 
-def ablate_plain(run: AblateRun, watch: Watch = quiet) -> AblateOutcome:
-    """The whole ablation by plain calls. UserError when a worker dies: the same command goes on."""
-    if not dataset_is_there(run):
-        from focusdpo.flows.build.run import execute, prepare
+    def __init__(self, run: AblateRun, workers: Callable[[int], Workers] = Workers) -> None:
+        super().__init__(run)
+        self.workers = workers
+        """Makes what computes the cells, of so many processes."""
 
-        execute(prepare(run.build_run()), watch=watch)
-    with Workers(run.ablation.workers) as workers:
-        try:
-            return ablate(run, workers.submit, watch)
-        except BrokenProcessPool as error:
+    @property
+    def folder(self) -> str:
+        return self.run.out
+
+    def finished(self) -> bool:
+        return False  # the cells say, once the dataset is there
+
+    def title(self, result: AblateOutcome | None = None) -> str:
+        ablation = self.run.ablation
+        what = f"{', '.join(ablation.objectives)} with {ablation.seeds} seeds"
+        cells = "" if result is None else f", {result.cells} cells"
+        return f"{what}{cells}: {self.run.out}"
+
+    def perform(self, steps: Steps, watch: Watch = quiet) -> AblateOutcome:
+        """UserError when a cell's training raises one, when a worker dies again and again, when
+        another run is at work in the same folder, and for checkpoints."""
+        run = self.run
+        if run.suite != "pocket":
             raise UserError(
-                f"{run.out}: a worker process was killed (out of memory?); what is finished is "
-                "kept, the same command goes on; --set ablation.workers=1 needs least memory"
+                f"suite '{run.suite}': ablate compares on rendered individuals; take preset pocket"
+            )
+        # A dataset that was named is taken as it is; one of the ablation's own is built, or looked
+        # through for what is missing.
+        if run.root is None:
+            steps.job(Build(run.build_run()), watch)
+        out = Path(run.out)
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            # The lock goes with the process, however it ends.
+            with FileLock(out / ".lock", timeout=0), self.workers(run.ablation.workers) as workers:
+                return _Comparison(run, workers, steps, watch).complete()
+        except Timeout as error:
+            raise UserError(
+                f"{out}: another ablate is at work in this folder; wait for it, or choose another "
+                "--out"
+            ) from error
+        except WorkerKilled as error:
+            raise UserError(
+                f"{run.out}: {error} (out of memory?); what is finished is kept, the same command "
+                "goes on; --set ablation.workers=1 needs least memory"
             ) from error
 
+    def changed(self, result: AblateOutcome) -> bool:
+        return result.made > 0
 
-def ablate(run: AblateRun, submit: Submit, watch: Watch = quiet) -> AblateOutcome:
-    """Everything after the dataset is there. UserError when a cell's training raises one, and when
-    another run is at work in the same folder."""
-    out = Path(run.out)
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        # The lock goes with the process, however it ends.
-        with FileLock(out / ".lock", timeout=0):
-            return _ablate(run, out, submit, watch)
-    except Timeout as error:
-        raise UserError(
-            f"{out}: another ablate is at work in this folder; wait for it, or choose another --out"
-        ) from error
+    def exhibits(self, result: AblateOutcome) -> Iterator[Exhibit]:
+        report = Path(result.report)
+        yield Text("ablation", "who beats whom", report.with_suffix(".md").read_text("utf-8"))
+        yield Page("ablation-report", report)
 
 
-def _ablate(run: AblateRun, out: Path, submit: Submit, watch: Watch) -> AblateOutcome:
-    from focusdpo.flows.ablation.result import compare
-    from focusdpo.reports.ablation_page import write_ablation_report
-    from focusdpo.reports.ablation_verdict import Lookup, find
+class _Comparison:
+    """Everything after the dataset is there."""
 
-    started = time.perf_counter()
-    save_config(run, out / "config.yaml")
-    version = open_version(run.dataset_root, run.version)
-    plan = Plan(run, version.id)
-    trials = plan.search()
-    missing = [cell for cell in trials if cell.finished() is None]
-    tried = run_all(trials, submit, watch, "search")
-    choice = choose(tried)
-    readings = plan.choices(choice.settings["focus_dpo"]) if "focus_dpo" in choice.settings else []
-    missing += [cell for cell in readings if cell.finished() is None]
-    read = run_all(readings, submit, watch, "other readings")
-    if "focus_read" in run.ablation.objectives:
-        choice = choose_reading(choice, read)
-    cells = [plan.base(), *plan.final(choice.settings)]
-    missing += [cell for cell in cells if cell.finished() is None]
-    done = run_all(cells, submit, watch, "train and measure")
-    seconds = round(time.perf_counter() - started, 1)
-    watch("compare", 0, 1, {})
-    result = compare(run, version, choice, done, read, wall_seconds=seconds)
-    page = write_ablation_report(out, result)
-    watch("compare", 1, 1, {})
-    finding = find(Lookup(result))
-    return AblateOutcome(
-        out=run.out,
-        report=str(page),
-        cells=len(trials) + len(cells) + len(readings),
-        made=len({cell.folder for cell in missing}),
-        wall_seconds=seconds,
-        verdict=[finding.headline, *finding.details],
-    )
+    def __init__(self, run: AblateRun, workers: Workers, steps: Steps, watch: Watch) -> None:
+        self.run, self.workers, self.steps, self.watch = run, workers, steps, watch
+        self.missing: set[Path] = set()
+        """Folders of cells that are computed now."""
 
+    def complete(self) -> AblateOutcome:
+        """Search, choose, train and measure, compare, report."""
+        from focusdpo.flows.ablation.result import compare
+        from focusdpo.reports.ablation_page import write_ablation_report
+        from focusdpo.reports.ablation_verdict import Lookup, find
 
-def run_all(
-    cells: Sequence[Cell], submit: Submit, watch: Watch, phase: str
-) -> list[tuple[Cell, dict[str, Any]]]:
-    """Every cell with what it left, in their order; equal cells are done once. The first failure is
-    raised when the cells that run have ended; none is lost."""
-    futures: dict[Path, Pending] = {}
-    found: list[dict[str, Any]] = []
-    for cell in cells:
-        if cell.folder not in futures and cell.finished() is None:
-            futures[cell.folder] = submit(cell)
-    for number, cell in enumerate(cells, 1):
-        future = futures.get(cell.folder)
-        about = cell.finished() if future is None else future.result()
-        assert about is not None
-        found.append(about)
-        watch(phase, number, len(cells), {})
-    return list(zip(cells, found, strict=True))
+        started = time.perf_counter()
+        run, out = self.run, Path(self.run.out)
+        save_config(run, out / "config.yaml")
+        version = open_version(run.dataset_root, run.version)
+        cells = Cells(run, version.id)
+        tried = self.run_all(cells.search(), "search")
+        choice = choose(tried)
+        readings: list[Cell] = []
+        if "focus_dpo" in choice.settings:
+            readings = cells.choices(choice.settings["focus_dpo"])
+        read = self.run_all(readings, "other readings")
+        if "focus_read" in run.ablation.objectives:
+            choice = choose_reading(choice, read)
+        final = [cells.base(), *cells.final(choice.settings)]
+        done = self.run_all(final, "train and measure")
+        seconds = round(time.perf_counter() - started, 1)
+        self.watch("compare", 0, 1, {})
+        result = compare(run, version, choice, done, read, wall_seconds=seconds)
+        page = write_ablation_report(out, result)
+        self.watch("compare", 1, 1, {})
+        finding = find(Lookup(result))
+        return AblateOutcome(
+            out=run.out,
+            report=str(page),
+            cells=len(tried) + len(final) + len(readings),
+            made=len(self.missing),
+            wall_seconds=seconds,
+            verdict=[finding.headline, *finding.details],
+        )
+
+    def run_all(self, cells: Sequence[Cell], phase: str) -> list[tuple[Cell, dict[str, Any]]]:
+        """Every cell with what it left, in their order; equal cells are done once. The first
+        failure is raised when the cells that run have ended; none is lost."""
+        started: dict[Path, Pending[dict[str, Any]]] = {}
+        records: list[dict[str, Any]] = []
+        for cell in cells:
+            if cell.folder not in started and cell.finished() is None:
+                work = functools.partial(self.workers.run, cell)
+                started[cell.folder] = self.steps.start("ablation-cell", cell.name, work)
+        self.missing |= started.keys()
+        for number, cell in enumerate(cells, 1):
+            pending = started.get(cell.folder)
+            record = cell.finished() if pending is None else pending.result()
+            assert record is not None
+            records.append(record)
+            self.watch(phase, number, len(cells), {})
+        return list(zip(cells, records, strict=True))

@@ -9,8 +9,8 @@ from typing import Any
 
 from focusdpo.evaluation.folder import EvaluationFolder
 from focusdpo.evaluation.validation import SCORE, means
+from focusdpo.flows.ablation.cells import Cell
 from focusdpo.flows.ablation.config import FOCUS, ObjectiveKey
-from focusdpo.flows.ablation.plan import Cell
 
 log = logging.getLogger(__name__)
 

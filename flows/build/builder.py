@@ -1,8 +1,5 @@
-"""The executor of build-dataset: what is missing, stage by stage, partition by partition.
-
-It knows the store and the stages and nothing of Prefect: a chunk of partitions is one call of
-`Builder.run_chunk`, which a Prefect task wraps and the direct path calls. The store decides what is
-done; running again with everything present loads no model.
+"""What a build knows (its partitions, plan, reviews), and how it computes what is missing in this
+process. The store decides what is done; running again with everything present loads no model.
 """
 
 from __future__ import annotations
@@ -13,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.pairs import Reject
@@ -27,7 +24,7 @@ from focusdpo.flows.config import BuildRun
 from focusdpo.flows.progress import about
 from focusdpo.flows.wiring import Parts
 from focusdpo.pipeline.audit import Audit, Ruling
-from focusdpo.pipeline.complexity import complexity_map
+from focusdpo.pipeline.complexity import complexity_map, map_settings
 from focusdpo.pipeline.compose import by_partition, compose
 from focusdpo.pipeline.shard import write_shards
 from focusdpo.pipeline.upkeep.garbage import last_sweep
@@ -67,6 +64,35 @@ class ChunkFailed(RuntimeError):
         self.outcomes = list(outcomes)
         bad = [o for o in outcomes if o.status == "failed"]
         super().__init__("; ".join(f"{o.stage} {o.partition}: {o.message}" for o in bad))
+
+
+class Executor(Protocol):
+    """Where the stages of a build are computed: in this process (`Builder`), or by the workers of a
+    cluster (flows/build/cluster)."""
+
+    def missing_roles(self) -> list[str]:
+        """The models that this process will use, in the order in which it will."""
+        ...
+
+    def chunks(self, stage: str) -> list[list[str]]:
+        """The partitions of a stage that are missing, in tasks."""
+        ...
+
+    def run_chunk(
+        self,
+        stage: str,
+        partitions: Sequence[str],
+        watch: Watch,
+        done: int = 0,
+        total: int = 0,
+    ) -> list[Outcome]:
+        """Compute one stage for some partitions, each stored as soon as it is made; `done` of
+        `total` partitions were computed before. `ChunkFailed` where another try makes sense."""
+        ...
+
+    def close(self) -> None:
+        """Let go of whatever computes; called when all stages are done, and after an error."""
+        ...
 
 
 class Builder:
@@ -124,7 +150,7 @@ class Builder:
         return [names[at : at + size] for at in range(0, len(names), size)]
 
     def run_chunk(
-        self, stage: str, partitions: Sequence[str], watch: Watch, *, done: int = 0, total: int = 0
+        self, stage: str, partitions: Sequence[str], watch: Watch, done: int = 0, total: int = 0
     ) -> list[Outcome]:
         """Compute one stage for some partitions, each stored as soon as it is made.
 
@@ -158,8 +184,11 @@ class Builder:
             raise ChunkFailed(outcomes)
         return outcomes
 
+    def close(self) -> None:
+        """Nothing is held: models stay in this process for what comes after."""
+
     def _run_unit(self, stage: str, partition: str, wait: bool) -> Outcome:
-        unit = self.plan.units[stage, partition]
+        unit = self.plan.unit(stage, partition)
         if self.store.has(stage, unit.key):
             # Made before an error that this chunk is run again for, or by another builder.
             return Outcome(stage, partition, "made" if unit.key in self._made else "found")
@@ -253,7 +282,7 @@ class Builder:
             partial(complexity_map, config=self.run.complexity),
             self.run.shard,
             previous=yields.previous,
-            complexity_config=self.run.complexity,
+            complexity_config=map_settings(self.run.complexity),
         )
         return publish(
             self.store,

@@ -19,6 +19,7 @@ from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.build.yields import samples_digest
 from focusdpo.flows.config import BuildRun
 from focusdpo.pipeline import shard
+from focusdpo.pipeline.complexity import map_settings
 from focusdpo.pipeline.dataset_diff import differences
 from focusdpo.store.index import lineage_columns, lineage_keys, partitions_of, reviewed_of
 from focusdpo.store.keys import config_digest
@@ -83,7 +84,10 @@ def request_digest(builder: Builder) -> str:
     return config_digest(
         {
             **({"reviews": reviews} if reviews else {}),
-            "run": builder.run.model_dump(mode="json", exclude=NOT_ASKED),
+            "run": {
+                **builder.run.model_dump(mode="json", exclude=NOT_ASKED),
+                "complexity": map_settings(builder.run.complexity),
+            },
             "subjects": sorted(
                 (one.id, one.digest, one.licence, one.references[0].image)
                 for one in builder.subjects.values()

@@ -4,7 +4,7 @@ there. Kept as columns: a plan may hold hundreds of thousands of units."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from focusdpo.data_schemas.scenes import Scene
@@ -41,11 +41,10 @@ class Plan:
         self._places = {name: place for place, name in enumerate(self.names)}
         self._keys = keys
         self._present = present
-        self.units = Units(self)
 
-    def unit(self, stage: str, place: int) -> Unit:
-        """The unit of a stage for the partition at a place."""
-        partition = self.names[place]
+    def unit(self, stage: str, partition: str) -> Unit:
+        """The unit of a stage for a partition."""
+        place = self._places[partition]
         needs = STAGES[stage].needs
         inputs = tuple(self._keys[name][place] for name in needs) or scene_inputs(
             self._partitions[partition]
@@ -57,16 +56,12 @@ class Plan:
         """The content key of a unit."""
         return self._keys[stage][self._places[partition]]
 
-    def place(self, partition: str) -> int:
-        return self._places[partition]
-
     def missing(self, stage: str | None = None) -> list[Unit]:
         """Units to compute, in order."""
         return [
-            self.unit(name, place)
+            self.unit(name, partition)
             for name in ((stage,) if stage else tuple(STAGES))
-            for place, there in enumerate(self._present[name])
-            if not there
+            for partition in self.missing_partitions(name)
         ]
 
     def missing_partitions(self, stage: str) -> list[str]:
@@ -78,25 +73,6 @@ class Plan:
         """Stage -> (units, missing)."""
         total = len(self.names)
         return {stage: (total, Counter(self._present[stage])[0]) for stage in STAGES}
-
-
-class Units(Mapping[tuple[str, str], Unit]):
-    """Units by (stage, partition), made when asked for."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-
-    def __getitem__(self, name: tuple[str, str]) -> Unit:
-        stage, partition = name
-        if stage not in STAGES:
-            raise KeyError(name)
-        return self._plan.unit(stage, self._plan.place(partition))
-
-    def __iter__(self) -> Iterator[tuple[str, str]]:
-        return ((stage, name) for stage in STAGES for name in self._plan.names)
-
-    def __len__(self) -> int:
-        return len(STAGES) * len(self._plan.names)
 
 
 def make_plan(

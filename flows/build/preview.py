@@ -25,7 +25,7 @@ def first_pictures(builder: Builder, limit: int = 32) -> Path | RemoteRoot | Non
         return target
     pictures: list[NDArray[np.uint8]] = []
     for partition in builder.partitions:
-        key = builder.plan.units["generate", partition].key
+        key = builder.plan.key("generate", partition)
         if len(pictures) < limit and builder.store.has("generate", key):
             records = builder.store.read("generate", key, Sampled)
             pictures += [builder.store.image(record.image) for record in records]

@@ -1,246 +1,255 @@
-"""build-dataset without an engine: subjects in, plan, stages, shards, version, summary.
-
-`prepare` reads subjects and plans; `execute` runs what is missing through a `Dispatch`, which is a
-plain call here and a Prefect task in `flows/prefect/build_dataset.py`.
-"""
+"""The job build-dataset: subjects in, plan, stages, shards, version, summary."""
 
 from __future__ import annotations
 
+import functools
+import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.progress import Watch, quiet
-from focusdpo.data_schemas.subjects import Subject
-from focusdpo.flows.build.builder import Builder, ChunkFailed, Outcome
+from focusdpo.flows.build.builder import Builder, ChunkFailed, Executor, Outcome
 from focusdpo.flows.build.explain import request_digest, settled_version
-from focusdpo.flows.build.preview import first_pictures
+from focusdpo.flows.build.outcome import BuildResult, record
+from focusdpo.flows.build.preview import FIRST, first_pictures
 from focusdpo.flows.build.sources import find_subjects
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun
-from focusdpo.flows.wiring import Parts, resident_parts, vocabulary
+from focusdpo.flows.jobs import (
+    PUBLISHED,
+    YIELD_DROPPED,
+    Event,
+    Exhibit,
+    Job,
+    Picture,
+    Steps,
+    Table,
+    Text,
+)
+from focusdpo.flows.progress import about
+from focusdpo.flows.steps import PlainSteps
+from focusdpo.flows.wiring import resident_parts, vocabulary
 from focusdpo.pipeline.upkeep.garbage import building
 from focusdpo.pipeline.upkeep.purge import refuse_unfinished
 from focusdpo.store.artefacts import Store
 from focusdpo.store.manifests import note_request
 from focusdpo.store.versions import DatasetVersion
 
-
-def new_builder(
-    run: BuildRun,
-    store: Store,
-    subjects: Sequence[Subject],
-    backgrounds: Sequence[str],
-    parts: Parts,
-) -> Builder:
-    """The builder of a run; connects to nothing yet."""
-    if run.executor.kind == "local":
-        return Builder(run, store, subjects, backgrounds, parts)
-    from focusdpo.flows.build.cluster.ray_builder import RayBuilder
-
-    return RayBuilder(run, store, subjects, backgrounds, parts)
+log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """One task's work."""
+def executor_of(builder: Builder) -> Executor:
+    """What computes the stages of a build; connects to nothing yet."""
+    if builder.run.executor.kind == "local":
+        return builder
+    from focusdpo.flows.build.cluster.ray_executor import RayExecutor
 
-    stage: str
-    partitions: list[str]
-    number: int
-    """From 1."""
-    tasks: int
-    done: int
-    """Partitions of the stage before this chunk."""
-    total: int
+    return RayExecutor(builder)
 
 
-Dispatch = Callable[[Builder, Chunk, Watch], list[Outcome]]
-"""Runs a chunk; failures of single partitions come back as outcomes."""
+class Build(Job[BuildRun, BuildResult]):
+    """Subjects -> a dataset version of preference pairs in `run.root`."""
 
+    name = "build-dataset"
+    config = BuildRun
 
-@dataclass(frozen=True)
-class Prepared:
-    """A planned run."""
+    def __init__(self, run: BuildRun) -> None:
+        """Open the root, read the subjects, compose scenes, plan. Loads no model but, for a
+        photograph that shows no uniform background and was not seen before, the segmenter.
 
-    builder: Builder
-    problems: list[str]
-    """Subjects that were left out, and why."""
-    settled: Mapping[str, Any] | None = None
-    """Manifest of the newest version when it is just what this run asks for."""
-    started: float = field(default_factory=time.perf_counter)
-    loaded: float = 0.0
-    """Seconds that loading models had taken in this process by then."""
-
-    def counts(self) -> dict[str, tuple[int, int]]:
+        UserError when no subject is usable, or with `strict` at the first that is not.
+        """
+        super().__init__(run)
+        self.started = time.perf_counter()
+        store = Store.open(run.root)
+        refuse_unfinished(store)
+        parts = resident_parts(run.family)
+        subjects, self.problems = find_subjects(run, store)
+        """`problems`: subjects that were left out, and why."""
+        backgrounds, _ = vocabulary(run.family)
+        self.builder = Builder(run, store, subjects, backgrounds, parts)
+        self.executor = executor_of(self.builder)
+        self.settled = settled_version(self.builder)
+        """Manifest of the newest version when it is just what this run asks for."""
+        self.counts: dict[str, tuple[int, int]]
         """Stage -> (units, missing)."""
-        if self.settled is not None:
-            return dict.fromkeys(STAGES, (self.settled["partitions"], 0))
-        return self.builder.plan.counts()
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildResult:
-    """What a build did."""
-
-    root: str
-    version: str
-    new: bool
-    """Whether a version was published; False when nothing had changed."""
-    pairs: int
-    partitions: int
-    new_shards: list[str]
-    """Shards that the version has and its parent has not."""
-    made: dict[str, int]
-    """Stage -> partitions computed now."""
-    failed: list[str]
-    problems: list[str]
-    rejects: dict[str, int]
-    model_seconds: float
-    load_seconds: float
-    start_seconds: float
-    """Until the first stage began: reading subjects, planning, and the engine's start, beside which
-    models are loaded."""
-    wall_seconds: float
+        if self.settled is None:
+            self.counts = self.builder.plan.counts()
+        else:
+            self.counts = dict.fromkeys(STAGES, (self.settled["partitions"], 0))
+        self._loaded = parts.meter.load_seconds
 
     @property
-    def whole(self) -> bool:
-        """Nothing was left out."""
-        return not self.failed and not self.problems
+    def folder(self) -> str:
+        return self.run.root
 
-    def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
-        return {"command": "build-dataset", **asdict(self)}
+    def finished(self) -> bool:
+        return not any(absent for _, absent in self.counts.values())
 
+    def title(self, result: BuildResult | None = None) -> str:
+        subjects = f"{len(self.builder.subjects)} subjects"
+        if result is None:
+            return f"{self.run.root}: {subjects}"
+        return f"{self.run.root}: version {result.version}, {subjects}, {result.pairs} pairs"
 
-def prepare(run: BuildRun) -> Prepared:
-    """Open the root, read the subjects, compose scenes, plan. Loads no model but, for a photograph
-    that shows no uniform background and was not seen before, the segmenter.
+    def load_ahead(self) -> None:
+        self.builder.parts.load_beside(self.executor.missing_roles())
 
-    UserError when no subject is usable, or with `strict` at the first that is not.
-    """
-    started = time.perf_counter()
-    store = Store.open(run.root)
-    refuse_unfinished(store)
-    parts = resident_parts(run.family)
-    subjects, problems = find_subjects(run, store)
-    backgrounds, _ = vocabulary(run.family)
-    builder = new_builder(run, store, subjects, backgrounds, parts)
-    settled = settled_version(builder)
-    if settled is None:
-        _ = builder.plan
-    return Prepared(builder, problems, settled, started, builder.parts.meter.load_seconds)
+    def perform(self, steps: Steps, watch: Watch = quiet) -> BuildResult:
+        """Stage after stage what is missing, then the version. UserError when nothing at all could
+        be built."""
+        builder, begun = self.builder, time.perf_counter()
+        if self.settled is not None:
+            return self._ended(begun, self.settled, new=False)
+        outcomes: list[Outcome] = []
+        with building(builder.store):
+            builder.plan_again()
+            try:
+                for stage in STAGES:
+                    for title, chunk in self._chunks(stage, watch):
+                        with about(stage=stage):
+                            try:
+                                made = steps.step("stage", title, chunk)
+                            except ChunkFailed as failed:
+                                made = failed.outcomes
+                            _log(made)
+                        outcomes += made
+                        if stage == "generate":
+                            first_pictures(builder)
+            finally:
+                self.executor.close()
+            failures = _failures(outcomes)
+            if failures and not any(builder.finished()):
+                raise UserError("every partition failed:\n  " + "\n  ".join(failures[:5]))
+            version = steps.step("publish", "publish", self._publish)
+        return self._ended(begun, version.manifest, version.new, outcomes, failures)
 
+    def _chunks(
+        self, stage: str, watch: Watch
+    ) -> Iterator[tuple[str, Callable[[], list[Outcome]]]]:
+        """The tasks of a stage, each with its title."""
+        chunks = self.executor.chunks(stage)
+        done, total = 0, sum(map(len, chunks))
+        for number, names in enumerate(chunks, 1):
+            yield (
+                f"{stage} {number} of {len(chunks)}",
+                functools.partial(self.executor.run_chunk, stage, names, watch, done, total),
+            )
+            done += len(names)
 
-def direct(builder: Builder, chunk: Chunk, watch: Watch) -> list[Outcome]:
-    """A chunk in this process, without an engine."""
-    try:
-        return builder.run_chunk(
-            chunk.stage, chunk.partitions, watch, done=chunk.done, total=chunk.total
+    def _publish(self) -> DatasetVersion:
+        """Shards of new pairs and the dataset version."""
+        builder = self.builder
+        version = builder.publish(self.run.model_dump(mode="json"))
+        if version.manifest.get("partitions") == len(builder.partitions):
+            note_request(builder.store, version.id, request_digest(builder))
+        return version
+
+    def _ended(
+        self,
+        begun: float,
+        manifest: Mapping[str, Any],
+        new: bool,
+        outcomes: Sequence[Outcome] = (),
+        failures: Sequence[str] = (),
+    ) -> BuildResult:
+        """The result, with its metrics written. `begun`: when the first stage did."""
+        shards = [one["name"] for one in manifest["shards"] if one["new"]]
+        load_seconds = self.builder.parts.meter.load_seconds - self._loaded
+        result = BuildResult(
+            root=self.run.root,
+            version=manifest["id"],
+            new=new,
+            pairs=manifest["pairs"]["total"],
+            partitions=self.counts["compose"][0],
+            new_shards=shards if new else [],
+            made=dict(Counter(one.stage for one in outcomes if one.status == "made")),
+            failed=list(failures),
+            problems=self.problems,
+            rejects=dict(manifest.get("rejects", {})),
+            model_seconds=round(sum(one.seconds for one in outcomes), 3),
+            load_seconds=round(load_seconds, 3),
+            start_seconds=round(begun - self.started, 3),
+            wall_seconds=round(time.perf_counter() - self.started, 3),
         )
-    except ChunkFailed as error:
-        return error.outcomes
+        return record(result, self.run.alert)
+
+    def changed(self, result: BuildResult) -> bool:
+        return result.new or bool(result.made or result.failed or result.alerts)
+
+    def exhibits(self, result: BuildResult) -> Iterator[Exhibit]:
+        yield Text("dataset", "what this build did", summary(result))
+        rows = [
+            {"stage": name, "partitions": total, "computed": result.made.get(name, 0)}
+            for name, (total, _) in self.counts.items()
+        ]
+        title = f"{result.pairs} pairs in version {result.version}"
+        yield Table("dataset-yield", title, rows)
+        if result.rejects:
+            whole = sum(result.rejects.values())
+            reasons = sorted(result.rejects.items(), key=lambda reason: -reason[1])
+            rows = [
+                {"rejected because": name, "count": count, "share": round(count / whole, 3)}
+                for name, count in reasons
+            ]
+            yield Table("dataset-rejects", f"rejects of version {result.version}", rows)
+        files = self.builder.store.files
+        if result.made.get("generate") and files.exists(FIRST):
+            yield Picture("dataset-sheet", "first pictures of this build", files.read(FIRST))
+
+    def events(self, result: BuildResult) -> Iterator[Event]:
+        resource = f"focusdpo.dataset.{result.version}"
+        about_it = {"root": result.root, "version": result.version}
+        if result.new:
+            yield Event(PUBLISHED, resource, result.root, {**about_it, "pairs": result.pairs})
+        for message in result.alerts:
+            payload = {**about_it, "message": message}
+            yield Event(YIELD_DROPPED, resource, result.root, payload, message)
+
+    def left_out(self, result: BuildResult) -> str:
+        count = len(result.failed) + len(result.problems)
+        return f"{count} subjects or partitions were left out" if count else ""
 
 
-def chunks_of(builder: Builder, stage: str) -> list[Chunk]:
-    """A stage's tasks."""
-    lists = builder.chunks(stage)
-    total = sum(map(len, lists))
-    made, done = [], 0
-    for number, names in enumerate(lists, 1):
-        made.append(Chunk(stage, names, number, len(lists), done, total))
-        done += len(names)
-    return made
+def prepare(run: BuildRun) -> Build:
+    """A planned build."""
+    return Build(run)
 
 
-def execute(
-    prepared: Prepared,
-    dispatch: Dispatch = direct,
-    watch: Watch = quiet,
-    publish: Callable[[Builder, dict[str, Any]], DatasetVersion] = lambda builder, config: (
-        builder.publish(config)
-    ),
-) -> BuildResult:
-    """Run what is missing and publish. UserError when nothing at all could be built."""
-    if prepared.settled is not None:
-        return _nothing_to_do(prepared, prepared.settled)
-    with building(prepared.builder.store):
-        prepared.builder.plan_again()
-        return _build(prepared, dispatch, watch, publish)
+def execute(build: Build, watch: Watch = quiet) -> BuildResult:
+    """A build by plain calls."""
+    return build.perform(PlainSteps(), watch)
 
 
-def _build(
-    prepared: Prepared,
-    dispatch: Dispatch,
-    watch: Watch,
-    publish: Callable[[Builder, dict[str, Any]], DatasetVersion],
-) -> BuildResult:
-    builder = prepared.builder
-    run = builder.run
-    begun = time.perf_counter()
-    outcomes: list[Outcome] = []
-    for stage in STAGES:
-        for chunk in chunks_of(builder, stage):
-            outcomes += dispatch(builder, chunk, watch)
-            if stage == "generate":
-                first_pictures(builder)
-    failed = failures(outcomes)
-    if failed and not any(builder.finished()):
-        raise UserError("every partition failed:\n  " + "\n  ".join(failed[:5]))
-    version = publish(builder, run.model_dump(mode="json"))
-    if version.manifest.get("partitions") == len(builder.partitions):
-        note_request(builder.store, version.id, request_digest(builder))
-    return BuildResult(
-        root=run.root,
-        version=version.id,
-        new=version.new,
-        pairs=len(version.rows),
-        partitions=len(builder.partitions),
-        new_shards=new_shards(version.manifest) if version.new else [],
-        made=dict(Counter(o.stage for o in outcomes if o.status == "made")),
-        failed=failed,
-        problems=prepared.problems,
-        rejects=dict(version.manifest.get("rejects", {})),
-        model_seconds=round(sum(o.seconds for o in outcomes), 3),
-        load_seconds=round(builder.parts.meter.load_seconds - prepared.loaded, 3),
-        start_seconds=round(begun - prepared.started, 3),
-        wall_seconds=round(time.perf_counter() - prepared.started, 3),
-    )
+def _log(outcomes: Sequence[Outcome]) -> None:
+    for one in outcomes:
+        with about(partition=one.partition):
+            log.info("%s: %s in %.2f s %s", one.stage, one.status, one.seconds, one.message)
 
 
-def _nothing_to_do(prepared: Prepared, manifest: Mapping[str, Any]) -> BuildResult:
-    """The result of a run whose version is there."""
-    wall = round(time.perf_counter() - prepared.started, 3)
-    return BuildResult(
-        root=prepared.builder.run.root,
-        version=manifest["id"],
-        new=False,
-        pairs=manifest["pairs"]["total"],
-        partitions=manifest["partitions"],
-        new_shards=[],
-        made={},
-        failed=[],
-        problems=prepared.problems,
-        rejects=dict(manifest["rejects"]),
-        model_seconds=0.0,
-        load_seconds=0.0,
-        start_seconds=wall,
-        wall_seconds=wall,
-    )
-
-
-def new_shards(manifest: Mapping[str, Any]) -> list[str]:
-    """The shards that a version has and its parent has not."""
-    return [one["name"] for one in manifest["shards"] if one["new"]]
-
-
-def failures(outcomes: Sequence[Outcome]) -> list[str]:
+def _failures(outcomes: Sequence[Outcome]) -> list[str]:
     """One line per partition that failed; those skipped because of it are not told again."""
     return [
-        f"{o.stage} of partition {o.partition}: {o.message}"
-        for o in outcomes
-        if o.status == "failed"
+        f"{one.stage} of partition {one.partition}: {one.message}"
+        for one in outcomes
+        if one.status == "failed"
     ]
+
+
+def summary(result: BuildResult) -> str:
+    """A build as Markdown: what was computed, what was left out, where it lies."""
+    rows = "".join(f"| {stage} | {count} |\n" for stage, count in result.made.items())
+    rejects = "".join(f"| {reason} | {count} |\n" for reason, count in result.rejects.items())
+    left = "".join(f"- {line}\n" for line in [*result.problems, *result.failed])
+    alerts = "".join(f"**{line}**\n\n" for line in result.alerts)
+    return (
+        f"# Dataset {result.version}\n\n{alerts}{result.pairs} pairs in `{result.root}`, "
+        f"{result.partitions} partitions; {result.model_seconds:.1f} s of model computation, "
+        f"{result.wall_seconds:.1f} s in all.\n\n"
+        f"| stage | partitions computed |\n| --- | --- |\n{rows or '| none | 0 |'}\n\n"
+        f"| rejected because | count |\n| --- | --- |\n{rejects or '| nothing | 0 |'}\n"
+        + (f"\n## Left out\n\n{left}" if left else "")
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 from pydantic import BaseModel
@@ -55,7 +56,8 @@ class Stage:
 
     name: str
     record: type
-    version: int
+    module: ModuleType
+    """Where the stage is written; its VERSION enters the content key."""
     needs: tuple[str, ...]
     """Earlier stages whose records it reads."""
     roles: tuple[str, ...]
@@ -63,6 +65,11 @@ class Stage:
     settings: Callable[[BuildRun], Mapping[str, Any]]
     """Everything of the configuration that its result depends on."""
     run: Callable[[Work], StageOutput[Any]]
+
+    @property
+    def version(self) -> int:
+        """Of the stage's code."""
+        return int(self.module.VERSION)
 
 
 def _dump(**configs: BaseModel | str) -> dict[str, Any]:
@@ -157,11 +164,11 @@ def _pair(work: Work) -> StageOutput[Pair]:
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("compose", Scene, compose.VERSION, (), (), lambda run: {}, _compose),
+        Stage("compose", Scene, compose, (), (), lambda run: {}, _compose),
         Stage(
             "generate",
             Sampled,
-            generate.VERSION,
+            generate,
             ("compose",),
             ROLES["generate"],
             lambda run: _dump(generate=run.generate),
@@ -170,7 +177,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "segment",
             Instance,
-            segment.VERSION,
+            segment,
             ("compose", "generate"),
             ROLES["segment"],
             lambda run: _dump(segment=run.segment),
@@ -179,7 +186,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "describe",
             Described,
-            describe.VERSION,
+            describe,
             ("generate", "segment"),
             ROLES["describe"],
             lambda run: _dump(describe=run.describe),
@@ -188,7 +195,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "disrupt",
             Disrupted,
-            disrupt.VERSION,
+            disrupt,
             ("compose", "generate", "describe"),
             ROLES["disrupt"],
             lambda run: _dump(disrupt=run.disrupt, reference=run.generate.reference),
@@ -197,7 +204,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "score",
             Scored,
-            score.VERSION,
+            score,
             ("compose", "generate", "segment", "disrupt"),
             ROLES["score"],
             lambda run: _dump(score=run.score),
@@ -206,7 +213,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "pair",
             Pair,
-            pair.VERSION,
+            pair,
             ("compose", "generate", "segment", "describe", "disrupt", "score"),
             (),
             lambda run: _dump(pair=run.pair, reference=run.generate.reference),

@@ -14,6 +14,7 @@ from focusdpo.data_schemas.shards import SAMPLE_VERSION, IndexRow
 from focusdpo.flows.config import BuildRun
 from focusdpo.pipeline import shard
 from focusdpo.pipeline.audit import Ruling
+from focusdpo.pipeline.complexity import map_settings
 from focusdpo.pipeline.shard import split_of
 from focusdpo.store.artefacts import Store
 from focusdpo.store.index import PartitionRow, partitions_of, reviewed_of
@@ -91,7 +92,7 @@ def samples_digest(run: BuildRun, reviews: Sequence[str] = ()) -> str:
     values: dict[str, Any] = {
         "shard": shard.VERSION,
         "sample": SAMPLE_VERSION,
-        "complexity": run.complexity.model_dump(mode="json"),
+        "complexity": map_settings(run.complexity),
     }
     if reviews:  # left out where there are none, as before there were any
         values["reviews"] = list(reviews)

@@ -1,74 +1,68 @@
-"""`focusdpo dataset` and `focusdpo gc`: versions, what changed, and what is deleted."""
+"""A root's subjects and versions: subjects, dataset, gc."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from focusdpo.flows.commands.common import JSON, ROOT, finish, say
+from focusdpo.flows.commands.options import ROOT, say
+from focusdpo.flows.config import GenerateRun
 from focusdpo.flows.progress import working
 
-app = typer.Typer(
-    help="A dataset's versions: list them, compare two, delete subjects from all.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+FOLDERS = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="DIR...",
+        help="A subject's folder of pictures (png, jpg, webp; alpha is the mask; an optional "
+        "subject.yaml says class_name and licence), or a folder that holds such folders.",
+    ),
+]
+NAMES = Annotated[list[str], typer.Argument(metavar="SUBJECT...", help="Names of subjects.")]
 
 
-@app.command("versions")
-def versions(root: ROOT, json: JSON = False) -> None:
+def versions(root: ROOT) -> Mapping[str, Any]:
     """List the versions, the newest last; each stays readable, and trainable with `train
     --version`."""
     from focusdpo.flows.build.changes import size, versions
 
-    found = versions(root)
-    for one in found:
+    rows = versions(root)
+    for row in rows:
         say(
-            f"{one['id']}  {one['created']}  {one['pairs']:>7} pairs  {one['subjects']:>5} subjects"
-            f"  {one['shards']:>5} shards  {size(one['bytes']):>10}"
-            + ("  latest" if one["latest"] else "")
-            + "".join(f"  purged {when}" for when in one["purged"])
+            f"{row['id']}  {row['created']}  {row['pairs']:>7} pairs  {row['subjects']:>5} subjects"
+            f"  {row['shards']:>5} shards  {size(row['bytes']):>10}"
+            + ("  latest" if row["latest"] else "")
+            + "".join(f"  purged {when}" for when in row["purged"])
         )
-    if not found:
+    if not rows:
         say("no version yet; run `focusdpo build-dataset`")
-    finish({"command": "dataset versions", "root": root, "versions": found}, json)
+    return {"command": "dataset versions", "root": root, "versions": rows}
 
 
-@app.command("diff")
 def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="Id of a version, or latest.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Id of another, or latest.")],
     root: ROOT,
-    json: JSON = False,
-) -> None:
+) -> Mapping[str, Any]:
     """Tell what changed from version A to version B: subjects, pairs and why, yields, rejects,
     shards."""
     from focusdpo.flows.build import changes as dataset_texts
 
     with working("comparing"):
-        told = dataset_texts.difference(root, a, b)
-    for line in dataset_texts.lines(told):
+        difference = dataset_texts.difference(root, a, b)
+    for line in dataset_texts.lines(difference):
         say(line)
-    finish({"command": "dataset diff", "root": root, **dataset_texts.as_dict(told)}, json)
+    return {"command": "dataset diff", "root": root, **dataset_texts.as_dict(difference)}
 
 
-@app.command("purge")
-def purge(
-    names: Annotated[list[str], typer.Argument(metavar="SUBJECT...", help="Names of subjects.")],
-    root: ROOT,
-    json: JSON = False,
-) -> None:
+def purge(names: NAMES, root: ROOT) -> Mapping[str, Any]:
     """Delete subjects for good: their pictures and everything that shows them, from the registry,
     all versions, shards and artefacts.
 
     Stopped in the middle, the same command finishes it. Other pairs stay where they are.
     """
-    run_purge(root, names, json)
-
-
-def run_purge(root: str, names: list[str], as_json: bool) -> None:
-    """purge, with what it did."""
     from focusdpo.pipeline.upkeep.purge import purge as delete
     from focusdpo.pipeline.upkeep.purge_plan import as_told
     from focusdpo.store.artefacts import Store
@@ -85,7 +79,7 @@ def run_purge(root: str, names: list[str], as_json: bool) -> None:
         f"searched all files of {root}: none of their {told['pictures']} pictures is left. "
         "Adapters, reports and copies outside the root are yours to delete"
     )
-    finish({"command": "dataset purge", "root": root, **told}, as_json)
+    return {"command": "dataset purge", "root": root, **told}
 
 
 def gc(
@@ -101,8 +95,7 @@ def gc(
         float,
         typer.Option("--min-age-hours", min=0, help="Remove nothing that is younger."),
     ] = 24.0,
-    json: JSON = False,
-) -> None:
+) -> Mapping[str, Any]:
     """Remove artefacts and shards that no version and no registered subject refers to."""
     from focusdpo.pipeline.upkeep.garbage import collect
     from focusdpo.store.artefacts import Store
@@ -113,11 +106,11 @@ def gc(
             store, keep_versions=keep_versions, min_age=3600 * min_age_hours, dry_run=dry_run
         )
     told = garbage.as_dict()
-    _show(told)
-    finish({"command": "gc", "root": root, **told}, json)
+    _show_garbage(told)
+    return {"command": "gc", "root": root, **told}
 
 
-def _show(told: dict[str, Any]) -> None:
+def _show_garbage(told: dict[str, Any]) -> None:
     from focusdpo.flows.build.changes import size
 
     for name, count in told["versions"].items():
@@ -131,3 +124,108 @@ def _show(told: dict[str, Any]) -> None:
         f"{'removed' if told['removed'] else 'would remove'} {size(told['bytes'])}"
         + (f"; {told['young']} files nobody refers to are too young" if told["young"] else "")
     )
+
+
+def add(run: GenerateRun, folders: FOLDERS, root: ROOT) -> Mapping[str, Any]:
+    """Register new subjects: their pictures are checked and stored at once.
+
+    All or none: nothing is registered when one cannot be used or is there already. The first time
+    in a root that has a dataset, that dataset's subjects are taken over.
+    """
+    return _change("add", run, folders, root)
+
+
+def update(run: GenerateRun, folders: FOLDERS, root: ROOT) -> Mapping[str, Any]:
+    """Replace pictures, class and licence of registered subjects by what their folders say now.
+
+    The next build computes just the partitions of those whose pictures or class have changed.
+    """
+    return _change("update", run, folders, root)
+
+
+def _change(verb: str, run: GenerateRun, folders: list[Path], root: str) -> dict[str, Any]:
+    from focusdpo.flows.build import sources
+
+    with working("reading pictures"):
+        done = getattr(sources, verb)(run, root, folders)
+    changed = done.changed
+    if changed.adopted:
+        say(f"the registry starts with the {changed.adopted} subjects of the newest version")
+    for note in done.notes:
+        say(f"note: {note}")
+    for name in changed.changed:
+        entry = changed.registry.entries[name]
+        say(
+            f"{'added' if verb == 'add' else 'updated'} {name}: {entry.class_name}, "
+            f"{entry.references} pictures, licence {entry.licence or 'not told'}"
+        )
+    for name in changed.unchanged:
+        say(f"unchanged {name}")
+    say(f"{len(changed.registry.entries)} subjects in {root}")
+    return {
+        "command": f"subjects {verb}",
+        "root": root,
+        "changed": list(changed.changed),
+        "unchanged": list(changed.unchanged),
+        "adopted": changed.adopted,
+        "subjects": len(changed.registry.entries),
+        "notes": done.notes,
+    }
+
+
+def remove(
+    names: NAMES,
+    root: ROOT,
+    traces: Annotated[
+        bool,
+        typer.Option(
+            "--purge", help="Also delete every trace of them, as `focusdpo dataset purge` does."
+        ),
+    ] = False,
+) -> Mapping[str, Any]:
+    """Take subjects out of the next version. No shard is rewritten, old versions stay as they are.
+
+    With --purge their pictures, and everything that shows them, are deleted from all versions.
+    """
+    from focusdpo.flows.build import sources
+
+    if traces:
+        return purge(names, root)
+    changed = sources.remove(root, names)
+    for name in changed.changed:
+        say(f"removed {name}: the next build leaves its pairs out of the index")
+    say(f"{len(changed.registry.entries)} subjects in {root}")
+    return {
+        "command": "subjects remove",
+        "root": root,
+        "changed": list(changed.changed),
+        "subjects": len(changed.registry.entries),
+    }
+
+
+def list_subjects(root: ROOT) -> Mapping[str, Any]:
+    """Show the registered subjects: class, pictures, licence, and what the newest version has of
+    each."""
+    from focusdpo.flows.build.sources import listing
+
+    listed = listing(root)
+    if listed["registry"] is None:
+        say("no subject is registered; these are the newest version's")
+    _show_subjects(listed["subjects"])
+    if listed["leaving"]:
+        say(f"in the newest version, not in the next: {', '.join(listed['leaving'])}")
+    return {"command": "subjects list", **listed}
+
+
+def _show_subjects(subjects: list[dict[str, Any]]) -> None:
+    if not subjects:
+        return
+    width = max(len("subject"), *(len(one["id"]) for one in subjects))
+    kind = max(len("class"), *(len(one["class_name"]) for one in subjects))
+    say(f"{'subject':<{width}}  {'class':<{kind}}  pictures  partitions  pairs  state    licence")
+    for one in subjects:
+        say(
+            f"{one['id']:<{width}}  {one['class_name']:<{kind}}  {one['pictures']:>8}  "
+            f"{one['partitions']:>10}  {one['pairs']:>5}  {one['state']:<7}  "
+            f"{one['licence'] or 'not told'}"
+        )

@@ -3,205 +3,196 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-import typer
+from pydantic import BaseModel, Field
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.commands.common import JSON, ROOT, fetched, finish, require_here, say
+from focusdpo.flows.commands.options import fetched, require_here, say
+from focusdpo.flows.config import CLOSED, Root, Version
 from focusdpo.flows.progress import working
-
-app = typer.Typer(help="Make results ready to be given away.", no_args_is_help=True)
-
-TO = Annotated[
-    Literal["dir", "hub"],
-    typer.Option("--to", help="dir: the folder --out; hub: the Hugging Face Hub, as --repo."),
-]
-OUT = Annotated[
-    Path | None,
-    typer.Option("--out", help="Folder to write; with --to hub it is kept besides, if given."),
-]
-REPO = Annotated[
-    str | None, typer.Option("--repo", metavar="OWNER/NAME", help="With --to hub: where to.")
-]
-PUBLIC = Annotated[
-    bool, typer.Option("--public", help="With --to hub: everybody may see a new repository.")
-]
+from focusdpo.flows.settings import Option
 
 
-@app.command("dataset")
-def dataset(
-    root: ROOT,
-    version: Annotated[str, typer.Option("--version", help="Dataset version.")] = "latest",
-    to: TO = "dir",
-    out: OUT = None,
-    repo: REPO = None,
-    public: PUBLIC = False,
-    allow_unlicensed: Annotated[
-        bool,
-        typer.Option(
-            "--allow-unlicensed", help="Export subjects that state no licence; the card says so."
-        ),
-    ] = False,
-    json: JSON = False,
-) -> None:
+class _Target(BaseModel):
+    """Where an export goes."""
+
+    model_config = CLOSED
+
+    to: Annotated[Literal["dir", "hub"], Option("--to")] = Field(
+        "dir", description="dir: the folder --out; hub: the Hugging Face Hub, as --repo"
+    )
+    out: Annotated[Path | None, Option("--out")] = Field(
+        None, description="folder to write; with --to hub it is kept besides, if given"
+    )
+    repo: Annotated[str | None, Option("--repo", metavar="OWNER/NAME")] = Field(
+        None, description="with --to hub: where to"
+    )
+    public: Annotated[bool, Option("--public")] = Field(
+        False, description="with --to hub: everybody may see a new repository"
+    )
+
+
+class ExportDatasetRun(_Target):
+    """`export dataset`: a version for others."""
+
+    root: Root
+    version: Version = "latest"
+    allow_unlicensed: Annotated[bool, Option("--allow-unlicensed")] = Field(
+        False, description="export subjects that state no licence; the card says so"
+    )
+
+
+class ExportAdapterRun(_Target):
+    """`export adapter`: an adapter with its card."""
+
+    adapter: Annotated[Path, Option("--adapter")] = Field(
+        description="folder or address that `train` wrote"
+    )
+    layout: Annotated[Literal["diffusers", "uno"], Option("--layout")] = Field(
+        "diffusers",
+        title="Layout",
+        description="diffusers: for load_lora_weights; uno: UNO's own names",
+    )
+    uno: Annotated[str | None, Option("--uno")] = Field(
+        None,
+        description="with --layout uno: UNO's dit_lora.safetensors, joined with the adapter so "
+        "that UNO's code runs both on plain FLUX; without it the file holds the adapter alone",
+    )
+    evaluate: Annotated[tuple[Path, ...], Option("--evaluate")] = Field(
+        (), description="folder or address of an evaluation for the card; may be repeated"
+    )
+
+
+def dataset(run: ExportDatasetRun) -> Mapping[str, Any]:
     """Write a dataset version for others: Parquet for `datasets`, shards for `webdataset`, a
     dataset card."""
     from focusdpo.sharing.dataset_export import export_dataset
 
-    with _target(to, out, repo) as folder:
+    with _target(run) as folder:
         with working("exporting"):
-            made = export_dataset(root, folder, version, allow_unlicensed=allow_unlicensed)
+            made = export_dataset(
+                run.root, folder, run.version, allow_unlicensed=run.allow_unlicensed
+            )
         counts = ", ".join(f"{name} {count}" for name, count in made.pairs.items())
         say(f"{folder}: version {made.version}, pairs: {counts}; {made.files} files")
         for name in made.unlicensed:
             say(f"no licence is stated: {name}")
-        url = _send(folder, to, repo, "dataset", public, f"Dataset version {made.version}")
-    told = {**asdict(made), "out": None if out is None else str(out), "url": url}
-    finish({"command": "export dataset", **told}, json)
+        url = _send(run, folder, "dataset", f"Dataset version {made.version}")
+    out = None if run.out is None else str(run.out)
+    return {"command": "export dataset", **asdict(made), "out": out, "url": url}
 
 
-@app.command("adapter")
-def adapter(
-    adapter: Annotated[
-        Path, typer.Option("--adapter", help="Folder or address that `train` wrote.")
-    ],
-    to: TO = "dir",
-    out: OUT = None,
-    repo: REPO = None,
-    public: PUBLIC = False,
-    layout: Annotated[
-        Literal["diffusers", "uno"],
-        typer.Option("--layout", help="diffusers: for load_lora_weights; uno: UNO's own names."),
-    ] = "diffusers",
-    uno: Annotated[
-        str | None,
-        typer.Option(
-            "--uno",
-            help="With --layout uno: UNO's dit_lora.safetensors, joined with the adapter so that "
-            "UNO's code runs both on plain FLUX; without it the file holds the adapter alone.",
-        ),
-    ] = None,
-    evaluate: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--evaluate", help="Folder or address of an evaluation for the card; may be repeated."
-        ),
-    ] = None,
-    json: JSON = False,
-) -> None:
+def adapter(run: ExportAdapterRun) -> Mapping[str, Any]:
     """Write an adapter with its model card: evaluation, settings, data version, licences, how to
     load it."""
     from focusdpo.sharing.adapter_export import export_adapter
     from focusdpo.store.outputs import local
 
-    with _target(to, out, repo) as folder:
+    with _target(run) as folder:
+        evaluations = [local(address) for address in run.evaluate]
         made = export_adapter(
-            local(adapter),
-            folder,
-            layout,
-            uno=uno,
-            evaluations=[local(one) for one in evaluate or ()],
+            local(run.adapter), folder, run.layout, uno=run.uno, evaluations=evaluations
         )
         say(f"{made}: {', '.join(sorted(file.name for file in made.iterdir()))}")
-        url = _send(folder, to, repo, "model", public, "FocusDPO adapter")
-    told = {"out": None if out is None else str(out), "layout": layout, "url": url}
-    finish({"command": "export adapter", **told}, json)
+        url = _send(run, folder, "model", "FocusDPO adapter")
+    out = None if run.out is None else str(run.out)
+    return {"command": "export adapter", "out": out, "layout": run.layout, "url": url}
 
 
 @contextmanager
-def _target(to: str, out: Path | None, repo: str | None) -> Iterator[Path]:
+def _target(run: _Target) -> Iterator[Path]:
     """The folder to write: `--out`, or for the Hub one that goes away. What is wrong with the
     options, the token or the network settings is said before anything is computed."""
-    require_here(out)
-    if to == "hub":
+    require_here(run.out)
+    if run.to == "hub":
         from focusdpo.sharing.hub import check_hub
 
-        if repo is None:
+        if run.repo is None:
             raise UserError("--to hub needs --repo OWNER/NAME")
-        check_hub(repo)
+        check_hub(run.repo)
         with tempfile.TemporaryDirectory(prefix="focusdpo-export-") as temp:
-            yield out or Path(temp) / "export"
+            yield run.out or Path(temp) / "export"
         return
-    if out is None or repo is not None:
+    if run.out is None or run.repo is not None:
         raise UserError("--to dir needs --out FOLDER, and no --repo")
-    yield out
+    yield run.out
 
 
 def _send(
-    folder: Path,
-    to: str,
-    repo: str | None,
-    kind: Literal["dataset", "model"],
-    public: bool,
-    message: str,
+    run: _Target, folder: Path, kind: Literal["dataset", "model"], message: str
 ) -> str | None:
-    if to != "hub" or repo is None:
+    if run.to != "hub" or run.repo is None:
         return None
     from focusdpo.sharing.hub import upload
 
-    with working(f"sending to {repo}"):
-        url = upload(folder, repo, kind, public=public, message=message)
+    with working(f"sending to {run.repo}"):
+        url = upload(folder, run.repo, kind, public=run.public, message=message)
     say(url)
     return url
 
 
-def report(
-    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
-    root: Annotated[
-        Path | None, typer.Option("--root", help="Folder of a dataset to show.")
-    ] = None,
-    version: Annotated[str, typer.Option("--version", help="Its version.")] = "latest",
-    train_dir: Annotated[
-        Path | None, typer.Option("--train", help="Folder or address of a training run to show.")
-    ] = None,
-    evaluate_dir: Annotated[
-        Path | None, typer.Option("--evaluate", help="Folder or address of an evaluation to show.")
-    ] = None,
-    compare: Annotated[
-        tuple[str, str] | None,
-        typer.Option(
-            "--compare",
-            metavar="A B",
-            help="Show instead what differs from A to B: two versions of --root, or without --root "
-            "two folders that `evaluate` wrote.",
-        ),
-    ] = None,
-    json: JSON = False,
-) -> None:
+class ReportRun(BaseModel):
+    """`report`: what a page shows."""
+
+    model_config = CLOSED
+
+    out: Annotated[Path, Option("--out")] = Field(
+        Path("report.html"), description="the page to write"
+    )
+    root: Annotated[Path | None, Option("--root")] = Field(
+        None, description="folder of a dataset to show"
+    )
+    version: Annotated[str, Option("--version")] = Field("latest", description="its version")
+    train: Annotated[Path | None, Option("--train")] = Field(
+        None, description="folder or address of a training run to show"
+    )
+    evaluate: Annotated[Path | None, Option("--evaluate")] = Field(
+        None, description="folder or address of an evaluation to show"
+    )
+    compare: Annotated[tuple[str, str] | None, Option("--compare", metavar="A B")] = Field(
+        None,
+        description="show instead what differs from A to B: two versions of --root, or without "
+        "--root two folders that `evaluate` wrote",
+    )
+
+
+def report(run: ReportRun) -> Mapping[str, Any]:
     """Write one self-contained HTML page about a dataset, a training run, an evaluation, or all
     three; or about what differs between two datasets or adapters."""
     from focusdpo.flows.build.changes import changed_causes
     from focusdpo.reports.comparison_page import write_comparison
     from focusdpo.reports.report import write_report
 
-    if compare is not None and (train_dir is not None or evaluate_dir is not None):
+    if run.compare is not None and (run.train is not None or run.evaluate is not None):
         raise UserError(
             "--compare goes with --root (two versions) or alone (two evaluations), not with "
             "--train or --evaluate"
         )
-    require_here(out)
+    require_here(run.out)
     with working("writing the report"):
         page = (
             write_report(
-                out,
-                root=root,
-                version=version,
-                train_dir=fetched(train_dir),
-                evaluate_dir=fetched(evaluate_dir),
+                run.out,
+                root=run.root,
+                version=run.version,
+                train_dir=fetched(run.train),
+                evaluate_dir=fetched(run.evaluate),
             )
-            if compare is None
-            else write_comparison(out, *_sides(compare, root), root=root, causes=changed_causes)
+            if run.compare is None
+            else write_comparison(
+                run.out, *_sides(run.compare, run.root), root=run.root, causes=changed_causes
+            )
         )
     say(f"report: {page}")
-    finish({"command": "report", "report": str(page)}, json)
+    return {"command": "report", "report": str(page)}
 
 
 def _sides(compare: tuple[str, str], root: Path | None) -> tuple[str, str]:
     """Versions as they are; evaluations as folders of this machine."""
-    a, b = compare if root is not None else [str(fetched(Path(one))) for one in compare]
+    a, b = compare if root is not None else [str(fetched(Path(side))) for side in compare]
     return a, b

@@ -2,51 +2,75 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from pydantic import BaseModel
+from pydantic import Field
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.commands.common import INCOMPLETE, JSON, PRESET, SET, finish, say, tree
+from focusdpo.data_schemas.registration import unknown
+from focusdpo.flows.commands.options import SET, Incomplete, run_models, say
+from focusdpo.flows.config import GenerateRun, Preset
 from focusdpo.flows.progress import working
-from focusdpo.flows.settings import resolve
+from focusdpo.flows.settings import (
+    Setting,
+    described,
+    merge,
+    parse_overrides,
+    resolve,
+    type_in_words,
+)
 from focusdpo.store.checkpoints import fetch as fetch_source
 
 
 def settings(
+    context: typer.Context,
     command: Annotated[
-        str,
+        list[str] | None,
         typer.Argument(
-            help="build-dataset, train, focus-maps, evaluate or demo.", metavar="COMMAND"
+            metavar="COMMAND", help="Its name, as in train, or export adapter; none: demo."
         ),
-    ] = "demo",
-    preset: PRESET = "pocket",
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="A shipped preset, or the path of a YAML file.")
+    ] = None,
     set_: SET = [],  # noqa: B006 - typer copies it
-    json: JSON = False,
-) -> None:
-    """Print every setting of a command with its value and meaning; --set takes any of them."""
-    from focusdpo.flows import config
-    from focusdpo.flows.settings import described, resolve
-
-    runs: dict[str, type[BaseModel]] = {
-        "build-dataset": config.BuildRun,
-        "train": config.TrainRun,
-        "focus-maps": config.FocusMapsRun,
-        "evaluate": config.EvaluateRun,
-        "demo": config.DemoRun,
-    }
-    if command not in runs:
-        raise UserError(f"settings {command}: there are {', '.join(runs)}")
-    model = runs[command]
-    required = [name for name, field in model.model_fields.items() if field.is_required()]
-    run = resolve(model, tree(preset, set_) | {name: "..." for name in required})
+) -> Mapping[str, Any]:
+    """Print every setting of a command with its value, its meaning and what it may be; --set takes
+    any of them."""
+    models = dict(run_models(context.find_root().command))
+    name = " ".join(command or ["demo"])
+    if name not in models:
+        raise unknown("command with settings", name, models)
+    model = models[name]
+    required = [field for field, about in model.model_fields.items() if about.is_required()]
+    given = {"preset": preset} if preset is not None else {}
+    run = resolve(model, merge(dict.fromkeys(required, "..."), given | parse_overrides(set_)))
     fields = list(described(run))
-    for name, value, meaning in fields:
-        say(f"{name} = {value!r}" + (f"   # {meaning}" if meaning else ""))
-    values = {name: value for name, value, _ in fields}
-    finish({"command": "settings", "of": command, "settings": values}, json)
+    for line in _aligned(fields, shutil.get_terminal_size().columns):
+        say(line)
+    values = {field.name: field.value for field in fields}
+    return {"command": "settings", "of": name, "settings": values}
+
+
+def _aligned(settings: list[Setting], width: int) -> Iterator[str]:
+    """`name = value`, and beside it the meaning and the type, wrapped at `width` columns. A value
+    that is too long for the first column has its meaning below."""
+    lines = [f"{one.name} = {one.value!r}" for one in settings]
+    column = min(max(map(len, lines)), max(24, width // 2 - 2))
+    text = textwrap.TextWrapper(max(20, width - column - 2), break_on_hyphens=False)
+    for line, one in zip(lines, settings, strict=True):
+        kind = type_in_words(one.field).replace("`", "").replace("\N{NO-BREAK SPACE}", " ")
+        about = text.wrap(f"{one.field.description or ''} [{kind}]".strip())
+        if len(line) > column:
+            yield from textwrap.wrap(line, width, subsequent_indent="    ")
+            line = ""
+        for start, part in zip([line, *[""] * len(about)], about, strict=False):
+            yield f"{start:<{column}}  {part}"
 
 
 def inspect(
@@ -58,26 +82,24 @@ def inspect(
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every byte of the version's shards.")
     ] = False,
-    json: JSON = False,
-) -> None:
+) -> Mapping[str, Any]:
     """Show a dataset: versions, stages with yields and costs, rejects, shards; or a pair's
     lineage."""
     from focusdpo.flows.build import inspection
 
     with working(f"reading {root}"):
-        found = (
+        shown = (
             inspection.pair_lineage(root, version, pair)
             if pair
             else inspection.overview(root, version, verify=verify)
         )
-    for line in inspection.as_lines(found):
+    for line in inspection.as_lines(shown):
         say(line)
-    finish({"command": "inspect", **found}, json)
+    return {"command": "inspect", **shown}
 
 
 def doctor(
-    preset: PRESET = "pocket",
-    set_: SET = [],  # noqa: B006
+    run: GenerateRun,
     root: Annotated[
         str | None, typer.Option("--root", help="Also check every byte of this dataset.")
     ] = None,
@@ -88,17 +110,13 @@ def doctor(
             help="Restore what has a copy; drop what the next build can make anew.",
         ),
     ] = False,
-    json: JSON = False,
-) -> None:
+) -> Mapping[str, Any]:
     """Check what a run needs: packages, the preset's checkpoints, disk, memory, a dataset's
     bytes."""
-    from focusdpo.flows.config import GenerateRun
     from focusdpo.flows.doctor import checks, dataset_check
-    from focusdpo.flows.settings import resolve
 
     if repair and root is None:
         raise UserError("--repair needs --root: which dataset is to be mended?")
-    run = resolve(GenerateRun, tree(preset, set_))
     with working("checking"):
         results = checks(run.models if run.suite == "checkpoints" else None)
         if root is not None:
@@ -109,32 +127,31 @@ def doctor(
         first = said.setdefault(check.told, check.name)
         message = check.told if check.ok or first == check.name else f"as {first}"
         say(f"{'ok  ' if check.ok else 'BAD '} {check.name}: {message}")
-    told: list[dict[str, Any]] = [asdict(check) for check in results]
-    finish({"command": "doctor", "ok": all(c.ok for c in results), "checks": told}, json)
-    if not all(check.ok for check in results):
-        raise typer.Exit(INCOMPLETE)
+    fine = all(check.ok for check in results)
+    told = {"command": "doctor", "ok": fine, "checks": [asdict(check) for check in results]}
+    return told if fine else Incomplete(told)
 
 
-def fetch(
-    preset: PRESET = "flux-uno",
-    set_: SET = [],  # noqa: B006 - typer copies it
-    json: JSON = False,
-) -> None:
+class FetchRun(GenerateRun):
+    """`fetch`: the checkpoints of a preset."""
+
+    preset: Preset = Field("flux-uno", description="a shipped preset, or the path of a YAML file")
+
+
+def fetch(run: FetchRun) -> Mapping[str, Any]:
     """Download the checkpoints that a preset names; what is there already is left alone.
 
     No other command downloads anything.
     """
     from focusdpo.flows.checkpoint_suite import sources
-    from focusdpo.flows.config import GenerateRun
     from focusdpo.store.provenance import notices
 
-    run = resolve(GenerateRun, tree(preset, set_))
     if run.models is None or run.suite == "pocket":
-        raise UserError(f"preset {preset}: the embedded suite; there is nothing to download")
+        raise UserError(f"preset {run.preset}: the embedded suite; there is nothing to download")
     for line in notices(run.models):
         say(line)
-    found = {}
+    places = {}
     for field, source, patterns in sources(run.models):
         say(f"{field}: {source}")
-        found[field] = str(fetch_source(source, field, patterns))
-    finish({"command": "fetch", "found": found}, json)
+        places[field] = str(fetch_source(source, field, patterns))
+    return {"command": "fetch", "found": places}

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.commands.common import INCOMPLETE, JSON, SET, finish, say
+from focusdpo.flows.commands.options import INCOMPLETE, JSON, SET, finish, say
 from focusdpo.flows.progress import Bars
 
 app = typer.Typer(

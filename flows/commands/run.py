@@ -1,106 +1,56 @@
-"""The main job's commands: build-dataset, train, evaluate, demo."""
+"""The jobs' commands: demo, build-dataset, train, evaluate, ablate, retrain; and prefect-setup."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
+from pydantic import BaseModel, ConfigDict, Field
 
 from focusdpo.evaluation.comparison import paired_texts
-from focusdpo.evaluation.protocols import data_help, protocol_help
-from focusdpo.flows.commands.common import (
-    INCOMPLETE,
-    JSON,
-    PREFECT,
-    PRESET,
-    ROOT,
-    SET,
-    STRICT,
-    choose,
-    finish,
-    say,
-    tree,
-)
-from focusdpo.flows.config import BuildRun, DemoRun, EvaluateRun, TrainRun
+from focusdpo.flows.commands.options import PREFECT, Incomplete, say
+from focusdpo.flows.config import AblateRun, BuildRun, DemoRun, EvaluateRun, RetrainRun, TrainRun
+from focusdpo.flows.jobs import Job, ResultT
 from focusdpo.flows.models_config import Family
+from focusdpo.flows.prefect.server import prepare
 from focusdpo.flows.progress import Bars
-from focusdpo.flows.settings import resolve
+from focusdpo.flows.settings import Option
+from focusdpo.flows.steps import carry_out
+from focusdpo.model.objective_registry import objectives_in_words
 from focusdpo.store.provenance import notices
 
-SUBJECTS = Annotated[
-    str | None,
-    typer.Option(
-        "--subjects",
-        metavar="DIR",
-        help="A folder that holds one folder of pictures per subject (png, jpg, webp; alpha is the "
-        "mask), each with an optional subject.yaml (class_name, licence). Without it: the subjects "
-        "that the root has registered (`focusdpo subjects`), or individuals of the pocket world.",
-    ),
-]
 SUFFIX = {True: "", False: " (nothing had changed)"}
 HARD = ("same class",)
 """Groups in which subjects are most easily confused."""
 
 
 def build_dataset(
-    root: ROOT,
-    subjects: SUBJECTS = None,
-    strict: STRICT = False,
+    run: BuildRun,
     plan: Annotated[
         bool,
         typer.Option("--plan", help="Tell what would be computed, why and how much, and stop."),
     ] = False,
-    prefect: PREFECT = True,
-    preset: PRESET = "pocket",
-    set_: SET = [],  # noqa: B006 - typer copies it
-    json: JSON = False,
-) -> None:
+    prefect: PREFECT = None,
+) -> dict[str, Any]:
     """Make preference pairs from subjects: compose, generate, segment, describe, disrupt, score,
     pair, shard.
 
     Only what is missing is computed; run it again after a stop, a new subject or a changed setting.
     """
-    given = tree(preset, set_, root=root, subjects=subjects, strict=strict or None)
-    run = resolve(BuildRun, given)
+    from focusdpo.flows.build.run import Build
+
     say_licences(run.family)
-    result = build(run, plan=plan, prefect=prefect)
-    finish(result, json)
-    if not plan and (result["failed"] or result["problems"]):
-        raise typer.Exit(INCOMPLETE)
-
-
-def say_licences(family: Family) -> None:
-    """Who may not use for what what the checkpoints make."""
-    for line in notices(family):
-        say(line)
-
-
-def build(run: BuildRun, *, plan: bool = False, prefect: bool = True) -> dict[str, Any]:
-    """build-dataset with progress; the engine is left out when nothing is missing."""
-    from focusdpo.flows.build.run import execute, prepare
-    from focusdpo.flows.retrain.monitoring import note
-
-    prepared = prepare(run)
-    counts = prepared.counts()
-    show_plan(counts, len(prepared.builder.subjects))
+    job = Build(run)
+    show_plan(job.counts, len(job.builder.subjects))
     if plan:
-        return told_plan(prepared)
-    missing = any(absent for _, absent in counts.values())
-    if not missing:
+        return told_plan(job)
+    if job.finished():
         say("nothing is missing: no model is loaded and no engine started")
-    with Bars() as watch:
-
-        def flow() -> Any:
-            # Prefect's server takes some ten seconds to start, mostly in a process of its own.
-            prepared.builder.parts.load_beside(prepared.builder.missing_roles())
-            from focusdpo.flows.prefect.build_dataset import run_here
-
-            return run_here(prepared, watch)
-
-        def plain() -> Any:
-            return note(execute(prepared, watch=watch), run.alert)
-
-        result = choose(prefect and missing, run.root, flow, plain)
+    result = _carry_out(job, prefect)
     for line in [*result.problems, *result.failed]:
         say(f"left out: {line}")
     for line in result.alerts:
@@ -111,7 +61,24 @@ def build(run: BuildRun, *, plan: bool = False, prefect: bool = True) -> dict[st
     )
     if result.new_shards:
         say(f"new shards: {', '.join(result.new_shards)}")
-    return dict(result.as_dict())
+    return _whole(result.as_dict(), result.as_dict())
+
+
+def _carry_out(job: Job[Any, ResultT], prefect: bool | None) -> ResultT:
+    with Bars() as watch:
+        return carry_out(job, watch, prefect=prefect)
+
+
+def _whole(result: Mapping[str, Any], build: Mapping[str, Any]) -> dict[str, Any]:
+    """What a command says; its exit code tells whether its build left something out."""
+    left_out = build["failed"] or build["problems"]
+    return Incomplete(result) if left_out else dict(result)
+
+
+def say_licences(family: Family) -> None:
+    """Who may not use for what what the checkpoints make."""
+    for line in notices(family):
+        say(line)
 
 
 def show_plan(counts: dict[str, tuple[int, int]], subjects: int) -> None:
@@ -121,24 +88,19 @@ def show_plan(counts: dict[str, tuple[int, int]], subjects: int) -> None:
     say(f"{subjects} subjects, {partitions} partitions; to compute: {todo or 'nothing'}")
 
 
-def told_plan(prepared: Any) -> dict[str, Any]:
+def told_plan(job: Any) -> dict[str, Any]:
     """Why it will be computed, how much it is, and what leaves the index."""
     from focusdpo.flows.build.explain import Explanation, explain
 
-    told = (
-        Explanation(prepared.counts(), [], 0.0, [])
-        if prepared.settled is not None
-        else explain(prepared.builder)
-    )
+    told = Explanation(job.counts, [], 0.0, []) if job.settled is not None else explain(job.builder)
     for cause in told.causes:
         work = ", ".join(f"{stage} {count}" for stage, count in cause.partitions.items())
         say(f"  {cause.text}: {work}; {_told_seconds(cause.seconds)}")
-    for line in [*told.leaving, *(f"left out: {one}" for one in prepared.problems)]:
+    for line in [*told.leaving, *(f"left out: {problem}" for problem in job.problems)]:
         say(f"  {line}")
     if told.causes:
         say(f"in all {_told_seconds(told.seconds)}")
-    run = prepared.builder.run
-    return {"command": "build-dataset", "root": run.root, **told.as_dict()}
+    return {"command": "build-dataset", "root": job.run.root, **told.as_dict()}
 
 
 def _told_seconds(seconds: float | None) -> str:
@@ -147,44 +109,11 @@ def _told_seconds(seconds: float | None) -> str:
     return f"about {seconds:.1f} s of model computation"
 
 
-def train(
-    root: ROOT,
-    out: Annotated[str, typer.Option("--out", help="Folder or address of the run.")],
-    version: Annotated[str, typer.Option("--version", help="Dataset version.")] = "latest",
-    prefect: PREFECT = True,
-    preset: PRESET = "pocket",
-    set_: SET = [],  # noqa: B006
-    json: JSON = False,
-) -> None:
-    """Train an adapter on a dataset version: FocusDPO, or with `--set train.objective.name=` dpo,
-    dpo_prior, sft.
+def train(run: TrainRun, prefect: PREFECT = None) -> dict[str, Any]:
+    from focusdpo.flows.train.run import Train
 
-    The same command again goes on from the newest checkpoint.
-    """
-    run = resolve(TrainRun, tree(preset, set_, root=root, out=out, version=version))
     say_licences(run.family)
-    finish(train_run(run, prefect=prefect), json)
-
-
-def train_run(run: TrainRun, *, prefect: bool = True) -> dict[str, Any]:
-    """train with progress."""
-    with Bars() as watch:
-
-        def flow() -> Any:
-            from focusdpo.flows.prefect.train import run_here
-
-            return run_here(run, watch)
-
-        def plain() -> Any:
-            from focusdpo.flows.train.run import train
-
-            return train(run, watch)
-
-        # A finished run is only looked at: no engine for that.
-        from focusdpo.store.outputs import holds
-
-        finished = holds(run.out, "run.json")
-        outcome = choose(prefect and not finished, run.root, flow, plain)
+    outcome = _carry_out(Train(run), prefect)
     say(
         f"adapter {outcome.adapter}: {outcome.objective}, {outcome.steps} steps on "
         f"{outcome.pairs} pairs in {outcome.seconds:.0f} s"
@@ -192,56 +121,22 @@ def train_run(run: TrainRun, *, prefect: bool = True) -> dict[str, Any]:
     return dict(outcome.as_dict())
 
 
-def evaluate(
-    adapter: Annotated[
-        str, typer.Option("--adapter", help="Folder or address that `train` wrote.")
-    ],
-    out: Annotated[str, typer.Option("--out", help="Folder or address of the evaluation.")],
-    protocol: Annotated[
-        str | None,
-        typer.Option(
-            "--protocol",
-            help=protocol_help(),
-        ),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            metavar="DIR",
-            help=data_help(),
-        ),
-    ] = None,
-    prefect: PREFECT = True,
-    preset: PRESET = "pocket",
-    set_: SET = [],  # noqa: B006
-    json: JSON = False,
-) -> None:
+train.__doc__ = f"""Train an adapter on a dataset version.
+
+    `--set train.objective.name=NAME` says what is minimised. {objectives_in_words()}; module:name:
+    one of your own (docs/add_an_objective.md).
+
+    The same command again goes on from the newest checkpoint.
+    """
+
+
+def evaluate(run: EvaluateRun, prefect: PREFECT = None) -> dict[str, Any]:
     """Compare the base model with an adapter on individuals that neither has seen, through a judge
     that the dataset never used."""
-    given = tree(preset, set_, adapter=adapter, out=out, protocol=protocol, data=data)
-    run = resolve(EvaluateRun, given)
+    from focusdpo.flows.evaluate.run import Evaluate
+
     say_licences(run.family)
-    finish(evaluate_run(run, prefect=prefect), json)
-
-
-def evaluate_run(run: EvaluateRun, *, prefect: bool = True) -> dict[str, Any]:
-    """evaluate with progress and its table."""
-    with Bars() as watch:
-
-        def flow() -> Any:
-            from focusdpo.flows.prefect.evaluate import run_here
-
-            return run_here(run, watch)
-
-        def plain() -> Any:
-            from focusdpo.flows.evaluate.run import evaluate
-
-            return evaluate(run, watch)
-
-        from focusdpo.flows.evaluate.run import finished
-
-        result = choose(prefect and finished(run) is None, run.out, flow, plain)
+    result = _carry_out(Evaluate(run), prefect)
     show_rows(result)
     return dict(result.as_dict())
 
@@ -260,20 +155,102 @@ def show_rows(result: Any) -> None:
             say(f"{row.metric:<20}{row.base:>9}{row.adapter:>9}{row.difference:>30}{row.scenes:>8}")
 
 
-def demo(
-    out: Annotated[str, typer.Option("--out", help="Folder of everything that is made.")] = "demo",
-    subjects: SUBJECTS = None,
-    strict: STRICT = False,
-    prefect: PREFECT = True,
-    preset: PRESET = "pocket",
-    set_: SET = [],  # noqa: B006
-    json: JSON = False,
-) -> None:
+def demo(run: DemoRun, prefect: PREFECT = None) -> dict[str, Any]:
     """The whole job on the pocket suite: dataset, training, evaluation, report."""
     from focusdpo.flows.demo import run_demo
 
-    given = tree(preset, set_, out=out, subjects=subjects, strict=strict or None)
-    result = run_demo(resolve(DemoRun, given), prefect=prefect)
-    finish(result, json)
-    if result["build"]["failed"] or result["build"]["problems"]:
-        raise typer.Exit(INCOMPLETE)
+    if prefect:  # one server for all three flows: its database lies in the demo's folder
+        prepare(run.out)
+    result = run_demo(
+        run,
+        partial(build_dataset, prefect=prefect),
+        partial(train, prefect=prefect),
+        partial(evaluate, prefect=prefect),
+        say,
+    )
+    return _whole(result, result["build"])
+
+
+def ablate(
+    run: AblateRun,
+    docs: Annotated[
+        Path | None,
+        typer.Option("--docs", help="Also copy tables, curves and pictures to this folder."),
+    ] = None,
+    prefect: PREFECT = None,
+) -> dict[str, Any]:
+    """Compare SFT, DPO, masked DPO, PatchDPO and FocusDPO, each with the settings that a small
+    search on validation individuals gives it, on disrupted and ranked pairs, with several seeds.
+
+    Takes about an hour and a half on two cores with the pocket preset. What is finished is kept:
+    the same command goes on.
+    """
+    from focusdpo.flows.ablation.run import Ablate
+
+    outcome = _carry_out(Ablate(run), prefect)
+    for line in outcome.verdict:
+        say(line)
+    say(
+        f"{outcome.cells} cells, {outcome.made} of them made now in {outcome.wall_seconds:.0f} s; "
+        f"report: {outcome.report}"
+    )
+    if docs is not None:
+        from focusdpo.reports.ablation_page import publish
+
+        for file in publish(Path(run.out), docs):
+            say(f"copied: {file}")
+    return dict(outcome.as_dict())
+
+
+def retrain(run: RetrainRun, prefect: PREFECT = None) -> dict[str, Any]:
+    """Build from what is new; train when enough is (`retrain.min_new_pairs`) or the adapter in use
+    is old; compare the two adapters by a protocol; point promoted.json at the new one if it is
+    better, else keep the old one and say why.
+
+    The same command again goes on after a stop; docs/operations.md has the schedule.
+    """
+    from focusdpo.flows.retrain.run import Retrain
+
+    say_licences(run.family)
+    outcome = _carry_out(Retrain(run), prefect)
+    for line in [*outcome.build["problems"], *outcome.build["failed"]]:
+        say(f"left out: {line}")
+    say(f"dataset {outcome.version}: {outcome.build['pairs']} pairs, {outcome.new_pairs} new")
+    say(f"{outcome.candidate or 'no candidate'}, {outcome.decision}: {outcome.reason}")
+    say(f"in use: {outcome.adapter or 'the base alone'}")
+    return _whole(outcome.as_dict(), outcome.build)
+
+
+class PrefectSetup(BaseModel):
+    """What `prefect-setup` makes on a server."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pool: Annotated[str, Option("--pool")] = Field("local", description="name of the work pool")
+    gpu_slots: Annotated[int, Option("--gpu-slots")] = Field(
+        1, ge=1, description="how many runs may use the GPU at once"
+    )
+    on_publish: Annotated[Literal["train", "retrain"] | None, Option("--on-publish")] = Field(
+        None,
+        description="which deployment a published dataset version starts; without it none is added",
+    )
+    evaluate: Annotated[bool, Option("--evaluate")] = Field(
+        False, description="a trained adapter starts the deployment evaluate"
+    )
+    silence: Annotated[float, Option("--silence")] = Field(
+        540, ge=60, description="seconds without a heartbeat after which a run counts as crashed"
+    )
+
+
+def prefect_setup(run: PrefectSetup) -> dict[str, Any]:
+    """Make on the Prefect server at PREFECT_API_URL what our flows need: work pool, the GPU's
+    concurrency limit, automations. What is there already as it should be stays."""
+    from focusdpo.flows.prefect.server import hush
+
+    hush()
+    from focusdpo.flows.prefect.setup import setup
+
+    done = setup(**dict(run))
+    for made in done:
+        say(f"{made.state:<8}{made.what}")
+    return {"command": "prefect-setup", "done": [asdict(made) for made in done]}

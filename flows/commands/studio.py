@@ -3,43 +3,15 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from focusdpo.flows.commands.common import ROOT, TOKEN
+from focusdpo.flows.config import STUDIO_TOKEN, StudioRun
 
 
 def studio(
-    root: ROOT,
-    runs: Annotated[
-        list[Path],
-        typer.Option(
-            "--runs", help="Folder of training runs or evaluations, or of such; may be repeated."
-        ),
-    ] = [],  # noqa: B006 - typer copies it
-    host: Annotated[
-        str, typer.Option("--host", help="Address to listen at; beyond loopback with a token.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="Port; 0: any free one.")
-    ] = 8765,
-    token: Annotated[
-        str | None,
-        typer.Option(
-            "--token",
-            help=f"What visitors must know; {TOKEN} in the environment does the same, unseen by "
-            "`ps`.",
-        ),
-    ] = None,
-    allow_host: Annotated[
-        list[str],
-        typer.Option("--allow-host", help="A further name of this machine; may be repeated."),
-    ] = [],  # noqa: B006
-    preset: Annotated[
-        str, typer.Option("--preset", help="Models and settings of what is run from the pages.")
-    ] = "pocket",
+    run: StudioRun,
     open_: Annotated[bool, typer.Option("--open", help="Open the browser too.")] = False,
 ) -> None:
     """Look into subjects, pairs, rejects, runs and evaluations in a browser, and review pairs.
@@ -49,13 +21,5 @@ def studio(
     from focusdpo.studio.app import serve
     from focusdpo.studio.config import StudioConfig
 
-    config = StudioConfig(
-        root=root,
-        runs=tuple(runs),
-        host=host,
-        port=port,
-        token=token if token is not None else os.environ.get(TOKEN),
-        hosts=tuple(allow_host),
-        preset=preset,
-    )
-    serve(config, open_browser=open_)
+    token = run.token if run.token is not None else os.environ.get(STUDIO_TOKEN)
+    serve(StudioConfig(**{**dict(run), "token": token}), open_browser=open_)

@@ -22,6 +22,7 @@ from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import encode_png
+from focusdpo.flows.config import GenerateRun
 from focusdpo.flows.generate.inference import MAX_SEED, Painted, ReferenceUsed
 from focusdpo.flows.generate.side_by_side import SideBySide, rows
 from focusdpo.flows.models_config import Family
@@ -157,7 +158,7 @@ POLICY = (
 class DemoAppConfig:
     """What is shown and where."""
 
-    preset: str = "pocket"
+    preset: str | GenerateRun = "pocket"
     adapter: Path | None = None
     settings: tuple[str, ...] = ()
     host: str | None = None

@@ -15,6 +15,7 @@ from focusdpo.data_schemas.scenes import Scene, stable_id
 from focusdpo.evaluation.metrics import METRICS
 from focusdpo.evaluation.pocket_protocol import measure
 from focusdpo.evaluation.protocols import EvaluateConfig
+from focusdpo.flows.config import GenerateRun
 from focusdpo.flows.generate.inference import Generator, Painted, Subject
 from focusdpo.flows.wiring import build_part
 from focusdpo.pipeline.parts import ReferenceImage
@@ -47,7 +48,9 @@ class SideBySide:
         self.adapted = adapted
 
     @classmethod
-    def of(cls, preset: str, adapter: Path | None, settings: Sequence[str] = ()) -> SideBySide:
+    def of(
+        cls, preset: str | GenerateRun, adapter: Path | None, settings: Sequence[str] = ()
+    ) -> SideBySide:
         """From a preset and an adapter's folder. UserError when the adapter is of another base."""
         base = Generator(preset, settings=settings)
         adapted = None if adapter is None else Generator(base.run, adapter)

@@ -12,25 +12,10 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
-
-from focusdpo.flows.build.run import BuildResult
-from focusdpo.flows.train.run import TrainOutcome
-
-if TYPE_CHECKING:
-    from focusdpo.flows.retrain.run import RetrainOutcome
+from typing import Any
 
 log = logging.getLogger(__name__)
 
-PUBLISHED = "focusdpo.dataset.published"
-"""A build made a new dataset version; never for a build in which nothing changed."""
-YIELD_DROPPED = "focusdpo.dataset.yield-dropped"
-"""A build brought far fewer pairs for its candidates than builds before it."""
-TRAINED = "focusdpo.adapter.trained"
-PROMOTED = "focusdpo.adapter.promoted"
-KEPT = "focusdpo.adapter.kept"
-"""A candidate was trained and is not better: the adapter in use stays."""
 RETRIED = "focusdpo.task.retried"
 """A task gets another try, with the reason."""
 FAILED = "focusdpo.run.failed"
@@ -55,42 +40,6 @@ def emit(name: str, resource: str, title: str, payload: Mapping[str, Any], by: s
         },
         payload=dict(payload),
     )
-
-
-def published(result: BuildResult, by: str) -> None:
-    """A new dataset version."""
-    payload = {"root": result.root, "version": result.version, "pairs": result.pairs}
-    emit(PUBLISHED, f"focusdpo.dataset.{result.version}", result.root, payload, by)
-
-
-def yield_dropped(result: BuildResult, message: str, by: str) -> None:
-    """Far fewer pairs than usual."""
-    payload = {"root": result.root, "version": result.version, "message": message}
-    emit(YIELD_DROPPED, f"focusdpo.dataset.{result.version}", result.root, payload, by)
-    notify(YIELD_DROPPED, message, payload)
-
-
-def trained(outcome: TrainOutcome, by: str) -> None:
-    """A new adapter."""
-    payload = {"adapter": outcome.adapter, "out": outcome.out, "version": outcome.version}
-    emit(TRAINED, f"focusdpo.adapter.{outcome.version}", outcome.adapter, payload, by)
-
-
-def decided(outcome: RetrainOutcome) -> None:
-    """A candidate was promoted or kept."""
-    name = PROMOTED if outcome.decision == "promoted" else KEPT
-    payload: dict[str, Any] = {
-        "out": outcome.out,
-        "version": outcome.version,
-        "candidate": outcome.candidate,
-        "promoted": outcome.promoted,
-        "adapter": outcome.adapter,
-        "reason": outcome.reason,
-    }
-    if outcome.comparison is not None:
-        payload["comparison"] = asdict(outcome.comparison)
-    emit(name, f"focusdpo.adapter.{outcome.candidate}", outcome.out, payload, "retrain")
-    notify(name, f"{outcome.candidate} {outcome.decision}: {outcome.reason}", payload)
 
 
 def on_failure(flow: Any, flow_run: Any, state: Any) -> None:

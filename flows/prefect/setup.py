@@ -1,4 +1,5 @@
-"""`focusdpo prefect-setup`: what our flows need on a Prefect server, made or mended.
+"""What our flows need on a Prefect server: made or mended by `focusdpo prefect-setup`, and looked
+at by `focusdpo doctor`.
 
 A work pool, the GPU's concurrency limit, an automation that marks silent runs as Crashed, and,
 where wanted, automations that start a deployment when a dataset version is published or an adapter
@@ -8,7 +9,7 @@ was trained. Run it as often as you like: what is there as it should be stays.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas import filters
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState, RunDeployment
@@ -25,8 +27,9 @@ from prefect.settings import PREFECT_API_URL
 from prefect.workers.process import ProcessWorker
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.prefect import events
-from focusdpo.flows.prefect.engine import FLOWS, GPU_LIMIT
+from focusdpo.flows.jobs import PUBLISHED, TRAINED
+from focusdpo.flows.prefect.gpu_slot import GPU_LIMIT
+from focusdpo.flows.prefect.liveness import FLOWS
 from focusdpo.flows.settings import merge
 
 log = logging.getLogger(__name__)
@@ -131,7 +134,7 @@ def _start_on_publish(client: SyncPrefectClient, name: str) -> AutomationCore:
     own = None
     if name == "train":
         over, own = over | {"version": version}, f"train-{version}"
-    return _starter(client, ON_PUBLISH, name, events.PUBLISHED, "focusdpo.dataset.*", over, own)
+    return _starter(client, ON_PUBLISH, name, PUBLISHED, "focusdpo.dataset.*", over, own)
 
 
 def _evaluate_on_trained(client: SyncPrefectClient) -> AutomationCore:
@@ -139,7 +142,7 @@ def _evaluate_on_trained(client: SyncPrefectClient) -> AutomationCore:
         "adapter": "{{ event.payload.adapter }}",
         "out": "{{ event.payload.out }}-evaluate",
     }
-    return _starter(client, ON_TRAINED, "evaluate", events.TRAINED, "focusdpo.adapter.*", over)
+    return _starter(client, ON_TRAINED, "evaluate", TRAINED, "focusdpo.adapter.*", over)
 
 
 def _starter(
@@ -161,7 +164,7 @@ def _starter(
             f"the server has no deployment {name}/{name}: run `prefect --no-prompt deploy --all` "
             "in the folder of prefect.yaml, then this again"
         ) from error
-    teller = {events.PUBLISHED: "build-dataset", events.TRAINED: "train"}[event]
+    teller = {PUBLISHED: "build-dataset", TRAINED: "train"}[event]
     given = dict(deployment.parameters or {}).get("run", {})
     run = merge(given, over)
     if own is not None:
@@ -240,3 +243,92 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return sorted((_plain(one) for one in value), key=str)
     return value
+
+
+Told = tuple[bool, str]
+
+
+def checks() -> dict[str, Callable[[], Told]]:
+    """By name; each raises UserError when the server does not answer."""
+    return {
+        "server": _look_at_server,
+        "deployments": _look_at_deployments,
+        "pool": _look_at_pool,
+        "worker": _look_at_worker,
+        "automation": _look_at_automation,
+        "gpu limit": _look_at_limit,
+    }
+
+
+def _look_at_server() -> Told:
+    with server() as client:
+        problem = client.api_healthcheck()
+        if problem is not None:
+            raise UserError(f"{PREFECT_API_URL.value()}: {type(problem).__name__}: {problem}")
+        return True, f"{PREFECT_API_URL.value()}: version {client.api_version()}"
+
+
+def _pools() -> dict[str, list[str]]:
+    """Work pool -> names of our deployments in it."""
+    found: dict[str, list[str]] = {}
+    with server() as client:
+        for one in client.read_deployments(
+            flow_filter=filters.FlowFilter(name=filters.FlowFilterName(any_=list(FLOWS)))
+        ):
+            found.setdefault(one.work_pool_name or "", []).append(one.name)
+    return found
+
+
+def _look_at_deployments() -> Told:
+    names = sorted(name for own in _pools().values() for name in own)
+    if names:
+        return True, ", ".join(names)
+    return False, "none; run `prefect --no-prompt deploy --all` in the folder of prefect.yaml"
+
+
+def _look_at_pool() -> Told:
+    told, fine = [], True
+    with server() as client:
+        for name in sorted(_pools()):
+            try:
+                pool = client.read_work_pool(name)
+            except ObjectNotFound:
+                told.append(f"{name}: absent, run `focusdpo prefect-setup`")
+                fine = False
+                continue
+            paused = pool.is_paused
+            told.append(f"{name}: {'paused, so nothing starts' if paused else 'open'}")
+            fine = fine and not paused
+    return fine and bool(told), "; ".join(told) or "no deployment names one"
+
+
+def _look_at_worker() -> Told:
+    told, fine = [], True
+    with server() as client:
+        for name in sorted(_pools()):
+            workers = client.read_workers_for_work_pool(name)
+            online = [one.name for one in workers if str(one.status).endswith("ONLINE")]
+            told.append(f"{name}: {len(online)} online")
+            fine = fine and bool(online)
+            if not online:
+                told[-1] += f", so runs wait; start one with `prefect worker start --pool {name}`"
+    return fine and bool(told), "; ".join(told) or "no deployment names a pool"
+
+
+def _look_at_automation() -> Told:
+    with server() as client:
+        found = client.read_automations_by_name(SILENT)
+    if not found:
+        return False, "runs whose machine dies stay Running for ever; run `focusdpo prefect-setup`"
+    if not found[0].enabled:
+        return False, f"'{SILENT}' is switched off"
+    return True, SILENT
+
+
+def _look_at_limit() -> Told:
+    with server() as client:
+        try:
+            limit = client.read_global_concurrency_limit_by_name(GPU_LIMIT)
+        except ObjectNotFound:
+            return False, f"no limit {GPU_LIMIT}: runs may share a GPU; `focusdpo prefect-setup`"
+    return limit.active, f"{GPU_LIMIT}: {limit.active_slots} of {limit.limit} taken"

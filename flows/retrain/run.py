@@ -1,4 +1,4 @@
-"""retrain without an engine: build, decide whether to train, train, evaluate, promote or keep.
+"""The job retrain: build, decide whether to train, train, evaluate, promote or keep.
 
 Every step can be stopped at any point: build, train and evaluate go on from what they left, and
 what lies in a candidate's folder says how far it came (promotion.py). The same call again
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -19,12 +19,10 @@ from filelock import FileLock, Timeout
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.progress import Watch, quiet
-from focusdpo.evaluation.folder import EvaluateResult
-from focusdpo.flows.build import run as building
-from focusdpo.flows.build.run import BuildResult
-from focusdpo.flows.config import BuildRun, EvaluateRun, RetrainRun, TrainRun
-from focusdpo.flows.evaluate import run as evaluation
-from focusdpo.flows.retrain.monitoring import note
+from focusdpo.flows.build.run import Build
+from focusdpo.flows.config import RetrainRun
+from focusdpo.flows.evaluate.run import Evaluate
+from focusdpo.flows.jobs import KEPT, PROMOTED, Event, Exhibit, Job, Steps, Table, Text
 from focusdpo.flows.retrain.promotion import (
     CANDIDATES,
     DECISION,
@@ -34,14 +32,14 @@ from focusdpo.flows.retrain.promotion import (
     Promoted,
     compare,
     decide,
+    history,
     read_json,
     read_promoted,
     write_promoted,
     write_whole,
 )
 from focusdpo.flows.settings import save_config
-from focusdpo.flows.train import run as training
-from focusdpo.flows.train.run import TrainOutcome
+from focusdpo.flows.train.run import Train
 from focusdpo.flows.wiring import fingerprint_of
 from focusdpo.store.keys import config_digest
 from focusdpo.store.outputs import Output, local, opened
@@ -52,26 +50,15 @@ log = logging.getLogger(__name__)
 Clock = Callable[[], datetime]
 """What time it is, in UTC: tests pass one that runs faster."""
 
+SHOWN = 50
+"""Candidates in the table of the history."""
+
 Decision = Literal["promoted", "kept", "not due", "tried before"]
 
 
 def now() -> datetime:
     """The time, in UTC."""
     return datetime.now(UTC)
-
-
-def build_here(run: BuildRun, watch: Watch) -> BuildResult:
-    """build-dataset by plain calls."""
-    return note(building.execute(building.prepare(run), watch=watch), run.alert)
-
-
-@dataclass(frozen=True)
-class Steps:
-    """How the three jobs are run: by plain calls, or as flows (flows/prefect/retrain.py)."""
-
-    build: Callable[[BuildRun, Watch], BuildResult] = build_here
-    train: Callable[[TrainRun, Watch], TrainOutcome] = training.train
-    evaluate: Callable[[EvaluateRun, Watch], EvaluateResult] = evaluation.evaluate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,33 +87,84 @@ class RetrainOutcome:
         return {"command": "retrain", **asdict(self)}
 
 
-def retrain(
-    run: RetrainRun, steps: Steps | None = None, watch: Watch = quiet, clock: Clock = now
-) -> RetrainOutcome:
-    """One night: build, then train when that is due, then promote what is better.
+class Retrain(Job[RetrainRun, RetrainOutcome]):
+    """New subjects -> a better adapter in `run.out`, or the reason why the old one stays.
 
-    UserError when another process does the same in this folder, and what the steps raise.
+    Build, training and evaluation are jobs of their own, with folders or addresses below `out`.
     """
-    started = time.perf_counter()
-    with opened(run.out, "a retraining") as out:
-        out.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out.folder / ".retrain.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UserError(
-                f"{run.out}: another process retrains here; wait for it, or choose another --out"
-            ) from error
-        with lock:
-            night = _Night(run, out, steps or Steps(), watch, clock)
-            outcome = night.spend()
-    seconds = round(time.perf_counter() - started, 3)
-    log.info("%s: %s: %s", run.out, outcome.decision, outcome.reason)
-    return RetrainOutcome(**{**vars(outcome), "wall_seconds": seconds})
+
+    name = "retrain"
+    config = RetrainRun
+    needs_gpu = False
+    """Its jobs take the GPU's slot one after another: held here, they would wait for it."""
+
+    def __init__(self, run: RetrainRun, clock: Clock = now) -> None:
+        super().__init__(run)
+        self.clock = clock
+
+    @property
+    def folder(self) -> str:
+        return self.run.out
+
+    def finished(self) -> bool:
+        return False  # the build says whether anything is new
+
+    def title(self, result: RetrainOutcome | None = None) -> str:
+        if result is None:
+            return f"{self.run.out} from {self.run.dataset_root}"
+        return f"{self.run.out}: version {result.version}, {result.decision}"
+
+    def perform(self, steps: Steps, watch: Watch = quiet) -> RetrainOutcome:
+        """Once through: build, then train when that is due, then promote what is better.
+
+        UserError when another process does the same in this folder, and what the steps raise.
+        """
+        started = time.perf_counter()
+        with opened(self.run.out, "a retraining") as out:
+            out.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(out.folder / ".retrain.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout as error:
+                raise UserError(
+                    f"{self.run.out}: another process retrains here; wait for it, or choose "
+                    "another --out"
+                ) from error
+            with lock:
+                outcome = _Round(self.run, out, steps, watch, self.clock).complete()
+        seconds = round(time.perf_counter() - started, 3)
+        log.info("%s: %s: %s", self.run.out, outcome.decision, outcome.reason)
+        return replace(outcome, wall_seconds=seconds)
+
+    def changed(self, result: RetrainOutcome) -> bool:
+        return result.decision in ("promoted", "kept") or result.build["new"]
+
+    def exhibits(self, result: RetrainOutcome) -> Iterator[Exhibit]:
+        yield Text("retrain", result.decision, summary(result))
+        rows = [_history_row(decided) for decided in history(local(self.run.out))[-SHOWN:]]
+        if rows:
+            yield Table("retrain-history", "candidates, newest first", rows[::-1])
+
+    def events(self, result: RetrainOutcome) -> Iterator[Event]:
+        if result.decision not in ("promoted", "kept"):
+            return
+        payload: dict[str, Any] = {
+            name: getattr(result, name)
+            for name in ("out", "version", "candidate", "promoted", "adapter", "reason")
+        }
+        if result.comparison is not None:
+            payload["comparison"] = asdict(result.comparison)
+        yield Event(
+            PROMOTED if result.decision == "promoted" else KEPT,
+            f"focusdpo.adapter.{result.candidate}",
+            result.out,
+            payload,
+            f"{result.candidate} {result.decision}: {result.reason}",
+        )
 
 
-class _Night:
-    """One call of `retrain`. Its jobs have folders or addresses of their own below `out`."""
+class _Round:
+    """One call of `retrain`."""
 
     def __init__(
         self, run: RetrainRun, out: Output, steps: Steps, watch: Watch, clock: Clock
@@ -134,11 +172,11 @@ class _Night:
         self.run, self.out, self.steps, self.watch, self.clock = run, out, steps, watch, clock
         self.models = out.folder
 
-    def spend(self) -> RetrainOutcome:
+    def complete(self) -> RetrainOutcome:
         """Build, decide, train, evaluate, promote or keep."""
         _settle(self.models)
         save_config(self.run, self.models / "retrain.yaml")
-        self.built = self.steps.build(self.run.build_run(), self.watch)
+        self.built = self.steps.job(Build(self.run.build_run()), self.watch)
         self.promoted = read_promoted(self.models)
         self.version = open_version(self.run.dataset_root, self.built.version)
         self.new_pairs, gone = new_pairs(self.version, self.promoted)
@@ -147,11 +185,11 @@ class _Night:
         self.folder = self.models / CANDIDATES / self.name
         decided = read_json(self.folder / DECISION)
         if decided is not None:
-            return self._told("tried before", f"{decided['decision']}: {decided['reason']}")
+            return self._outcome("tried before", f"{decided['decision']}: {decided['reason']}")
         if not (self.folder / STARTED).exists():
             due, reason = self._due(gone)
             if not due:
-                return self._told("not due", reason)
+                return self._outcome("not due", reason)
             about = {
                 "candidate": self.name,
                 "version": self.version.id,
@@ -187,10 +225,10 @@ class _Night:
     def _try_out(self) -> RetrainOutcome:
         """Train, evaluate, compare, decide; each goes on where it was stopped."""
         run, folder = self.run, self.folder
-        job = run.train_run(self.version.id, self._job(self.name, "train"))
-        trained = self.steps.train(job, self.watch)
-        own = run.evaluate_run(trained.adapter, self._job(self.name, "evaluate"))
-        self.steps.evaluate(own, self.watch)
+        training = run.train_run(self.version.id, self._place(self.name, "train"))
+        trained = self.steps.job(Train(training), self.watch)
+        own = run.evaluate_run(trained.adapter, self._place(self.name, "evaluate"))
+        self.steps.job(Evaluate(own), self.watch)
         rival = self.promoted
         against = None
         if rival is not None and rival.base == self.base:
@@ -214,24 +252,24 @@ class _Night:
         self.out.send()
         _settle(self.models)
         self.promoted = read_promoted(self.models)
-        return self._told("promoted" if promote else "kept", reason, found)
+        return self._outcome("promoted" if promote else "kept", reason, found)
 
     def _rival(self, rival: Promoted) -> Path:
         """The folder of the promoted adapter's evaluation by tonight's settings: its own when
         these have not changed, else one that is made now."""
         adapter = self.out.at(rival.adapter)
-        before = self.run.evaluate_run(adapter, self._job(rival.candidate, "evaluate"))
-        if evaluation.finished(before) is not None:
+        before = self.run.evaluate_run(adapter, self._place(rival.candidate, "evaluate"))
+        if Evaluate(before).finished():
             return local(before.out, *RECORDS)
-        again = self.run.evaluate_run(adapter, self._job(self.name, "against"))
-        self.steps.evaluate(again, self.watch)
+        again = self.run.evaluate_run(adapter, self._place(self.name, "against"))
+        self.steps.job(Evaluate(again), self.watch)
         return local(again.out, *RECORDS)
 
-    def _job(self, candidate: str, name: str) -> str:
+    def _place(self, candidate: str, name: str) -> str:
         """The `out` of a candidate's job."""
         return self.out.at(f"{CANDIDATES}/{candidate}/{name}")
 
-    def _told(
+    def _outcome(
         self, decision: Decision, reason: str, found: Comparison | None = None
     ) -> RetrainOutcome:
         inside = self.promoted
@@ -282,3 +320,30 @@ def _settle(models: Path) -> None:
         )
         write_promoted(models, promoted)
         write_whole(file, {**decided, "settled": True})
+
+
+def _history_row(decided: Mapping[str, Any]) -> dict[str, Any]:
+    """A candidate as a line of the history."""
+    comparison = decided.get("comparison") or {}
+    return {
+        "candidate": decided.get("candidate"),
+        "decision": decided["decision"],
+        "dataset": decided.get("version"),
+        "new pairs": decided.get("new_pairs"),
+        "metric": comparison.get("metric"),
+        "difference": comparison.get("difference"),
+        "low": comparison.get("low"),
+        "high": comparison.get("high"),
+        "against": comparison.get("against"),
+        "reason": decided.get("reason") or decided.get("because"),
+        "when": decided.get("decided") or decided.get("started"),
+    }
+
+
+def summary(outcome: RetrainOutcome) -> str:
+    """A round as Markdown."""
+    return (
+        f"# {outcome.decision}\n\n{outcome.reason}.\n\n"
+        f"Dataset `{outcome.version}`, {outcome.new_pairs} new pairs. In use: "
+        f"`{outcome.adapter or 'the base alone'}`"
+    )

@@ -1,20 +1,22 @@
-"""train without an engine: a dataset version -> an adapter."""
+"""The job train: a dataset version -> an adapter."""
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.flows.config import TrainRun
+from focusdpo.flows.jobs import TRAINED, Event, Exhibit, Job, Steps, Table, Text
 from focusdpo.flows.settings import save_config
 from focusdpo.flows.wiring import build_part, suite
 from focusdpo.model.training import parallel
 from focusdpo.store.addresses import is_remote
-from focusdpo.store.outputs import Output, opened
+from focusdpo.store.outputs import Output, holds, opened
 from focusdpo.store.provenance import licence_of
 from focusdpo.store.versions import open_version
 
@@ -132,4 +134,54 @@ def _train(
         adapter_step=result.adapter_step,
         stopped=result.stopped,
         validation=list(result.validation),
+    )
+
+
+class Train(Job[TrainRun, TrainOutcome]):
+    """A dataset version -> an adapter in `run.out`.
+
+    One step: training has checkpoints of its own, and another try goes on from the newest.
+    """
+
+    name = "train"
+    config = TrainRun
+
+    @property
+    def folder(self) -> str:
+        return self.run.out
+
+    def finished(self) -> bool:
+        return holds(self.run.out, "run.json")
+
+    def title(self, result: TrainOutcome | None = None) -> str:
+        objective = self.run.train.objective.name
+        if result is None:
+            return f"{objective} on {self.run.root} version {self.run.version}: {self.run.out}"
+        return f"{objective} on version {result.version}, {result.steps} steps: {result.out}"
+
+    def perform(self, steps: Steps, watch: Watch = quiet) -> TrainOutcome:
+        return steps.step(
+            "train-adapter", "train-adapter", functools.partial(train, self.run, watch)
+        )
+
+    def changed(self, result: TrainOutcome) -> bool:
+        return result.resumed_from < result.steps
+
+    def exhibits(self, result: TrainOutcome) -> Iterator[Exhibit]:
+        yield Text("adapter", "what was trained", summary(result))
+        if result.validation:
+            yield Table("adapter-validation", "looks while training", result.validation)
+
+    def events(self, result: TrainOutcome) -> Iterator[Event]:
+        payload = {"adapter": result.adapter, "out": result.out, "version": result.version}
+        yield Event(TRAINED, f"focusdpo.adapter.{result.version}", result.adapter, payload)
+
+
+def summary(outcome: TrainOutcome) -> str:
+    """A training as Markdown."""
+    rows = "".join(f"| {name} | {value:.4g} |\n" for name, value in outcome.final.items())
+    return (
+        f"# Adapter from dataset {outcome.version}\n\n{outcome.objective}, {outcome.steps} steps "
+        f"on {outcome.pairs} pairs in {outcome.seconds:.0f} s: `{outcome.adapter}`\n\n"
+        f"| figure | last |\n| --- | --- |\n{rows}"
     )

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from focusdpo.data_schemas.registration import Named
 from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.model.backbone import FeatureConfig
 from focusdpo.model.focus_config import FocusConfig, NoiseConfig
+from focusdpo.model.objective_registry import OBJECTIVES, Objective, objectives_in_words
 
 
 class PatchConfig(StrictModel):
@@ -33,11 +35,11 @@ class PatchConfig(StrictModel):
 class ObjectiveConfig(StrictModel):
     """What is minimised."""
 
-    name: Literal["focus_dpo", "dpo", "dpo_prior", "patch_dpo", "sft"] = Field(
+    name: Annotated[str, Named(OBJECTIVES)] = Field(
         "focus_dpo",
-        description="focus_dpo: weighted DPO; dpo: Diffusion-DPO in flow-matching form; "
-        "dpo_prior: DPO weighted by M_prior alone; patch_dpo: weighted by patch quality; "
-        "sft: the winner's error",
+        title="Objective",
+        description=f"{objectives_in_words()}. module:name: one of your own "
+        "(docs/add_an_objective.md)",
     )
     beta: float = Field(
         1000.0, gt=0, description="strength, for errors that are means over tokens and channels"
@@ -73,12 +75,19 @@ class ObjectiveConfig(StrictModel):
                 f"safeguard scales a loser's gradient, and {self.name} pushes no loser away; "
                 "leave it null"
             )
+        if self.form == "tokens" and not self.definition.takes_form:
+            raise ValueError(f"form: {self.name} has a loss of its own; leave it sigmoid")
         return self
+
+    @property
+    def definition(self) -> Objective:
+        """What is registered under its name."""
+        return OBJECTIVES[self.name]
 
     @property
     def is_preference(self) -> bool:
         """Whether losers and the reference policy are needed."""
-        return self.name != "sft" and not self.is_released_patch
+        return self.definition.reference and not self.is_released_patch
 
     @property
     def is_released_patch(self) -> bool:

@@ -80,7 +80,7 @@ def train(
     precision = resolve_precision(device, config.mixed_precision)
     config = config.model_copy(update={"mixed_precision": precision})
     objective = config.objective
-    patches = objective.patch if objective.name == "patch_dpo" else None
+    patches = objective.patch if objective.definition.quality else None
     data = PairData(
         backbone,
         samples,

@@ -113,7 +113,7 @@ def backward_step(
     """`pair_step`, and `share` times its gradient added to the parameters' `.grad`, in the manner
     of `config.memory`. The output's loss carries no gradient any more."""
     inputs = (backbone, batch, noise_BNC, sigma_B, config, cast, ref_error_BN)
-    if config.memory == "sequential" and config.objective.name != "sft":
+    if config.memory == "sequential" and config.objective.definition.losers:
         return _sequential(*inputs, share)
     output = pair_step(*inputs)
     (output.loss.value * share).backward()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
@@ -15,7 +15,17 @@ from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import BaseRoute, Route
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.settings import merge, parse_overrides, preset_names, resolve
+from focusdpo.flows.commands.export import ExportAdapterRun, ExportDatasetRun
+from focusdpo.flows.commands.options import arguments_of
+from focusdpo.flows.config import BuildRun, EvaluateRun, Run, TrainRun
+from focusdpo.flows.settings import (
+    choices_of,
+    field_at,
+    merge,
+    parse_overrides,
+    preset_names,
+    resolve,
+)
 from focusdpo.studio.config import StudioConfig, runs_folder
 from focusdpo.studio.guard import CSRF_FIELD
 from focusdpo.studio.job_files import ID, Job
@@ -24,18 +34,16 @@ from focusdpo.studio.views import NavItem, absent, render, studio_of
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MOST_SETTINGS, LONGEST_SETTING = 100, 500
-Kind = Literal["build", "train", "evaluate", "export", "share"]
 
 
 @dataclass(frozen=True)
-class Field:
-    """A setting with a place of its own in a form."""
+class Input:
+    """An input of a form."""
 
     name: str
     label: str
     path: str = ""
-    """The setting that it stands for, as `--set` names it; "" for a form's own."""
-    help: str = ""
+    """The setting that it stands for, dotted; "" for the form's own."""
     options: tuple[str, ...] = ()
     """Choices; "" lets the preset decide."""
     number: bool = False
@@ -43,45 +51,101 @@ class Field:
 
 
 @dataclass(frozen=True)
+class Form:
+    """A command's form."""
+
+    command: str
+    model: type[BaseModel]
+    title: str
+    about: str
+    settings: Mapping[str, str]
+    """Input -> the dotted setting that has a place of its own. Its label and its choices are the
+    setting's."""
+    own: tuple[Input, ...] = ()
+
+    @property
+    def has_preset(self) -> bool:
+        """Whether a preset lies under what is given, and further settings may be."""
+        return issubclass(self.model, Run)
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """In the order in which they stand."""
+        return (*self.own, *(self._input(name, path) for name, path in self.settings.items()))
+
+    def _input(self, name: str, path: str) -> Input:
+        field = field_at(self.model, path)
+        about = field.description or name
+        choices = choices_of(field)
+        check = field.annotation is bool
+        label = field.title or (about if check else re.split("[;:,.]", about)[0])
+        return Input(
+            name,
+            label[:1].upper() + label[1:],
+            path,
+            options=("", *choices) if choices and self.has_preset else choices,
+            number=field.annotation is int,
+            check=check,
+        )
+
+
+NAMED, CHOSEN = Input("name", "Name of the run"), Input("run", "Training run")
+FORMS = {
+    "build": Form(
+        "build-dataset",
+        BuildRun,
+        "Build",
+        "Subjects become pairs. Only what is missing is computed.",
+        {"variants": "compose.variants", "candidates": "generate.candidates"},
+    ),
+    "train": Form(
+        "train",
+        TrainRun,
+        "Train",
+        "Pairs become an adapter. The same name again goes on.",
+        {"objective": "train.objective.name", "steps": "train.steps"},
+        own=(NAMED,),
+    ),
+    "evaluate": Form(
+        "evaluate",
+        EvaluateRun,
+        "Evaluate",
+        "Base and adapter on individuals that neither has seen.",
+        {
+            "pairs": "held_out.pairs",
+            "singles": "held_out.singles",
+            "triples": "held_out.triples",
+            "same_class": "held_out.same_class_pairs",
+        },
+        own=(CHOSEN,),
+    ),
+    "export": Form(
+        "export adapter",
+        ExportAdapterRun,
+        "Export the adapter",
+        "The adapter with its card, ready to be given away.",
+        {"layout": "layout"},
+        own=(CHOSEN,),
+    ),
+    "share": Form(
+        "export dataset",
+        ExportDatasetRun,
+        "Export the dataset",
+        "The newest version as others load it, with a card.",
+        {"allow_unlicensed": "allow_unlicensed"},
+    ),
+}
+"""Kind of job -> its form."""
+
+
+@dataclass(frozen=True)
 class Order:
     """A checked request: what will run."""
 
-    kind: Kind
+    kind: str
     title: str
     arguments: list[str]
-    outputs: dict[str, str] = field(default_factory=dict)
-
-
-OBJECTIVES = ("", "focus_dpo", "dpo", "dpo_prior", "patch_dpo", "sft")
-FORMS: Mapping[Kind, tuple[Field, ...]] = {
-    "build": (
-        Field("variants", "Scenes per set of subjects", "compose.variants", number=True),
-        Field("candidates", "Candidates per scene", "generate.candidates", number=True),
-    ),
-    "train": (
-        Field("name", "Name of the run"),
-        Field("objective", "Objective", "train.objective.name", options=OBJECTIVES),
-        Field("steps", "Steps", "train.steps", number=True),
-    ),
-    "evaluate": (
-        Field("run", "Training run"),
-        Field("pairs", "Scenes of two subjects", "held_out.pairs", number=True),
-        Field("singles", "Scenes of one subject", "held_out.singles", number=True),
-        Field("triples", "Scenes of three subjects", "held_out.triples", number=True),
-        Field(
-            "same_class", "Scenes of two subjects of one class", "held_out.same_class_pairs",
-            number=True,
-        ),
-    ),
-    "export": (
-        Field("run", "Training run"),
-        Field("layout", "Layout", options=("diffusers", "uno")),
-    ),
-    "share": (
-        Field("allow_unlicensed", "Also subjects that state no licence; the card says so",
-              check=True),
-    ),
-}  # fmt: skip
+    outputs: dict[str, str]
 
 
 def order(
@@ -89,12 +153,63 @@ def order(
 ) -> Order:
     """What a filled form asks for; `version`: the newest. UserError names the field or setting that
     is wrong."""
-    if kind == "share":
-        return _share(form, root, runs, version)
-    makers = {"build": _build, "train": _train, "evaluate": _evaluate, "export": _export}
-    if kind not in makers:
+    if kind not in FORMS:
         raise UserError(f"no job is called '{kind[:20]}'; there are {', '.join(FORMS)}")
-    return makers[kind](form, root, runs)
+    about = FORMS[kind]
+    title, given, outputs = _place(kind, form, root, runs, version)
+    values = {
+        one.path: "true" if one.check else _value(one, form[one.name].strip())
+        for one in about.inputs
+        if one.path and form.get(one.name, "").strip()
+    }
+    words = ["-v", *about.command.split()]
+    if not about.has_preset:
+        checked = resolve(about.model, {**given, **values})
+        filled = {name: getattr(checked, name) for name in (*given, *values)}
+        return Order(kind, title, [*words, *arguments_of(about.model, filled), "--json"], outputs)
+    settings = [*(f"{path}={value}" for path, value in values.items()), *_lines(form)]
+    preset = _preset(form)
+    resolve(about.model, merge({"preset": preset, **parse_overrides(settings)}, given))
+    prefect = "--prefect" if form.get("prefect") else "--no-prefect"
+    arguments = [*arguments_of(about.model, {**given, "preset": preset})]
+    arguments += [part for line in settings for part in ("--set", line)]
+    return Order(kind, title, [*words, *arguments, prefect, "--json"], outputs)
+
+
+def _place(
+    kind: str, form: Mapping[str, str], root: str, runs: Path, version: str | None
+) -> tuple[str, dict[str, Any], dict[str, str]]:
+    """What a job is called, what it works on and where it writes (options of its command), and what
+    it makes."""
+    if kind == "build":
+        return "build-dataset", {"root": root}, {"root": root}
+    if kind == "share":
+        if version is None:
+            raise UserError("there is no dataset version yet; build one first")
+        out = str(runs / f"dataset-{version}")
+        return (
+            f"export dataset {version}",
+            {"root": root, "version": version, "out": out},
+            {"export": out},
+        )
+    if kind == "train":
+        name = _run_name(form.get("name", ""))
+        folder = runs / name
+        if folder.exists() and not (folder / "run.yaml").exists():
+            raise UserError(
+                f"Name of the run: {name} is there and is no training run; choose another"
+            )
+        return f"train {name}", {"root": root, "out": str(folder)}, {"run": str(folder)}
+    name = _chosen_run(form, runs)
+    adapter, evaluation = str(runs / name / "adapter"), evaluation_of(runs, name)
+    if kind == "evaluate":
+        out = str(evaluation)
+        return f"evaluate {name}", {"adapter": adapter, "out": out}, {"evaluation": out}
+    out = str(runs / f"{name}-export")
+    given: dict[str, Any] = {"adapter": adapter, "out": out}
+    if (evaluation / "run.json").exists():
+        given["evaluate"] = (str(evaluation),)
+    return f"export {name}", given, {"export": out}
 
 
 def trained(runs: Path) -> list[str]:
@@ -113,73 +228,8 @@ def evaluation_of(runs: Path, run: str) -> Path:
     return runs / f"{run}-evaluated"
 
 
-def _build(form: Mapping[str, str], root: str, runs: Path) -> Order:
-    from focusdpo.flows.config import BuildRun
-
-    settings = _settings("build", form)
-    _checked(BuildRun, form, settings, root=root)
-    arguments = ["-v", "build-dataset", "--root", root, *_common(form, settings)]
-    return Order("build", "build-dataset", arguments, {"root": root})
-
-
-def _train(form: Mapping[str, str], root: str, runs: Path) -> Order:
-    from focusdpo.flows.config import TrainRun
-
-    name = _run_name(form.get("name", ""))
-    out = runs / name
-    if out.exists() and not (out / "run.yaml").exists():
-        raise UserError(f"Name of the run: {name} is there and is no training run; choose another")
-    settings = _settings("train", form)
-    _checked(TrainRun, form, settings, root=root, out=str(out))
-    arguments = ["-v", "train", "--root", root, "--out", str(out), *_common(form, settings)]
-    return Order("train", f"train {name}", arguments, {"run": str(out)})
-
-
-def _evaluate(form: Mapping[str, str], root: str, runs: Path) -> Order:
-    from focusdpo.flows.config import EvaluateRun
-
-    name = _chosen_run(form, runs)
-    adapter, out = runs / name / "adapter", evaluation_of(runs, name)
-    settings = _settings("evaluate", form)
-    _checked(EvaluateRun, form, settings, adapter=str(adapter), out=str(out))
-    arguments = ["-v", "evaluate", "--adapter", str(adapter), "--out", str(out)]
-    arguments += _common(form, settings)
-    return Order("evaluate", f"evaluate {name}", arguments, {"evaluation": str(out)})
-
-
-def _export(form: Mapping[str, str], root: str, runs: Path) -> Order:
-    name = _chosen_run(form, runs)
-    layout = form.get("layout") or "diffusers"
-    if layout not in ("diffusers", "uno"):
-        raise UserError(f"Layout: got '{layout[:20]}'; expected diffusers or uno")
-    out = runs / f"{name}-export"
-    arguments = ["-v", "export", "adapter", "--adapter", str(runs / name / "adapter")]
-    arguments += ["--out", str(out), "--layout", layout]
-    evaluation = evaluation_of(runs, name)
-    if (evaluation / "run.json").exists():
-        arguments += ["--evaluate", str(evaluation)]
-    return Order("export", f"export {name}", [*arguments, "--json"], {"export": str(out)})
-
-
-def _share(form: Mapping[str, str], root: str, runs: Path, version: str | None) -> Order:
-    if version is None:
-        raise UserError("there is no dataset version yet; build one first")
-    out = runs / f"dataset-{version}"
-    arguments = ["-v", "export", "dataset", "--root", root, "--version", version]
-    arguments += ["--out", str(out)]
-    if form.get("allow_unlicensed"):
-        arguments.append("--allow-unlicensed")
-    title = f"export dataset {version}"
-    return Order("share", title, [*arguments, "--json"], {"export": str(out)})
-
-
-def _settings(kind: Kind, form: Mapping[str, str]) -> list[str]:
-    """`section.field=value` of the form's own fields, then of its lines, which win."""
-    own = [
-        f"{one.path}={_value(one, form[one.name].strip())}"
-        for one in FORMS[kind]
-        if one.path and form.get(one.name, "").strip()
-    ]
+def _lines(form: Mapping[str, str]) -> list[str]:
+    """`section.field=value` of the form's lines of further settings."""
     lines = [line.strip() for line in form.get("settings", "").splitlines()]
     lines = [line.removeprefix("--set").strip() for line in lines if line]
     if len(lines) > MOST_SETTINGS:
@@ -190,21 +240,15 @@ def _settings(kind: Kind, form: Mapping[str, str]) -> list[str]:
                 f"Other settings: '{line[:40]}...' is too long or holds control characters; "
                 "expected section.field=value, as in train.steps=200"
             )
-    return [*own, *lines]
+    return lines
 
 
-def _value(one: Field, text: str) -> str:
+def _value(one: Input, text: str) -> str:
     if one.options and text not in one.options:
         raise UserError(f"{one.label}: got '{text[:40]}'; expected one of {', '.join(one.options)}")
     if one.number and not re.fullmatch(r"\d{1,7}", text):
         raise UserError(f"{one.label}: got '{text[:40]}'; expected a whole number")
     return text
-
-
-def _checked(
-    model: type[BaseModel], form: Mapping[str, str], settings: Sequence[str], **given: Any
-) -> None:
-    resolve(model, merge({"preset": _preset(form), **parse_overrides(settings)}, given))
 
 
 def _preset(form: Mapping[str, str]) -> str:
@@ -214,12 +258,6 @@ def _preset(form: Mapping[str, str]) -> str:
             f"Preset: there is no '{preset[:40]}'; there are {', '.join(preset_names())}"
         )
     return preset
-
-
-def _common(form: Mapping[str, str], settings: Sequence[str]) -> list[str]:
-    prefect = "--prefect" if form.get("prefect") else "--no-prefect"
-    sets = [part for line in settings for part in ("--set", line)]
-    return ["--preset", _preset(form), *sets, prefect, "--json"]
 
 
 def _run_name(text: str) -> str:
@@ -244,16 +282,6 @@ def _chosen_run(form: Mapping[str, str], runs: Path) -> str:
 
 
 NAV = (NavItem("Jobs", "/jobs"),)
-TITLES = {
-    "build": ("Build", "Subjects become pairs. Only what is missing is computed."),
-    "train": ("Train", "Pairs become an adapter. The same name again goes on."),
-    "evaluate": ("Evaluate", "Base and adapter on individuals that neither has seen."),
-    "export": ("Export the adapter", "The adapter with its card, ready to be given away."),
-    "share": (
-        "Export the dataset",
-        "The newest version as others load it, with a card.",
-    ),
-}
 ENDED_WELL = ("done", "incomplete")
 MOST_FIELDS, LARGEST_FIELD = 40, 64 * 1024
 
@@ -351,7 +379,6 @@ def _page(
         "jobs.html.j2",
         status,
         forms=FORMS,
-        titles=TITLES,
         runs=names,
         evaluated=[one for one in names if (evaluation_of(runs, one) / "run.json").exists()],
         presets=preset_names(),

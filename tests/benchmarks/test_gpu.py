@@ -255,7 +255,7 @@ def test_without_a_gpu_it_ends_at_once(tmp_path: Path, capsys: Capture) -> None:
     "given, message",
     [
         (["--preset", "other.yaml"], "builds no dataset"),
-        (["--no-prefect"], "builds no dataset"),
+        (["--prefect"], "builds no dataset"),
         (["--set", "pair=[1]"], "pair: no such field; did you mean 'pairs'?"),
         (["--set", "image_size=500"], "image_size 500 must be a multiple of 32 pixels"),
         (["--set", "device=tpu0"], "device: 'tpu0' is no device"),

@@ -121,10 +121,10 @@ def serve() -> None:
     """Runs one command after the other, each in a fork of this process: a line of JSON in (its
     arguments, environment and files for its output), a line out when it has started (its id) and
     one when it is over (its status as waitpid tells it)."""
-    import focusdpo.flows.cli
+    import focusdpo.flows.program
 
     suite = os.environ.get("TOY_SUITE", "toy_suite")
-    for name in (focusdpo.flows.cli.__name__, suite, *PRELOADED[suite]):
+    for name in (focusdpo.flows.program.__name__, suite, *PRELOADED[suite]):
         importlib.import_module(name)
     others = _other_threads()
     if others:  # a fork takes along just the thread that forks

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from focusdpo.flows.prefect.engine import QUIET
+from focusdpo.flows.prefect.server import QUIET
 
 from .jobs import Build, files_below
 from .processes import PATIENCE, Running
@@ -184,7 +184,7 @@ def troubled(
     own = trouble.kind == "child killed"
     network = None if own else Network(server.port)
     where = {} if network is None else {"PREFECT_API_URL": f"http://127.0.0.1:{network.port}/api"}
-    arguments = [one for one in job.arguments(scenario) if one != "--no-prefect"]
+    arguments = [one.replace("--no-prefect", "--prefect") for one in job.arguments(scenario)]
     with Reader(job.out) as reader:
         environment = {**log.environment(job.out), **where}
         running = job.launcher.start(arguments, job.work, environment, fresh=True)

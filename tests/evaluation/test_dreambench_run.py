@@ -18,9 +18,9 @@ from focusdpo.data_schemas.evaluations import EvalScene, WholeScores
 from focusdpo.data_schemas.tables import from_parquet
 from focusdpo.evaluation.protocols import EvaluateConfig
 from focusdpo.flows import wiring
-from focusdpo.flows.cli import app
 from focusdpo.flows.config import EvaluateRun
 from focusdpo.flows.evaluate.run import evaluate, finished
+from focusdpo.flows.program import app
 from focusdpo.flows.settings import resolve
 from focusdpo.reports.report import write_report
 

@@ -3,21 +3,32 @@ lost whatever is fed to it."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from in_process import run
 from PIL import Image
 from toy_root import TOY_CLI, Toy
+from typer.main import get_command
 
+from focusdpo.flows.cli import run_program
+from focusdpo.flows.commands.options import command, run_models
+from focusdpo.flows.config import Run, TrainRun, _Train
+from focusdpo.flows.program import app
+from focusdpo.flows.settings import option_of, sentence
+from focusdpo.model.objective_registry import OBJECTIVES
 from focusdpo.store.versions import open_version
 
 Capture = pytest.CaptureFixture[str]
@@ -30,20 +41,28 @@ def last_json(out: str) -> dict[str, object]:
     return found
 
 
-COMMANDS = ("demo", "build-dataset", "train", "evaluate", "report", "focus-maps", "generate",
-            "settings", "inspect", "doctor", "pocket", "fetch", "export", "retrain",
-            "prefect-setup", "subjects", "dataset", "gc", "ablate")  # fmt: skip
+ROOT = get_command(app)
+
+
+def commands(group: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    for name, one in group.commands.items():
+        yield " ".join((*words, name)), one
+        yield from commands(one, (*words, name)) if hasattr(one, "commands") else ()
+
+
+COMMANDS = dict(commands(ROOT))
+MODELS = dict(run_models(ROOT))
 
 
 def test_help_names_every_command(capsys: Capture) -> None:
     code, out, _ = run(["--help"], capsys)
     assert code == 0
-    assert [name for name in COMMANDS if f"\n  {name}" not in out] == []
+    assert [name for name in ROOT.commands if f"\n  {name}" not in out] == []
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_for_each_option(name: str, capsys: Capture) -> None:
-    code, out, _ = run([name, "--help"], capsys)
+    code, out, _ = run([*name.split(), "--help"], capsys)
     assert code == 0 and "Usage: focusdpo" in out
     options = [line for line in out.splitlines() if line.lstrip().startswith("--")]
     assert options and all(len(line.split("  ")) > 1 for line in options)
@@ -330,14 +349,80 @@ def test_inspect_tells_what_there_is_and_where_a_pair_came_from(toy: Toy, capsys
     assert code == 2 and "no pair 'ffff'" in err
 
 
-@pytest.mark.parametrize("name", ["build-dataset", "train", "evaluate", "demo"])
+@pytest.mark.parametrize("name", MODELS)
 def test_settings_prints_what_set_takes(name: str, capsys: Capture) -> None:
-    code, out, _ = run(["settings", name, "--json"], capsys)
+    code, out, _ = run(["settings", *name.split(), "--json"], capsys)
     told = last_json(out)["settings"]
     assert code == 0 and isinstance(told, dict)
     assert all(f"{field} = " in out for field in told)
-    assert ("pair.min_drop" in told) == (name in {"build-dataset", "demo"})
-    assert ("train.objective.beta" in told) == (name in {"train", "demo"})
+    model = MODELS[name]
+    assert ("pair.min_drop" in told) == ("pair" in model.model_fields)
+    assert ("train.objective.beta" in told) == issubclass(model, _Train)
+
+
+def test_settings_are_aligned_wrapped_and_show_choices(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for width in (60, 80, 140):
+        monkeypatch.setenv("COLUMNS", str(width))
+        _, out, _ = run(["settings", "train"], capsys)
+        assert max(map(len, out.splitlines())) <= width
+    assert "[constant, linear, cosine]" in out and "[whole number, ≥ 1]" in out
+    starts = {
+        found.start(1)
+        for line in out.splitlines()
+        if (found := re.search(r"^(?:\S+ = \S+)?  +(\S)", line))
+    }
+    assert len(starts) == 1
+
+
+def test_a_near_command_is_named(capsys: Capture) -> None:
+    code, _, err = run(["settings", "trian"], capsys)
+    assert code == 2 and "did you mean 'train'?" in err and "export adapter" in err
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_options_are_the_marked_fields_of_the_model(name: str) -> None:
+    fields = MODELS[name].model_fields
+    marked = {name: option for name, field in fields.items() if (option := option_of(field))}
+    parameters = {one.name: one for one in COMMANDS[name].params}
+    own = set(inspect.signature(inspect.unwrap(COMMANDS[name].callback)).parameters) - {"run"}
+    common = {"json", "help"} | ({"set_"} if issubclass(MODELS[name], Run) else set())
+    assert set(marked) <= set(parameters) and set(parameters) - common - own <= set(marked)
+    for field, option in marked.items():
+        parameter = parameters[field]
+        assert option.flag in parameter.opts
+        assert parameter.help == sentence(fields[field].description)
+        assert parameter.required == fields[field].is_required()
+        if not parameter.required and fields[field].default not in ((), None):
+            assert parameter.default == fields[field].default
+
+
+@pytest.mark.parametrize(
+    ("extra", "version"),
+    [
+        ([], "latest"),
+        (["--set", "version=abc"], "abc"),
+        (["--set", "version=abc", "--version", "xyz"], "xyz"),
+        (["--set", "version=abc", "--version", "latest"], "latest"),
+    ],
+)
+def test_only_given_options_lie_over_set(extra: list[str], version: str) -> None:
+    given: list[TrainRun] = []
+
+    def keep(run: TrainRun) -> None:
+        given.append(run)
+
+    program = typer.Typer()
+    program.command()(command(keep))
+    with pytest.raises(SystemExit, match="0"):
+        run_program(program, "keep", ["--root", "r", "--out", "o", *extra])
+    assert [run.version for run in given] == [version]
+
+
+def test_train_names_every_objective(capsys: Capture) -> None:
+    _, out, _ = run(["train", "--help"], capsys)
+    assert all(f"{name}: {OBJECTIVES[name].about}" in " ".join(out.split()) for name in OBJECTIVES)
 
 
 def test_inspect_of_nothing(tmp_path: Path, capsys: Capture) -> None:

@@ -49,7 +49,7 @@ def focusdpo(*arguments: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("main") / "demo"
-    return out, focusdpo("demo", "--out", str(out), *SMALL)
+    return out, focusdpo("demo", "--out", str(out), "--prefect", *SMALL)
 
 
 def test_the_demo_leaves_all_four_parts(demo: tuple[Path, dict[str, Any]]) -> None:

@@ -19,7 +19,7 @@ import pytest
 from in_process import run as command
 from s3_server import BUCKET, KEY_ID, SECRET, TOKEN, S3Server
 from toy_root import HUES, TOY_CLI, Toy
-from toy_team import FIRST, SECOND, Team
+from toy_team import FIRST, SECOND, Stopped, StoppedAt, Team
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows import wiring
@@ -28,7 +28,6 @@ from focusdpo.flows.config import BuildRun, EvaluateRun, TrainRun
 from focusdpo.flows.evaluate.run import evaluate, finished
 from focusdpo.flows.generate.inference import Generator
 from focusdpo.flows.retrain.promotion import history, read_promoted
-from focusdpo.flows.retrain.run import Steps
 from focusdpo.flows.settings import resolve
 from focusdpo.flows.train.run import TrainOutcome, train
 from focusdpo.store import outputs
@@ -93,10 +92,6 @@ def outcome(run: Path) -> tuple[Any, ...]:
     names = ("adapter/adapter.json", "adapter/pytorch_lora_weights.safetensors")
     files = [(run / name).read_bytes() for name in (*names, "focus.safetensors", "config.json")]
     return (*files, rows(run, "steps"), rows(run, "buckets"))
-
-
-class Stopped(BaseException):
-    """In place of a kill: nothing catches it."""
 
 
 def stop_at(step: int) -> Any:
@@ -259,11 +254,8 @@ def test_a_night_is_finished_on_another_machine(
     team.out = models
     dataset = {"root": str(tmp_path / "dataset")}
 
-    def stopped(*given: Any) -> Any:
-        raise Stopped
-
     with pytest.raises(Stopped):
-        team.night(Steps(evaluate=stopped), **dataset)
+        team.night(StoppedAt(before="evaluate"), **dataset)
     lose_machine(tmp_path)
     first = team.night(**dataset)
     assert first.decision == "promoted", first.reason

@@ -22,7 +22,6 @@ import toy_suite
 
 from focusdpo.data_schemas.progress import quiet
 from focusdpo.flows import wiring
-from focusdpo.flows.commands.common import choose
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.settings import resolve
 
@@ -58,18 +57,13 @@ def measure(folder: Path, partitions: int, seconds: float) -> dict[str, float]:
     }
     started = time.perf_counter()
     from focusdpo.flows.build.run import prepare
+    from focusdpo.flows.steps import carry_out
 
     prepared = prepare(resolve(BuildRun, tree))
     made = len(prepared.builder.partitions)
     if made != partitions:
         raise RuntimeError(f"{made} partitions instead of {partitions}")
-
-    def flow() -> Any:
-        from focusdpo.flows.prefect.build_dataset import run_here
-
-        return run_here(prepared, quiet)
-
-    result = choose(True, str(folder / "root"), flow, flow)
+    result = carry_out(prepared, quiet, prefect=True)
     wall = time.perf_counter() - started
     model = partitions * seconds
     rest = wall - model

@@ -10,10 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 
 from focusdpo.flows import wiring
-from focusdpo.flows.prefect.build_dataset import build_dataset
-from focusdpo.flows.prefect.evaluate import evaluate
-from focusdpo.flows.prefect.retrain import retrain
-from focusdpo.flows.prefect.train import train
+from focusdpo.flows.prefect.deployments import build_dataset, evaluate, retrain, train
 
 __all__ = ["build_dataset", "evaluate", "retrain", "train"]
 

@@ -55,6 +55,7 @@ class Toy:
             str(path.relative_to(self.root)): path.read_bytes()
             for path in sorted((self.root / below).rglob("*"))
             if path.is_file()
+            and path.name not in ("metrics.prom", "build.json")
             and not path.relative_to(self.root).parts[0].startswith(".")
             and not (path.suffix == ".json" and path.parts[-4] == "stages")
         }

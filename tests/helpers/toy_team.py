@@ -10,8 +10,10 @@ import toy_suite
 
 from focusdpo.flows import wiring
 from focusdpo.flows.config import RetrainRun
-from focusdpo.flows.retrain.run import RetrainOutcome, Steps, retrain
+from focusdpo.flows.jobs import Steps
+from focusdpo.flows.retrain.run import Retrain, RetrainOutcome
 from focusdpo.flows.settings import merge, resolve
+from focusdpo.flows.steps import PlainSteps
 
 FIRST = {"red": ("disc", 0.0), "blue": ("disc", 240.0), "green": ("square", 120.0)}
 SECOND = {"yellow": ("disc", 60.0), "cyan": ("square", 180.0)}
@@ -29,6 +31,31 @@ class Clock:
 
     def pass_days(self, days: float) -> None:
         self.time += timedelta(days=days)
+
+
+class Stopped(BaseException):
+    """In place of a kill: nothing catches it."""
+
+
+class StoppedAt(PlainSteps):
+    """Stops before a job, or after it."""
+
+    def __init__(self, *, before: str = "", after: str = "") -> None:
+        super().__init__()
+        self.before, self.after = before, after
+        self.computed: list[str] = []
+        """Names of the jobs that did not go on from what was there, without build-dataset."""
+
+    def job(self, job: Any, watch: Any) -> Any:
+        if job.name == self.before:
+            raise Stopped
+        result = super().job(job, watch)
+        resumed = getattr(result, "resumed", False) or getattr(result, "resumed_from", 0)
+        if job.name != "build-dataset" and not resumed:
+            self.computed.append(job.name)
+        if job.name == self.after:
+            raise Stopped
+        return result
 
 
 class Team:
@@ -64,4 +91,4 @@ class Team:
 
     def night(self, steps: Steps | None = None, **given: Any) -> RetrainOutcome:
         wiring.resident_parts.cache_clear()
-        return retrain(self.run(**given), steps, clock=self.clock)
+        return Retrain(self.run(**given), self.clock).perform(steps or PlainSteps())

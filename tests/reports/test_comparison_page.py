@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.build.changes import changed_causes
-from focusdpo.flows.cli import app
+from focusdpo.flows.program import app
 from focusdpo.pipeline.subjects import registry
 from focusdpo.reports.comparison_page import amount, compare, write_comparison
 from focusdpo.store.artefacts import Store

@@ -10,8 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,14 +28,13 @@ from focusdpo.evaluation import held_out, pocket_protocol, validation
 from focusdpo.evaluation.held_out import HeldOut, HeldOutConfig
 from focusdpo.evaluation.metrics import METRICS
 from focusdpo.flows import wiring
-from focusdpo.flows.ablation import run as ablation
-from focusdpo.flows.ablation.cells import run_cell
+from focusdpo.flows.ablation.cells import Cell, Cells, run_cell
 from focusdpo.flows.ablation.config import FOCUS, AblationConfig
-from focusdpo.flows.ablation.plan import Cell, Plan
-from focusdpo.flows.ablation.run import AblateOutcome, Workers, ablate, ablate_plain
+from focusdpo.flows.ablation.run import Ablate, AblateOutcome, Workers
 from focusdpo.flows.build.run import execute, prepare
 from focusdpo.flows.config import AblateRun, BuildRun
 from focusdpo.flows.settings import merge, resolve
+from focusdpo.flows.steps import PlainSteps
 from focusdpo.model.training.config import ObjectiveConfig
 
 SETTINGS: dict[str, Any] = {
@@ -98,24 +96,47 @@ def settings(folder: Path, out: Path, **changes: Any) -> AblateRun:
     return resolve(AblateRun, merge({"ablation": changes, **sections}, own))
 
 
+Compute = Callable[[Cell], dict[str, Any]]
+
+
+class Here(Workers):
+    """Computes cells in this process."""
+
+    def __init__(self, compute: Compute) -> None:
+        self.compute = compute
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        return self.compute(cell)
+
+
 @dataclasses.dataclass
-class Now:
-    """Does a cell in this process, when its result is asked for."""
+class Later:
+    """A step that is run when its result is asked for."""
 
-    cell: Cell
-
-    def result(self) -> dict[str, Any]:
-        return run_cell(self.cell)
+    result: Callable[[], Any]
 
 
-def never(cell: Cell) -> Now:
+class InTurn(PlainSteps):
+    def start(self, kind: str, title: str, work: Callable[[], Any]) -> Any:
+        return Later(work)
+
+
+def ablate(run: AblateRun, compute: Compute = run_cell) -> AblateOutcome:
+    """Cell by cell in this process."""
+    return Ablate(run, lambda _: Here(compute)).perform(InTurn())
+
+
+def never(cell: Cell) -> dict[str, Any]:
     raise AssertionError(f"{cell.name} is made again")
 
 
 @pytest.fixture(scope="module")
 def outcome(folder: Path) -> AblateOutcome:
     """An ablation that nothing disturbed, cell by cell in this process."""
-    return ablate(settings(folder, folder / "out"), Now)
+    return ablate(settings(folder, folder / "out"))
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +226,7 @@ def test_an_unfinished_cell_is_made_again_and_is_the_same(
         (cell / lost).unlink()
         (cell / "cell.json").unlink(missing_ok=True)
         (cell / "scenes.parquet").unlink()
-    assert ablate(settings(folder, out), Now).made == 1
+    assert ablate(settings(folder, out)).made == 1
     assert files(out) == files(Path(outcome.out))
     assert timeless(read_ablation(out / "ablation.json")) == timeless(record)
 
@@ -214,7 +235,7 @@ def test_other_steps_are_other_cells(folder: Path, outcome: AblateOutcome, tmp_p
     out = tmp_path / "out"
     shutil.copytree(outcome.out, out)
     before = {place: stamps(out / place) for place in ("search", "cells", "base")}
-    shorter = ablate(settings(folder, out, **SMALL, steps=1), Now)
+    shorter = ablate(settings(folder, out, **SMALL, steps=1))
     assert shorter.made == shorter.cells - 1, "all but the base"
     for place, was in before.items():
         now = stamps(out / place)
@@ -235,16 +256,15 @@ def test_nothing_of_the_held_out_split_decides(
         drawn.append((kinds[-1], config.split))
         return real(config, backgrounds)
 
-    class Noted(Now):
-        def result(self) -> dict[str, Any]:
-            kinds.append(self.cell.kind)
-            return super().result()
+    def noted(cell: Cell) -> dict[str, Any]:
+        kinds.append(cell.kind)
+        return run_cell(cell)
 
     real = held_out.held_out_scenes
     for module in (held_out, validation, pocket_protocol):
         monkeypatch.setattr(module, "held_out_scenes", spy)
     changes = {"objectives": objectives, "choices": ["no anchor"], **SMALL}
-    ablate(settings(folder, tmp_path, **changes, steps=1), Noted)
+    ablate(settings(folder, tmp_path, **changes, steps=1), noted)
     told = kinds.index("base")
     assert set(kinds[:told]) == {"search", "choice"} and set(kinds[told:]) == {"base", "final"}
     assert set(drawn) == {
@@ -266,20 +286,20 @@ def test_equal_cells_are_one(folder: Path, tmp_path: Path) -> None:
     """Two workers would train into one folder."""
     given: list[str] = []
 
-    def submit(cell: Cell) -> Now:
+    def compute(cell: Cell) -> dict[str, Any]:
         given.append(cell.name)
-        return Now(cell)
+        return run_cell(cell)
 
     run = settings(
         folder, tmp_path, **(SMALL | {"search_beta": [1.0, 1.0]}), objectives=["dpo"], steps=1
     )
-    made = ablate(run, submit).made
+    made = ablate(run, compute).made
     assert made == len(given) == len(set(given)) == 3
 
 
 def test_search_cells_do_not_depend_on_the_held_out_scenes(folder: Path, tmp_path: Path) -> None:
     plan, other = (
-        Plan(settings(folder, tmp_path, held_out={"pairs": count}), "v") for count in (2, 3)
+        Cells(settings(folder, tmp_path, held_out={"pairs": count}), "v") for count in (2, 3)
     )
     assert [cell.key for cell in plan.search()] == [cell.key for cell in other.search()]
     chosen = {cell.objective: cell.settings for cell in plan.search() if cell.objective != BASE}
@@ -310,7 +330,7 @@ def test_trials_keep_the_anchors_ratio_to_beta() -> None:
 def test_each_cell_trains_what_its_name_says(folder: Path, tmp_path: Path) -> None:
     names = ["sft", "dpo", "dpo_prior", "focus_s", "focus_d", "patch_dpo", "patch_released"]
     run = settings(folder, tmp_path, objectives=names)
-    configs = {cell.objective: cell.train.train for cell in Plan(run, "v").search() if cell.train}
+    configs = {cell.objective: cell.train.train for cell in Cells(run, "v").search() if cell.train}
     assert {name: one.objective.name for name, one in configs.items()} == {
         **{name: name for name in ("sft", "dpo", "dpo_prior", "patch_dpo")},
         **{name: "focus_dpo" for name in ("focus_s", "focus_d")},
@@ -333,15 +353,13 @@ def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
         assert workers.run(once) == found, "it stays from cell to cell"
 
 
-def test_a_killed_worker_ends_plain_calls_with_advice(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: object) -> None:
-        raise BrokenProcessPool
+def test_a_killed_worker_ends_plain_calls_with_advice(folder: Path, tmp_path: Path) -> None:
+    def killed(cell: Cell) -> dict[str, Any]:
+        with Workers(1) as workers:
+            return workers.run(cast(Cell, KilledCell(tmp_path / cell.name)))
 
-    monkeypatch.setattr(ablation, "ablate", broken)
-    with pytest.raises(UserError, match="the same command goes on"):
-        ablate_plain(settings(folder, tmp_path, workers=1))
+    with pytest.raises(UserError, match="process was killed.*the same command goes on"):
+        ablate(settings(folder, tmp_path / "out"), killed)
 
 
 def command(folder: Path, out: Path) -> list[str]:

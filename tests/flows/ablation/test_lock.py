@@ -8,20 +8,16 @@ import pytest
 from filelock import FileLock
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.ablation.plan import Cell
-from focusdpo.flows.ablation.run import Pending, ablate
+from focusdpo.flows.ablation.run import Ablate
 from focusdpo.flows.config import AblateRun
-
-
-def nothing(cell: Cell) -> Pending:
-    raise AssertionError("no cell may start")
+from focusdpo.flows.steps import PlainSteps
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     run = AblateRun(out=str(tmp_path / "out"), root=str(tmp_path / "data"))
     (tmp_path / "out").mkdir()
     with FileLock(tmp_path / "out/.lock"), pytest.raises(UserError, match="another ablate"):
-        ablate(run, nothing)
+        Ablate(run).perform(PlainSteps())
     # The lock is let go of: now it is the dataset that is missing.
     with pytest.raises(UserError, match="data"):
-        ablate(run, nothing)
+        Ablate(run).perform(PlainSteps())

@@ -15,10 +15,12 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows import cli, wiring
 from focusdpo.flows.build import sources
 from focusdpo.flows.build.explain import Explanation, explain
-from focusdpo.flows.build.run import BuildResult, execute, prepare
+from focusdpo.flows.build.outcome import BuildResult
+from focusdpo.flows.build.run import execute, prepare
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun, GenerateRun
 from focusdpo.flows.settings import merge, resolve
+from focusdpo.pipeline import describe
 from focusdpo.pipeline.subjects.registry import read_registry
 from focusdpo.store.artefacts import Store
 from focusdpo.store.manifests import latest_id
@@ -207,13 +209,8 @@ def test_a_plan_names_models_code_and_what_is_gone(
     monkeypatch.undo()
     monkeypatch.setitem(wiring.SUITES, "pocket", "toy_suite")
     wiring.resident_parts.cache_clear()
-    object.__setattr__(STAGES["describe"], "version", 99)
-    try:
-        ((text, partitions),) = causes(plan(built)).items()
-    finally:
-        from focusdpo.pipeline import describe
-
-        object.__setattr__(STAGES["describe"], "version", describe.VERSION)
+    monkeypatch.setattr(describe, "VERSION", 99)
+    ((text, partitions),) = causes(plan(built)).items()
     assert text.startswith("changed code of describe: version ") and text.endswith("-> 99")
     assert partitions == {"describe": 6, "disrupt": 6, "score": 6, "pair": 6}
 
@@ -231,7 +228,7 @@ def test_with_nothing_to_do_nothing_is_composed_or_read(
     before = built.files()
     prepared = prepare(run(built))
     assert prepared.settled is not None
-    assert prepared.counts() == dict.fromkeys(STAGES, (6, 0))
+    assert prepared.counts == dict.fromkeys(STAGES, (6, 0))
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("composed although nothing had changed")

@@ -15,7 +15,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.progress import quiet
 from focusdpo.flows import wiring
 from focusdpo.flows.build.cluster.connection import Engine, _fit
-from focusdpo.flows.build.cluster.ray_builder import RayBuilder, absolute
+from focusdpo.flows.build.cluster.ray_executor import RayExecutor, absolute
 from focusdpo.flows.build.cluster.worker import StageWorker
 from focusdpo.flows.build.executor_config import RayConfig, Resources, StageResources
 from focusdpo.flows.build.run import execute, prepare
@@ -24,19 +24,19 @@ from focusdpo.flows.config import BuildRun
 from focusdpo.flows.settings import merge, parse_overrides, resolve
 
 
-def planned(toy: Toy, **executor: object) -> RayBuilder:
-    builder = prepare(resolve(BuildRun, toy.tree(executor={"kind": "ray", **executor}))).builder
-    assert isinstance(builder, RayBuilder)
-    return builder
+def planned(toy: Toy, **executor: object) -> RayExecutor:
+    build = prepare(resolve(BuildRun, toy.tree(executor={"kind": "ray", **executor})))
+    assert isinstance(build.executor, RayExecutor)
+    return build.executor
 
 
 def test_a_worker_makes_the_bytes_of_a_local_build_from_what_travels(
     toy: Toy, tmp_path: Path
 ) -> None:
-    builder = planned(toy, task_partitions=4)
-    worker = StageWorker(builder.run, str(toy.root))
+    executor = planned(toy, task_partitions=4)
+    worker = StageWorker(executor.builder.run, str(toy.root))
     for stage in STAGES:
-        tasks = builder.tasks(stage, builder.plan.missing_partitions(stage))
+        tasks = executor.tasks(stage, executor.builder.plan.missing_partitions(stage))
         assert [len(task.scenes) for task in tasks] == [4, 2]
         whole, parted = tasks[0], tasks[1].each()
         for task in (whole, *parted):
@@ -54,12 +54,12 @@ def test_a_worker_makes_the_bytes_of_a_local_build_from_what_travels(
 def test_bad_input_comes_back_and_another_try_is_asked_for_what_may_pass(
     toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    builder = planned(toy)
-    worker = StageWorker(builder.run, str(toy.root))
-    builder.plan.missing_partitions("compose")
-    for task in builder.tasks("compose", builder.plan.names):
+    executor = planned(toy)
+    worker = StageWorker(executor.builder.run, str(toy.root))
+    executor.builder.plan.missing_partitions("compose")
+    for task in executor.tasks("compose", executor.builder.plan.names):
         worker.compute(task)
-    task = builder.tasks("generate", builder.plan.names)[0]
+    task = executor.tasks("generate", executor.builder.plan.names)[0]
     for error, again in ((UserError("no licence"), False), (OSError("a blink"), True)):
 
         class Broken:
@@ -79,28 +79,30 @@ def test_bad_input_comes_back_and_another_try_is_asked_for_what_may_pass(
 def test_a_worker_that_could_only_do_harm_says_why(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    builder = planned(toy)
-    (task, *_) = builder.tasks("generate", builder.plan.names)
-    elsewhere = StageWorker(builder.run, str(tmp_path / "elsewhere"))
+    executor = planned(toy)
+    (task, *_) = executor.tasks("generate", executor.builder.plan.names)
+    elsewhere = StageWorker(executor.builder.run, str(tmp_path / "elsewhere"))
     assert "no dataset here" in elsewhere.compute(task).unfit
-    ignorant = StageWorker(builder.run, str(toy.root), ["no_such_suite"])
+    ignorant = StageWorker(executor.builder.run, str(toy.root), ["no_such_suite"])
     assert "no_such_suite" in ignorant.compute(task).unfit
     # The same checkpoint's name, other weights: its pictures would lie under keys of ours.
     monkeypatch.setitem(toy_suite.FINGERPRINTS, "generator", "other")
     monkeypatch.setattr(toy_suite.GENERATOR, "fingerprint", "other")
     wiring.resident_parts.cache_clear()
-    reply = StageWorker(builder.run, str(toy.root)).compute(task)
+    reply = StageWorker(executor.builder.run, str(toy.root)).compute(task)
     assert "other here and" in reply.unfit and "same weights on all nodes" in reply.unfit
     assert not reply.outcomes and not toy.files("stages/generate")
 
 
 def test_models_stay_out_of_the_process_that_plans(toy: Toy) -> None:
-    builder = planned(toy)
-    assert builder.missing_roles() == []
-    assert [len(names) for names in builder.chunks("generate")] == [6]
-    assert builder.parts.meter.load_seconds == 0
-    chunked = prepare(resolve(BuildRun, {**builder.run.model_dump(), "partitions_per_task": 4}))
-    assert [len(names) for names in chunked.builder.chunks("generate")] == [4, 2]
+    executor = planned(toy)
+    assert executor.missing_roles() == []
+    assert [len(names) for names in executor.chunks("generate")] == [6]
+    assert executor.builder.parts.meter.load_seconds == 0
+    chunked = prepare(
+        resolve(BuildRun, {**executor.builder.run.model_dump(), "partitions_per_task": 4})
+    )
+    assert [len(names) for names in chunked.executor.chunks("generate")] == [4, 2]
 
 
 def test_a_root_means_the_same_to_every_process(
@@ -168,7 +170,7 @@ def test_an_address_where_nobody_listens_is_told_at_once() -> None:
 
 def test_a_build_with_nothing_to_do_connects_to_nothing(toy: Toy) -> None:
     execute(prepare(resolve(BuildRun, toy.tree())))
-    builder = planned(toy, address="127.0.0.1:1")
-    assert builder.plan.missing() == []
-    again = execute(prepare(builder.run), watch=quiet)
+    executor = planned(toy, address="127.0.0.1:1")
+    assert executor.builder.plan.missing() == []
+    again = execute(prepare(executor.builder.run), watch=quiet)
     assert again.made == {} and not again.new

@@ -17,7 +17,8 @@ from focusdpo.flows import cli
 from focusdpo.flows.build import changes as dataset_texts
 from focusdpo.flows.build.explain import explain
 from focusdpo.flows.build.inspection import pair_lineage
-from focusdpo.flows.build.run import BuildResult, execute, prepare
+from focusdpo.flows.build.outcome import BuildResult
+from focusdpo.flows.build.run import execute, prepare
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.settings import resolve
 from focusdpo.pipeline.audit import Audit, is_swapped, original_id, swapped

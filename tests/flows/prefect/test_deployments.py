@@ -44,7 +44,7 @@ def test_the_five_deployments_are_there_with_their_limits(server: Server) -> Non
         assert one["enforce_parameter_schema"] is True
     schedules = [s for one in found.values() for s in one["schedules"]]
     assert len(schedules) == 5 and not any(one["active"] for one in schedules)
-    assert found["ablate"]["entrypoint"] == "focusdpo.flows.prefect.ablate:ablate"
+    assert found["ablate"]["entrypoint"] == "focusdpo.flows.prefect.deployments:ablate"
     assert [one["name"] for one in server.get("automations/filter", {})] == [SILENT]
 
 

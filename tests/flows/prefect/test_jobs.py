@@ -13,13 +13,14 @@ import toy_suite
 import toy_trainer
 from toy_root import Toy
 
-from focusdpo.data_schemas.progress import quiet
 from focusdpo.evaluation import validation
 from focusdpo.flows import wiring
 from focusdpo.flows.ablation import run as ablation
-from focusdpo.flows.build.run import BuildResult, prepare
+from focusdpo.flows.build.outcome import BuildResult
+from focusdpo.flows.build.run import prepare
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import AblateRun, BuildRun
+from focusdpo.flows.jobs import PUBLISHED, YIELD_DROPPED
 from focusdpo.flows.prefect import events
 from focusdpo.flows.settings import merge, resolve
 
@@ -36,10 +37,10 @@ def server() -> Iterator[None]:
 
 
 def run_flow(toy: Toy, **given: object) -> BuildResult:
-    from focusdpo.flows.prefect.build_dataset import run_here
+    from focusdpo.flows.prefect.flows import run_as_flow
 
     run = resolve(BuildRun, merge(toy.tree(partitions_per_task=3), given))
-    return run_here(prepare(run), quiet)
+    return run_as_flow(prepare(run))
 
 
 def client() -> Any:
@@ -67,7 +68,8 @@ def task_runs(flow_run: Any, wanted: int, named: str = "") -> list[Any]:
                 flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
             )
         found = any(one.name.startswith(named) for one in runs)
-        if (len(runs) >= wanted and found) or time.monotonic() > deadline:
+        settled = all(one.state is not None and one.state.is_final() for one in runs)
+        if (len(runs) >= wanted and found and settled) or time.monotonic() > deadline:
             return runs
         time.sleep(0.5)
 
@@ -81,10 +83,10 @@ def told_events(name: str) -> list[dict[str, Any]]:
 
 def published_events() -> int:
     """How often a dataset was published."""
-    return len(told_events(events.PUBLISHED))
+    return len(told_events(PUBLISHED))
 
 
-def wait_for_events(wanted: int, name: str = events.PUBLISHED) -> int:
+def wait_for_events(wanted: int, name: str = PUBLISHED) -> int:
     deadline = time.monotonic() + 60
     while len(told_events(name)) < wanted and time.monotonic() < deadline:
         time.sleep(0.5)
@@ -108,9 +110,12 @@ def test_a_build_is_a_flow_with_a_task_per_stage_and_chunk(server: None, toy: To
     assert result.version in str(keys["dataset"].data)
     assert "](data:image/png;base64," in str(keys["dataset-sheet"].data)
     assert wait_for_events(before + 1) == before + 1
+    assert run.name == f"{toy.root}: version {result.version}, 3 subjects, {result.pairs} pairs"
     # A flow in which nothing changed publishes nothing: no event, so no training is triggered.
     again = run_flow(toy)
     assert not again.new and again.made == {}
+    with client() as api:
+        assert newest_flow_run().id not in {one.flow_run_id for one in api.read_artifacts()}
     assert wait_for_events(before + 1) == before + 1
 
 
@@ -147,8 +152,8 @@ def test_a_dropped_yield_is_an_event_and_the_run_is_completed(server: None, toy:
     result = run_flow(toy, alert={"least": 1}, pair={"min_winner_identity": 0.995})
     assert result.whole and "yield dropped to" in result.as_dict()["alerts"][0]
     assert newest_flow_run().state_name == "Completed"
-    assert wait_for_events(1, events.YIELD_DROPPED) == 1
-    (dropped,) = told_events(events.YIELD_DROPPED)
+    assert wait_for_events(1, YIELD_DROPPED) == 1
+    (dropped,) = told_events(YIELD_DROPPED)
     assert dropped["payload"]["version"] == result.version
     assert dropped["payload"]["message"] == result.as_dict()["alerts"][0]
 
@@ -163,7 +168,7 @@ def test_what_is_left_out_shows_in_the_state(server: None, toy: Toy) -> None:
 
 def test_bad_input_fails_the_flow_without_a_retry(server: None, toy: Toy) -> None:
     from focusdpo.data_schemas.errors import UserError
-    from focusdpo.flows.prefect.build_dataset import build_dataset
+    from focusdpo.flows.prefect.deployments import build_dataset
 
     run = resolve(BuildRun, toy.tree(pair={"min_winner_identity": 1.0}))
     with pytest.raises(UserError, match="no pair was accepted"):
@@ -177,7 +182,7 @@ def test_bad_input_fails_the_flow_without_a_retry(server: None, toy: Toy) -> Non
 def test_an_ablation_is_a_flow_with_a_task_per_cell_that_is_missing(
     server: None, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from focusdpo.flows.prefect.ablate import run_here
+    from focusdpo.flows.prefect.flows import run_as_flow
 
     monkeypatch.setitem(wiring.SUITES, "pocket", "toy_trainer")
     monkeypatch.setattr(validation, "_BASES", {})
@@ -196,7 +201,7 @@ def test_an_ablation_is_a_flow_with_a_task_per_cell_that_is_missing(
     )
     run = resolve(AblateRun, tree)
     told: list[str] = []
-    outcome = run_here(run, lambda what, *_: told.append(what))
+    outcome = run_as_flow(ablation.Ablate(run), lambda what, *_: told.append(what))
     assert outcome.made == outcome.cells == 5
     assert {"search", "train and measure", "compare"} <= set(told)
     flow_run = newest_ablation()
@@ -209,7 +214,7 @@ def test_an_ablation_is_a_flow_with_a_task_per_cell_that_is_missing(
     assert set(made) == {"ablation", "ablation-report"}
     assert made["ablation"].data == (out / "ablation.md").read_text("utf-8")
     assert (out / "ablation.html").as_uri() in str(made["ablation-report"].data)
-    assert run_here(run, quiet).made == 0
+    assert run_as_flow(ablation.Ablate(run)).made == 0
     again = newest_ablation()
     assert again.id != flow_run.id and again.state_name == "Completed"
     assert [one.name for one in task_runs(again, 1) if one.name in cells] == []
@@ -231,7 +236,7 @@ def newest_ablation() -> Any:
 def test_parameters_are_checked_by_the_same_model(server: None, toy: Toy) -> None:
     from prefect.exceptions import ParameterTypeError
 
-    from focusdpo.flows.prefect.build_dataset import build_dataset
+    from focusdpo.flows.prefect.deployments import build_dataset
 
     good = build_dataset.validate_parameters({"run": toy.tree()})
     assert good["run"] == resolve(BuildRun, toy.tree())
@@ -248,9 +253,9 @@ def test_parameters_are_checked_by_the_same_model(server: None, toy: Toy) -> Non
 def test_each_flow_has_one_parameter_so_that_no_unknown_one_gets_in() -> None:
     import inspect
 
-    from focusdpo.flows.prefect import ablate, build_dataset, evaluate, train
+    from focusdpo.flows.prefect.deployments import ablate, build_dataset, evaluate, retrain, train
 
-    for flow in (build_dataset.build_dataset, train.train, evaluate.evaluate, ablate.ablate):
+    for flow in (build_dataset, train, evaluate, retrain, ablate):
         assert list(inspect.signature(flow.fn).parameters) == ["run"]
         schema = flow.parameters.definitions[
             flow.parameters.properties["run"]["$ref"].split("/")[-1]

@@ -21,7 +21,7 @@ import toy_deployments
 from prefect_server import Server, running_server
 from toy_root import TOY_CLI
 
-from focusdpo.flows.prefect.engine import GPU_LIMIT
+from focusdpo.flows.prefect.gpu_slot import GPU_LIMIT
 from focusdpo.flows.prefect.setup import ON_PUBLISH, ON_TRAINED, SILENT
 from focusdpo.flows.retrain.promotion import read_promoted
 
@@ -168,11 +168,11 @@ def test_a_killed_flow_process_is_crashed_and_the_same_run_goes_on(
 
     def at_work() -> dict[str, Any] | None:
         newest = server.runs("build-dataset")[0]
-        signed = newest["state_type"] == "RUNNING" and "focusdpo.pid" in newest["labels"]
+        signed = newest["state_type"] == "RUNNING" and "focusdpo.process" in newest["labels"]
         return newest if signed and slots(server) == 1 else None
 
     running = server.wait_for("running build", at_work)
-    os.kill(int(running["labels"]["focusdpo.pid"]), signal.SIGKILL)
+    os.kill(int(running["labels"]["focusdpo.process"].split("~")[1]), signal.SIGKILL)
     crashed = server.wait_for("crash", lambda: ended(server, "build-dataset", "CRASHED"))
     assert [one["id"] for one in crashed] == [running["id"]]
     assert not [
@@ -185,7 +185,7 @@ def test_a_killed_flow_process_is_crashed_and_the_same_run_goes_on(
 
 
 def test_a_killed_command_leaves_no_server_and_no_run_that_runs(tmp_path: Path) -> None:
-    """Without a worker and without a server of one's own: the embedded default."""
+    """Without a worker and without a server of one's own: `--prefect` starts one."""
     toy_deployments.bring(tmp_path, **toy_deployments.HUES)
     (tmp_path / "waits").write_text("600")
     environment = {
@@ -198,7 +198,7 @@ def test_a_killed_command_leaves_no_server_and_no_run_that_runs(tmp_path: Path) 
         *("build-dataset", "--root", "root", "--subjects", "subjects"),
         *("--set", "compose.pair_rate=1", "--set", "compose.triple_rate=0"),
         *("--set", "generate.candidates=3", "--set", "pair.min_winner_identity=0"),
-        *("--set", "pair.min_drop=0.02"),
+        *("--set", "pair.min_drop=0.02", "--prefect"),
     ]
     errors = tmp_path / "errors.log"
     with errors.open("wb") as sink:
@@ -221,8 +221,10 @@ def test_a_killed_command_leaves_no_server_and_no_run_that_runs(tmp_path: Path) 
     assert again.returncode == 0, again.stderr
     assert "ended without a word" in again.stderr
     assert states(home) == ["COMPLETED", "CRASHED"]
-    # The server had stored all of the second run before it ended, and ended without a complaint.
     assert "Traceback" not in again.stderr
+    # The server goes on for a moment, and stores all of the second run before it ends.
+    wait(lambda: not (home / "prefect.db-wal").exists(), "end of the second server")
+    assert "Traceback" not in (home / "server.log").read_text()
     (completed,) = rows(
         home,
         "select sum(t.state_type = 'COMPLETED') from task_run t "
@@ -266,7 +268,7 @@ def rows(home: Path, sql: str) -> list[Any]:
 
 def signed(home: Path) -> bool:
     found = rows(home, "select labels from flow_run where state_type = 'RUNNING'")
-    return any("focusdpo.pid" in str(one[0]) for one in found)
+    return any("focusdpo.process" in str(one[0]) for one in found)
 
 
 def states(home: Path) -> list[str]:

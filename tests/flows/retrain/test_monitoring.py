@@ -25,14 +25,15 @@ from toy_root import TOY_CLI, Toy
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows import progress, wiring
+from focusdpo.flows.build.outcome import Brought, BuildResult, dropped
 from focusdpo.flows.build.run import execute, prepare
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.doctor import dataset_check
-from focusdpo.flows.prefect import artefacts, engine, events
-from focusdpo.flows.prefect.engine import Place, here, is_gone, started_of
+from focusdpo.flows.jobs import KEPT
+from focusdpo.flows.prefect import display, events, gpu_slot, liveness
 from focusdpo.flows.retrain.config import YieldAlertConfig
-from focusdpo.flows.retrain.monitoring import Brought, Noted, dropped, note
 from focusdpo.flows.settings import resolve
+from focusdpo.store import local
 from focusdpo.store.local import LocalFiles
 
 ALERT = YieldAlertConfig(share=0.5, builds=5, least=2)
@@ -44,10 +45,9 @@ HUES = {
 }
 
 
-def build(toy: Toy, alert: YieldAlertConfig = ALERT, **given: Any) -> Noted:
+def build(toy: Toy, alert: YieldAlertConfig = ALERT, **given: Any) -> BuildResult:
     wiring.resident_parts.cache_clear()
-    run = resolve(BuildRun, toy.tree(**given))
-    return note(execute(prepare(run)), alert)
+    return execute(prepare(resolve(BuildRun, toy.tree(alert=alert.model_dump(), **given))))
 
 
 def values(toy: Toy) -> dict[str, dict[tuple[str, ...], float]]:
@@ -113,8 +113,8 @@ def test_a_drop_is_told_and_the_build_is_whole(toy: Toy, caplog: pytest.LogCaptu
 def test_a_build_that_was_stopped_before_its_metrics_gets_them(toy: Toy) -> None:
     first = build(toy)
     toy.add(yellow=HUES["yellow"])
-    wiring.resident_parts.cache_clear()
-    stopped = execute(prepare(resolve(BuildRun, toy.tree())))
+    stopped = build(toy)
+    (toy.root / "versions" / stopped.version / "build.json").unlink()
     again = build(toy)
     assert not again.new and again.version == stopped.version != first.version
     assert (toy.root / "versions" / again.version / "build.json").exists()
@@ -220,10 +220,8 @@ def test_the_webhook_gets_one_message_and_its_address_is_never_logged(
 ) -> None:
     monkeypatch.setenv(events.WEBHOOK, answers.url)
     caplog.set_level(logging.DEBUG)
-    took = events.notify(events.KEPT, "kept: worse", {"out": "models"})
-    assert answers.got == [
-        {"event": events.KEPT, "text": "kept: worse", "payload": {"out": "models"}}
-    ]
+    took = events.notify(KEPT, "kept: worse", {"out": "models"})
+    assert answers.got == [{"event": KEPT, "text": "kept: worse", "payload": {"out": "models"}}]
     assert "secret" not in caplog.text
     assert took is (not caplog.records)
 
@@ -233,7 +231,7 @@ def test_a_webhook_that_is_not_there_only_costs_a_line(
     url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(events.WEBHOOK, url)
-    assert events.notify(events.KEPT, "kept", {}) is False
+    assert events.notify(KEPT, "kept", {}) is False
     assert "secret" not in caplog.text and len(caplog.records) == bool(url)
 
 
@@ -241,12 +239,12 @@ def test_pictures_become_addresses_that_fit_a_database() -> None:
     noise = np.random.default_rng(0).integers(0, 255, (900, 1200, 3), np.uint8)
     sink = io.BytesIO()
     Image.fromarray(noise).save(sink, "PNG")
-    head, _, data = artefacts.as_address(sink.getvalue()).partition(",")
-    assert head == "data:image/jpeg;base64" and len(data) <= artefacts.LARGEST
+    head, _, data = display.as_address(sink.getvalue()).partition(",")
+    assert head == "data:image/jpeg;base64" and len(data) <= display.LARGEST
     assert Image.open(io.BytesIO(base64.b64decode(data))).width > 300
     small = io.BytesIO()
     Image.fromarray(noise[:64, :64]).save(small, "PNG")
-    head, _, data = artefacts.as_address(small.getvalue()).partition(",")
+    head, _, data = display.as_address(small.getvalue()).partition(",")
     assert head == "data:image/png;base64" and base64.b64decode(data) == small.getvalue()
 
 
@@ -255,30 +253,27 @@ def test_links_lead_to_where_reports_are_served(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     page = Path("runs/one/report.html")
-    assert artefacts.address_of(page) == (tmp_path / page).as_uri()
-    monkeypatch.setenv(artefacts.REPORTS, "https://host/files/")
-    assert artefacts.address_of(page) == "https://host/files/runs/one/report.html"
-    assert artefacts.address_of(Path("/other/report.html")).startswith("file:")
+    assert display.address_of(page) == (tmp_path / page).as_uri()
+    monkeypatch.setenv(display.REPORTS, "https://host/files/")
+    assert display.address_of(page) == "https://host/files/runs/one/report.html"
+    assert display.address_of(Path("/other/report.html")).startswith("file:")
 
 
 def test_who_is_gone() -> None:
-    me = here()
-    assert not is_gone(me)
-    assert is_gone(me.model_copy(update={"started": "1"})), "the pid is somebody else's now"
+    me = {liveness.PROCESS: local.me(), liveness.MACHINE: liveness.machine()}
+    assert not liveness.is_gone(me) and not liveness.is_gone({})
+    host, pid, started = local.me().split("~")
+    reused = {**me, liveness.PROCESS: f"{host}~{pid}~1"}
+    assert liveness.is_gone(reused), "the pid is somebody else's now"
     ended = subprocess.Popen([sys.executable, "-c", "pass"])
-    place = me.model_copy(update={"pid": ended.pid, "started": started_of(ended.pid) or "0"})
+    theirs = {**me, liveness.PROCESS: f"{host}~{ended.pid}~{started}"}
     # Ended, but nobody has waited for it yet: as good as gone.
     os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
-    assert is_gone(place)
+    assert liveness.is_gone(theirs)
     ended.wait()
-    assert is_gone(place)
-    for other in ("host", "namespace"):
-        assert not is_gone(place.model_copy(update={other: "another"})), other
-    before = place.model_copy(update={"boot": "before", "machine": "m"})
-    assert is_gone(before) == (me.machine == "m")
-    rebooted = place.model_copy(update={"boot": "before"})
-    assert is_gone(rebooted) == bool(me.machine and me.boot)
-    assert Place(**me.model_dump()) == me
+    assert liveness.is_gone(theirs)
+    assert not liveness.is_gone({**theirs, liveness.MACHINE: "another"})
+    assert not liveness.is_gone({**theirs, liveness.PROCESS: f"another~{ended.pid}~{started}"})
 
 
 def test_doctor_tells_whether_a_root_takes_new_files(
@@ -314,9 +309,9 @@ def test_doctor_tells_whether_a_root_takes_new_files(
 
 def test_which_limit_a_run_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.delenv(engine.VARIABLE, raising=False)
-    assert engine.limit_name() is None
-    monkeypatch.setenv(engine.VARIABLE, "gpu-of-this-machine")
-    assert engine.limit_name() == "gpu-of-this-machine"
-    monkeypatch.setenv(engine.VARIABLE, "")
-    assert engine.limit_name() is None
+    monkeypatch.delenv(gpu_slot.VARIABLE, raising=False)
+    assert gpu_slot.limit_name() is None
+    monkeypatch.setenv(gpu_slot.VARIABLE, "gpu-of-this-machine")
+    assert gpu_slot.limit_name() == "gpu-of-this-machine"
+    monkeypatch.setenv(gpu_slot.VARIABLE, "")
+    assert gpu_slot.limit_name() is None

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import toy_learner
 from filelock import FileLock
-from toy_team import FIRST, SECOND, THIRD, Team
+from toy_team import FIRST, SECOND, THIRD, Stopped, StoppedAt, Team
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows import wiring
@@ -22,7 +22,6 @@ from focusdpo.flows.retrain import promotion
 from focusdpo.flows.retrain import run as retraining
 from focusdpo.flows.retrain.config import RetrainConfig
 from focusdpo.flows.retrain.promotion import Comparison, decide, history, read_promoted
-from focusdpo.flows.retrain.run import Steps
 from focusdpo.flows.settings import resolve
 
 BAD = {"objective": {"name": "dpo", "beta": 2000, "eta": 0}, "lr": 0.05, "steps": 30}
@@ -107,32 +106,14 @@ def test_it_trains_when_enough_is_new_or_the_adapter_is_old(team: Team) -> None:
     assert "it is 8.0 days old, more than 7" in because
 
 
-class Stopped(BaseException):
-    """In place of a kill: nothing catches it."""
-
-
 @pytest.mark.parametrize("stop", ["train", "evaluate", "compare", "decision", "pointer"])
 def test_a_stop_at_any_point_goes_on(
     team: Team, stop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done: list[str] = []
-    whole = Steps()
-
-    def step(name: str) -> Any:
-        def call(run: Any, watch: Any) -> Any:
-            result = getattr(whole, name)(run, watch)
-            if not getattr(result, "resumed", False) and not getattr(result, "resumed_from", 0):
-                done.append(name)
-            if name == stop:
-                raise Stopped
-            return result
-
-        return call
-
     def stopped(*given: Any) -> None:
         raise Stopped
 
-    steps = replace(whole, train=step("train"), evaluate=step("evaluate"))
+    steps = StoppedAt(after=stop)
     with monkeypatch.context() as patched:
         places = {
             "compare": (retraining, "compare"),
@@ -151,10 +132,10 @@ def test_a_stop_at_any_point_goes_on(
         with pytest.raises(Stopped):
             team.night(steps)
     assert read_promoted(team.models) is None
-    stop = "nowhere"
+    steps.after = ""
     outcome = team.night(steps)
     assert outcome.promoted == outcome.candidate and outcome.decision != "kept"
-    assert done == ["train", "evaluate"], "each was computed once"
+    assert steps.computed == ["train", "evaluate"], "each was computed once"
     assert [one["settled"] for one in history(team.models)] == [True]
 
 
@@ -162,11 +143,8 @@ def test_an_interrupted_candidate_is_finished_though_no_rule_asks_for_it(team: T
     team.night()
     team.bring(THIRD)
 
-    def stopped(*given: Any) -> Any:
-        raise Stopped
-
     with pytest.raises(Stopped):
-        team.night(replace(Steps(), train=stopped))
+        team.night(StoppedAt(before="train"))
     assert team.night(retrain={"min_new_pairs": 500}).decision in {"promoted", "kept"}
 
 

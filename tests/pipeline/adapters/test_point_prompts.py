@@ -25,7 +25,7 @@ from tiny_detectors import (
 from torch import Tensor
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.models_config import MODULES
+from focusdpo.flows.models_config import PARTS
 from focusdpo.pipeline.adapters.segmenters import grounding_sam, grounding_sam_hf
 from focusdpo.pipeline.adapters.segmenters.detections import DetectionConfig
 from focusdpo.pipeline.adapters.segmenters.grounded_segmenter import (
@@ -238,7 +238,7 @@ def test_what_the_modules_say_of_points_is_so(tmp_path):
         built = grounding_sam_hf.build(config, "cpu")
         assert isinstance(built, PointSegmenter) is grounding_sam_hf.TAKES_POINTS
         assert built.segment_points(pictures()[0], *prompt("two")).shape == (96, 96)
-    own = {name for name in MODULES.values() if "grounding_sam" in name}
+    own = {PARTS["segmenter"].module(kind) for kind in PARTS["segmenter"]}
     assert own == {grounding_sam.__name__, grounding_sam_hf.__name__}, "and there is no third"
 
 

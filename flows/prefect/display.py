@@ -10,11 +10,12 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image as PillowImage
+
+from focusdpo.flows.jobs import Exhibit, Page, Picture, Table, Text
 
 LARGEST = 400_000
 """Bytes of a picture in the server's database, at most."""
@@ -22,39 +23,33 @@ REPORTS = "FOCUSDPO_REPORTS_URL"
 """Environment variable: where the working folder's files are served, as in https://host/runs."""
 
 
-def table(key: str, rows: Sequence[Mapping[str, Any]], told: str) -> None:
-    """Rows as a table, numbers to four digits; `key` ties the versions of one thing together."""
-    from prefect.artifacts import create_table_artifact
+def display(exhibit: Exhibit) -> None:
+    """Show something on the page of this run."""
+    from prefect import artifacts
 
-    shown = [
-        {name: float(f"{v:.4g}") if isinstance(v, float) else v for name, v in row.items()}
-        for row in rows
-    ]
-    create_table_artifact(shown, key=key, description=told)
-
-
-def text(key: str, markdown: str, told: str) -> None:
-    """Some Markdown."""
-    from prefect.artifacts import create_markdown_artifact
-
-    create_markdown_artifact(markdown, key=key, description=told)
-
-
-def picture(key: str, png: bytes, told: str) -> None:
-    """A picture, made smaller where it is large."""
-    text(key, f"![{told}]({as_address(png)})\n", told)
+    match exhibit:
+        case Text(key, title, markdown):
+            artifacts.create_markdown_artifact(markdown, key=key, description=title)
+        case Picture(key, title, png):
+            markdown = f"![{title}]({as_address(png)})\n"
+            artifacts.create_markdown_artifact(markdown, key=key, description=title)
+        case Table(key, title, rows):
+            shown = [{name: _shortened(value) for name, value in row.items()} for row in rows]
+            artifacts.create_table_artifact(shown, key=key, description=title)
+        case Page(key, path):
+            artifacts.create_link_artifact(
+                address_of(path), link_text=path.name, key=key, description=str(path)
+            )
 
 
-def page(key: str, path: Path) -> None:
-    """A link to a page: below FOCUSDPO_REPORTS_URL where that is set, else to the file, which only
-    a browser on the same machine opens."""
-    from prefect.artifacts import create_link_artifact
-
-    create_link_artifact(address_of(path), link_text=path.name, key=key, description=str(path))
+def _shortened(value: Any) -> Any:
+    """Numbers to four digits."""
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def address_of(path: Path) -> str:
-    """Where a browser finds a file of ours."""
+    """Where a browser finds a file of ours: below FOCUSDPO_REPORTS_URL where that is set, else the
+    file, which only a browser on the same machine opens."""
     whole, base = path.resolve(), os.environ.get(REPORTS)
     here = Path.cwd().resolve()
     if base and whole.is_relative_to(here):

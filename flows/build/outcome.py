@@ -1,5 +1,5 @@
-"""What a build brought, for a monitor: `metrics.prom` in the root, and a rule that tells when the
-yield drops.
+"""What a build did and brought: its result, `metrics.prom` in the root for a monitor, and a rule
+that tells when the yield drops.
 
 The file is in Prometheus' text format: node_exporter's textfile collector reads it where a link in
 its folder points there. A build that made a version also leaves `build.json` beside the version's
@@ -14,11 +14,12 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.build.run import BuildResult
 from focusdpo.flows.retrain.config import YieldAlertConfig
 from focusdpo.store.artefacts import Store
 from focusdpo.store.index import partitions_of
@@ -31,11 +32,39 @@ BUILD = "build.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noted(BuildResult):
-    """A build's result with what its metrics say."""
+class BuildResult:
+    """What a build did."""
 
+    root: str
+    version: str
+    new: bool
+    """Whether a version was published; False when nothing had changed."""
+    pairs: int
+    partitions: int
+    new_shards: list[str]
+    """Shards that the version has and its parent has not."""
+    made: dict[str, int]
+    """Stage -> partitions computed now."""
+    failed: list[str]
+    problems: list[str]
+    rejects: dict[str, int]
+    model_seconds: float
+    load_seconds: float
+    start_seconds: float
+    """Until the first stage began: reading subjects, planning, and the start of Prefect where it is
+    used, beside which models are loaded."""
+    wall_seconds: float
     alerts: tuple[str, ...] = ()
     """What somebody should look at; the build itself is whole."""
+
+    @property
+    def whole(self) -> bool:
+        """Nothing was left out."""
+        return not self.failed and not self.problems
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {"command": "build-dataset", **asdict(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +86,9 @@ class Brought:
         return self.pairs / judged if judged else None
 
 
-def note(result: BuildResult, alert: YieldAlertConfig) -> Noted:
-    """Write the metrics of a build that has ended, and look whether its yield dropped.
+def record(result: BuildResult, alert: YieldAlertConfig) -> BuildResult:
+    """The result with its alerts: write the metrics of a build that has ended, and look whether its
+    yield dropped.
 
     Call it once per build; the exit code is none of its business.
     """
@@ -74,9 +104,8 @@ def note(result: BuildResult, alert: YieldAlertConfig) -> Noted:
         store.files.write(f"versions/{brought.version}/{BUILD}", data + b"\n")
     for line in alerts:
         log.warning("%s: %s", result.root, line)
-    text = "\n".join(lines(result, brought, bool(alerts))) + "\n"
-    store.files.write(FILE, text.encode())
-    return Noted(**{**vars(result), "alerts": alerts})
+    store.files.write(FILE, metrics(result, brought, bool(alerts)))
+    return replace(result, alerts=alerts)
 
 
 def brought_by(store: Store, version: str) -> Brought:
@@ -143,56 +172,33 @@ def _kept(store: Store, version: str) -> Brought | None:
         raise UserError(f"{where}: damaged ({error}); remove it, it is made anew") from error
 
 
-def lines(result: BuildResult, brought: Brought, alerted: bool) -> Iterator[str]:
-    """The lines of `metrics.prom`."""
-    root = {"root": result.root}
-    share = brought.share
-    gauges: list[tuple[str, str, list[tuple[Mapping[str, str], float]]]] = [
-        ("pairs", "Pairs of the newest dataset version.", [({}, result.pairs)]),
-        (
-            "rejects",
-            "Rejects of the newest dataset version by reason.",
-            [({"reason": name}, count) for name, count in result.rejects.items()],
-        ),
-        ("partitions", "Partitions that the last build looked at.", [({}, result.partitions)]),
-        (
-            "partitions_made",
-            "Partitions that the last build computed, by stage.",
-            [({"stage": name}, count) for name, count in result.made.items()],
-        ),
-        ("failed", "Partitions that failed in the last build.", [({}, len(result.failed))]),
-        ("left_out", "Subjects that the last build left out.", [({}, len(result.problems))]),
-        (
-            "yield",
-            "Pairs of all that was judged, in the newest version's new partitions.",
-            [] if share is None else [({}, share)],
-        ),
-        ("yield_dropped", "1 when the last build's yield was alarming.", [({}, int(alerted))]),
-        (
-            "stage_seconds",
-            "Model computation behind the newest version, by stage.",
-            [({"stage": name}, value) for name, value in brought.stage_seconds.items()],
-        ),
-        (
-            "build_model_seconds",
-            "Model computation of the last build.",
-            [({}, result.model_seconds)],
-        ),
-        ("build_wall_seconds", "Duration of the last build.", [({}, result.wall_seconds)]),
-        ("build_timestamp_seconds", "When the last build ended.", [({}, round(time.time(), 3))]),
-    ]
-    for name, told, values in gauges:
-        if values:
-            yield f"# HELP focusdpo_{name} {told}"
-            yield f"# TYPE focusdpo_{name} gauge"
-            for labels, value in values:
-                yield f"focusdpo_{name}{_labels({**root, **labels})} {value!r}"
+def metrics(result: BuildResult, brought: Brought, alerted: bool) -> bytes:
+    """The content of `metrics.prom`."""
+    registry = CollectorRegistry()
 
+    def gauge(name: str, meaning: str, values: Mapping[str, float], label: str = "") -> None:
+        if not values:
+            return
+        names = ["root", label] if label else ["root"]
+        made = Gauge(f"focusdpo_{name}", meaning, names, registry=registry)
+        for value_of, value in values.items():
+            made.labels(result.root, *([value_of] if label else [])).set(value)
 
-def _labels(labels: Mapping[str, Any]) -> str:
-    inner = ",".join(f'{name}="{_escaped(str(value))}"' for name, value in labels.items())
-    return f"{{{inner}}}"
+    def single(name: str, meaning: str, value: float) -> None:
+        gauge(name, meaning, {"": value})
 
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    single("pairs", "Pairs of the newest dataset version.", result.pairs)
+    gauge("rejects", "Rejects of the newest version by reason.", result.rejects, "reason")
+    single("partitions", "Partitions that the last build looked at.", result.partitions)
+    gauge("partitions_made", "Partitions that the last build computed.", result.made, "stage")
+    single("failed", "Partitions that failed in the last build.", len(result.failed))
+    single("left_out", "Subjects that the last build left out.", len(result.problems))
+    if brought.share is not None:
+        single("yield", "Pairs of all that was judged, in new partitions.", brought.share)
+    single("yield_dropped", "1 when the last build's yield was alarming.", alerted)
+    seconds = brought.stage_seconds
+    gauge("stage_seconds", "Model computation behind the newest version.", seconds, "stage")
+    single("build_model_seconds", "Model computation of the last build.", result.model_seconds)
+    single("build_wall_seconds", "Duration of the last build.", result.wall_seconds)
+    single("build_timestamp_seconds", "When the last build ended.", round(time.time(), 3))
+    return generate_latest(registry)

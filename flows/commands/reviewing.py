@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-import json as json_module
+import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from focusdpo.flows.commands.common import JSON, ROOT, finish, say
-
-app = typer.Typer(
-    help="Decisions of reviewers about pairs (made in `focusdpo studio`): agreement, list, export. "
-    "The next build honours them.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+from focusdpo.flows.commands.options import ROOT, say
 
 
-@app.command("stats")
-def stats(root: ROOT, json: JSON = False) -> None:
+def stats(root: ROOT) -> Mapping[str, Any]:
     """Tell how reviewers agree with one another (Cohen's kappa, Krippendorff's alpha) and with the
     scorers."""
     from focusdpo.pipeline.review_stats import statistics
@@ -30,18 +23,16 @@ def stats(root: ROOT, json: JSON = False) -> None:
     told = statistics(_reviews(root)).as_dict()
     for line in _lines(told):
         say(line)
-    finish({"command": "review stats", "root": root, **told}, json)
+    return {"command": "review stats", "root": root, **told}
 
 
-@app.command("list")
-def list_(
+def list_reviews(
     root: ROOT,
     reviewer: Annotated[
         str | None, typer.Option("--reviewer", help="Only this reviewer's decisions.")
     ] = None,
     pair: Annotated[str | None, typer.Option("--pair", help="Only those about this pair.")] = None,
-    json: JSON = False,
-) -> None:
+) -> Mapping[str, Any]:
     """List all decisions, oldest first; those that a later one replaced stay in the list."""
     from focusdpo.pipeline.audit import original_id, standing
 
@@ -61,15 +52,13 @@ def list_(
     if not chosen:
         say("no decision yet; `focusdpo studio` has a page for review")
     told = [{**asdict(one), "counts": one.id in counts} for one in chosen]
-    finish({"command": "review list", "root": root, "reviews": told}, json)
+    return {"command": "review list", "root": root, "reviews": told}
 
 
-@app.command("export")
 def export(
     root: ROOT,
     out: Annotated[Path, typer.Option("--out", help="File to write: .csv, or .jsonl.")],
-    json: JSON = False,
-) -> None:
+) -> Mapping[str, Any]:
     """Write the audit as a table, a line per decision."""
     from focusdpo.data_schemas.errors import UserError
 
@@ -80,7 +69,7 @@ def export(
     rows = [{**asdict(one), "subject_ids": list(one.subject_ids)} for one in _reviews(root)]
     out.write_text(_csv(rows) if out.suffix == ".csv" else _jsonl(rows), encoding="utf-8")
     say(f"{out}: {len(rows)} decisions")
-    finish({"command": "review export", "root": root, "out": str(out), "reviews": len(rows)}, json)
+    return {"command": "review export", "root": root, "out": str(out), "reviews": len(rows)}
 
 
 def _reviews(root: str) -> list[Any]:
@@ -142,4 +131,4 @@ def _plain(value: Any) -> Any:
 
 
 def _jsonl(rows: list[dict[str, Any]]) -> str:
-    return "".join(json_module.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

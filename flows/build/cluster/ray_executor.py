@@ -1,4 +1,4 @@
-"""The builder whose stages run in workers of a Ray cluster, with the results of a local build.
+"""The stages of a build in workers of a Ray cluster, with the results of a local build.
 
 Actors and not Ray tasks: Ray ends the process of a task that had a GPU, and its model with it
 (`max_calls=1`). An actor loads the models of its stage once and keeps them. Planning, reading
@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.progress import Watch
@@ -24,7 +23,6 @@ from focusdpo.flows.build.executor_config import RayConfig
 from focusdpo.flows.build.preview import first_pictures
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.store.addresses import split_address
-from focusdpo.store.versions import DatasetVersion
 
 log = logging.getLogger(__name__)
 
@@ -32,17 +30,16 @@ LOOKS = 8
 """How often the sheet of first pictures is drawn while they are generated."""
 
 
-class RayBuilder(Builder):
-    """A builder that hands its partitions to a cluster."""
+class RayExecutor:
+    """Hands the partitions of a build to a cluster; an `Executor` (flows/build/builder.py)."""
 
-    _engine: Engine | None = None
-    _pool: Pool[Task] | None = None
-
-    @property
-    def config(self) -> RayConfig:
-        config = self.run.executor
+    def __init__(self, builder: Builder) -> None:
+        """Connects to nothing yet."""
+        config = builder.run.executor
         assert isinstance(config, RayConfig)
-        return config
+        self.builder, self.config = builder, config
+        self._engine: Engine | None = None
+        self._pool: Pool[Task] | None = None
 
     def missing_roles(self) -> list[str]:
         """None: models are loaded by workers, and not here."""
@@ -51,13 +48,13 @@ class RayBuilder(Builder):
     def chunks(self, stage: str) -> list[list[str]]:
         """The whole stage, unless `partitions_per_task` is set: a chunk's last partitions would
         leave workers idle."""
-        if self.run.partitions_per_task:
-            return super().chunks(stage)
-        names = self.plan.missing_partitions(stage)
+        if self.builder.run.partitions_per_task:
+            return self.builder.chunks(stage)
+        names = self.builder.plan.missing_partitions(stage)
         return [names] if names else []
 
     def run_chunk(
-        self, stage: str, partitions: Sequence[str], watch: Watch, *, done: int = 0, total: int = 0
+        self, stage: str, partitions: Sequence[str], watch: Watch, done: int = 0, total: int = 0
     ) -> list[Outcome]:
         """As `Builder.run_chunk`; partitions are watched in the order in which they come back.
 
@@ -74,11 +71,6 @@ class RayBuilder(Builder):
     def start(self, stage: str) -> int:
         """Wait until all workers that a stage may have are up; how many. For measurements."""
         return self._pool_of(stage).start()
-
-    def publish(self, config: Mapping[str, Any]) -> DatasetVersion:
-        """Workers are let go first; shards are written here."""
-        self.close()
-        return super().publish(config)
 
     def close(self) -> None:
         """End the workers and leave the cluster."""
@@ -103,7 +95,7 @@ class RayBuilder(Builder):
                 watch(stage, done + len(found), total, {"workers": float(pool.workers)})
             if stage == "generate" and len(found) * LOOKS // len(partitions) > looked:
                 looked = len(found) * LOOKS // len(partitions)
-                first_pictures(self)
+                first_pictures(self.builder)
         ordered = [found[name] for name in partitions]
         if again:
             raise ChunkFailed(ordered)
@@ -117,14 +109,14 @@ class RayBuilder(Builder):
         ]
 
     def _task(self, stage: str, names: Sequence[str]) -> Task:
-        scenes = {name: self.partitions[name] for name in names}
+        scenes = {name: self.builder.partitions[name] for name in names}
         wanted = {who for own in scenes.values() for scene in own for who in scene.subject_ids}
         return Task(
             stage,
-            model_version(stage, self.parts),
+            model_version(stage, self.builder.parts),
             scenes,
-            tuple(self.subjects[who] for who in sorted(wanted)),
-            {stage: [self.plan.key(stage, name) for name in names] for stage in STAGES},
+            tuple(self.builder.subjects[who] for who in sorted(wanted)),
+            {stage: [self.builder.plan.key(stage, name) for name in names] for stage in STAGES},
         )
 
     def _taken(self, result: Result[Task]) -> tuple[list[Outcome], bool]:
@@ -136,7 +128,7 @@ class RayBuilder(Builder):
         reply: Reply = result.reply
         if reply.unfit:
             raise UserError(f"worker {reply.worker} cannot work: {reply.unfit}")
-        self.parts.meter.load_seconds += reply.load_seconds
+        self.builder.parts.meter.load_seconds += reply.load_seconds
         outcomes = []
         for one in reply.outcomes:
             if one.status == "failed":
@@ -156,8 +148,8 @@ class RayBuilder(Builder):
             self._pool.close()
             self._pool = None
         if self._pool is None:
-            root = absolute(self.run.root)
-            given = (self.run, root, self.config.imports)
+            root = absolute(self.builder.run.root)
+            given = (self.builder.run, root, self.config.imports)
             self._pool = Pool(self._engine, request, StageWorker, *given)
         return self._pool
 
