@@ -4,6 +4,7 @@ neither kills nor the number of workers show in the result."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -121,7 +122,7 @@ class Later:
 
 class InTurn(PlainSteps):
     def start(self, kind: str, title: str, work: Callable[[], Any]) -> Any:
-        return Later(work)
+        return Later(functools.cache(work))
 
 
 def ablate(run: AblateRun, compute: Compute = run_cell) -> AblateOutcome:
