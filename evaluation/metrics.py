@@ -148,6 +148,7 @@ def judged_scene(
     """The record of one picture (H, W, 3) in which the instances `seen` were assigned to the
     scene's subjects; `others` are the fields that no assignment decides."""
     hits = [seen[k] if k != NOBODY else None for k in assignment]
+    values: dict[str, Any] = {**identity_values(similarity, assignment, claim=claim), **others}
     return EvalScene(
         scene_id=scene.id,
         subject_ids=scene.subject_ids,
@@ -158,8 +159,7 @@ def judged_scene(
             float(similarity[i, k]) if k != NOBODY else 0.0 for i, k in enumerate(assignment)
         ),
         copy_paste=copy_guard(picture, [hit.mask if hit else None for hit in hits], thumbs),
-        **identity_values(similarity, assignment, claim=claim),
-        **others,
+        **values,
     )
 
 
