@@ -82,7 +82,7 @@ def scorer_values(
     ]
     subjects, stored = _shelve(owners, references)
     stored |= {f"{at}": picture for at, picture in enumerate(pictures)}
-    found = segment(
+    segmented = segment(
         scenes,
         subjects,
         sampled,
@@ -92,12 +92,12 @@ def scorer_values(
         segment_config or SegmentConfig(),
         _PREFIX,
     )
-    stored |= {f"{_PREFIX}/{name}": image for name, image in found.images.items()}
-    instances = _by_picture(found.records, sampled, owners)
+    stored |= {f"{_PREFIX}/{name}": image for name, image in segmented.images.items()}
+    instances = _by_picture(segmented.records, sampled, owners)
     tables = identity_tables(
         [scene.subject_ids for scene in owners],
         pictures,
-        [[_mask(one, stored) for one in row] for row in instances],
+        [[_mask(instance, stored) for instance in row] for row in instances],
         embed_references(subjects, stored.__getitem__, identity),
         identity,
         settings.batch,
@@ -106,13 +106,13 @@ def scorer_values(
     return [
         ScorerView(
             model=model,
-            scene_id=one.scene_id,
-            index=one.index,
+            scene_id=candidate.scene_id,
+            index=candidate.index,
             complete=all(instance.found == "one" for instance in row),
             identity=float(np.diag(table).mean()),
             leakage_margin=float(leakage_margins(table).mean()) if len(table) > 1 else np.nan,
         )
-        for one, row, table in zip(sampled, instances, tables, strict=True)
+        for candidate, row, table in zip(sampled, instances, tables, strict=True)
     ]
 
 
@@ -124,8 +124,10 @@ def rank_agreement(
 
     ValueError when the two saw different pictures.
     """
-    judged = {(one.scene_id, one.index): float(getattr(one, metric)) for one in judge_records}
-    scored = {(one.scene_id, one.index): float(getattr(one, metric)) for one in scorer_records}
+    judged = {
+        (record.scene_id, record.index): float(getattr(record, metric)) for record in judge_records
+    }
+    scored = {(view.scene_id, view.index): float(getattr(view, metric)) for view in scorer_records}
     return _spearman(judged, scored)
 
 
@@ -140,7 +142,7 @@ def agreement(
     A scorer finds few instances of words that it was never taught, and no pair is made of such:
     the group "taught classes" is without them.
     """
-    new = {one.scene_id for records in judged.values() for one in records if one.held_out}
+    new = {record.scene_id for records in judged.values() for record in records if record.held_out}
     groups = {"all": frozenset[str](), TAUGHT: frozenset(new)}
     return [
         row
@@ -189,7 +191,7 @@ def _rows(
 def _leave(views: Mapping[str, Sequence[View]], without: frozenset[str]) -> dict[str, list[View]]:
     """The views without the records of some scenes."""
     return {
-        model: [one for one in records if one.scene_id not in without]
+        model: [record for record in records if record.scene_id not in without]
         for model, records in views.items()
     }
 
@@ -240,10 +242,10 @@ def _by_picture(
     instances: Sequence[Instance], sampled: Sequence[Sampled], scenes: Sequence[Scene]
 ) -> list[list[Instance]]:
     """The instances of each picture in the order of its scene's subjects."""
-    found = {(one.candidate_id, one.subject_id): one for one in instances}
+    by_key = {(instance.candidate_id, instance.subject_id): instance for instance in instances}
     return [
-        [found[one.id, name] for name in scene.subject_ids]
-        for one, scene in zip(sampled, scenes, strict=True)
+        [by_key[candidate.id, name] for name in scene.subject_ids]
+        for candidate, scene in zip(sampled, scenes, strict=True)
     ]
 
 

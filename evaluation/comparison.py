@@ -57,8 +57,8 @@ def rows(
     """
     table = []
     for group, belongs in GROUPS.items():
-        mine = [one for one in base if belongs(one)]
-        theirs = [one for one in adapter if belongs(one)]
+        mine = [scene for scene in base if belongs(scene)]
+        theirs = [scene for scene in adapter if belongs(scene)]
         if not mine and not theirs:
             continue
         for metric in metrics:
@@ -110,12 +110,12 @@ def paired_texts(rows: Sequence[EvalRow], group: str = "all") -> list[PairedText
 
 
 GROUPS: dict[str, Callable[[EvalScene], bool]] = {
-    "all": lambda one: True,
-    "1 subject": lambda one: len(one.subject_ids) == 1,
-    "2 subjects": lambda one: len(one.subject_ids) == 2,
-    "3 subjects": lambda one: len(one.subject_ids) == 3,
-    "same class": lambda one: len(set(one.class_names)) < len(one.class_names),
-    "held-out classes": lambda one: one.held_out,
+    "all": lambda scene: True,
+    "1 subject": lambda scene: len(scene.subject_ids) == 1,
+    "2 subjects": lambda scene: len(scene.subject_ids) == 2,
+    "3 subjects": lambda scene: len(scene.subject_ids) == 3,
+    "same class": lambda scene: len(set(scene.class_names)) < len(scene.class_names),
+    "held-out classes": lambda scene: scene.held_out,
 }
 """The groups of scenes that a table shows."""
 

@@ -15,9 +15,9 @@ depend on each other a little.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -60,6 +60,7 @@ BENCH_METRICS: dict[str, Metric] = {
 """Every metric of a DreamBench table, in its order."""
 
 log = logging.getLogger(__name__)
+Item = TypeVar("Item")
 
 
 class WholeEncoder(Part, Protocol):
@@ -238,44 +239,47 @@ def detect(
 ) -> list[list[Detection]]:
     """The instances that count in each image, of any sizes, most confident first."""
     limits = SegmentConfig(min_confidence=config.min_confidence, min_area=config.min_area)
-    found: dict[int, list[Detection]] = {}
-    for part in same_size(images, config.batch):
+
+    def instances(part: list[int]) -> list[list[Detection]]:
         made = segmenter.segment([images[at] for at in part], [words[at] for at in part])
-        found |= {at: usable(own, limits) for at, own in zip(part, made, strict=True)}
-    return [found[at] for at in range(len(images))]
+        return [usable(own, limits) for own in made]
+
+    return by_size(images, config.batch, instances)
 
 
 def embed(
     encode: Callable[[Sequence[Image]], Vectors], images: Sequence[Image], batch: int
 ) -> Vectors:
     """(B, D) of images of any sizes, in calls of one size and at most `batch`."""
-    rows: dict[int, Vectors] = {}
-    for part in same_size(images, batch):
-        rows |= dict(zip(part, encode([images[at] for at in part]), strict=True))
-    return np.stack([rows[at] for at in range(len(images))])
+    return np.stack(by_size(images, batch, lambda part: encode([images[at] for at in part])))
 
 
 def embed_masked(
     identity: IdentityEncoder, images: Sequence[Image], masks: Sequence[Mask], batch: int
 ) -> Vectors:
     """(B, D) of the masked subjects of images of any sizes; (0, 1) for none."""
-    rows: dict[int, Vectors] = {}
-    for part in same_size(images, batch):
-        made = identity.embed([images[at] for at in part], [masks[at] for at in part])
-        rows |= dict(zip(part, made, strict=True))
-    if not rows:
-        return np.zeros((0, 1), np.float32)
-    return np.stack([rows[at] for at in range(len(images))])
+
+    def subjects(part: list[int]) -> Vectors:
+        return identity.embed([images[at] for at in part], [masks[at] for at in part])
+
+    vectors = by_size(images, batch, subjects)
+    return np.stack(vectors) if vectors else np.zeros((0, 1), np.float32)
 
 
-def same_size(images: Sequence[Image], most: int) -> Iterator[list[int]]:
-    """Numbers of images of one size, at most so many at a time: a part may stack its input."""
-    by_size: dict[tuple[int, ...], list[int]] = {}
+def by_size(
+    images: Sequence[Image], most: int, call: Callable[[list[int]], Iterable[Item]]
+) -> list[Item]:
+    """What `call` makes of each image, given the numbers of images of one size, at most so many at
+    a time: a part may stack its input."""
+    sizes: dict[tuple[int, ...], list[int]] = {}
     for at, image in enumerate(images):
-        by_size.setdefault(image.shape, []).append(at)
-    for numbers in by_size.values():
+        sizes.setdefault(image.shape, []).append(at)
+    made: dict[int, Item] = {}
+    for numbers in sizes.values():
         for start in range(0, len(numbers), most):
-            yield numbers[start : start + most]
+            part = numbers[start : start + most]
+            made |= dict(zip(part, call(part), strict=True))
+    return [made[at] for at in range(len(images))]
 
 
 def _instance_vectors(

@@ -51,7 +51,7 @@ from focusdpo.evaluation.protocols import (
     Plan,
     Request,
 )
-from focusdpo.pipeline.parts import Detection, Image, Mask, ReferenceImage
+from focusdpo.pipeline.parts import Detection, Image, Mask, ReferenceImage, Segmenter
 from focusdpo.pipeline.score import crop_on_white
 from focusdpo.pipeline.stage import read_reference
 from focusdpo.pipeline.subjects.ingest import ingest
@@ -119,7 +119,7 @@ class BenchPlan(Plan):
                 "evaluate": self.request.evaluate.model_dump(mode="json"),
                 "scenes": [asdict(scene) for scene in self.bench.scenes],
                 "images": self.per_scene,
-                "pictures": {name: one.digest for name, one in self.members.items()},
+                "pictures": {name: member.digest for name, member in self.members.items()},
                 "paintings": {model: self.painting_key(model) for model in MODELS},
                 "parts": self.fingerprints,
                 "metrics": list(BENCH_METRICS),
@@ -131,7 +131,7 @@ class BenchPlan(Plan):
             "version": VERSION,
             "seeds": [(scene.id, scene.seed) for scene in self.bench.scenes],
             "images": self.per_scene,
-            "shown": {name: one.shown_digest for name, one in self.members.items()},
+            "shown": {name: member.shown_digest for name, member in self.members.items()},
             "how": self.request.dreambench.shown,
             "generator": self.fingerprints["generator"],
             "adapter": self.adapter if model == ADAPTER else None,
@@ -176,8 +176,8 @@ class BenchPanel(Panel[WholeScores]):
         self.individuals = {}
         for done, (name, member) in enumerate(plan.members.items(), 1):
             pictures = member.load()
-            images = [one.image for one in pictures]
-            masks = [one.mask for one in pictures] if member.masked else None
+            images = [picture.image for picture in pictures]
+            masks = [picture.mask for picture in pictures] if member.masked else None
             known = know_subject(images, member.class_name, parts, self._config, masks)
             cut = plan.cuts_out and not member.masked
             self.known[name] = known
@@ -230,15 +230,15 @@ class BenchPanel(Panel[WholeScores]):
 
     def about(self, measured: Mapping[str, Measured[WholeScores]]) -> dict[str, Any]:
         plan, members = self.plan, self.plan.members
-        failures = {model: undetected(one.judged) for model, one in measured.items()}
+        failures = {model: undetected(records.judged) for model, records in measured.items()}
         failures["photographs"] = (
-            sum(one.undetected for one in self.known.values()),
-            sum(len(one.pictures) for one in members.values()),
+            sum(subject.undetected for subject in self.known.values()),
+            sum(len(member.pictures) for member in members.values()),
         )
         return {
             "images_per_prompt": plan.per_scene,
             "targets": plan.bench.protocol.targets,
-            "shown": {name: one.pictures[0] for name, one in members.items()},
+            "shown": {name: member.pictures[0] for name, member in members.items()},
             "failed_detections": failures,
             "fingerprints": {**plan.fingerprints, "adapter": plan.adapter},
             "notes": list(_notes(plan, failures)),
@@ -320,19 +320,21 @@ def own(request: Request) -> BenchPlan:
     backgrounds, words = request.models.vocabulary()
     checkpoints = request.suite == "checkpoints"
     find = StoredMasks(store, _LazySegmenter(request.models)) if checkpoints else None
-    found = ingest(request.data, store, request.ingest, known_classes=words, find=find, strict=True)
-    bench = own_scenes(found.subjects, backgrounds, request.own_scenes)
+    ingested = ingest(
+        request.data, store, request.ingest, known_classes=words, find=find, strict=True
+    )
+    bench = own_scenes(ingested.subjects, backgrounds, request.own_scenes)
     members = {
-        one.id: Member(
-            class_name=one.class_name,
-            pictures=tuple(f"picture {at}" for at in range(len(one.references))),
-            digest=one.digest,
-            shown_digest=one.digest,
-            load=partial(_stored, store, one),
+        subject.id: Member(
+            class_name=subject.class_name,
+            pictures=tuple(f"picture {at}" for at in range(len(subject.references))),
+            digest=subject.digest,
+            shown_digest=subject.digest,
+            load=partial(_stored, store, subject),
             masked=True,
         )
-        for one in found.subjects
-        if one.id in bench.names
+        for subject in ingested.subjects
+        if subject.id in bench.names
     }
     return BenchPlan(request, bench, members, adapter)
 
@@ -352,13 +354,15 @@ class _LazySegmenter:
         self, images: Sequence[Image], class_names: Sequence[Sequence[str]]
     ) -> list[list[Detection]]:
         """As `pipeline.parts.Segmenter`."""
-        found: list[list[Detection]] = self._models.build("segmenter").segment(images, class_names)
-        return found
+        segmenter: Segmenter = self._models.build("segmenter")
+        return segmenter.segment(images, class_names)
 
 
 def _photographs(files: Sequence[Path]) -> list[ReferenceImage]:
     images = [read_photograph(file) for file in files]
-    return [ReferenceImage(image=one, mask=np.ones(one.shape[:2], np.bool_)) for one in images]
+    return [
+        ReferenceImage(image=image, mask=np.ones(image.shape[:2], np.bool_)) for image in images
+    ]
 
 
 def _stored(store: Store, subject: Subject) -> list[ReferenceImage]:

@@ -116,10 +116,10 @@ class EvaluationFolder:
         if not path.is_file():
             return {}
         try:
-            found = yaml.safe_load(path.read_text("utf-8"))
+            settings = yaml.safe_load(path.read_text("utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from error
-        return found if isinstance(found, dict) else {}
+        return settings if isinstance(settings, dict) else {}
 
     @property
     def protocol(self) -> str:

@@ -139,7 +139,7 @@ def measure(
                 similarity,
                 given,
                 counted,
-                [one.thumbs for one in own],
+                [subject.thumbs for subject in own],
                 claim=config.claim,
                 protocol=protocol,
                 model=model,
@@ -178,15 +178,15 @@ class PocketPanel(Panel[ScorerView]):
         new = self.world.held_out_classes
         self.individuals = {
             name: Individual(
-                shown=one.pictures[0],
-                pictures=[picture.image for picture in one.pictures],
+                shown=subject.pictures[0],
+                pictures=[picture.image for picture in subject.pictures],
                 about={
-                    "class_name": one.identity.class_name,
-                    "held_out_class": one.identity.class_name in new,
-                    "identity": asdict(one.identity),
+                    "class_name": subject.identity.class_name,
+                    "held_out_class": subject.identity.class_name in new,
+                    "identity": asdict(subject.identity),
                 },
             )
-            for name, one in self.world.subjects.items()
+            for name, subject in self.world.subjects.items()
         }
 
     def measure(
@@ -220,8 +220,8 @@ class PocketPanel(Panel[ScorerView]):
         return rows(measured[BASE].judged, measured[ADAPTER].judged, self.config)
 
     def about(self, measured: Mapping[str, Measured[ScorerView]]) -> dict[str, Any]:
-        judged = {model: one.judged for model, one in measured.items()}
-        scored = {model: one.beside for model, one in measured.items()}
+        judged = {model: records.judged for model, records in measured.items()}
+        scored = {model: records.beside for model, records in measured.items()}
         models = self._models
         parts = {part: models.fingerprint(part) for part in ("judge", *SCORERS)}
         painters = {BASE: None, ADAPTER: self._adapter}
@@ -320,9 +320,9 @@ def _know(references: Mapping[str, Sequence[ReferenceImage]], judge: Judge) -> d
 
 def _counted(seen: Sequence[Seen], config: EvaluateConfig) -> list[Seen]:
     return [
-        one
-        for one in seen
-        if one.confidence >= config.min_confidence and one.mask.mean() >= config.min_area
+        instance
+        for instance in seen
+        if instance.confidence >= config.min_confidence and instance.mask.mean() >= config.min_area
     ]
 
 
@@ -367,10 +367,10 @@ def _hue_error(hits: Sequence[Seen | None], own: Sequence[_Known]) -> float:
 def _pattern_error(
     picture: Image, hits: Sequence[Seen | None], own: Sequence[_Known], judge: Judge
 ) -> float:
-    found = [(hit, known) for hit, known in zip(hits, own, strict=True) if hit is not None]
-    seen = judge.pattern([picture] * len(found), [hit.mask for hit, _ in found])
+    pairs = [(hit, known) for hit, known in zip(hits, own, strict=True) if hit is not None]
+    seen = judge.pattern([picture] * len(pairs), [hit.mask for hit, _ in pairs])
     errors = [
-        pattern_difference(one, list(known.patterns))
-        for one, (_, known) in zip(seen, found, strict=True)
+        pattern_difference(pattern, list(known.patterns))
+        for pattern, (_, known) in zip(seen, pairs, strict=True)
     ]
     return nan_mean(np.array(errors))

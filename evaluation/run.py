@@ -112,7 +112,7 @@ def _evaluate(plan: Plan, out: Path, watch: Watch) -> EvaluateResult:
         "adapter": request.adapter,
         "seed": plan.seed,
         "scenes": len(panel.scenes),
-        "pictures": sum(len(one.judged) for one in measured.values()),
+        "pictures": sum(len(records.judged) for records in measured.values()),
         **panel.about(measured),
         "machine": machine(),
         "packages": packages(),
@@ -192,10 +192,10 @@ def write_subjects(out: Path, panel: Panel[Any]) -> None:
 
 def write_tables(out: Path, panel: Panel[Any], measured: Mapping[str, Measured[Any]]) -> None:
     """The records of all models, the judge's and those beside them."""
-    judged = [record for one in measured.values() for record in one.judged]
+    judged = [record for records in measured.values() for record in records.judged]
     (out / SCENES).write_bytes(to_parquet(judged, EvalScene))
     file, record_type = panel.table
-    beside: list[Any] = [record for one in measured.values() for record in one.beside]
+    beside: list[Any] = [record for records in measured.values() for record in records.beside]
     (out / file).write_bytes(to_parquet(beside, record_type))
 
 
@@ -210,10 +210,10 @@ def tile(image: Image) -> Image:
 
 def _grid(out: Path, panel: Panel[Any], measured: Mapping[str, Measured[Any]]) -> bytes:
     first = {
-        model: read_pictures(out, [one.image for one in records.judged if one.index == 0])
+        model: read_pictures(out, [record.image for record in records.judged if record.index == 0])
         for model, records in measured.items()
     }
-    shown = {name: one.shown.image for name, one in panel.individuals.items()}
+    shown = {name: individual.shown.image for name, individual in panel.individuals.items()}
     sheet = comparison_sheet(panel.scenes, shown, first)
     return encode_png(np.asarray(sheet))
 

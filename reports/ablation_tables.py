@@ -112,10 +112,10 @@ def group_tables(look: Lookup) -> list[Table]:
     tables = []
     for metric in look.ablation.deciding:
         scenes = {
-            group: max(row.scenes for row in found)
+            group: max(row.scenes for row in known)
             for group in look.groups
             if group != ALL
-            and (found := [row for arm in look.arms if (row := look.row(arm, metric, group))])
+            and (known := [row for arm in look.arms if (row := look.row(arm, metric, group))])
         }
         if scenes:
             columns = tuple(Column(name, note=f"{count} scenes") for name, count in scenes.items())
@@ -166,11 +166,11 @@ def rival_tables(look: Lookup, finding: Finding) -> list[Table]:
         if arm.objective != best.objective:
             continue
         rows = tuple(
-            _contrast_row(look, other.label, found)
+            _contrast_row(look, other.label, contrast)
             for other in look.ablation.arms
             if other.source in ("", arm.source) and other.name != arm.name
             for metric in finding.metrics
-            if (found := look.contrast(arm.name, other.name, metric)) is not None
+            if (contrast := look.contrast(arm.name, other.name, metric)) is not None
         )
         if rows:
             tables.append(Table(title_of(arm), "arm", _CONTRAST, rows))
@@ -180,10 +180,10 @@ def rival_tables(look: Lookup, finding: Finding) -> list[Table]:
 def contrast_table(look: Lookup, contrasts: Sequence[Contrast]) -> Table:
     """All contrasts of the record, with their families."""
     rows = []
-    for one in contrasts:
-        row = _contrast_row(look, _title(look, one.a), one)
+    for contrast in contrasts:
+        row = _contrast_row(look, _title(look, contrast.a), contrast)
         *cells, verdict = row.cells
-        cells = [Cell(_title(look, one.b)), *cells, Cell(one.family), verdict]
+        cells = [Cell(_title(look, contrast.b)), *cells, Cell(contrast.family), verdict]
         rows.append(Row(row.label, tuple(cells), state=row.state))
     *columns, verdict_column = _CONTRAST
     wide = (Column("less"), *columns, Column("family"), verdict_column)
@@ -195,11 +195,17 @@ _CONTRAST = tuple(
 )
 
 
-def _contrast_row(look: Lookup, label: str, one: Contrast) -> Row:
-    info, verdict = metric_info(one.metric), look.verdict(one)
-    mean, joint = _signed(interval_of(one, family=True), info.unit)
-    own = bounds(interval_of(one, family=False), info.unit, signed=True)
-    texts = (info.title, own or DASH, joint or DASH, p_text(one.p_family), str(one.scenes))
+def _contrast_row(look: Lookup, label: str, contrast: Contrast) -> Row:
+    info, verdict = metric_info(contrast.metric), look.verdict(contrast)
+    mean, joint = _signed(interval_of(contrast, family=True), info.unit)
+    own = bounds(interval_of(contrast, family=False), info.unit, signed=True)
+    texts = (
+        info.title,
+        own or DASH,
+        joint or DASH,
+        p_text(contrast.p_family),
+        str(contrast.scenes),
+    )
     cells = [Cell(text) for text in texts]
     cells.insert(1, Cell(mean, style="strong"))
     return Row(label, (*cells, Cell(verdict, verdict=verdict, style="verdict")), state=verdict)
@@ -235,16 +241,16 @@ def agreement_table(look: Lookup) -> Table:
     """Scorer against judge."""
     rows = tuple(
         Row(
-            _title(look, one.arm),
+            _title(look, agreement.arm),
             (
-                Cell(metric_info(one.metric).title),
-                Cell(number(one.spearman, "cosine")),
-                Cell(str(one.pictures)),
-                _gain(one.scorer_difference),
-                _gain(one.judge_difference),
+                Cell(metric_info(agreement.metric).title),
+                Cell(number(agreement.spearman, "cosine")),
+                Cell(str(agreement.pictures)),
+                _gain(agreement.scorer_difference),
+                _gain(agreement.judge_difference),
             ),
         )
-        for one in look.ablation.agreement
+        for agreement in look.ablation.agreement
     )
     numbers = ("rank correlation", "pictures", "scorer's difference", "judge's difference")
     columns = (Column("metric"), *(Column(name, right=True) for name in numbers))
@@ -261,18 +267,18 @@ def reading_table(look: Lookup) -> Table | None:
     metrics = [m for m in look.ablation.deciding if any(r.metric == m for r in readings)]
     if not metrics:
         return None
-    found = {(one.name, one.metric): one for one in readings}
+    by_name = {(reading.name, reading.metric): reading for reading in readings}
     rows = tuple(
-        Row(name, tuple(_reading(look, found[name, metric]) for metric in metrics), note)
+        Row(name, tuple(_reading(look, by_name[name, metric]) for metric in metrics), note)
         for name, note in dict.fromkeys((r.name, settings_text(r.settings)) for r in readings)
     )
     return Table("Other readings", "reading", _columns(look, metrics), rows)
 
 
-def _reading(look: Lookup, one: Reading) -> Cell:
-    wide = Interval(mean=one.mean, low=one.family_low, high=one.family_high)
-    mean, within = _signed(wide, metric_info(one.metric).unit)
-    verdict = judge(wide, look.better(one.metric), one.scenes)
+def _reading(look: Lookup, reading: Reading) -> Cell:
+    wide = Interval(mean=reading.mean, low=reading.family_low, high=reading.family_high)
+    mean, within = _signed(wide, metric_info(reading.metric).unit)
+    verdict = judge(wide, look.better(reading.metric), reading.scenes)
     return Cell(mean, bounds=within, verdict=verdict)
 
 
@@ -315,7 +321,7 @@ def escaped(text: str) -> str:
 
 def as_markdown(table: Table) -> str:
     """The table in GitHub's Markdown; spreads of seeds and notes are left out."""
-    head = [f"{one.title} {ARROWS.get(one.better, '')}".strip() for one in table.columns]
+    head = [f"{column.title} {ARROWS.get(column.better, '')}".strip() for column in table.columns]
     lines = [[escaped(word) for word in (table.head, *head)], ["---"] * (1 + len(head))]
     for row in table.rows:
         label = f"**{escaped(row.label)}**" if row.state == "best" else escaped(row.label)

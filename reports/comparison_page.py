@@ -196,8 +196,8 @@ def compare_datasets(
     """The change from version `a` to `b`. Raises UserError for an unknown or damaged version."""
     from focusdpo.store.versions import open_version
 
-    told = diff(Store.open(root, create=False), a, b, causes)
-    old, new = open_version(root, told.a), open_version(root, told.b)
+    delta = diff(Store.open(root, create=False), a, b, causes)
+    old, new = open_version(root, delta.a), open_version(root, delta.b)
     before = {row.pair_id: row for row in old.rows}
     after = {row.pair_id: row for row in new.rows}
     came = [row for name, row in after.items() if name not in before]
@@ -207,16 +207,16 @@ def compare_datasets(
     records = Records(old), Records(new)
     change = DatasetChange(
         subjects=tuple(
-            (KINDS[kind], tuple(names)) for kind, names in told.subjects.items() if names
+            (KINDS[kind], tuple(names)) for kind, names in delta.subjects.items() if names
         ),
-        causes=tuple(told.causes),
-        pairs=tuple(Count(label=name, count=count) for name, count in told.pairs.items()),
-        came_because=_counts(told.added),
-        went_because=_counts(told.removed),
-        tables=_tables(told),
-        shards_new=tuple(told.shards_new),
-        shards_gone=tuple(told.shards_gone),
-        purged=tuple(told.purged),
+        causes=tuple(delta.causes),
+        pairs=tuple(Count(label=name, count=count) for name, count in delta.pairs.items()),
+        came_because=_counts(delta.added),
+        went_because=_counts(delta.removed),
+        tables=_tables(delta),
+        shards_new=tuple(delta.shards_new),
+        shards_gone=tuple(delta.shards_gone),
+        purged=tuple(delta.purged),
         came=tuple(pair_card(new, records[1], row) for row in _shown(came)),
         went=tuple(pair_card(old, records[0], row) for row in _shown(went)),
         changed=tuple(
@@ -229,7 +229,7 @@ def compare_datasets(
         totals=(len(came), len(went), len(changed)),
     )
     sides = _version_side("A", old), _version_side("B", new)
-    return change, sides, _headline(told, len(before), len(after))
+    return change, sides, _headline(delta, len(before), len(after))
 
 
 def _shown(rows: Sequence[IndexRow]) -> list[IndexRow]:
@@ -244,38 +244,38 @@ def _version_side(letter: str, version: DatasetVersion) -> Side:
     return Side(letter=letter, name=version.id, facts=dataset_facts(version))
 
 
-def _tables(told: DatasetDiff) -> tuple[tuple[str, tuple[Change, ...]], ...]:
+def _tables(delta: DatasetDiff) -> tuple[tuple[str, tuple[Change, ...]], ...]:
     def table(values: Mapping[str, tuple[int, int]]) -> tuple[Change, ...]:
         return tuple(
             Change(label=name.replace("_", " "), a=a, b=b) for name, (a, b) in values.items()
         )
 
     costs = (
-        Change(label="yield", a=told.yields[0], b=told.yields[1], percent=True),
-        Change(label="MB of shards", a=told.bytes[0] / 1e6, b=told.bytes[1] / 1e6),
-        Change(label="seconds of models", a=told.seconds[0], b=told.seconds[1]),
+        Change(label="yield", a=delta.yields[0], b=delta.yields[1], percent=True),
+        Change(label="MB of shards", a=delta.bytes[0] / 1e6, b=delta.bytes[1] / 1e6),
+        Change(label="seconds of models", a=delta.seconds[0], b=delta.seconds[1]),
     )
     return (
-        ("Pairs by source", table(told.by_source)),
-        ("Pairs by split", table(told.by_split)),
-        ("Rejects by reason", table(told.rejects)),
+        ("Pairs by source", table(delta.by_source)),
+        ("Pairs by split", table(delta.by_split)),
+        ("Rejects by reason", table(delta.rejects)),
         ("Yield and cost", costs),
     )
 
 
-def _headline(told: DatasetDiff, before: int, after: int) -> Headline:
-    if told.is_empty:
+def _headline(delta: DatasetDiff, before: int, after: int) -> Headline:
+    if delta.is_empty:
         return Headline("Both versions hold the same pairs.")
-    moved = f"{told.pairs['added']} came, {told.pairs['removed']} went"
-    if told.pairs["changed"]:
-        moved += f", {told.pairs['changed']} changed"
+    moved = f"{delta.pairs['added']} came, {delta.pairs['removed']} went"
+    if delta.pairs["changed"]:
+        moved += f", {delta.pairs['changed']} changed"
     subjects = [
         f"{', '.join(names)} {'came' if kind == 'added' else 'went'}"
-        for kind, names in told.subjects.items()
+        for kind, names in delta.subjects.items()
         if kind in ("added", "removed") and names
     ]
     detail = f"Subjects: {'; '.join(subjects)}. " if subjects else ""
-    a, b = (f"{100 * one:.1f}\N{NARROW NO-BREAK SPACE}%" for one in told.yields)
+    a, b = (f"{100 * one:.1f}\N{NARROW NO-BREAK SPACE}%" for one in delta.yields)
     return Headline(
         f"From {before} to {after} pairs: {moved}.",
         f"{detail}Accepted of what was judged: {a} in A, {b} in B.",

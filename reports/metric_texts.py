@@ -155,7 +155,7 @@ def headline(rows: Sequence[MetricRow], protocol: str, who: str = "the adapter")
     order: tuple[Verdict, ...] = ("better", "worse", "undecided", "unchanged", "too few scenes")
     groups = [(verdict, [row for row in deciding if row.verdict == verdict]) for verdict in order]
     text = "; ".join(_clause(verdict, rows, who) for verdict, rows in groups if rows)
-    scenes = max(row.scenes for row in deciding)
+    scenes = range_text(sorted(row.scenes for row in deciding))
     figures = tuple(
         key_figure(row.title, row.difference, row.unit, row.verdict)
         for name in HEADLINE_METRICS
@@ -185,7 +185,12 @@ def _with_bounds(row: MetricRow) -> str:
     return difference_text(row.difference, row.unit)
 
 
-def _detail(rows: dict[str, MetricRow], scenes: int, protocol: str) -> str:
+def range_text(counts: Sequence[int]) -> str:
+    """Sorted counts as "8", or as "6 to 8" where they differ."""
+    return str(counts[-1]) if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
+
+
+def _detail(rows: dict[str, MetricRow], scenes: str, protocol: str) -> str:
     others = [row for name, row in rows.items() if name not in DECIDING]
     worse = [in_sentence(row.title) for row in others if row.verdict == "worse"]
     better = [in_sentence(row.title) for row in others if row.verdict == "better"]
