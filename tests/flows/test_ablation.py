@@ -25,7 +25,7 @@ from focusdpo.data_schemas.ablations import BASE, Ablation, read_ablation, to_js
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.evaluations import EvalScene
 from focusdpo.data_schemas.tables import from_parquet
-from focusdpo.evaluation import held_out, validation
+from focusdpo.evaluation import held_out, pocket_protocol, validation
 from focusdpo.evaluation.held_out import HeldOut, HeldOutConfig
 from focusdpo.evaluation.metrics import METRICS
 from focusdpo.flows import wiring
@@ -241,7 +241,7 @@ def test_nothing_of_the_held_out_split_decides(
             return super().result()
 
     real = held_out.held_out_scenes
-    for module in (held_out, validation):
+    for module in (held_out, validation, pocket_protocol):
         monkeypatch.setattr(module, "held_out_scenes", spy)
     changes = {"objectives": objectives, "choices": ["no anchor"], **SMALL}
     ablate(settings(folder, tmp_path, **changes, steps=1), Noted)
