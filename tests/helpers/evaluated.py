@@ -54,9 +54,7 @@ def scene_record(model: str, index: int, identity: float, **changes: object) -> 
     return EvalScene(**(values | changes))  # type: ignore[arg-type]
 
 
-def agreement_row(
-    model: str, scorer: float, judge: float, spearman: float | None
-) -> AgreementRow:
+def agreement_row(model: str, scorer: float, judge: float, spearman: float | None) -> AgreementRow:
     """Identity by scorer and judge."""
     return AgreementRow(
         metric="identity",
