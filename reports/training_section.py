@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.tables import arrow_table
 from focusdpo.evaluation.folder import read_json, read_object
-from focusdpo.reports.focus_section import read_focus
 from focusdpo.reports.metric_texts import in_sentence, metric_info, seconds_text
+from focusdpo.reports.thumbnails import read_focus
 from focusdpo.reports.view import Bucket, BucketChart, Fact, Line, LineChart, Role, TrainingPart
 
 _GAINS = ("score", "identity", "leakage_margin")

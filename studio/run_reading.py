@@ -22,8 +22,8 @@ from focusdpo.evaluation.folder import ROWS, RUN, SCENES, EvaluationFolder, read
 from focusdpo.evaluation.metrics import METRICS
 from focusdpo.evaluation.protocols import ADAPTER, BASE
 from focusdpo.reports.evaluation_section import metric_rows
-from focusdpo.reports.focus_section import read_focus
 from focusdpo.reports.metric_texts import metric_info
+from focusdpo.reports.thumbnails import read_focus
 from focusdpo.reports.training_section import (
     bucket_charts,
     collect_training,
