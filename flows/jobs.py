@@ -2,7 +2,7 @@
 
 A job is made from its run (a typed config). It knows whether it is finished, what it is called,
 which folder it works on and whether it needs the GPU; `perform` is its recipe, which hands each
-step to `Steps`: plain calls (flows/steps.py), or tasks and flows of Prefect
+step to `Steps`: plain calls (flows/runner.py), or tasks and flows of Prefect
 (flows/prefect/flows.py); a recipe cannot tell the difference. `exhibits` and `events` are what it
 has to show and to tell afterwards. Importing this module imports no Prefect.
 """

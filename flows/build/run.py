@@ -28,7 +28,7 @@ from focusdpo.flows.jobs import (
     Text,
 )
 from focusdpo.flows.progress import Watch, about, quiet
-from focusdpo.flows.steps import PlainSteps
+from focusdpo.flows.runner import PlainSteps
 from focusdpo.flows.wiring import resident_parts, vocabulary
 from focusdpo.pipeline.upkeep.garbage import building
 from focusdpo.pipeline.upkeep.purge import refuse_unfinished

@@ -10,8 +10,8 @@ import typer
 from focusdpo.flows.commands.common import JSON, PREFECT, PRESET, SET, finish, say, tree
 from focusdpo.flows.config import AblateRun
 from focusdpo.flows.progress import Bars
+from focusdpo.flows.runner import carry_out
 from focusdpo.flows.settings import resolve
-from focusdpo.flows.steps import carry_out
 
 
 def ablate(

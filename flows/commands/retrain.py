@@ -21,8 +21,8 @@ from focusdpo.flows.commands.common import (
 from focusdpo.flows.commands.run import SUBJECTS, say_licences
 from focusdpo.flows.config import RetrainRun
 from focusdpo.flows.progress import Bars
+from focusdpo.flows.runner import carry_out
 from focusdpo.flows.settings import resolve
-from focusdpo.flows.steps import carry_out
 
 
 def retrain(

@@ -24,8 +24,8 @@ from focusdpo.flows.models_config import Family
 from focusdpo.flows.prefect.server import prepare
 from focusdpo.flows.progress import Bars
 from focusdpo.flows.provenance import notices
+from focusdpo.flows.runner import carry_out
 from focusdpo.flows.settings import resolve
-from focusdpo.flows.steps import carry_out
 
 SUBJECTS = Annotated[
     str | None,
