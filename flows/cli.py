@@ -2,24 +2,36 @@
 
 Exit codes: 0 all done; 1 a mistake of ours, with its traceback; 2 bad input, with what is wrong
 and what to do; 3 done, but some subjects or partitions were left out; 130 stopped by the user.
-Importing this module takes no time: from its first line on, a command answers to Ctrl-C.
+
+Ctrl-C: one line and code 130, within two seconds and at any moment; so importing this module takes
+no time. A command first gets the chance to leave in order (locks, leases and progress bars let go
+of). After `GRACE_SECONDS` it ends wherever it is: what is stored is whole at every moment, so
+nothing is lost. Python runs signal handlers between two steps of the interpreter only, and a model
+may compute for minutes in one; so a thread waits for the signal, too.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Sequence
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
-
-from focusdpo.flows.interrupts import Interrupts
 
 if TYPE_CHECKING:
     import typer
 
 JOBS = ("demo", "build-dataset", "train", "evaluate", "retrain", "ablate")
+
+MESSAGE = "stopped; what was finished is kept: run it again"
+CODE = 130
+GRACE_SECONDS = 1.2
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -74,6 +86,61 @@ def _tell(message: str, code: int, as_json: bool) -> None:
     sys.stderr.write(f"error: {message}\n")
     if as_json:
         sys.stdout.write(json.dumps({"error": message, "exit_code": code}) + "\n")
+
+
+class Interrupts:
+    """For the length of a block, Ctrl-C ends this process. To be entered in the main thread."""
+
+    def __init__(self) -> None:
+        self.stopping = False
+
+    def __enter__(self) -> Interrupts:
+        self._handler = signal.getsignal(signal.SIGINT)
+        if self._handler == signal.SIG_IGN:  # as for a job in the background of a script
+            return self
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        threading.Thread(target=self._watch, name="interrupts", daemon=True).start()
+        signal.signal(signal.SIGINT, self._interrupt)
+        self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._handler == signal.SIG_IGN:
+            return
+        if self.stopping:  # whatever the interrupt was turned into on its way here
+            sys.stdout.flush()
+            leave()
+        signal.set_wakeup_fd(self._wakeup)
+        signal.signal(signal.SIGINT, self._handler)
+        os.close(self._write)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.stopping:
+            leave()  # asked for again
+        self.stopping = True
+        raise KeyboardInterrupt
+
+    def _watch(self) -> None:
+        while signals := os.read(self._read, 64):
+            if signal.SIGINT in signals:
+                time.sleep(GRACE_SECONDS)
+                leave()
+        os.close(self._read)
+
+
+def leave() -> NoReturn:
+    """End this process, and say why where it is the one that speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        cursor = "\r\x1b[?25h\x1b[K" if os.isatty(2) else ""  # a progress bar had hidden it
+        with contextlib.suppress(OSError):  # nobody may be there to read it
+            os.write(2, f"{cursor}{MESSAGE}\n".encode())
+    os._exit(CODE)
 
 
 if __name__ == "__main__":

@@ -25,12 +25,12 @@ from focusdpo.flows.jobs import (
     Exhibit,
     Job,
     Picture,
+    PlainSteps,
     Steps,
     Table,
     Text,
 )
 from focusdpo.flows.progress import about
-from focusdpo.flows.steps import PlainSteps
 from focusdpo.flows.wiring import resident_parts, vocabulary
 from focusdpo.pipeline.upkeep.garbage import building
 from focusdpo.pipeline.upkeep.purge import refuse_unfinished

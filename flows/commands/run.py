@@ -18,8 +18,8 @@ from focusdpo.flows.jobs import Job, ResultT
 from focusdpo.flows.models_config import Family
 from focusdpo.flows.prefect.server import prepare
 from focusdpo.flows.progress import Bars
+from focusdpo.flows.runner import carry_out
 from focusdpo.flows.settings import Option
-from focusdpo.flows.steps import carry_out
 from focusdpo.model.objective_registry import objectives_in_words
 from focusdpo.store.provenance import notices
 

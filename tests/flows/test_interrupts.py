@@ -14,12 +14,12 @@ import pytest
 import toy_suite
 from toy_root import HUES, TOY_CLI
 
-from focusdpo.flows.interrupts import MESSAGE
+from focusdpo.flows.cli import MESSAGE
 
 SECONDS = 2.0
 STUCK = """
 import ctypes, sys
-from focusdpo.flows.interrupts import Interrupts
+from focusdpo.flows.cli import Interrupts
 with Interrupts():
     sys.stderr.write("computing\\n")
     try:
@@ -105,7 +105,7 @@ def test_a_command_that_ignores_interrupts_goes_on_ignoring_them() -> None:
     """As one that a script has put into the background."""
     code = (
         "import signal, os\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "from focusdpo.flows.interrupts import Interrupts\n"
+        "from focusdpo.flows.cli import Interrupts\n"
         "with Interrupts(): os.kill(os.getpid(), signal.SIGINT)\n"
         "print('whole')"
     )

@@ -57,7 +57,7 @@ def measure(folder: Path, partitions: int, seconds: float) -> dict[str, float]:
     }
     started = time.perf_counter()
     from focusdpo.flows.build.run import prepare
-    from focusdpo.flows.steps import carry_out
+    from focusdpo.flows.runner import carry_out
 
     prepared = prepare(resolve(BuildRun, tree))
     made = len(prepared.builder.partitions)

@@ -34,8 +34,8 @@ from focusdpo.flows.ablation.config import FOCUS, AblationConfig
 from focusdpo.flows.ablation.run import Ablate, AblateOutcome, Workers
 from focusdpo.flows.build.run import execute, prepare
 from focusdpo.flows.config import AblateRun, BuildRun
+from focusdpo.flows.jobs import PlainSteps
 from focusdpo.flows.settings import merge, resolve
-from focusdpo.flows.steps import PlainSteps
 from focusdpo.model.training.config import ObjectiveConfig
 
 SETTINGS: dict[str, Any] = {
