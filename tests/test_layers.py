@@ -22,7 +22,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         "model",
         "pipeline.parts",
         "pipeline.adapters.painter",
-        
     },
     "evaluation": {"data_schemas", "store", "model", "pipeline", "pocket", "flows", "reports"},
     "reports": {"data_schemas", "store", "pipeline", "model", "evaluation", "flows"},
