@@ -306,8 +306,8 @@ def test_a_full_disk_is_said(pair_samples: list[Sample], tmp_path: Path) -> None
 
 
 def test_fewer_pairs_than_a_batch_train_all_the_same(tmp_path: Path) -> None:
-    shard = write_shard(tmp_path / "one.tar", [make_sample(0, 3)])
-    result = train(tiny_backbone(), [shard], settings(steps=2), tmp_path / "run")
+    samples = write_shard(tmp_path, "one.tar", [make_sample(0, 3)])
+    result = train(tiny_backbone(), samples, settings(steps=2), tmp_path / "run")
     assert (result.pairs, result.steps) == (1, 2)
 
 
