@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.progress import working
+from focusdpo.flows.console import working
 
 if TYPE_CHECKING:
     from benchmarks.step_cost import StepMemory

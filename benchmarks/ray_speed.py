@@ -21,7 +21,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.progress import quiet
 from focusdpo.flows.build.cluster.connection import Engine
 from focusdpo.flows.build.cluster.ray_executor import RayExecutor
-from focusdpo.flows.build.run import prepare
+from focusdpo.flows.build.run import Build
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.settings import merge, parse_overrides, resolve
@@ -95,7 +95,7 @@ def _once(run: BuildRun, stage: str, count: int, most: int, name: str) -> tuple[
     here = run.model_copy(
         update={"root": f"{run.root}/{name}", "executor": _with_workers(run, count)}
     )
-    builder = prepare(here).builder
+    builder = Build(here).builder
     executor = RayExecutor(builder)
     try:
         for earlier in list(STAGES)[: list(STAGES).index(stage)]:

@@ -16,9 +16,9 @@ from typing import Any
 
 from benchmarks.measuring import BenchFigure, Finished, run_command
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.build.run import prepare
+from focusdpo.flows.build.run import Build
 from focusdpo.flows.config import BuildRun
-from focusdpo.flows.progress import working
+from focusdpo.flows.console import working
 from focusdpo.flows.settings import merge, parse_overrides, resolve
 from focusdpo.pipeline.compose import ComposeConfig, num_sets
 from focusdpo.pipeline.generate import GenerateConfig
@@ -138,7 +138,7 @@ def _sets_for(root: Path, candidates: int) -> dict[str, Any]:
 def _lay_out(root: Path, sets: dict[str, Any]) -> int:
     """An empty file for each artefact of a run; how many candidates the run has."""
     given = merge({"root": str(root)}, parse_overrides(_options(sets)[1::2]))
-    builder = prepare(resolve(BuildRun, given)).builder
+    builder = Build(resolve(BuildRun, given)).builder
     for unit in builder.plan.missing():
         path = root / builder.store.path(unit.stage, unit.key)
         path.parent.mkdir(parents=True, exist_ok=True)

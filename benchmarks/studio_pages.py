@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.large_root import EACH, make_root, version_name
 from benchmarks.measuring import BenchFigure
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.progress import working
+from focusdpo.flows.console import working
 from focusdpo.store.artefacts import Store
 from focusdpo.store.manifests import latest_id
 

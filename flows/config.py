@@ -18,11 +18,11 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.shards import Split
 from focusdpo.evaluation.dreambench_protocol import DreamBenchConfig, OwnScenesConfig
 from focusdpo.evaluation.held_out import HeldOutConfig
-from focusdpo.evaluation.protocols import EvaluateConfig, ProtocolId
+from focusdpo.evaluation.protocols import EvaluateConfig, ProtocolId, data_help, protocol_help
 from focusdpo.flows.ablation.config import AblationConfig
-from focusdpo.flows.build.executor_config import ExecutorConfig, LocalConfig
+from focusdpo.flows.build.config import ExecutorConfig, LocalConfig, YieldAlertConfig
 from focusdpo.flows.models_config import Family, ModelsConfig
-from focusdpo.flows.retrain.config import RetrainConfig, YieldAlertConfig
+from focusdpo.flows.retrain.config import RetrainConfig
 from focusdpo.flows.settings import Option, load_preset, merge
 from focusdpo.model.focus_config import PremiseConfig
 from focusdpo.model.training.config import TrainConfig
@@ -192,14 +192,10 @@ class _Protocol(_HeldOut):
     """What an evaluation by any protocol is told."""
 
     protocol: Annotated[ProtocolId, Option("--protocol")] = Field(
-        "pocket",
-        description="what is painted and how it is measured: pocket (rendered individuals), or on "
-        "photographs one of the others (docs/dreambench.md)",
+        "pocket", description=f"what is painted and how it is measured. {protocol_help()}"
     )
     data: Annotated[str | None, Option("--data", metavar="DIR")] = Field(
-        None,
-        description="the protocol's photographs: the DreamBooth dataset's folder for dreambench-*, "
-        "your subjects' for subjects",
+        None, description=f"the protocol's photographs. {data_help()}"
     )
     own_scenes: OwnScenesConfig = Field(
         OwnScenesConfig(), description="scenes of the protocol subjects"

@@ -17,32 +17,33 @@ from focusdpo.pipeline.adapters.dino import DinoConfig, Dinov2Config
 from focusdpo.pipeline.adapters.inpainters import BackboneInpainterConfig
 from focusdpo.pipeline.adapters.segmenters.grounding_sam_hf import GroundingSamHfConfig
 
-_MODEL, _ADAPTERS = "focusdpo.model.backbones", "focusdpo.pipeline.adapters"
 PARTS: dict[str, Registry[type[BaseModel]]] = {
     role: Registry(role, BaseModel, kinds)
     for role, kinds in {
         "backbone": {
-            "flux-uno": f"{_MODEL}.flux_uno:FluxUnoConfig",
-            "sdxl-ip-adapter": f"{_MODEL}.sdxl_ip_adapter:SdxlIpAdapterConfig",
-            "flux2-klein": f"{_MODEL}.flux2_klein:Flux2KleinConfig",
+            "flux-uno": "focusdpo.model.backbones.flux_uno:FluxUnoConfig",
+            "sdxl-ip-adapter": "focusdpo.model.backbones.sdxl_ip_adapter:SdxlIpAdapterConfig",
+            "flux2-klein": "focusdpo.model.backbones.flux2_klein:Flux2KleinConfig",
         },
         "inpainter": {
-            "backbone": f"{_ADAPTERS}.inpainters:BackboneInpainterConfig",
-            "flux-fill": f"{_ADAPTERS}.inpainters:FluxFillConfig",
-            "sdxl-inpaint": f"{_ADAPTERS}.inpainters:SdxlInpaintConfig",
+            "backbone": "focusdpo.pipeline.adapters.inpainters:BackboneInpainterConfig",
+            "flux-fill": "focusdpo.pipeline.adapters.inpainters:FluxFillConfig",
+            "sdxl-inpaint": "focusdpo.pipeline.adapters.inpainters:SdxlInpaintConfig",
         },
         "segmenter": {
-            "grounding-sam-hf": f"{_ADAPTERS}.segmenters.grounding_sam_hf:GroundingSamHfConfig",
-            "grounding-sam": f"{_ADAPTERS}.segmenters.grounding_sam:GroundingSamConfig",
+            "grounding-sam-hf": "focusdpo.pipeline.adapters.segmenters.grounding_sam_hf:"
+            "GroundingSamHfConfig",
+            "grounding-sam": "focusdpo.pipeline.adapters.segmenters.grounding_sam:"
+            "GroundingSamConfig",
         },
         "identity": {
-            "dino": f"{_ADAPTERS}.dino:DinoConfig",
-            "dinov2": f"{_ADAPTERS}.dino:Dinov2Config",
+            "dino": "focusdpo.pipeline.adapters.dino:DinoConfig",
+            "dinov2": "focusdpo.pipeline.adapters.dino:Dinov2Config",
         },
-        "clip": {"clip": f"{_ADAPTERS}.clip_scorer:ClipConfig"},
+        "clip": {"clip": "focusdpo.pipeline.adapters.clip_scorer:ClipConfig"},
         "captioner": {
-            "class-name": f"{_ADAPTERS}.captioner:ClassNameConfig",
-            "vlm": f"{_ADAPTERS}.captioner:VlmConfig",
+            "class-name": "focusdpo.pipeline.adapters.captioner:ClassNameConfig",
+            "vlm": "focusdpo.pipeline.adapters.captioner:VlmConfig",
         },
     }.items()
 }

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from focusdpo.flows import progress
+from focusdpo.flows import console
 from focusdpo.flows.commands import (
     dataset,
     export,
@@ -121,6 +121,6 @@ def options(
     )
     logging.getLogger("focusdpo").setLevel(LEVELS[min(verbose, 2)])
     if log_json is not None:
-        progress.to_file(log_json)
+        console.to_file(log_json)
     # tokenizers and OpenMP: no forks here, no warnings about them.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

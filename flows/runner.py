@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from focusdpo.data_schemas.progress import Watch
 from focusdpo.flows.jobs import Job, PlainSteps, ResultT
 from focusdpo.flows.prefect.server import has_prefect, prepare
-from focusdpo.flows.progress import Watch
 from focusdpo.model.training.parallel import num_launched
 
 

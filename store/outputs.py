@@ -70,15 +70,14 @@ class State:
 
 def read_state(files: Files) -> State | None:
     """None where nothing was ever sent. UserError for a state that cannot be read."""
-    found = files.tagged(STATE)
-    if found is None:
+    if (tagged := files.tagged(STATE)) is None:
         return None
     where = files.address(STATE)
     try:
-        told = parsed(found[0])
-        schema = told["schema"]
-        kept = {str(name): Kept(**one) for name, one in told["files"].items()}
-        state = State(int(told["number"]), str(told["writer"]), kept, found[1])
+        stored = parsed(tagged[0])
+        schema = stored["schema"]
+        kept = {str(name): Kept(**file) for name, file in stored["files"].items()}
+        state = State(int(stored["number"]), str(stored["writer"]), kept, tagged[1])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{where}: damaged ({error}); choose another address") from error
     if schema != SCHEMA:

@@ -21,7 +21,7 @@ from focusdpo.flows.build.plan import Plan, Unit, make_plan, model_of
 from focusdpo.flows.build.stages import STAGES, Work
 from focusdpo.flows.build.yields import gather
 from focusdpo.flows.config import BuildRun
-from focusdpo.flows.progress import about
+from focusdpo.flows.console import about
 from focusdpo.flows.wiring import Parts
 from focusdpo.pipeline.audit import Audit, Ruling
 from focusdpo.pipeline.complexity import complexity_map, map_settings

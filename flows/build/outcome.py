@@ -20,7 +20,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.retrain.config import YieldAlertConfig
+from focusdpo.flows.build.config import YieldAlertConfig
 from focusdpo.store.artefacts import Store
 from focusdpo.store.index import partitions_of
 from focusdpo.store.manifests import read_manifest

@@ -18,6 +18,7 @@ from focusdpo.flows.build.preview import FIRST, first_pictures
 from focusdpo.flows.build.sources import find_subjects
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun
+from focusdpo.flows.console import about
 from focusdpo.flows.jobs import (
     PUBLISHED,
     YIELD_DROPPED,
@@ -25,12 +26,10 @@ from focusdpo.flows.jobs import (
     Exhibit,
     Job,
     Picture,
-    PlainSteps,
     Steps,
     Table,
     Text,
 )
-from focusdpo.flows.progress import about
 from focusdpo.flows.wiring import resident_parts, vocabulary
 from focusdpo.pipeline.upkeep.garbage import building
 from focusdpo.pipeline.upkeep.purge import refuse_unfinished
@@ -212,16 +211,6 @@ class Build(Job[BuildRun, BuildResult]):
     def left_out(self, result: BuildResult) -> str:
         count = len(result.failed) + len(result.problems)
         return f"{count} subjects or partitions were left out" if count else ""
-
-
-def prepare(run: BuildRun) -> Build:
-    """A planned build."""
-    return Build(run)
-
-
-def execute(build: Build, watch: Watch = quiet) -> BuildResult:
-    """A build by plain calls."""
-    return build.perform(PlainSteps(), watch)
 
 
 def _log(outcomes: Sequence[Outcome]) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from focusdpo.flows.commands.options import ROOT, say
 from focusdpo.flows.config import GenerateRun
-from focusdpo.flows.progress import working
+from focusdpo.flows.console import working
 
 FOLDERS = Annotated[
     list[Path],

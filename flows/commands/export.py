@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.commands.options import fetched, require_here, say
 from focusdpo.flows.config import CLOSED, Root, Version
-from focusdpo.flows.progress import working
+from focusdpo.flows.console import working
 from focusdpo.flows.settings import Option
 
 

@@ -15,7 +15,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.registration import unknown
 from focusdpo.flows.commands.options import SET, Incomplete, run_models, say
 from focusdpo.flows.config import GenerateRun, Preset
-from focusdpo.flows.progress import working
+from focusdpo.flows.console import working
 from focusdpo.flows.settings import (
     Setting,
     described,

@@ -12,7 +12,7 @@ from pydantic import Field
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.commands.options import Incomplete, fetched, require_here, say
 from focusdpo.flows.config import Adapter, FocusMapsRun, GenerateRun, shared
-from focusdpo.flows.progress import Bars, working
+from focusdpo.flows.console import Bars, working
 from focusdpo.flows.settings import Option
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import typer
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.commands.options import INCOMPLETE, JSON, SET, finish, say
-from focusdpo.flows.progress import Bars
+from focusdpo.flows.console import Bars
 
 app = typer.Typer(
     help="The pocket suite: train its models, check them, see its world.",

@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from focusdpo.evaluation.comparison import paired_texts
 from focusdpo.flows.commands.options import PREFECT, Incomplete, say
 from focusdpo.flows.config import AblateRun, BuildRun, DemoRun, EvaluateRun, RetrainRun, TrainRun
+from focusdpo.flows.console import Bars
 from focusdpo.flows.jobs import Job, ResultT
 from focusdpo.flows.models_config import Family
 from focusdpo.flows.prefect.server import prepare
-from focusdpo.flows.progress import Bars
 from focusdpo.flows.runner import carry_out
 from focusdpo.flows.settings import Option
 from focusdpo.model.objective_registry import objectives_in_words

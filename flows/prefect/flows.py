@@ -22,12 +22,12 @@ from pydantic import BaseModel
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.build.builder import disk_is_full
+from focusdpo.flows.console import Watch, about, from_environment, quiet
 from focusdpo.flows.jobs import Job, Pending, ResultT, Steps
 from focusdpo.flows.prefect import events
 from focusdpo.flows.prefect.display import display
 from focusdpo.flows.prefect.gpu_slot import gpu_slot
 from focusdpo.flows.prefect.liveness import label_run, mark_dead_runs, rename_run
-from focusdpo.flows.progress import Watch, about, from_environment, quiet
 
 log = logging.getLogger(__name__)
 

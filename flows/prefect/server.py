@@ -25,8 +25,8 @@ import urllib.request
 from pathlib import Path
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.console import working
 from focusdpo.flows.prefect.gpu_slot import VARIABLE
-from focusdpo.flows.progress import working
 
 log = logging.getLogger(__name__)
 

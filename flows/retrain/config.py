@@ -57,19 +57,3 @@ class RetrainConfig(BaseModel):
         if self.rule == "better" and self.epsilon:
             raise ValueError("epsilon: belongs to rule not_worse")
         return self
-
-
-class YieldAlertConfig(BaseModel):
-    """When a build's yield is worth a message."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    share: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="tell when a build's yield is below this share of the median of past builds; "
-        "0: never",
-    )
-    builds: int = Field(20, ge=1, description="how many past builds the median is over, at most")
-    least: int = Field(3, ge=1, description="how many past builds there must be")

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import plain_build as building
 import pyarrow.parquet as pq
 import pytest
 from in_process import run as command
@@ -23,7 +24,6 @@ from toy_team import FIRST, SECOND, Stopped, StoppedAt, Team
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows import wiring
-from focusdpo.flows.build import run as building
 from focusdpo.flows.config import BuildRun, EvaluateRun, TrainRun
 from focusdpo.flows.evaluate.run import evaluate, finished
 from focusdpo.flows.generate.inference import Generator

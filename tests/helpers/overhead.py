@@ -56,7 +56,8 @@ def measure(folder: Path, partitions: int, seconds: float) -> dict[str, float]:
         "pair": {"min_winner_identity": 0.0, "min_drop": 0.02},
     }
     started = time.perf_counter()
-    from focusdpo.flows.build.run import prepare
+    from plain_build import prepare
+
     from focusdpo.flows.runner import carry_out
 
     prepared = prepare(resolve(BuildRun, tree))

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from focusdpo.data_schemas.errors import ClusterGone, UserError
-from focusdpo.flows.build.executor_config import RayConfig, StageResources
+from focusdpo.flows.build.config import RayConfig, StageResources
 from focusdpo.store.remote import RemoteConfig
 
 log = logging.getLogger(__name__)

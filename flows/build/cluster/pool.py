@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.build.cluster.connection import Engine
-from focusdpo.flows.build.executor_config import StageResources
+from focusdpo.flows.build.config import StageResources
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from focusdpo.flows.build.builder import Builder, ChunkFailed, Outcome
 from focusdpo.flows.build.cluster.connection import Engine
 from focusdpo.flows.build.cluster.pool import Pool, Result
 from focusdpo.flows.build.cluster.worker import Reply, StageWorker, Task, model_version
-from focusdpo.flows.build.executor_config import RayConfig
+from focusdpo.flows.build.config import RayConfig
 from focusdpo.flows.build.preview import first_pictures
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.store.addresses import split_address

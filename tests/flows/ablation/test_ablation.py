@@ -20,6 +20,7 @@ import toy_root
 import toy_suite
 import yaml
 from killed_cell import KilledCell
+from plain_build import execute, prepare
 
 from focusdpo.data_schemas.ablations import BASE, Ablation, read_ablation, to_json
 from focusdpo.data_schemas.errors import UserError
@@ -32,7 +33,6 @@ from focusdpo.flows import wiring
 from focusdpo.flows.ablation.cells import Cell, Cells, run_cell
 from focusdpo.flows.ablation.config import FOCUS, AblationConfig
 from focusdpo.flows.ablation.run import Ablate, AblateOutcome, Workers
-from focusdpo.flows.build.run import execute, prepare
 from focusdpo.flows.config import AblateRun, BuildRun
 from focusdpo.flows.jobs import PlainSteps
 from focusdpo.flows.settings import merge, resolve

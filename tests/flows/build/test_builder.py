@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import toy_suite
+from plain_build import execute, prepare
 from toy_root import TOY_CLI, Toy
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.pairs import Pair
 from focusdpo.flows.build import builder as builder_module
 from focusdpo.flows.build.outcome import BuildResult
-from focusdpo.flows.build.run import execute, prepare
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.settings import merge, resolve

@@ -9,13 +9,13 @@ from types import ModuleType
 import numpy as np
 import pytest
 import toy_suite
+from plain_build import execute, prepare
 from toy_root import Toy
 
 from focusdpo.data_schemas import shards
 from focusdpo.flows import wiring
 from focusdpo.flows.build import explain, yields
 from focusdpo.flows.build.outcome import BuildResult
-from focusdpo.flows.build.run import execute, prepare
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.settings import resolve

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import toy_suite
+from plain_build import execute, prepare
 from toy_root import HUES, Toy
 
 from focusdpo.data_schemas.errors import UserError
@@ -16,7 +17,6 @@ from focusdpo.flows import cli, wiring
 from focusdpo.flows.build import sources
 from focusdpo.flows.build.explain import Explanation, explain
 from focusdpo.flows.build.outcome import BuildResult
-from focusdpo.flows.build.run import execute, prepare
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun, GenerateRun
 from focusdpo.flows.settings import merge, resolve

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from plain_build import execute, prepare
 from ray_cluster import RayCluster, executor, helpers_on_path, ray_cluster
 from toy_root import TOY_CLI, Toy
 
@@ -20,7 +21,6 @@ from benchmarks import ray_speed as ray_bench
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.flows.build.outcome import BuildResult
-from focusdpo.flows.build.run import execute, prepare
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.settings import merge, resolve

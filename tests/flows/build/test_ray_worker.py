@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import toy_suite
+from plain_build import execute, prepare
 from toy_root import Toy
 
 from focusdpo.data_schemas.errors import UserError
@@ -17,8 +18,7 @@ from focusdpo.flows import wiring
 from focusdpo.flows.build.cluster.connection import Engine, _fit
 from focusdpo.flows.build.cluster.ray_executor import RayExecutor, absolute
 from focusdpo.flows.build.cluster.worker import StageWorker
-from focusdpo.flows.build.executor_config import RayConfig, Resources, StageResources
-from focusdpo.flows.build.run import execute, prepare
+from focusdpo.flows.build.config import RayConfig, Resources, StageResources
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.settings import merge, parse_overrides, resolve

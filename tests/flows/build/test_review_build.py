@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import toy_suite
+from plain_build import execute, prepare
 from toy_root import Toy
 
 from focusdpo.data_schemas.errors import UserError
@@ -18,7 +19,6 @@ from focusdpo.flows.build import changes as dataset_texts
 from focusdpo.flows.build.explain import explain
 from focusdpo.flows.build.inspection import pair_lineage
 from focusdpo.flows.build.outcome import BuildResult
-from focusdpo.flows.build.run import execute, prepare
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.settings import resolve
 from focusdpo.pipeline.audit import Audit, is_swapped, original_id, swapped

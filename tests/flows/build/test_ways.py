@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from plain_build import execute, prepare
 from toy_root import Toy
 
 from benchmarks.ways import PairWay, as_text, build_way
 from focusdpo.flows import wiring
-from focusdpo.flows.build.run import execute, prepare
 from focusdpo.flows.config import BuildRun, TrainRun
 from focusdpo.flows.settings import resolve
 from focusdpo.flows.train.run import train

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import toy_suite
 import toy_trainer
+from plain_build import prepare
 from toy_root import Toy
 
 from focusdpo.evaluation import validation
 from focusdpo.flows import wiring
 from focusdpo.flows.ablation import run as ablation
 from focusdpo.flows.build.outcome import BuildResult
-from focusdpo.flows.build.run import prepare
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import AblateRun, BuildRun
 from focusdpo.flows.jobs import PUBLISHED, YIELD_DROPPED

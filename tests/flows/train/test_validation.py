@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import toy_trainer
+from plain_build import execute, prepare
 from toy_root import Toy
 
 from focusdpo.data_schemas.errors import UserError
@@ -24,7 +25,6 @@ from focusdpo.evaluation.validation import (
     validation_scenes,
 )
 from focusdpo.flows import wiring
-from focusdpo.flows.build.run import execute, prepare
 from focusdpo.flows.cli import main
 from focusdpo.flows.config import BuildRun, TrainRun
 from focusdpo.flows.settings import resolve

@@ -1,4 +1,4 @@
-"""Where the stages of build-dataset run: the `executor` section of a run. Imports no Ray.
+"""Settings of build-dataset alone: where its stages run, when a yield is worth a message. No Ray.
 
 Nothing here decides what comes out: no content key depends on it.
 """
@@ -123,3 +123,19 @@ class RayConfig(BaseModel):
 
 
 ExecutorConfig = Annotated[LocalConfig | RayConfig, Field(discriminator="kind")]
+
+
+class YieldAlertConfig(BaseModel):
+    """When a build's yield is worth a message."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="tell when a build's yield is below this share of the median of past builds; "
+        "0: never",
+    )
+    builds: int = Field(20, ge=1, description="how many past builds the median is over, at most")
+    least: int = Field(3, ge=1, description="how many past builds there must be")

@@ -20,18 +20,18 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from plain_build import execute, prepare
 from prometheus_client.parser import text_string_to_metric_families
 from toy_root import TOY_CLI, Toy
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows import progress, wiring
+from focusdpo.flows import console, wiring
+from focusdpo.flows.build.config import YieldAlertConfig
 from focusdpo.flows.build.outcome import Brought, BuildResult, dropped
-from focusdpo.flows.build.run import execute, prepare
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.doctor import dataset_check
 from focusdpo.flows.jobs import KEPT
 from focusdpo.flows.prefect import display, events, gpu_slot, liveness
-from focusdpo.flows.retrain.config import YieldAlertConfig
 from focusdpo.flows.settings import resolve
 from focusdpo.store import local
 from focusdpo.store.local import LocalFiles
@@ -155,9 +155,9 @@ def test_log_lines_are_json_with_their_ids(tmp_path: Path) -> None:
     own = logging.getLogger("focusdpo")
     level, handlers = own.level, list(own.handlers)
     try:
-        progress.to_file(tmp_path / "run.jsonl")
-        progress.to_file(tmp_path / "run.jsonl")
-        with progress.about(run="r1", flow="build-dataset"), progress.about(partition="p1"):
+        console.to_file(tmp_path / "run.jsonl")
+        console.to_file(tmp_path / "run.jsonl")
+        with console.about(run="r1", flow="build-dataset"), console.about(partition="p1"):
             log.info("made %d", 3)
         log.info("alone")
         try:
