@@ -30,8 +30,8 @@ from focusdpo.data_schemas.tables import to_parquet
 from focusdpo.pipeline.pair import PairConfig
 from focusdpo.pipeline.subjects.ingest import put_subject
 from focusdpo.store.artefacts import Store
-from focusdpo.store.index import LINEAGE, PARTITIONS, PartitionRow
 from focusdpo.store.keys import content_key, digest, image_key
+from focusdpo.store.manifests import LINEAGE, PARTITIONS, PartitionRow
 from focusdpo.store.samples import FOLDER, Place, write_samples
 from focusdpo.store.versions import pair_counts
 

@@ -24,7 +24,7 @@ from focusdpo.pipeline.compose import ComposeConfig, num_sets
 from focusdpo.pipeline.generate import GenerateConfig
 from focusdpo.pipeline.subjects.registry import read_registry
 from focusdpo.store.artefacts import Store
-from focusdpo.store.index import PartitionRow, partitions_of
+from focusdpo.store.manifests import PartitionRow, partitions_of
 
 CANDIDATES = 1_000_000
 PLAN_SECONDS, PLAN_BYTES, IDLE_SECONDS = 10.0, 500e6, 5.0

@@ -10,7 +10,7 @@ from typing import Any
 from focusdpo.data_schemas.shards import IndexRow
 from focusdpo.pipeline.audit import original_id
 from focusdpo.store.artefacts import Store
-from focusdpo.store.index import PartitionRow, partitions_of, reviewed_of
+from focusdpo.store.manifests import PartitionRow, partitions_of, reviewed_of
 from focusdpo.store.versions import DatasetVersion, open_version
 
 Compare = Callable[[Mapping[str, Any], Mapping[str, Any]], Sequence[str]]

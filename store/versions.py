@@ -36,27 +36,25 @@ from focusdpo.data_schemas.subjects import Subject
 from focusdpo.data_schemas.tables import to_parquet
 from focusdpo.store.artefacts import Store
 from focusdpo.store.cache import RemoteShard, default_cache
-from focusdpo.store.index import (
+from focusdpo.store.keys import digest
+from focusdpo.store.manifests import (
     INDEX,
+    LATEST,
     LINEAGE,
+    MANIFEST,
     PARTITIONS,
     REVIEWED,
     PartitionRow,
-    lineage_table,
-    rows_of,
-    stage_summary,
-    table_bytes,
-)
-from focusdpo.store.keys import digest
-from focusdpo.store.manifests import (
-    LATEST,
-    MANIFEST,
     digests,
     ensure_twin,
     latest_id,
+    lineage_table,
     manifest_bytes,
     named_by,
     read_manifest,
+    rows_of,
+    stage_summary,
+    table_bytes,
 )
 from focusdpo.store.samples import FOLDER, Copies, Sample, damaged_shard, read_sample
 

@@ -25,7 +25,7 @@ from focusdpo.pipeline.audit import (
     swapped,
     verdict_of,
 )
-from focusdpo.store.index import reviewed_of
+from focusdpo.store.manifests import reviewed_of
 from focusdpo.store.samples import read_fields
 from focusdpo.studio.columns import Wanted
 from focusdpo.studio.version_reading import Dataset

@@ -24,8 +24,7 @@ from focusdpo.data_schemas.shards import IndexRow, ShardSample
 from focusdpo.data_schemas.tables import arrow_table, to_parquet
 from focusdpo.pipeline.audit import is_swapped, original_id, swapped
 from focusdpo.store.artefacts import Store
-from focusdpo.store.index import PARTITIONS, PartitionRow, lineage_columns
-from focusdpo.store.manifests import read_manifest
+from focusdpo.store.manifests import PARTITIONS, PartitionRow, lineage_columns, read_manifest
 from focusdpo.store.samples import FOLDER, read_fields, read_sample
 from focusdpo.store.versions import DatasetVersion
 from focusdpo.studio.columns import LazyRows, ListCodes, PairColumns, numbers

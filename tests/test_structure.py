@@ -31,7 +31,7 @@ OF_EVERY_JOB = {"run", "config", "commands"}
 
 # Stands today, to be emptied with the lists of pyproject.toml.
 CROWDED_TODAY = {"pocket"}
-"""Its second edition stands in `pocket/second` until its weights are there, then takes its place."""
+"""Its second edition stands in `pocket/second` until its weights are there."""
 STUDIO_COMMAND = ("flows.commands.studio", "studio.app")
 """The one way up: the command that starts the studio, in its function."""
 HEAVY = {

@@ -21,9 +21,16 @@ from focusdpo.flows.config import BuildRun
 from focusdpo.pipeline import shard
 from focusdpo.pipeline.complexity import map_settings
 from focusdpo.pipeline.dataset_diff import differences
-from focusdpo.store.index import lineage_columns, lineage_keys, partitions_of, reviewed_of
 from focusdpo.store.keys import config_digest
-from focusdpo.store.manifests import is_version_of, latest_id, read_manifest
+from focusdpo.store.manifests import (
+    is_version_of,
+    latest_id,
+    lineage_columns,
+    lineage_keys,
+    partitions_of,
+    read_manifest,
+    reviewed_of,
+)
 
 
 def review_lines(builder: Builder) -> Iterator[str]:

@@ -13,7 +13,7 @@ from focusdpo.pipeline.audit import is_swapped, original_id, swapped
 from focusdpo.pipeline.shard import FOLDER as SHARDS
 from focusdpo.pipeline.upkeep.garbage import find_garbage
 from focusdpo.store.artefacts import Store
-from focusdpo.store.index import lineage_keys
+from focusdpo.store.manifests import lineage_keys
 from focusdpo.store.versions import DatasetVersion, lineage_of, open_version
 
 

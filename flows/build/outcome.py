@@ -22,8 +22,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.build.config import YieldAlertConfig
 from focusdpo.store.artefacts import Store
-from focusdpo.store.index import partitions_of
-from focusdpo.store.manifests import read_manifest
+from focusdpo.store.manifests import partitions_of, read_manifest
 
 log = logging.getLogger(__name__)
 

@@ -23,9 +23,8 @@ from focusdpo.pipeline.subjects.registry import (
     settings_digest,
 )
 from focusdpo.store.artefacts import Store
-from focusdpo.store.index import partitions_of
 from focusdpo.store.keys import config_digest
-from focusdpo.store.manifests import latest_id, read_manifest
+from focusdpo.store.manifests import latest_id, partitions_of, read_manifest
 from focusdpo.store.versions import open_version
 
 

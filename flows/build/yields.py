@@ -17,8 +17,8 @@ from focusdpo.pipeline.audit import Ruling
 from focusdpo.pipeline.complexity import map_settings
 from focusdpo.pipeline.shard import split_of
 from focusdpo.store.artefacts import Store
-from focusdpo.store.index import PartitionRow, partitions_of, reviewed_of
 from focusdpo.store.keys import config_digest
+from focusdpo.store.manifests import PartitionRow, partitions_of, reviewed_of
 from focusdpo.store.versions import latest_id, latest_rows
 
 

@@ -21,11 +21,10 @@ from focusdpo.pipeline.subjects import cutouts, ingest, registry
 from focusdpo.store import leases
 from focusdpo.store.addresses import LEASES
 from focusdpo.store.artefacts import Store
-from focusdpo.store.index import lineage_keys
 from focusdpo.store.keys import KEY, SHARD, STAGE
 from focusdpo.store.leases import SLACK, Holder
 from focusdpo.store.local import is_dead
-from focusdpo.store.manifests import MANIFEST, NAME, TWIN, versions_of
+from focusdpo.store.manifests import MANIFEST, NAME, TWIN, lineage_keys, versions_of
 from focusdpo.store.samples import FOLDER as SHARDS
 
 DAY = 86400.0

@@ -27,27 +27,25 @@ from focusdpo.pipeline.upkeep.purge_plan import without as without_samples
 from focusdpo.store import tars
 from focusdpo.store.addresses import LEASES
 from focusdpo.store.artefacts import Store
-from focusdpo.store.index import (
+from focusdpo.store.keys import digest
+from focusdpo.store.local import LOCK, TEMP
+from focusdpo.store.manifests import (
     LINEAGE,
+    MANIFEST,
     PARTITIONS,
     REVIEWED,
     PartitionRow,
+    digests,
+    drop_twin,
+    ensure_twin,
     lineage_columns,
+    manifest_bytes,
     partitions_of,
+    refuse_damaged,
     reviewed_of,
     stage_summary,
     table_bytes,
     without,
-)
-from focusdpo.store.keys import digest
-from focusdpo.store.local import LOCK, TEMP
-from focusdpo.store.manifests import (
-    MANIFEST,
-    digests,
-    drop_twin,
-    ensure_twin,
-    manifest_bytes,
-    refuse_damaged,
 )
 from focusdpo.store.samples import FOLDER as SHARDS
 from focusdpo.store.versions import open_version, pair_counts

@@ -28,9 +28,8 @@ from focusdpo.pipeline.subjects import cutouts, ingest
 from focusdpo.pipeline.subjects.registry import read_registry
 from focusdpo.store import tars
 from focusdpo.store.artefacts import Store
-from focusdpo.store.index import lineage_columns, partitions_of
 from focusdpo.store.keys import KEY, SHARD, STAGE, digest, parsed
-from focusdpo.store.manifests import NAME, versions_of
+from focusdpo.store.manifests import NAME, lineage_columns, partitions_of, versions_of
 from focusdpo.store.samples import FOLDER as SHARDS
 from focusdpo.store.versions import open_version
 

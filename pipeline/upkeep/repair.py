@@ -15,7 +15,6 @@ from focusdpo.pipeline.subjects import registry
 from focusdpo.pipeline.upkeep.purge_plan import unfinished
 from focusdpo.store.addresses import HEADER, files_of, header, header_damage
 from focusdpo.store.artefacts import Corrupt, Store
-from focusdpo.store.index import lineage_columns, partitions_of, reviewed_of
 from focusdpo.store.keys import parsed
 from focusdpo.store.manifests import (
     LATEST,
@@ -23,8 +22,11 @@ from focusdpo.store.manifests import (
     TWIN,
     latest_id,
     latest_is_lost,
+    lineage_columns,
+    partitions_of,
     read_manifest,
     remedy,
+    reviewed_of,
     version_names,
 )
 from focusdpo.store.samples import FOLDER

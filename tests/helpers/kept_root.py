@@ -20,8 +20,8 @@ from focusdpo.pipeline.shard import ShardConfig, write_shards
 from focusdpo.pipeline.subjects import registry
 from focusdpo.pipeline.subjects.ingest import IngestConfig, put_subject
 from focusdpo.store.artefacts import Store
-from focusdpo.store.index import PartitionRow
 from focusdpo.store.keys import content_key, image_key
+from focusdpo.store.manifests import PartitionRow
 from focusdpo.store.versions import DatasetVersion, latest_rows, publish
 
 SHARDS = ShardConfig(max_pairs=4, val_share=0.0)

@@ -15,7 +15,7 @@ from focusdpo.pipeline.audit import Audit, Ruling
 from focusdpo.pipeline.complexity import complexity_map
 from focusdpo.pipeline.shard import ShardConfig, write_shards
 from focusdpo.store.artefacts import Store
-from focusdpo.store.index import PartitionRow
+from focusdpo.store.manifests import PartitionRow
 from focusdpo.store.versions import open_version, publish
 from focusdpo.studio.review_queue import Filter, Queue, blind_decision, winner_side
 from focusdpo.studio.version_reading import Dataset

@@ -23,7 +23,7 @@ from focusdpo.flows.config import BuildRun
 from focusdpo.flows.settings import resolve
 from focusdpo.pipeline.audit import Audit, is_swapped, original_id, swapped
 from focusdpo.store.artefacts import Store
-from focusdpo.store.index import partitions_of, reviewed_of
+from focusdpo.store.manifests import partitions_of, reviewed_of
 from focusdpo.store.versions import DatasetVersion, open_version
 
 

@@ -24,8 +24,7 @@ from focusdpo.pipeline.upkeep.garbage import (
     remove_version,
 )
 from focusdpo.store.artefacts import Store
-from focusdpo.store.index import lineage_keys
-from focusdpo.store.manifests import latest_id, versions_of
+from focusdpo.store.manifests import latest_id, lineage_keys, versions_of
 from focusdpo.store.versions import open_version
 
 

@@ -30,8 +30,7 @@ from focusdpo.pipeline.upkeep.garbage import building
 from focusdpo.pipeline.upkeep.purge import purge, refuse_unfinished, traces
 from focusdpo.pipeline.upkeep.purge_plan import make_plan, read_plans, samples, without
 from focusdpo.store.artefacts import Store
-from focusdpo.store.index import partitions_of
-from focusdpo.store.manifests import latest_id, versions_of
+from focusdpo.store.manifests import latest_id, partitions_of, versions_of
 from focusdpo.store.versions import DatasetVersion, lineage_of, open_version
 
 NOW = "2026-02-03T04:05:06+00:00"

@@ -21,9 +21,15 @@ from focusdpo.pipeline.upkeep.purge import purge
 from focusdpo.pipeline.upkeep.repair import damages, mend
 from focusdpo.store import manifests as twins
 from focusdpo.store.artefacts import Store
-from focusdpo.store.index import partitions_of, reviewed_of
 from focusdpo.store.local import LocalFiles
-from focusdpo.store.manifests import latest_id, read_twin, twin_bytes, versions_of
+from focusdpo.store.manifests import (
+    latest_id,
+    partitions_of,
+    read_twin,
+    reviewed_of,
+    twin_bytes,
+    versions_of,
+)
 from focusdpo.store.versions import lineage_of, open_version
 
 PARTS = {
