@@ -5,8 +5,9 @@ last the digest of all that; from it a damaged file is mended. It is written whe
 there and taken away before it, so a twin without a manifest tells that the manifest was lost;
 versions of before there were twins have none and tell no digests.
 
-The tables (partitions with their yields, lineage) are handled as columns, because a large version rests on hundreds of thousands of artefacts,
-of which a new version shares nearly all with its parent.
+The tables (partitions with their yields, lineage) are handled as columns, because a large version
+rests on hundreds of thousands of artefacts, of which a new version shares nearly all with its
+parent.
 """
 
 from __future__ import annotations
