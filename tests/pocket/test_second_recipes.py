@@ -17,7 +17,7 @@ from focusdpo.pocket.second.generator import build_generator
 from focusdpo.pocket.second.recipes import autoencoder, generator, table
 from focusdpo.pocket.second.recipes.drawn import drawn
 from focusdpo.pocket.second.recipes.flow_batches import FlowConfig, draw_batch, places
-from focusdpo.pocket.second.recipes.recipe import is_done
+from focusdpo.pocket.second.recipes.recipe import is_done, on_machine
 from focusdpo.pocket.second.recipes.samples import lookalikes
 from focusdpo.pocket.second.recipes.training import Stage, Training, fit
 from focusdpo.pocket.second.segmenter import SegmentConfig, claims
@@ -50,6 +50,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = small(autoencoder.AutoencoderRecipe(), fit_batches=1)
     table.train("autoencoder", config, folder)
     assert is_done(autoencoder.RECIPE, config, folder)
+    assert is_done(autoencoder.RECIPE, on_machine(config, workers=2, threads=2), folder)
     assert not is_done(autoencoder.RECIPE, autoencoder.AutoencoderRecipe(), folder)
     return folder
 
