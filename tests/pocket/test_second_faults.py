@@ -9,8 +9,8 @@ import numpy as np
 from focusdpo.flows.recipes import read_planted
 from focusdpo.pipeline.judge import Seen
 from focusdpo.pipeline.parts import Image, Mask, Vectors
-from focusdpo.pocket.bodies import box_of
 from focusdpo.pocket.classes import class_names
+from focusdpo.pocket.second.bodies import box_of
 from focusdpo.pocket.second.faults import (
     FaultRow,
     PlantedScene,

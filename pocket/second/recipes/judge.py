@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from focusdpo.pocket.cards import Figure
 from focusdpo.pocket.classes import PATTERNS, class_names
 from focusdpo.pocket.lineage import STEP_SEEDS, Lineage, stream
-from focusdpo.pocket.recipes.bodies import body_loss
 from focusdpo.pocket.second.figures import judge_figures
 from focusdpo.pocket.second.judge import JudgeModelConfig, JudgeNet, PocketJudge
+from focusdpo.pocket.second.recipes.bodies import body_loss
 from focusdpo.pocket.second.recipes.identity import contrastive_loss
 from focusdpo.pocket.second.recipes.recipe import Recipe
 from focusdpo.pocket.second.recipes.samples import lookalikes, scene_batch, two_views

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from focusdpo.pocket.cards import Figure
 from focusdpo.pocket.classes import class_names
 from focusdpo.pocket.lineage import STEP_SEEDS, Lineage, stream
-from focusdpo.pocket.recipes.bodies import body_loss
 from focusdpo.pocket.second.figures import segmenter_figures
+from focusdpo.pocket.second.recipes.bodies import body_loss
 from focusdpo.pocket.second.recipes.recipe import Recipe
 from focusdpo.pocket.second.recipes.samples import body_crops, scene_batch
 from focusdpo.pocket.second.recipes.training import Stage, Training
