@@ -26,7 +26,7 @@ class BodiesConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     foreground: float = Field(0.5, description="least foreground probability of a pixel")
-    centre: float = Field(0.3, description="least height of a centre's peak")
+    centre: float = Field(0.25, description="least height of a centre's peak")
     smooth: float = Field(1.0, description="pixels that centres are smoothed by", ge=0)
     apart: int = Field(13, description="side of the window in which one peak is kept", ge=1)
     min_area: int = Field(60, description="least pixels of a body", ge=1)
