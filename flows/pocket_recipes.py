@@ -38,18 +38,23 @@ LIKE = 0.5
 """Identity by the judge below which an instance is not like its subject."""
 
 
-def train_second(name: str, root: Path, overrides: Sequence[str]) -> list[str]:
+def train_second(
+    name: str, root: Path, overrides: Sequence[str], *, device: str = "cpu", workers: int = 0
+) -> list[str]:
     """Train a model of the second edition under `root`, or all of them; what is there goes on.
+    `workers` processes draw batches ahead.
 
     UserError for an unknown name or setting.
     """
     from focusdpo.pocket.second.recipes import table
+    from focusdpo.pocket.second.recipes.recipe import on_machine
 
     if name == "all":
         if overrides:
             raise UserError("pocket train all: takes no --set; give it to one model's training")
-        return _in_words(table.train_all(root))
+        return _in_words(table.train_all(root, device=device, workers=workers))
     config = resolve(table.recipe_of(name).config, parse_overrides(overrides))
+    config = on_machine(config, device=device, workers=workers)
     return _in_words(table.train(name, config, root))
 
 

@@ -41,6 +41,11 @@ def train(
     edition: Annotated[
         int, typer.Option("--edition", min=1, max=2, help="Of the pocket suite.")
     ] = 1,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda (second edition).")] = "cpu",
+    workers: Annotated[
+        int,
+        typer.Option("--workers", min=0, help="Processes that render ahead (second edition)."),
+    ] = 0,
     set_: SET = [],  # noqa: B006
     json: JSON = False,
 ) -> None:
@@ -51,7 +56,7 @@ def train(
     logging.getLogger("focusdpo").setLevel(min(logging.INFO, logging.getLogger("focusdpo").level))
     if edition == 2 or name == "all":
         folder = out or Path("runs") / "pocket"
-        figures = train_second(name, folder, set_)
+        figures = train_second(name, folder, set_, device=device, workers=workers)
         weights = folder / "weights"
     else:
         folder = weights = out or Path("runs") / "pocket" / name

@@ -32,7 +32,9 @@ def centre_offsets(masks_BRHW: Tensor) -> Tensor:
     height, width = masks_BRHW.shape[-2:]
     soft = masks_BRHW.float()
     area = soft.sum((2, 3)).clamp_min(1)
-    x, y = torch.arange(width).float(), torch.arange(height).float()[:, None]
+    place = masks_BRHW.device
+    x = torch.arange(width, device=place).float()
+    y = torch.arange(height, device=place).float()[:, None]
     centre_x = (soft * x).sum((2, 3)) / area
     centre_y = (soft * y).sum((2, 3)) / area
     to_x = ((centre_x[..., None, None] - x) * soft).sum(1)

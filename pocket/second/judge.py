@@ -18,12 +18,11 @@ from torch import Tensor, nn
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.pipeline.parts import Image, Mask, Seen, Vectors
-from focusdpo.pocket.bodies import REACH, BodiesConfig, box_of, find_bodies
 from focusdpo.pocket.classes import PATTERNS
 from focusdpo.pocket.crops import crops_of
 from focusdpo.pocket.facts import hues, structures
+from focusdpo.pocket.second.bodies import REACH, BodiesConfig, box_of, find_bodies
 from focusdpo.pocket.second.place import WEIGHTS
-from focusdpo.pocket.second.segmenter import BODIES
 from focusdpo.pocket.second.world import SCENE_SIZE
 from focusdpo.pocket.weightfiles import fingerprint, load_weights, read_settings
 
@@ -46,7 +45,7 @@ class JudgeConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    bodies: BodiesConfig = BODIES
+    bodies: BodiesConfig = BodiesConfig()
     min_chroma: float = Field(0.08, description="least mean chroma for a hue to be told")
 
 
@@ -64,7 +63,7 @@ class JudgeNet(nn.Module):
         self.sight = UNet2DModel(
             sample_size=SCENE_SIZE // 2,
             in_channels=12,
-            out_channels=12,
+            out_channels=16,
             block_out_channels=config.channels,
             layers_per_block=1,
             down_block_types=("DownBlock2D",) * depth,
@@ -80,12 +79,12 @@ class JudgeNet(nn.Module):
             nn.Linear(576, max(1, n)) for n in heads
         )
 
-    def bodies(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) in [0, 1] -> foreground logits (B, H, W) and offsets to the body's
-        centre (B, 2, H, W) as x, y in pixels."""
+    def bodies(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (B, 3, H, W) in [0, 1] -> logits of foreground and of centres (B, H, W), and
+        offsets to the body's centre (B, 2, H, W) as x, y in pixels."""
         cells = F.pixel_unshuffle(images * 4 - 2, 2).contiguous(memory_format=torch.channels_last)
         out = F.pixel_shuffle(self.sight(cells, torch.zeros((), device=images.device)).sample, 2)
-        return out[:, 0], out[:, 1:] * REACH
+        return out[:, 0], out[:, 1], out[:, 2:] * REACH
 
     def describe(self, crops: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Crops (B, 3, S, S) in [0, 1] -> class logits, unit embeddings, pattern logits."""
@@ -176,7 +175,10 @@ class PocketJudge:
             stack = np.stack(images[start : start + self._batch])
             pixels = torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255
             with torch.inference_mode():
-                logits, offsets = self.net.bodies(pixels.to(self._device))
-            maps = zip(logits.sigmoid().cpu().numpy(), offsets.cpu().numpy(), strict=True)
-            out += [find_bodies(p, o, self.config.bodies) for p, o in maps]
+                logits, centres, offsets = self.net.bodies(pixels.to(self._device))
+            maps = (m.cpu().numpy() for m in (logits.sigmoid(), centres.sigmoid(), offsets))
+            out += [
+                find_bodies(probability, centre, offset, self.config.bodies)
+                for probability, centre, offset in zip(*maps, strict=True)
+            ]
         return out

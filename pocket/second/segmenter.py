@@ -20,16 +20,14 @@ from torch import Tensor, nn
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.pipeline.parts import Detection, Image, Mask
-from focusdpo.pocket.bodies import REACH, BodiesConfig, box_of, find_bodies
 from focusdpo.pocket.crops import crops_of
+from focusdpo.pocket.second.bodies import REACH, BodiesConfig, box_of, find_bodies
 from focusdpo.pocket.second.place import WEIGHTS
 from focusdpo.pocket.second.world import SCENE_SIZE
 from focusdpo.pocket.weightfiles import fingerprint, load_weights, read_settings
 
 OBJECT = "object"
 """The word for all subjects, whatever their class."""
-BODIES = BodiesConfig(min_area=30, apart=12.0, split_share=0.1)
-"""The least of four touching bodies, partly hidden, has a tenth of what they cover."""
 
 
 class SegmenterModelConfig(BaseModel):
@@ -50,7 +48,7 @@ class SegmentConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    bodies: BodiesConfig = BODIES
+    bodies: BodiesConfig = BodiesConfig()
     confidence: float = Field(0.25, description="least confidence of a detection")
     expect: float = Field(
         0.3,
@@ -82,7 +80,7 @@ class SegmenterNet(nn.Module):
                 num_attention_heads=[2**i for i in range(stages)],
                 mlp_ratios=[2] * stages,
                 decoder_hidden_size=32,
-                num_labels=12,
+                num_labels=16,
             )
         )
         self.regions = timm.create_model(
@@ -91,11 +89,11 @@ class SegmenterNet(nn.Module):
         self.words = nn.Embedding(max(1, len(config.words)), config.embedding)
         nn.init.normal_(self.words.weight, std=config.embedding**-0.5)
 
-    def bodies(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) in [0, 1] -> foreground logits (B, H, W) and offsets to the body's
-        centre (B, 2, H, W) as x, y in pixels."""
+    def bodies(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (B, 3, H, W) in [0, 1] -> logits of foreground and of centres (B, H, W), and
+        offsets to the body's centre (B, 2, H, W) as x, y in pixels."""
         out = F.pixel_shuffle(self.proposals(images * 4 - 2).logits, 2)
-        return out[:, 0], out[:, 1:] * REACH
+        return out[:, 0], out[:, 1], out[:, 2:] * REACH
 
     def match(self, crops: Tensor) -> Tensor:
         """Crops (B, 3, S, S) in [0, 1] -> logits over the known words (B, W)."""
@@ -167,9 +165,12 @@ class PocketSegmenter:
             stack = np.stack(images[start : start + self._batch])
             pixels = torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255
             with torch.inference_mode():
-                logits, offsets = self.net.bodies(pixels.to(self._device))
-            maps = zip(logits.sigmoid().cpu().numpy(), offsets.cpu().numpy(), strict=True)
-            out += [find_bodies(p, o, self.config.bodies) for p, o in maps]
+                logits, centres, offsets = self.net.bodies(pixels.to(self._device))
+            maps = (m.cpu().numpy() for m in (logits.sigmoid(), centres.sigmoid(), offsets))
+            out += [
+                find_bodies(probability, centre, offset, self.config.bodies)
+                for probability, centre, offset in zip(*maps, strict=True)
+            ]
         return out
 
     def _match(self, images: Sequence[Image], masks: Sequence[Mask]) -> NDArray[np.float32]:

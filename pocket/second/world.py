@@ -24,7 +24,7 @@ from focusdpo.pocket.second.identities import Identity
 from focusdpo.pocket.second.sprites import TILT, Poses, load_sprites, render_bodies
 
 SCENE_SIZE = 96
-SIZES = {1: (46, 78), 2: (38, 60), 3: (31, 50), 4: (27, 42)}
+SIZES = {1: (46, 78), 2: (36, 70), 3: (28, 54), 4: (24, 46)}
 """Longer side of an upright subject in pixels of a 96 px scene by the number of subjects; subjects
 of one scene differ by a factor of two at most."""
 REFERENCE_SIDES = (58, 84)

@@ -8,8 +8,8 @@ import numpy as np
 
 from focusdpo.flows.pocket_recipes import read_planted
 from focusdpo.pipeline.parts import Image, Mask, Seen, Vectors
-from focusdpo.pocket.bodies import box_of
 from focusdpo.pocket.classes import class_names
+from focusdpo.pocket.second.bodies import box_of
 from focusdpo.pocket.second.faults import (
     FaultRow,
     PlantedScene,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from focusdpo.pocket.second.generator import build_generator
 from focusdpo.pocket.second.recipes import autoencoder, generator, table
 from focusdpo.pocket.second.recipes.drawn import drawn
 from focusdpo.pocket.second.recipes.flow_batches import FlowConfig, draw_batch, places
-from focusdpo.pocket.second.recipes.recipe import is_done
+from focusdpo.pocket.second.recipes.recipe import is_done, on_machine
 from focusdpo.pocket.second.recipes.samples import lookalikes
 from focusdpo.pocket.second.recipes.training import Stage, Training, fit
 from focusdpo.pocket.second.segmenter import SegmentConfig, claims
@@ -49,6 +50,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = small(autoencoder.AutoencoderRecipe(), fit_batches=1)
     table.train("autoencoder", config, folder)
     assert is_done(autoencoder.RECIPE, config, folder)
+    assert is_done(autoencoder.RECIPE, on_machine(config, workers=2, threads=2), folder)
     assert not is_done(autoencoder.RECIPE, autoencoder.AutoencoderRecipe(), folder)
     return folder
 
@@ -63,15 +65,18 @@ def test_a_resumed_training_is_the_unbroken_one(optimizer: str, tmp_path: Path) 
         blocks["batch_norm"] = nn.BatchNorm1d(6)
         return blocks
 
-    def stage(module: Any, stop: int = 10**6) -> Stage:
-        def loss_of_step(step: int) -> Tensor:
+    def stage(module: Any, stop: int = 10**6, workers: int = 0) -> Stage:
+        def draw(step: int) -> Tensor:
             if step == stop:
                 raise Interrupted
-            x = torch.randn(8, 6, generator=torch.Generator().manual_seed(step))
+            return torch.randn(8, 6, generator=torch.Generator().manual_seed(step))
+
+        def loss(x: Tensor) -> Tensor:
             hidden = module["batch_norm"](module["transformer_blocks"](x))
             return module["end"](hidden).sub(x[:, :1]).square().mean()
 
-        return Stage("stage", module, loss_of_step, training)
+        ahead = training.model_copy(update={"workers": workers})
+        return Stage("stage", module, draw, loss, ahead)
 
     whole, broken = model(), model()
     fit(stage(whole), tmp_path / "whole")
@@ -82,23 +87,25 @@ def test_a_resumed_training_is_the_unbroken_one(optimizer: str, tmp_path: Path) 
     assert trained.steps == 9
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
-    again = model()
+    again, ahead = model(), model()
     fit(stage(again), tmp_path / "whole")
+    fit(stage(ahead, workers=2), tmp_path / "ahead")
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
+        assert torch.equal(value, ahead.state_dict()[name]), name
 
 
 def test_a_longer_run_goes_on_before_the_cooldown_and_not_after(tmp_path: Path) -> None:
     def stage(steps: int, stop: int, lr: float = 1e-3) -> Stage:
         module = nn.Linear(2, 1)
 
-        def loss_of_step(step: int) -> Tensor:
+        def draw(step: int) -> Tensor:
             if step == stop:
                 raise Interrupted
-            return module(torch.ones(1, 2)).square().sum()
+            return torch.ones(1, 2)
 
         training = Training(steps=steps, cooldown=0.5, save_minutes=1e-9, lr=lr)
-        return Stage("stage", module, loss_of_step, training)
+        return Stage("stage", module, draw, lambda x: module(x).square().sum(), training)
 
     with pytest.raises(Interrupted):
         fit(stage(10, stop=4), tmp_path)
@@ -137,12 +144,12 @@ def test_an_interrupted_generator_goes_on_bitwise(root: Path) -> None:
         torch.manual_seed(5)
         stage = generator.stages(config, build_generator(TINY), root / "weights")[0]
 
-        def loss_of_step(step: int) -> Tensor:
+        def draw(step: int) -> Any:
             if step == stop:
                 raise Interrupted
-            return stage.loss_of_step(step)
+            return stage.draw(step)
 
-        return Stage("small", stage.module, loss_of_step, stage.training)
+        return replace(stage, draw=draw, publish=None)
 
     whole = first_stage()
     fit(whole, root / "whole")
@@ -228,3 +235,22 @@ def test_the_judge_and_the_scorers_draw_apart() -> None:
         assert {subject.split for subject in people[name]} == {"train"}
     scorers = people["segmenter"] | people["identity"] | people["clip"]
     assert not scorers & people["judge"]
+
+
+@pytest.mark.parametrize("name", ["segmenter", "identity", "judge", "clip"])
+def test_every_stage_of_a_scorer_learns_from_its_batch(name: str, tmp_path: Path) -> None:
+    recipe = table.recipe_of(name)
+    config = small(recipe.config())
+    torch.manual_seed(0)
+    if name == "clip":  # starts from a segmenter's region network
+        segmenter = table.recipe_of("segmenter")
+        start = segmenter.build(segmenter.config(), tmp_path)
+        save_weights("segmenter", start, {}, tmp_path)
+    model = recipe.build(config, tmp_path)
+    for stage in recipe.stages(config, model, tmp_path):
+        stage.module.train()
+        loss = stage.loss(stage.draw(0))
+        loss.backward()
+        assert torch.isfinite(loss)
+        gradients = [p.grad for p in stage.module.parameters() if p.requires_grad]
+        assert sum(g is not None and bool(g.abs().sum() > 0) for g in gradients) > 2

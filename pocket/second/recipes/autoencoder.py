@@ -55,17 +55,25 @@ def stages(config: AutoencoderRecipe, model: nn.Module, weights: Path) -> list[S
     assert isinstance(model, PatchAutoencoder)
     training = config.decoder
 
-    def loss_of_step(step: int) -> Tensor:
+    def draw(step: int) -> list[tuple[Tensor, Tensor]]:
+        """Pictures and the noise on their latents, of both sizes."""
         rng = step_generator(training.seed, step)
-        losses = []
+        patch, channels = model.patch, model.channels
+        drawn = []
         for target in autoencoder_pictures("train", training.batch, step):
-            latents = model.encode_latents(target)
-            noise = torch.randn(latents.shape, generator=rng)
-            output = model.decode_latents(latents + config.noise * noise)
+            b, _, height, width = target.shape
+            shape = (b, channels, height // patch, width // patch)
+            drawn.append((target, torch.randn(shape, generator=rng)))
+        return drawn
+
+    def loss(batch: list[tuple[Tensor, Tensor]]) -> Tensor:
+        losses = []
+        for target, noise in batch:
+            output = model.decode_latents(model.encode_latents(target) + config.noise * noise)
             losses.append(F.mse_loss(output, target) + 0.1 * F.l1_loss(output, target))
         return torch.stack(losses).sum()
 
-    return [Stage("decoder", model, loss_of_step, training)]
+    return [Stage("decoder", model, draw, loss, training)]
 
 
 RECIPE = Recipe(

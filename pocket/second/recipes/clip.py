@@ -6,6 +6,7 @@ words of all classes, of which it shows some.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,22 @@ class ClipRecipe(BaseModel):
     margin: float = Field(0.1, description="largest border of a crop, share of its side", ge=0)
 
 
+@dataclass(frozen=True)
+class ClipBatch:
+    """B scenes, then crops of bodies."""
+
+    images: Tensor
+    """Scenes and crops together, (B + crops, 3, S, S)."""
+    texts: list[str]
+    """The scenes' prompts, then false ones."""
+    fits: Tensor
+    """(B, texts) bool: which texts fit which scene."""
+    shown: Tensor
+    """(B, classes) bool: which classes a scene shows."""
+    names: Tensor
+    """(crops,) the classes of the crops."""
+
+
 def build(config: ClipRecipe, weights: Path) -> ClipNet:
     """The image tower starts from the segmenter's region network, which knows shapes already:
     both are the same RegNet. From nothing, the tower learned backgrounds and no class."""
@@ -66,7 +83,7 @@ def stages(config: ClipRecipe, model: nn.Module, weights: Path) -> list[Stage]:
     classes = class_names("train")
     words = [article(name) for name in classes]
 
-    def loss_of_step(step: int) -> Tensor:
+    def draw(step: int) -> ClipBatch:
         seed = config.pairs.seed * STEP_SEEDS + step
         count = config.pairs.batch * 2 // 3
         margin = config.margin * (step % 5) / 4
@@ -75,22 +92,28 @@ def stages(config: ClipRecipe, model: nn.Module, weights: Path) -> list[Stage]:
             batch, config.model.size, config.pairs.batch - count, seed, margin
         )
         texts, fits = scene_texts(batch, seed)
-        images = model.images(torch.cat([batch.images, crops]))
-        vectors = model.texts([*texts, *words])
-        logits = model.towers.logit_scale.exp().clamp_max(100) * images @ vectors.T
-        by_prompt, by_class = logits[:, : len(texts)], logits[:, len(texts) :]
-        target = torch.tensor([classes.index(name) for name in names])
-        shown = torch.tensor(
-            [[name in {subject.class_name for subject in cast} for name in classes]
-             for cast in batch.casts]
-        )  # fmt: skip
-        return (
-            scene_loss(by_prompt[:count], fits)
-            + F.cross_entropy(by_class[:count], shown.float() / shown.sum(1, keepdim=True))
-            + F.cross_entropy(by_class[count:], target)
+        shown = [[name in {s.class_name for s in cast} for name in classes] for cast in batch.casts]
+        return ClipBatch(
+            images=torch.cat([batch.images, crops]),
+            texts=texts,
+            fits=fits,
+            shown=torch.tensor(shown),
+            names=torch.tensor([classes.index(name) for name in names]),
         )
 
-    return [Stage("pairs", model, loss_of_step, config.pairs)]
+    def loss(batch: ClipBatch) -> Tensor:
+        count = len(batch.fits)
+        images = model.images(batch.images)
+        vectors = model.texts([*batch.texts, *words])
+        logits = model.towers.logit_scale.exp().clamp_max(100) * images @ vectors.T
+        by_prompt, by_class = logits.split([len(batch.texts), len(words)], 1)
+        return (
+            scene_loss(by_prompt[:count], batch.fits)
+            + F.cross_entropy(by_class[:count], batch.shown / batch.shown.sum(1, keepdim=True))
+            + F.cross_entropy(by_class[count:], batch.names)
+        )
+
+    return [Stage("pairs", model, draw, loss, config.pairs)]
 
 
 def scene_texts(batch: SceneBatch, seed: int) -> tuple[list[str], Tensor]:

@@ -59,19 +59,21 @@ def stages(config: GeneratorRecipe, model: nn.Module, weights: Path) -> list[Sta
         transformer.compile_repeated_blocks(dynamic=True)
 
     def stage(name: str, flow: FlowConfig, training: Training) -> Stage:
-        def loss_of_step(step: int) -> Tensor:
-            batch = draw_batch(codec, flow, training.batch, training.seed, step)
+        def draw(step: int) -> FlowBatch:
+            return draw_batch(codec, flow, training.batch, training.seed, step)
+
+        def loss(batch: FlowBatch) -> Tensor:
             with training.autocast():
                 velocity = forward(model, batch)
             return flow_loss(velocity, batch)
 
         def publish(state: dict[str, Tensor]) -> None:
             averaged = build_generator(config.architecture)
-            averaged.load_state_dict(state)
+            averaged.load_state_dict(state)  # from whatever device
             name_unseen_classes(averaged)
             save_weights("generator", averaged, settings(config), weights)
 
-        return Stage(name, model, loss_of_step, training, publish)
+        return Stage(name, model, draw, loss, training, publish)
 
     return [
         stage("small", config.small, config.small_training),
@@ -93,7 +95,7 @@ def forward(model: nn.ModuleDict, batch: FlowBatch) -> Tensor:
         pooled_projections=pooled,
         timestep=batch.sigma,
         img_ids=batch.places,
-        txt_ids=text_ids(LENGTH),
+        txt_ids=text_ids(LENGTH).to(tokens.device),
         return_dict=False,
     )[0]
     return output[:, :count]

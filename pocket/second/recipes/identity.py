@@ -34,20 +34,22 @@ def stages(config: IdentityRecipe, model: nn.Module, weights: Path) -> list[Stag
     """One."""
     classes = class_names("train")
 
-    def loss_of_step(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         seed = config.views.seed * STEP_SEEDS + step
         identities = lookalikes(classes, "train", config.views.batch // 4, seed)
-        first, second = two_views(identities, config.model.size, seed)
-        here, there = model(torch.cat([first, second])).chunk(2)
+        return two_views(identities, config.model.size, seed)
+
+    def loss(views: tuple[Tensor, Tensor]) -> Tensor:
+        here, there = model(torch.cat(views)).chunk(2)
         return contrastive_loss(here, there, config.temperature)
 
-    return [Stage("views", model, loss_of_step, config.views)]
+    return [Stage("views", model, draw, loss, config.views)]
 
 
 def contrastive_loss(first_BD: Tensor, second_BD: Tensor, temperature: float) -> Tensor:
     """InfoNCE both ways on unit vectors: row i of `first` belongs to row i of `second`."""
     logits = first_BD @ second_BD.T / temperature
-    target = torch.arange(len(logits))
+    target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 

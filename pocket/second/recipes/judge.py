@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from focusdpo.pocket.cards import Figure
 from focusdpo.pocket.classes import PATTERNS, class_names
 from focusdpo.pocket.lineage import STEP_SEEDS, Lineage, stream
-from focusdpo.pocket.recipes.bodies import body_loss
 from focusdpo.pocket.second.figures import judge_figures
 from focusdpo.pocket.second.judge import JudgeModelConfig, JudgeNet, PocketJudge
+from focusdpo.pocket.second.recipes.bodies import body_loss
 from focusdpo.pocket.second.recipes.identity import contrastive_loss
 from focusdpo.pocket.second.recipes.recipe import Recipe
 from focusdpo.pocket.second.recipes.samples import lookalikes, scene_batch, two_views
@@ -32,7 +32,7 @@ class JudgeRecipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: JudgeModelConfig = JudgeModelConfig(classes=class_names())
-    sight: Training = Training(steps=1500, batch=16, lr=1.5e-3, seed=910)
+    sight: Training = Training(steps=2000, batch=16, lr=1.5e-3, seed=910)
     look: Training = Training(steps=2400, batch=64, lr=1.5e-3, seed=920)
     temperature: float = Field(0.07, description="of the contrastive loss", gt=0)
     offset_weight: float = Field(1.0, description="of the centre offsets", ge=0)
@@ -43,21 +43,28 @@ def stages(config: JudgeRecipe, model: nn.Module, weights: Path) -> list[Stage]:
     assert isinstance(model, JudgeNet)
     classes = config.model.classes
 
-    def sight_loss(step: int) -> Tensor:
+    def draw_scenes(step: int) -> tuple[Tensor, Tensor]:
         seed = config.sight.seed * STEP_SEEDS + step
         batch = scene_batch(seed, config.sight.batch, classes, "train")
-        return body_loss(*model.bodies(batch.images), batch.masks, config.offset_weight)
+        return batch.images, batch.masks
 
-    def look_loss(step: int) -> Tensor:
+    def sight_loss(batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, masks = batch
+        return body_loss(*model.bodies(images), masks, config.offset_weight)
+
+    def draw_views(step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Crops of both views, then classes and patterns of both."""
         seed = config.look.seed * STEP_SEEDS + step
         identities = lookalikes(classes, "train", config.look.batch // 4, seed)
         views = torch.cat(two_views(identities, config.model.size, seed))
+        names = torch.tensor([classes.index(subject.class_name) for subject in identities])
+        patterns = torch.tensor([PATTERNS.index(subject.pattern) for subject in identities])
+        return views, names.repeat(2), patterns.repeat(2)
+
+    def look_loss(batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        views, name, pattern = batch
         names, vectors, patterns = model.describe(views)
         here, there = vectors.chunk(2)
-        name = torch.tensor([classes.index(subject.class_name) for subject in identities]).repeat(2)
-        pattern = torch.tensor([PATTERNS.index(subject.pattern) for subject in identities]).repeat(
-            2
-        )
         return (
             F.cross_entropy(names, name)
             + 0.5 * F.cross_entropy(patterns, pattern)
@@ -66,8 +73,8 @@ def stages(config: JudgeRecipe, model: nn.Module, weights: Path) -> list[Stage]:
 
     looks = nn.ModuleList([model.look, model.class_head, model.identity_head, model.pattern_head])
     return [
-        Stage("sight", model.sight, sight_loss, config.sight),
-        Stage("look", looks, look_loss, config.look),
+        Stage("sight", model.sight, draw_scenes, sight_loss, config.sight),
+        Stage("look", looks, draw_views, look_loss, config.look),
     ]
 
 

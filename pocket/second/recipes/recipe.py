@@ -19,7 +19,7 @@ from torch import nn
 
 from focusdpo.pocket.cards import Figure, write_card
 from focusdpo.pocket.lineage import Lineage
-from focusdpo.pocket.second.recipes.training import Stage, fit
+from focusdpo.pocket.second.recipes.training import FREE_SETTINGS, Stage, Training, fit
 from focusdpo.pocket.second.world import SCENE_SIZE
 from focusdpo.pocket.weightfiles import save_weights
 
@@ -82,7 +82,28 @@ def is_done(recipe: Recipe[Config], config: Config, root: Path) -> bool:
         done = json.loads(_done_path(recipe, root).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return bool(done["config"] == config.model_dump(mode="json"))
+    return _decisive(done["config"]) == _decisive(config.model_dump(mode="json"))
+
+
+def on_machine(config: Config, **settings: Any) -> Config:
+    """The same recipe with some of what may change between two starts (FREE_SETTINGS) set in all
+    its trainings."""
+    trainings = {
+        name: value.model_copy(update=settings)
+        for name, value in config
+        if isinstance(value, Training)
+    }
+    return config.model_copy(update=trainings)
+
+
+def _decisive(config: dict[str, Any]) -> dict[str, Any]:
+    """A dumped recipe without what does not decide its weights."""
+    return {
+        name: {k: v for k, v in value.items() if k not in FREE_SETTINGS}
+        if isinstance(value, dict)
+        else value
+        for name, value in config.items()
+    }
 
 
 def _done_path(recipe: Recipe[Config], root: Path) -> Path:

@@ -18,10 +18,15 @@ from focusdpo.pocket.recipes.spoiling import ragged, spoil
 from focusdpo.pocket.second.casting import differ, draw_cast
 from focusdpo.pocket.second.grammar import draw_prompt
 from focusdpo.pocket.second.identities import MARKS, Identity, draw_identity, draw_of_split
-from focusdpo.pocket.second.world import Overlap, render_references, render_scenes
+from focusdpo.pocket.second.world import (
+    SCENE_SIZE,
+    Overlap,
+    render_references,
+    render_scenes,
+)
 
-COUNT_SHARES = (0.2, 0.4, 0.25, 0.15)
-"""Shares of batches whose scenes have 1, 2, 3, 4 subjects."""
+COUNT_SHARES = (0.25, 0.35, 0.25, 0.15)
+"""Shares of scenes with 1, 2, 3, 4 subjects."""
 CROWDED = Overlap(share=0.6, most=0.4)
 """More overlap than the world has: painters let bodies touch."""
 LEAST_PIXELS = 80
@@ -30,14 +35,13 @@ LEAST_PIXELS = 80
 
 @dataclass(frozen=True)
 class SceneBatch:
-    """Scenes with equally many subjects and who stands in them."""
+    """Scenes of 1 to R subjects and who stands in them."""
 
     images: Tensor
     """(B, 3, H, W) in [0, 1]."""
     masks: Tensor
-    """(B, R, H, W) bool, disjoint."""
+    """(B, R, H, W) bool, disjoint; empty beyond a scene's own subjects."""
     casts: list[list[Identity]]
-    """R per scene."""
     prompts: list[str]
     backgrounds: tuple[str, ...]
 
@@ -47,13 +51,25 @@ def scene_batch(
 ) -> SceneBatch:
     """Scenes with 1 to 4 subjects, spoilt."""
     casts, seeds, rng = scene_plan(seed, batch, classes, split)
-    scenes = render_scenes(casts, seeds, overlap=overlap)
+    most = len(COUNT_SHARES)
+    images = torch.empty(batch, 3, SCENE_SIZE, SCENE_SIZE)
+    masks = torch.zeros(batch, most, SCENE_SIZE, SCENE_SIZE, dtype=torch.bool)
+    grounds = [""] * batch
+    for count in range(1, most + 1):
+        rows = [b for b, cast in enumerate(casts) if len(cast) == count]
+        if rows:
+            scenes = render_scenes(
+                [casts[b] for b in rows], [seeds[b] for b in rows], overlap=overlap
+            )
+            images[rows], masks[rows, :count] = scenes.images, scenes.masks
+            for b, ground in zip(rows, scenes.backgrounds, strict=True):
+                grounds[b] = ground
     prompts = [
-        draw_prompt([subject.class_name for subject in cast], background, rng)
-        for cast, background in zip(casts, scenes.backgrounds, strict=True)
+        draw_prompt([subject.class_name for subject in cast], ground, rng)
+        for cast, ground in zip(casts, grounds, strict=True)
     ]
-    images = spoil(scenes.images, int(rng.integers(2**31)))
-    return SceneBatch(images, scenes.masks, casts, prompts, scenes.backgrounds)
+    spoilt = spoil(images, int(rng.integers(2**31)))
+    return SceneBatch(spoilt, masks, casts, prompts, tuple(grounds))
 
 
 def scene_plan(
@@ -62,8 +78,8 @@ def scene_plan(
     """Who stands in each scene of a batch, the scenes' seeds, which decide background and
     placement, and the generator of what else is drawn."""
     rng = np.random.default_rng([seed, 0x5A])
-    count = 1 + int(rng.choice(4, p=COUNT_SHARES))
-    casts = [draw_cast(split, classes, count, rng) for _ in range(batch)]
+    counts = 1 + rng.choice(len(COUNT_SHARES), size=batch, p=COUNT_SHARES)
+    casts = [draw_cast(split, classes, int(count), rng) for count in counts]
     return casts, rng.integers(2**31, size=batch).tolist(), rng
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from focusdpo.pocket.cards import Figure
 from focusdpo.pocket.classes import class_names
 from focusdpo.pocket.lineage import STEP_SEEDS, Lineage, stream
-from focusdpo.pocket.recipes.bodies import body_loss
 from focusdpo.pocket.second.figures import segmenter_figures
+from focusdpo.pocket.second.recipes.bodies import body_loss
 from focusdpo.pocket.second.recipes.recipe import Recipe
 from focusdpo.pocket.second.recipes.samples import body_crops, scene_batch
 from focusdpo.pocket.second.recipes.training import Stage, Training
@@ -37,21 +37,29 @@ def stages(config: SegmenterRecipe, model: nn.Module, weights: Path) -> list[Sta
     assert isinstance(model, SegmenterNet)
     classes = config.model.words
 
-    def proposal_loss(step: int) -> Tensor:
+    def draw_scenes(step: int) -> tuple[Tensor, Tensor]:
         seed = config.proposals.seed * STEP_SEEDS + step
         batch = scene_batch(seed, config.proposals.batch, classes, "train")
-        return body_loss(*model.bodies(batch.images), batch.masks, config.offset_weight)
+        return batch.images, batch.masks
 
-    def word_loss(step: int) -> Tensor:
+    def proposal_loss(batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, masks = batch
+        return body_loss(*model.bodies(images), masks, config.offset_weight)
+
+    def draw_crops(step: int) -> tuple[Tensor, Tensor]:
         seed = config.words.seed * STEP_SEEDS + step
         batch = scene_batch(seed, config.words.batch // 2, classes, "train")
         crops, names = body_crops(batch, config.model.size, config.words.batch, seed)
-        target = torch.tensor([classes.index(name) for name in names])
+        return crops, torch.tensor([classes.index(name) for name in names])
+
+    def word_loss(batch: tuple[Tensor, Tensor]) -> Tensor:
+        crops, target = batch
         return F.cross_entropy(model.match(crops), target, label_smoothing=0.05)
 
+    named = nn.ModuleList([model.regions, model.words])
     return [
-        Stage("proposals", model.proposals, proposal_loss, config.proposals),
-        Stage("words", nn.ModuleList([model.regions, model.words]), word_loss, config.words),
+        Stage("proposals", model.proposals, draw_scenes, proposal_loss, config.proposals),
+        Stage("words", named, draw_crops, word_loss, config.words),
     ]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.pocket.cards import Figure
-from focusdpo.pocket.second.recipes.recipe import Recipe, is_done, run
+from focusdpo.pocket.second.recipes.recipe import Recipe, is_done, on_machine, run
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +38,13 @@ def train(name: str, config: Any, root: Path) -> list[Figure]:
     return run(recipe_of(name), config, root)
 
 
-def train_all(root: Path, names: Sequence[str] = NAMES) -> list[Figure]:
+def train_all(root: Path, names: Sequence[str] = NAMES, **machine: Any) -> list[Figure]:
     """All models by their default settings, one after the other; what is done is passed over, so
-    the same call goes on where the last one stopped."""
+    the same call goes on where the last one stopped. `machine` is what `on_machine` takes."""
     figures = []
     for name in names:
         recipe = recipe_of(name)
-        config = recipe.config()
+        config = on_machine(recipe.config(), **machine)
         if is_done(recipe, config, root):
             log.info("%s: done", name)
             continue

@@ -1,7 +1,7 @@
 """The one loop that trains every pocket model, and resumes exactly.
 
 The batch of a step depends on the seed and the step alone, so a resumed run is the run that was
-not stopped.
+not stopped, and worker processes may draw ahead.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader, Dataset
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.pocket.recipes.muon import Muon
@@ -31,8 +32,12 @@ from focusdpo.pocket.second.recipes.checkpoints import (
 
 log = logging.getLogger(__name__)
 
-FREE_SETTINGS = {"threads", "save_minutes", "log_every", "recalibrate", "compile"}
+FREE_SETTINGS = {
+    *("device", "precision", "compile", "threads", "workers"),
+    *("save_minutes", "log_every", "recalibrate"),
+}
 """What may change between two starts of one training."""
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 class Training(BaseModel):
@@ -50,7 +55,12 @@ class Training(BaseModel):
     optimizer: Literal["adamw", "muon"] = Field(
         "adamw", description="muon: on the matrices of transformer blocks, AdamW on all else"
     )
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward pass")
+    device: str = Field("cpu", description="cpu or cuda")
+    precision: Precision = Field(
+        "auto",
+        description="of the forward pass. auto: bf16 on GPUs and on CPUs with AMX, else fp32, for"
+        " AVX-512's bfloat16 alone is slower",
+    )
     weight_decay: float = Field(0.02, description="decoupled weight decay", ge=0)
     clip_norm: float = Field(1.0, description="largest gradient norm", gt=0)
     ema: float = Field(0.995, description="decay of the averaged weights", ge=0, lt=1)
@@ -59,6 +69,7 @@ class Training(BaseModel):
     )
     seed: int = Field(11, description="seed of all samples", ge=0)
     threads: int = Field(1, description="CPU threads of torch", ge=1)
+    workers: int = Field(0, description="processes that draw batches ahead; 0: none", ge=0)
     compile: bool = Field(False, description="torch.compile repeated transformer blocks")
     save_minutes: float = Field(4.0, description="minutes between checkpoints", gt=0)
     log_every: int = Field(50, description="steps between lines of the log", ge=1)
@@ -74,9 +85,16 @@ class Training(BaseModel):
         left = (self.steps - step) / max(1.0, self.cooldown * self.steps)
         return self.lr * min(1.0, (step + 1) / (self.warmup + 1), max(0.01, left))
 
+    @property
+    def halves(self) -> bool:
+        """Whether the forward pass computes in bfloat16."""
+        if self.precision == "auto":
+            return self.device != "cpu" or torch.cpu._is_amx_tile_supported()
+        return self.precision == "bf16"
+
     def autocast(self) -> AbstractContextManager[Any]:
-        """What a stage wraps its forward pass in, and not the making of its batch."""
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16")
+        """What a stage wraps its forward pass in."""
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.halves)
 
 
 @dataclass(frozen=True)
@@ -85,8 +103,10 @@ class Stage:
 
     name: str
     module: nn.Module
-    loss_of_step: Callable[[int], Tensor]
-    """Makes that step's batch and returns its loss."""
+    draw: Callable[[int], Any]
+    """The batch of a step: tensors in tuples and dataclasses, on the CPU."""
+    loss: Callable[[Any], Tensor]
+    """Of a batch on the training's device."""
     training: Training
     publish: Callable[[dict[str, Tensor]], None] | None = None
     """Given the averaged state of `module` whenever a checkpoint is written."""
@@ -112,19 +132,65 @@ def fit(stage: Stage, folder: Path) -> Trained:
     training, module = stage.training, stage.module
     torch.set_num_threads(training.threads)
     torch.set_flush_denormal(True)  # tiny averages would slow some CPUs down tenfold
+    module.to(training.device)
     optimizer, average = build_optimizer(module, training), Ema(module, training.ema)
     checkpoint = folder / "checkpoint.safetensors"
     step, seconds = _resume(checkpoint, module, optimizer, average, training)
     run = _Run(stage, folder, optimizer, average, step, seconds)
     with _arithmetic(training):
-        while run.step < training.steps:
-            run.advance()
+        for batch in batches(stage, step, training.steps):
+            run.advance(batch)
     module.load_state_dict(average.shadow)
     if run.advanced:
         run.save()
-    recalibrate(module, stage.loss_of_step, training)
-    module.eval()
+    recalibrate(stage)
+    module.cpu().eval()
     return Trained(run.step, run.step * training.batch, run.seconds)
+
+
+def batches(stage: Stage, start: int, end: int) -> Iterator[Any]:
+    """The batches of some steps, in order, on the training's device."""
+    training = stage.training
+    drawn: Iterator[Any] = map(stage.draw, range(start, end))
+    if training.workers:
+        # Forked: a stage's functions hold models, which must not be sent to each process.
+        drawn = iter(
+            DataLoader(
+                _Steps(stage.draw, start, end),
+                batch_size=None,
+                num_workers=training.workers,
+                prefetch_factor=4,
+                multiprocessing_context="fork",
+            )
+        )
+    return (to_device(batch, training.device) for batch in drawn)
+
+
+class _Steps(Dataset[Any]):
+    """Batches by number, for worker processes."""
+
+    def __init__(self, draw: Callable[[int], Any], start: int, end: int) -> None:
+        self._draw, self._start, self._end = draw, start, end
+
+    def __len__(self) -> int:
+        return self._end - self._start
+
+    def __getitem__(self, number: int) -> Any:
+        return self._draw(self._start + number)
+
+
+def to_device(batch: Any, device: str) -> Any:
+    """All tensors of a batch on a device; what is no tensor stays as it is."""
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, dict):
+        return {name: to_device(part, device) for name, part in batch.items()}
+    if isinstance(batch, tuple | list):
+        return type(batch)(to_device(part, device) for part in batch)
+    if is_dataclass(batch) and not isinstance(batch, type):
+        parts = {f.name: to_device(getattr(batch, f.name), device) for f in fields(batch)}
+        return replace(batch, **parts)
+    return batch
 
 
 class _Run:
@@ -148,12 +214,12 @@ class _Run:
         self._logged = step
         stage.module.train()
 
-    def advance(self) -> None:
+    def advance(self, batch: Any) -> None:
         """One step, with what is due after it."""
         training, module = self.stage.training, self.stage.module
         for group in self.optimizer.param_groups:
             group["lr"] = training.rate(self.step)
-        loss = self.stage.loss_of_step(self.step)
+        loss = self.stage.loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), training.clip_norm)
@@ -219,23 +285,22 @@ def build_optimizer(module: nn.Module, training: Training) -> torch.optim.Optimi
     for name, parameter in module.named_parameters():
         inner = "transformer_blocks" in name and "norm" not in name and parameter.ndim == 2
         (hidden if inner else others).append(parameter)
-    dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if training.halves else torch.float32
     return Muon(hidden, others, lr=training.lr, weight_decay=training.weight_decay, dtype=dtype)
 
 
 def _arithmetic(training: Training) -> AbstractContextManager[Any]:
-    if training.precision == "fp32":
+    if not training.halves or training.device != "cpu":
         return nullcontext()
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # CPUs heed it too
     # In bfloat16 the fused attention's backward pass is slower on CPUs than plain products are.
     return sdpa_kernel(SDPBackend.MATH)
 
 
-def recalibrate(
-    module: nn.Module, loss_of_step: Callable[[int], Tensor], training: Training
-) -> None:
+def recalibrate(stage: Stage) -> None:
     """Measures the statistics of batch normalisation anew: averaged weights do not fit statistics
     that were gathered under other weights (as `torch.optim.swa_utils.update_bn`)."""
+    module, training = stage.module, stage.training
     layers = [m for m in module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     if not layers or not training.recalibrate:
         return
@@ -245,8 +310,8 @@ def recalibrate(
         layer.momentum = None  # a plain mean over batches
     module.train()
     with torch.no_grad():
-        for extra in range(training.recalibrate):
-            loss_of_step(training.steps + extra)
+        for batch in batches(stage, training.steps, training.batches):
+            stage.loss(batch)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
 
@@ -274,5 +339,6 @@ def _resume(
             f" output folder. It has {made_with}"
         )
     load_checkpoint(checkpoint, module, average, optimizer)
+    average.shadow = to_device(average.shadow, training.device)
     log.info("%s: goes on at step %d, after %.0f s", checkpoint, meta["step"], meta["seconds"])
     return int(meta["step"]), float(meta["seconds"])
