@@ -277,7 +277,7 @@ def test_deployments_enter_the_package() -> None:
         found = importlib.util.find_spec(module)
         assert found is not None and found.origin is not None, module
         text = Path(found.origin).read_text("utf-8")
-        assert re.search(rf"^def {function}\(", text, re.MULTILINE), one["entrypoint"]
+        assert re.search(rf"^{function} = flow_of\(", text, re.MULTILINE), one["entrypoint"]
     assert set(PROJECT["scripts"]) == {"focusdpo"}
 
 

@@ -35,7 +35,7 @@ PRELOADED = {
         "focusdpo.flows.doctor",
         "focusdpo.pipeline.shard",
         "pyarrow.parquet",
-        "focusdpo.reports.sheets",
+        "focusdpo.flows.build.preview",
     ),
     "toy_trainer": (
         "focusdpo.flows.build.run",

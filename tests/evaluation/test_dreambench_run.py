@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import in_process
 import numpy as np
 import photo_folder
 import pytest
 import torch
 import toy_world
 from PIL import Image
-from typer.testing import CliRunner
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.evaluations import EvalScene, WholeScores
@@ -20,7 +20,6 @@ from focusdpo.evaluation.protocols import EvaluateConfig
 from focusdpo.flows import wiring
 from focusdpo.flows.config import EvaluateRun
 from focusdpo.flows.evaluate.run import evaluate, finished
-from focusdpo.flows.program import app
 from focusdpo.flows.settings import resolve
 from focusdpo.reports.report import write_report
 
@@ -218,7 +217,7 @@ def test_bad_input_is_told_before_anything_is_painted(
 
 
 def test_the_command_prints_what_must_stand_beside_the_numbers(
-    suite: None, adapter: Path, tmp_path: Path
+    suite: None, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     half = photo_folder.write_photo_folder(tmp_path / "half", ("cat", "cat2", "dog", "dog2"))
     arguments = [
@@ -227,8 +226,8 @@ def test_the_command_prints_what_must_stand_beside_the_numbers(
         "--set", "dreambench.allow_partial=true", "--set", "dreambench.prompts=1",
         "--set", "evaluate.resamples=100",
     ]  # fmt: skip
-    done = CliRunner().invoke(app, arguments)
-    assert done.exit_code == 0, done.output
+    code, shown, _ = in_process.run(arguments, capsys)
+    assert code == 0
     for said in (
         f"protocol {MULTI} [3 of 30 pairs] [1 of 25 prompts]",
         "whole picture and all of its photographs",
@@ -236,8 +235,8 @@ def test_the_command_prints_what_must_stand_beside_the_numbers(
         "metric, same class",
         "clip_i",
     ):
-        assert said in done.output, said
-    answer = json.loads(done.output.strip().splitlines()[-1])
+        assert said in shown, said
+    answer = json.loads(shown.strip().splitlines()[-1])
     assert answer["scenes"] == 3 and any("seed 0" in note for note in answer["notes"])
 
 

@@ -30,7 +30,7 @@ from focusdpo.flows.generate.inference import Generator
 from focusdpo.flows.retrain.promotion import history, read_promoted
 from focusdpo.flows.settings import resolve
 from focusdpo.flows.train.run import TrainOutcome, train
-from focusdpo.store import outputs
+from focusdpo.store import cache, outputs
 
 STEPS = {"steps": 12, "batch_pairs": 2, "save_every": 3, "warmup": 1, "mixed_precision": "no"}
 QUICK = {**STEPS, "lora": {"rank": 2}, "tensorboard": False}
@@ -303,17 +303,16 @@ def test_nothing_there_is_told(address: str) -> None:
 
 
 def test_several_machines_need_a_folder_that_all_see(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with (
         pytest.raises(UserError, match="give a folder on a disk that all of them share"),
-        outputs.opened("memory://several", "training"),
+        outputs.opened("memory://several", "training", processes=4),
     ):
         pass
 
 
 def test_old_folders_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outputs, "IN_USE", 0.0)
+    monkeypatch.setattr(cache, "IN_USE", 0.0)
     monkeypatch.setenv("FOCUSDPO_OUTPUTS_GIB", str(2500 / 2**30))
     names = [f"memory://{uuid.uuid4().hex}" for _ in range(4)]
     for name in names:

@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 from browsing import needs_browser, page_of, serious
 from evaluated import GAIN, evaluation_folder
+from in_process import run
 from kept_root import build, register
 from report_fixture import HOSTILE
-from typer.testing import CliRunner
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.build.changes import changed_causes
-from focusdpo.flows.program import app
 from focusdpo.pipeline.subjects import registry
 from focusdpo.reports.comparison_page import amount, compare, write_comparison
 from focusdpo.store.artefacts import Store
@@ -134,15 +133,15 @@ def test_what_is_not_paired_is_refused(tmp_path: Path, root: Path) -> None:
         compare(str(a), str(whole), root=None)
 
 
-def test_the_command(root: Path, tmp_path: Path) -> None:
+def test_the_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second, _ = versions(root)
     out = tmp_path / "c.html"
     words = ["report", "--root", str(root), "--compare", first, second, "--out", str(out)]
-    told = CliRunner().invoke(app, [*words, "--json"])
-    assert told.exit_code == 0, told.output
-    assert json.loads(told.stdout.splitlines()[-1]) == {"command": "report", "report": str(out)}
-    wrong = CliRunner().invoke(app, ["report", "--compare", "a", "b", "--train", "x"])
-    assert isinstance(wrong.exception, UserError) and "--compare goes with" in str(wrong.exception)
+    code, shown, _ = run([*words, "--json"], capsys)
+    assert code == 0
+    assert json.loads(shown.splitlines()[-1]) == {"command": "report", "report": str(out)}
+    code, _, error = run(["report", "--compare", "a", "b", "--train", "x"], capsys)
+    assert code == 2 and "--compare goes with" in error
 
 
 def test_amounts() -> None:
