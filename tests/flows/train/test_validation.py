@@ -86,6 +86,15 @@ def test_the_base_is_measured_without_the_policy_and_once(policy: dict[str, Any]
     assert Validator(wiring.suite("pocket"), 6).base() == base and 0 < base["identity"] <= 1
 
 
+def test_weights_that_diverged_are_not_judged(policy: dict[str, Any]) -> None:
+    look = Validator(wiring.suite("pocket"), 6)
+    assert look.base()
+    for parameter in policy.values():
+        parameter.data.fill_(float("nan"))
+    with pytest.raises(UserError, match="the generator: 100% of its pixels are not finite"):
+        look()
+
+
 def test_the_score_is_identity_and_the_margin_where_there_is_one(policy: dict[str, Any]) -> None:
     """A scene of one subject has no margin: it counts with its identity alone."""
     base = Validator(wiring.suite("pocket"), 12).base()
