@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from starlette.testclient import TestClient
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.studio.app import create_app
 from focusdpo.studio.config import StudioConfig
+from focusdpo.studio.guard import GUESS_SECONDS, MOST_GUESSES, Guesses
 
 TOKEN = "a-token-of-some-length"
 PAGE = {"accept": "text/html"}
@@ -48,6 +51,39 @@ def test_a_short_token_is_refused_and_none_is_printed(tmp_path: Path) -> None:
 def test_a_name_turned_to_this_address_is_refused(tmp_path: Path, host: str) -> None:
     asked = client(tmp_path)
     assert asked.get("/", headers={**PAGE, "host": host}).status_code == 421
+
+
+@pytest.mark.parametrize("host", ["[", "[::1", "[x]", "::1]"])
+def test_a_host_that_is_none_is_a_bad_request(tmp_path: Path, host: str) -> None:
+    assert client(tmp_path).get("/", headers={**PAGE, "host": host}).status_code == 400
+    asked = client(tmp_path)
+    sent = {"origin": f"http://{host}", "x-csrf-token": csrf_of(asked)}
+    assert asked.post("/logout", headers=sent).status_code == 403
+
+
+def test_who_guesses_tokens_is_not_heard_and_nobody_waits_for_him(tmp_path: Path) -> None:
+    asked = client(tmp_path, token=TOKEN)
+    start = time.monotonic()
+    with ThreadPoolExecutor(60) as pool:
+        told = list(
+            pool.map(lambda at: asked.post("/login", data={"token": f"no-{at}"}).status_code,
+                     range(60))
+        )  # fmt: skip
+    assert told.count(401) <= MOST_GUESSES and told.count(429) >= 60 - MOST_GUESSES
+    refused = asked.post("/login", data={"token": TOKEN})
+    assert refused.status_code == 429 and refused.headers["retry-after"] == "60"
+    assert time.monotonic() - start < 10
+
+
+def test_guesses_are_forgiven_and_counted_by_address() -> None:
+    now = [0.0]
+    guesses = Guesses(lambda: now[0])
+    for _ in range(MOST_GUESSES):
+        assert not guesses.too_many("a")
+        guesses.wrong("a")
+    assert guesses.too_many("a") and not guesses.too_many("b")
+    now[0] = GUESS_SECONDS + 1
+    assert not guesses.too_many("a")
 
 
 def test_a_name_that_was_allowed_is_answered(tmp_path: Path) -> None:
