@@ -14,12 +14,14 @@ import urllib.parse
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
+import h11
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.hosts import Hosts, is_same_origin
@@ -73,6 +75,8 @@ CSRF_HEADER = "x-csrf-token"
 CSRF_FIELD = "csrf"
 LARGEST_FORM = 256 * 1024
 """Bytes of a form without files."""
+HEADER_SECONDS = 10.0
+"""How long a request's first lines may take."""
 BODY_SECONDS = 30.0
 """How long a body may stand still."""
 MOST_SESSIONS = 1000
@@ -261,6 +265,36 @@ def _again(body: bytes) -> Receive:
         return left.pop() if left else {"type": "http.disconnect"}
 
     return receive
+
+
+class PatientProtocol(H11Protocol):
+    """HTTP whose visitors have `HEADER_SECONDS` to say what they want: a request that was begun and
+    never ended holds no connection."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_headers()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._await_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_waiting()
+
+    def _await_headers(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_waiting()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(HEADER_SECONDS, self.transport.close)
+
+    def _stop_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
 
 def _patient(receive: Receive) -> Receive:
