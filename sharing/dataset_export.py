@@ -32,7 +32,7 @@ from focusdpo.data_schemas.shards import IndexRow, ShardSample, Split
 from focusdpo.pipeline.upkeep.garbage import reading
 from focusdpo.reports.dataset_section import REASONS
 from focusdpo.reports.lineage_section import family_of, stage_models
-from focusdpo.reports.metric_texts import one_line
+from focusdpo.reports.metric_texts import code, one_line
 from focusdpo.sharing.hub import whole_folder, write_sums
 from focusdpo.store import tars
 from focusdpo.store.artefacts import Store
@@ -159,6 +159,7 @@ def card(
     tried = pairs + sum(rejects.values())
     text = resources.files("focusdpo.sharing").joinpath("templates/dataset_card.md.j2").read_text()
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["code"] = code
     environment.filters["one_line"] = one_line
     return environment.from_string(text).render(
         manifest=manifest,

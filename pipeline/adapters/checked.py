@@ -8,7 +8,7 @@ colour is the model's fault; nothing of it is kept, and the model is named.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -143,7 +143,7 @@ CHECKS: dict[str, Callable[[Any, Any], None]] = {
 """Method of `pipeline.parts` -> what its first argument and its result are put to."""
 
 
-def _as_many(inputs: Sequence[Any], results: Sequence[Any]) -> None:
+def _as_many(inputs: Sized, results: Sized) -> None:
     if len(inputs) != len(results):
         raise Faulty(f"gave {len(results)} results for {len(inputs)} inputs")
 
