@@ -7,6 +7,10 @@ class UserError(ValueError):
     """Bad input: the message names the file or field, what was expected and what to do."""
 
 
+class Forbidden(UserError):
+    """A disk or store that refuses: who is asking may not do this here."""
+
+
 class ClusterGone(UserError):
     """The cluster has died under this process: its client's threads are still in it, and may crash
     an interpreter that is taken apart around them."""

@@ -21,6 +21,10 @@ log = logging.getLogger(__name__)
 
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 """What a picture may really be, whatever its name says."""
+MAX_SIDE = 16_384
+"""Pixels a side: decoders and resizers work by rows, so that few long ones or many short ones cost
+far more than their pixels."""
+MAX_PIXELS = 50_000_000
 DECODE_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError,
     MemoryError, struct.error, zlib.error,
@@ -57,6 +61,7 @@ def decode_png(data: bytes, where: str = "image") -> NDArray[np.uint8]:
     """The array of `encode_png`'s bytes: (H, W, 3) or (H, W). UserError names `where`."""
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            check_size(where, image.size)
             if image.mode not in ("RGB", "L"):
                 raise UserError(f"{where}: PNG of mode {image.mode}, expected RGB or L")
             return np.array(image)
@@ -90,12 +95,12 @@ def decode_mask(data: bytes, where: str = "mask") -> NDArray[np.bool_]:
     return array > 127
 
 
-def read_picture(path: str | Path, *, min_side: int = 16, max_pixels: int = 50_000_000) -> Picture:
+def read_picture(path: str | Path, *, min_side: int = 16, max_pixels: int = MAX_PIXELS) -> Picture:
     """A picture from a user's file, upright, 8-bit sRGB, its alpha apart.
 
     The size is read from the header and checked before a pixel is decoded. Raises UserError that
     names the file for anything that is not a whole PNG, JPEG, WebP or GIF, that is narrower than
-    `min_side` or has more than `max_pixels` pixels.
+    `min_side` or has more than `max_pixels` pixels or `MAX_SIDE` a side.
     """
     path = Path(path)
     try:
@@ -107,7 +112,7 @@ def read_picture(path: str | Path, *, min_side: int = 16, max_pixels: int = 50_0
             # Our own limit below is stricter and names the file.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path, formats=PICTURE_FORMATS) as image:
-                _check_size(path, image.size, min_side, max_pixels)
+                check_size(path, image.size, min_side, max_pixels)
                 return _decode(path, image)
     except UserError:
         raise
@@ -125,14 +130,18 @@ def read_picture(path: str | Path, *, min_side: int = 16, max_pixels: int = 50_0
         ) from error
 
 
-def _too_large(path: Path, megapixels: object, max_pixels: int) -> str:
+def _too_large(path: str | Path, megapixels: object, max_pixels: int) -> str:
     return (
         f"{path}: {megapixels} megapixels, at most {max_pixels / 1e6:g} are read; "
         "scale it down (a subject needs no more than 2000 pixels a side)"
     )
 
 
-def _check_size(path: Path, size: tuple[int, int], min_side: int, max_pixels: int) -> None:
+def check_size(
+    path: str | Path, size: tuple[int, int], min_side: int = 1, max_pixels: int = MAX_PIXELS
+) -> None:
+    """UserError that names `path` unless a picture of `size` (width, height) may be decoded: to be
+    asked when its header was read, before a pixel is."""
     width, height = size
     if min(size) < min_side:
         raise UserError(
@@ -141,6 +150,11 @@ def _check_size(path: Path, size: tuple[int, int], min_side: int, max_pixels: in
     if width * height > max_pixels:
         megapixels = f"{width} x {height} pixels = {width * height / 1e6:.0f}"
         raise UserError(_too_large(path, megapixels, max_pixels))
+    if max(size) > MAX_SIDE:
+        raise UserError(
+            f"{path}: {width} x {height} pixels, at most {MAX_SIDE} a side are read; crop it or "
+            "scale it down"
+        )
 
 
 def _decode(path: Path, image: Image.Image) -> Picture:
@@ -166,8 +180,10 @@ def _decode(path: Path, image: Image.Image) -> Picture:
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
     # convert("L") would clip at 255 instead of scaling.
-    wide = np.asarray(image).astype(np.int64)
-    return Image.fromarray((wide.clip(0, 65535) // 257).astype(np.uint8))
+    wide = np.array(image)  # uint16, or int32 that may hold more
+    np.clip(wide, 0, 65535, out=wide)
+    wide //= 257
+    return Image.fromarray(wide.astype(np.uint8))
 
 
 def _to_srgb(image: Image.Image, notes: list[str]) -> Image.Image:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.shards import Split
@@ -37,20 +37,32 @@ from focusdpo.pipeline.segment import SegmentConfig
 from focusdpo.pipeline.shard import ShardConfig
 from focusdpo.pipeline.subjects.ingest import IngestConfig
 from focusdpo.pocket.world_subjects import WorldConfig
+from focusdpo.store.addresses import refuse_secret
 
 CLOSED = ConfigDict(extra="forbid", frozen=True)
 STUDIO_TOKEN = "FOCUSDPO_STUDIO_TOKEN"
 """In the environment: what visitors of the studio must know."""
 
+
+def _without_secret(address: Any) -> Any:
+    """An address, or several, as given. UserError for one with a password or token: what a run is
+    told stands in its folder, on pages and in logs."""
+    for one in address if isinstance(address, tuple) else (address,):
+        refuse_secret(str(one))
+    return address
+
+
+Address = Annotated[str, AfterValidator(_without_secret)]
+"""A folder or an address; never with a secret in it."""
 Preset = Annotated[
     str,
     Option("--preset"),
     Field(description="a shipped preset, or the path of a YAML file"),
 ]
-Root = Annotated[str, Option("--root"), Field(description="folder of the dataset")]
+Root = Annotated[Address, Option("--root"), Field(description="folder of the dataset")]
 Version = Annotated[str, Option("--version"), Field(description="dataset version")]
 Adapter = Annotated[
-    str | None,
+    Address | None,
     Option("--adapter"),
     Field(description="folder or address that `train` wrote; none: the base alone"),
 ]
@@ -162,7 +174,7 @@ class ReportConfig(BaseModel):
 class _Build(Stages, Run):
     """What the commands share that build a dataset."""
 
-    subjects: Annotated[str | None, Option("--subjects", metavar="DIR")] = Field(
+    subjects: Annotated[Address | None, Option("--subjects", metavar="DIR")] = Field(
         None,
         description="a folder that holds one folder of pictures per subject (png, jpg, webp; alpha "
         "is the mask), each with an optional subject.yaml (class_name, licence). Without it: the "
@@ -194,7 +206,7 @@ class _Protocol(_HeldOut):
     protocol: Annotated[ProtocolId, Option("--protocol")] = Field(
         "pocket", description=f"what is painted and how it is measured. {protocol_help()}"
     )
-    data: Annotated[str | None, Option("--data", metavar="DIR")] = Field(
+    data: Annotated[Address | None, Option("--data", metavar="DIR")] = Field(
         None, description=f"the protocol's photographs. {data_help()}"
     )
     own_scenes: OwnScenesConfig = Field(
@@ -229,7 +241,7 @@ class TrainRun(_Train, Run):
     sends: ClassVar[bool] = True
     root: Root
     version: Version = "latest"
-    out: Annotated[str, Option("--out")] = Field(
+    out: Annotated[Address, Option("--out")] = Field(
         description="folder or address of the run; the adapter lies in `adapter` below it"
     )
 
@@ -239,7 +251,9 @@ class FocusMapsRun(_Train, Run):
 
     root: Root
     version: Version = "latest"
-    out: Annotated[str, Option("--out")] = Field(description="folder of the figures and numbers")
+    out: Annotated[Address, Option("--out")] = Field(
+        description="folder of the figures and numbers"
+    )
     adapter: Adapter = Field(
         None, description="folder or address that `train` wrote: shows it beside the base"
     )
@@ -257,10 +271,12 @@ class EvaluateRun(_Protocol, Run):
     """`evaluate`: base against adapter by a protocol -> rows and pictures in `out`."""
 
     sends: ClassVar[bool] = True
-    adapter: Annotated[str, Option("--adapter")] = Field(
+    adapter: Annotated[Address, Option("--adapter")] = Field(
         description="folder or address that `train` wrote"
     )
-    out: Annotated[str, Option("--out")] = Field(description="folder or address of the evaluation")
+    out: Annotated[Address, Option("--out")] = Field(
+        description="folder or address of the evaluation"
+    )
     ingest: IngestConfig = Field(IngestConfig(), description="reading a folder of subjects")
 
 
@@ -273,8 +289,8 @@ def shared(run: BaseModel, model: type[BaseModel]) -> dict[str, Any]:
 class _OwnRoot(_Build):
     """What the commands share whose dataset may lie in their own folder."""
 
-    out: str = Field(description="folder or address of everything that is made")
-    root: Annotated[str | None, Option("--root")] = Field(
+    out: Address = Field(description="folder or address of everything that is made")
+    root: Annotated[Address | None, Option("--root")] = Field(
         None, description="folder of the dataset; without it one is built in `dataset` below --out"
     )
 
@@ -291,7 +307,7 @@ class _OwnRoot(_Build):
 class AblateRun(_Train, _HeldOut, _OwnRoot):
     """`ablate`: every objective on every kind of pairs with several seeds, beside the base."""
 
-    out: Annotated[str, Option("--out")] = Field(
+    out: Annotated[Address, Option("--out")] = Field(
         "runs/ablation", description="folder of everything that is made"
     )
     version: Version = "latest"
@@ -301,7 +317,7 @@ class AblateRun(_Train, _HeldOut, _OwnRoot):
 class DemoRun(_Train, _HeldOut, _Build):
     """`demo`: the whole job in one folder."""
 
-    out: Annotated[str, Option("--out")] = Field(
+    out: Annotated[Address, Option("--out")] = Field(
         "demo", description="folder of everything that is made"
     )
     report: ReportConfig = Field(ReportConfig(), description="how much the report shows")
@@ -331,7 +347,7 @@ class RetrainRun(_Train, _Protocol, _Alert, _OwnRoot):
     """`retrain`: build, decide, train, evaluate, and promote what is better, in `out`."""
 
     sends: ClassVar[bool] = True
-    out: Annotated[str, Option("--out")] = Field(
+    out: Annotated[Address, Option("--out")] = Field(
         description="folder or address of the models: candidates, and promoted.json"
     )
     retrain: RetrainConfig = Field(RetrainConfig(), description="when to train and to promote")
@@ -353,7 +369,7 @@ class StudioRun(BaseModel):
     model_config = CLOSED
 
     root: Root = Field(description="folder of the dataset; it may be empty or new")
-    runs: Annotated[tuple[Path, ...], Option("--runs")] = Field(
+    runs: Annotated[tuple[Path, ...], Option("--runs"), AfterValidator(_without_secret)] = Field(
         (), description="folder of training runs or evaluations, or of such; may be repeated"
     )
     host: Annotated[str, Option("--host")] = Field(

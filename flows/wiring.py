@@ -17,6 +17,7 @@ from typing import Any, Protocol, cast
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.models_config import Family, ModelsConfig
+from focusdpo.pipeline.adapters.checked import Checked
 from focusdpo.pipeline.parts import (
     Captioner,
     Generator,
@@ -140,7 +141,7 @@ class Parts:
     def point_segmenter(self) -> PointSegmenter | None:
         """The segmenter, loaded, where it takes points too."""
         segmenter = self._residents["segmenter"]
-        return segmenter if isinstance(segmenter.part, PointSegmenter) else None
+        return segmenter if isinstance(segmenter.part.part, PointSegmenter) else None
 
     @property
     def identity(self) -> IdentityEncoder:
@@ -179,16 +180,35 @@ Vocabulary = tuple[tuple[str, ...], frozenset[str] | None]
 """Backgrounds that prompts name, and the class words that were taught; None: any word."""
 
 
+class CheckedSuite:
+    """A suite whose parts are checked at the border; the bare backbone is for training, which
+    watches its own numbers."""
+
+    def __init__(self, models: Suite) -> None:
+        self._models = models
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._models, name)
+
+    def build(self, role: str, *, adapter: str | None = None) -> Any:
+        """As `Suite.build`."""
+        part = self._models.build(role, adapter=adapter)
+        if role == "backbone":
+            return part
+        name = role.replace("_", "'s ") if role.startswith("judge_") else role
+        return Checked(name if adapter is None else f"{name} with the adapter {adapter}", part)
+
+
 def suite(family: Family) -> Suite:
     """The suite of a family; UserError with the names there are."""
     if isinstance(family, ModelsConfig):
         from focusdpo.flows.checkpoint_suite import CheckpointSuite
 
-        return CheckpointSuite(family)
+        return cast(Suite, CheckedSuite(CheckpointSuite(family)))
     if family not in SUITES:
         raise UserError(f"suite '{family}': there are {', '.join(sorted(SUITES))}")
     module = importlib.import_module(SUITES[family])
-    return cast(Suite, module)
+    return cast(Suite, CheckedSuite(cast(Suite, module)))
 
 
 SUITES = {"pocket": "focusdpo.flows.pocket_suite"}

@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
-import json
 import re
 import uuid
 from collections import Counter
@@ -30,8 +29,8 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.pairs import DECISIONS, Decision, Pair, Review, ReviewedPair, Verdict
 from focusdpo.data_schemas.strict import first_problem
 from focusdpo.pipeline.shard import PAIR_ID
-from focusdpo.store.artefacts import Store
-from focusdpo.store.keys import digest
+from focusdpo.store.artefacts import Corrupt, Store
+from focusdpo.store.keys import digest, sealed, unsealed
 
 FOLDER = "reviews"
 SWAPPED = "-swapped"
@@ -112,6 +111,16 @@ class Audit:
         self._read |= dict(zip(new, loaded, strict=True))
         return sorted(self._read.values(), key=lambda review: (review.when, review.id))
 
+    def damaged(self) -> list[Corrupt]:
+        """The decisions that cannot be read as they were written."""
+        found = []
+        for path in filter(NAME.fullmatch, self._store.files.listing(FOLDER)):
+            try:
+                self._load(path)
+            except UserError as error:
+                found.append(Corrupt(stage=FOLDER, key=path, what=str(error)))
+        return found
+
     def record(
         self,
         pair: Pair,
@@ -143,8 +152,8 @@ class Audit:
             blind=blind,
         )
         path = _path(review)
-        text = json.dumps(dataclasses.asdict(review), indent=1, ensure_ascii=False) + "\n"
-        if not self._store.files.write(f"{FOLDER}/{path}", text.encode(), replace=False):
+        data = sealed(dataclasses.asdict(review))
+        if not self._store.files.write(f"{FOLDER}/{path}", data, replace=False):
             raise RuntimeError(f"{FOLDER}/{path}: a name that is made once is there already")
         self._read[path] = review
         return review
@@ -181,11 +190,12 @@ class Audit:
     def _load(self, path: str) -> Review:
         where = f"{self._store.root}/{FOLDER}/{path}"
         try:
-            return _adapter().validate_json(self._store.files.read(f"{FOLDER}/{path}"))
-        except ValidationError as error:
+            return _adapter().validate_python(unsealed(self._store.files.read(f"{FOLDER}/{path}")))
+        except ValueError as error:
+            what = first_problem(error) if isinstance(error, ValidationError) else error
             raise UserError(
-                f"{where}: not a review ({first_problem(error)}); restore it from a copy, or "
-                "remove it if the decision is not wanted"
+                f"{where}: not a review ({what}); restore it from a copy, or remove it if the "
+                "decision is not wanted"
             ) from error
 
 

@@ -21,7 +21,7 @@ from focusdpo.pipeline.dataset_diff import Compare, DatasetDiff, diff, differenc
 from focusdpo.reports.dataset_section import Records, choose_pairs, dataset_facts, pair_card
 from focusdpo.reports.evaluation_section import metric_rows, painter, pair_up
 from focusdpo.reports.metric_texts import MINUS, Headline, headline
-from focusdpo.reports.render import as_json, by_metric, page
+from focusdpo.reports.render import as_json, by_metric, no_formula, page
 from focusdpo.reports.report import machine_words, write_file
 from focusdpo.reports.view import Count, EvaluationPart, Fact, PairCard
 from focusdpo.store.artefacts import Store
@@ -366,7 +366,7 @@ def changes_csv(rows: Iterable[Change]) -> str:
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
     table.writerow(["what", "A", "B"])
-    table.writerows([row.label, row.a, row.b] for row in rows)
+    table.writerows(map(no_formula, (row.label, row.a, row.b)) for row in rows)
     return out.getvalue()
 
 

@@ -259,3 +259,8 @@ def one_line(text: object) -> str:
     plain = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
     plain = plain.replace("://", ":\u200b//")  # no address becomes a link by itself
     return _MARKUP.sub(r"\\\1", plain)
+
+
+def code(text: object) -> str:
+    """Text between Markdown's backticks, on one line: nothing in it ends them."""
+    return "".join(c if c.isprintable() else " " for c in str(text)).replace("`", "'")

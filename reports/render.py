@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 Chart: TypeAlias = LineChart | BucketChart | Histogram | Scatter
 Row: TypeAlias = Sequence[object]
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001
 """With which a text begins that a spreadsheet would run."""
 
 
@@ -145,9 +145,12 @@ def _csv(table: Iterable[Row]) -> str:
 def _cell(value: object) -> object:
     if isinstance(value, float):
         return "" if not math.isfinite(value) else f"{value:.6g}"
-    if isinstance(value, str) and value.startswith(FORMULA):
-        return f"'{value}"
-    return value
+    return no_formula(value)
+
+
+def no_formula(value: object) -> object:
+    """A cell of which no spreadsheet makes a formula; the full-width signs count in some."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 TEMPLATES = "templates"

@@ -16,7 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.evaluation.comparison import PairedText, paired_texts
 from focusdpo.evaluation.folder import EvaluationFolder
-from focusdpo.reports.metric_texts import one_line
+from focusdpo.reports.metric_texts import code, one_line
 from focusdpo.sharing.hub import whole_folder
 from focusdpo.store.outputs import local
 
@@ -123,6 +123,7 @@ def _card(
     base = str(backbone.get("base", "the embedded pocket generator"))
     text = resources.files("focusdpo.sharing").joinpath("templates/model_card.md.j2").read_text()
     environment = Environment(undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["code"] = code
     environment.filters["one_line"] = one_line  # what users wrote is shown as text
     kv = backbone.get("policy") == "adapter_kv"
     return environment.from_string(text).render(

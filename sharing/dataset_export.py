@@ -29,14 +29,15 @@ from PIL import Image as PillowImage
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import contact_sheet, encode_png
 from focusdpo.data_schemas.shards import IndexRow, ShardSample, Split
+from focusdpo.pipeline.upkeep.garbage import reading
 from focusdpo.reports.dataset_section import REASONS
 from focusdpo.reports.lineage_section import family_of, stage_models
-from focusdpo.reports.metric_texts import one_line
+from focusdpo.reports.metric_texts import code, one_line
 from focusdpo.sharing.hub import whole_folder, write_sums
 from focusdpo.store import tars
 from focusdpo.store.artefacts import Store
 from focusdpo.store.samples import read_bytes, read_fields
-from focusdpo.store.versions import DatasetVersion, open_version
+from focusdpo.store.versions import DatasetVersion
 
 MAX_BYTES = 256 * 2**20
 """Of samples in one file."""
@@ -158,6 +159,7 @@ def card(
     tried = pairs + sum(rejects.values())
     text = resources.files("focusdpo.sharing").joinpath("templates/dataset_card.md.j2").read_text()
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["code"] = code
     environment.filters["one_line"] = one_line
     return environment.from_string(text).render(
         manifest=manifest,
@@ -262,8 +264,11 @@ def export_dataset(
     UserError for an `out` that is not free, a damaged sample, an empty version, and a subject
     without a licence unless `allow_unlicensed`.
     """
+    with reading(root, version, "an export") as found:
+        return _export(found, out, allow_unlicensed)
 
-    found = open_version(root, version)
+
+def _export(found: DatasetVersion, out: Path, allow_unlicensed: bool) -> Exported:
     unlicensed = check_licences(found, allow_unlicensed)
     if not found.rows:
         raise UserError(f"{found.store.root}: version {found.id} has no pairs, nothing to export")

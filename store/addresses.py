@@ -14,8 +14,23 @@ from focusdpo.store.local import LOCK, TEMP, Files, LocalFiles
 
 URL = re.compile(r"([a-z][a-z0-9+.-]+):(/+)(.*)", re.DOTALL)
 KNOWN = {"s3", "s3a", "memory", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci", "http", "https"}
-SECRET = re.compile(r"[?&](sig|token|password|x-amz-[a-z-]+|awsaccesskeyid|signature)=", re.I)
+SECRET = re.compile(
+    r"[?&](sig|signature|(access_)?token|password|secret|x-(amz|goog)-[a-z-]+|awsaccesskeyid)=",
+    re.I,
+)
 """What a signed address or one with a token has."""
+LOGIN = re.compile(r"([a-z][a-z0-9+.-]+):/+[^@]*:[^@]*@", re.I)
+"""What an address with a name and a password begins with, even where it is none of ours."""
+
+
+def refuse_secret(text: str) -> None:
+    """UserError, which does not repeat it, for an address with a password or token."""
+    protocol, colon, rest = text.partition(":/")
+    if colon and (LOGIN.match(text) or SECRET.search(rest)):
+        raise UserError(
+            f"{protocol}://...: an address holds no password; put credentials into the environment "
+            "or the store's own configuration"
+        )
 
 
 def split_address(address: str | Path) -> tuple[str, str]:
@@ -30,11 +45,7 @@ def split_address(address: str | Path) -> tuple[str, str]:
     # pathlib folds two slashes into one; then only a protocol that is known tells it from a path.
     if len(slashes) < 2 and protocol not in KNOWN:
         return "", text
-    if re.match(r"[^@]*:[^@]*@", rest) or SECRET.search(rest):
-        raise UserError(
-            f"{protocol}://...: an address holds no password; put credentials into the environment "
-            "or the store's own configuration"
-        )
+    refuse_secret(text)
     return protocol, rest
 
 

@@ -35,6 +35,31 @@ def parsed(data: bytes) -> Any:
         raise ValueError("nested too deeply") from error
 
 
+SEAL = "blake2b"
+"""The last entry of a sealed file: the digest of all others."""
+
+
+def sealed(values: Mapping[str, Any]) -> bytes:
+    """A JSON file that tells when it was damaged; `unsealed` reads it."""
+    return f"{json.dumps({**values, SEAL: _seal(values)}, indent=1, ensure_ascii=False)}\n".encode()
+
+
+def unsealed(data: bytes) -> dict[str, Any]:
+    """What `sealed` was given; also of a file from before there were seals. ValueError for damage:
+    a changed value as well as what is no JSON."""
+    values = parsed(data)
+    if not isinstance(values, dict):
+        raise ValueError("no JSON object")
+    seal = values.pop(SEAL, None)
+    if seal is not None and seal != _seal(values):
+        raise ValueError("its checksum is another: it is not what was written")
+    return values
+
+
+def _seal(values: Mapping[str, Any]) -> str:
+    return digest(json.dumps(values, sort_keys=True).encode())
+
+
 def config_digest(config: BaseModel | Mapping[str, Any] | None) -> str:
     """16 hexadecimal digits of a config's values."""
     values = config.model_dump(mode="json") if isinstance(config, BaseModel) else dict(config or {})

@@ -28,7 +28,7 @@ from typing import BinaryIO, Protocol
 
 from filelock import FileLock
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import Forbidden, UserError
 
 TEMP = ".tmp"
 LOCK = ".lock"
@@ -382,7 +382,7 @@ class LocalFiles:
             if error.errno in FULL:
                 raise UserError(self._full()) from error
             if error.errno in FORBIDDEN:
-                raise UserError(
+                raise Forbidden(
                     f"{self.root}: no permission to write ({error}); choose a root that you may "
                     "write to"
                 ) from error

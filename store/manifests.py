@@ -31,6 +31,8 @@ from focusdpo.store.keys import DIGEST, KEY, SHARD, digest, parsed
 LATEST = "LATEST"
 MANIFEST = "manifest.json"
 TWIN = "twin.tar"
+BUILD = "build.json"
+"""What the build that made a version brought; made anew when it is absent."""
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 """What may follow `versions/`: whatever LATEST holds, no path leads out of there."""
 

@@ -310,6 +310,12 @@ def is_passing(error: BaseException) -> bool:
     return bool(names & lost) or isinstance(error, (ConnectionError, TimeoutError))
 
 
+def is_forbidden(error: BaseException) -> bool:
+    """Whether the store knows who asks, or does not, and will not do it for him."""
+    forbidden = (PermissionDeniedError, UnauthenticatedError, PermissionError)
+    return isinstance(error, forbidden) or status_of(error) in {401, 403}
+
+
 def refusal(error: BaseException, root: str) -> str | None:
     """What is wrong and what to do, when only the user can mend it."""
     code, status = _code(error), status_of(error)
@@ -320,8 +326,7 @@ def refusal(error: BaseException, root: str) -> str | None:
         return "this machine's clock is wrong; set it"
     if status == 301 or code == "PermanentRedirect":
         return "the bucket lies in another region; set AWS_DEFAULT_REGION"
-    forbidden = (PermissionDeniedError, UnauthenticatedError, PermissionError)
-    if isinstance(error, forbidden) or status in {401, 403}:
+    if is_forbidden(error):
         return (
             f"the store refuses ({in_words(error)}); check the credentials in the environment and "
             "what they may do here"

@@ -24,12 +24,13 @@ from obstore.exceptions import (
     PreconditionError,
 )
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import Forbidden, UserError
 from focusdpo.store.local import FOREIGN_TEMP_SECONDS, FULL, is_plain
 from focusdpo.store.media import (
     Medium,
     RemoteConfig,
     in_words,
+    is_forbidden,
     is_passing,
     refusal,
     refuse_after_fork,
@@ -247,7 +248,8 @@ class RemoteFiles:
             return persistently(held, what, self._config)
         except Exception as error:
             if (why := refusal(error, self.root)) is not None:
-                raise UserError(f"{what}: {why}") from None
+                kind = Forbidden if is_forbidden(error) else UserError
+                raise kind(f"{what}: {why}") from None
             if isinstance(error, BaseError):  # its text repeats what the store answered
                 raise OSError(f"{what}: {in_words(error)}") from None
             raise

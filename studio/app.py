@@ -23,7 +23,7 @@ from starlette.routing import BaseRoute
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.studio import views
 from focusdpo.studio.config import StudioConfig
-from focusdpo.studio.guard import Guard, Keys
+from focusdpo.studio.guard import Guard, Keys, PatientProtocol
 from focusdpo.studio.shared import Studio
 
 MODULES = (
@@ -80,6 +80,7 @@ def serve(config: StudioConfig, *, open_browser: bool = False) -> None:
                 access_log=False,  # addresses may hold a token
                 server_header=False,
                 timeout_graceful_shutdown=5,
+                http=PatientProtocol,
             )
         )
         address = _address(config)

@@ -5,25 +5,26 @@ Plain ASGI, so that nothing is buffered but small forms.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
-import ipaddress
 import json
 import secrets
-import socket
 import time
 import urllib.parse
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
+import h11
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.hosts import Hosts, is_same_origin
 from focusdpo.studio.config import StudioConfig
 from focusdpo.studio.views import render
 
@@ -74,6 +75,10 @@ CSRF_HEADER = "x-csrf-token"
 CSRF_FIELD = "csrf"
 LARGEST_FORM = 256 * 1024
 """Bytes of a form without files."""
+HEADER_SECONDS = 10.0
+"""How long a request's first lines may take."""
+BODY_SECONDS = 30.0
+"""How long a body may stand still."""
 MOST_SESSIONS = 1000
 POLICY = "; ".join(
     [
@@ -108,6 +113,7 @@ class Keys:
         self.cookie = f"focusdpo_studio_{config.port}"
         """Cookies are not kept apart by port, so the name is."""
         self._sessions: dict[str, None] = {}
+        self.guesses = Guesses()
 
     def needs_login(self) -> bool:
         return self._token is not None
@@ -129,6 +135,29 @@ class Keys:
         return any(same(session, known) for known in self._sessions)
 
 
+class Guesses:
+    """Wrong tokens of late, by address: whoever guesses is not heard for a while, and costs neither
+    a worker nor the wait of others."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._wrong: dict[str, list[float]] = {}
+
+    def too_many(self, address: str) -> bool:
+        """Whether the address has to wait before its next guess is looked at."""
+        since = self._clock() - GUESS_SECONDS
+        recent = [at for at in self._wrong.get(address, ()) if at > since]
+        return len(recent) >= MOST_GUESSES
+
+    def wrong(self, address: str) -> None:
+        """One more; the addresses that guessed longest ago are forgotten."""
+        now = self._clock()
+        recent = [at for at in self._wrong.pop(address, ()) if at > now - GUESS_SECONDS]
+        self._wrong[address] = [*recent, now][-MOST_GUESSES:]
+        if len(self._wrong) > MOST_SESSIONS:
+            del self._wrong[next(iter(self._wrong))]
+
+
 def same(left: str, right: str) -> bool:
     """Comparison that takes equally long wherever they differ."""
     return hmac.compare_digest(left.encode(), right.encode())
@@ -140,25 +169,24 @@ class Guard:
     def __init__(self, app: ASGIApp, config: StudioConfig, keys: Keys) -> None:
         self._app = app
         self._keys = keys
-        self._names = {"localhost", "127.0.0.1", "::1", *map(str.lower, config.hosts)}
-        self._any_address = config.token is not None
-        if not _is_wildcard(config.host):
-            self._names.add(config.host.strip("[]").lower())
-        else:
-            self._names.add(socket.gethostname().lower())
+        self._hosts = Hosts(config.host, config.hosts, any_address=config.token is not None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        send = _with_headers(send)
+        send, receive = _with_headers(send), _patient(receive)
         refused = self._refusal(HTTPConnection(scope))
         if refused is None and scope["method"] not in SAFE:
             refused, receive = await self._change(scope, receive)
         await (refused or self._app)(scope, receive, send)
 
     def _refusal(self, asked: HTTPConnection) -> Response | None:
-        if not self._is_ours(asked.headers.get("host", "")):
+        try:
+            ours = self._hosts.answer_to(asked.headers.get("host", ""))
+        except ValueError:
+            return PlainTextResponse("The request's Host is no name and no address.\n", 400)
+        if not ours:
             return PlainTextResponse(
                 "This name is not the studio's. Open it by the address that `focusdpo studio` "
                 "printed, or start it with --allow-host NAME.\n",
@@ -173,12 +201,6 @@ class Guard:
             target = path + (f"?{asked.url.query}" if asked.url.query else "")
             return RedirectResponse(f"/login?{urllib.parse.urlencode({'to': target})}", 303)
         return PlainTextResponse("Log in first, at /login.\n", 401)
-
-    def _is_ours(self, host: str) -> bool:
-        """A page elsewhere whose name was turned to this address (DNS rebinding) says its own
-        name. Literal addresses cannot be turned."""
-        name = urllib.parse.urlsplit(f"//{host}").hostname or ""
-        return name in self._names or (self._any_address and _is_address(name))
 
     async def _change(self, scope: Scope, receive: Receive) -> tuple[Response | None, Receive]:
         headers = Headers(scope=scope)
@@ -210,22 +232,9 @@ class Guard:
 
 
 def _is_same_origin(headers: Headers) -> bool:
-    origin = headers.get("origin")
-    if origin is not None and urllib.parse.urlsplit(origin).netloc != headers.get("host"):
+    if not is_same_origin(headers.get("origin"), headers.get("host")):
         return False
     return headers.get("sec-fetch-site", "same-origin") in {"same-origin", "none"}
-
-
-def _is_wildcard(host: str) -> bool:
-    return host.strip("[]") in {"", "0.0.0.0", "::"}
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _field(body: bytes) -> str | None:
@@ -258,6 +267,55 @@ def _again(body: bytes) -> Receive:
     return receive
 
 
+class PatientProtocol(H11Protocol):
+    """HTTP whose visitors have `HEADER_SECONDS` to say what they want: a request that was begun and
+    never ended holds no connection."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_headers()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._await_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_waiting()
+
+    def _await_headers(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_waiting()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(HEADER_SECONDS, self.transport.close)
+
+    def _stop_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+def _patient(receive: Receive) -> Receive:
+    """Who sends a body and stops in the middle is let go."""
+    whole = False
+
+    async def wrapped() -> Message:
+        nonlocal whole
+        if whole:  # from here on it waits for the visitor to leave
+            return await receive()
+        try:
+            message = await asyncio.wait_for(receive(), BODY_SECONDS)
+        except TimeoutError:
+            whole = True
+            return {"type": "http.disconnect"}
+        whole = not message.get("more_body", False)
+        return message
+
+    return wrapped
+
+
 def _with_headers(send: Send) -> Send:
     async def wrapped(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -274,6 +332,8 @@ def _with_headers(send: Send) -> Send:
 WRONG_SECONDS = 0.5
 """What a wrong token costs who guesses."""
 LONGEST_TOKEN = 1024
+MOST_GUESSES, GUESS_SECONDS = 10, 60.0
+"""Wrong tokens of one address in so many seconds."""
 
 
 async def page(request: Request) -> Response:
@@ -303,9 +363,17 @@ async def leave(request: Request) -> Response:
 
 async def _enter(request: Request, token: str) -> Response:
     keys: Keys = request.app.state.keys
+    address = request.client.host if request.client else ""
+    if keys.guesses.too_many(address):
+        return PlainTextResponse(
+            f"Too many wrong tokens. Wait {GUESS_SECONDS:.0f} seconds, then try again.\n",
+            429,
+            {"retry-after": f"{GUESS_SECONDS:.0f}"},
+        )
     session = keys.log_in(token) if len(token) <= LONGEST_TOKEN else None
     if session is None:
-        await run_in_threadpool(time.sleep, WRONG_SECONDS)
+        keys.guesses.wrong(address)  # before the wait: those sent meanwhile count it
+        await asyncio.sleep(WRONG_SECONDS)
         return _form(request, wrong=True)
     answer = RedirectResponse(_target(request), 303)
     answer.set_cookie(

@@ -30,7 +30,8 @@ from focusdpo.flows.build.run import Build
 from focusdpo.flows.config import AblateRun
 from focusdpo.flows.jobs import Exhibit, Job, Page, Pending, Steps, Text
 from focusdpo.flows.settings import save_config
-from focusdpo.store.versions import open_version
+from focusdpo.pipeline.upkeep.garbage import reading
+from focusdpo.store.versions import DatasetVersion
 
 
 class WorkerKilled(RuntimeError):
@@ -179,6 +180,10 @@ class _Comparison:
 
     def complete(self) -> AblateOutcome:
         """Search, choose, train and measure, compare, report."""
+        with reading(self.run.dataset_root, self.run.version, "an ablation") as version:
+            return self._complete(version)
+
+    def _complete(self, version: DatasetVersion) -> AblateOutcome:
         from focusdpo.flows.ablation.result import compare
         from focusdpo.reports.ablation_page import write_ablation_report
         from focusdpo.reports.ablation_verdict import Lookup, find
@@ -186,7 +191,6 @@ class _Comparison:
         started = time.perf_counter()
         run, out = self.run, Path(self.run.out)
         save_config(run, out / "config.yaml")
-        version = open_version(run.dataset_root, run.version)
         cells = Cells(run, version.id)
         tried = self.run_all(cells.search(), "search")
         choice = choose(tried)

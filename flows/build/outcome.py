@@ -8,7 +8,6 @@ manifest: the past that the rule looks back at.
 
 from __future__ import annotations
 
-import json
 import logging
 import statistics
 import time
@@ -22,12 +21,12 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.build.config import YieldAlertConfig
 from focusdpo.store.artefacts import Store
-from focusdpo.store.manifests import partitions_of, read_manifest
+from focusdpo.store.keys import sealed, unsealed
+from focusdpo.store.manifests import BUILD, partitions_of, read_manifest
 
 log = logging.getLogger(__name__)
 
 FILE = "metrics.prom"
-BUILD = "build.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +98,7 @@ def record(result: BuildResult, alert: YieldAlertConfig) -> BuildResult:
     if result.new or first:
         message = dropped(brought, list(_past(store, brought.parent, alert.builds)), alert)
         alerts = () if message is None else (message,)
-        data = json.dumps(asdict(brought), indent=1, sort_keys=True).encode()
-        store.files.write(f"versions/{brought.version}/{BUILD}", data + b"\n")
+        store.files.write(f"versions/{brought.version}/{BUILD}", sealed(asdict(brought)))
     for line in alerts:
         log.warning("%s: %s", result.root, line)
     store.files.write(FILE, metrics(result, brought, bool(alerts)))
@@ -163,7 +161,7 @@ def _kept(store: Store, version: str) -> Brought | None:
     """What a build left beside its version; None when it left nothing."""
     path = f"versions/{version}/{BUILD}"
     try:
-        return Brought(**json.loads(store.files.read(path)))
+        return Brought(**unsealed(store.files.read(path)))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.registration import unknown
-from focusdpo.flows.commands.options import SET, Incomplete, run_models, say
+from focusdpo.flows.commands.options import SET, Incomplete, run_models, say, without_secret
 from focusdpo.flows.config import GenerateRun, Preset
 from focusdpo.flows.console import working
 from focusdpo.flows.settings import (
@@ -74,7 +74,7 @@ def _aligned(settings: list[Setting], width: int) -> Iterator[str]:
 
 
 def inspect(
-    root: Annotated[str, typer.Argument(help="Folder of a dataset.")],
+    root: Annotated[str, typer.Argument(help="Folder of a dataset.", callback=without_secret)],
     version: Annotated[str, typer.Option("--version", help="Which version.")] = "latest",
     pair: Annotated[
         str | None, typer.Option("--pair", help="Id of a pair: where it came from, to the picture.")
@@ -101,7 +101,10 @@ def inspect(
 def doctor(
     run: GenerateRun,
     root: Annotated[
-        str | None, typer.Option("--root", help="Also check every byte of this dataset.")
+        str | None,
+        typer.Option(
+            "--root", help="Also check every byte of this dataset.", callback=without_secret
+        ),
     ] = None,
     repair: Annotated[
         bool,

@@ -33,7 +33,7 @@ from focusdpo.flows.settings import (
     sentence,
 )
 from focusdpo.model.training.parallel import is_first
-from focusdpo.store.addresses import is_remote
+from focusdpo.store.addresses import is_remote, refuse_secret
 
 SET = Annotated[
     list[str],
@@ -54,7 +54,18 @@ PREFECT = Annotated[
         "names none; or by plain calls. Without either: a flow where PREFECT_API_URL is set.",
     ),
 ]
-ROOT = Annotated[str, typer.Option("--root", help="Folder of the dataset.")]
+
+
+def without_secret(address: str | None) -> str | None:
+    """Checks an argument that may be an address, before anything is told of it."""
+    if address is not None:
+        refuse_secret(address)
+    return address
+
+
+ROOT = Annotated[
+    str, typer.Option("--root", help="Folder of the dataset.", callback=without_secret)
+]
 
 INCOMPLETE = 3
 """Exit code of a run that finished, but left something out."""

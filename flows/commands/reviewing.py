@@ -115,19 +115,15 @@ def _figure(value: float | None) -> str:
 
 def _csv(rows: list[dict[str, Any]]) -> str:
     from focusdpo.data_schemas.pairs import Review
+    from focusdpo.reports.render import no_formula
 
     sink = io.StringIO()
     writer = csv.DictWriter(sink, list(Review.__dataclass_fields__), lineterminator="\n")
     writer.writeheader()
     for row in rows:
         cells = {**row, "subject_ids": " ".join(row["subject_ids"])}
-        writer.writerow({name: _plain(value) for name, value in cells.items()})
+        writer.writerow({name: no_formula(value) for name, value in cells.items()})
     return sink.getvalue()
-
-
-def _plain(value: Any) -> Any:
-    """A text that a spreadsheet does not take for a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@" and value else value
 
 
 def _jsonl(rows: list[dict[str, Any]]) -> str:

@@ -42,8 +42,9 @@ from focusdpo.model.focus_levels import (
 from focusdpo.model.training.batches import PairBatch, encode_pairs
 from focusdpo.model.training.checkpoint import make_folder, write_file
 from focusdpo.model.training.monitor import mean_present
+from focusdpo.pipeline.upkeep.garbage import reading
 from focusdpo.store.outputs import local
-from focusdpo.store.versions import DatasetVersion, open_version
+from focusdpo.store.versions import DatasetVersion
 
 PHASES = ("base", "adapter")
 STORED = {"base": "start", "adapter": "end"}
@@ -91,7 +92,11 @@ def focus_on(run: FocusMapsRun, watch: Watch = quiet) -> FocusOutcome:
 
     UserError for an unknown pair, a split without pairs, a damaged shard, a foreign adapter.
     """
-    version = open_version(run.root, run.version)
+    with reading(run.root, run.version, "a look at focus maps") as version:
+        return _focus_on(run, version, watch)
+
+
+def _focus_on(run: FocusMapsRun, version: DatasetVersion, watch: Watch) -> FocusOutcome:
     rows = chosen_rows(version, run)
     shown = pair_row(version, run)
     backbone = build_part(run.family, "backbone")

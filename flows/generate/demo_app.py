@@ -25,6 +25,7 @@ from focusdpo.data_schemas.images import encode_png
 from focusdpo.flows.config import GenerateRun
 from focusdpo.flows.generate.inference import MAX_SEED, Painted, ReferenceUsed
 from focusdpo.flows.generate.side_by_side import SideBySide, rows
+from focusdpo.flows.hosts import Hosts, is_same_origin, is_wildcard
 from focusdpo.flows.models_config import Family
 from focusdpo.pipeline.parts import Image
 from focusdpo.reports.metric_texts import one_line
@@ -148,6 +149,8 @@ MAX_PICTURES = 4
 MAX_FILE = "10mb"
 MAX_WAITING = 16
 KEPT_SECONDS = 600.0
+SPACE_HOST = "SPACE_HOST"
+"""In the environment of a Space: the name by which visitors reach it."""
 POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; connect-src 'self' ws: wss: data: blob:; object-src 'none'"
@@ -182,7 +185,7 @@ def serve(config: DemoAppConfig) -> None:
             footer_links=[],
             ssr_mode=False,
             share=False,
-            app_kwargs={"middleware": [_policy()]},
+            app_kwargs={"middleware": [_policy(config.host)]},
         )
 
 
@@ -347,10 +350,28 @@ def _gradio() -> Any:
     return gradio
 
 
-def _policy() -> Any:
-    """Middleware that forbids pages to ask any other address for anything."""
-    from starlette.datastructures import MutableHeaders
+def _policy(host: str | None) -> Any:
+    """Middleware that refuses foreign hosts and origins, and forbids pages to ask any other address
+    for anything."""
+    from starlette.datastructures import Headers, MutableHeaders
     from starlette.middleware import Middleware
+    from starlette.responses import PlainTextResponse
+
+    at = host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
+    space = os.environ.get(SPACE_HOST, "")
+    hosts = Hosts(at, [space] if space else [], any_address=is_wildcard(at))
+
+    def refusal(headers: Any) -> PlainTextResponse | None:
+        try:
+            ours = hosts.answer_to(headers.get("host", ""))
+        except ValueError:
+            return PlainTextResponse("The request's Host is no name and no address.\n", 400)
+        if not ours:
+            return PlainTextResponse("This name is not the app's; open it by its address.\n", 421)
+        origin = headers.get("origin")
+        if is_same_origin(origin, headers.get("host")) or (space and origin == f"https://{space}"):
+            return None
+        return PlainTextResponse("Only the app's own pages may ask it.\n", 403)
 
     class Policy:
         def __init__(self, app: Any) -> None:
@@ -365,6 +386,10 @@ def _policy() -> Any:
                     headers["Referrer-Policy"] = "no-referrer"
                 await send(message)
 
-            await self.app(scope, receive, with_policy if scope["type"] == "http" else send)
+            if scope["type"] != "http":
+                await self.app(scope, receive, send)
+                return
+            refused = refusal(Headers(scope=scope))
+            await (refused or self.app)(scope, receive, with_policy)
 
     return Middleware(Policy)

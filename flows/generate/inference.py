@@ -30,7 +30,13 @@ from PIL.PngImagePlugin import PngInfo
 from pydantic import Field, ValidationError
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.images import DECODE_ERRORS, Picture, contact_sheet, read_picture
+from focusdpo.data_schemas.images import (
+    DECODE_ERRORS,
+    Picture,
+    check_size,
+    contact_sheet,
+    read_picture,
+)
 from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.flows.config import GenerateRun
 from focusdpo.flows.settings import parse_overrides, resolve
@@ -128,8 +134,11 @@ def read_about(path: str | Path) -> About:
     """What a PNG tells of itself. UserError when it is none, or not from `focusdpo generate`."""
     try:
         with PillowImage.open(path, formats=("PNG",)) as image:
+            check_size(path, image.size)
             image.load()
             text = dict(getattr(image, "text", {}))
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (*DECODE_ERRORS, PillowImage.DecompressionBombError) as error:

@@ -15,10 +15,11 @@ from focusdpo.flows.jobs import TRAINED, Event, Exhibit, Job, Steps, Table, Text
 from focusdpo.flows.settings import save_config
 from focusdpo.flows.wiring import build_part, suite
 from focusdpo.model.training import parallel
+from focusdpo.pipeline.upkeep.garbage import reading
 from focusdpo.store.addresses import is_remote
 from focusdpo.store.outputs import Output, holds, opened
 from focusdpo.store.provenance import licence_of
-from focusdpo.store.versions import open_version
+from focusdpo.store.versions import DatasetVersion, open_version
 
 if TYPE_CHECKING:  # torch is loaded when a run starts
     from focusdpo.model.training.steps import ReferenceErrors
@@ -71,15 +72,22 @@ def train(
     """
     first, processes = parallel.is_first(), parallel.num_launched()
     with opened(run.out, "training", first=first, processes=processes) as out:
-        return _train(run, out, watch, reference_errors)
+        if not first:  # the first one says for all that they read it
+            version = open_version(run.root, run.version)
+            return _train(run, version, out, watch, reference_errors)
+        with reading(run.root, run.version, "a training") as version:
+            return _train(run, version, out, watch, reference_errors)
 
 
 def _train(
-    run: TrainRun, out: Output, watch: Watch, reference_errors: ReferenceErrors | None
+    run: TrainRun,
+    version: DatasetVersion,
+    out: Output,
+    watch: Watch,
+    reference_errors: ReferenceErrors | None,
 ) -> TrainOutcome:
     started = time.perf_counter()
     watch = watch if parallel.is_first() else quiet
-    version = open_version(run.root, run.version)
     if not is_remote(run.root):  # there, each shard is checked when it comes
         version.verify()
     samples = version.samples("train")

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.strict import StrictModel
+from focusdpo.pipeline.adapters.checked import to_uint8
 from focusdpo.pipeline.parts import Image, Inpainter, Mask, ReferenceImage, check_calls
 from focusdpo.store.checkpoints import (
     check_part,
@@ -305,7 +306,7 @@ class FillInpainter:
             output_type="np",
             **self._options,
         ).images
-        return list((painted * 255).round().astype(np.uint8))
+        return list(to_uint8(painted * 255))
 
     def _parts(self, images: Sequence[Image]) -> Iterator[slice]:
         """Runs of pictures of one size, at most a batch long."""

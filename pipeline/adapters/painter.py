@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.pipeline.adapters.checked import to_uint8
 from focusdpo.pipeline.parts import Image, Mask, ReferenceImage, check_calls
 
 
@@ -150,6 +151,8 @@ def to_tensor(image: Image) -> Tensor:
 
 
 def to_arrays(images_BCHW: Tensor) -> list[Image]:
-    """[-1, 1] -> uint8 (H, W, 3) each."""
+    """[-1, 1] -> uint8 (H, W, 3) each. Faulty where a value is not finite."""
+    if not torch.isfinite(images_BCHW).all():
+        to_uint8(images_BCHW.float().cpu().numpy())  # says how many
     pixels = ((images_BCHW.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
     return [np.ascontiguousarray(image.permute(1, 2, 0).numpy()) for image in pixels]

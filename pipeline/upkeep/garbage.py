@@ -1,7 +1,8 @@
 """Garbage: what no kept version and no registered subject refers to.
 
 Nothing that an index refers to is ever taken. Nothing is taken while a build is at work (it holds a
-lease), and nothing young: what a stopped build has left, its next run will want.
+lease), nothing of a version that is being read (a training holds one that names it), and nothing
+young: what a stopped build has left, its next run will want.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import Forbidden, UserError
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.pipeline.subjects import cutouts, ingest, registry
 from focusdpo.store import leases
@@ -23,12 +25,14 @@ from focusdpo.store.addresses import LEASES
 from focusdpo.store.artefacts import Store
 from focusdpo.store.keys import KEY, SHARD, STAGE
 from focusdpo.store.leases import SLACK, Holder
-from focusdpo.store.local import is_dead
+from focusdpo.store.local import FORBIDDEN, is_dead
 from focusdpo.store.manifests import MANIFEST, NAME, TWIN, lineage_keys, versions_of
 from focusdpo.store.samples import FOLDER as SHARDS
+from focusdpo.store.versions import DatasetVersion, open_version
 
 DAY = 86400.0
 BUILDS = "builds"
+READERS = "readers"
 SWEPT = "swept.json"
 """Below the root: another content after each removal, so that plans made before are made anew."""
 STATES = 20
@@ -56,6 +60,8 @@ class Garbage:
     artefacts: dict[str, dict[str, int]] = field(default_factory=dict)
     """Stage -> path -> bytes; an artefact has two paths."""
     others: dict[str, int] = field(default_factory=dict)
+    in_use: dict[str, str] = field(default_factory=dict)
+    """Versions that would go and stay because they are being read, with who reads them."""
     young: int = 0
     """Files that nothing refers to, but too young to go."""
     removed: bool = False
@@ -80,6 +86,7 @@ class Garbage:
             },
             "others": {"files": len(self.others), "bytes": sum(self.others.values())},
             "bytes": self.bytes,
+            "in_use": self.in_use,
             "young": self.young,
             "removed": self.removed,
         }
@@ -97,6 +104,30 @@ def building(store: Store) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def reading(root: str | Path, id: str, what: str) -> Iterator[DatasetVersion]:
+    """A version, of which gc and purge leave everything where it is for as long as the block lasts.
+    `what`: the work, for people. UserError as `open_version`.
+
+    Who may only read the root cannot say that he does: he reads it unprotected.
+    """
+    store = Store.open(root, create=False)
+    with ExitStack() as held:
+        try:
+            with store.publishing():  # not while something is being removed
+                version = open_version(store, id)
+                name = f"{READERS}/{version.id}-{uuid.uuid4().hex}"
+                held.enter_context(
+                    leases.lease(store.files, name, what, lambda: False, config=store.leases)
+                )
+        except (Forbidden, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in FORBIDDEN:
+                raise
+            log.info("%s: only to be read (%s); gc does not know of %s", root, error, what)
+            version = open_version(store, id)
+        yield version
+
+
 def last_sweep(store: Store) -> bytes:
     """What tells one removal from the next."""
     try:
@@ -112,9 +143,17 @@ def note_sweep(store: Store) -> None:
 
 def builds_at_work(store: Store) -> list[Holder]:
     """The builds that are running on this root, on any machine."""
-    found = []
-    for name in store.files.names(f"{LEASES}/{BUILDS}"):
-        path = f"{LEASES}/{BUILDS}/{name}"
+    return [holder for _, holder in _at_work(store, BUILDS)]
+
+
+def versions_in_use(store: Store) -> dict[str, Holder]:
+    """Version -> who is reading it, on any machine."""
+    return {name.rpartition("-")[0]: holder for name, holder in _at_work(store, READERS)}
+
+
+def _at_work(store: Store, kind: str) -> Iterator[tuple[str, Holder]]:
+    for name in store.files.names(f"{LEASES}/{kind}"):
+        path = f"{LEASES}/{kind}/{name}"
         tagged = store.files.tagged(path)
         if tagged is None:
             continue
@@ -122,8 +161,7 @@ def builds_at_work(store: Store) -> list[Holder]:
         age = store.files.age(path)
         if is_dead(holder.owner) or (age is not None and age > holder.seconds + SLACK):
             continue
-        found.append(holder)
-    return found
+        yield name, holder
 
 
 @contextmanager
@@ -165,8 +203,19 @@ def collect(
 def find_garbage(store: Store, *, keep_versions: int | None, min_age: float) -> Garbage:
     """What nothing refers to."""
     manifests = versions_of(store)
-    kept = manifests if keep_versions is None else manifests[-keep_versions:]
-    garbage = Garbage(versions=_other_versions(store, [one["id"] for one in kept]))
+    newest = {one["id"] for one in manifests[-(keep_versions or len(manifests)) :]}
+    in_use = versions_in_use(store)
+    kept = [one for one in manifests if one["id"] in newest | in_use.keys()]
+    garbage = Garbage(
+        versions=_other_versions(store, [one["id"] for one in kept]),
+        in_use={
+            one["id"]: f"{in_use[one['id']].what}, {in_use[one['id']]}"
+            for one in kept
+            if one["id"] not in newest
+        },
+    )
+    for name, reader in garbage.in_use.items():
+        log.warning("%s: version %s stays: it is read by %s", store.root, name, reader)
     kept_shards = {one["name"] for manifest in kept for one in manifest["shards"]}
     for name, size in store.files.listing(SHARDS).items():
         if name not in kept_shards and SHARD.fullmatch(name):

@@ -21,7 +21,13 @@ from focusdpo.data_schemas.shards import IndexRow
 from focusdpo.data_schemas.tables import to_parquet
 from focusdpo.pipeline.audit import Audit
 from focusdpo.pipeline.subjects import registry
-from focusdpo.pipeline.upkeep.garbage import Reached, alone, note_sweep, passing
+from focusdpo.pipeline.upkeep.garbage import (
+    Reached,
+    alone,
+    note_sweep,
+    passing,
+    versions_in_use,
+)
 from focusdpo.pipeline.upkeep.purge_plan import FOLDER, PurgePlan, make_plan, unfinished
 from focusdpo.pipeline.upkeep.purge_plan import without as without_samples
 from focusdpo.store import tars
@@ -64,23 +70,36 @@ def purge(
     """Delete subjects from registry, versions, shards and artefacts; a purge that was stopped is
     finished first. `now`: the time that manifests tell.
 
-    UserError when a build is at work, a name is unknown, or something of them is left.
+    UserError when a build is at work, a version of theirs is being read, a name is unknown, or
+    something of them is left.
     """
     wanted = sorted(set(names))
     with alone(store, "purge"):
         note_sweep(store)
         for plan in unfinished(store):
             log.warning("%s: finishing the purge of %s", store.root, ", ".join(plan.subjects))
+            _refuse_in_use(store, plan)
             done = _carry_out(store, plan, reached)
             if plan.subjects == wanted:
                 return done
         when = now or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         plan = make_plan(store, wanted, when)
+        _refuse_in_use(store, plan)
         for name in plan.versions:
             refuse_damaged(store, name)  # what is changed now is taken for right afterwards
         plan.write(store)
         reached("planned")
         return _carry_out(store, plan, reached)
+
+
+def _refuse_in_use(store: Store, plan: PurgePlan) -> None:
+    """Samples would go from under who reads them."""
+    for name, holder in versions_in_use(store).items():
+        if name in plan.versions:
+            raise UserError(
+                f"{store.root}: {holder.what} reads version {name}, which has pairs of "
+                f"{', '.join(plan.subjects)} ({holder}); stop it, or purge when it is done"
+            )
 
 
 def refuse_unfinished(store: Store) -> None:

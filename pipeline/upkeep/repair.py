@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from focusdpo.data_schemas.errors import UserError, run_doctor
+from focusdpo.pipeline.audit import Audit
 from focusdpo.pipeline.subjects import registry
 from focusdpo.pipeline.upkeep.purge_plan import unfinished
 from focusdpo.store.addresses import HEADER, files_of, header, header_damage
 from focusdpo.store.artefacts import Corrupt, Store
-from focusdpo.store.keys import parsed
+from focusdpo.store.keys import parsed, unsealed
 from focusdpo.store.manifests import (
+    BUILD,
     LATEST,
     MANIFEST,
     TWIN,
@@ -69,7 +71,7 @@ def damages(root: str | Path) -> list[Corrupt]:
         Corrupt(stage=VERSIONS, key=path, what=f"{root}/{path}: damaged. {advice}")
         for path in wounds.remedies
     ]
-    found += wounds.lost + _registry_damage(store)
+    found += wounds.lost + _by_hand(store)
     # Which shards a damaged version has is known when it is mended.
     return found or store.corrupt() + corrupt_shards(store)
 
@@ -95,7 +97,7 @@ def mend(root: str | Path) -> Mended:
         for shard in shards:
             log.warning("dropped %s", shard.what)
             store.files.remove(f"{FOLDER}/{shard.key}")
-        return Mended(restored, store.repair() + shards, wounds.lost + _registry_damage(store))
+        return Mended(restored, store.repair() + shards, wounds.lost + _by_hand(store))
 
 
 def corrupt_shards(store: Store) -> list[Corrupt]:
@@ -120,13 +122,15 @@ def _refuse_headless(root: str | Path) -> None:
         raise UserError(f"{root}/{HEADER}: {what}. {run_doctor(root)}")
 
 
-def _registry_damage(store: Store) -> list[Corrupt]:
-    """A person decides: the registry is made by hand, and only its history is there twice."""
+def _by_hand(store: Store) -> list[Corrupt]:
+    """Damage to registry and reviews. A person decides: they are made by hand, and of them only the
+    registry's history is there twice."""
+    found = Audit(store).damaged()
     try:
         registry.read_registry(store)
     except UserError as error:
-        return [Corrupt(stage=registry.FOLDER, key="", what=str(error))]
-    return []
+        found.append(Corrupt(stage=registry.FOLDER, key="", what=str(error)))
+    return found
 
 
 def _wounds(store: Store) -> Wounds:
@@ -145,11 +149,24 @@ def _wounds(store: Store) -> Wounds:
                 wounds.lost.append(Corrupt(stage=VERSIONS, key=name, what=str(error)))
                 continue
         wounds.remedies |= {f"{folder}/{file}": data for file, data in cures.items()}
+        if _is_broken(store, f"{folder}/{BUILD}"):
+            wounds.remedies[f"{folder}/{BUILD}"] = None
         if MANIFEST in cures or store.files.exists(f"{folder}/{MANIFEST}"):
             data = cures.get(MANIFEST) or store.files.read(f"{folder}/{MANIFEST}")
             created[name] = parsed(data)["created"]
     _latest(store, created, wounds)
     return wounds
+
+
+def _is_broken(store: Store, path: str) -> bool:
+    """Whether a sealed file is there and damaged."""
+    try:
+        unsealed(store.files.read(path))
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        return True
+    return False
 
 
 def _refuse_unreadable(store: Store, name: str, cures: Mapping[str, bytes]) -> None:

@@ -20,6 +20,7 @@ from unprivileged import unprivileged
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import decode_mask, decode_png, encode_png, read_picture
+from focusdpo.flows.generate.inference import read_about
 
 SHAPES = st.one_of(
     st.tuples(st.integers(1, 9), st.integers(1, 9)),
@@ -267,6 +268,22 @@ def test_a_huge_picture_is_refused_from_its_header(tmp_path: Path, side: int) ->
     message, grown = run.stdout.splitlines()
     assert "megapixels" in message
     assert int(grown) < 20, f"{grown} MiB to refuse a picture"
+
+
+@pytest.mark.parametrize("size", [(16, 3_000_000), (3_000_000, 16)])
+def test_a_ribbon_is_refused_from_its_header_wherever_pictures_are_read(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    """48 megapixels, and a file of some 70 bytes: without a limit a side 16 s and 1.5 GB."""
+    path = tmp_path / "ribbon.png"
+    path.write_bytes(png_bytes(*size, 8, 2, b""))
+    data = path.read_bytes()
+    start = time.monotonic()
+    for read in (lambda: read_picture(path), lambda: decode_png(data, "ribbon.png"),
+                 lambda: decode_mask(data, "ribbon.png"), lambda: read_about(path)):  # fmt: skip
+        with pytest.raises(UserError, match=r"ribbon\.png: .*at most 16384 a side are read"):
+            read()
+    assert time.monotonic() - start < 1
 
 
 def picture_bytes(kind: str) -> bytes:

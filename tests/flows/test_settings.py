@@ -8,6 +8,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from in_process import run
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows import config
@@ -19,6 +20,7 @@ from focusdpo.flows.config import (
     EvaluateRun,
     FocusMapsRun,
     RetrainRun,
+    StudioRun,
     TrainRun,
 )
 from focusdpo.flows.settings import (
@@ -55,6 +57,53 @@ def test_who_takes_an_address_as_out(model: type, out: str) -> None:
     else:
         with pytest.raises(UserError, match=f"out={out}: this command writes to a local folder"):
             resolve(model, {**given_for(model), "out": out})
+
+
+SECRETS = [
+    "s3://key:hunter2@bucket/x",
+    "S3://key:hunter2@bucket/x",
+    "s3:/key:hunter2@bucket",
+    "https://store.example/x?X-Amz-Signature=hunter2",
+    "gs://bucket/x?a=b&X-Goog-Signature=hunter2",
+]
+
+
+@pytest.mark.parametrize("address", SECRETS)
+@pytest.mark.parametrize(
+    ("model", "field"),
+    [
+        (model, field)
+        for model in (*RUNS, StudioRun)
+        for field in ("root", "out", "adapter", "subjects", "data", "runs")
+        if field in model.model_fields
+    ],
+)
+def test_a_secret_in_an_address_is_refused_and_not_repeated(
+    model: type, field: str, address: str
+) -> None:
+    given = {**given_for(model), field: (address,) if field == "runs" else address}
+    with pytest.raises(UserError, match=f"{field}: .*an address holds no password") as refused:
+        resolve(model, given)
+    assert "hunter2" not in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("address", SECRETS[:2])
+def test_no_command_prints_or_stores_a_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    address: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for order in (
+        ["build-dataset", "--root", address],
+        ["train", "--root", "r", "--out", address],
+        ["evaluate", "--adapter", address, "--out", "e"],
+        ["inspect", address],
+        ["doctor", "--root", address],
+    ):
+        code, out, err = run(order, capsys)
+        assert code == 2 and "an address holds no password" in err, order
+        assert "hunter2" not in out + err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_section_of_the_preset_lies_under_what_is_given() -> None:

@@ -143,6 +143,9 @@ def test_a_point_between_gaps_is_drawn() -> None:
 def test_downloads_are_harmless_and_exact() -> None:
     sheet = counts_csv([Count(label="=HYPERLINK(1)", count=3, explain='a "b", c')])
     assert sheet.splitlines()[1] == '\'=HYPERLINK(1),3,"a ""b"", c"'
+    for sign in "=+-@\t\r＝＋－＠":  # noqa: RUF001
+        (cell,) = csv.reader([counts_csv([Count(label=f"{sign}A1", count=3)]).splitlines()[1][:4]])
+        assert cell[0].startswith("'"), sign
     assert json.loads(record_json({"a": float("nan"), "b": (1, 2.5)})) == {"a": None, "b": [1, 2.5]}
     assert file_name("|M_s| / ../x", "csv") == "m_s-x.csv" and file_name("σ", "json")
     assert file_uri("a", "csv") == "data:text/csv;charset=utf-8;base64,YQ=="

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,21 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(adapter: Path, tmp_p
     with pytest.raises(UserError, match="there is something already"):
         export_adapter(adapter, tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_a_bases_name_is_one_value_of_the_front_matter(adapter: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapter.parent, tmp_path / "train")
+    file = tmp_path / "train" / "run.yaml"
+    run = yaml.safe_load(file.read_text())
+    run["models"]["backbone"]["base"] = "me/x\nlicense: mit\n# <b>"
+    file.write_text(yaml.safe_dump(run))
+    card = (
+        export_adapter(tmp_path / "train" / "adapter", tmp_path / "out") / "README.md"
+    ).read_text()
+    _, front, body = card.split("---\n", 2)
+    about = yaml.safe_load(front)
+    assert about["license"] == "other" and about["base_model"] == "me/x\nlicense: mit\n# <b>"
+    assert "<b>" not in body.replace("\\<", "") and "\nlicense: mit" not in body
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ from small_root import small_version
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.cli import main
 from focusdpo.pipeline.subjects import registry
-from focusdpo.sharing.dataset_export import export_dataset, without_paths
+from focusdpo.sharing.dataset_export import card, export_dataset, without_paths
 from focusdpo.sharing.hub import whole_folder
 from focusdpo.store.artefacts import Store
 from focusdpo.store.versions import DatasetVersion, open_version
@@ -176,6 +177,17 @@ def test_the_card_tells_what_it_should(version: DatasetVersion, exported: Path) 
     assert settings == {"suite": "pocket"}
     kept = b"".join(data for name, data in bytes_of(exported).items() if name != "SHA256SUMS")
     assert str(version.store.root).encode() not in kept
+
+
+def test_what_a_manifest_says_is_one_value_of_the_front_matter(tmp_path: Path) -> None:
+    small_version(tmp_path / "data", scenes=2)
+    version = open_version(tmp_path / "data")
+    forged = {**version.manifest, "id": "x\nlicense: mit\n---\n# `y`", "created": "2026\n# z"}
+    text = card(dataclasses.replace(version, manifest=forged), {"train": 1}, [])
+    _, front, body = text.split("---\n", 2)
+    about = yaml.safe_load(front)
+    assert about["license"] == "other" and about["pretty_name"].endswith(forged["id"])
+    assert "\n# y" not in body and "\n# `y" not in body and "\n# z" not in body
 
 
 def test_words_of_users_are_text_in_the_card(tmp_path: Path) -> None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.studio import guard
 from focusdpo.studio.app import create_app
 from focusdpo.studio.config import StudioConfig
+from focusdpo.studio.guard import GUESS_SECONDS, MOST_GUESSES, Guesses
 
 TOKEN = "a-token-of-some-length"
 PAGE = {"accept": "text/html"}
@@ -48,6 +56,77 @@ def test_a_short_token_is_refused_and_none_is_printed(tmp_path: Path) -> None:
 def test_a_name_turned_to_this_address_is_refused(tmp_path: Path, host: str) -> None:
     asked = client(tmp_path)
     assert asked.get("/", headers={**PAGE, "host": host}).status_code == 421
+
+
+@pytest.mark.parametrize("host", ["[", "[::1", "[x]", "::1]"])
+def test_a_host_that_is_none_is_a_bad_request(tmp_path: Path, host: str) -> None:
+    assert client(tmp_path).get("/", headers={**PAGE, "host": host}).status_code == 400
+    asked = client(tmp_path)
+    sent = {"origin": f"http://{host}", "x-csrf-token": csrf_of(asked)}
+    assert asked.post("/logout", headers=sent).status_code == 403
+
+
+def test_who_guesses_tokens_is_not_heard_and_nobody_waits_for_him(tmp_path: Path) -> None:
+    asked = client(tmp_path, token=TOKEN)
+    start = time.monotonic()
+    with ThreadPoolExecutor(60) as pool:
+        told = list(
+            pool.map(lambda at: asked.post("/login", data={"token": f"no-{at}"}).status_code,
+                     range(60))
+        )  # fmt: skip
+    assert told.count(401) <= MOST_GUESSES and told.count(429) >= 60 - MOST_GUESSES
+    refused = asked.post("/login", data={"token": TOKEN})
+    assert refused.status_code == 429 and refused.headers["retry-after"] == "60"
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n",
+        b"",
+        b"POST /login HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n"
+        b"Content-Type: application/x-www-form-urlencoded\r\n\r\nto",
+    ],
+    ids=["half a head", "nothing", "half a body"],
+)  # fmt: skip
+def test_who_stops_in_the_middle_of_a_request_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(guard, "HEADER_SECONDS", 1.0)
+    monkeypatch.setattr(guard, "BODY_SECONDS", 1.0)
+    app = create_app(StudioConfig(root=str(tmp_path / "root"), token=TOKEN))
+    server = uvicorn.Server(uvicorn.Config(app, http=guard.PatientProtocol, log_level="warning"))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            with socket.create_connection(listener.getsockname(), timeout=8) as visitor:
+                visitor.sendall(sent)
+                start = time.monotonic()
+                while visitor.recv(4096):
+                    pass
+            assert 0.5 < time.monotonic() - start < 6
+            ask = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            port = listener.getsockname()[1]
+            assert ask.open(f"http://127.0.0.1:{port}/login", timeout=8).status == 200
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def test_guesses_are_forgiven_and_counted_by_address() -> None:
+    now = [0.0]
+    guesses = Guesses(lambda: now[0])
+    for _ in range(MOST_GUESSES):
+        assert not guesses.too_many("a")
+        guesses.wrong("a")
+    assert guesses.too_many("a") and not guesses.too_many("b")
+    now[0] = GUESS_SECONDS + 1
+    assert not guesses.too_many("a")
 
 
 def test_a_name_that_was_allowed_is_answered(tmp_path: Path) -> None:

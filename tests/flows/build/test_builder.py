@@ -8,10 +8,13 @@ import hashlib
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import toy_suite
+import toy_world
 from plain_build import execute, prepare
 from toy_root import TOY_CLI, Toy
 
@@ -22,6 +25,7 @@ from focusdpo.flows.build.outcome import BuildResult
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.settings import merge, resolve
+from focusdpo.pipeline.parts import Detection
 from focusdpo.store.versions import open_version
 
 
@@ -221,3 +225,55 @@ def test_a_plan_tells_what_is_missing_before_anything_runs(toy: Toy) -> None:
     toy.add(yellow=("square", 60.0))
     again = prepare(resolve(BuildRun, toy.tree()))
     assert again.builder.plan.counts() == dict.fromkeys(STAGES, (10, 4))
+
+
+class Diverged:
+    """A part of the toy world after its weights became NaN."""
+
+    fingerprint = "toy"
+
+    def inpaint(self, images: list[np.ndarray], *_: object) -> list[np.ndarray]:
+        return [np.zeros_like(image) for image in images]
+
+    generate = inpaint
+
+    def embed(self, images: list[np.ndarray], masks: object) -> np.ndarray:
+        return np.full((len(images), 3), np.nan, np.float32)
+
+    def embed_images(self, images: list[np.ndarray]) -> np.ndarray:
+        return np.full((len(images), 3), np.nan, np.float32)
+
+    embed_texts = embed_images
+
+    def segment(self, images: list[np.ndarray], words: list[list[str]]) -> list[list[Detection]]:
+        return [
+            [replace(one, confidence=float("nan")) for one in row]
+            for row in toy_world.Segmenter().segment(images, words)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("role", "stage"),
+    [
+        ("inpainter", "disrupt"),
+        ("identity", "segment"),
+        ("clip", "score"),
+        ("segmenter", "segment"),
+    ],
+)
+def test_what_is_not_finite_is_not_stored_and_the_healthy_model_goes_on(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch, role: str, stage: str
+) -> None:
+    from focusdpo.flows import wiring
+
+    with monkeypatch.context() as patch:
+        patch.setitem(toy_suite.PARTS, role, Diverged())
+        with pytest.raises(UserError, match=f"every partition failed:\n  {stage}.* the {role}: "):
+            build(toy)
+    assert not toy.files("shards") and not toy.files(f"stages/{stage}")
+    wiring.resident_parts.cache_clear()
+    result = build(toy)
+    assert result.whole and result.made[stage] == 6
+    files, toy.root = toy.files("stages") | toy.files("shards"), toy.root.with_name("healthy")
+    build(toy)
+    assert files == toy.files("stages") | toy.files("shards")

@@ -25,6 +25,10 @@ import yaml
 from browsing import needs_browser, page_of, serious
 from PIL import Image
 from playwright.sync_api import Page, expect
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
 from toy_root import Toy
 
 from focusdpo.data_schemas.errors import UserError
@@ -34,6 +38,7 @@ from focusdpo.flows.generate.demo_app import (
     NUM,
     DemoAppConfig,
     Handlers,
+    _policy,
     build,
     licence_text,
     numbers_table,
@@ -194,6 +199,40 @@ def test_the_app_is_built_with_its_limits(toy: Toy) -> None:
         assert len(files) == NUM
         (prompt,) = [one for one in blocks.blocks.values() if type(one).__name__ == "Textbox"]
         assert prompt.max_length == MAX_PROMPT
+
+
+HERE = {"host": "127.0.0.1:7860"}
+
+
+@pytest.mark.parametrize(
+    ("at", "headers", "status"),
+    [
+        (None, HERE, 200),
+        (None, {"host": "localhost:7860", "origin": "http://localhost:7860"}, 200),
+        (None, {"host": "evil.example"}, 421),
+        (None, {"host": "192.168.1.5:7860"}, 421),
+        (None, {"host": "["}, 400),
+        (None, HERE | {"origin": "http://evil.example"}, 403),
+        (None, HERE | {"origin": "http://127.0.0.1:9999"}, 403),
+        (None, HERE | {"origin": "null"}, 403),
+        ("0.0.0.0", {"host": "192.168.1.5:7860"}, 200),
+        ("0.0.0.0", {"host": "evil.example"}, 421),
+        ("0.0.0.0", {"host": "me-focus.hf.space", "origin": "https://me-focus.hf.space"}, 200),
+        ("0.0.0.0", {"host": "10.0.0.7:7860", "origin": "https://me-focus.hf.space"}, 200),
+    ],
+)
+def test_foreign_hosts_and_origins_are_refused(
+    monkeypatch: pytest.MonkeyPatch, at: str | None, headers: dict[str, str], status: int
+) -> None:
+    if at:
+        monkeypatch.setenv("SPACE_HOST", "me-focus.hf.space")
+    app = Starlette(
+        routes=[Route("/", lambda _: PlainTextResponse("the app"), methods=["GET", "POST"])],
+        middleware=[_policy(at)],
+    )
+    answer = TestClient(app).post("/", headers=headers)
+    assert answer.status_code == status and (answer.text == "the app") == (status == 200)
+    assert answer.headers["Content-Security-Policy"].startswith("default-src 'self'")
 
 
 def test_the_spaces_files_agree_with_the_package() -> None:

@@ -11,7 +11,7 @@ import pytest
 from in_process import run
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from pocket_adapter import pocket_adapter
+from pocket_adapter import pocket_adapter, small_adapter
 from toy_root import Toy
 
 from focusdpo.data_schemas.errors import UserError
@@ -239,3 +239,31 @@ def test_the_pocket_generator_with_an_adapter(tmp_path: Path, capsys: Capture) -
     assert made.png() == (tmp_path / "adapted.png").read_bytes()
     with pytest.raises(UserError, match="was made without an adapter"):
         again(tmp_path / "base.png", adapter=tmp_path / "given")
+
+
+def test_an_adapter_that_diverged_paints_nothing_and_is_named(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    """The real models: generate and evaluate end with 2 and keep no picture."""
+    from focusdpo.pocket.parts_generator import PocketGenerator
+    from focusdpo.pocket.world_subjects import WorldConfig, export
+
+    adapter = small_adapter(PocketGenerator.load().backbone, tmp_path / "nan", float("nan"), "CC0")
+    export(tmp_path / "subjects", WorldConfig(subjects=1))
+    (file, *_) = sorted((tmp_path / "subjects").glob("*/*.png"))
+    word = file.parent.name.rpartition("-")[0]
+    out = tmp_path / "black.png"
+    code, _, err = run(
+        ["generate", "--reference", str(file), "--class-name", word, "--adapter",
+         str(adapter), "--out", str(out)], capsys,
+    )  # fmt: skip
+    assert code == 2 and not out.exists()
+    assert f"the generator with the adapter {adapter}: 100% of its pixels are not finite" in err
+    code, _, err = run(
+        ["evaluate", "--adapter", str(adapter), "--out", str(tmp_path / "judged"), "--no-prefect",
+         "--set", "held_out.singles=1", "--set", "held_out.pairs=1", "--set", "held_out.triples=0",
+         "--set", "held_out.same_class_pairs=0", "--set", "evaluate.images_per_scene=1"], capsys,
+    )  # fmt: skip
+    assert code == 2 and "are not finite numbers" in err
+    assert not list((tmp_path / "judged").rglob("adapter/*.png"))
+    assert not (tmp_path / "judged" / "run.json").exists()

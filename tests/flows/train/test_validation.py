@@ -31,6 +31,8 @@ from focusdpo.flows.settings import resolve
 from focusdpo.flows.train.run import train
 from focusdpo.model.adapter import add_policy, policy_parameters, remove_policy
 from focusdpo.model.training.config import LoraConfig
+from focusdpo.pipeline.upkeep.garbage import collect
+from focusdpo.store.artefacts import Store
 from focusdpo.store.versions import open_version
 
 TRAIN: dict[str, Any] = {
@@ -86,6 +88,20 @@ def test_the_base_is_measured_without_the_policy_and_once(policy: dict[str, Any]
     assert Validator(wiring.suite("pocket"), 6).base() == base and 0 < base["identity"] <= 1
 
 
+def test_weights_that_diverged_are_not_judged(
+    policy: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = Validator(wiring.suite("pocket"), 6)
+    assert look.base()
+
+    def black(self: object, prompts: list[str], *_: object) -> list[np.ndarray]:
+        return [np.zeros((48, 48, 3), np.uint8) for _ in prompts]
+
+    monkeypatch.setattr(toy_trainer.Painter, "generate", black)
+    with pytest.raises(UserError, match="the generator: painted a picture of one colour"):
+        look()
+
+
 def test_the_score_is_identity_and_the_margin_where_there_is_one(policy: dict[str, Any]) -> None:
     """A scene of one subject has no margin: it counts with its identity alone."""
     base = Validator(wiring.suite("pocket"), 12).base()
@@ -134,6 +150,23 @@ def test_training_looks_and_keeps_the_best(toy: Toy, suite: None, tmp_path: Path
     assert len(set(scores)) > 1 and told.count("validate") == 4
     again = train(run)
     assert again.resumed_from == 3 and again.validation == result.validation
+
+
+def test_gc_leaves_a_training_what_it_reads(toy: Toy, suite: None, tmp_path: Path) -> None:
+    old = execute(prepare(resolve(BuildRun, toy.tree())))
+    new = execute(prepare(resolve(BuildRun, toy.tree(pair={"min_drop": 0.2}))))
+    assert old.version != new.version
+    tree = {"root": str(toy.root), "out": str(tmp_path / "t"), "version": old.version}
+    run = resolve(TrainRun, tree | {"train": TRAIN})
+    kept: list[dict[str, str]] = []
+
+    def sweep(*_: object) -> None:
+        kept.append(collect(Store.open(toy.root), keep_versions=1, min_age=0).in_use)
+
+    assert train(run, sweep).steps == 2
+    assert kept and all(list(one) == [old.version] for one in kept)
+    gone = collect(Store.open(toy.root), keep_versions=1, min_age=0)
+    assert list(gone.versions) == [old.version], "the training is over"
 
 
 def last_json(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[Any, Any]:

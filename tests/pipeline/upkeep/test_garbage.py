@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -12,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kept_root import bring, build, read_all, register
+from unprivileged import unprivileged
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.pipeline.subjects import cutouts, registry
@@ -21,6 +26,7 @@ from focusdpo.pipeline.upkeep.garbage import (
     builds_at_work,
     collect,
     last_sweep,
+    reading,
     remove_version,
 )
 from focusdpo.store.artefacts import Store
@@ -157,6 +163,43 @@ def test_no_garbage_is_taken_beside_a_build(store: Store) -> None:
     assert builds_at_work(store) == []
     collect(store, keep_versions=1, min_age=0)
     assert len(versions_of(store)) == 1
+
+
+def test_a_version_that_is_read_stays_with_all_that_it_rests_on(store: Store) -> None:
+    old = build(store, setting=1)
+    registry.remove(store, ["bee"])
+    new = build(store, setting=2)
+    with reading(store.root, old.id, "a training") as version:
+        garbage = collect(store, keep_versions=1, min_age=0)
+        assert list(garbage.in_use) == [old.id] and not garbage.versions
+        assert re.search(r"a training, .*process", garbage.in_use[old.id])
+        version.verify()
+        assert len(read_all(version)) == old.manifest["pairs"]["total"]
+        assert_whole(store)
+    garbage = collect(store, keep_versions=1, min_age=0)
+    assert list(garbage.versions) == [old.id] and not garbage.in_use
+    assert [one["id"] for one in versions_of(store)] == [new.id]
+
+
+def test_a_reader_that_was_killed_holds_nothing(store: Store) -> None:
+    old = build(store, setting=1)
+    build(store, setting=2)
+    code = (
+        "import os, sys; from focusdpo.pipeline.upkeep.garbage import reading\n"
+        "with reading(sys.argv[1], sys.argv[2], 'a training'): os.kill(os.getpid(), 9)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(store.root), old.id], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert list((store.root / ".leases" / "readers").iterdir())
+    assert list(collect(store, keep_versions=1, min_age=0).versions) == [old.id]
+
+
+def test_who_may_not_write_reads_all_the_same(store: Store) -> None:
+    made = build(store)
+    with unprivileged(store.root), reading(store.root, "latest", "a training") as version:
+        assert version.id == made.id and read_all(version)
+    with pytest.raises(UserError, match="no such version"), reading(store.root, "x", "a training"):
+        pass
 
 
 def test_a_removal_is_told_from_the_next(store: Store) -> None:

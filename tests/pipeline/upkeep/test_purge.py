@@ -26,7 +26,7 @@ from kept_root import (
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.pipeline.subjects import cutouts, registry
-from focusdpo.pipeline.upkeep.garbage import building
+from focusdpo.pipeline.upkeep.garbage import building, reading
 from focusdpo.pipeline.upkeep.purge import purge, refuse_unfinished, traces
 from focusdpo.pipeline.upkeep.purge_plan import make_plan, read_plans, samples, without
 from focusdpo.store.artefacts import Store
@@ -204,6 +204,18 @@ def test_unknown_names_and_running_builds_are_refused(store: Store) -> None:
     with building(Store.open(store.root)), pytest.raises(UserError, match="a build is at work"):
         purge(store, ["bee"], now=NOW)
     assert contents(store.root) == before
+
+
+def test_no_sample_goes_from_under_a_training(store: Store) -> None:
+    name = latest_id(store)
+    assert name is not None
+    before = contents(store.root)
+    with reading(store.root, name, "a training") as version:
+        with pytest.raises(UserError, match=f"a training reads version {name}, .* pairs of bee"):
+            purge(store, ["bee"], now=NOW)
+        version.verify()
+    assert contents(store.root) == before
+    assert purge(store, ["bee"], now=NOW).done
 
 
 def test_the_pocket_worlds_pictures_go_too(store: Store) -> None:

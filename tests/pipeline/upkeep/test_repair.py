@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -10,17 +11,19 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kept_root import build, register
+from kept_root import bring, build, partition, register
 from s3_server import s3_server
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.shards import IndexRow
 from focusdpo.data_schemas.tables import from_parquet
+from focusdpo.pipeline.audit import Audit
 from focusdpo.pipeline.upkeep.garbage import collect, remove_version
 from focusdpo.pipeline.upkeep.purge import purge
 from focusdpo.pipeline.upkeep.repair import damages, mend
 from focusdpo.store import manifests as twins
 from focusdpo.store.artefacts import Store
+from focusdpo.store.keys import sealed
 from focusdpo.store.local import LocalFiles
 from focusdpo.store.manifests import (
     latest_id,
@@ -450,3 +453,38 @@ def test_a_folder_of_somebody_else_is_not_claimed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="dataset.json: damaged.*; remove|remove"):
         mend(tmp_path)
     assert (tmp_path / "dataset.json").read_text() == "mine"
+
+
+def flipped(path: Path, at: int) -> None:
+    """One bit of a file turned, which leaves it JSON."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_flipped_bit_of_a_review_is_told_and_left_to_a_person(store: Store) -> None:
+    ((pair, *_), _) = partition(store, [bring(store, "ant")], 0)
+    review = Audit(store).record(pair, "reject", "ann", reason="its ears are gone")
+    (path,) = (Path(store.root) / "reviews").rglob("*.json")
+    assert Audit(store).reviews() == [review] and not damages(store.root)
+    flipped(path, path.read_bytes().index(b"ears"))
+    with pytest.raises(UserError, match=f"{path}: not a review .its checksum is another"):
+        Audit(store).reviews()
+    (found,) = damages(store.root)
+    assert str(path) in found.what and mend(store.root).lost == [found]
+    assert path.exists()
+    values = dataclasses.asdict(review)
+    path.write_text(json.dumps(values))
+    assert Audit(store).reviews() == [review], "of before there were checksums"
+
+
+def test_a_flipped_bit_of_what_a_build_left_is_found_and_it_goes(store: Store) -> None:
+    name = build(store).id
+    path = Path(store.root) / "versions" / name / "build.json"
+    path.write_bytes(sealed({"version": name, "pairs": 24}))
+    assert not damages(store.root)
+    flipped(path, path.read_bytes().index(b"24"))
+    (found,) = damages(store.root)
+    assert str(path) in found.what
+    assert mend(store.root).restored == [f"versions/{name}/build.json"]
+    assert not path.exists() and not damages(store.root)
