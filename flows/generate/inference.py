@@ -222,9 +222,7 @@ class Generator:
             return detections[0].mask if detections else None
 
         finder = None if self.run.family == "pocket" else find
-        image, mask, _ = cut_out(self.picture(file), config.size, config.tolerance, finder)
-        if not mask.any():
-            raise UserError(f"{file}: nothing is visible (alpha is 0 everywhere)")
+        image, mask, _ = cut_out(self.picture(file), config.size, config.tolerance, finder, file)
         return ReferenceImage(image=image, mask=mask)
 
     def picture(self, file: str | Path) -> Picture:

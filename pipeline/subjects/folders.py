@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.strict import StrictModel, first_problem
+from focusdpo.data_schemas.yaml_text import read_yaml
 
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif",
@@ -216,7 +217,7 @@ def card_of(path: Path | None) -> SubjectCard:
         return SubjectCard()
     stay_inside(path, path.parent)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = read_yaml(path.read_bytes(), str(path), texts_only=True) or {}
         if not isinstance(values, dict):
             raise UserError(f"{path}: expected lines such as 'class_name: cat'")
         return SubjectCard.model_validate(values)
@@ -224,7 +225,7 @@ def card_of(path: Path | None) -> SubjectCard:
         raise UserError(
             f"{path}: {first_problem(error)}; allowed are {', '.join(SubjectCard.model_fields)}"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, OSError) as error:
         raise UserError(f"{path}: not readable YAML ({' '.join(str(error).split())})") from error
 
 

@@ -17,7 +17,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import Picture, encode_png, read_picture
 from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.data_schemas.subjects import Reference, Subject
-from focusdpo.pipeline.subjects.cutouts import Finder, cut_out
+from focusdpo.pipeline.subjects.cutouts import cut_out
 from focusdpo.pipeline.subjects.folders import (
     NAME,
     card_of,
@@ -209,8 +209,8 @@ def _read_subject(
         told: dict[str, list[str]] = {}
         for file, mask in list(files.pictures.items())[: config.max_references]:
             picture = _read(file, mask, config)
-            cut, note = _reference(file, picture, config, finder)
-            references.append(cut)
+            image, shape, note = cut_out(picture, config.size, config.tolerance, finder, file)
+            references.append((image, shape))
             for text in [*picture.notes, *([note] if note else [])]:
                 told.setdefault(text, []).append(file.name)
         notes += [f"{listed(names)}: {text}" for text, names in told.items()]
@@ -238,16 +238,6 @@ def _read(file: Path, mask: Path | None, config: IngestConfig) -> Picture:
     light = drawn.image.max(axis=2)
     alpha = light if drawn.alpha is None else np.minimum(light, drawn.alpha)
     return replace(picture, alpha=alpha)
-
-
-def _reference(
-    file: Path, picture: Picture, config: IngestConfig, find: Finder | None
-) -> tuple[Cutout, str]:
-    """A reference, and what its owner should know or ""."""
-    image, mask, note = cut_out(picture, config.size, config.tolerance, find)
-    if not mask.any():
-        raise UserError(f"{file}: nothing is visible (alpha is 0 everywhere); replace or remove it")
-    return (image, mask), note
 
 
 def _looks(pictures: Sequence[Cutout]) -> frozenset[str]:

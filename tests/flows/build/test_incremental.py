@@ -298,9 +298,7 @@ def test_registering_is_all_or_nothing(toy: Toy) -> None:
 def test_folders_and_a_stray_picture_are_not_registered_as_one_subject(toy: Toy) -> None:
     (picture, *_) = sorted((toy.subjects / "blue").glob("*.png"))
     shutil.copy(picture, toy.subjects / "stray.png")
-    with pytest.raises(
-        UserError, match=r"pictures \(stray.png\) and folders of pictures \(blue"
-    ):
+    with pytest.raises(UserError, match=r"pictures \(stray.png\) and folders of pictures \(blue"):
         sources.add(READ, str(toy.root), [toy.subjects])
     assert not toy.root.exists()
     # A folder without pictures beside a subject's pictures is no subject.

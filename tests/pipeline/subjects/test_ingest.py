@@ -350,3 +350,28 @@ def test_more_pictures_than_are_used_are_told(folder: Path, store: Store) -> Non
 )
 def test_a_folders_name_suggests_the_class(name: str, word: str) -> None:
     assert clean_name(name) == word
+
+
+@pytest.mark.parametrize(
+    ("card", "words"),
+    [
+        ("class_name: no\n", 'line 1: no is read as true or false, not as text; quote it: "no"'),
+        ("licence: x\nclass_name: 007\n", 'line 2: 007 is read as a number, .* quote it: "007"'),
+        ("licence: 4.0\n", '4.0 is read as a number, not as text; quote it: "4.0"'),
+        ("licence: 2024-01-01\n", 'is read as a date, not as text; quote it: "2024-01-01"'),
+        ("class_name: cat\nclass_name: dog\n", "line 2: 'class_name' is given a second time"),
+    ],
+)
+def test_a_card_whose_text_yaml_takes_for_something_else(
+    folder: Path, store: Store, card: str, words: str
+) -> None:
+    add(folder, "cat", card)
+    with pytest.raises(UserError, match=f"subject.yaml, {words}" if "line" in words else words):
+        ingest(folder, store, CONFIG, strict=True)
+
+
+def test_a_card_in_another_encoding_is_named(folder: Path, store: Store) -> None:
+    card = add(folder, "cat", "") / "subject.yaml"
+    card.write_bytes("licence: Ute Müller\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"subject.yaml: line 1 is not UTF-8 .*encoding UTF-8"):
+        ingest(folder, store, CONFIG, strict=True)
