@@ -15,7 +15,7 @@ from focusdpo.flows.config import BuildRun, GenerateRun
 from focusdpo.flows.wiring import resident_parts, vocabulary
 from focusdpo.pipeline.subjects import registry
 from focusdpo.pipeline.subjects.cutouts import StoredMasks
-from focusdpo.pipeline.subjects.folders import subjects_within
+from focusdpo.pipeline.subjects.folders import known_classes, subjects_within
 from focusdpo.pipeline.subjects.ingest import STAGE, Ingested, ingest
 from focusdpo.pipeline.subjects.registry import (
     Changed,
@@ -141,8 +141,9 @@ def _unusable(
         )
     if classes is not None and entry.class_name not in classes:
         return (
-            f"the generator does not know the class '{entry.class_name}'; update the subject with "
-            "another class_name in its subject.yaml"
+            f"the generator does not know the class '{entry.class_name}'"
+            f"{known_classes(entry.class_name, classes)}; update the subject with another "
+            "class_name in its subject.yaml"
         )
     return None
 

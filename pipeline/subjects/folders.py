@@ -241,13 +241,13 @@ def class_name_of(path: Path, card: SubjectCard, known: Collection[str] | None) 
         raise UserError(f"{path}: its name has no letters; write class_name into {path / CARD}")
     if known is not None and name not in known:
         raise UserError(
-            f"{path}: the generator does not know the class '{name}'{_known(name, known)}; write a "
-            f"known class_name into {path / CARD}, or class_name: object"
+            f"{path}: the generator does not know the class '{name}'{known_classes(name, known)}; "
+            f"write a known class_name into {path / CARD}, or class_name: object"
         )
     return name
 
 
-def _known(name: str, known: Collection[str]) -> str:
+def known_classes(name: str, known: Collection[str]) -> str:
     """The classes that are near to a word; where none is, all, or as many as can be read."""
     near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
     if near:

@@ -216,3 +216,20 @@ def test_what_is_clear_is_read(tmp_path: Path) -> None:
     assert load_preset(str(file)) == {"a": 10, "b": True, "c": "on", "d": 0.1, "e": 0, "f": "010"}
     with pytest.raises(UserError, match="--set train.steps=010, line 1: 010 is read as 8"):
         parse_overrides(["train.steps=010"])
+
+
+@pytest.mark.parametrize("model", RUNS)
+def test_a_tilde_is_the_home_folder_on_the_command_line_and_in_prefects_parameters(
+    model: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    names = {*config.PLACES} & set(model.model_fields)
+    run = resolve(model, {**given_for(model), **dict.fromkeys(names, "~/here")})
+    assert names and {getattr(run, name) for name in names} == {"/home/ann/here"}
+    with pytest.raises(UserError, match="~nobody-of-this-name/x: there is no such user"):
+        resolve(model, {**given_for(model), **dict.fromkeys(names, "~nobody-of-this-name/x")})
+
+
+def test_an_address_of_pictures_is_called_an_address() -> None:
+    with pytest.raises(UserError, match="subjects=s3://bucket/x: an address, and pictures are"):
+        resolve(BuildRun, {"root": "r", "subjects": "s3://bucket/x"})
