@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.registration import Named, OfKind
-from focusdpo.data_schemas.yaml_text import read_yaml
+from focusdpo.data_schemas.strict import read_yaml
 
 Tree = dict[str, Any]
 Model = TypeVar("Model", bound=BaseModel)

@@ -287,9 +287,8 @@ def read_weights(directory: Path, card: AdapterCard) -> dict[str, Tensor]:
     if card.weights_digest and weights_digest(data) != card.weights_digest:
         raise UserError(
             f"{path} has changed since training: its bytes are not those that {CARD} names "
-            "(damaged on the way, or saved again by another program). Copy it anew; if that is "
-            "meant, "
-            f'set weights_digest to "" in {directory / CARD}'
+            "(damaged on the way, or saved again by another program). Copy it anew; if that was "
+            f'meant, set weights_digest to "" in {directory / CARD}'
         )
     return {_PREFIX.sub("", name): tensor for name, tensor in tensors.items()}
 

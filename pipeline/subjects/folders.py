@@ -18,8 +18,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.strict import StrictModel, first_problem
-from focusdpo.data_schemas.yaml_text import read_yaml
+from focusdpo.data_schemas.strict import StrictModel, first_problem, read_yaml
 
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif",
