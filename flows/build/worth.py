@@ -15,6 +15,8 @@ from focusdpo.store.versions import DatasetVersion
 
 FEW_PAIRS = 50
 """A training on fewer learns these pictures, and little about subjects."""
+MANY_LOOKS = 100
+"""A pair that is shown more often is learned by heart."""
 NUMBERS = {1: "one subject", 2: "two subjects", 3: "three subjects"}
 LISTED_SUBJECTS = 12
 REASONS_TOLD = 3
@@ -134,9 +136,10 @@ def training_warnings(version: DatasetVersion, steps: int, batch_pairs: int) -> 
     yield from weaknesses(worth)
     if 0 < worth.train_pairs < FEW_PAIRS:
         looks = steps * batch_pairs / worth.train_pairs
+        many = "; fewer steps (train.steps) may do" if looks > MANY_LOOKS else ""
         yield (
             f"{steps} steps of {batch_pairs} show each of the {worth.train_pairs} pairs "
-            f"{looks:.0f} times; fewer steps (train.steps) may do"
+            f"{looks:.0f} times{many}"
         )
     waiting = waiting_decisions(version)
     if waiting:
