@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import logging
+import re
 import struct
 import warnings
 import zlib
@@ -17,9 +17,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from focusdpo.data_schemas.errors import UserError
 
-log = logging.getLogger(__name__)
-
-PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """What a picture may really be, whatever its name says."""
 MAX_SIDE = 16_384
 """Pixels a side: decoders and resizers work by rows, so that few long ones or many short ones cost
@@ -27,9 +25,23 @@ far more than their pixels."""
 MAX_PIXELS = 50_000_000
 DECODE_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError,
-    MemoryError, struct.error, zlib.error,
+    MemoryError, ZeroDivisionError, AttributeError, RuntimeError, struct.error, zlib.error,
 )  # fmt: skip
 """What Pillow's decoders raise on damaged bytes (found by feeding them such)."""
+MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
+"""Pillow's names of the kinds of pixels that become RGB without a question."""
+SIGNATURES = (
+    (b"....ftyp(heic|heix|hevc|heim|heis|hevm|hevs|mif1|msf1)", "HEIC, as phones make it"),
+    (b"....ftypavi[fs]", "AVIF, which the installed Pillow cannot read"),
+    (b"....ftyp", "a film"),
+    (b"%PDF", "a PDF"),
+    (b"8BPS", "a Photoshop file"),
+    (rb"\s*(<\?xml[^>]*>\s*)?<svg", "SVG, a drawing"),
+    (rb"\s*<(!doctype )?html", "a web page"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"version https://git-lfs", "a pointer of Git LFS and not the picture itself"),
+)
+"""How files begin that people take for pictures, and what they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +123,8 @@ def read_picture(path: str | Path, *, min_side: int = 16, max_pixels: int = MAX_
         with warnings.catch_warnings():
             # Our own limit below is stricter and names the file.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Of odd tags in a picture that can be read all the same.
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
             with Image.open(path, formats=PICTURE_FORMATS) as image:
                 check_size(path, image.size, min_side, max_pixels)
                 return _decode(path, image)
@@ -121,13 +135,25 @@ def read_picture(path: str | Path, *, min_side: int = 16, max_pixels: int = MAX_
     except PermissionError as error:
         raise UserError(f"{path}: no permission to read it") from error
     except Image.UnidentifiedImageError as error:
+        kind = _kind_of(path)
         raise UserError(
-            f"{path}: not an image that can be read; save it as PNG, JPEG or WebP"
+            f"{path}: {f'this is {kind}, ' if kind else ''}not an image that can be read; save it "
+            "as PNG, JPEG or WebP"
         ) from error
     except DECODE_ERRORS as error:
         raise UserError(
             f"{path}: the image is damaged or truncated ({error}); save it again or remove it"
         ) from error
+
+
+def _kind_of(path: Path) -> str | None:
+    """What a file that is no picture is, by its first bytes, whatever its name says."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    return next(
+        (kind for sign, kind in SIGNATURES if re.match(sign, start, re.DOTALL | re.IGNORECASE)),
+        None,
+    )
 
 
 def _too_large(path: str | Path, megapixels: object, max_pixels: int) -> str:
@@ -160,7 +186,8 @@ def check_size(
 def _decode(path: Path, image: Image.Image) -> Picture:
     notes = []
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-        notes.append(f"animated ({image.n_frames} frames): the first is used")  # type: ignore[attr-defined]
+        several = "{} pages" if image.format == "TIFF" else "animated ({} frames)"
+        notes.append(f"{several.format(image.n_frames)}: the first is used")  # type: ignore[attr-defined]
     image.load()
     upright = ImageOps.exif_transpose(image)
     if upright.size != image.size or image.getexif().get(0x0112, 1) != 1:
@@ -168,13 +195,15 @@ def _decode(path: Path, image: Image.Image) -> Picture:
     if upright.mode.startswith("I"):
         notes.append("16-bit grey reduced to 8 bits")
         upright = _to_8_bit(upright)
+    if upright.mode not in MODES:
+        raise UserError(
+            f"{path}: its pixels are of the kind {upright.mode}; save it as RGB with 8 bits"
+        )
     alpha = None
     if upright.has_transparency_data:
         channel = np.array(upright.convert("RGBA").getchannel("A"))
         alpha = channel if channel.min() < 255 else None
-    rgb = _to_srgb(upright, notes)
-    for note in notes:
-        log.info("%s: %s", path, note)
+    rgb = _to_srgb(upright, image.info.get("icc_profile"), notes)
     return Picture(image=np.array(rgb), alpha=alpha, notes=tuple(notes))
 
 
@@ -186,23 +215,34 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(wide.astype(np.uint8))
 
 
-def _to_srgb(image: Image.Image, notes: list[str]) -> Image.Image:
+def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
+    """RGB, through the picture's own colour profile where it has one."""
     if image.mode == "CMYK":
         notes.append("CMYK converted to RGB")
-    profile = image.info.get("icc_profile")
-    if profile and image.mode in ("RGB", "CMYK"):
+    if profile:
         try:
             return _through_profile(image, profile)
         except (ImageCms.PyCMSError, *DECODE_ERRORS):
             notes.append("its colour profile cannot be read and is ignored")
-    if image.mode in ("RGB", "RGBA"):
+    return _without_alpha(image)
+
+
+def _without_alpha(image: Image.Image) -> Image.Image:
+    if image.mode in ("RGB", "RGBA", "CMYK"):
         return image.convert("RGB")
     # By way of RGBA, so that palettes with transparency keep their colours.
-    return image.convert("RGBA").convert("RGB") if image.mode != "CMYK" else image.convert("RGB")
+    return image.convert("RGBA").convert("RGB")
 
 
-def _through_profile(image: Image.Image, profile: bytes) -> Image.Image:
-    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+def _through_profile(image: Image.Image, data: bytes) -> Image.Image:
+    source = ImageCms.ImageCmsProfile(io.BytesIO(data))
+    space = source.profile.xcolor_space.strip()
+    if space == "RGB":
+        image = _without_alpha(image)
+    elif space == "GRAY" and image.mode in ("1", "L", "LA", "La"):
+        image = image.convert("L")
+    elif space != image.mode:
+        raise ValueError(f"a profile of {space} for pixels of {image.mode}")
     target = ImageCms.createProfile("sRGB")
     converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
     if converted is None:

@@ -1,8 +1,19 @@
-"""What all settings and cards are made of."""
+"""What all settings and cards are made of: models that refuse what they do not know, and YAML that
+is read as people mean it or refused.
+
+YAML 1.1 takes `on` for true, 010 for 8 and 1:30 for 90, and keeps the last of two equal keys.
+"""
 
 from __future__ import annotations
 
+import codecs
+import re
+from typing import Any
+
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from focusdpo.data_schemas.errors import UserError
 
 
 class StrictModel(BaseModel):
@@ -15,3 +26,89 @@ def first_problem(error: ValidationError) -> str:
     """The first field that is wrong, and how."""
     first = error.errors()[0]
     return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
+
+
+_TAG = "tag:yaml.org,2002:"
+_KINDS = {"bool": "true or false", "int": "a number", "float": "a number", "timestamp": "a date"}
+_OCTAL_OR_SEXAGESIMAL = re.compile(r"[-+]?0[0-9_]+|.*:.*")
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def decode_text(data: bytes, where: str) -> str:
+    """A text file's content. UserError that names `where` for another encoding than UTF-8."""
+    if data.startswith(_UTF_16) or b"\0" in data[:4]:
+        raise UserError(f"{where}: the file is in UTF-16; save it with the encoding UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{where}: line {line} is not UTF-8 (perhaps Latin-1 or Windows-1252); save it with "
+            "the encoding UTF-8"
+        ) from error
+
+
+def read_yaml(text: str | bytes, where: str, *, texts_only: bool = False) -> Any:
+    """What YAML says. `texts_only`: no value may be a number, a date, true or false.
+
+    UserError that names `where` and the line for other encodings, no YAML, keys that are given
+    twice, and values that YAML reads as something else than what is written.
+    """
+    loader = _Loader(decode_text(text, where) if isinstance(text, bytes) else text)
+    loader.where, loader.texts_only = where, texts_only
+    try:
+        return loader.get_single_data()
+    except RecursionError as error:
+        raise UserError(f"{where}: not YAML that can be read: nested too deep") from error
+    finally:
+        loader.dispose()
+
+
+class _Loader(yaml.SafeLoader):
+    where: str
+    texts_only: bool
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if isinstance(node, yaml.ScalarNode) and node.style is None:
+            self._check(node)
+        elif isinstance(node, yaml.MappingNode):
+            self._refuse_twice(node)
+        return super().construct_object(node, deep)
+
+    def _check(self, node: yaml.ScalarNode) -> None:
+        kind, text = node.tag.removeprefix(_TAG), node.value
+        if kind not in _KINDS:
+            return
+        if self.texts_only:
+            raise UserError(
+                f"{self._at(node)}: {text} is read as {_KINDS[kind]}, not as text; quote it: "
+                f'"{text}"'
+            )
+        if kind == "bool" and text.lower() not in ("true", "false"):
+            value = str(self.construct_yaml_bool(node)).lower()
+            remedy = f'write {value}, or quote it if it is text: "{text}"'
+        elif kind in ("int", "float") and _OCTAL_OR_SEXAGESIMAL.fullmatch(text):
+            value = f"{self._number(kind, node):g}"
+            remedy = f'write the number that is meant, or quote it if it is text: "{text}"'
+        else:
+            return
+        raise UserError(f"{self._at(node)}: {text} is read as {value}; {remedy}")
+
+    def _number(self, kind: str, node: yaml.ScalarNode) -> float:
+        read = self.construct_yaml_int if kind == "int" else self.construct_yaml_float
+        return float(read(node))
+
+    def _refuse_twice(self, node: yaml.MappingNode) -> None:
+        seen: dict[str, yaml.Node] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            first = seen.setdefault(key.value, key)
+            if first is not key:
+                raise UserError(
+                    f"{self._at(key)}: '{key.value}' is given a second time, after line "
+                    f"{first.start_mark.line + 1}; keep one"
+                )
+
+    def _at(self, node: yaml.Node) -> str:
+        return f"{self.where}, line {node.start_mark.line + 1}"

@@ -37,7 +37,7 @@ from focusdpo.pipeline.segment import SegmentConfig
 from focusdpo.pipeline.shard import ShardConfig
 from focusdpo.pipeline.subjects.ingest import IngestConfig
 from focusdpo.pocket.world_subjects import WorldConfig
-from focusdpo.store.addresses import refuse_secret
+from focusdpo.store.addresses import at_home, is_remote, refuse_secret
 
 CLOSED = ConfigDict(extra="forbid", frozen=True)
 STUDIO_TOKEN = "FOCUSDPO_STUDIO_TOKEN"
@@ -68,6 +68,10 @@ Adapter = Annotated[
 ]
 
 
+PLACES = ("root", "out", "subjects", "data", "adapter")
+"""Fields of a run that name a folder: their ~ is the home folder."""
+
+
 class Run(BaseModel):
     """What all runs share. A preset is laid under the given fields before they are checked."""
 
@@ -88,6 +92,10 @@ class Run(BaseModel):
     def _over_preset(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
+        given = {
+            name: at_home(value) if name in PLACES and isinstance(value, str) else value
+            for name, value in given.items()
+        }
         tree = load_preset(str(given.get("preset", cls.model_fields["preset"].default)))
         unknown = sorted(set(tree) - set(SECTIONS))
         if unknown:
@@ -114,6 +122,17 @@ class Run(BaseModel):
                 f"out={out}: this command writes to a local folder; only train, evaluate and "
                 "retrain take an address as `out`"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _pictures_are_here(self) -> Run:
+        for name in ("subjects", "data"):
+            place = getattr(self, name, None)
+            if isinstance(place, str) and is_remote(place):
+                raise ValueError(
+                    f"{name}={place}: an address, and pictures are read from a local folder; copy "
+                    "them to this machine"
+                )
         return self
 
     @property

@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.registration import Named, OfKind
+from focusdpo.data_schemas.strict import read_yaml
 
 Tree = dict[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
@@ -57,23 +58,23 @@ def preset_names() -> list[str]:
 def load_preset(name: str) -> Tree:
     """A shipped preset by name, or a YAML file by path, as a nested mapping."""
     if name in preset_names():
-        text = resources.files("focusdpo.flows").joinpath(f"presets/{name}.yaml").read_text("utf-8")
-        return _mapping(text, f"preset '{name}'")
-    path = Path(name)
+        shipped = resources.files("focusdpo.flows").joinpath(f"presets/{name}.yaml")
+        return _mapping(shipped.read_bytes(), f"preset '{name}'")
+    path = Path(name).expanduser()
     if path.suffix not in {".yaml", ".yml"}:
         raise UserError(
             f"preset '{name}': no such preset; there are {', '.join(preset_names())}, "
             "or give the path of a .yaml file"
         )
     try:
-        return _mapping(path.read_text("utf-8"), str(path))
+        return _mapping(path.read_bytes(), str(path))
     except OSError as error:
         raise UserError(f"preset {path}: cannot be read ({error.strerror})") from error
 
 
-def _mapping(text: str, where: str) -> Tree:
+def _mapping(text: bytes, where: str) -> Tree:
     try:
-        tree = yaml.safe_load(text)
+        tree = read_yaml(text, where)
     except yaml.YAMLError as error:
         raise UserError(f"{where}: not YAML: {error}") from error
     if tree is None:
@@ -106,7 +107,7 @@ def parse_overrides(items: Sequence[str]) -> Tree:
         if not sign or not all(names):
             raise UserError(f"--set {item}: expected section.field=value, as in train.steps=200")
         try:
-            value = yaml.safe_load(text)
+            value = read_yaml(text, f"--set {item}")
         except yaml.YAMLError as error:
             raise UserError(f"--set {item}: the value is not YAML: {error}") from error
         tree = merge(tree, nested({path.strip(): value}))

@@ -242,13 +242,14 @@ def save_adapter(
         # One metadata key: safetensors writes several in an order that changes from run to run.
         metadata = {"lora_adapter_metadata": json.dumps(prefixed, sort_keys=True)}
     data = save(tensors, metadata)
-    card = card.model_copy(update={"weights_digest": _digest(data)})
+    card = card.model_copy(update={"weights_digest": weights_digest(data)})
     directory.mkdir(parents=True, exist_ok=True)
     write_file(directory / WEIGHTS, data)
     write_file(directory / CARD, (card.model_dump_json(indent=2) + "\n").encode())
 
 
-def _digest(data: bytes) -> str:
+def weights_digest(data: bytes) -> str:
+    """What a card says of its weights file."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
@@ -279,12 +280,16 @@ def read_weights(directory: Path, card: AdapterCard) -> dict[str, Tensor]:
         raise UserError(f"{path} is missing. Copy the adapter folder anew, or train again.")
     data = path.read_bytes()
     broken = f"{path} is corrupt or truncated ({len(data)} bytes). Copy it anew, or train again."
-    if card.weights_digest and _digest(data) != card.weights_digest:
-        raise UserError(broken)
     try:
         tensors = load(data)
     except SafetensorError as error:
         raise UserError(f"{broken} ({error})") from error
+    if card.weights_digest and weights_digest(data) != card.weights_digest:
+        raise UserError(
+            f"{path} has changed since training: its bytes are not those that {CARD} names "
+            "(damaged on the way, or saved again by another program). Copy it anew; if that was "
+            f'meant, set weights_digest to "" in {directory / CARD}'
+        )
     return {_PREFIX.sub("", name): tensor for name, tensor in tensors.items()}
 
 

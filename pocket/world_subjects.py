@@ -13,10 +13,10 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import yaml
-from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,6 +24,9 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.scenes import stable_hash
 from focusdpo.pipeline.parts import ReferenceImage
 from focusdpo.pocket.identities import Identity, Split, class_names, sample_identities
+
+if TYPE_CHECKING:  # torch is loaded where scenes are rendered
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -110,8 +113,9 @@ def _write(folder: Path, subject: WorldSubject) -> None:
     (folder / "subject.yaml").write_text(yaml.safe_dump(about, sort_keys=False), encoding="utf-8")
 
 
-def scenes_of_world(count: int, seed: int) -> list[NDArray[np.uint8]]:
-    """Rendered scenes (H, W, 3) of one to three individuals of the training split, by turns."""
+def scenes_of_world(count: int, seed: int) -> list[tuple[Tensor, str]]:
+    """Rendered scenes (3, H, W) in [0, 1] of one to three individuals of the training split, by
+    turns, each with its subjects' class words."""
     from focusdpo.pocket.world import render_scenes
 
     people = iter(sample_identities("train", class_names("train"), 3 * count, seed))
@@ -119,5 +123,5 @@ def scenes_of_world(count: int, seed: int) -> list[NDArray[np.uint8]]:
     for number in range(count):
         row = [next(people) for _ in range(1 + number % 3)]
         image = render_scenes([row], [stable_hash("preview", seed, number) % 2**31]).images[0]
-        found.append(np.rint(image.numpy() * 255).astype(np.uint8).transpose(1, 2, 0))
+        found.append((image, ", ".join(one.class_name for one in row)))
     return found

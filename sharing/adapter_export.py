@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 Layout = Literal["diffusers", "uno"]
 CARD = "README.md"
 ADAPTER = "adapter.json"
+LORA = "lora_adapter_metadata"
+"""Where a weights file tells diffusers rank and alpha."""
 IP_ADAPTER = "ip_adapter.safetensors"
 _KEPT = ("objective", "lora", "noise", "focus")
 """Sections of the training's settings that a card tells; `adapter.json` has all."""
@@ -91,13 +93,14 @@ def export_adapter(
     read_weights(adapter, card)
     tables = [_table(folder, adapter) for folder in evaluations]
     with whole_folder(out, replaces=ADAPTER) as folder:
-        _write_weights(adapter, folder, layout, uno)
-        shutil.copyfile(adapter / ADAPTER, folder / ADAPTER)
+        _write_weights(adapter, folder, card, layout, uno)
         (folder / CARD).write_text(_card(card, adapter, layout, tables), encoding="utf-8")
     return out
 
 
-def _write_weights(adapter: Path, folder: Path, layout: Layout, uno: str | None) -> None:
+def _write_weights(
+    adapter: Path, folder: Path, card: AdapterCard, layout: Layout, uno: str | None
+) -> None:
     from focusdpo.model.adapter import WEIGHTS
 
     backbone = _backbone(adapter)
@@ -111,8 +114,38 @@ def _write_weights(adapter: Path, folder: Path, layout: Layout, uno: str | None)
 
         config = SdxlIpAdapterConfig.model_validate(backbone)
         save_ip_adapter(config, adapter, folder / IP_ADAPTER)
+    elif card.lora.alpha != card.lora.rank:
+        _write_scaled(adapter, folder, card)
+        return
     else:
         shutil.copyfile(adapter / WEIGHTS, folder / WEIGHTS)
+    shutil.copyfile(adapter / ADAPTER, folder / ADAPTER)
+
+
+def _write_scaled(adapter: Path, folder: Path, card: AdapterCard) -> None:
+    """The LoRA's scale, alpha / rank, multiplied into its B: who loads the tensors alone, without
+    the metadata that says alpha, gets the adapter that was trained."""
+    from safetensors import safe_open
+    from safetensors.torch import save
+
+    from focusdpo.model.adapter import WEIGHTS, weights_digest
+
+    scale, rank = card.lora.alpha / card.lora.rank, card.lora.rank
+    with safe_open(adapter / WEIGHTS, "pt") as file:
+        metadata = dict(file.metadata() or {})
+        names = list(file.keys())
+        tensors = {
+            name: file.get_tensor(name) * (scale if ".lora_B." in name else 1) for name in names
+        }
+    if LORA in metadata:  # absent where another program has saved the file again
+        told = json.loads(metadata[LORA])
+        told |= {name: rank for name in told if name.endswith("lora_alpha")}
+        metadata[LORA] = json.dumps(told, sort_keys=True)
+    data = save(tensors, metadata)
+    (folder / WEIGHTS).write_bytes(data)
+    lora = card.lora.model_copy(update={"alpha": float(rank)})
+    folded = card.model_copy(update={"lora": lora, "weights_digest": weights_digest(data)})
+    (folder / ADAPTER).write_text(folded.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def _card(

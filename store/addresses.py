@@ -38,7 +38,7 @@ def split_address(address: str | Path) -> tuple[str, str]:
     text = str(address)
     found = URL.fullmatch(text)
     if found is None:
-        return "", text
+        return "", at_home(text)
     protocol, slashes, rest = found.groups()
     if protocol in {"file", "local"}:
         return "", f"/{rest}"
@@ -47,6 +47,17 @@ def split_address(address: str | Path) -> tuple[str, str]:
         return "", text
     refuse_secret(text)
     return protocol, rest
+
+
+def at_home(path: str) -> str:
+    """A path whose ~ is the home folder: a shell leaves it as it is in --root=~/data, and nothing
+    else would read it. UserError for a user who has none."""
+    if not path.startswith("~"):
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError as error:
+        raise UserError(f"{path}: there is no such user's home; write the path out") from error
 
 
 class RemoteRoot(str):

@@ -46,8 +46,8 @@ from focusdpo.flows.build import sources
 from focusdpo.flows.config import GenerateRun
 from focusdpo.flows.wiring import resident_parts
 from focusdpo.pipeline.subjects.cutouts import StoredMasks, find_subject
-from focusdpo.pipeline.subjects.ingest import CARD
-from focusdpo.pipeline.subjects.ingest import NAME as SUBJECT_NAME
+from focusdpo.pipeline.subjects.folders import CARD
+from focusdpo.pipeline.subjects.folders import NAME as SUBJECT_NAME
 from focusdpo.store.artefacts import Store
 from focusdpo.studio.job_runner import write
 

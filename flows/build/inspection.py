@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.pairs import Pair
+from focusdpo.flows.build.changes import size
+from focusdpo.flows.build.worth import in_numbers, remedy, worth_of
 from focusdpo.pipeline.audit import is_swapped, original_id, swapped
 from focusdpo.pipeline.shard import FOLDER as SHARDS
 from focusdpo.pipeline.upkeep.garbage import find_garbage
 from focusdpo.store.artefacts import Store
 from focusdpo.store.manifests import lineage_keys
 from focusdpo.store.versions import DatasetVersion, lineage_of, open_version
+
+SUBJECTS_SHOWN = 40
 
 
 def overview(root: str, version: str = "latest", *, verify: bool = False) -> dict[str, Any]:
@@ -36,6 +40,7 @@ def overview(root: str, version: str = "latest", *, verify: bool = False) -> dic
         "stages": dict(_stages(store, opened, sizes)),
         "seconds": round(sum(one["seconds"] for one in manifest["stages"].values()), 3),
         "subjects": {one["id"]: one["class_name"] for one in manifest["subjects"]},
+        "pairs_by_subject": worth_of(opened).by_subject,
         "licences": dict(Counter(one["licence"] or "not told" for one in manifest["subjects"])),
         "shards": {one["name"]: one["pairs"] for one in manifest["shards"]},
         "bytes": sum(one["bytes"] for one in manifest["shards"]),
@@ -104,6 +109,69 @@ def _pair_record(version: DatasetVersion, partition: str, pair_id: str) -> Pair:
         f"{version.store.root}: the artefact that made pair {pair_id} is gone; its shard still "
         "holds the sample"
     )
+
+
+def as_table(shown: Mapping[str, Any]) -> Iterator[str]:
+    """An overview as tables: subjects, rejects, stages, what lies on the disk."""
+    parent = f", after {shown['parent']}" if shown["parent"] else ""
+    number = len(shown["versions"])
+    yield (
+        f"{shown['root']}, version {shown['version']} of {str(shown['created'])[:16]}{parent}; "
+        f"{number} version{'s' * (number > 1)}" + (", every byte checked" * shown["verified"])
+    )
+    pairs = shown["pairs"]
+    yield f"{pairs['total']} pairs" + "".join(
+        f"; {', '.join(f'{name} {count}' for name, count in pairs[group].items())}"
+        for group in ("by_split", "by_source")
+        if group in pairs
+    )
+    by_num = {int(num): count for num, count in pairs.get("by_subjects", {}).items()}
+    if by_num:
+        yield f"pairs with {in_numbers(by_num)}"
+    yield ""
+    rows = [
+        (name, word, shown["pairs_by_subject"][name]) for name, word in shown["subjects"].items()
+    ]
+    rows.sort(key=lambda row: -row[2])
+    yield from _table(("subject", "class", "pairs"), rows[:SUBJECTS_SHOWN])
+    if len(rows) > SUBJECTS_SHOWN:
+        yield f"and {len(rows) - SUBJECTS_SHOWN} more (focusdpo subjects list)"
+    yield f"licences: {', '.join(f'{name} {count}' for name, count in shown['licences'].items())}"
+    if shown["rejects"]:
+        yield ""
+        ranked = sorted(shown["rejects"].items(), key=lambda row: -row[1])
+        yield from _table(
+            ("rejected because", "count", "what helps"),
+            [(name, count, remedy(name)) for name, count in ranked],
+        )
+    yield ""
+    yield from _table(
+        ("stage", "results", "records", "seconds", "size"),
+        [
+            (name, one["artefacts"], one["records"], f"{one['seconds']:.1f}", size(one["bytes"]))
+            for name, one in shown["stages"].items()
+        ],
+    )
+    yield f"{shown['seconds']:.1f} s of model computation in all"
+    yield ""
+    yield f"{len(shown['shards'])} shards, {size(shown['bytes'])}; the root holds " + ", ".join(
+        f"{name} {size(count)}" for name, count in shown["root_bytes"].items()
+    )
+    for note in shown["purged"]:
+        yield f"purged: {'  '.join(f'{name}={value}' for name, value in note.items())}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
+    """Columns as wide as they need; numbers to the right, of the last column no blanks."""
+    cells = [[str(cell) for cell in row] for row in [head, *rows]]
+    widths = [max(len(row[at]) for row in cells) for at in range(len(head))]
+    right = [bool(rows) and not isinstance(rows[0][at], str) for at in range(len(head))]
+    for row in cells:
+        aligned = [
+            cell.rjust(width) if on_right else cell.ljust(width)
+            for cell, width, on_right in zip(row, widths, right, strict=True)
+        ]
+        yield "  ".join(aligned).rstrip()
 
 
 def as_lines(found: Mapping[str, Any], indent: str = "") -> Iterator[str]:

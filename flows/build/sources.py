@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from focusdpo.flows.config import BuildRun, GenerateRun
 from focusdpo.flows.wiring import resident_parts, vocabulary
 from focusdpo.pipeline.subjects import registry
 from focusdpo.pipeline.subjects.cutouts import StoredMasks
-from focusdpo.pipeline.subjects.ingest import STAGE, SUFFIXES, Ingested, ingest
+from focusdpo.pipeline.subjects.folders import known_classes, subjects_within
+from focusdpo.pipeline.subjects.ingest import STAGE, Ingested, ingest
 from focusdpo.pipeline.subjects.registry import (
     Changed,
     Entry,
@@ -27,6 +29,8 @@ from focusdpo.store.keys import config_digest
 from focusdpo.store.manifests import latest_id, partitions_of, read_manifest
 from focusdpo.store.versions import open_version
 
+log = logging.getLogger(__name__)
+
 
 def find_subjects(run: BuildRun, store: Store) -> tuple[list[Subject], list[str]]:
     """The subjects of a build and what is wrong with those that were left out: of the folder that
@@ -35,6 +39,9 @@ def find_subjects(run: BuildRun, store: Store) -> tuple[list[Subject], list[str]
     if registry is not None:
         return registered_subjects(run, store, registry)
     found = read_folder(run, store, subject_folder(run, store), strict=run.strict)
+    for one in found.problems:
+        if not one.fatal:
+            log.warning("subject '%s': %s", one.subject, one.message)
     return found.subjects, [f"{one.subject}: {one.message}" for one in found.problems if one.fatal]
 
 
@@ -134,8 +141,9 @@ def _unusable(
         )
     if classes is not None and entry.class_name not in classes:
         return (
-            f"the generator does not know the class '{entry.class_name}'; update the subject with "
-            "another class_name in its subject.yaml"
+            f"the generator does not know the class '{entry.class_name}'"
+            f"{known_classes(entry.class_name, classes)}; update the subject with another "
+            "class_name in its subject.yaml"
         )
     return None
 
@@ -195,12 +203,7 @@ def _subject_folders(folders: Sequence[Path]) -> dict[Path, set[str]]:
     for folder in (one.expanduser().absolute() for one in folders):
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; give folders of pictures")
-        inside = sorted(path for path in folder.iterdir() if not path.name.startswith((".", "__")))
-        within = [path for path in inside if path.is_dir()]
-        if any(path.suffix.lower() in SUFFIXES for path in inside) or not within:
-            chosen.append(folder)
-        else:
-            chosen += within
+        chosen += subjects_within(folder)
     twice = [name for name, count in Counter(one.name for one in set(chosen)).items() if count > 1]
     if twice:
         raise UserError(f"subjects {sorted(twice)} are given twice; rename or leave one out")

@@ -93,7 +93,7 @@ def inspect(
             if pair
             else inspection.overview(root, version, verify=verify)
         )
-    for line in inspection.as_lines(shown):
+    for line in inspection.as_lines(shown) if pair else inspection.as_table(shown):
         say(line)
     return {"command": "inspect", **shown}
 

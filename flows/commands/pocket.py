@@ -191,19 +191,15 @@ def world_preview(
     ] = 1,
     json: JSON = False,
 ) -> None:
-    """Render scenes of the world: what the models learned from."""
-    from focusdpo.data_schemas.images import contact_sheet
+    """Render scenes of the world, with the words of their subjects: what the models learned
+    from."""
+    from focusdpo.pocket.second.recipes.gallery import sheet, world_sheet
     from focusdpo.pocket.world_subjects import scenes_of_world
 
-    if edition == 2:
-        from focusdpo.pocket.second.recipes.gallery import world_sheet
-
-        sheet = world_sheet(count, seed)
-    else:
-        sheet = contact_sheet(scenes_of_world(count, seed), columns=8, scale=2)
+    picture = world_sheet(count, seed) if edition == 2 else sheet(scenes_of_world(count, seed), 2)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(out)
+        picture.save(out)
     except (OSError, ValueError) as error:
         raise UserError(f"{out}: cannot be written ({error})") from error
     say(f"{out}: {count} scenes")

@@ -41,7 +41,25 @@ def build_dataset(
 
     Only what is missing is computed; run it again after a stop, a new subject or a changed setting.
     """
+    told = _build(run, plan, prefect)
+    if not plan:
+        show_next(run.root, told["version"])
+    return told
+
+
+def show_next(root: str, version: str) -> None:
+    """What a dataset lacks, and what to do with it."""
+    from focusdpo.flows.build.worth import next_steps, worth_of
+    from focusdpo.store.versions import open_version
+
+    for line in next_steps(worth_of(open_version(root, version)), root):
+        say(line)
+
+
+def _build(run: BuildRun, plan: bool = False, prefect: bool | None = None) -> dict[str, Any]:
     from focusdpo.flows.build.run import Build
+    from focusdpo.flows.build.worth import worth_lines, worth_of
+    from focusdpo.store.versions import open_version
 
     say_licences(run.family)
     job = Build(run)
@@ -59,6 +77,8 @@ def build_dataset(
         f"dataset {result.version}{SUFFIX[result.new]}: {result.pairs} pairs in {result.root}; "
         f"{result.model_seconds:.1f} s of model computation, {result.wall_seconds:.1f} s in all"
     )
+    for line in worth_lines(worth_of(open_version(result.root, result.version))):
+        say(line)
     if result.new_shards:
         say(f"new shards: {', '.join(result.new_shards)}")
     return _whole(result.as_dict(), result.as_dict())
@@ -163,7 +183,7 @@ def demo(run: DemoRun, prefect: PREFECT = None) -> dict[str, Any]:
         prepare(run.out)
     result = run_demo(
         run,
-        partial(build_dataset, prefect=prefect),
+        partial(_build, prefect=prefect),
         partial(train, prefect=prefect),
         partial(evaluate, prefect=prefect),
         say,

@@ -13,7 +13,6 @@ that the same order gives the same bytes.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import io
 import json
@@ -44,6 +43,7 @@ from focusdpo.flows.wiring import build_part, fingerprint_of, vocabulary
 from focusdpo.pipeline.compose import TEMPLATES
 from focusdpo.pipeline.parts import Image, Mask, ReferenceImage
 from focusdpo.pipeline.subjects.cutouts import cut_out
+from focusdpo.pipeline.subjects.folders import known_classes
 from focusdpo.store.outputs import address_of, local
 from focusdpo.store.provenance import packages
 
@@ -231,9 +231,7 @@ class Generator:
             return detections[0].mask if detections else None
 
         finder = None if self.run.family == "pocket" else find
-        image, mask, _ = cut_out(self.picture(file), config.size, config.tolerance, finder)
-        if not mask.any():
-            raise UserError(f"{file}: nothing is visible (alpha is 0 everywhere)")
+        image, mask, _ = cut_out(self.picture(file), config.size, config.tolerance, finder, file)
         return ReferenceImage(image=image, mask=mask)
 
     def picture(self, file: str | Path) -> Picture:
@@ -293,11 +291,9 @@ def check_word(word: str, classes: frozenset[str] | None) -> None:
     if classes is None:
         check_prompt(word)
     elif word not in classes:
-        near = difflib.get_close_matches(word, classes, n=3, cutoff=0.5)
-        hint = f"; near: {', '.join(near)}" if near else ""
         raise UserError(
-            f"--class-name {word}: the generator does not know it{hint}; `object` stands for "
-            "anything"
+            f"--class-name {word}: the generator does not know it{known_classes(word, classes)}; "
+            "`object` stands for anything"
         )
 
 

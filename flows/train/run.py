@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.progress import Watch, quiet
+from focusdpo.flows.build.worth import training_warnings
 from focusdpo.flows.config import TrainRun
 from focusdpo.flows.jobs import TRAINED, Event, Exhibit, Job, Steps, Table, Text
 from focusdpo.flows.settings import save_config
@@ -23,6 +25,8 @@ from focusdpo.store.versions import DatasetVersion, open_version
 
 if TYPE_CHECKING:  # torch is loaded when a run starts
     from focusdpo.model.training.steps import ReferenceErrors
+
+log = logging.getLogger(__name__)
 
 
 def _licences(run: TrainRun, manifest: Mapping[str, Any]) -> list[str]:
@@ -97,6 +101,8 @@ def _train(
             "subjects, or lower shard.val_share"
         )
     if parallel.is_first():
+        for line in training_warnings(version, run.train.steps, run.train.batch_pairs):
+            log.warning("%s: %s", run.root, line)
         save_config(run, out.folder / "run.yaml")
     from focusdpo.model.training import run as training
 

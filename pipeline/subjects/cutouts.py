@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import Picture
 from focusdpo.data_schemas.subjects import Reference
 from focusdpo.pipeline.parts import Segmenter
@@ -23,7 +24,13 @@ Finder = Callable[[NDArray[np.uint8]], NDArray[np.bool_] | None]
 """Picture (H, W, 3) -> mask (H, W) of its subject; None when it finds none."""
 
 MIN_SHARE, MAX_SHARE = 0.02, 0.98
-"""A background guess that leaves less or more of the picture than this found no subject."""
+"""A background guess that leaves less or more of the picture than this found no subject; an alpha
+that leaves more cut nothing out."""
+ROUND_SHARE, ALIKE = 0.94, 0.995
+"""Corners rounded by a fifth of the side leave more of the picture than this, and are each other's
+mirror images but for so few pixels."""
+MIN_PIXELS = 64
+"""Fewer opaque pixels are no subject: stray ones are left behind by erasers."""
 FITS = 3
 """Rounds of fitting the background, each without what the last one could not explain."""
 BORDER_SHARE = 0.9
@@ -35,15 +42,36 @@ this share of it around."""
 
 
 def cut_out(
-    picture: Picture, size: int, tolerance: int, find: Finder | None = None
+    picture: Picture,
+    size: int,
+    tolerance: int,
+    find: Finder | None = None,
+    where: object = "the picture",
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_], str]:
     """Image (size, size, 3) on white, mask (size, size), and what its owner should know or "".
 
-    The mask is `find_subject`'s.
+    The mask is `find_subject`'s. UserError that names `where` when nothing is visible.
     """
+    if picture.alpha is not None:
+        _check_visible(picture.alpha, where)
     picture, alpha, note = find_subject(picture, size, tolerance, find)
     image, opacity = _square(picture.image, alpha, size)
-    return image, opacity > 127, note
+    mask = opacity > 127
+    if not mask.any():
+        raise UserError(f"{where}: nothing is left of the subject at {size} pixels; it is too thin")
+    return image, mask, note
+
+
+def _check_visible(alpha: NDArray[np.uint8], where: object) -> None:
+    most, count = int(alpha.max()), int((alpha > 127).sum())
+    if most <= 127:
+        seen = f"at most {most} of 255; 128 and more count" if most else "0 everywhere"
+        raise UserError(f"{where}: nothing is visible (alpha is {seen}); replace or remove it")
+    if count < MIN_PIXELS:
+        raise UserError(
+            f"{where}: alpha leaves {count} opaque pixel{'s' * (count > 1)}, a subject has at "
+            f"least {MIN_PIXELS}; replace or remove it"
+        )
 
 
 def find_subject(
@@ -51,16 +79,18 @@ def find_subject(
 ) -> tuple[Picture, NDArray[np.uint8], str]:
     """The picture, perhaps made smaller, its subject's opacity (H, W), and a note or "".
 
-    The opacity is the alpha channel; without one, what differs from a uniform background that
-    touches the border; failing that, what `find` finds, and if that is nothing, the whole picture.
+    The opacity is the alpha channel where that cuts something out; without, what differs from a
+    uniform background that touches the border; failing that, what `find` finds, and if that is
+    nothing, the whole picture.
     """
     note = ""
-    if picture.alpha is not None:
+    if picture.alpha is not None and _cuts_out(picture.alpha > 127):
         alpha = picture.alpha
     else:
         # Small enough to be quick, large enough to be exact at `size`.
         picture = _shrink(picture, 4 * size)
-        subject = _subject_before_background(picture.image, tolerance)
+        seen = None if picture.alpha is None else picture.alpha > 127
+        subject = _subject_before_background(picture.image, tolerance, seen)
         looked_for = ""
         if subject is None and find is not None:
             subject, looked_for = find(picture.image), ", and the segmenter found nothing"
@@ -70,8 +100,24 @@ def find_subject(
                 "subject; for better pairs cut it out (transparent background)"
             )
             subject = np.ones(picture.image.shape[:2], dtype=np.bool_)
+        if seen is not None:
+            subject = subject & seen
         alpha = subject.astype(np.uint8) * np.uint8(255)
     return picture, alpha, note
+
+
+def _cuts_out(solid: NDArray[np.bool_]) -> bool:
+    """Whether an alpha (H, W) leaves a subject, and not the whole picture but for a few pixels or
+    its corners."""
+    share = solid.mean()
+    if share > MAX_SHARE:
+        return False
+    corners = solid[[0, 0, -1, -1], [0, -1, 0, -1]]
+    height, width = solid.shape
+    sides = [solid[0, width // 2], solid[-1, width // 2], solid[height // 2, [0, -1]].all()]
+    mirrored = min((solid == solid[::-1]).mean(), (solid == solid[:, ::-1]).mean())
+    rounded = share > ROUND_SHARE and not corners.any() and all(sides) and mirrored > ALIKE
+    return not rounded
 
 
 def _shrink(picture: Picture, side: int) -> Picture:
@@ -79,17 +125,23 @@ def _shrink(picture: Picture, side: int) -> Picture:
     scale = side / max(height, width)
     if scale >= 1:
         return picture
-    small = Image.fromarray(picture.image).resize(
-        (max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BOX
-    )
-    return Picture(image=np.array(small), alpha=None, notes=picture.notes)
+    fit = (max(1, round(width * scale)), max(1, round(height * scale)))
+
+    def smaller(plane: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return np.array(Image.fromarray(plane).resize(fit, Image.Resampling.BOX))
+
+    alpha = None if picture.alpha is None else smaller(picture.alpha)
+    return Picture(image=smaller(picture.image), alpha=alpha, notes=picture.notes)
 
 
 def _subject_before_background(
-    image: NDArray[np.uint8], tolerance: int
+    image: NDArray[np.uint8], tolerance: int, seen: NDArray[np.bool_] | None = None
 ) -> NDArray[np.bool_] | None:
-    """(H, W) bool: what is not background; None when the border shows no single background."""
-    alike = np.abs(image - _smooth_background(image)).max(axis=2) <= tolerance
+    """(H, W) bool: what is not background; None when the border shows no single background. Of
+    what is not `seen` (H, W) the colours do not count."""
+    alike = np.abs(image - _smooth_background(image, seen)).max(axis=2) <= tolerance
+    if seen is not None:
+        alike |= ~seen
     if _border(alike).mean() < BORDER_SHARE:
         return None
     # Only what the border reaches: a white belly on white ground belongs to the subject.
@@ -100,13 +152,17 @@ def _subject_before_background(
     return subject if MIN_SHARE <= subject.mean() <= MAX_SHARE else None
 
 
-def _smooth_background(image: NDArray[np.uint8]) -> NDArray[np.float64]:
+def _smooth_background(
+    image: NDArray[np.uint8], seen: NDArray[np.bool_] | None = None
+) -> NDArray[np.float64]:
     """(H, W, 3): the quadratic surface per channel that the border's colours suggest. Even
     studio light falls off towards a corner, so one colour is too strict."""
     height, width = image.shape[:2]
     y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
     terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=2)
     rows, colours = _border(terms), _border(image).astype(np.float64)
+    if seen is not None and _border(seen).any():
+        rows, colours = rows[_border(seen)], colours[_border(seen)]
     kept = np.ones(len(rows), dtype=np.bool_)
     for _ in range(FITS):
         fit, *_ = np.linalg.lstsq(rows[kept], colours[kept], rcond=None)

@@ -1,136 +1,37 @@
-"""Stage ingest: a team's folders of pictures -> subjects in the store.
-
-DIR/<subject>/*.png|jpg|jpeg|webp     pictures of one subject; alpha is its mask
-DIR/<subject>/subject.yaml            optional: class_name, licence
-"""
+"""Stage ingest: a team's folders of pictures (`folders`) -> subjects in the store."""
 
 from __future__ import annotations
 
-import difflib
 import functools
 import logging
-import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import Picture, encode_png, read_picture
-from focusdpo.data_schemas.strict import StrictModel, first_problem
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.data_schemas.subjects import Reference, Subject
-from focusdpo.pipeline.subjects.cutouts import Finder, cut_out
+from focusdpo.pipeline.subjects.cutouts import cut_out
+from focusdpo.pipeline.subjects.folders import (
+    NAME,
+    card_of,
+    check_name,
+    class_name_of,
+    doubles,
+    files_of,
+    listed,
+    stay_inside,
+    stray_pictures,
+    subject_folders,
+)
 from focusdpo.store.artefacts import Store
 from focusdpo.store.keys import content_key, digest, image_key
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-CARD = "subject.yaml"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-
-
-class SubjectCard(StrictModel):
-    """What subject.yaml may say."""
-
-    class_name: str | None = Field(None, min_length=1, description="the word for it in prompts")
-    licence: str = Field("", description="licence or owner of the pictures")
-
-
-def clean_name(folder: str) -> str:
-    """The class word that a folder's name suggests: "Teddy_bear-02" -> "teddy bear"."""
-    return " ".join(re.sub(r"[^a-z]+", " ", folder.lower()).split())
-
-
-def subject_folders(folder: Path) -> list[Path]:
-    """Folders that may be subjects', by name; UserError when there is none."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give a folder with one folder per subject")
-    folders = sorted(path for path in folder.iterdir() if _may_be_subject(path))
-    if not folders:
-        raise UserError(
-            f"{folder}: no subject folders; expected {folder}/<subject>/*.png, .jpg or .webp"
-        )
-    return folders
-
-
-def _may_be_subject(path: Path) -> bool:
-    return not path.name.startswith((".", "__")) and (path.is_dir() or path.is_symlink())
-
-
-def doubles(folders: Sequence[Path]) -> dict[str, str]:
-    """Folder name -> what is wrong, for names that differ in case or separators only."""
-    same: dict[str, list[str]] = {}
-    for path in folders:
-        same.setdefault(re.sub(r"[^a-z0-9]", "", path.name.lower()), []).append(path.name)
-    return {
-        name: f"subjects {names} have the same name but for case and separators; rename one"
-        for names in same.values()
-        if len(names) > 1
-        for name in names
-    }
-
-
-def stay_inside(path: Path, folder: Path) -> None:
-    """UserError when a link leads out of the folder."""
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{path}: a link that leads out of {folder}; copy the file there instead")
-
-
-def pictures_of(path: Path) -> list[Path]:
-    """A subject's pictures by name; UserError when there is none."""
-    files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
-    pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
-    if not pictures:
-        others = sorted(file.name for file in files if file.name != CARD)[:3]
-        raise UserError(
-            f"{path}: no picture{f' (only {others})' if others else ''}; put at least one "
-            ".png, .jpg or .webp there"
-        )
-    return pictures
-
-
-def card_of(path: Path) -> SubjectCard:
-    """What its subject.yaml says, nothing when there is none; UserError when it is not readable."""
-    file = path / CARD
-    if not file.exists():
-        return SubjectCard()
-    stay_inside(file, path)
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        if not isinstance(values, dict):
-            raise UserError(f"{file}: expected lines such as 'class_name: cat'")
-        return SubjectCard.model_validate(values)
-    except ValidationError as error:
-        raise UserError(
-            f"{file}: {first_problem(error)}; allowed are {', '.join(SubjectCard.model_fields)}"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{file}: not readable YAML ({' '.join(str(error).split())})") from error
-
-
-def class_name_of(path: Path, card: SubjectCard, known: Collection[str] | None) -> str:
-    """The card's word, or the folder's; UserError when it is not `known` (None: any word is)."""
-    name = card.class_name or clean_name(path.name)
-    if card.class_name is None and known is not None and name not in known:
-        # "my cat" -> "cat": the last words of a folder's name that are a known class.
-        words = name.split()
-        tails = (" ".join(words[start:]) for start in range(1, len(words)))
-        name = next((tail for tail in tails if tail in known), name)
-    if not name:
-        raise UserError(f"{path}: its name has no letters; write class_name into {path / CARD}")
-    if known is not None and name not in known:
-        near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
-        close = f" (near: {', '.join(near)})" if near else ""
-        raise UserError(
-            f"{path}: the generator does not know the class '{name}'{close}; write a known "
-            f"class_name into {path / CARD}, or class_name: object"
-        )
-    return name
-
 
 VERSION = 2
 STAGE = "subjects"
@@ -210,14 +111,21 @@ def ingest(
     """
     problems: list[Problem] = []
     subjects: list[Subject] = []
+    pictured: dict[frozenset[str], str] = {}
     folders = [path for path in subject_folders(Path(folder)) if only is None or path.name in only]
     twice = doubles(folders)
     for path in folders:
         notes: list[str] = []
         try:
+            check_name(path)
             if path.name in twice:
                 raise UserError(twice[path.name])
             read = _read_subject(path, config, known_classes, find, notes)
+            first = pictured.setdefault(_looks(read.pictures), path.name)
+            if first != path.name:
+                raise UserError(
+                    f"{path}: has the same pictures as '{first}'; remove one of the two folders"
+                )
         except UserError as error:
             if strict:
                 raise
@@ -232,6 +140,12 @@ def ingest(
             f"{folder}: none of {len(folders)} subjects is usable. "
             + " | ".join(problem.message for problem in problems[:3])
         )
+    stray = [] if only is not None else [file.name for file in stray_pictures(Path(folder))]
+    if stray:
+        log.warning(
+            "%s: %s: ignored, beside the subjects' folders; each subject has a folder of its own",
+            folder, listed(stray),
+        )  # fmt: skip
     log.info("%s: %d subjects, %d left out", folder, len(subjects), len(folders) - len(subjects))
     return Ingested(subjects=subjects, problems=problems)
 
@@ -280,34 +194,52 @@ def _read_subject(
     find: FindSubject | None,
     notes: list[str],
 ) -> _Found:
-    if not NAME.fullmatch(path.name):
-        raise UserError(f"{path}: a subject's folder is named with letters, digits, '-' and '_'")
     try:
         stay_inside(path, path.parent)
-        card = card_of(path)
-        files = pictures_of(path)
+        files = files_of(path)
+        card = card_of(files.card)
+        notes += files.notes
         class_name = class_name_of(path, card, known_classes)
-        if len(files) > config.max_references:
-            notes.append(f"{len(files)} pictures, the first {config.max_references} are used")
+        if len(files.pictures) > config.max_references:
+            notes.append(
+                f"{len(files.pictures)} pictures, the first {config.max_references} are used"
+            )
         finder = functools.partial(find, class_name=class_name) if find else None
         references = []
-        for file in files[: config.max_references]:
-            stay_inside(file, path)
-            picture = read_picture(file, min_side=config.min_side, max_pixels=config.max_pixels)
-            notes += [f"{file.name}: {note}" for note in picture.notes]
-            references.append(_reference(file, picture, config, finder, notes))
+        told: dict[str, list[str]] = {}
+        for file, mask in list(files.pictures.items())[: config.max_references]:
+            picture = _read(file, mask, config)
+            image, shape, note = cut_out(picture, config.size, config.tolerance, finder, file)
+            references.append((image, shape))
+            for text in [*picture.notes, *([note] if note else [])]:
+                told.setdefault(text, []).append(file.name)
+        notes += [f"{listed(names)}: {text}" for text, names in told.items()]
     except OSError as error:
         raise UserError(f"{error.filename or path}: cannot be read ({error.strerror})") from error
     return _Found(path.name, class_name, card.licence, references)
 
 
-def _reference(
-    file: Path, picture: Picture, config: IngestConfig, find: Finder | None, notes: list[str]
-) -> Cutout:
-    image, mask, note = cut_out(picture, config.size, config.tolerance, find)
-    if note:
-        notes.append(f"{file.name}: {note}")
-        log.warning("%s: %s", file, note)
-    if not mask.any():
-        raise UserError(f"{file}: nothing is visible (alpha is 0 everywhere); replace or remove it")
-    return image, mask
+def _read(file: Path, mask: Path | None, config: IngestConfig) -> Picture:
+    """A picture; its alpha is its mask's lightness where it has a mask."""
+    limits = {"min_side": config.min_side, "max_pixels": config.max_pixels}
+    stay_inside(file, file.parent)
+    picture = read_picture(file, **limits)
+    if mask is None:
+        return picture
+    stay_inside(mask, file.parent)
+    drawn = read_picture(mask, **limits)
+    if drawn.image.shape != picture.image.shape:
+        sizes = [f"{one.image.shape[1]} x {one.image.shape[0]}" for one in (drawn, picture)]
+        raise UserError(
+            f"{mask}: a mask of {sizes[0]} pixels for a picture of {sizes[1]}, {file.name}; save "
+            "both with one size, or rename the file if it is no mask"
+        )
+    # A mask may be drawn in white or cut out.
+    light = drawn.image.max(axis=2)
+    alpha = light if drawn.alpha is None else np.minimum(light, drawn.alpha)
+    return replace(picture, alpha=alpha)
+
+
+def _looks(pictures: Sequence[Cutout]) -> frozenset[str]:
+    """What two subjects with the same pictures have in common, in whatever order."""
+    return frozenset(digest(image.tobytes() + mask.tobytes()) for image, mask in pictures)

@@ -22,6 +22,7 @@ from typing import Any
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.subjects import Reference, Subject
 from focusdpo.pipeline.subjects import ingest
+from focusdpo.pipeline.subjects.folders import NAME, plain_name
 from focusdpo.store.artefacts import Store
 from focusdpo.store.keys import KEY, config_digest, digest, image_key, parsed
 from focusdpo.store.manifests import latest_id, read_manifest
@@ -252,9 +253,9 @@ def _refuse_double(subject: Subject, entries: Mapping[str, Entry]) -> None:
             f"subject '{subject.id}' is registered already; replace it with `focusdpo subjects "
             "update`, or rename the folder if it is another one"
         )
-    plain = _plain(subject.id)
+    plain = plain_name(subject.id)
     for other in entries.values():
-        if _plain(other.id) == plain:
+        if plain_name(other.id) == plain:
             raise UserError(
                 f"subjects '{subject.id}' and '{other.id}' (registered) have the same name but "
                 "for case and separators; rename the new one"
@@ -264,10 +265,6 @@ def _refuse_double(subject: Subject, entries: Mapping[str, Entry]) -> None:
                 f"subject '{subject.id}' has the same pictures and class as '{other.id}', which "
                 f"is registered; leave it out, or remove '{other.id}' first"
             )
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _registered(name: str, entries: Mapping[str, Entry], instead: str | None) -> Entry:
@@ -299,7 +296,7 @@ def _read_state(store: Store, number: int) -> Registry:
             raise ValueError("not what was written")
         entries = {one["id"]: Entry(**one) for one in values.pop("entries")}
         for one in entries.values():
-            if not KEY.fullmatch(one.artefact) or not ingest.NAME.fullmatch(one.id):
+            if not KEY.fullmatch(one.artefact) or not NAME.fullmatch(one.id):
                 raise ValueError(f"no subject can be called {one.id[:80]!r}")
         return Registry(**values, entries=entries)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

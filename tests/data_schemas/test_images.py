@@ -19,7 +19,13 @@ from PIL import Image, ImageCms
 from unprivileged import unprivileged
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.images import decode_mask, decode_png, encode_png, read_picture
+from focusdpo.data_schemas.images import (
+    PICTURE_FORMATS,
+    decode_mask,
+    decode_png,
+    encode_png,
+    read_picture,
+)
 from focusdpo.flows.generate.inference import read_about
 
 SHAPES = st.one_of(
@@ -157,6 +163,13 @@ def test_alpha_is_kept_apart(tmp_path: Path) -> None:
     np.testing.assert_array_equal(picture.image, quadrants())
 
 
+@pytest.mark.parametrize("kind", ["BMP", "TIFF", "AVIF", "JPEG"])
+def test_what_cameras_and_browsers_save_is_read(tmp_path: Path, kind: str) -> None:
+    """Whatever its name says: browsers save .jfif, and AVIF as .jpg."""
+    Image.fromarray(quadrants()).save(tmp_path / "a.jfif", format=kind, quality=95)
+    assert corner_colours(read_picture(tmp_path / "a.jfif").image) == QUADRANTS
+
+
 @pytest.mark.parametrize("suffix", ["png", "webp", "gif"])
 def test_of_an_animation_the_first_frame_is_used(tmp_path: Path, suffix: str) -> None:
     frames = [Image.fromarray(quadrants()), Image.new("RGB", (32, 32), (9, 9, 9))]
@@ -189,6 +202,54 @@ def test_a_colour_profile_is_applied_and_a_broken_one_ignored(tmp_path: Path) ->
     assert broken.notes == ("its colour profile cannot be read and is ignored",)
 
 
+def wide_profile() -> bytes:
+    """An RGB profile whose red and green are exchanged: nobody can overlook it."""
+    srgb = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    for at in range(132, 132 + 12 * int.from_bytes(srgb[128:132], "big"), 12):
+        tag = bytes(srgb[at : at + 4])
+        srgb[at : at + 4] = {b"rXYZ": b"gXYZ", b"gXYZ": b"rXYZ"}.get(tag, tag)
+    return bytes(srgb)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_one_picture_has_one_colour_in_every_mode(tmp_path: Path, mode: str) -> None:
+    image = Image.new("RGB", (32, 32), (220, 20, 40)).convert(mode)
+    image.save(tmp_path / "a.png", icc_profile=wide_profile())
+    red, green, _ = read_picture(tmp_path / "a.png").image[0, 0]
+    assert green > 200 > red
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "I;16"])
+def test_a_grey_pictures_profile_is_applied(tmp_path: Path, mode: str) -> None:
+    """Its curve is linear: a middle grey of it is far lighter in sRGB."""
+    grey = ImageCms.ImageCmsProfile(io.BytesIO(linear_grey()))
+    image = Image.new(mode, (32, 32), 128 * 257 if mode == "I;16" else 128)
+    if mode == "LA":
+        image.putalpha(Image.fromarray((np.arange(1024).reshape(32, 32) // 4).astype(np.uint8)))
+    image.save(tmp_path / "a.png", icc_profile=grey.tobytes())
+    picture = read_picture(tmp_path / "a.png")
+    assert picture.image[0, 0] == pytest.approx([188] * 3, abs=2)
+    assert not any("profile" in note for note in picture.notes)
+
+
+def linear_grey() -> bytes:
+    """A minimal ICC profile of grey with gamma 1."""
+    white = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
+    curve = b"curv" + bytes(4) + struct.pack(">I", 0)
+    text = b"desc" + bytes(4) + struct.pack(">I", 2) + b"g\0" + bytes(78)
+    bodies = [(b"desc", text), (b"wtpt", white), (b"kTRC", curve)]
+    at, table, data = 128 + 4 + 12 * len(bodies), b"", b""
+    for name, body in bodies:
+        body += bytes(-len(body) % 4)
+        table += name + struct.pack(">II", at + len(data), len(body))
+        data += body
+    size = at + len(data)
+    header = struct.pack(">I4sI4s4s4s", size, bytes(4), 0x02400000, b"mntr", b"GRAY", b"XYZ ")
+    header += bytes(12) + b"acsp" + bytes(28) + struct.pack(">3i", 63190, 65536, 54061)
+    header += bytes(128 - len(header))
+    return header + struct.pack(">I", len(bodies)) + table + data
+
+
 def bad_files(folder: Path) -> dict[str, str]:
     """File name -> what its error must say."""
     jpeg = io.BytesIO()
@@ -205,7 +266,11 @@ def bad_files(folder: Path) -> dict[str, str]:
     (folder / "dot.png").write_bytes(encode_png(noise[:1, :1]))
     (folder / "line.png").write_bytes(encode_png(noise[:15]))
     (folder / "folder.png").mkdir()
-    Image.fromarray(noise).save(folder / "tiff.png", format="TIFF")
+    Image.fromarray(noise).save(folder / "pcx.png", format="PCX")
+    heic = struct.pack(">I", 24) + b"ftypheic" + bytes(4) + b"mif1heic" + bytes(64)
+    (folder / "phone.jpg").write_bytes(heic)
+    (folder / "film.jpg").write_bytes(struct.pack(">I", 24) + b"ftypmp42" + bytes(80))
+    Image.fromarray(noise[..., 0].astype(np.float32)).save(folder / "depth.tif")
     return {
         "absent.png": "no such file",
         "empty.png": "empty (0 bytes)",
@@ -218,7 +283,10 @@ def bad_files(folder: Path) -> dict[str, str]:
         "dot.png": "1 x 1 pixels, each side must have at least 16",
         "line.png": "64 x 15 pixels",
         "folder.png": "not a file",
-        "tiff.png": "save it as PNG, JPEG or WebP",
+        "pcx.png": "save it as PNG, JPEG or WebP",
+        "phone.jpg": "this is HEIC, as phones make it, not an image that can be read",
+        "film.jpg": "this is a film",
+        "depth.tif": "its pixels are of the kind F; save it as RGB with 8 bits",
     }
 
 
@@ -242,7 +310,7 @@ def test_what_one_may_not_read_is_refused(tmp_path: Path) -> None:
 
 BOMB = """
 import resource, sys
-from focusdpo.data_schemas.images import read_picture
+from focusdpo.data_schemas.images import PICTURE_FORMATS, read_picture
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     read_picture(sys.argv[1])
@@ -294,7 +362,7 @@ def picture_bytes(kind: str) -> bytes:
     return sink.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+@pytest.mark.parametrize("kind", PICTURE_FORMATS)
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_damage_gives_an_array_or_a_user_error(

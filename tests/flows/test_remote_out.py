@@ -30,6 +30,7 @@ from focusdpo.flows.generate.inference import Generator
 from focusdpo.flows.retrain.promotion import history, read_promoted
 from focusdpo.flows.settings import resolve
 from focusdpo.flows.train.run import TrainOutcome, train
+from focusdpo.sharing.adapter_export import export_adapter
 from focusdpo.store import cache, outputs
 
 STEPS = {"steps": 12, "batch_pairs": 2, "save_every": 3, "warmup": 1, "mixed_precision": "no"}
@@ -236,7 +237,8 @@ def test_evaluate_gives_the_rows_of_a_local_run(
     )  # fmt: skip
     assert code == 0, err
     weights = "pytorch_lora_weights.safetensors"
-    assert (given_away / weights).read_bytes() == (calm / "adapter" / weights).read_bytes()
+    local = export_adapter(calm / "adapter", tmp_path / "given-away-here")
+    assert (given_away / weights).read_bytes() == (local / weights).read_bytes()
     one, other = Generator("pocket", adapter), Generator("pocket", calm / "adapter")
     assert one.adapter == adapter and one.adapter_digest == other.adapter_digest
 

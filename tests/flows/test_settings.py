@@ -236,3 +236,49 @@ def test_changes_are_what_merging_brings_back() -> None:
     assert found == {"a.c": [2], "d": 3}
     assert merge(before, nested(found)) == after
     assert changes(after, after) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train: {steps: on}", "line 1: on is read as true; write true, or quote it"),
+        ("train:\n  steps: 010\n", "line 2: 010 is read as 8; write the number that is meant"),
+        ("train:\n  steps: 1:30\n", "line 2: 1:30 is read as 90"),
+        ("suite: pocket\nsuite: pocket\n", "line 2: 'suite' is given a second time, after line 1"),
+        ("suite: pocket\n".encode("utf-16"), "the file is in UTF-16; save it with the encoding"),
+        ("suite: pocket # für\n".encode("latin-1"), "line 1 is not UTF-8 \\(perhaps Latin-1"),
+        ("[" * 5000, "nested too deep"),
+    ],
+)
+def test_what_yaml_reads_otherwise_than_it_is_written_is_refused(
+    tmp_path: Path, text: str | bytes, words: str
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=f"mine.yaml.*{words}"):
+        load_preset(str(file))
+
+
+def test_what_is_clear_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(b"\xef\xbb\xbfa: 10\nb: True\nc: 'on'\nd: 0.10\ne: 0\nf: \"010\"\n")
+    assert load_preset(str(file)) == {"a": 10, "b": True, "c": "on", "d": 0.1, "e": 0, "f": "010"}
+    with pytest.raises(UserError, match="--set train.steps=010, line 1: 010 is read as 8"):
+        parse_overrides(["train.steps=010"])
+
+
+@pytest.mark.parametrize("model", RUNS)
+def test_a_tilde_is_the_home_folder_on_the_command_line_and_in_prefects_parameters(
+    model: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    names = {*config.PLACES} & set(model.model_fields)
+    run = resolve(model, {**given_for(model), **dict.fromkeys(names, "~/here")})
+    assert names and {getattr(run, name) for name in names} == {"/home/ann/here"}
+    with pytest.raises(UserError, match="~nobody-of-this-name/x: there is no such user"):
+        resolve(model, {**given_for(model), **dict.fromkeys(names, "~nobody-of-this-name/x")})
+
+
+def test_an_address_of_pictures_is_called_an_address() -> None:
+    with pytest.raises(UserError, match="subjects=s3://bucket/x: an address, and pictures are"):
+        resolve(BuildRun, {"root": "r", "subjects": "s3://bucket/x"})

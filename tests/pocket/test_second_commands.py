@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -25,6 +26,17 @@ def test_the_worlds_preview_shows_scenes_with_their_prompts(tmp_path: Path) -> N
     assert "8 scenes" in told
     with Image.open(tmp_path / "w.png") as sheet:
         assert sheet.size == (8 * 198, 224)
+
+
+def test_the_first_editions_scenes_have_their_words_under_them(tmp_path: Path) -> None:
+    run("world-preview", str(tmp_path / "w.png"), "--count", "9")
+    with Image.open(tmp_path / "w.png") as sheet:
+        pixels = np.asarray(sheet.convert("L"))
+    scene, row = 128, 128 + 26 + 6
+    assert pixels.shape == (2 * row, 8 * (scene + 6))
+    words = pixels[scene : row - 6, :scene]
+    assert 20 < (words < 100).sum() < words.size / 4
+    assert (pixels[row + scene :, scene + 6 :] == 255).all(), "no words where there is no scene"
 
 
 def test_a_model_is_trained_by_one_command_and_again_goes_on(tmp_path: Path) -> None:

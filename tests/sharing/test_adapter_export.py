@@ -6,11 +6,14 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_flux
+import torch
 import yaml
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.generate.inference import read_about
@@ -18,6 +21,8 @@ from focusdpo.model.adapter import (
     AdapterCard,
     add_policy,
     policy_parameters,
+    read_card,
+    read_weights,
     save_adapter,
 )
 from focusdpo.model.backbones import flux_uno
@@ -53,6 +58,90 @@ def test_diffusers_loads_what_is_exported(adapter: Path, tmp_path: Path) -> None
     pipeline = FluxPipeline.from_pretrained(adapter.parents[1] / "flux", local_files_only=True)
     pipeline.load_lora_weights(out)
     assert pipeline.get_active_adapters()
+
+
+@pytest.fixture(scope="module")
+def strong_adapter(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy of rank 4 and alpha 12 that changes something: the LoRA's scale is 3."""
+    folder = tmp_path_factory.mktemp("scaled")
+    run = yaml.safe_load((adapter.parent / "run.yaml").read_text())
+    backbone = tiny_backbone(run)
+    lora = LoraConfig(rank=4, alpha=12, targets=backbone.lora_targets)
+    add_policy(backbone.transformer, lora, seed=0)
+    weights = policy_parameters(backbone.transformer)
+    for parameter in weights.values():
+        parameter.data += 0.05
+    card = AdapterCard(
+        lora=lora, base_fingerprint=backbone.fingerprint, dataset_version="d1", objective="dpo",
+        step=1,
+    )  # fmt: skip
+    save_adapter(folder / "adapter", backbone.transformer, card, weights)
+    (folder / "run.yaml").write_text(yaml.safe_dump(run))
+    return folder / "adapter"
+
+
+def tiny_backbone(run: dict[str, Any]) -> Any:
+    from focusdpo.model.backbones.flux_config import FluxUnoConfig
+
+    return flux_uno.build(FluxUnoConfig.model_validate(run["models"]["backbone"]), "cpu")
+
+
+def merged(folder: Path, loaded: object) -> dict[str, torch.Tensor]:
+    """The weights of diffusers' transformer with a LoRA fused into them."""
+    from diffusers import FluxPipeline
+
+    pipeline = FluxPipeline.from_pretrained(folder, local_files_only=True)
+    pipeline.load_lora_weights(loaded)
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    return dict(pipeline.transformer.state_dict())
+
+
+def test_the_scale_is_the_same_in_every_loader(
+    adapter: Path, strong_adapter: Path, tmp_path: Path
+) -> None:
+    """The folder, the tensors alone, and the folder that training wrote."""
+    flux = adapter.parents[1] / "flux"
+    out = export_adapter(strong_adapter, tmp_path / "out")
+    trained = merged(flux, strong_adapter)
+    for loaded in (out, load_file(out / "pytorch_lora_weights.safetensors")):
+        given = merged(flux, loaded)
+        assert given.keys() == trained.keys()
+        for name, tensor in trained.items():
+            torch.testing.assert_close(given[name], tensor, rtol=1e-5, atol=1e-6)
+    alone = merged(flux, load_file(strong_adapter / "pytorch_lora_weights.safetensors"))
+    assert any(not torch.allclose(alone[name], tensor) for name, tensor in trained.items())
+
+
+def test_what_is_exported_is_an_adapter_of_ours_with_the_same_effect(
+    strong_adapter: Path, tmp_path: Path
+) -> None:
+    out = export_adapter(strong_adapter, tmp_path / "out")
+    card = read_card(out)
+    assert card.lora.alpha == card.lora.rank == 4
+    was, now = read_weights(strong_adapter, read_card(strong_adapter)), read_weights(out, card)
+    for name, tensor in was.items():
+        torch.testing.assert_close(now[name], tensor * (3 if ".lora_B." in name else 1))
+
+
+def test_alpha_as_rank_is_copied_byte_for_byte(adapter: Path, tmp_path: Path) -> None:
+    out = export_adapter(adapter, tmp_path / "out")
+    for name in ("pytorch_lora_weights.safetensors", "adapter.json"):
+        assert (out / name).read_bytes() == (adapter / name).read_bytes()
+
+
+def test_an_adapter_that_another_program_saved_again_has_changed(
+    adapter: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "adapter"
+    shutil.copytree(adapter, copy)
+    weights = copy / "pytorch_lora_weights.safetensors"
+    save_file(load_file(weights), weights)
+    with pytest.raises(UserError, match=r"has changed since training.*set weights_digest to"):
+        export_adapter(copy, tmp_path / "out")
+    card = json.loads((copy / "adapter.json").read_text()) | {"weights_digest": ""}
+    (copy / "adapter.json").write_text(json.dumps(card))
+    export_adapter(copy, tmp_path / "out")
 
 
 def test_unos_layout_has_unos_names(adapter: Path, tmp_path: Path) -> None:

@@ -295,6 +295,18 @@ def test_registering_is_all_or_nothing(toy: Toy) -> None:
         sources.add(READ, str(toy.root), [toy.subjects / "red", other / "red"])
 
 
+def test_folders_and_a_stray_picture_are_not_registered_as_one_subject(toy: Toy) -> None:
+    (picture, *_) = sorted((toy.subjects / "blue").glob("*.png"))
+    shutil.copy(picture, toy.subjects / "stray.png")
+    with pytest.raises(UserError, match=r"pictures \(stray.png\) and folders of pictures \(blue"):
+        sources.add(READ, str(toy.root), [toy.subjects])
+    assert not toy.root.exists()
+    # A folder without pictures beside a subject's pictures is no subject.
+    (toy.subjects / "blue" / "notes").mkdir()
+    done = sources.add(READ, str(toy.root), [toy.subjects / "blue"])
+    assert done.changed.changed == ("blue",)
+
+
 def test_a_vanished_picture_leaves_one_subject_out(built: Toy) -> None:
     store = Store.open(built.root)
     state = read_registry(store)

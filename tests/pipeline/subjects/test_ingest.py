@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ from small_disk import small_disk
 from unprivileged import unprivileged
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.subjects import Subject
+from focusdpo.pipeline.subjects.folders import clean_name, doubles
 from focusdpo.pipeline.subjects.ingest import (
     IngestConfig,
     Ingested,
-    clean_name,
     ingest,
     put_subject,
 )
@@ -52,7 +54,9 @@ def with_alpha(side: int = 64, colour: tuple[int, int, int] = (200, 30, 30)) -> 
 def add(folder: Path, name: str, card: str | None = None, **pictures: Image.Image) -> Path:
     path = folder / name
     path.mkdir()
-    for stem, picture in (pictures or {"a": with_alpha()}).items():
+    # By default each subject looks its own way.
+    colour = (200, *hashlib.sha256(name.encode()).digest()[:2])
+    for stem, picture in (pictures or {"a": with_alpha(colour=colour)}).items():
         picture.save(path / f"{stem}.png")
     if card is not None:
         (path / "subject.yaml").write_text(card)
@@ -92,11 +96,15 @@ def test_a_second_run_writes_nothing_and_gives_the_same(folder: Path, store: Sto
 
 
 def test_the_digest_is_of_class_and_pixels(folder: Path, store: Store) -> None:
-    add(folder, "cat", "licence: a\n")
-    add(folder, "other", "licence: b\nclass_name: cat\n")
-    add(folder, "dog")
+    same = with_alpha()
+    add(folder, "cat", "licence: a\n", a=same)
+    add(folder, "other", "licence: b\nclass_name: cat\n", a=same)
+    add(folder, "dog", a=same)
     add(folder, "blue", "class_name: cat\n", a=with_alpha(colour=(0, 0, 9)))
-    digests = {s.id: s.digest for s in ingest(folder, store, CONFIG).subjects}
+    digests = {
+        name: ingest(folder, store, CONFIG, only=[name]).subjects[0].digest
+        for name in ("cat", "other", "dog", "blue")
+    }
     assert digests["cat"] == digests["other"]
     assert len(set(digests.values())) == 3
 
@@ -148,6 +156,11 @@ def test_every_kind_of_bad_subject_is_told(folder: Path, store: Store, tmp_path:
     add(folder, "twin_1")
     add(folder, "cta")
     add(folder, "spaced name")
+    add(folder, "кот")
+    add(folder, "猫")
+    add(folder, "good-again", "class_name: cat\n", a=Image.open(folder / "good" / "a.png"))
+    (add(folder, "cards", "class_name: cat\n") / "subject.yml").write_text("class_name: dog\n")
+    add(folder, "narrow", "class_name: cat\n", a=with_alpha(), a_mask=Image.new("L", (64, 60)))
     add(folder, "007")
     add(folder, "field", "class_name: cat\nlicense: CC0\n")
     add(folder, "type", "class_name: [cat]\n")
@@ -165,7 +178,13 @@ def test_every_kind_of_bad_subject_is_told(folder: Path, store: Store, tmp_path:
     told = messages(result)
     expected = {
         "nothing": "no picture; put at least one .png, .jpg or .webp there",
-        "heic": "no picture (only ['a.heic'])",
+        "heic": "no picture (only ['a.heic']); put at least one .png, .jpg or .webp there (a.heic: "
+        "ignored, HEIC is not read; save as JPEG or PNG)",
+        "кот": "named with letters, digits, '-' and '_' (a to z, no accents, no other scripts",
+        "猫": "no other scripts",
+        "good-again": "has the same pictures as 'good'; remove one of the two folders",
+        "cards": "subject.yaml and subject.yml: one card is read; keep subject.yaml",
+        "narrow": "a_mask.png: a mask of 64 x 60 pixels for a picture of 64 x 64, a.png",
         "Twin-1": "subjects ['Twin-1', 'twin_1'] have the same name",
         "twin_1": "subjects ['Twin-1', 'twin_1'] have the same name",
         "cta": "does not know the class 'cta' (near: cat)",
@@ -184,6 +203,92 @@ def test_every_kind_of_bad_subject_is_told(folder: Path, store: Store, tmp_path:
     for name, text in expected.items():
         assert text in told[name], told[name]
     assert "class_name: object" in told["cta"]
+
+
+def test_names_differ_in_more_than_case_and_separators() -> None:
+    names = ["toy-1-12-cat", "toy-11-2-cat", "toy_1_12_cat", "кот", "猫", "Кот"]
+    twins = doubles([Path(name) for name in names])
+    assert sorted(twins) == sorted(["toy-1-12-cat", "toy_1_12_cat", "кот", "Кот"])
+
+
+def test_a_class_nobody_knows_is_refused_with_those_that_are(folder: Path, store: Store) -> None:
+    add(folder, "xylophone")
+    with pytest.raises(UserError, match=r"known: cat, dog, object, teddy bear\); write a known"):
+        ingest(folder, store, CONFIG, known_classes=CLASSES, strict=True)
+
+
+def test_a_mixed_folder_tells_what_it_leaves_out(folder: Path, store: Store) -> None:
+    path = add(folder, "cat", a=with_alpha(), b=with_alpha(colour=(0, 9, 9)))
+    for kind in ("bmp", "tiff", "gif", "avif", "jfif"):
+        save_as = "jpeg" if kind == "jfif" else kind
+        with_alpha().convert("RGB").save(path / f"c.{kind}", format=save_as)
+    for name in ("x.heic", "y.HEIC", "notes.txt", "clip.mov", ".DS_Store", "Thumbs.db"):
+        (path / name).write_bytes(b"...")
+    (path / "originals").mkdir()
+    (subject,), notes = read_one(folder, store)
+    assert len(subject.references) == 7
+    assert [note for note in notes if "ignored" in note] == [
+        "clip.mov: ignored, a film; save frames as JPEG or PNG",
+        "notes.txt: ignored, no picture that can be read (those are .png, .jpg, .jpeg, .jfif, "
+        ".webp, .gif, .bmp, .tif, .tiff, .avif)",
+        "originals: ignored, a folder within a subject's",
+        "x.heic, y.HEIC: ignored, HEIC is not read; save as JPEG or PNG",
+    ]
+
+
+def read_one(folder: Path, store: Store) -> tuple[list[Subject], list[str]]:
+    """The subjects, and the notes on them."""
+    result = ingest(folder, store, CONFIG, strict=True)
+    return result.subjects, [problem.message for problem in result.problems]
+
+
+@pytest.mark.parametrize("mask", ["00_mask.png", "00-mask.png", "00.MASK.png"])
+def test_a_mask_beside_its_picture_is_no_second_picture(
+    folder: Path, store: Store, mask: str
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = folder / "cat"
+    path.mkdir()
+    Image.fromarray(noise).save(path / "00.jpg", quality=100)
+    Image.fromarray(disc()).save(path / mask)
+    (subject,), notes = read_one(folder, store)
+    assert notes == []
+    (reference,) = subject.references
+    np.testing.assert_array_equal(store.mask(reference.mask), disc())
+
+
+def test_a_subject_that_is_a_mask_is_a_picture(folder: Path, store: Store) -> None:
+    add(folder, "mask", red_mask=with_alpha())
+    (subject,), _ = read_one(folder, store)
+    assert len(subject.references) == 1
+
+
+@pytest.mark.parametrize("name", ["subject.yml", "subject.yaml.txt", "Subject.yaml", "subject.txt"])
+def test_a_card_by_another_name_is_read_and_told(folder: Path, store: Store, name: str) -> None:
+    (add(folder, "tom") / name).write_text("class_name: cat\nlicence: CC0\n")
+    (subject,), notes = read_one(folder, store)
+    assert (subject.class_name, subject.licence) == ("cat", "CC0")
+    assert notes == [f"{name}: read as subject.yaml; rename it"]
+
+
+def test_what_is_said_of_many_pictures_is_one_note(folder: Path, store: Store) -> None:
+    rng = np.random.default_rng(0)
+    pictures = {
+        f"p{i}": Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+        for i in range(5)
+    }
+    add(folder, "cat", **pictures)
+    _, (note,) = read_one(folder, store)
+    assert note.startswith("p0.png, p1.png, p2.png and 2 more: no alpha and no uniform background")
+
+
+def test_a_stray_picture_beside_the_folders_is_told(
+    folder: Path, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(folder, "cat")
+    with_alpha().save(folder / "stray.png")
+    ingest(folder, store, CONFIG)
+    assert "stray.png: ignored, beside the subjects' folders" in caplog.text
 
 
 def test_a_folder_that_may_not_be_read_is_that_subjects_problem(folder: Path, store: Store) -> None:
@@ -245,3 +350,28 @@ def test_more_pictures_than_are_used_are_told(folder: Path, store: Store) -> Non
 )
 def test_a_folders_name_suggests_the_class(name: str, word: str) -> None:
     assert clean_name(name) == word
+
+
+@pytest.mark.parametrize(
+    ("card", "words"),
+    [
+        ("class_name: no\n", 'line 1: no is read as true or false, not as text; quote it: "no"'),
+        ("licence: x\nclass_name: 007\n", 'line 2: 007 is read as a number, .* quote it: "007"'),
+        ("licence: 4.0\n", '4.0 is read as a number, not as text; quote it: "4.0"'),
+        ("licence: 2024-01-01\n", 'is read as a date, not as text; quote it: "2024-01-01"'),
+        ("class_name: cat\nclass_name: dog\n", "line 2: 'class_name' is given a second time"),
+    ],
+)
+def test_a_card_whose_text_yaml_takes_for_something_else(
+    folder: Path, store: Store, card: str, words: str
+) -> None:
+    add(folder, "cat", card)
+    with pytest.raises(UserError, match=f"subject.yaml, {words}" if "line" in words else words):
+        ingest(folder, store, CONFIG, strict=True)
+
+
+def test_a_card_in_another_encoding_is_named(folder: Path, store: Store) -> None:
+    card = add(folder, "cat", "") / "subject.yaml"
+    card.write_bytes("licence: Ute Müller\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"subject.yaml: line 1 is not UTF-8 .*encoding UTF-8"):
+        ingest(folder, store, CONFIG, strict=True)

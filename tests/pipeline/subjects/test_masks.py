@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import Picture
 from focusdpo.pipeline.subjects.cutouts import cut_out
 
@@ -100,3 +101,68 @@ def test_a_small_subject_is_gone_near_to_and_a_large_one_is_left_alone() -> None
     whole[10:50, 20:60] = 255
     _, same, _ = cut_out(Picture(image=image[:64, :64], alpha=whole, notes=()), 64, 24)
     assert (same == (whole > 0)).all()
+
+
+def photograph_on_grey() -> np.ndarray:
+    """(200, 200, 3): a red disc on grey."""
+    return np.where(disc(200)[..., None], (200, 30, 30), (190, 190, 190)).astype(np.uint8)
+
+
+def nearly_opaque() -> np.ndarray:
+    return np.full((200, 200), 254, np.uint8)
+
+
+def with_a_hole() -> np.ndarray:
+    alpha = np.full((200, 200), 255, np.uint8)
+    alpha[0, 17] = 0
+    return alpha
+
+
+def with_round_corners(share: float = 0.2) -> np.ndarray:
+    """As a phone's screenshots have: black under the corners."""
+    radius = share * 200
+    y, x = np.abs(np.mgrid[:200, :200] - 99.5) - (100 - radius)
+    outside = (x > 0) & (y > 0) & (x**2 + y**2 > radius**2)
+    return np.where(outside, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("alpha", [nearly_opaque(), with_a_hole(), with_round_corners()])
+def test_an_alpha_that_cuts_nothing_out_is_no_mask(alpha: np.ndarray) -> None:
+    image = np.where(alpha[..., None] > 0, photograph_on_grey(), 0).astype(np.uint8)
+    cut, mask, note = cut_out(Picture(image=image, alpha=alpha, notes=()), 64, 24)
+    assert note == ""
+    expected = np.asarray(Image.fromarray(disc(200)).resize((64, 64)))
+    assert (mask & expected).sum() / (mask | expected).sum() > 0.95
+    assert (cut[~mask].mean(axis=0) > 200).all(), "white outside"
+
+
+def test_of_a_photograph_with_round_corners_the_corners_stay_out() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    alpha = with_round_corners()
+    _, mask, note = cut_out(Picture(image=noise, alpha=alpha, notes=()), 64, 24)
+    assert "the whole picture counts" in note
+    assert not mask[[0, 0, -1, -1], [0, -1, 0, -1]].any() and mask.mean() > 0.94
+
+
+def test_a_book_cut_out_along_its_edge_stays_as_it_is() -> None:
+    alpha = np.zeros((200, 200), np.uint8)
+    alpha[2:, 3:] = 255  # no two corners alike
+    alpha[-4:, :] = 0
+    _, mask, note = cut_out(Picture(image=photograph_on_grey(), alpha=alpha, notes=()), 200, 24)
+    assert note == "" and (mask == (alpha > 0)).all()
+
+
+@pytest.mark.parametrize(
+    ("most", "count", "words"),
+    [
+        (0, 0, "alpha is 0 everywhere"),
+        (100, 4000, "alpha is at most 100 of 255"),
+        (255, 1, "alpha leaves 1 opaque pixel, a subject has at least 64"),
+    ],
+)
+def test_what_nobody_can_see_is_refused_for_what_it_is(most: int, count: int, words: str) -> None:
+    alpha = np.zeros(200 * 200, np.uint8)
+    alpha[:count] = most
+    picture = Picture(image=photograph_on_grey(), alpha=alpha.reshape(200, 200), notes=())
+    with pytest.raises(UserError, match=f"a.png: .*{words}"):
+        cut_out(picture, 64, 24, None, "a.png")
