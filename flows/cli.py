@@ -54,6 +54,7 @@ def run_program(program: typer.Typer, name: str, arguments: Sequence[str]) -> No
 
 def _run(program: typer.Typer, name: str, arguments: Sequence[str]) -> None:
     from focusdpo.data_schemas.errors import ClusterGone, UserError
+    from focusdpo.flows.terminal import in_words, is_users
     from focusdpo.store.remote import Lost
 
     given = list(arguments)
@@ -71,6 +72,11 @@ def _run(program: typer.Typer, name: str, arguments: Sequence[str]) -> None:
         leave_at_once(2)
     except (UserError, Lost) as error:
         _tell(str(error), 2, "--json" in given)
+        sys.exit(2)
+    except OSError as error:
+        if not is_users(error):
+            raise
+        _tell(in_words(error), 2, "--json" in given)
         sys.exit(2)
 
 

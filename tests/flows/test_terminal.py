@@ -1,0 +1,90 @@
+"""What a terminal shows: trouble of the system in a line, and nothing lost when it cannot show."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import typer
+from in_process import run
+from toy_root import Toy
+from unprivileged import unprivileged
+
+from focusdpo.flows.cli import run_program
+from focusdpo.flows.commands.options import command
+
+Capture = pytest.CaptureFixture[str]
+
+
+def refused(arguments: list[str], path: Path, capsys: Capture) -> str:
+    """The one line that a command ends in, which names the path."""
+    code, _, err = run(arguments, capsys)
+    lines = [line for line in err.splitlines() if not line.endswith(" ...")]
+    assert code == 2, err
+    assert len(lines) == 1 and lines[0].startswith("error: ") and str(path) in lines[0], err
+    return lines[0]
+
+
+@pytest.mark.usefixtures("built")
+def test_a_file_where_a_folder_should_be(toy: Toy, tmp_path: Path, capsys: Capture) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    root = ["--root", str(toy.root)]
+    for arguments in (
+        ["train", *root, "--out", str(blocked / "run"), "--no-prefect"],
+        ["train", *root, "--out", str(blocked), "--no-prefect"],
+        ["report", *root, "--out", str(blocked / "report.html")],
+        ["review", "export", *root, "--out", str(blocked / "reviews.jsonl")],
+        ["export", "dataset", *root, "--out", str(blocked / "export"), "--allow-unlicensed"],
+        ["dataset", "versions", "--root", str(blocked / "root")],
+        [*toy.arguments[:2], str(blocked / "root"), *toy.arguments[3:]],
+    ):
+        line = refused(arguments, blocked, capsys)
+        assert "folder" in line
+    assert blocked.read_text() == "in the way"
+
+
+@pytest.mark.usefixtures("built")
+def test_what_another_user_keeps_to_himself(toy: Toy, tmp_path: Path, capsys: Capture) -> None:
+    mine, adapter = tmp_path / "mine", tmp_path / "adapter"
+    mine.mkdir(mode=0o700)
+    adapter.mkdir(mode=0o700)
+    root, page = ["--root", str(toy.root)], str(tmp_path / "r.html")
+    painted = ["--reference", str(toy.subjects / "red" / "0.png"), "--class-name", "disc"]
+    with unprivileged(tmp_path / "file"):
+        for arguments, path in (
+            (["train", *root, "--out", str(mine / "run"), "--no-prefect"], mine),
+            (["train", *root, "--out", str(mine), "--no-prefect"], mine),
+            (["report", "--train", str(adapter), "--out", page], adapter),
+            (["report", *root, "--out", str(mine / "r.html")], mine),
+            (["export", "adapter", "--adapter", str(adapter), "--out", "made"], adapter),
+            (["generate", *painted, "--out", str(adapter / "a.png")], adapter),
+        ):
+            assert "permi" in refused(arguments, path, capsys).lower()
+    (toy.root / "versions").chmod(0o700)
+    with unprivileged(tmp_path / "file"):
+        for arguments in (
+            ["dataset", "versions", *root],
+            ["inspect", str(toy.root)],
+            ["report", *root, "--out", page],
+            ["train", *root, "--out", str(mine / "run"), "--no-prefect"],
+        ):
+            assert "permi" in refused(arguments, toy.root / "versions", capsys)
+
+
+def test_an_error_of_the_system_without_a_path_is_ours() -> None:
+    program = typer.Typer()
+
+    @program.command()
+    @command
+    def broken(kind: Annotated[int, typer.Option()]) -> None:
+        raise OSError(kind, os.strerror(kind))
+
+    with pytest.raises(OSError, match="Connection reset"):
+        run_program(program, "broken", ["--kind", str(errno.ECONNRESET)])
+    with pytest.raises(SystemExit) as full:
+        run_program(program, "broken", ["--kind", str(errno.ENOSPC)])
+    assert full.value.code == 2
