@@ -15,7 +15,7 @@ from focusdpo.flows.build.builder import Builder, ChunkFailed, Executor, Outcome
 from focusdpo.flows.build.explain import request_digest, settled_version
 from focusdpo.flows.build.outcome import BuildResult, record
 from focusdpo.flows.build.preview import FIRST, first_pictures
-from focusdpo.flows.build.sources import find_subjects
+from focusdpo.flows.build.sources import find_subjects, require_folder
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.console import about
@@ -63,6 +63,8 @@ class Build(Job[BuildRun, BuildResult]):
         """
         super().__init__(run)
         self.started = time.perf_counter()
+        if run.subjects is not None:
+            require_folder(run.subjects)
         store = Store.open(run.root)
         refuse_unfinished(store)
         parts = resident_parts(run.family)

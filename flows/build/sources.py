@@ -60,16 +60,21 @@ def read_folder(
     )
 
 
+def require_folder(subjects: str) -> Path:
+    """The folder of subjects that a run names. UserError where there is none."""
+    folder = Path(subjects)
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: no such folder; --subjects takes a folder that holds one folder of "
+            "pictures per subject"
+        )
+    return folder
+
+
 def subject_folder(run: BuildRun, store: Store) -> Path:
     """Where the subjects lie: as given, or individuals of the pocket world below the root."""
     if run.subjects is not None:
-        folder = Path(run.subjects)
-        if not folder.is_dir():
-            raise UserError(
-                f"{folder}: no such folder; --subjects takes a folder that holds one folder of "
-                "pictures per subject"
-            )
-        return folder
+        return require_folder(run.subjects)
     from focusdpo.pocket.world_subjects import export
 
     # Below a local root; a remote one cannot hold a folder that is read picture by picture.

@@ -157,8 +157,11 @@ def show_rows(result: Any) -> None:
 
 def demo(run: DemoRun, prefect: PREFECT = None) -> dict[str, Any]:
     """The whole job on the pocket suite: dataset, training, evaluation, report."""
+    from focusdpo.flows.build.sources import require_folder
     from focusdpo.flows.demo import run_demo
 
+    if run.subjects is not None:
+        require_folder(run.subjects)
     if prefect:  # one server for all three flows: its database lies in the demo's folder
         prepare(run.out)
     result = run_demo(

@@ -150,6 +150,9 @@ class Train(Job[TrainRun, TrainOutcome]):
     def folder(self) -> str:
         return self.run.out
 
+    def require_inputs(self) -> None:
+        open_version(self.run.root, self.run.version)
+
     def finished(self) -> bool:
         return holds(self.run.out, "run.json")
 

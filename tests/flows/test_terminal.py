@@ -19,7 +19,7 @@ from focusdpo.flows.commands.options import command
 Capture = pytest.CaptureFixture[str]
 
 
-def refused(arguments: list[str], path: Path, capsys: Capture) -> str:
+def refused(arguments: list[str], path: Path | str, capsys: Capture) -> str:
     """The one line that a command ends in, which names the path."""
     code, _, err = run(arguments, capsys)
     lines = [line for line in err.splitlines() if not line.endswith(" ...")]
@@ -88,3 +88,27 @@ def test_an_error_of_the_system_without_a_path_is_ours() -> None:
     with pytest.raises(SystemExit) as full:
         run_program(program, "broken", ["--kind", str(errno.ENOSPC)])
     assert full.value.code == 2
+
+
+ABSENT = {
+    "train": ["train", "--root", "absent", "--out", "made"],
+    "version": ["train", "--root", "{root}", "--version", "0123", "--out", "made"],
+    "retrain": ["retrain", "--root", "made", "--out", "made2", "--subjects", "absent"],
+    "ablate": ["ablate", "--root", "absent", "--out", "made"],
+    "build": ["build-dataset", "--root", "made", "--subjects", "absent"],
+    "plan": ["build-dataset", "--root", "made", "--subjects", "absent", "--plan"],
+    "demo": ["demo", "--out", "made", "--subjects", "absent"],
+}
+
+
+@pytest.mark.usefixtures("built")
+@pytest.mark.parametrize("name", ABSENT)
+def test_what_does_not_exist_is_refused_before_anything_is_made(
+    name: str, toy: Toy, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    arguments = [part.format(root=toy.root) for part in ABSENT[name]]
+    line = refused([*arguments, "--prefect"], "0123" if name == "version" else "absent", capsys)
+    assert any(remedy in line for remedy in ("run `", "folder", "there are"))
+    assert sorted(tmp_path.rglob("*")) == before
