@@ -14,10 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from focusdpo.evaluation.comparison import paired_texts
 from focusdpo.flows.commands.options import PREFECT, Incomplete, say
 from focusdpo.flows.config import AblateRun, BuildRun, DemoRun, EvaluateRun, RetrainRun, TrainRun
-from focusdpo.flows.console import Bars
+from focusdpo.flows.console import Bars, working
 from focusdpo.flows.jobs import Job, ResultT
 from focusdpo.flows.models_config import Family
-from focusdpo.flows.prefect.server import prepare
+from focusdpo.flows.prefect.reachable import require_home
+from focusdpo.flows.prefect.server import hush, prepare
 from focusdpo.flows.runner import carry_out
 from focusdpo.flows.settings import Option
 from focusdpo.model.objective_registry import objectives_in_words
@@ -248,12 +249,12 @@ class PrefectSetup(BaseModel):
 def prefect_setup(run: PrefectSetup) -> dict[str, Any]:
     """Make on the Prefect server at PREFECT_API_URL what our flows need: work pool, the GPU's
     concurrency limit, automations. What is there already as it should be stays."""
-    from focusdpo.flows.prefect.server import hush
-
     hush()
+    require_home()
     from focusdpo.flows.prefect.setup import setup
 
-    done = setup(**dict(run))
+    with working("looking at the Prefect server"):
+        done = setup(**dict(run))
     for made in done:
         say(f"{made.state:<8}{made.what}")
     return {"command": "prefect-setup", "done": [asdict(made) for made in done]}
