@@ -24,6 +24,8 @@ from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from focusdpo.flows.streams import printable, protect
+
 if TYPE_CHECKING:
     import typer
 
@@ -37,6 +39,7 @@ GRACE_SECONDS = 1.2
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code."""
     given = sys.argv[1:] if arguments is None else arguments
+    protect()
     with Interrupts():
         speaks = os.environ.get("RANK", "0") == "0"  # of several processes, the first
         if speaks and given and given[0] in JOBS and "--help" not in given:
@@ -48,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run_program(program: typer.Typer, name: str, arguments: Sequence[str]) -> None:
     """Run one of our programs and exit with its code; bad input is one line on stderr."""
+    protect()
     with Interrupts():
         _run(program, name, arguments)
 
@@ -89,7 +93,7 @@ def leave_at_once(code: int) -> NoReturn:
 
 
 def _tell(message: str, code: int, as_json: bool) -> None:
-    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.write(f"error: {printable(message)}\n")
     if as_json:
         sys.stdout.write(json.dumps({"error": message, "exit_code": code}) + "\n")
 

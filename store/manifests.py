@@ -126,7 +126,8 @@ def _misstated(manifest: Any, name: str) -> str | None:
 
 def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
     """As it is written."""
-    return (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    return text.encode(errors="backslashreplace")  # JSON's escape, for paths that are not UTF-8
 
 
 def damaged_file(store: Store, version: str, name: str) -> UserError:

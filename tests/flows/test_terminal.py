@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Annotated
 
 import pytest
 import typer
 from in_process import run
-from toy_root import Toy
+from toy_root import TOY_CLI, Toy
 from unprivileged import unprivileged
 
 from focusdpo.flows.cli import run_program
 from focusdpo.flows.commands.options import command
+from focusdpo.store.versions import open_version
 
 Capture = pytest.CaptureFixture[str]
 
@@ -112,3 +115,43 @@ def test_what_does_not_exist_is_refused_before_anything_is_made(
     line = refused([*arguments, "--prefect"], "0123" if name == "version" else "absent", capsys)
     assert any(remedy in line for remedy in ("run `", "folder", "there are"))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def shell(line: str, toy: Toy, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """A line of a shell, in which $RUN is the command line."""
+    return subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {line}"],
+        env={**os.environ, "RUN": shlex.join(TOY_CLI), **environment},
+        cwd=toy.root.parent,
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "end",
+    [">&-", "2>&-", ">&- 2>&- <&-", ">/dev/full 2>/dev/full", "2>&1 | true", "2>&1 | head -c1"],
+)
+def test_a_run_goes_on_where_nobody_reads(end: str, toy: Toy) -> None:
+    ended = shell(f"eval $RUN {shlex.join(toy.arguments)} {end}", toy)
+    assert ended.returncode == 0, ended.stderr
+    assert open_version(toy.root).samples("train")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_names_that_a_terminal_cannot_show(encoding: str, toy: Toy, tmp_path: Path) -> None:
+    strange = tmp_path / os.fsdecode(b"caf\xe9-\xff-\xe7\x8c\xab-\x1b[2J\x07")
+    toy.subjects.rename(strange)
+    for folder, code in ((strange, 0), (strange / "none", 2)):
+        ended = subprocess.run(
+            [*TOY_CLI, *toy.arguments[:4], str(folder), *toy.arguments[5:]],
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+            capture_output=True,
+            timeout=300,
+            check=False,
+        )
+        told = ended.stdout + ended.stderr
+        assert ended.returncode == code, told
+        assert b"\x1b" not in told and b"\x07" not in told and b"Traceback" not in told
+    assert b"\\x1b[2J" in told
