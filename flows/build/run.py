@@ -11,6 +11,7 @@ from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.progress import Watch, quiet
+from focusdpo.data_schemas.words import counted
 from focusdpo.flows.build.builder import Builder, ChunkFailed, Executor, Outcome
 from focusdpo.flows.build.explain import request_digest, settled_version
 from focusdpo.flows.build.outcome import BuildResult, record
@@ -91,10 +92,11 @@ class Build(Job[BuildRun, BuildResult]):
         return not any(absent for _, absent in self.counts.values())
 
     def title(self, result: BuildResult | None = None) -> str:
-        subjects = f"{len(self.builder.subjects)} subjects"
+        subjects = counted(len(self.builder.subjects), "subject")
         if result is None:
             return f"{self.run.root}: {subjects}"
-        return f"{self.run.root}: version {result.version}, {subjects}, {result.pairs} pairs"
+        pairs = counted(result.pairs, "pair")
+        return f"{self.run.root}: version {result.version}, {subjects}, {pairs}"
 
     def load_ahead(self) -> None:
         self.builder.parts.load_beside(self.executor.missing_roles())
@@ -187,7 +189,7 @@ class Build(Job[BuildRun, BuildResult]):
             {"stage": name, "partitions": total, "computed": result.made.get(name, 0)}
             for name, (total, _) in self.counts.items()
         ]
-        title = f"{result.pairs} pairs in version {result.version}"
+        title = f"{counted(result.pairs, 'pair')} in version {result.version}"
         yield Table("dataset-yield", title, rows)
         if result.rejects:
             whole = sum(result.rejects.values())
@@ -212,7 +214,7 @@ class Build(Job[BuildRun, BuildResult]):
 
     def left_out(self, result: BuildResult) -> str:
         count = len(result.failed) + len(result.problems)
-        return f"{count} subjects or partitions were left out" if count else ""
+        return f"{count} left out, subjects and partitions" if count else ""
 
 
 def _log(outcomes: Sequence[Outcome]) -> None:
@@ -237,9 +239,10 @@ def summary(result: BuildResult) -> str:
     left = "".join(f"- {line}\n" for line in [*result.problems, *result.failed])
     alerts = "".join(f"**{line}**\n\n" for line in result.alerts)
     return (
-        f"# Dataset {result.version}\n\n{alerts}{result.pairs} pairs in `{result.root}`, "
-        f"{result.partitions} partitions; {result.model_seconds:.1f} s of model computation, "
-        f"{result.wall_seconds:.1f} s in all.\n\n"
+        f"# Dataset {result.version}\n\n{alerts}"
+        f"{counted(result.pairs, 'pair')} in `{result.root}`, "
+        f"{counted(result.partitions, 'partition')}; {result.model_seconds:.1f} s of model "
+        f"computation, {result.wall_seconds:.1f} s in all.\n\n"
         f"| stage | partitions computed |\n| --- | --- |\n{rows or '| none | 0 |'}\n\n"
         f"| rejected because | count |\n| --- | --- |\n{rejects or '| nothing | 0 |'}\n"
         + (f"\n## Left out\n\n{left}" if left else "")

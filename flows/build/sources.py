@@ -10,6 +10,7 @@ from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.subjects import Subject
+from focusdpo.data_schemas.words import counted
 from focusdpo.flows.config import BuildRun, GenerateRun
 from focusdpo.flows.wiring import resident_parts, vocabulary
 from focusdpo.pipeline.subjects import registry
@@ -187,8 +188,8 @@ def _register(
             (fatal if one.fatal else notes).append(f"{one.subject}: {one.message}")
     if fatal:
         raise UserError(
-            f"{len(fatal)} of {len(fatal) + len(subjects)} subjects cannot be used, so none was "
-            "registered: " + " | ".join(fatal)
+            f"{len(fatal)} of {counted(len(fatal) + len(subjects), 'subject')} cannot be used, so "
+            "none was registered: " + " | ".join(fatal)
         )
     return Done(change(store, subjects, run.ingest), notes)
 

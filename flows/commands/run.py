@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 from pydantic import BaseModel, ConfigDict, Field
 
+from focusdpo.data_schemas.words import counted
 from focusdpo.evaluation.comparison import paired_texts
 from focusdpo.flows.commands.options import PREFECT, Incomplete, say
 from focusdpo.flows.config import AblateRun, BuildRun, DemoRun, EvaluateRun, RetrainRun, TrainRun
@@ -57,8 +58,9 @@ def build_dataset(
     for line in result.alerts:
         say(line)
     say(
-        f"dataset {result.version}{SUFFIX[result.new]}: {result.pairs} pairs in {result.root}; "
-        f"{result.model_seconds:.1f} s of model computation, {result.wall_seconds:.1f} s in all"
+        f"dataset {result.version}{SUFFIX[result.new]}: {counted(result.pairs, 'pair')} in "
+        f"{result.root}; {result.model_seconds:.1f} s of model computation, "
+        f"{result.wall_seconds:.1f} s in all"
     )
     if result.new_shards:
         say(f"new shards: {', '.join(result.new_shards)}")
@@ -86,7 +88,10 @@ def show_plan(counts: dict[str, tuple[int, int]], subjects: int) -> None:
     """What there is and what is missing."""
     partitions = max((total for total, _ in counts.values()), default=0)
     todo = ", ".join(f"{stage} {absent}" for stage, (_, absent) in counts.items() if absent)
-    say(f"{subjects} subjects, {partitions} partitions; to compute: {todo or 'nothing'}")
+    say(
+        f"{counted(subjects, 'subject')}, {counted(partitions, 'partition')}; to compute: "
+        f"{todo or 'nothing'}"
+    )
 
 
 def told_plan(job: Any) -> dict[str, Any]:
@@ -116,8 +121,8 @@ def train(run: TrainRun, prefect: PREFECT = None) -> dict[str, Any]:
     say_licences(run.family)
     outcome = _carry_out(Train(run), prefect)
     say(
-        f"adapter {outcome.adapter}: {outcome.objective}, {outcome.steps} steps on "
-        f"{outcome.pairs} pairs in {outcome.seconds:.0f} s"
+        f"adapter {outcome.adapter}: {outcome.objective}, {counted(outcome.steps, 'step')} on "
+        f"{counted(outcome.pairs, 'pair')} in {outcome.seconds:.0f} s"
     )
     return dict(outcome.as_dict())
 
@@ -145,7 +150,10 @@ def evaluate(run: EvaluateRun, prefect: PREFECT = None) -> dict[str, Any]:
 def show_rows(result: Any) -> None:
     """The table over all scenes, a line per metric; of a public protocol also its hard group, and
     what must stand beside its numbers."""
-    say(f"{result.scenes} scenes, {result.out}" + (" (finished before)" if result.resumed else ""))
+    say(
+        f"{counted(result.scenes, 'scene')}, {result.out}"
+        + (" (finished before)" if result.resumed else "")
+    )
     for note in result.notes:
         say(f"  {note}")
     groups = dict.fromkeys(row.group for row in result.rows)
@@ -195,8 +203,8 @@ def ablate(
     for line in outcome.verdict:
         say(line)
     say(
-        f"{outcome.cells} cells, {outcome.made} of them made now in {outcome.wall_seconds:.0f} s; "
-        f"report: {outcome.report}"
+        f"{counted(outcome.cells, 'cell')}, {outcome.made} of them made now in "
+        f"{outcome.wall_seconds:.0f} s; report: {outcome.report}"
     )
     if docs is not None:
         from focusdpo.reports.ablation_page import publish
@@ -219,7 +227,10 @@ def retrain(run: RetrainRun, prefect: PREFECT = None) -> dict[str, Any]:
     outcome = _carry_out(Retrain(run), prefect)
     for line in [*outcome.build["problems"], *outcome.build["failed"]]:
         say(f"left out: {line}")
-    say(f"dataset {outcome.version}: {outcome.build['pairs']} pairs, {outcome.new_pairs} new")
+    say(
+        f"dataset {outcome.version}: {counted(outcome.build['pairs'], 'pair')}, "
+        f"{outcome.new_pairs} new"
+    )
     say(f"{outcome.candidate or 'no candidate'}, {outcome.decision}: {outcome.reason}")
     say(f"in use: {outcome.adapter or 'the base alone'}")
     return _whole(outcome.as_dict(), outcome.build)

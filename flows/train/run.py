@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.progress import Watch, quiet
+from focusdpo.data_schemas.words import counted
 from focusdpo.flows.config import TrainRun
 from focusdpo.flows.jobs import TRAINED, Event, Exhibit, Job, Steps, Table, Text
 from focusdpo.flows.settings import save_config
@@ -160,7 +161,8 @@ class Train(Job[TrainRun, TrainOutcome]):
         objective = self.run.train.objective.name
         if result is None:
             return f"{objective} on {self.run.root} version {self.run.version}: {self.run.out}"
-        return f"{objective} on version {result.version}, {result.steps} steps: {result.out}"
+        steps = counted(result.steps, "step")
+        return f"{objective} on version {result.version}, {steps}: {result.out}"
 
     def perform(self, steps: Steps, watch: Watch = quiet) -> TrainOutcome:
         return steps.step(
@@ -184,7 +186,8 @@ def summary(outcome: TrainOutcome) -> str:
     """A training as Markdown."""
     rows = "".join(f"| {name} | {value:.4g} |\n" for name, value in outcome.final.items())
     return (
-        f"# Adapter from dataset {outcome.version}\n\n{outcome.objective}, {outcome.steps} steps "
-        f"on {outcome.pairs} pairs in {outcome.seconds:.0f} s: `{outcome.adapter}`\n\n"
+        f"# Adapter from dataset {outcome.version}\n\n{outcome.objective}, "
+        f"{counted(outcome.steps, 'step')} on {counted(outcome.pairs, 'pair')} in "
+        f"{outcome.seconds:.0f} s: `{outcome.adapter}`\n\n"
         f"| figure | last |\n| --- | --- |\n{rows}"
     )

@@ -34,7 +34,7 @@ class Step:
 
 
 def home(request: Request) -> Response:
-    """Counts, yields, and the way on."""
+    """Counts, yields, and what to do next."""
     studio = studio_of(request)
     dataset = studio.dataset()
     runs = studio.runs()
