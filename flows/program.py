@@ -65,6 +65,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "subjects remove": dataset.remove,
     "subjects list": dataset.list_subjects,
     "dataset versions": dataset.versions,
+    "dataset list": dataset.versions,
     "dataset diff": dataset.diff,
     "dataset purge": dataset.purge,
     "review stats": reviewing.stats,

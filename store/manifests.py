@@ -31,6 +31,8 @@ from focusdpo.store.keys import DIGEST, KEY, SHARD, digest, parsed
 LATEST = "LATEST"
 MANIFEST = "manifest.json"
 TWIN = "twin.tar"
+SHORTEST = 4
+"""Letters of an id that may stand for all of it."""
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 """What may follow `versions/`: whatever LATEST holds, no path leads out of there."""
 
@@ -66,6 +68,18 @@ def latest_is_lost(store: Store) -> bool:
 def version_names(store: Store) -> list[str]:
     """Folders that may be versions, sorted; a stranger's file beside them is none."""
     return [name for name in store.files.names("versions") if NAME.fullmatch(name)]
+
+
+def full_id(store: Store, name: str) -> str:
+    """The id of the one version whose id begins so; what is given where none does. UserError where
+    several do."""
+    there = version_names(store)
+    meant = [one for one in there if one.startswith(name)] if len(name) >= SHORTEST else []
+    if name in there or not meant:
+        return name
+    if len(meant) > 1:
+        raise UserError(f"{store.root}: version '{name}' may be any of {', '.join(meant)}")
+    return meant[0]
 
 
 def versions_of(store: Store) -> list[Mapping[str, Any]]:

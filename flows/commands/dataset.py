@@ -32,8 +32,9 @@ def versions(root: ROOT) -> Mapping[str, Any]:
     rows = versions(root)
     for row in rows:
         say(
-            f"{row['id']}  {row['created']}  {row['pairs']:>7} pairs  {row['subjects']:>5} subjects"
-            f"  {row['shards']:>5} shards  {size(row['bytes']):>10}"
+            f"{row['id']}  {row['created']}  {counted(row['pairs'], 'pair'):>13}"
+            f"  {counted(row['subjects'], 'subject'):>14}  {counted(row['shards'], 'shard'):>12}"
+            f"  {size(row['bytes']):>10}"
             + ("  latest" if row["latest"] else "")
             + "".join(f"  purged {when}" for when in row["purged"])
         )

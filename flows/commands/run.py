@@ -106,7 +106,8 @@ def told_plan(job: Any) -> dict[str, Any]:
         say(f"  {line}")
     if told.causes:
         say(f"in all {_told_seconds(told.seconds)}")
-    return {"command": "build-dataset", "root": job.run.root, **told.as_dict()}
+    plan = {"command": "build-dataset", "root": job.run.root, **told.as_dict()}
+    return Incomplete(plan) if job.problems else plan
 
 
 def _told_seconds(seconds: float | None) -> str:
@@ -124,6 +125,9 @@ def train(run: TrainRun, prefect: PREFECT = None) -> dict[str, Any]:
         f"adapter {outcome.adapter}: {outcome.objective}, {counted(outcome.steps, 'step')} on "
         f"{counted(outcome.pairs, 'pair')} in {outcome.seconds:.0f} s"
     )
+    curves = Path(run.out) / "tensorboard"
+    if curves.is_dir():
+        say(f"curves: tensorboard --logdir {curves}")
     return dict(outcome.as_dict())
 
 

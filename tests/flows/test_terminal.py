@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,7 @@ from in_process import run
 from toy_root import TOY_CLI, Toy
 from unprivileged import unprivileged
 
+from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.cli import run_program
 from focusdpo.flows.commands.options import command
 from focusdpo.store.versions import open_version
@@ -155,3 +157,29 @@ def test_names_that_a_terminal_cannot_show(encoding: str, toy: Toy, tmp_path: Pa
         assert ended.returncode == code, told
         assert b"\x1b" not in told and b"\x07" not in told and b"Traceback" not in told
     assert b"\\x1b[2J" in told
+
+
+@pytest.mark.usefixtures("built")
+def test_versions_by_the_beginning_of_their_id(toy: Toy, capsys: Capture) -> None:
+    first = open_version(toy.root).id
+    run([*toy.arguments, "--set", "generate.candidates=4"], capsys)
+    second = open_version(toy.root).id
+    assert open_version(toy.root, first[:5]).id == first
+    code, out, _ = run(["dataset", "list", "--root", str(toy.root)], capsys)
+    assert code == 0 and first in out and second in out and "  2 shards " in out
+    diff = ["dataset", "diff", "--root", str(toy.root), "--json"]
+    shortened = run([*diff, first[:5], second[:6]], capsys)
+    assert shortened == run([*diff, first, second], capsys) and shortened[0] == 0
+    with pytest.raises(UserError, match="no such version"):
+        open_version(toy.root, first[:3])
+    clone = toy.root / "versions" / f"{first[:4]}{'0' * 12}"
+    shutil.copytree(toy.root / "versions" / first, clone)
+    with pytest.raises(UserError, match=f"'{first[:4]}' may be any of .*{clone.name}"):
+        open_version(toy.root, first[:4])
+
+
+def test_a_plan_that_leaves_subjects_out_has_code_3(toy: Toy, capsys: Capture) -> None:
+    (toy.subjects / "red" / "0.png").write_bytes(b"")
+    (toy.subjects / "red" / "1.png").write_bytes(b"")
+    code, out, _ = run([*toy.arguments, "--plan"], capsys)
+    assert code == 3 and "left out: red" in out
