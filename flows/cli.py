@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from focusdpo.flows.streams import printable, protect
+from focusdpo.flows.terminal import printable, protect
 
 if TYPE_CHECKING:
     import typer

@@ -33,7 +33,7 @@ from rich.progress import (
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.progress import Watch as Watch
 from focusdpo.data_schemas.progress import quiet as quiet
-from focusdpo.flows.streams import printable
+from focusdpo.flows.terminal import printable
 
 SHOWN = 3
 NOT_SHOWN = {"step", "lr"}

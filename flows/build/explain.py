@@ -10,10 +10,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.data_schemas.pairs import Verdict
 from focusdpo.data_schemas.shards import SAMPLE_VERSION
-from focusdpo.data_schemas.words import counted
 from focusdpo.flows.build.builder import Builder
 from focusdpo.flows.build.plan import Unit, model_of
 from focusdpo.flows.build.stages import STAGES

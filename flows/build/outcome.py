@@ -19,8 +19,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.words import counted
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.flows.build.config import YieldAlertConfig
 from focusdpo.store.artefacts import Store
 from focusdpo.store.manifests import partitions_of, read_manifest

@@ -9,9 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.data_schemas.progress import Watch, quiet
-from focusdpo.data_schemas.words import counted
 from focusdpo.flows.build.builder import Builder, ChunkFailed, Executor, Outcome
 from focusdpo.flows.build.explain import request_digest, settled_version
 from focusdpo.flows.build.outcome import BuildResult, record

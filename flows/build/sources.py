@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.data_schemas.subjects import Subject
-from focusdpo.data_schemas.words import counted
 from focusdpo.flows.config import BuildRun, GenerateRun
 from focusdpo.flows.wiring import resident_parts, vocabulary
 from focusdpo.pipeline.subjects import registry

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from focusdpo.data_schemas.words import counted
+from focusdpo.data_schemas.errors import counted
 from focusdpo.flows.commands.options import ROOT, say
 from focusdpo.flows.config import GenerateRun
 from focusdpo.flows.console import working

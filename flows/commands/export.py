@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.words import counted
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.flows.commands.options import fetched, require_here, say
 from focusdpo.flows.config import CLOSED, Root, Version
 from focusdpo.flows.console import working

@@ -32,7 +32,7 @@ from focusdpo.flows.settings import (
     resolve,
     sentence,
 )
-from focusdpo.flows.streams import printable
+from focusdpo.flows.terminal import printable
 from focusdpo.model.training.parallel import is_first
 from focusdpo.store.addresses import is_remote
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.words import counted
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.flows.commands.options import Incomplete, fetched, require_here, say
 from focusdpo.flows.config import Adapter, FocusMapsRun, GenerateRun, shared
 from focusdpo.flows.console import Bars, working

@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.words import counted
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.flows.commands.options import INCOMPLETE, JSON, SET, finish, say
 from focusdpo.flows.console import Bars
 

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import typer
 
-from focusdpo.data_schemas.words import counted
 from focusdpo.flows.commands.options import ROOT, say
 
 
@@ -61,7 +60,7 @@ def export(
     out: Annotated[Path, typer.Option("--out", help="File to write: .csv, or .jsonl.")],
 ) -> Mapping[str, Any]:
     """Write the audit as a table, a line per decision."""
-    from focusdpo.data_schemas.errors import UserError
+    from focusdpo.data_schemas.errors import UserError, counted
 
     if out.suffix not in (".csv", ".jsonl"):
         raise UserError(f"--out {out}: expected a name that ends in .csv or .jsonl")

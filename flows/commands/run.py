@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 from pydantic import BaseModel, ConfigDict, Field
 
-from focusdpo.data_schemas.words import counted
+from focusdpo.data_schemas.errors import counted
 from focusdpo.evaluation.comparison import paired_texts
 from focusdpo.flows.commands.options import PREFECT, Incomplete, say
 from focusdpo.flows.config import AblateRun, BuildRun, DemoRun, EvaluateRun, RetrainRun, TrainRun

@@ -6,8 +6,8 @@ import functools
 from collections.abc import Iterator
 from dataclasses import asdict
 
+from focusdpo.data_schemas.errors import counted
 from focusdpo.data_schemas.progress import Watch, quiet
-from focusdpo.data_schemas.words import counted
 from focusdpo.evaluation import run as evaluation
 from focusdpo.evaluation.folder import GRID, EvaluateResult
 from focusdpo.evaluation.protocols import Request

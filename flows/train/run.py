@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.data_schemas.progress import Watch, quiet
-from focusdpo.data_schemas.words import counted
 from focusdpo.flows.config import TrainRun
 from focusdpo.flows.jobs import TRAINED, Event, Exhibit, Job, Steps, Table, Text
 from focusdpo.flows.settings import save_config

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from focusdpo.data_schemas.words import counted
+from focusdpo.data_schemas.errors import counted
 from focusdpo.reports.dataset_section import MODES, REASONS
 from focusdpo.studio.run_reading import Found
 from focusdpo.studio.shared import Studio

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from focusdpo.data_schemas.words import counted, with_article
+from focusdpo.data_schemas.errors import counted
 
 REPOSITORY = Path(__file__).parents[2]
 NOUNS = "pair|shard|subject|partition|step|scene|decision|picture|artefact|file|cell|place|row"
@@ -17,13 +17,6 @@ def test_numbers() -> None:
     assert [counted(count, "shard") for count in (0, 1, 2)] == ["0 shards", "1 shard", "2 shards"]
     assert counted(1, "box") == "1 box" and counted(3, "box") == "3 boxes"
     assert counted(2, "entry") == "2 entries" and counted(2, "day") == "2 days"
-
-
-def test_articles() -> None:
-    nouns = ["airplane", "dog", "unicorn", "umbrella", "hourglass", "hat", "oven", "egg", "ukulele"]
-    assert [with_article(noun).split()[0] for noun in nouns] == [
-        *("an", "a", "a", "an", "an", "a", "an", "an", "a")
-    ]
 
 
 @pytest.mark.parametrize("folder", ["flows/commands", "flows/build", "flows/train"])
