@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from focusdpo.data_schemas.errors import counted
 from focusdpo.flows.commands.options import ROOT, say
 
 
@@ -60,7 +61,7 @@ def export(
     out: Annotated[Path, typer.Option("--out", help="File to write: .csv, or .jsonl.")],
 ) -> Mapping[str, Any]:
     """Write the audit as a table, a line per decision."""
-    from focusdpo.data_schemas.errors import UserError, counted
+    from focusdpo.data_schemas.errors import UserError
 
     if out.suffix not in (".csv", ".jsonl"):
         raise UserError(f"--out {out}: expected a name that ends in .csv or .jsonl")
