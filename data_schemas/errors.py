@@ -1,4 +1,4 @@
-"""Errors that a user can mend."""
+"""Errors that a user can mend, and the words of texts that count."""
 
 from __future__ import annotations
 
@@ -19,3 +19,17 @@ class ClusterGone(UserError):
 def run_doctor(root: object) -> str:
     """What to do about a damaged dataset."""
     return f"Run `focusdpo doctor --root {root} --repair`"
+
+
+def plural(noun: str) -> str:
+    """Of a regular noun, as in subjects, boxes, entries."""
+    if noun.endswith(("s", "x", "z", "ch", "sh")):
+        return f"{noun}es"
+    if noun.endswith("y") and noun[-2:-1] not in {"a", "e", "i", "o", "u", ""}:
+        return f"{noun[:-1]}ies"
+    return f"{noun}s"
+
+
+def counted(count: int, noun: str) -> str:
+    """As in "1 shard", "2 shards", "0 shards"."""
+    return f"{count} {noun if count == 1 else plural(noun)}"

@@ -24,6 +24,8 @@ from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from focusdpo.flows.terminal import printable, protect
+
 if TYPE_CHECKING:
     import typer
 
@@ -37,6 +39,7 @@ GRACE_SECONDS = 1.2
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code."""
     given = sys.argv[1:] if arguments is None else arguments
+    protect()
     with Interrupts():
         speaks = os.environ.get("RANK", "0") == "0"  # of several processes, the first
         if speaks and given and given[0] in JOBS and "--help" not in given:
@@ -48,12 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run_program(program: typer.Typer, name: str, arguments: Sequence[str]) -> None:
     """Run one of our programs and exit with its code; bad input is one line on stderr."""
+    protect()
     with Interrupts():
         _run(program, name, arguments)
 
 
 def _run(program: typer.Typer, name: str, arguments: Sequence[str]) -> None:
     from focusdpo.data_schemas.errors import ClusterGone, UserError
+    from focusdpo.flows.terminal import in_words, is_users
     from focusdpo.store.remote import Lost
 
     given = list(arguments)
@@ -72,6 +77,11 @@ def _run(program: typer.Typer, name: str, arguments: Sequence[str]) -> None:
     except (UserError, Lost) as error:
         _tell(str(error), 2, "--json" in given)
         sys.exit(2)
+    except OSError as error:
+        if not is_users(error):
+            raise
+        _tell(in_words(error), 2, "--json" in given)
+        sys.exit(2)
 
 
 def leave_at_once(code: int) -> NoReturn:
@@ -83,7 +93,7 @@ def leave_at_once(code: int) -> NoReturn:
 
 
 def _tell(message: str, code: int, as_json: bool) -> None:
-    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.write(f"error: {printable(message)}\n")
     if as_json:
         sys.stdout.write(json.dumps({"error": message, "exit_code": code}) + "\n")
 

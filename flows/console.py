@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -32,6 +33,7 @@ from rich.progress import (
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.progress import Watch as Watch
 from focusdpo.data_schemas.progress import quiet as quiet
+from focusdpo.flows.terminal import printable
 
 SHOWN = 3
 NOT_SHOWN = {"step", "lr"}
@@ -91,9 +93,10 @@ class Bars:
 @contextmanager
 def working(what: str) -> Iterator[None]:
     """Says what goes on while nothing can be counted: a spinner, or one line in a log file."""
+    what = printable(what)
     console = Console(stderr=True)
     if console.is_terminal:
-        with console.status(what):
+        with console.status(escape(what)):
             yield
     else:
         sys.stderr.write(f"{what} ...\n")
@@ -117,6 +120,13 @@ def about(**ids: str) -> Iterator[None]:
         yield
     finally:
         _ABOUT.reset(token)
+
+
+class Lines(logging.Formatter):
+    """A log for people."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 class JsonLines(logging.Formatter):
@@ -146,7 +156,7 @@ def to_file(path: str | Path) -> None:
             return
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(target, encoding="utf-8")
+        handler = logging.FileHandler(target, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UserError(f"{target}: the log cannot be written there ({error.strerror})") from error
     handler.setFormatter(JsonLines())

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.models_config import ModelsConfig
+from focusdpo.flows.prefect.reachable import named_address, require_home, require_server
+from focusdpo.flows.prefect.server import has_prefect, hush
 from focusdpo.flows.wiring import Parts, fingerprint_of
 from focusdpo.store.leases import WRITERS, race
 
@@ -43,13 +45,21 @@ def checks(models: ModelsConfig | None = None) -> list[Check]:
 
         del wanted["weights"]
         wanted |= {name: _told(check) for name, check in checkpoint_checks(models)}
-    if os.environ.get("PREFECT_API_URL"):
-        from focusdpo.flows.prefect.server import hush
-        from focusdpo.flows.prefect.setup import checks as server_checks
-
+    done = [_guarded(name, check) for name, check in wanted.items()]
+    if has_prefect() or os.environ.get("PREFECT_HOME"):
         hush()
-        wanted |= server_checks()
-    return [_guarded(name, check) for name, check in wanted.items()]
+        done.append(_guarded("prefect", _prefect))
+        if done[-1].ok and has_prefect():
+            from focusdpo.flows.prefect.setup import checks as server_checks
+
+            done += [_guarded(name, check) for name, check in server_checks().items()]
+    return done
+
+
+def _prefect() -> tuple[bool, str]:
+    require_home()
+    url = named_address()
+    return True, "no server is named" if url is None else f"version {require_server(url)} answers"
 
 
 def _told(check: Callable[[], str]) -> Callable[[], tuple[bool, str]]:

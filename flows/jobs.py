@@ -143,6 +143,9 @@ class Job(ABC, Generic[RunT, ResultT]):
     def load_ahead(self) -> None:
         """Begin to load models in a thread, while this one waits for something else."""
 
+    def require_inputs(self) -> None:  # noqa: B027 - most jobs look while they are made
+        """UserError for a root, version or folder that is named and not there. Makes nothing."""
+
     @abstractmethod
     def perform(self, steps: Steps, watch: Watch = quiet) -> ResultT:
         """The recipe. Again after a stop it goes on from what was finished."""

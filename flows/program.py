@@ -65,6 +65,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "subjects remove": dataset.remove,
     "subjects list": dataset.list_subjects,
     "dataset versions": dataset.versions,
+    "dataset list": dataset.versions,
     "dataset diff": dataset.diff,
     "dataset purge": dataset.purge,
     "review stats": reviewing.stats,
@@ -116,9 +117,9 @@ def options(
     ] = False,
 ) -> None:
     """Configures logging: it goes to stderr, results go to stdout."""
-    logging.basicConfig(
-        stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(console.Lines("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("focusdpo").setLevel(LEVELS[min(verbose, 2)])
     if log_json is not None:
         console.to_file(log_json)

@@ -37,6 +37,7 @@ def carry_out(job: Job[Any, ResultT], watch: Watch, *, prefect: bool | None = No
     By plain calls in any case where nothing is left to do, and where a launcher has started several
     processes: they must all do the same, and their launcher starts them anew.
     """
+    job.require_inputs()
     wanted = has_prefect() if prefect is None else prefect
     if wanted and num_launched() == 1 and not job.finished():
         job.load_ahead()

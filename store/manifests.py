@@ -33,6 +33,8 @@ MANIFEST = "manifest.json"
 TWIN = "twin.tar"
 BUILD = "build.json"
 """What the build that made a version brought; made anew when it is absent."""
+SHORTEST = 4
+"""Letters of an id that may stand for all of it."""
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 """What may follow `versions/`: whatever LATEST holds, no path leads out of there."""
 
@@ -68,6 +70,18 @@ def latest_is_lost(store: Store) -> bool:
 def version_names(store: Store) -> list[str]:
     """Folders that may be versions, sorted; a stranger's file beside them is none."""
     return [name for name in store.files.names("versions") if NAME.fullmatch(name)]
+
+
+def full_id(store: Store, name: str) -> str:
+    """The id of the one version whose id begins so; what is given where none does. UserError where
+    several do."""
+    there = version_names(store)
+    meant = [one for one in there if one.startswith(name)] if len(name) >= SHORTEST else []
+    if name in there or not meant:
+        return name
+    if len(meant) > 1:
+        raise UserError(f"{store.root}: version '{name}' may be any of {', '.join(meant)}")
+    return meant[0]
 
 
 def versions_of(store: Store) -> list[Mapping[str, Any]]:
@@ -128,7 +142,8 @@ def _misstated(manifest: Any, name: str) -> str | None:
 
 def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
     """As it is written."""
-    return (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    return text.encode(errors="backslashreplace")  # JSON's escape, for paths that are not UTF-8
 
 
 def damaged_file(store: Store, version: str, name: str) -> UserError:

@@ -47,6 +47,7 @@ from focusdpo.store.manifests import (
     PartitionRow,
     digests,
     ensure_twin,
+    full_id,
     latest_id,
     lineage_table,
     manifest_bytes,
@@ -140,7 +141,7 @@ def latest_rows(store: Store) -> list[IndexRow]:
 def open_version(root: str | Path | Store, id: str = "latest") -> DatasetVersion:
     """A version of a dataset; UserError when there is none of that name or it is damaged."""
     store = root if isinstance(root, Store) else Store.open(root, create=False)
-    name = latest_id(store) if id == "latest" else id
+    name = latest_id(store) if id == "latest" else full_id(store, id)
     if name is None:
         raise UserError(f"{store.root}: no dataset version yet; run `focusdpo build-dataset`")
     folder = f"versions/{name}"

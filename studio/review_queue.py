@@ -75,6 +75,16 @@ class Count:
     total: int
 
 
+IN_INDEX: Mapping[Verdict | None, str] = {
+    None: "kept",
+    "accepted": "kept",
+    "swapped": "exchanged",
+    "rejected": "out",
+    "contested": "out",
+}
+"""What the next build makes of a pair."""
+
+
 class Queue:
     """The pairs of one version. Its columns are those of the other pages; what reviews have left
     out, a few beside a whole dataset, is kept as items."""
@@ -130,6 +140,31 @@ class Queue:
             len(passing) + len(more),
             count,
         )
+
+    def waiting(self, reviews: Sequence[Review]) -> int:
+        """How many reviews, made since the version was, would change it in the next build: their
+        pair is to be left out, exchanged or kept, and is not so in the version."""
+        created = str(self._dataset.manifest["created"])
+        latest: dict[str, list[Review]] = {}
+        for review in reviews:
+            latest.setdefault(review.pair_id, []).append(review)
+        held = _by_pair(standing(reviews))
+        count = 0
+        for name, own in latest.items():
+            newer = {review.reviewer for review in own if review.when > created}
+            if newer and self._state(name) != IN_INDEX[_verdict(held.get(name, {}))]:
+                count += len(newer)
+        return count
+
+    def _state(self, pair_id: str) -> str | None:
+        """How the version shows a pair as it was built: kept, exchanged or out; None when it has
+        none of that name."""
+        if pair_id in self._left_out:
+            return "out"
+        place = self._places.get(pair_id)
+        if place is None:
+            return None
+        return "exchanged" if is_swapped(self._columns.row(place).pair_id) else "kept"
 
     def pair(self, pair_id: str) -> Pair:
         """A pair as it was built. UserError when the version has none of that id."""

@@ -123,6 +123,10 @@ class Ablate(Job[AblateRun, AblateOutcome]):
     def folder(self) -> str:
         return self.run.out
 
+    def require_inputs(self) -> None:
+        if self.run.root is not None:
+            open_version(self.run.root, self.run.version)
+
     def finished(self) -> bool:
         return False  # the cells say, once the dataset is there
 

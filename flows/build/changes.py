@@ -13,7 +13,7 @@ from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun
 from focusdpo.pipeline.dataset_diff import DatasetDiff, diff, differences
 from focusdpo.store.artefacts import Store
-from focusdpo.store.manifests import latest_id, versions_of
+from focusdpo.store.manifests import full_id, latest_id, versions_of
 
 SECTIONS = ("compose", "complexity", "shard")
 """Sections of the settings that decide about pairs and samples beside those of the stages."""
@@ -41,7 +41,8 @@ def versions(root: str) -> list[dict[str, Any]]:
 
 def difference(root: str, a: str, b: str) -> DatasetDiff:
     """What changed from version `a` to `b` of a root."""
-    return diff(Store.open(root, create=False), a, b, changed_causes)
+    store = Store.open(root, create=False)
+    return diff(store, full_id(store, a), full_id(store, b), changed_causes)
 
 
 def changed_causes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Sequence[str]:

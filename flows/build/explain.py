@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.data_schemas.pairs import Verdict
 from focusdpo.data_schemas.shards import SAMPLE_VERSION
 from focusdpo.flows.build.builder import Builder
@@ -43,12 +43,14 @@ def review_lines(builder: Builder) -> Iterator[str]:
     )
     if out:
         told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(out.items()))
-        yield f"review: {_pairs(out.total())} left out of the index ({told})"
+        yield f"review: {counted(out.total(), 'pair')} left out of the index ({told})"
     turned = sum(had.get(pair) != "swapped" for pair, said in now.items() if said == "swapped")
     if turned:
-        yield f"review: {_pairs(turned)} with winner and loser exchanged, written to new shards"
+        pairs = counted(turned, "pair")
+        yield f"review: {pairs} with winner and loser exchanged, written to new shards"
     if back := len(had.keys() - now.keys()):
-        yield f"review: {_pairs(back)} as built again, decisions were withdrawn or overruled"
+        pairs = counted(back, "pair")
+        yield f"review: {pairs} as built again, decisions were withdrawn or overruled"
 
 
 def changed_verdicts(builder: Builder) -> tuple[Mapping[str, Verdict], Mapping[str, Verdict]]:
@@ -74,10 +76,6 @@ def changed_verdicts(builder: Builder) -> tuple[Mapping[str, Verdict], Mapping[s
         and builder.ruling.where[pair, judged] in builder.partitions
     }
     return had, now
-
-
-def _pairs(count: int) -> str:
-    return "1 pair" if count == 1 else f"{count} pairs"
 
 
 NOT_ASKED = {"root", "subjects", "strict", "partitions_per_task", "preset", "models", "executor"}
@@ -242,8 +240,9 @@ class _Before:
         rows = partitions_of(self._builder.store, self._manifest["id"])
         theirs = [row for row in rows if gone.intersection(row.subject_ids)]
         yield (
-            f"removed subject:{listed(gone)}: {len(theirs)} partitions with "
-            f"{sum(row.pairs for row in theirs)} pairs leave the index; shards stay as they are"
+            f"removed subject:{listed(gone)}: {counted(len(theirs), 'partition')} with "
+            f"{counted(sum(row.pairs for row in theirs), 'pair')} leave the index; shards stay as "
+            "they are"
         )
 
     @functools.cached_property

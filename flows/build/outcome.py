@@ -18,7 +18,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.flows.build.config import YieldAlertConfig
 from focusdpo.store.artefacts import Store
 from focusdpo.store.keys import sealed, unsealed
@@ -138,7 +138,7 @@ def dropped(brought: Brought, past: Iterable[float], alert: YieldAlertConfig) ->
         return None
     most = max(brought.rejects.items(), key=lambda one: one[1], default=("none", 0))
     return (
-        f"yield dropped to {share:.3f} of what was judged ({brought.pairs} pairs from "
+        f"yield dropped to {share:.3f} of what was judged ({counted(brought.pairs, 'pair')} from "
         f"{brought.partitions} new partitions), below {alert.share:g} of {usual:.3f}, the median "
         f"of {len(before)} builds before; most were rejected because of {most[0]} ({most[1]})"
     )

@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.flows.build.builder import Builder, ChunkFailed, Executor, Outcome
 from focusdpo.flows.build.explain import request_digest, settled_version
 from focusdpo.flows.build.outcome import BuildResult, record
 from focusdpo.flows.build.preview import FIRST, first_pictures
-from focusdpo.flows.build.sources import find_subjects
+from focusdpo.flows.build.sources import find_subjects, require_folder
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.console import about
@@ -63,6 +63,8 @@ class Build(Job[BuildRun, BuildResult]):
         """
         super().__init__(run)
         self.started = time.perf_counter()
+        if run.subjects is not None:
+            require_folder(run.subjects)
         store = Store.open(run.root)
         refuse_unfinished(store)
         parts = resident_parts(run.family)
@@ -89,10 +91,11 @@ class Build(Job[BuildRun, BuildResult]):
         return not any(absent for _, absent in self.counts.values())
 
     def title(self, result: BuildResult | None = None) -> str:
-        subjects = f"{len(self.builder.subjects)} subjects"
+        subjects = counted(len(self.builder.subjects), "subject")
         if result is None:
             return f"{self.run.root}: {subjects}"
-        return f"{self.run.root}: version {result.version}, {subjects}, {result.pairs} pairs"
+        pairs = counted(result.pairs, "pair")
+        return f"{self.run.root}: version {result.version}, {subjects}, {pairs}"
 
     def load_ahead(self) -> None:
         self.builder.parts.load_beside(self.executor.missing_roles())
@@ -185,7 +188,7 @@ class Build(Job[BuildRun, BuildResult]):
             {"stage": name, "partitions": total, "computed": result.made.get(name, 0)}
             for name, (total, _) in self.counts.items()
         ]
-        title = f"{result.pairs} pairs in version {result.version}"
+        title = f"{counted(result.pairs, 'pair')} in version {result.version}"
         yield Table("dataset-yield", title, rows)
         if result.rejects:
             whole = sum(result.rejects.values())
@@ -210,7 +213,7 @@ class Build(Job[BuildRun, BuildResult]):
 
     def left_out(self, result: BuildResult) -> str:
         count = len(result.failed) + len(result.problems)
-        return f"{count} subjects or partitions were left out" if count else ""
+        return f"{count} left out, subjects and partitions" if count else ""
 
 
 def _log(outcomes: Sequence[Outcome]) -> None:
@@ -235,9 +238,10 @@ def summary(result: BuildResult) -> str:
     left = "".join(f"- {line}\n" for line in [*result.problems, *result.failed])
     alerts = "".join(f"**{line}**\n\n" for line in result.alerts)
     return (
-        f"# Dataset {result.version}\n\n{alerts}{result.pairs} pairs in `{result.root}`, "
-        f"{result.partitions} partitions; {result.model_seconds:.1f} s of model computation, "
-        f"{result.wall_seconds:.1f} s in all.\n\n"
+        f"# Dataset {result.version}\n\n{alerts}"
+        f"{counted(result.pairs, 'pair')} in `{result.root}`, "
+        f"{counted(result.partitions, 'partition')}; {result.model_seconds:.1f} s of model "
+        f"computation, {result.wall_seconds:.1f} s in all.\n\n"
         f"| stage | partitions computed |\n| --- | --- |\n{rows or '| none | 0 |'}\n\n"
         f"| rejected because | count |\n| --- | --- |\n{rejects or '| nothing | 0 |'}\n"
         + (f"\n## Left out\n\n{left}" if left else "")

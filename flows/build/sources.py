@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.flows.config import BuildRun, GenerateRun
 from focusdpo.flows.wiring import resident_parts, vocabulary
@@ -67,16 +67,21 @@ def read_folder(
     )
 
 
+def require_folder(subjects: str) -> Path:
+    """The folder of subjects that a run names. UserError where there is none."""
+    folder = Path(subjects)
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: no such folder; --subjects takes a folder that holds one folder of "
+            "pictures per subject"
+        )
+    return folder
+
+
 def subject_folder(run: BuildRun, store: Store) -> Path:
     """Where the subjects lie: as given, or individuals of the pocket world below the root."""
     if run.subjects is not None:
-        folder = Path(run.subjects)
-        if not folder.is_dir():
-            raise UserError(
-                f"{folder}: no such folder; --subjects takes a folder that holds one folder of "
-                "pictures per subject"
-            )
-        return folder
+        return require_folder(run.subjects)
     from focusdpo.pocket.world_subjects import export
 
     # Below a local root; a remote one cannot hold a folder that is read picture by picture.
@@ -190,8 +195,8 @@ def _register(
             (fatal if one.fatal else notes).append(f"{one.subject}: {one.message}")
     if fatal:
         raise UserError(
-            f"{len(fatal)} of {len(fatal) + len(subjects)} subjects cannot be used, so none was "
-            "registered: " + " | ".join(fatal)
+            f"{len(fatal)} of {counted(len(fatal) + len(subjects), 'subject')} cannot be used, so "
+            "none was registered: " + " | ".join(fatal)
         )
     return Done(change(store, subjects, run.ingest), notes)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from focusdpo.data_schemas.errors import counted
 from focusdpo.flows.commands.options import ROOT, say
 from focusdpo.flows.config import GenerateRun
 from focusdpo.flows.console import working
@@ -31,8 +32,9 @@ def versions(root: ROOT) -> Mapping[str, Any]:
     rows = versions(root)
     for row in rows:
         say(
-            f"{row['id']}  {row['created']}  {row['pairs']:>7} pairs  {row['subjects']:>5} subjects"
-            f"  {row['shards']:>5} shards  {size(row['bytes']):>10}"
+            f"{row['id']}  {row['created']}  {counted(row['pairs'], 'pair'):>13}"
+            f"  {counted(row['subjects'], 'subject'):>14}  {counted(row['shards'], 'shard'):>12}"
+            f"  {size(row['bytes']):>10}"
             + ("  latest" if row["latest"] else "")
             + "".join(f"  purged {when}" for when in row["purged"])
         )
@@ -70,13 +72,14 @@ def purge(names: NAMES, root: ROOT) -> Mapping[str, Any]:
     with working(f"purging {', '.join(names)}"):
         told = as_told(delete(Store.open(root, create=False), names))
     say(
-        f"purged {', '.join(told['subjects'])}: {told['artefacts']} artefacts, "
-        f"{told['shards_removed']} shards removed and {told['shards_rewritten']} rewritten"
+        f"purged {', '.join(told['subjects'])}: {counted(told['artefacts'], 'artefact')}, "
+        f"{counted(told['shards_removed'], 'shard')} removed, {told['shards_rewritten']} rewritten"
     )
     for name, lost in told["versions"].items():
-        say(f"  version {name}: {lost['pairs']} pairs less")
+        say(f"  version {name}: {counted(lost['pairs'], 'pair')} less")
     say(
-        f"searched all files of {root}: none of their {told['pictures']} pictures is left. "
+        f"searched all files of {root}: none of their {counted(told['pictures'], 'picture')} is "
+        "left. "
         "Adapters, reports and copies outside the root are yours to delete"
     )
     return {"command": "dataset purge", "root": root, **told}
@@ -116,13 +119,13 @@ def _show_garbage(told: dict[str, Any]) -> None:
     for name, count in told["versions"].items():
         say(f"version {name}: {size(count)}")
     for stage, one in told["artefacts"].items():
-        say(f"{stage}: {one['artefacts']} artefacts, {size(one['bytes'])}")
+        say(f"{stage}: {counted(one['artefacts'], 'artefact')}, {size(one['bytes'])}")
     for what in ("shards", "others"):
         if told[what]["files"]:
-            say(f"{what}: {told[what]['files']} files, {size(told[what]['bytes'])}")
+            say(f"{what}: {counted(told[what]['files'], 'file')}, {size(told[what]['bytes'])}")
     say(
         f"{'removed' if told['removed'] else 'would remove'} {size(told['bytes'])}"
-        + (f"; {told['young']} files nobody refers to are too young" if told["young"] else "")
+        + (f"; too young to be: {counted(told['young'], 'file')}" if told["young"] else "")
     )
 
 
@@ -150,18 +153,21 @@ def _change(verb: str, run: GenerateRun, folders: list[Path], root: str) -> dict
         done = getattr(sources, verb)(run, root, folders)
     changed = done.changed
     if changed.adopted:
-        say(f"the registry starts with the {changed.adopted} subjects of the newest version")
+        say(
+            f"the registry starts with what the newest version has: "
+            f"{counted(changed.adopted, 'subject')}"
+        )
     for note in done.notes:
         say(f"note: {note}")
     for name in changed.changed:
         entry = changed.registry.entries[name]
         say(
             f"{'added' if verb == 'add' else 'updated'} {name}: {entry.class_name}, "
-            f"{entry.references} pictures, licence {entry.licence or 'not told'}"
+            f"{counted(entry.references, 'picture')}, licence {entry.licence or 'not told'}"
         )
     for name in changed.unchanged:
         say(f"unchanged {name}")
-    say(f"{len(changed.registry.entries)} subjects in {root}")
+    say(f"{counted(len(changed.registry.entries), 'subject')} in {root}")
     return {
         "command": f"subjects {verb}",
         "root": root,
@@ -194,7 +200,7 @@ def remove(
     changed = sources.remove(root, names)
     for name in changed.changed:
         say(f"removed {name}: the next build leaves its pairs out of the index")
-    say(f"{len(changed.registry.entries)} subjects in {root}")
+    say(f"{counted(len(changed.registry.entries), 'subject')} in {root}")
     return {
         "command": "subjects remove",
         "root": root,

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.flows.commands.options import fetched, require_here, say
 from focusdpo.flows.config import CLOSED, Root, Version
 from focusdpo.flows.console import working
@@ -79,7 +79,7 @@ def dataset(run: ExportDatasetRun) -> Mapping[str, Any]:
                 run.root, folder, run.version, allow_unlicensed=run.allow_unlicensed
             )
         counts = ", ".join(f"{name} {count}" for name, count in made.pairs.items())
-        say(f"{folder}: version {made.version}, pairs: {counts}; {made.files} files")
+        say(f"{folder}: version {made.version}, pairs: {counts}; {counted(made.files, 'file')}")
         for name in made.unlicensed:
             say(f"no licence is stated: {name}")
         url = _send(run, folder, "dataset", f"Dataset version {made.version}")

@@ -32,6 +32,7 @@ from focusdpo.flows.settings import (
     resolve,
     sentence,
 )
+from focusdpo.flows.terminal import printable
 from focusdpo.model.training.parallel import is_first
 from focusdpo.store.addresses import is_remote, refuse_secret
 
@@ -217,7 +218,7 @@ def require_here(out: Path | None) -> None:
 def say(text: str = "") -> None:
     """A line for people, by the first of several processes."""
     if is_first():
-        typer.echo(text)
+        typer.echo(printable(text))
 
 
 def finish(result: Mapping[str, Any], as_json: bool) -> None:

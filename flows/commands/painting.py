@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.flows.commands.options import Incomplete, fetched, require_here, say
 from focusdpo.flows.config import Adapter, FocusMapsRun, GenerateRun, shared
 from focusdpo.flows.console import Bars, working
@@ -194,8 +194,8 @@ def table_lines(premise: Mapping[str, Any]) -> Iterator[str]:
     high, low = premise["sigmas"][0], premise["sigmas"][-1]
     subjects = ", ".join(f"{n} with {r}" for r, n in premise["pairs"]["by_subjects"].items())
     yield (
-        f"{len(premise['pairs']['ids'])} pairs of split {premise['split']} (by subjects: "
-        f"{subjects}). A at sigma {high:g} -> {low:g}; by chance {premise['chance']:.2f}"
+        f"{counted(len(premise['pairs']['ids']), 'pair')} of split {premise['split']} (by "
+        f"subjects: {subjects}). A at sigma {high:g} -> {low:g}; by chance {premise['chance']:.2f}"
     )
     level = f"rise [{100 * premise['settings']['premise']['level']:g} %]"
     yield (

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.flows.commands.options import INCOMPLETE, JSON, SET, finish, say
 from focusdpo.flows.console import Bars
 
@@ -153,7 +153,7 @@ def sampling(
     table = best_sampling(weights, scenes, keep=keep)
     for row in table:
         say(
-            f"guidance {row.sampling.guidance:g}, {row.sampling.steps} steps:"
+            f"guidance {row.sampling.guidance:g}, {counted(row.sampling.steps, 'step')}:"
             f" {100 * row.failed:.1f} % of pictures fail,"
             f" {100 * row.recognised:.1f} % of classes recognised in scenes of one and two"
         )
@@ -177,7 +177,11 @@ def subjects(
 
     config = WorldConfig(subjects=count, references=references, seed=seed)
     written = export(folder, config)
-    say(f"{folder}: {written} subjects written" if written else f"{folder}: there already")
+    say(
+        f"{folder}: {counted(written, 'subject')} written"
+        if written
+        else f"{folder}: there already"
+    )
     finish({"command": "pocket subjects", "folder": str(folder), "written": written}, json)
 
 
@@ -202,5 +206,5 @@ def world_preview(
         picture.save(out)
     except (OSError, ValueError) as error:
         raise UserError(f"{out}: cannot be written ({error})") from error
-    say(f"{out}: {count} scenes")
+    say(f"{out}: {counted(count, 'scene')}")
     finish({"command": "pocket world-preview", "out": str(out), "scenes": count}, json)

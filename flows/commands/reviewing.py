@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from focusdpo.data_schemas.errors import counted
 from focusdpo.flows.commands.options import ROOT, say
 
 
@@ -68,7 +69,7 @@ def export(
         raise UserError(f"--out {out}: {out.absolute().parent} is no folder; make it first")
     rows = [{**asdict(one), "subject_ids": list(one.subject_ids)} for one in _reviews(root)]
     out.write_text(_csv(rows) if out.suffix == ".csv" else _jsonl(rows), encoding="utf-8")
-    say(f"{out}: {len(rows)} decisions")
+    say(f"{out}: {counted(len(rows), 'decision')}")
     return {"command": "review export", "root": root, "out": str(out), "reviews": len(rows)}
 
 
@@ -82,26 +83,26 @@ def _reviews(root: str) -> list[Any]:
 def _lines(told: dict[str, Any]) -> list[str]:
     verdicts = ", ".join(f"{count} {name}" for name, count in told["verdicts"].items())
     lines = [
-        f"{told['decisions']} decisions in the audit; {told['pairs']} pairs judged"
-        + (f": {verdicts}" if verdicts else "")
+        f"{counted(told['decisions'], 'decision')} in the audit; "
+        f"{counted(told['pairs'], 'pair')} judged" + (f": {verdicts}" if verdicts else "")
     ]
     for name, counts in told["reviewers"].items():
         lines.append(f"  {name}: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
     if told["several"]:
         lines.append(
-            f"{told['several']} pairs judged by two or more: agreement "
+            f"{counted(told['several'], 'pair')} judged by two or more: agreement "
             f"{_figure(told['agreement'])}, Krippendorff's alpha {_figure(told['alpha'])}"
         )
     for one in told["between"]:
         lines.append(
-            f"  {one['a']} and {one['b']}: {one['pairs']} pairs, agreement "
+            f"  {one['a']} and {one['b']}: {counted(one['pairs'], 'pair')}, agreement "
             f"{_figure(one['agreement'])}, Cohen's kappa {_figure(one['kappa'])}"
         )
     for title, name in (("all", "scorers"), ("blind", "scorers_blind")):
         one = told[name]
         if one["decisions"]:
             lines.append(
-                f"with the scorers, {title} decisions: {one['prefer_winner']} prefer their winner, "
+                f"with the scorers, {title} reviews: {one['prefer_winner']} prefer their winner, "
                 f"{one['prefer_loser']} their loser, {one['neither']} neither; share "
                 f"{_figure(one['share'])} [{_figure(one['low'])}, {_figure(one['high'])}], rank "
                 f"correlation with the margin {_figure(one['rank_correlation'])}"

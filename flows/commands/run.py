@@ -11,13 +11,15 @@ from typing import Annotated, Any, Literal
 import typer
 from pydantic import BaseModel, ConfigDict, Field
 
+from focusdpo.data_schemas.errors import counted
 from focusdpo.evaluation.comparison import paired_texts
 from focusdpo.flows.commands.options import PREFECT, Incomplete, say
 from focusdpo.flows.config import AblateRun, BuildRun, DemoRun, EvaluateRun, RetrainRun, TrainRun
-from focusdpo.flows.console import Bars
+from focusdpo.flows.console import Bars, working
 from focusdpo.flows.jobs import Job, ResultT
 from focusdpo.flows.models_config import Family
-from focusdpo.flows.prefect.server import prepare
+from focusdpo.flows.prefect.reachable import require_home
+from focusdpo.flows.prefect.server import hush, prepare
 from focusdpo.flows.runner import carry_out
 from focusdpo.flows.settings import Option
 from focusdpo.model.objective_registry import objectives_in_words
@@ -74,8 +76,9 @@ def _build(run: BuildRun, plan: bool = False, prefect: bool | None = None) -> di
     for line in result.alerts:
         say(line)
     say(
-        f"dataset {result.version}{SUFFIX[result.new]}: {result.pairs} pairs in {result.root}; "
-        f"{result.model_seconds:.1f} s of model computation, {result.wall_seconds:.1f} s in all"
+        f"dataset {result.version}{SUFFIX[result.new]}: {counted(result.pairs, 'pair')} in "
+        f"{result.root}; {result.model_seconds:.1f} s of model computation, "
+        f"{result.wall_seconds:.1f} s in all"
     )
     for line in worth_lines(worth_of(open_version(result.root, result.version))):
         say(line)
@@ -105,7 +108,10 @@ def show_plan(counts: dict[str, tuple[int, int]], subjects: int) -> None:
     """What there is and what is missing."""
     partitions = max((total for total, _ in counts.values()), default=0)
     todo = ", ".join(f"{stage} {absent}" for stage, (_, absent) in counts.items() if absent)
-    say(f"{subjects} subjects, {partitions} partitions; to compute: {todo or 'nothing'}")
+    say(
+        f"{counted(subjects, 'subject')}, {counted(partitions, 'partition')}; to compute: "
+        f"{todo or 'nothing'}"
+    )
 
 
 def told_plan(job: Any) -> dict[str, Any]:
@@ -120,7 +126,8 @@ def told_plan(job: Any) -> dict[str, Any]:
         say(f"  {line}")
     if told.causes:
         say(f"in all {_told_seconds(told.seconds)}")
-    return {"command": "build-dataset", "root": job.run.root, **told.as_dict()}
+    plan = {"command": "build-dataset", "root": job.run.root, **told.as_dict()}
+    return Incomplete(plan) if job.problems else plan
 
 
 def _told_seconds(seconds: float | None) -> str:
@@ -135,9 +142,12 @@ def train(run: TrainRun, prefect: PREFECT = None) -> dict[str, Any]:
     say_licences(run.family)
     outcome = _carry_out(Train(run), prefect)
     say(
-        f"adapter {outcome.adapter}: {outcome.objective}, {outcome.steps} steps on "
-        f"{outcome.pairs} pairs in {outcome.seconds:.0f} s"
+        f"adapter {outcome.adapter}: {outcome.objective}, {counted(outcome.steps, 'step')} on "
+        f"{counted(outcome.pairs, 'pair')} in {outcome.seconds:.0f} s"
     )
+    curves = Path(run.out) / "tensorboard"
+    if curves.is_dir():
+        say(f"curves: tensorboard --logdir {curves}")
     return dict(outcome.as_dict())
 
 
@@ -164,7 +174,10 @@ def evaluate(run: EvaluateRun, prefect: PREFECT = None) -> dict[str, Any]:
 def show_rows(result: Any) -> None:
     """The table over all scenes, a line per metric; of a public protocol also its hard group, and
     what must stand beside its numbers."""
-    say(f"{result.scenes} scenes, {result.out}" + (" (finished before)" if result.resumed else ""))
+    say(
+        f"{counted(result.scenes, 'scene')}, {result.out}"
+        + (" (finished before)" if result.resumed else "")
+    )
     for note in result.notes:
         say(f"  {note}")
     groups = dict.fromkeys(row.group for row in result.rows)
@@ -177,8 +190,11 @@ def show_rows(result: Any) -> None:
 
 def demo(run: DemoRun, prefect: PREFECT = None) -> dict[str, Any]:
     """The whole job on the pocket suite: dataset, training, evaluation, report."""
+    from focusdpo.flows.build.sources import require_folder
     from focusdpo.flows.demo import run_demo
 
+    if run.subjects is not None:
+        require_folder(run.subjects)
     if prefect:  # one server for all three flows: its database lies in the demo's folder
         prepare(run.out)
     result = run_demo(
@@ -211,8 +227,8 @@ def ablate(
     for line in outcome.verdict:
         say(line)
     say(
-        f"{outcome.cells} cells, {outcome.made} of them made now in {outcome.wall_seconds:.0f} s; "
-        f"report: {outcome.report}"
+        f"{counted(outcome.cells, 'cell')}, {outcome.made} of them made now in "
+        f"{outcome.wall_seconds:.0f} s; report: {outcome.report}"
     )
     if docs is not None:
         from focusdpo.reports.ablation_page import publish
@@ -235,7 +251,10 @@ def retrain(run: RetrainRun, prefect: PREFECT = None) -> dict[str, Any]:
     outcome = _carry_out(Retrain(run), prefect)
     for line in [*outcome.build["problems"], *outcome.build["failed"]]:
         say(f"left out: {line}")
-    say(f"dataset {outcome.version}: {outcome.build['pairs']} pairs, {outcome.new_pairs} new")
+    say(
+        f"dataset {outcome.version}: {counted(outcome.build['pairs'], 'pair')}, "
+        f"{outcome.new_pairs} new"
+    )
     say(f"{outcome.candidate or 'no candidate'}, {outcome.decision}: {outcome.reason}")
     say(f"in use: {outcome.adapter or 'the base alone'}")
     return _whole(outcome.as_dict(), outcome.build)
@@ -265,12 +284,12 @@ class PrefectSetup(BaseModel):
 def prefect_setup(run: PrefectSetup) -> dict[str, Any]:
     """Make on the Prefect server at PREFECT_API_URL what our flows need: work pool, the GPU's
     concurrency limit, automations. What is there already as it should be stays."""
-    from focusdpo.flows.prefect.server import hush
-
     hush()
+    require_home()
     from focusdpo.flows.prefect.setup import setup
 
-    done = setup(**dict(run))
+    with working("looking at the Prefect server"):
+        done = setup(**dict(run))
     for made in done:
         say(f"{made.state:<8}{made.what}")
     return {"command": "prefect-setup", "done": [asdict(made) for made in done]}

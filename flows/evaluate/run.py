@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import asdict
 
+from focusdpo.data_schemas.errors import counted
 from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.evaluation import run as evaluation
 from focusdpo.evaluation.folder import GRID, EvaluateResult
@@ -63,7 +64,7 @@ class Evaluate(Job[EvaluateRun, EvaluateResult]):
         return finished(self.run) is not None
 
     def title(self, result: EvaluateResult | None = None) -> str:
-        scenes = "" if result is None else f", {result.scenes} scenes"
+        scenes = "" if result is None else f", {counted(result.scenes, 'scene')}"
         return f"{self.run.adapter} by {self.run.protocol}{scenes}: {self.run.out}"
 
     def perform(self, steps: Steps, watch: Watch = quiet) -> EvaluateResult:
@@ -110,5 +111,5 @@ def summary(result: EvaluateResult) -> str:
         ),
     ]
     protocol = result.rows[0].protocol if result.rows else "-"
-    about = [f"{result.scenes} scenes, `{result.adapter}`", *result.notes]
+    about = [f"{counted(result.scenes, 'scene')}, `{result.adapter}`", *result.notes]
     return f"# Protocol {protocol}\n\n" + "  \n".join(about) + "\n\n" + "\n".join(lines)

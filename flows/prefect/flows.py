@@ -28,6 +28,7 @@ from focusdpo.flows.prefect import events
 from focusdpo.flows.prefect.display import display
 from focusdpo.flows.prefect.gpu_slot import gpu_slot
 from focusdpo.flows.prefect.liveness import label_run, mark_dead_runs, rename_run
+from focusdpo.flows.terminal import may_pass
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,9 @@ def worth_retrying(task: Task[..., Any], run: TaskRun, state: State[Any]) -> boo
     Prefect asks this only while tries are left."""
     error = state.result(raise_on_failure=False)
     again = isinstance(error, (OSError, RuntimeError)) and not (
-        isinstance(error, UserError) or disk_is_full(error)
+        isinstance(error, UserError)
+        or disk_is_full(error)
+        or (isinstance(error, OSError) and not may_pass(error))
     )
     if again:
         reason = f"{type(error).__name__}: {error}"

@@ -27,6 +27,7 @@ from pathlib import Path
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.console import working
 from focusdpo.flows.prefect.gpu_slot import VARIABLE
+from focusdpo.flows.prefect.reachable import named_address, require_home, require_server
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +68,16 @@ def prepare(work_folder: str) -> None:
     work folder (or of `~/.focusdpo` for a remote one), and a server is started, which no other run
     shares: so it has no limit for the GPU.
 
-    UserError where that folder cannot be made, and when the server does not start.
+    UserError where that folder cannot be made, when the server does not start, and for a named one
+    that cannot be used.
     """
     hush()
+    require_home()
     if has_prefect():
+        url = named_address()
+        if url is not None and not any(url == own.url for own in _STARTED):
+            with working("asking the Prefect server"):
+                require_server(url)
         return
     remote = "://" in work_folder and not work_folder.startswith("file://")
     base = Path.home() / ".focusdpo" if remote else Path(work_folder.removeprefix("file://"))
@@ -89,9 +96,10 @@ def prepare(work_folder: str) -> None:
     os.environ.setdefault(VARIABLE, "")
     server = _Server(port, home / "server.log")
     server.start()
+    _STARTED.append(server)
     with working("waiting for Prefect's server (a new database takes some ten seconds)"):
         server.wait_until_up()
-    os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+    os.environ["PREFECT_API_URL"] = server.url
 
 
 class _Server(threading.Thread):
@@ -99,6 +107,7 @@ class _Server(threading.Thread):
 
     def __init__(self, port: int, log_file: Path) -> None:
         super().__init__(name="prefect-server", daemon=True)
+        self.url = f"http://127.0.0.1:{port}/api"
         self._port, self._log_file = port, log_file
         self._given_up = False
 
@@ -124,8 +133,7 @@ class _Server(threading.Thread):
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end and not self._given_up:
             try:
-                url = f"http://127.0.0.1:{self._port}/api/health"
-                with urllib.request.urlopen(url, timeout=5) as answer:
+                with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
                     if answer.status == 200:
                         return
             except (urllib.error.URLError, OSError):
@@ -135,6 +143,10 @@ class _Server(threading.Thread):
             f"Prefect's server did not start ({self._log_file} tells why); use --no-prefect, or "
             "name a server in PREFECT_API_URL"
         )
+
+
+_STARTED: list[_Server] = []
+"""Those of this process: one that was killed is being replaced, so nobody asks after them."""
 
 
 def serve(port: int) -> None:

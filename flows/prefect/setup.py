@@ -30,6 +30,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.jobs import PUBLISHED, TRAINED
 from focusdpo.flows.prefect.gpu_slot import GPU_LIMIT
 from focusdpo.flows.prefect.liveness import FLOWS
+from focusdpo.flows.prefect.reachable import named_address, require_server
 from focusdpo.flows.settings import merge
 
 log = logging.getLogger(__name__)
@@ -56,12 +57,13 @@ class Made:
 @contextmanager
 def server() -> Iterator[SyncPrefectClient]:
     """A client of the configured server; UserError where none is configured or none answers."""
-    url = PREFECT_API_URL.value()
+    url = named_address() or PREFECT_API_URL.value()
     if not url:
         raise UserError(
             "no Prefect server is named: set PREFECT_API_URL, as in "
             "PREFECT_API_URL=http://127.0.0.1:4200/api, and start it with `prefect server start`"
         )
+    require_server(url)
     try:
         with get_client(sync_client=True) as client:
             yield client

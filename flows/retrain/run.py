@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.flows.build.run import Build
+from focusdpo.flows.build.sources import require_folder
 from focusdpo.flows.config import RetrainRun
 from focusdpo.flows.evaluate.run import Evaluate
 from focusdpo.flows.jobs import KEPT, PROMOTED, Event, Exhibit, Job, Steps, Table, Text
@@ -105,6 +106,10 @@ class Retrain(Job[RetrainRun, RetrainOutcome]):
     @property
     def folder(self) -> str:
         return self.run.out
+
+    def require_inputs(self) -> None:
+        if self.run.subjects is not None:
+            require_folder(self.run.subjects)
 
     def finished(self) -> bool:
         return False  # the build says whether anything is new

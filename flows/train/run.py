@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.flows.build.worth import training_warnings
 from focusdpo.flows.config import TrainRun
@@ -164,6 +164,9 @@ class Train(Job[TrainRun, TrainOutcome]):
     def folder(self) -> str:
         return self.run.out
 
+    def require_inputs(self) -> None:
+        open_version(self.run.root, self.run.version)
+
     def finished(self) -> bool:
         return holds(self.run.out, "run.json")
 
@@ -171,7 +174,8 @@ class Train(Job[TrainRun, TrainOutcome]):
         objective = self.run.train.objective.name
         if result is None:
             return f"{objective} on {self.run.root} version {self.run.version}: {self.run.out}"
-        return f"{objective} on version {result.version}, {result.steps} steps: {result.out}"
+        steps = counted(result.steps, "step")
+        return f"{objective} on version {result.version}, {steps}: {result.out}"
 
     def perform(self, steps: Steps, watch: Watch = quiet) -> TrainOutcome:
         return steps.step(
@@ -195,7 +199,8 @@ def summary(outcome: TrainOutcome) -> str:
     """A training as Markdown."""
     rows = "".join(f"| {name} | {value:.4g} |\n" for name, value in outcome.final.items())
     return (
-        f"# Adapter from dataset {outcome.version}\n\n{outcome.objective}, {outcome.steps} steps "
-        f"on {outcome.pairs} pairs in {outcome.seconds:.0f} s: `{outcome.adapter}`\n\n"
+        f"# Adapter from dataset {outcome.version}\n\n{outcome.objective}, "
+        f"{counted(outcome.steps, 'step')} on {counted(outcome.pairs, 'pair')} in "
+        f"{outcome.seconds:.0f} s: `{outcome.adapter}`\n\n"
         f"| figure | last |\n| --- | --- |\n{rows}"
     )

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from focusdpo.data_schemas.errors import counted
 from focusdpo.reports.dataset_section import MODES, REASONS
 from focusdpo.studio.run_reading import Found
 from focusdpo.studio.shared import Studio
@@ -34,7 +35,7 @@ class Step:
 
 
 def home(request: Request) -> Response:
-    """Counts, yields, and the way on."""
+    """Counts, yields, and what to do next."""
     studio = studio_of(request)
     dataset = studio.dataset()
     runs = studio.runs()
@@ -86,6 +87,9 @@ def steps_of(studio: Studio, dataset: Dataset | None, runs: Found) -> list[Step]
         else dataset is None
     )
     reviewed = _num_reviews(studio)
+    unbuilt = 0
+    if dataset is not None and reviewed:
+        unbuilt = studio.queue(dataset).waiting(studio.audit(dataset.store).reviews())
     trained = sum(run.finished for run in runs.training)
     shared = len(runs.exports)
     return [
@@ -96,14 +100,16 @@ def steps_of(studio: Studio, dataset: Dataset | None, runs: Found) -> list[Step]
         ),
         Step(
             "Build", "Scenes, candidates, scores, and the pairs that pass.",
-            dataset is not None and not waiting,
+            dataset is not None and not waiting and not unbuilt,
             "nothing built yet" if dataset is None else
-            "subjects changed since the last build" if waiting else f"{len(dataset.pairs)} pairs",
+            "subjects changed since the last build" if waiting else
+            f"{counted(unbuilt, 'decision')} not in the dataset yet: build again" if unbuilt
+            else counted(len(dataset.pairs), "pair"),
             "/jobs", "Build the dataset",
         ),
         Step(
             "Review", "Accept, reject or swap pairs; the next build honours it.",
-            reviewed > 0, f"{reviewed} decisions" if reviewed else "no decision yet",
+            reviewed > 0, counted(reviewed, "decision") if reviewed else "no decision yet",
             "/review", "Review pairs",
         ),
         Step(

@@ -11,7 +11,8 @@ function start() {
   asked.set("reviewer", review.dataset.reviewer);
   const byId = (id) => document.getElementById(id);
   const messages = byId("messages");
-  let pairs = [], at = 0, shown = null, flipped = false, busy = false;
+  let pairs = [], at = 0, shown = null, flipped = false, busy = false, chosen = false;
+  const decided = []; // ids of pairs, the newest last: what undo goes back through
   const ahead = new Map();
 
   function say(text, good = false) {
@@ -104,6 +105,7 @@ function start() {
       return;
     }
     at = (at + pairs.length) % pairs.length;
+    byId("pictures").hidden = false;
     flipped = false;
     const id = pairs[at].id;
     shown = await (ahead.get(id) ?? get(`/review/pairs/${id}`));
@@ -119,23 +121,47 @@ function start() {
     }
   }
 
+  // Undo is about the pair that the reviewer went to, else about the last decision: deciding has
+  // moved on from it.
+  const undone = () => (chosen && shown?.mine ? shown.id : decided.at(-1) ?? shown?.id);
+
   async function decide(decision) {
-    if (busy || shown === null) return;
+    const pair = decision === "undo" ? undone() : shown?.id;
+    if (busy || pair === undefined) return;
     busy = true;
     try {
       const answer = await fetch(`/review/decide?${asked}`, {
         method: "POST",
         headers: { "x-csrf-token": csrf, accept: "application/json", "content-type": "application/json" },
-        body: JSON.stringify({ reviewer: review.dataset.reviewer, pair: shown.id, decision, blind, reason: byId("reason").value }),
+        body: JSON.stringify({ reviewer: review.dataset.reviewer, pair, decision, blind, reason: byId("reason").value }),
       });
       const told = await answer.json();
       if (!answer.ok) throw new Error(told.error);
       progress(told);
       say("");
-      if (decision === "undo") await show();
-      else await step(1);
+      chosen = false;
+      if (decision === "undo") await back(pair);
+      else {
+        decided.push(pair);
+        await step(1);
+      }
     } catch (error) { say(error.message); }
     busy = false;
+  }
+
+  async function back(pair) {
+    const last = decided.lastIndexOf(pair);
+    if (last >= 0) decided.splice(last, 1);
+    const place = pairs.findIndex((one) => one.id === pair);
+    if (place < 0) pairs.splice(at, 0, { id: pair });
+    else at = place;
+    ahead.delete(pair);
+    await show();
+  }
+
+  async function walk(by) {
+    chosen = true;
+    await step(by).catch((error) => say(error.message));
   }
 
   async function step(by) {
@@ -168,15 +194,15 @@ function start() {
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select, textarea")) return;
     if (event.key in keys) decide(keys[event.key]);
-    else if (event.key === "ArrowRight") step(1).catch((error) => say(error.message));
-    else if (event.key === "ArrowLeft") step(-1).catch((error) => say(error.message));
+    else if (event.key === "ArrowRight") walk(1);
+    else if (event.key === "ArrowLeft") walk(-1);
     else if (event.key === " " && !event.target.matches("button, a")) { event.preventDefault(); flip(); }
   });
   review.addEventListener("click", (event) => {
     const one = event.target.closest("button");
     if (!one) return;
     if (one.dataset.decide) decide(one.dataset.decide);
-    else if (one.dataset.step) step(Number(one.dataset.step)).catch((error) => say(error.message));
+    else if (one.dataset.step) walk(Number(one.dataset.step));
     else if (one.id === "flip") flip();
     review.focus();
   });

@@ -180,6 +180,20 @@ def test_blind_sides_are_even_and_the_same_at_each_look(studio: Client) -> None:
     assert all(one.blind for one in audit(studio).reviews())
 
 
+def test_home_tells_of_decisions_that_no_build_has_taken_in(studio: Client) -> None:
+    for pair, decision in (("pair0", "reject"), ("pair1", "accept"), ("pair2", "swap")):
+        decide(studio, pair, decision)
+    assert "2 decisions not in the dataset yet: build again" in studio.get("/").text
+    decide(studio, "pair2", "undo")
+    assert "1 decision not in the dataset yet: build again" in studio.get("/").text
+    decide(studio, "pair2", "swap")
+    built_again(studio)
+    again = Client(studio.root)  # what it knows of the newest version is a second old
+    assert "not in the dataset yet" not in again.get("/").text
+    decide(again, "pair0", "accept")
+    assert "1 decision not in the dataset yet" in again.get("/").text
+
+
 def test_after_a_build_pairs_are_shown_and_decided_as_they_were_built(studio: Client) -> None:
     decide(studio, "pair0", "reject")
     decide(studio, "pair1", "swap")

@@ -66,8 +66,41 @@ def test_the_keyboard_is_enough(root: Path, address: str, page: Any) -> None:
     page.keyboard.press("u")
     expect(page.locator("[data-decide=swap]")).to_have_attribute("aria-pressed", "false")
     expect(page.locator("#count")).to_have_text("2 of 8 decided by you")
+    for pair, left in ((pairs[1], "1 of 8"), (pairs[0], "0 of 8")):
+        page.keyboard.press("u")
+        expect(page.locator("#review")).to_have_attribute("data-pair", pair)
+        expect(page.locator("#count")).to_have_text(f"{left} decided by you")
     page.keyboard.press("u")
     expect(page.locator("#messages")).to_contain_text("no decision of yours to undo")
+
+
+def test_undo_takes_back_what_was_just_decided(root: Path, address: str, page: Any) -> None:
+    """Deciding moves on to the next pair; undo is about the one before."""
+    review(page, address, "reviewer=Edsger")
+    first = shown(page)
+    page.keyboard.press("r")
+    expect(page.locator("#review")).not_to_have_attribute("data-pair", first)
+    page.keyboard.press("u")
+    expect(page.locator("#review")).to_have_attribute("data-pair", first)
+    expect(page.locator("#count")).to_have_text("0 of 8 decided by you")
+    expect(page.locator("#messages")).to_be_empty()
+    own = [one for one in Audit(Store.open(root)).reviews() if one.reviewer == "Edsger"]
+    assert [(one.pair_id, one.decision) for one in own] == [(first, "reject"), (first, "withdraw")]
+
+
+def test_undo_at_the_end_of_the_queue(address: str, page: Any) -> None:
+    review(page, address, "reviewer=Donald")
+    for _ in range(8):
+        last = shown(page)
+        page.keyboard.press("a")
+        expect(
+            page.locator("#review[data-pair='" + last + "'] #pictures:not([hidden])")
+        ).to_have_count(0)
+    expect(page.locator("#messages")).to_contain_text("Nothing is left")
+    page.keyboard.press("u")
+    expect(page.locator("#pictures")).to_be_visible()
+    expect(page.locator("#review")).to_have_attribute("data-pair", last)
+    expect(page.locator("#count")).to_have_text("7 of 8 decided by you")
 
 
 def test_space_flips_and_typing_a_reason_decides_nothing(address: str, page: Any) -> None:
