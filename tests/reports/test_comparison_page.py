@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 from browsing import needs_browser, page_of, serious
-from evaluated import GAIN, evaluation_folder
+from evaluated import GAIN, HOSTILE, evaluation_folder
 from kept_root import build, register
-from report_fixture import HOSTILE
 from typer.testing import CliRunner
 
 from focusdpo.data_schemas.errors import UserError
