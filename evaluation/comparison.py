@@ -23,7 +23,7 @@ error, and the quantile of the largest |t| over all contrasts is the width for a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -69,10 +69,7 @@ def rows(
                     metric=metric,
                     group=group,
                     model=model,
-                    mean=interval.mean,
-                    low=interval.low,
-                    high=interval.high,
-                    scenes=interval.scenes,
+                    **asdict(interval),
                 )
                 for model, interval in means.items()
                 if interval.scenes
@@ -91,12 +88,16 @@ class PairedText:
     scenes: str
 
 
+def by_model(rows: Sequence[EvalRow]) -> dict[tuple[str, str], dict[str, EvalRow]]:
+    """(metric, group) -> model -> row, in the order of first appearance."""
+    table: dict[tuple[str, str], dict[str, EvalRow]] = {}
+    for row in rows:
+        table.setdefault((row.metric, row.group), {})[row.model] = row
+    return table
+
+
 def paired_texts(rows: Sequence[EvalRow], group: str = "all") -> list[PairedText]:
     """A line per metric of a group, in the table's order; "-" for what was not measured."""
-    metrics: dict[str, dict[str, EvalRow]] = {}
-    for row in rows:
-        if row.group == group:
-            metrics.setdefault(row.metric, {})[row.model] = row
 
     def text(metric: str, models: Mapping[str, EvalRow]) -> PairedText:
         base, adapter = (
@@ -106,7 +107,7 @@ def paired_texts(rows: Sequence[EvalRow], group: str = "all") -> list[PairedText
         change = f"{gap.mean:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]" if gap else "-"
         return PairedText(metric, base, adapter, change, str(next(iter(models.values())).scenes))
 
-    return [text(metric, models) for metric, models in metrics.items()]
+    return [text(metric, own) for (metric, name), own in by_model(rows).items() if name == group]
 
 
 GROUPS: dict[str, Callable[[EvalScene], bool]] = {
@@ -181,7 +182,9 @@ def contrasts(
     if not named:
         return []
     tables = [
-        _stretched(_difference(values_by_metric[metric], a, b, seeds)) for metric, a, b in named
+        _stretched(np.broadcast_to(table[a] - table[b], (seeds, scenes)))
+        for metric, a, b in named
+        for table in [values_by_metric[metric]]
     ]
     means = np.array([_mean(table) for table in tables])
     draws = _draws(tables, resamples, seed)
@@ -245,12 +248,6 @@ def _shape(values_by_metric: Mapping[str, ValueTable]) -> tuple[int, int]:
     if odd:
         raise ValueError(f"expected {seeds} seeds (or one) by {scenes} scenes, got {odd[:3]}")
     return seeds, scenes
-
-
-def _difference(table: ValueTable, a: str, b: str, seeds: int) -> Values:
-    """a - b, (S, K)."""
-    difference = np.asarray(table[a], np.float64) - np.asarray(table[b], np.float64)
-    return np.broadcast_to(difference, (seeds, difference.shape[1]))
 
 
 def _mean(values: Values) -> float:

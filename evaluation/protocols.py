@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Protocol, TypeVar, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from focusdpo.data_schemas.errors import UserError
@@ -22,6 +22,7 @@ from focusdpo.data_schemas.evaluations import EvalScene, ScorerView, WholeScores
 from focusdpo.data_schemas.progress import Watch
 from focusdpo.data_schemas.runs import EvalRow
 from focusdpo.data_schemas.scenes import Scene
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.pipeline.parts import Image, ReferenceImage
 
 if TYPE_CHECKING:
@@ -33,10 +34,8 @@ BASE, ADAPTER, DIFFERENCE = "base", "adapter", "adapter - base"
 MODELS = (BASE, ADAPTER)
 
 
-class EvaluateConfig(BaseModel):
+class EvaluateConfig(StrictModel):
     """How pictures are painted, judged and counted."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     images_per_scene: int = Field(
         default=1,

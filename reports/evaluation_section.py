@@ -9,6 +9,7 @@ from pathlib import Path
 
 from focusdpo.data_schemas.evaluations import AgreementRow, EvalScene
 from focusdpo.data_schemas.runs import EvalRow
+from focusdpo.evaluation.comparison import by_model
 from focusdpo.evaluation.folder import EvaluationFolder
 from focusdpo.evaluation.protocols import ADAPTER, BASE, DIFFERENCE
 from focusdpo.reports.metric_texts import DECIDING, choose, judge, metric_info, seconds_text
@@ -143,10 +144,8 @@ def _both(base: Painter, adapter: Painter, metric: str) -> list[tuple[str, float
 
 def metric_rows(values: Sequence[EvalRow]) -> tuple[MetricRow, ...]:
     """One row per metric and group, in the order of first appearance."""
-    cells: dict[tuple[str, str], dict[str, EvalRow]] = {}
-    for value in values:
-        cells.setdefault((value.metric, value.group), {})[value.model] = value
-    return tuple(_row(metric, group, models) for (metric, group), models in cells.items())
+    cells = by_model(values).items()
+    return tuple(_row(metric, group, models) for (metric, group), models in cells)
 
 
 def _row(metric: str, group: str, models: Mapping[str, EvalRow]) -> MetricRow:

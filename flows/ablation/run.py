@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +51,7 @@ class AblateOutcome:
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
-        return {
-            "command": "ablate",
-            "out": self.out,
-            "report": self.report,
-            "cells": self.cells,
-            "made": self.made,
-            "wall_seconds": self.wall_seconds,
-            "verdict": self.verdict,
-        }
+        return {"command": "ablate", **asdict(self)}
 
 
 class Workers:
