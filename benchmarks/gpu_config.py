@@ -118,14 +118,14 @@ class Row:
 
     def same(self, other: Row) -> bool:
         """Whether the two differ in their method alone."""
-        return all(getattr(self, name) == getattr(other, name) for name in _STATE)
+        return all(getattr(self, name) == getattr(other, name) for name in STATE)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
 
 
-_STATE = ("model", "base", "pairs", "checkpointing", "memory", "limit_gib")
+STATE = ("model", "base", "pairs", "checkpointing", "memory", "limit_gib")
 
 
 class GpuBenchConfig(StrictModel):

@@ -186,7 +186,7 @@ def contrasts(
         for metric, a, b in named
         for table in [values_by_metric[metric]]
     ]
-    means = np.array([_mean(table) for table in tables])
+    means = np.array([nan_mean(table) for table in tables])
     draws = _draws(tables, resamples, seed)
     errors = _errors(draws, tables)
     draws = np.where(errors > 0, draws, means)
@@ -195,9 +195,10 @@ def contrasts(
         spread = np.where(errors > 0, np.abs(draws - means) / errors, 0.0)
     largest = np.nan_to_num(spread).max(axis=1)
     width = float(np.quantile(largest, level))
+    p = [float((1 + (largest >= one).sum()) / (1 + largest.size)) for one in t]
     return [
         replace(
-            _contrast(name, table, draws[:, c], width * errors[c], _p(largest, t[c]), level),
+            _contrast(name, table, draws[:, c], width * errors[c], p[c], level),
             group=group,
             family=family,
         )
@@ -216,13 +217,13 @@ def arm_rows(values_by_metric: Mapping[str, ValueTable], *, group: str = "all") 
             known = np.isfinite(values)
             if not known.any():
                 continue
-            by_seed = [_mean(row) for row in values if np.isfinite(row).any()]
+            by_seed = [nan_mean(row) for row in values if np.isfinite(row).any()]
             rows.append(
                 ArmRow(
                     arm=arm,
                     metric=metric,
                     group=group,
-                    mean=_mean(values),
+                    mean=nan_mean(values),
                     seed_std=float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else float("nan"),
                     seeds=len(by_seed),
                     scenes=int(known.any(axis=0).sum()),
@@ -250,18 +251,13 @@ def _shape(values_by_metric: Mapping[str, ValueTable]) -> tuple[int, int]:
     return seeds, scenes
 
 
-def _mean(values: Values) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if known.size else float("nan")
-
-
 def _stretched(difference: Values) -> Values:
     """The same grand mean; seed means sqrt(S / (S - 1)) times as far from it."""
     seeds = len(difference)
     if seeds == 1 or not np.isfinite(difference).any():
         return difference
-    grand = _mean(difference)
-    own = np.array([_mean(row) for row in difference])
+    grand = nan_mean(difference)
+    own = np.array([nan_mean(row) for row in difference])
     stretch = np.sqrt(seeds / (seeds - 1)) - 1
     return np.asarray(difference + stretch * np.nan_to_num(own - grand)[:, None])
 
@@ -293,15 +289,11 @@ def _errors(draws: Values, tables: Sequence[Values]) -> Values:
     return errors
 
 
-def _p(largest: Values, t: float) -> float:
-    return float((1 + (largest >= t).sum()) / (1 + largest.size))
-
-
 def _contrast(
     name: tuple[str, str, str], table: Values, draws: Values, width: float, p: float, level: float
 ) -> Contrast:
     metric, a, b = name
-    mean = _mean(table)
+    mean = nan_mean(table)
     scenes = int(np.isfinite(table).any(axis=0).sum())
     low = high = float("nan")
     if scenes:

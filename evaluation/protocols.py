@@ -215,14 +215,10 @@ PROTOCOLS: dict[str, ProtocolEntry] = {
 """Id -> protocol. One from outside goes by its plan, `module:function`."""
 
 
-def protocol_entry(id: str) -> ProtocolEntry:
-    """The protocol of an id; of `module:function` one that is registered nowhere."""
-    return PROTOCOLS.get(id) or ProtocolEntry(paints="a protocol of its own", plan=id)
-
-
 def plan_of(request: Request) -> Plan:
     """What the request's protocol makes of it. UserError for bad data or an absent adapter."""
-    module, _, name = protocol_entry(request.protocol).plan.partition(":")
+    known = PROTOCOLS.get(request.protocol)
+    module, _, name = (known.plan if known else request.protocol).partition(":")
     try:
         make = getattr(importlib.import_module(module), name)
     except (ModuleNotFoundError, AttributeError) as error:

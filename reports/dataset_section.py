@@ -24,6 +24,7 @@ from focusdpo.reports.view import (
     Picture,
     RejectCard,
     SubjectScore,
+    facts,
 )
 
 if TYPE_CHECKING:
@@ -257,26 +258,15 @@ def dataset_facts(dataset: DatasetVersion) -> tuple[Fact, ...]:
     subjects = manifest.get("subjects") or []
     shards = manifest.get("shards") or []
     size = sum(int(shard.get("bytes", 0)) for shard in shards)
-    facts = [
-        Fact(
-            label="pairs",
-            value=str(len(rows)),
-            note=", ".join(f"{splits[name]} {name}" for name in sorted(splits)),
-        ),
-        Fact(
-            label="subjects",
-            value=str(len(subjects)),
-            note=f"{len({one.get('class_name') for one in subjects})} classes",
-        ),
-        Fact(label="scenes with a pair", value=str(len({row.scene_id for row in rows}))),
-        Fact(label="shards", value=str(len(shards)), note=f"{size / 1e6:.1f} MB"),
-    ]
-    if manifest.get("created"):
-        when = str(manifest["created"])[:16].replace("T", " ")
-        facts.append(Fact(label="published", value=f"{when} UTC"))
-    if manifest.get("parent"):
-        facts.append(Fact(label="grew from", value=str(manifest["parent"])))
-    return tuple(facts)
+    when = str(manifest.get("created") or "")[:16].replace("T", " ")
+    return facts(
+        ("pairs", len(rows), ", ".join(f"{splits[name]} {name}" for name in sorted(splits))),
+        ("subjects", len(subjects), f"{len({one.get('class_name') for one in subjects})} classes"),
+        ("scenes with a pair", len({row.scene_id for row in rows})),
+        ("shards", len(shards), f"{size / 1e6:.1f} MB"),
+        ("published", f"{when} UTC" if when else None),
+        ("grew from", manifest.get("parent") or None),
+    )
 
 
 def _funnel(dataset: DatasetVersion, records: Records) -> tuple[Count, ...]:

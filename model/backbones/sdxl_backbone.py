@@ -21,12 +21,13 @@ from transformers import CLIPVisionModelWithProjection
 
 from focusdpo.model import adapter
 from focusdpo.model.backbone import FeatureConfig, Grid, Prediction, Prompts, References
-from focusdpo.model.backbones.offload import lent
+from focusdpo.model.backbones.offload import DTYPES, lent
 from focusdpo.model.backbones.sdxl_conditioning import ImageTokens, SdxlText, framed, resized
 from focusdpo.model.backbones.sdxl_config import CHANNELS, KV_TARGETS, MULTIPLE, SdxlIpAdapterConfig
 from focusdpo.model.backbones.sdxl_features import FeatureReader, alike
 from focusdpo.model.backbones.sdxl_noise import DiffusionNoise, Painter, reference_noise, time_ids
 from focusdpo.model.correspondence import unwrap
+from focusdpo.model.noise import seeded_noise
 from focusdpo.model.tokens import KLCodec, mask_to_tokens, pack, unpack
 from focusdpo.store.checkpoints import locate
 
@@ -287,14 +288,9 @@ class SdxlBackbone:
         return prompts_both, image_BRmE
 
     def _noise(self, seeds: Sequence[int]) -> Tensor:
-        """(B, c, h, w), drawn on the CPU, one generator per item, so that no batch and no device
-        matters."""
-        shape = (self.grid[0] * self.grid[1], CHANNELS)
-        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
-        return unpack(torch.stack(noise), self.grid).to(self.device)
-
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+        """(B, c, h, w)."""
+        noise_BNC = seeded_noise((self.grid[0] * self.grid[1], CHANNELS), seeds)
+        return unpack(noise_BNC, self.grid).to(self.device)
 
 
 class GivenTokens(nn.Module):
@@ -310,10 +306,10 @@ def load(
 ) -> SdxlBackbone:
     """The backbone, frozen and in evaluation mode, from checkpoints that were checked; `encoder` is
     the folder of CLIP's vision tower."""
-    dtype = _DTYPES[config.dtype]
+    dtype = DTYPES[config.dtype]
     pipeline = StableDiffusionXLPipeline.from_pretrained(
         locate(config.base, "models.backbone.base"),
-        dtype={"vae": _DTYPES[config.vae_dtype], "default": dtype},
+        dtype={"vae": DTYPES[config.vae_dtype], "default": dtype},
         variant=config.variant,
         use_safetensors=True,
         local_files_only=True,
