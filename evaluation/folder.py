@@ -230,18 +230,18 @@ def result_with(where: str, key: str) -> EvaluateResult | None:
     if not holds(where, RUN):
         return None
     folder = EvaluationFolder(local(where, RUN, ROWS))
-    about = folder.about
-    if about.get("key") != key:
+    if folder.about.get("key") != key:
         return None
-    return EvaluateResult(
-        out=where,
-        adapter=about["adapter"],
-        rows=folder.rows,
-        scenes=about["scenes"],
-        seconds=about["seconds"],
-        resumed=True,
-        notes=tuple(about.get("notes", ())),
-    )
+    return result_of(where, folder.about, folder.rows, resumed=True)
+
+
+def result_of(
+    where: str, about: Mapping[str, Any], rows: list[EvalRow], *, resumed: bool
+) -> EvaluateResult:
+    """What an evaluation found, from its run.json and its table."""
+    told = {name: about[name] for name in ("adapter", "scenes", "seconds")}
+    notes = tuple(about.get("notes", ()))
+    return EvaluateResult(out=where, rows=rows, resumed=resumed, notes=notes, **told)
 
 
 def write_whole(path: Path, data: bytes) -> None:

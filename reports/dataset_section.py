@@ -21,7 +21,6 @@ from focusdpo.reports.view import (
     Fact,
     Histogram,
     PairCard,
-    Picture,
     RejectCard,
     SubjectScore,
     facts,
@@ -142,14 +141,18 @@ def reject_card(records: Records, reject: Reject) -> RejectCard:
     disrupted = records.disrupted.get(reject.candidate_id)
     parent = records.sampled.get(disrupted.parent_id) if disrupted else None
     candidate = disrupted or records.sampled.get(reject.candidate_id)
+    words = ((candidate, "rejected candidate"), (parent, "what it was made from"))
+    image, against = (
+        picture(records.store.image(one.image), alt) if one else None for one, alt in words
+    )
     return RejectCard(
         candidate_id=reject.candidate_id,
         prompt=scene.prompt if scene else "",
         source=reject.source,
         reason=reject.reason,
         detail=reject.detail,
-        image=_stored(records, candidate.image, "rejected candidate") if candidate else None,
-        against=_stored(records, parent.image, "what it was made from") if parent else None,
+        image=image,
+        against=against,
         record={
             "kind": "reject",
             "where": {"table": "rejects of the artefacts in stages/pair"},
@@ -157,10 +160,6 @@ def reject_card(records: Records, reject: Reject) -> RejectCard:
             "candidate": asdict(candidate) if candidate else None,
         },
     )
-
-
-def _stored(records: Records, key: str, alt: str) -> Picture:
-    return picture(records.store.image(key), alt)
 
 
 REASONS = {

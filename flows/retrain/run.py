@@ -322,10 +322,7 @@ def _history_row(decided: Mapping[str, Any]) -> dict[str, Any]:
         "decision": decided["decision"],
         "dataset": decided.get("version"),
         "new pairs": decided.get("new_pairs"),
-        **{
-            name: comparison.get(name)
-            for name in ("metric", "difference", "low", "high", "against")
-        },
+        **{name: comparison.get(name) for name in _COMPARED},
         "reason": decided.get("reason") or decided.get("because"),
         "when": decided.get("decided") or decided.get("started"),
     }

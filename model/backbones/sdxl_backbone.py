@@ -94,8 +94,7 @@ class SdxlBackbone:
         """Per reference slot: images (B, 3, h, w) in [-1, 1] and masks (B, h, w) in {0, 1}, laid on
         white. With unet_self the `tokens` are latents and `embeds` the image tokens; with ip_kv
         the `tokens` are the image tokens themselves, and every one counts."""
-        shown = [self._framed(image, mask) for image, mask in zip(images, masks, strict=True)]
-        embeds = tuple(self._embed([image for image, _ in slot]) for slot in shown)
+        shown, embeds = self._shown(images, masks)
         if self.config.features == "ip_kv":
             ones = tuple(e.new_ones(e.shape[:2], dtype=torch.float32) for e in embeds)
             return References(embeds, ones, tuple((1, e.shape[1]) for e in embeds))
@@ -108,9 +107,15 @@ class SdxlBackbone:
             pooled.append(mask_to_tokens(mask_BHW, grid).to(self.device))
         return References(tuple(tokens), tuple(pooled), (grid,) * len(shown), embeds)
 
-    def _framed(self, images: Tensor, masks: Tensor) -> list[tuple[Tensor, Tensor]]:
-        both = zip(images, masks, strict=True)
-        return [framed(image, mask, self.config.reference_crop) for image, mask in both]
+    def _shown(
+        self, images: Sequence[Tensor], masks: Sequence[Tensor]
+    ) -> tuple[list[list[tuple[Tensor, Tensor]]], tuple[Tensor, ...]]:
+        """Per reference slot: framed images and masks of the items, and their image tokens."""
+        slots = [
+            [framed(*both, self.config.reference_crop) for both in zip(image, mask, strict=True)]
+            for image, mask in zip(images, masks, strict=True)
+        ]
+        return slots, tuple(self._embed([image for image, _ in slot]) for slot in slots)
 
     def _resized(self, squares: Sequence[Tensor]) -> Tensor:
         side = self.config.reference_size
@@ -275,8 +280,7 @@ class SdxlBackbone:
     ) -> tuple[Prompts, Tensor | None]:
         """Prompts and image tokens; with guidance the unconditional halves of both come first."""
         given = self.encode_prompts(prompts)
-        slots = [self._framed(image, mask) for image, mask in zip(images, masks, strict=True)]
-        embeds = [self._embed([image for image, _ in slot]) for slot in slots]
+        _, embeds = self._shown(images, masks)
         image_BRmE = torch.stack(embeds, dim=1) if embeds else None
         if self.config.guidance == 1:
             return given, image_BRmE
