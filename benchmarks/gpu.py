@@ -61,11 +61,33 @@ def promises(
     if settings.on_cpu:
         other.append("device")
     flux = [row for row in rows if row.model == "flux" and not other]
+    pairs = _beside(flux, "focus_dpo", "dpo")
+    steps = [(row.to_dpo, row) for row, _ in pairs if row.to_dpo is not None]
+    memory = [
+        ((row.peak_bytes - dpo.peak_bytes) / row.peak_bytes, row)
+        for row, dpo in pairs
+        if row.peak_bytes and dpo.peak_bytes
+    ]
+    passes = [
+        (float(row.passes - dpo.passes), row)
+        for row, dpo in pairs
+        if row.passes is not None and dpo.passes is not None
+    ]
     found = [
         *(_fits([] if other else rows, facts, *card) for card in CARDS),
-        _step_ratio(flux),
-        _map_memory(flux),
-        _map_passes(flux),
+        _worst(
+            "FLUX.1-dev: focus_dpo step / dpo step",
+            f"<= {STEP_RATIO:g}",
+            steps,
+            lambda value: value <= STEP_RATIO,
+        ),
+        _worst(
+            "FLUX.1-dev: focus maps / peak memory",
+            f"< {MAPS_SHARE:g}",
+            memory,
+            lambda value: value < MAPS_SHARE,
+        ),
+        _worst("FLUX.1-dev: passes for focus maps", "0", passes, lambda value: value == 0),
         _utilisation(flux, facts, mfu),
         _against_straightforward(flux),
     ]
@@ -89,33 +111,6 @@ def _fits(rows: Sequence[Row], facts: dict[str, Any], model: str, base: str) -> 
         taken = None if row.reserved_bytes is None else row.reserved_bytes / GIB
         return Promise(name, wanted, "reached", taken, _state(row))
     return Promise(name, wanted)
-
-
-def _step_ratio(rows: Sequence[Row]) -> Promise:
-    found = [
-        (row.to_dpo, row) for row, _ in _beside(rows, "focus_dpo", "dpo") if row.to_dpo is not None
-    ]
-    name = "FLUX.1-dev: focus_dpo step / dpo step"
-    return _worst(name, f"<= {STEP_RATIO:g}", found, lambda value: value <= STEP_RATIO)
-
-
-def _map_memory(rows: Sequence[Row]) -> Promise:
-    found = [
-        ((row.peak_bytes - dpo.peak_bytes) / row.peak_bytes, row)
-        for row, dpo in _beside(rows, "focus_dpo", "dpo")
-        if row.peak_bytes and dpo.peak_bytes
-    ]
-    name = "FLUX.1-dev: focus maps / peak memory"
-    return _worst(name, f"< {MAPS_SHARE:g}", found, lambda value: value < MAPS_SHARE)
-
-
-def _map_passes(rows: Sequence[Row]) -> Promise:
-    found = [
-        (float(row.passes - dpo.passes), row)
-        for row, dpo in _beside(rows, "focus_dpo", "dpo")
-        if row.passes is not None and dpo.passes is not None
-    ]
-    return _worst("FLUX.1-dev: passes for focus maps", "0", found, lambda value: value == 0)
 
 
 def _utilisation(rows: Sequence[Row], facts: dict[str, Any], mfu: Mfu) -> Promise:

@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from focusdpo.data_schemas.strict import StrictModel
 
 ModelName = Literal["flux", "sdxl"]
 Objective = Literal["sft", "dpo", "focus_dpo"]
@@ -116,20 +118,18 @@ class Row:
 
     def same(self, other: Row) -> bool:
         """Whether the two differ in their method alone."""
-        return all(getattr(self, name) == getattr(other, name) for name in _STATE)
+        return all(getattr(self, name) == getattr(other, name) for name in STATE)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
 
 
-_STATE = ("model", "base", "pairs", "checkpointing", "memory", "limit_gib")
+STATE = ("model", "base", "pairs", "checkpointing", "memory", "limit_gib")
 
 
-class GpuBenchConfig(BaseModel):
+class GpuBenchConfig(StrictModel):
     """Settings of `python -m benchmarks --gpu`; `--set FIELD=VALUE` changes one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     models: tuple[ModelName, ...] = Field(
         ("flux", "sdxl"), min_length=1, description="architectures: FLUX.1-dev, SDXL"

@@ -38,6 +38,7 @@ from benchmarks.full_size_models import (
     random_batch,
 )
 from benchmarks.gpu_config import (
+    STATE,
     STRAIGHTFORWARD,
     Base,
     GpuBenchConfig,
@@ -45,15 +46,13 @@ from benchmarks.gpu_config import (
     Row,
     Setting,
 )
+from benchmarks.step_cost import noise_of, take_step, update
 from focusdpo.model.adapter import remove_policy
 from focusdpo.model.backbone import Backbone
-from focusdpo.model.noise import draw_noise
 from focusdpo.model.step import Autocast, autocast
 from focusdpo.model.training.batches import PairBatch
 from focusdpo.model.training.config import ObjectiveConfig, TrainConfig
-from focusdpo.model.training.monitor import observe
 from focusdpo.model.training.run_state import RunState
-from focusdpo.model.training.steps import backward_step
 
 
 def bench_rows(config: GpuBenchConfig) -> Iterator[Row]:
@@ -163,19 +162,9 @@ def _steps(
             return lambda: _plain_step(backbone, frozen, batch, train, state)
         objective = ObjectiveConfig(name=cast("Any", name))
         own = train.model_copy(update={"objective": objective})
-        return lambda: _our_step(backbone, batch, own, state)
+        return lambda: take_step(backbone, batch, own, state)
 
     return [(name, step(name)) for name in setting.methods]
-
-
-def _our_step(backbone: Backbone, batch: PairBatch, config: TrainConfig, state: RunState) -> None:
-    """As `model.training.run` takes it."""
-    state.optimizer.zero_grad(set_to_none=True)
-    noise_BNC, sigma_B = _noise(batch, config)
-    cast_to = autocast(noise_BNC.device, config.mixed_precision)
-    output = backward_step(backbone, batch, noise_BNC, sigma_B, config, cast_to)
-    observe(output, batch, config.focus)
-    _update(state, config)
 
 
 def _plain_step(
@@ -186,24 +175,11 @@ def _plain_step(
     state: RunState,
 ) -> None:
     state.optimizer.zero_grad(set_to_none=True)
-    noise_BNC, sigma_B = _noise(batch, config)
+    noise_BNC, sigma_B = noise_of(batch, config)
     cast_to = autocast(noise_BNC.device, config.mixed_precision)
     beta = config.objective.beta
     straightforward_dpo(backbone, frozen, batch, noise_BNC, sigma_B, beta, cast_to).backward()
-    _update(state, config)
-
-
-def _noise(batch: PairBatch, config: TrainConfig) -> tuple[Tensor, Tensor]:
-    device, shape = batch.win_BNC.device, batch.win_BNC.shape[1:]
-    noise_BNC, sigma_B = draw_noise(
-        (shape[0], shape[1]), range(len(batch)), seed=0, step=0, config=config.noise
-    )
-    return noise_BNC.to(device), sigma_B.to(device)
-
-
-def _update(state: RunState, config: TrainConfig) -> None:
-    torch.nn.utils.clip_grad_norm_(state.parameters.values(), config.grad_clip)
-    state.update(config.lr)
+    update(state, config)
 
 
 @contextmanager
@@ -222,15 +198,8 @@ def _prepared(backbone: Backbone, setting: Setting, device: str) -> Iterator[Non
 
 
 def _row(setting: Setting, name: str) -> Row:
-    return Row(
-        model=setting.model,
-        base=setting.base,
-        method=name,
-        pairs=setting.pairs,
-        checkpointing=setting.checkpointing,
-        memory=setting.memory,
-        limit_gib=setting.limit_gib,
-    )
+    shared = {field: getattr(setting, field) for field in STATE}
+    return Row(method=name, **shared)
 
 
 def _row_failed(row: Row, failure: str) -> Row:

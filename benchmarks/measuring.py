@@ -69,7 +69,13 @@ def measure(
     root = out / "dataset"
     if root.exists():
         raise UserError(f"{root}: is there already; bench measures a first build, give a new --out")
-    common = ["--root", str(root), "--preset", preset, *_sets(overrides)]
+    common = [
+        "--root",
+        str(root),
+        "--preset",
+        preset,
+        *(word for one in overrides for word in ("--set", one)),
+    ]
     common.append("--prefect" if prefect else "--no-prefect")
     with working("building a dataset, then once more"):
         first = run_command(["build-dataset", *common])
@@ -108,10 +114,6 @@ def run_command(arguments: Sequence[str]) -> Finished:
     return Finished(
         json.loads(lines[-1]), wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
     )
-
-
-def _sets(overrides: Sequence[str]) -> list[str]:
-    return [word for item in overrides for word in ("--set", item)]
 
 
 PAIRS = 16
@@ -171,10 +173,14 @@ def memory_figures(dpo: StepMemory | None, focus: StepMemory | None) -> list[Ben
         return []
     ratio = focus.growth_bytes / dpo.growth_bytes
     return [
-        BenchFigure("DPO steps: peak memory", dpo.peak_bytes / 2**30, "GiB"),
-        BenchFigure("DPO steps: above the state before", dpo.growth_bytes / 2**30, "GiB"),
-        BenchFigure("FocusDPO steps: peak memory", focus.peak_bytes / 2**30, "GiB"),
-        BenchFigure("FocusDPO steps: above the state before", focus.growth_bytes / 2**30, "GiB"),
+        *(
+            BenchFigure(f"{name} steps: {what}", size / 2**30, "GiB")
+            for name, own in (("DPO", dpo), ("FocusDPO", focus))
+            for what, size in (
+                ("peak memory", own.peak_bytes),
+                ("above the state before", own.growth_bytes),
+            )
+        ),
         BenchFigure("FocusDPO steps / DPO steps: memory above", ratio, "", MEMORY_RATIO),
     ]
 

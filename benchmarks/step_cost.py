@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from focusdpo.model.adapter import remove_policy
 from focusdpo.model.backbone import Backbone
 from focusdpo.model.noise import draw_noise
-from focusdpo.model.step import autocast, pair_step
+from focusdpo.model.step import autocast
 from focusdpo.model.training.batches import PairBatch
 from focusdpo.model.training.config import ObjectiveConfig, TrainConfig
 from focusdpo.model.training.monitor import observe
 from focusdpo.model.training.run_state import RunState
+from focusdpo.model.training.steps import backward_step
 
 
 @dataclass(frozen=True)
@@ -119,20 +121,29 @@ def _step(
 ) -> Callable[[], None]:
     objective = ObjectiveConfig.model_validate(config.objective.model_dump() | {"name": name})
     config = config.model_copy(update={"objective": objective})
-    device = batch.win_BNC.device
+    return lambda: take_step(backbone, batch, config, state)
+
+
+def take_step(backbone: Backbone, batch: PairBatch, config: TrainConfig, state: RunState) -> None:
+    """As `model.training.run` takes it."""
+    state.optimizer.zero_grad(set_to_none=True)
+    cast = autocast(batch.win_BNC.device, config.mixed_precision)
+    output = backward_step(backbone, batch, *noise_of(batch, config), config, cast)
+    observe(output, batch, config.focus)
+    update(state, config)
+
+
+def noise_of(batch: PairBatch, config: TrainConfig) -> tuple[Tensor, Tensor]:
+    """Noise (B, N, C) and sigma (B,) of a first step, on the batch's device."""
+    device, num = batch.win_BNC.device, len(batch)
     shape = (batch.win_BNC.shape[1], batch.win_BNC.shape[2])
-    num = len(batch)
     noise_BNC, sigma_B = draw_noise(
         shape, range(num), seed=0, step=0, config=config.noise, slots_in_step=num
     )
-    cast = autocast(device, config.mixed_precision)
+    return noise_BNC.to(device), sigma_B.to(device)
 
-    def run() -> None:
-        state.optimizer.zero_grad(set_to_none=True)
-        output = pair_step(backbone, batch, noise_BNC.to(device), sigma_B.to(device), config, cast)
-        output.loss.value.backward()
-        observe(output, batch, config.focus)
-        torch.nn.utils.clip_grad_norm_(state.parameters.values(), config.grad_clip)
-        state.update(config.lr)
 
-    return run
+def update(state: RunState, config: TrainConfig) -> None:
+    """Clip the gradients and step."""
+    torch.nn.utils.clip_grad_norm_(state.parameters.values(), config.grad_clip)
+    state.update(config.lr)

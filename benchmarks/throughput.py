@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,7 +24,6 @@ from focusdpo.pipeline.parts import Image
 if TYPE_CHECKING:
     from focusdpo.pipeline.adapters.streaming import Looker, Stream
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 SIDE = 512
 """Pixels a side of pictures made for a measurement, as candidates have."""
 
@@ -68,7 +68,7 @@ def scoring_rate(
         raise UserError("scoring rate: there are no pictures to measure with")
     batch = min(part.batch, len(images))
     sizes = [batch] * (len(images) // batch) + [len(images) % batch] * bool(len(images) % batch)
-    bare, embed = _bare(part, images[:batch], sizes), _embed(part, images)
+    bare, embed = _bare(part, images[:batch], sizes), partial(part.stream.run, images)
     _seconds(part, lambda: part.stream.run(images[:batch]))  # loads what is loaded at first use
     turns = [(_seconds(part, bare), _seconds(part, embed)) for _ in range(repeats)]
     quick, slow = (len(images) / float(np.median(times)) for times in zip(*turns, strict=True))
@@ -76,33 +76,14 @@ def scoring_rate(
 
 
 def bench_scoring(
-    folder: Path | None = None,
-    *,
-    count: int = 2000,
-    source: str | None = None,
-    device: str = "cpu",
-    batch: int = 64,
-    dtype: str = "float32",
-    repeats: int = 3,
+    *, count: int, device: str = "cpu", batch: int = 64, repeats: int = 3
 ) -> ScoringRate:
-    """The promised figure: DINO ViT-S/16 on a folder of `count` pictures.
-
-    Without a `folder` as many JPEG files of 512 x 512 are made, without a `source` the weights are
-    random: neither changes the rate. UserError for a folder with no pictures.
-    """
+    """The promised figure: DINO ViT-S/16 with random weights, on `count` JPEG files."""
     with tempfile.TemporaryDirectory() as scratch:
-        weights = source or str(save_random_dino(Path(scratch) / "dino"))
-        files = find_pictures(folder) if folder else make_pictures(Path(scratch) / "jpg", count)
-        config = dino.DinoConfig.model_validate({"source": weights, "batch": batch, "dtype": dtype})
-        return scoring_rate(dino.build(config, device), files[:count], repeats=repeats)
-
-
-def find_pictures(folder: Path) -> list[Path]:
-    """All picture files below a folder, sorted. UserError when there are none."""
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURES)
-    if not files:
-        raise UserError(f"{folder}: holds no pictures ({', '.join(PICTURES)})")
-    return files
+        weights = save_random_dino(Path(scratch) / "dino")
+        files = make_pictures(Path(scratch) / "jpg", count)
+        config = dino.DinoConfig(source=str(weights), batch=batch)
+        return scoring_rate(dino.build(config, device), files, repeats=repeats)
 
 
 def make_pictures(folder: Path, count: int) -> list[Path]:
@@ -147,13 +128,6 @@ def _bare(
     def run() -> None:
         for size in sizes:
             looker.look(ready[:size])
-
-    return run
-
-
-def _embed(part: Streamed, images: Sequence[Image | Path]) -> Callable[[], None]:
-    def run() -> None:
-        part.stream.run(images)
 
     return run
 

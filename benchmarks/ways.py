@@ -62,6 +62,12 @@ def stack_at(reached: Function, run: Callable[[], Any]) -> list[Function]:
                 at = at.f_back
             sys.setprofile(None)
 
+    _profiled(look, run)
+    return found
+
+
+def _profiled(look: Callable[[FrameType, str, Any], None], run: Callable[[], Any]) -> None:
+    """Run something; `look` sees the calls and returns of all threads."""
     threading.setprofile(look)
     sys.setprofile(look)
     try:
@@ -69,7 +75,6 @@ def stack_at(reached: Function, run: Callable[[], Any]) -> list[Function]:
     finally:
         sys.setprofile(None)
         threading.setprofile(None)  # type: ignore[arg-type]
-    return found
 
 
 def build_way(arguments: list[str]) -> list[Function]:
@@ -99,19 +104,15 @@ class PairWay:
         Function("model.training.steps", "backward_step"),
     )
 
+    HOLDERS = {"ShardSample": "pair", "StageOutput": "records", "Yields": "pairs"}
+
     def __init__(self) -> None:
         self.functions: list[Function] = []
         self._id = ""
 
     def follow(self, run: Callable[[], Any]) -> None:
         """Run something on the way."""
-        threading.setprofile(self._look)
-        sys.setprofile(self._look)
-        try:
-            run()
-        finally:
-            sys.setprofile(None)
-            threading.setprofile(None)  # type: ignore[arg-type]
+        _profiled(self._look, run)
 
     def _look(self, frame: FrameType, event: str, value: Any) -> None:
         if self.WRITE[-1] in self.functions:
@@ -139,14 +140,10 @@ class PairWay:
         kind = type(value).__name__
         if kind == "Pair":
             return bool(value.id == self._id)
-        if kind == "ShardSample":
-            return bool(value.pair.id == self._id)
         if kind == "PairBatch":
             return self._id in value.keys
-        if kind == "StageOutput":
-            return self._holds(value.records)
-        if kind == "Yields":
-            return self._holds(value.pairs)
+        if (inside := self.HOLDERS.get(kind)) is not None:
+            return self._holds(getattr(value, inside))
         if isinstance(value, dict):
             value = list(value.values())
         if depth and isinstance(value, (list, tuple)):

@@ -24,7 +24,6 @@ from focusdpo.pipeline.matching import leakage_margins
 from focusdpo.pipeline.parts import (
     IdentityEncoder,
     Image,
-    Mask,
     ReferenceImage,
     Segmenter,
 )
@@ -41,6 +40,16 @@ _PREFIX = "pictures"
 
 Key = TypeVar("Key", bound=tuple[str, int] | str)
 View = TypeVar("View", EvalScene, ScorerView)
+
+
+def owners_of(pictures: Sequence[Image], scenes: Sequence[Scene], per_scene: int) -> list[Scene]:
+    """The scene of each picture, scene by scene. ValueError for another number of pictures."""
+    if len(pictures) != per_scene * len(scenes):
+        raise ValueError(
+            f"{len(pictures)} pictures, expected {per_scene * len(scenes)}: "
+            f"{per_scene} for each of {len(scenes)} scenes"
+        )
+    return [scene for scene in scenes for _ in range(per_scene)]
 
 
 def scorer_values(
@@ -61,13 +70,8 @@ def scorer_values(
     Unlike the score stage, and as the judge does, a subject that is not found has similarity 0 and
     a scene of one has no leakage margin: the two columns are then of one kind.
     """
-    if len(pictures) != per_scene * len(scenes):
-        raise ValueError(
-            f"{len(pictures)} pictures, expected {per_scene * len(scenes)}: "
-            f"{per_scene} for each of {len(scenes)} scenes"
-        )
+    owners = owners_of(pictures, scenes, per_scene)
     settings = score_config or ScoreConfig()
-    owners = [scenes[at // per_scene] for at in range(len(pictures))]
     sampled = [
         Sampled(
             id=f"{scene.id}-{at % per_scene}",
@@ -95,7 +99,10 @@ def scorer_values(
     tables = identity_tables(
         [scene.subject_ids for scene in owners],
         pictures,
-        [[_mask(instance, stored) for instance in row] for row in instances],
+        [
+            [read_mask(stored.__getitem__, one.mask) if one.mask else None for one in row]
+            for row in instances
+        ],
         embed_references(subjects, stored.__getitem__, identity),
         identity,
         settings.batch,
@@ -122,10 +129,10 @@ def rank_agreement(
 
     ValueError when the two saw different pictures.
     """
-    judged = {
-        (record.scene_id, record.index): float(getattr(record, metric)) for record in judge_records
-    }
-    scored = {(view.scene_id, view.index): float(getattr(view, metric)) for view in scorer_records}
+    judged, scored = (
+        {(record.scene_id, record.index): float(getattr(record, metric)) for record in records}
+        for records in (judge_records, scorer_records)
+    )
     return _spearman(judged, scored)
 
 
@@ -174,12 +181,11 @@ def _rows(
             spearman=spearman if np.isfinite(spearman) else None,
             count=count,
             scenes=by_judge[model].scenes,
-            scorer_mean=by_scorer[model].mean,
-            scorer_low=by_scorer[model].low,
-            scorer_high=by_scorer[model].high,
-            judge_mean=by_judge[model].mean,
-            judge_low=by_judge[model].low,
-            judge_high=by_judge[model].high,
+            **{
+                f"{who}_{end}": getattr(values[model], end)
+                for who, values in (("scorer", by_scorer), ("judge", by_judge))
+                for end in ("mean", "low", "high")
+            },
         )
         for model, (spearman, count) in ranks.items()
         if count
@@ -245,7 +251,3 @@ def _by_picture(
         [by_key[candidate.id, name] for name in scene.subject_ids]
         for candidate, scene in zip(sampled, scenes, strict=True)
     ]
-
-
-def _mask(instance: Instance, stored: Mapping[str, NDArray[np.uint8]]) -> Mask | None:
-    return read_mask(stored.__getitem__, instance.mask) if instance.mask else None

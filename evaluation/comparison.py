@@ -23,7 +23,7 @@ error, and the quantile of the largest |t| over all contrasts is the width for a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -69,10 +69,7 @@ def rows(
                     metric=metric,
                     group=group,
                     model=model,
-                    mean=interval.mean,
-                    low=interval.low,
-                    high=interval.high,
-                    scenes=interval.scenes,
+                    **asdict(interval),
                 )
                 for model, interval in means.items()
                 if interval.scenes
@@ -91,12 +88,16 @@ class PairedText:
     scenes: str
 
 
+def by_model(rows: Sequence[EvalRow]) -> dict[tuple[str, str], dict[str, EvalRow]]:
+    """(metric, group) -> model -> row, in the order of first appearance."""
+    table: dict[tuple[str, str], dict[str, EvalRow]] = {}
+    for row in rows:
+        table.setdefault((row.metric, row.group), {})[row.model] = row
+    return table
+
+
 def paired_texts(rows: Sequence[EvalRow], group: str = "all") -> list[PairedText]:
     """A line per metric of a group, in the table's order; "-" for what was not measured."""
-    metrics: dict[str, dict[str, EvalRow]] = {}
-    for row in rows:
-        if row.group == group:
-            metrics.setdefault(row.metric, {})[row.model] = row
 
     def text(metric: str, models: Mapping[str, EvalRow]) -> PairedText:
         base, adapter = (
@@ -106,7 +107,7 @@ def paired_texts(rows: Sequence[EvalRow], group: str = "all") -> list[PairedText
         change = f"{gap.mean:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]" if gap else "-"
         return PairedText(metric, base, adapter, change, str(next(iter(models.values())).scenes))
 
-    return [text(metric, models) for metric, models in metrics.items()]
+    return [text(metric, own) for (metric, name), own in by_model(rows).items() if name == group]
 
 
 GROUPS: dict[str, Callable[[EvalScene], bool]] = {
@@ -181,9 +182,11 @@ def contrasts(
     if not named:
         return []
     tables = [
-        _stretched(_difference(values_by_metric[metric], a, b, seeds)) for metric, a, b in named
+        _stretched(np.broadcast_to(table[a] - table[b], (seeds, scenes)))
+        for metric, a, b in named
+        for table in [values_by_metric[metric]]
     ]
-    means = np.array([_mean(table) for table in tables])
+    means = np.array([nan_mean(table) for table in tables])
     draws = _draws(tables, resamples, seed)
     errors = _errors(draws, tables)
     draws = np.where(errors > 0, draws, means)
@@ -192,9 +195,10 @@ def contrasts(
         spread = np.where(errors > 0, np.abs(draws - means) / errors, 0.0)
     largest = np.nan_to_num(spread).max(axis=1)
     width = float(np.quantile(largest, level))
+    p = [float((1 + (largest >= one).sum()) / (1 + largest.size)) for one in t]
     return [
         replace(
-            _contrast(name, table, draws[:, c], width * errors[c], _p(largest, t[c]), level),
+            _contrast(name, table, draws[:, c], width * errors[c], p[c], level),
             group=group,
             family=family,
         )
@@ -213,13 +217,13 @@ def arm_rows(values_by_metric: Mapping[str, ValueTable], *, group: str = "all") 
             known = np.isfinite(values)
             if not known.any():
                 continue
-            by_seed = [_mean(row) for row in values if np.isfinite(row).any()]
+            by_seed = [nan_mean(row) for row in values if np.isfinite(row).any()]
             rows.append(
                 ArmRow(
                     arm=arm,
                     metric=metric,
                     group=group,
-                    mean=_mean(values),
+                    mean=nan_mean(values),
                     seed_std=float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else float("nan"),
                     seeds=len(by_seed),
                     scenes=int(known.any(axis=0).sum()),
@@ -247,24 +251,13 @@ def _shape(values_by_metric: Mapping[str, ValueTable]) -> tuple[int, int]:
     return seeds, scenes
 
 
-def _difference(table: ValueTable, a: str, b: str, seeds: int) -> Values:
-    """a - b, (S, K)."""
-    difference = np.asarray(table[a], np.float64) - np.asarray(table[b], np.float64)
-    return np.broadcast_to(difference, (seeds, difference.shape[1]))
-
-
-def _mean(values: Values) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if known.size else float("nan")
-
-
 def _stretched(difference: Values) -> Values:
     """The same grand mean; seed means sqrt(S / (S - 1)) times as far from it."""
     seeds = len(difference)
     if seeds == 1 or not np.isfinite(difference).any():
         return difference
-    grand = _mean(difference)
-    own = np.array([_mean(row) for row in difference])
+    grand = nan_mean(difference)
+    own = np.array([nan_mean(row) for row in difference])
     stretch = np.sqrt(seeds / (seeds - 1)) - 1
     return np.asarray(difference + stretch * np.nan_to_num(own - grand)[:, None])
 
@@ -296,15 +289,11 @@ def _errors(draws: Values, tables: Sequence[Values]) -> Values:
     return errors
 
 
-def _p(largest: Values, t: float) -> float:
-    return float((1 + (largest >= t).sum()) / (1 + largest.size))
-
-
 def _contrast(
     name: tuple[str, str, str], table: Values, draws: Values, width: float, p: float, level: float
 ) -> Contrast:
     metric, a, b = name
-    mean = _mean(table)
+    mean = nan_mean(table)
     scenes = int(np.isfinite(table).any(axis=0).sum())
     low = high = float("nan")
     if scenes:

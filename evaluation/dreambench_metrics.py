@@ -108,26 +108,16 @@ def know_subject(
 ) -> KnownSubject:
     """Embed a subject's target photographs, of any sizes; `masks` (H, W) where they are known, else
     the segmenter finds the class word."""
-    if masks is not None:
-        return _known(photographs, masks, 0, parts, config)
-    found = detect(photographs, [(class_name,)] * len(photographs), parts.segmenter, config)
-    seen = [
-        own[0].mask if own else np.ones(image.shape[:2], np.bool_)
-        for image, own in zip(photographs, found, strict=True)
-    ]
-    undetected = sum(not own for own in found)
+    undetected = 0
+    if masks is None:
+        found = detect(photographs, [(class_name,)] * len(photographs), parts.segmenter, config)
+        masks = [
+            own[0].mask if own else np.ones(image.shape[:2], np.bool_)
+            for image, own in zip(photographs, found, strict=True)
+        ]
+        undetected = sum(not own for own in found)
     if undetected:
-        log.warning("%s: not found in %d of %d photographs", class_name, undetected, len(seen))
-    return _known(photographs, seen, undetected, parts, config)
-
-
-def _known(
-    photographs: Sequence[Image],
-    masks: Sequence[Mask],
-    undetected: int,
-    parts: BenchParts,
-    config: EvaluateConfig,
-) -> KnownSubject:
+        log.warning("%s: not found in %d of %d photographs", class_name, undetected, len(masks))
     none = np.zeros((0, 0), np.float32)
     whole = parts.whole
     return KnownSubject(

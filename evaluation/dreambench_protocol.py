@@ -18,10 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.scenes import Scene, stable_hash, stable_id
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.evaluation.photographs import GET, SLOT, PhotoFolder
 from focusdpo.pipeline.compose import ComposeConfig, compose
@@ -89,10 +90,8 @@ BENCHES = {
 }
 
 
-class DreamBenchConfig(BaseModel):
+class DreamBenchConfig(StrictModel):
     """What of a DreamBench protocol is painted, and what the generator is shown."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     allow_partial: bool = Field(
         False,
@@ -303,10 +302,8 @@ BACKGROUNDS = (
 )
 
 
-class OwnScenesConfig(BaseModel):
+class OwnScenesConfig(StrictModel):
     """Which scenes of the team's subjects are painted."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     backgrounds: tuple[str, ...] = Field(
         BACKGROUNDS, min_length=1, description="places after 'on'; none that build-dataset names"

@@ -29,6 +29,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.evaluations import AgreementRow, EvalScene, ScorerView, WholeScores
 from focusdpo.data_schemas.images import decode_png
 from focusdpo.data_schemas.runs import EvalRow
+from focusdpo.data_schemas.strict import first_problem
 from focusdpo.data_schemas.tables import from_parquet
 from focusdpo.pipeline.parts import Image
 from focusdpo.store.outputs import holds, local
@@ -174,9 +175,7 @@ class EvaluationFolder:
         try:
             return TypeAdapter(kind).validate_python(value)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "the file"
-            raise UserError(f"{self.path / name}: {place}: {first['msg']}; {AGAIN}") from error
+            raise UserError(f"{self.path / name}: {first_problem(error)}; {AGAIN}") from error
 
 
 def read_pictures(folder: Path, names: Sequence[str]) -> list[Image]:
@@ -222,16 +221,8 @@ class EvaluateResult:
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`: the differences, and where the rest lies."""
-        return {
-            "command": "evaluate",
-            "out": self.out,
-            "adapter": self.adapter,
-            "scenes": self.scenes,
-            "seconds": self.seconds,
-            "resumed": self.resumed,
-            "notes": list(self.notes),
-            "rows": [asdict(row) for row in self.rows if row.group == "all"],
-        }
+        whole = [asdict(row) for row in self.rows if row.group == "all"]
+        return {"command": "evaluate", **asdict(self), "notes": list(self.notes), "rows": whole}
 
 
 def result_with(where: str, key: str) -> EvaluateResult | None:
@@ -239,18 +230,18 @@ def result_with(where: str, key: str) -> EvaluateResult | None:
     if not holds(where, RUN):
         return None
     folder = EvaluationFolder(local(where, RUN, ROWS))
-    about = folder.about
-    if about.get("key") != key:
+    if folder.about.get("key") != key:
         return None
-    return EvaluateResult(
-        out=where,
-        adapter=about["adapter"],
-        rows=folder.rows,
-        scenes=about["scenes"],
-        seconds=about["seconds"],
-        resumed=True,
-        notes=tuple(about.get("notes", ())),
-    )
+    return result_of(where, folder.about, folder.rows, resumed=True)
+
+
+def result_of(
+    where: str, about: Mapping[str, Any], rows: list[EvalRow], *, resumed: bool
+) -> EvaluateResult:
+    """What an evaluation found, from its run.json and its table."""
+    told = {name: about[name] for name in ("adapter", "scenes", "seconds")}
+    notes = tuple(about.get("notes", ()))
+    return EvaluateResult(out=where, rows=rows, resumed=resumed, notes=notes, **told)
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from focusdpo.data_schemas.scenes import Scene, stable_hash, stable_id
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.pipeline.compose import TEMPLATES
 from focusdpo.pipeline.parts import ReferenceImage
 from focusdpo.pocket.identities import class_names
@@ -37,10 +38,8 @@ class HeldOut:
         return {name: subject.pictures for name, subject in self.subjects.items()}
 
 
-class HeldOutConfig(BaseModel):
+class HeldOutConfig(StrictModel):
     """How many scenes of which kind the protocol `pocket` paints."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     split: Literal["held_out", "val"] = Field(
         "held_out",

@@ -64,7 +64,9 @@ def open_photographs(folder: str | Path) -> PhotoFolder:
         if (root / name).is_dir()
     }
     if not subjects:
-        raise UserError(f"{root}: no folder of any listed subject ({_few(classes)}); {GET}")
+        raise UserError(
+            f"{root}: no folder of any listed subject ({', '.join(list(classes)[:3])}, ...); {GET}"
+        )
     return PhotoFolder(
         root=root, classes=classes, object_prompts=objects, live_prompts=live, subjects=subjects
     )
@@ -147,7 +149,3 @@ def _photographs(folder: Path) -> tuple[Path, ...]:
             f"{folder}: no photograph ({', '.join(SUFFIXES)}); remove the empty folder, or {GET}"
         )
     return tuple(files)
-
-
-def _few(names: Mapping[str, str]) -> str:
-    return ", ".join(list(names)[:3]) + (", ..." if len(names) > 3 else "")

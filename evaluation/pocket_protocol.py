@@ -20,7 +20,7 @@ from focusdpo.data_schemas.evaluations import EvalScene, ScorerView
 from focusdpo.data_schemas.progress import Watch
 from focusdpo.data_schemas.runs import EvalRow
 from focusdpo.data_schemas.scenes import Scene, candidate_seed
-from focusdpo.evaluation.agreement import agreement, scorer_values
+from focusdpo.evaluation.agreement import agreement, owners_of, scorer_values
 from focusdpo.evaluation.comparison import rows
 from focusdpo.evaluation.folder import read_pictures
 from focusdpo.evaluation.held_out import HeldOutConfig, held_out_scenes
@@ -116,19 +116,18 @@ def measure(
     says where each picture lies. Without `clip` there is no prompt fit.
     """
     per_scene = config.images_per_scene
-    if len(pictures) != per_scene * len(scenes):
-        raise ValueError(
-            f"{len(pictures)} pictures, expected {per_scene * len(scenes)}: "
-            f"{per_scene} for each of {len(scenes)} scenes"
-        )
+    owners = owners_of(pictures, scenes, per_scene)
     wanted = {name for scene in scenes for name in scene.subject_ids}
     known = _know({name: references[name] for name in sorted(wanted)}, judge)
-    fits = _prompt_fits(scenes, pictures, clip, config)
+    fits = _prompt_fits(owners, pictures, clip, config)
     looks = [seen for part in chunks(pictures, config.batch) for seen in judge.look(part)]
     records = []
-    for at, (picture, seen) in enumerate(zip(pictures, looks, strict=True)):
-        scene = scenes[at // per_scene]
-        counted = _counted(seen, config)
+    for at, (scene, picture, seen) in enumerate(zip(owners, pictures, looks, strict=True)):
+        counted = [
+            one
+            for one in seen
+            if one.confidence >= config.min_confidence and one.mask.mean() >= config.min_area
+        ]
         similarity, given = _match(scene, counted, known, judge, config)
         hits = [counted[k] if k != NOBODY else None for k in given]
         own = [known[name] for name in scene.subject_ids]
@@ -147,8 +146,7 @@ def measure(
                 image=names[at] if names else "",
                 held_out=any(name in held_out_classes for name in scene.class_names),
                 class_recognition=_recognised(scene, hits, judge.class_names),
-                hue_error=_hue_error(hits, own),
-                pattern_error=_pattern_error(picture, hits, own, judge),
+                **_errors(picture, hits, own, judge),
                 clip_t=fits[at],
             )
         )
@@ -290,7 +288,7 @@ def plan(request: Request) -> PocketPlan:
 
 
 def _prompt_fits(
-    scenes: Sequence[Scene],
+    owners: Sequence[Scene],
     pictures: Sequence[Image],
     clip: TextImageEncoder | None,
     config: EvaluateConfig,
@@ -298,11 +296,11 @@ def _prompt_fits(
     """CLIP-T of each picture; NaN without a CLIP."""
     if clip is None:
         return [np.nan] * len(pictures)
-    prompts = sorted({scene.prompt for scene in scenes})
+    prompts = sorted({scene.prompt for scene in owners})
     texts = np.asarray(clip.embed_texts(prompts), dtype=np.float64)
     shown = np.concatenate([clip.embed_images(part) for part in chunks(pictures, config.batch)])
-    rows = [prompts.index(scenes[at // config.images_per_scene].prompt) for at in range(len(shown))]
-    return [float(a @ texts[row]) for a, row in zip(shown.astype(np.float64), rows, strict=True)]
+    both = zip(shown.astype(np.float64), owners, strict=True)
+    return [float(a @ texts[prompts.index(scene.prompt)]) for a, scene in both]
 
 
 def _know(references: Mapping[str, Sequence[ReferenceImage]], judge: Judge) -> dict[str, _Known]:
@@ -316,14 +314,6 @@ def _know(references: Mapping[str, Sequence[ReferenceImage]], judge: Judge) -> d
             thumbs=tuple(thumb(p.image, p.mask) for p in pictures),
         )
     return known
-
-
-def _counted(seen: Sequence[Seen], config: EvaluateConfig) -> list[Seen]:
-    return [
-        instance
-        for instance in seen
-        if instance.confidence >= config.min_confidence and instance.mask.mean() >= config.min_area
-    ]
 
 
 def _match(
@@ -355,22 +345,15 @@ def _recognised(scene: Scene, hits: Sequence[Seen | None], words: tuple[str, ...
     return nan_mean(np.array(right))
 
 
-def _hue_error(hits: Sequence[Seen | None], own: Sequence[_Known]) -> float:
-    errors = [
-        hue_difference(hit.hue, known.hue)
-        for hit, known in zip(hits, own, strict=True)
-        if hit is not None
-    ]
-    return nan_mean(np.array(errors))
-
-
-def _pattern_error(
+def _errors(
     picture: Image, hits: Sequence[Seen | None], own: Sequence[_Known], judge: Judge
-) -> float:
+) -> dict[str, float]:
+    """Of hue and pattern, means over the found subjects."""
     pairs = [(hit, known) for hit, known in zip(hits, own, strict=True) if hit is not None]
     seen = judge.pattern([picture] * len(pairs), [hit.mask for hit, _ in pairs])
-    errors = [
+    hues = [hue_difference(hit.hue, known.hue) for hit, known in pairs]
+    patterns = [
         pattern_difference(pattern, list(known.patterns))
         for pattern, (_, known) in zip(seen, pairs, strict=True)
     ]
-    return nan_mean(np.array(errors))
+    return {"hue_error": nan_mean(np.array(hues)), "pattern_error": nan_mean(np.array(patterns))}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Protocol, TypeVar, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from focusdpo.data_schemas.errors import UserError
@@ -22,6 +22,7 @@ from focusdpo.data_schemas.evaluations import EvalScene, ScorerView, WholeScores
 from focusdpo.data_schemas.progress import Watch
 from focusdpo.data_schemas.runs import EvalRow
 from focusdpo.data_schemas.scenes import Scene
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.pipeline.parts import Image, ReferenceImage
 
 if TYPE_CHECKING:
@@ -33,10 +34,8 @@ BASE, ADAPTER, DIFFERENCE = "base", "adapter", "adapter - base"
 MODELS = (BASE, ADAPTER)
 
 
-class EvaluateConfig(BaseModel):
+class EvaluateConfig(StrictModel):
     """How pictures are painted, judged and counted."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     images_per_scene: int = Field(
         default=1,
@@ -216,14 +215,10 @@ PROTOCOLS: dict[str, ProtocolEntry] = {
 """Id -> protocol. One from outside goes by its plan, `module:function`."""
 
 
-def protocol_entry(id: str) -> ProtocolEntry:
-    """The protocol of an id; of `module:function` one that is registered nowhere."""
-    return PROTOCOLS.get(id) or ProtocolEntry(paints="a protocol of its own", plan=id)
-
-
 def plan_of(request: Request) -> Plan:
     """What the request's protocol makes of it. UserError for bad data or an absent adapter."""
-    module, _, name = protocol_entry(request.protocol).plan.partition(":")
+    known = PROTOCOLS.get(request.protocol)
+    module, _, name = (known.plan if known else request.protocol).partition(":")
     try:
         make = getattr(importlib.import_module(module), name)
     except (ModuleNotFoundError, AttributeError) as error:

@@ -33,6 +33,7 @@ from focusdpo.evaluation.folder import (
     SUBJECTS,
     EvaluateResult,
     read_pictures,
+    result_of,
     result_with,
     write_json,
     write_whole,
@@ -104,11 +105,10 @@ def _evaluate(plan: Plan, out: Path, watch: Watch) -> EvaluateResult:
     (out / GRID).write_bytes(_grid(out, panel, measured))
     rows = panel.rows(measured)
     write_json(out / ROWS, [asdict(row) for row in rows])
-    seconds = round(time.perf_counter() - started, 3)
     about: dict[str, Any] = {
         "key": plan.key,
         "protocol": plan.id,
-        "seconds": seconds,
+        "seconds": round(time.perf_counter() - started, 3),
         "adapter": request.adapter,
         "seed": plan.seed,
         "scenes": len(panel.scenes),
@@ -118,15 +118,7 @@ def _evaluate(plan: Plan, out: Path, watch: Watch) -> EvaluateResult:
         "packages": packages(),
     }
     write_json(out / RUN, about)
-    return EvaluateResult(
-        out=request.out,
-        adapter=request.adapter,
-        rows=rows,
-        scenes=len(panel.scenes),
-        seconds=seconds,
-        resumed=False,
-        notes=tuple(about.get("notes", ())),
-    )
+    return result_of(request.out, about, rows, resumed=False)
 
 
 def paint_missing(

@@ -102,13 +102,6 @@ def add_copies(transformer: nn.Module, targets: tuple[str, ...]) -> None:
             transformer.set_submodule(name, TrainedCopy(module))  # type: ignore[arg-type]
 
 
-def remove_copies(transformer: nn.Module) -> None:
-    """Takes the copies away and leaves the base as it was."""
-    for name, module in list(transformer.named_modules()):
-        if isinstance(module, TrainedCopy):
-            transformer.set_submodule(name, module.base_layer)
-
-
 NAME = "policy"
 WEIGHTS = "pytorch_lora_weights.safetensors"
 CARD = "adapter.json"
@@ -171,9 +164,11 @@ def add_policy(transformer: nn.Module, config: LoraConfig, *, seed: int) -> None
 
 
 def remove_policy(transformer: nn.Module) -> None:
-    """Takes the LoRA away and leaves the base as it was, frozen."""
+    """Takes the LoRA, or the trained copies, away and leaves the base as it was, frozen."""
     if chosen(transformer):
-        remove_copies(transformer)
+        for name, module in list(transformer.named_modules()):
+            if isinstance(module, TrainedCopy):
+                transformer.set_submodule(name, module.base_layer)
     elif _layers(transformer):
         cast("Any", transformer).unload_lora()
 

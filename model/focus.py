@@ -120,7 +120,12 @@ def weight_parts(
         matched_BN = (1 - gate_B1) * masks.matched + gate_B1 * prior_BN
         masks = replace(masks, matched=matched_BN)
         w_structure = config.w_high * (1 - gate_B1)
-    spread = _unit_mean if config.normalise == "masks" else _as_it_is
+
+    def spread(mask_BN: Tensor) -> Tensor:
+        mean_B1 = mask_BN.mean(dim=1, keepdim=True)
+        by_size = config.normalise == "masks"
+        return mask_BN / torch.where(mean_B1 > 0, mean_B1, 1.0) if by_size else mask_BN
+
     return WeightParts(
         background=config.w_bg * spread(masks.background),
         matched=config.w_low * spread(masks.matched),
@@ -129,28 +134,12 @@ def weight_parts(
     )
 
 
-def _unit_mean(mask_BN: Tensor) -> Tensor:
-    mean_B1 = mask_BN.mean(dim=1, keepdim=True)
-    return mask_BN / torch.where(mean_B1 > 0, mean_B1, 1.0)
-
-
-def _as_it_is(mask_BN: Tensor) -> Tensor:
-    return mask_BN
-
-
 def focus_weight(
     prior_BN: Tensor, matched_BN: Tensor, detail_BN: Tensor, gate_B: Tensor, config: FocusConfig
 ) -> Tensor:
     """W (B, N): the sum of its parts, normalised."""
     parts = weight_parts(prior_BN, matched_BN, detail_BN, gate_B, config)
     return normalise(parts.total(), config)
-
-
-def _prior_masks(priors: FocusPriors, config: FocusConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """M_prior, M', M_d and g where there are no features."""
-    nothing_BN = torch.zeros_like(priors.prior_BN)
-    gate_B = torch.full_like(nothing_BN[:, 0], float(config.gate == "always"))
-    return priors.prior_BN, nothing_BN, priors.detail_BN * priors.prior_BN, gate_B
 
 
 def branch_parts(
@@ -190,7 +179,9 @@ def branch_weights(maps: FocusMaps | None, priors: FocusPriors, config: FocusCon
     images in that order; without maps (None) W is M_prior against the
     background (masked DPO), and M_d where the config has it on without a gate."""
     if maps is None:
-        masks = _prior_masks(priors, config)
+        nothing_BN = torch.zeros_like(priors.prior_BN)
+        gate_B = torch.full_like(nothing_BN[:, 0], float(config.gate == "always"))
+        masks = (priors.prior_BN, nothing_BN, priors.detail_BN * priors.prior_BN, gate_B)
     else:
         masks = (priors.prior_BN, maps.matched_BN, maps.detail_BN, maps.gate_B)
     return normalise(branch_parts(*masks, config).total(), config)

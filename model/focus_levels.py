@@ -23,6 +23,7 @@ from scipy import stats
 from torch import Tensor
 
 from focusdpo.data_schemas.scenes import stable_hash
+from focusdpo.data_schemas.shards import ShardSample
 from focusdpo.model.adapter import reference_policy
 from focusdpo.model.backbone import Backbone, FeatureConfig, Prediction
 from focusdpo.model.correspondence import unet_blocks, unwrap
@@ -392,14 +393,18 @@ class PairMaps:
         """Maps and the pair's pictures in one safetensors file, readable without torch."""
         from safetensors.numpy import save
 
-        images, pair = self._sample.images, self._sample.pair
-        arrays = {
-            **self._arrays,
-            "win": images.win,
-            "lose": images.lose,
-            "prior_mask": images.prior.astype(np.uint8),
-            **{f"ref{i}": image for i, image in enumerate(images.references)},
-        }
-        info = {"pair": pair.id, "prompt": pair.prompt, "class_names": list(pair.class_names)}
-        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        pictures, info = about_pair(self._sample)
+        arrays = {n: np.ascontiguousarray(a) for n, a in (self._arrays | pictures).items()}
         write_file(self._path, save(arrays, {"info": json.dumps(info)}))
+
+
+def about_pair(sample: ShardSample) -> tuple[Arrays, dict[str, Any]]:
+    """The pictures that stand beside a pair's maps, and what it is."""
+    images, pair = sample.images, sample.pair
+    arrays = {
+        "win": images.win,
+        "lose": images.lose,
+        "prior_mask": images.prior.astype(np.uint8),
+        **{f"ref{i}": image for i, image in enumerate(images.references)},
+    }
+    return arrays, {"pair": pair.id, "prompt": pair.prompt, "class_names": list(pair.class_names)}

@@ -64,6 +64,13 @@ def _inside_strata(u_B: Tensor, slots: list[int], slots_in_step: int | None) -> 
     return (torch.tensor(slots) + u_B) / slots_in_step
 
 
+def seeded_noise(shape: tuple[int, int], seeds: Iterable[int]) -> Tensor:
+    """(B, N, C) for painting, drawn on the CPU, one generator per item, so that no batch and no
+    device matters; `shape` is (N, C)."""
+    generators = (torch.Generator().manual_seed(seed) for seed in seeds)
+    return torch.stack([torch.randn(shape, generator=one) for one in generators])
+
+
 def add_noise(clean_BNC: Tensor, noise_BNC: Tensor, sigma_B: Tensor) -> Tensor:
     """x_t = (1 - sigma) x_0 + sigma e."""
     sigma_B11 = sigma_B[:, None, None]

@@ -19,7 +19,6 @@ from torch import Tensor
 from focusdpo.model.adapter import reference_policy
 from focusdpo.model.backbone import Backbone, FeatureConfig, Prediction
 from focusdpo.model.focus import FocusMaps, branch_weights, focus_maps
-from focusdpo.model.focus_config import FocusConfig
 from focusdpo.model.objectives import (
     Loss,
     PairErrors,
@@ -129,7 +128,9 @@ def judge(
     if features(config):
         source = passes.policy if config.focus.features_from == "policy" else passes.reference
         assert source is not None
-        maps = _maps(source, batch, sigma_B.repeat(2), config.focus)
+        masks = batch.references.repeat(2).masks
+        priors = batch.branch_priors(config.focus.detail_image)
+        maps = focus_maps(source, masks, priors, config.focus, sigma_B=sigma_B.repeat(2))
     weigh = config.objective.definition.weighing()
     weight_BN = None if weigh is None else weigh(batch, maps, config)
     ref_error_BN = passes.ref_error_BN if config.objective.is_preference else None
@@ -196,14 +197,6 @@ def _safeguard(
         return None
     win_BNC, lose_BNC = error_slope(output_BNC, target_BNC, weight_BN).chunk(2)
     return safeguard_scale(win_BNC, lose_BNC, objective.safeguard, objective.safeguard_scope)
-
-
-def _maps(
-    prediction: Prediction, batch: PairBatch, sigmas_B: Tensor, config: FocusConfig
-) -> FocusMaps:
-    masks = batch.references.repeat(2).masks
-    priors = batch.branch_priors(config.detail_image)
-    return focus_maps(prediction, masks, priors, config, sigma_B=sigmas_B)
 
 
 def focus_weight(batch: PairBatch, maps: FocusMaps | None, config: TrainConfig) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -38,7 +38,8 @@ def text_ids(length: int) -> Tensor:
     return torch.zeros(length, 3)
 
 
-def image_ids(target: Grid, references: Sequence[Grid]) -> Tensor:
+@lru_cache(maxsize=32)
+def image_ids(target: Grid, references: tuple[Grid, ...]) -> Tensor:
     """(N + sum n_r, 3) position ids (0, row, column): the target from (0, 0), each reference from
     the summed rows and columns of all before it, that is along the diagonal.
 

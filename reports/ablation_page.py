@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from focusdpo.data_schemas.ablations import BASE, Ablation, Arm, Contrast, to_json
+from focusdpo.data_schemas.ablations import BASE, Ablation, Arm, to_json
 from focusdpo.data_schemas.images import encode_png
 from focusdpo.evaluation.folder import EvaluationFolder
 from focusdpo.reports import ablation_tables as tables
@@ -37,7 +37,7 @@ from focusdpo.reports.metric_texts import KeyFigure, key_figure, metric_info, se
 from focusdpo.reports.render import page
 from focusdpo.reports.report import write_file
 from focusdpo.reports.thumbnails import picture
-from focusdpo.reports.view import Fact, Line, LineChart, Picture, Role
+from focusdpo.reports.view import Fact, Line, LineChart, Picture, Role, facts
 
 SERIES: tuple[Role, ...] = tuple(role for role in get_args(Role) if role.startswith("series"))
 COLOURS = (
@@ -256,6 +256,7 @@ def render(ablation: Ablation, grid: Grid | None) -> str:
     """The page. Text from the record passes jinja2's autoescape."""
     look = Lookup(ablation)
     finding = find(look)
+    trials = Counter(point.objective for point in ablation.search).values()
     return page(
         "ablation.html.j2",
         styles=("report.css", "ablation.css"),
@@ -270,29 +271,18 @@ def render(ablation: Ablation, grid: Grid | None) -> str:
         main=tables.main_tables(look, tables.MAIN),
         more=tables.main_tables(look, tables.rest(look)),
         rivals=tables.rival_tables(look, finding),
-        contrasts=tables.contrast_table(look, _finite(ablation)),
+        contrasts=tables.contrast_table(look),
         groups=tables.group_tables(look),
         charts=curve_charts(ablation, deciding=True),
         more_charts=curve_charts(ablation, deciding=False),
         search=tables.search_table(look),
-        trials=_trials(ablation),
+        trials=max(trials) if len(set(trials)) == 1 else 0,  # where all had the same number
         readings=tables.reading_table(look),
         agreement=tables.agreement_table(look),
         arms=[(title_of(arm), settings_text(arm.settings)) for arm in ablation.arms],
         grid=grid,
         gallery=_gallery(grid, look) if grid else [],
     )
-
-
-def _finite(ablation: Ablation) -> list[Contrast]:
-    """The contrasts that have a number, over all scenes."""
-    return [one for one in ablation.contrasts if one.group == "all" and math.isfinite(one.mean)]
-
-
-def _trials(ablation: Ablation) -> int:
-    """How many settings were tried for each objective; 0 when not the same number for all."""
-    counts = set(Counter(point.objective for point in ablation.search).values())
-    return counts.pop() if len(counts) == 1 else 0
 
 
 def _key_figures(look: Lookup, finding: Finding) -> list[KeyFigure]:
@@ -307,37 +297,22 @@ def _key_figures(look: Lookup, finding: Finding) -> list[KeyFigure]:
     return figures
 
 
-def _facts(ablation: Ablation) -> list[Fact]:
-    trained = sum(arm.name != BASE for arm in ablation.arms)
-    seeds = ", ".join(str(seed) for seed in ablation.seeds)
-    workers = ablation.workers or "one per core"
-    return [
-        Fact(label="protocol", value=ablation.protocol),
-        Fact(label="dataset version", value=ablation.dataset_version),
-        *(
-            Fact(label=f"training pairs, {source}", value=str(count))
-            for source, count in ablation.pairs.items()
-        ),
-        Fact(label="trained arms", value=str(trained)),
-        Fact(label="training seeds", value=str(len(ablation.seeds)), note=seeds),
-        Fact(
-            label="budget of a training",
-            value=f"{ablation.steps} steps of {ablation.batch_pairs} pairs",
-        ),
-        Fact(label="held-out scenes", value=str(ablation.scenes)),
-        Fact(label="validation scenes", value=str(ablation.validation_scenes)),
-        Fact(label="computation", value=seconds_text(ablation.seconds), note="over all processes"),
-        Fact(
-            label="time on the clock",
-            value=seconds_text(ablation.wall_seconds),
-            note=f"of the last start; workers: {workers}",
-        ),
-        *(
-            Fact(label=name.replace("_gib", " in GiB"), value=value)
-            for name, value in ablation.machine.items()
-        ),
-        Fact(label="focusdpo", value=package_version("focusdpo")),
-    ]
+def _facts(ablation: Ablation) -> tuple[Fact, ...]:
+    workers = f"of the last start; workers: {ablation.workers or 'one per core'}"
+    return facts(
+        ("protocol", ablation.protocol),
+        ("dataset version", ablation.dataset_version),
+        *((f"training pairs, {source}", count) for source, count in ablation.pairs.items()),
+        ("trained arms", sum(arm.name != BASE for arm in ablation.arms)),
+        ("training seeds", len(ablation.seeds), ", ".join(map(str, ablation.seeds))),
+        ("budget of a training", f"{ablation.steps} steps of {ablation.batch_pairs} pairs"),
+        ("held-out scenes", ablation.scenes),
+        ("validation scenes", ablation.validation_scenes),
+        ("computation", seconds_text(ablation.seconds), "over all processes"),
+        ("time on the clock", seconds_text(ablation.wall_seconds), workers),
+        *((name.replace("_gib", " in GiB"), value) for name, value in ablation.machine.items()),
+        ("focusdpo", package_version("focusdpo")),
+    )
 
 
 def _gallery(grid: Grid, look: Lookup) -> list[GalleryRow]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -177,10 +178,12 @@ def rival_tables(look: Lookup, finding: Finding) -> list[Table]:
     return tables
 
 
-def contrast_table(look: Lookup, contrasts: Sequence[Contrast]) -> Table:
-    """All contrasts of the record, with their families."""
+def contrast_table(look: Lookup) -> Table:
+    """All contrasts over all scenes that have a number, with their families."""
     rows = []
-    for contrast in contrasts:
+    for contrast in look.ablation.contrasts:
+        if contrast.group != ALL or not math.isfinite(contrast.mean):
+            continue
         row = _contrast_row(look, _title(look, contrast.a), contrast)
         *cells, verdict = row.cells
         cells = [Cell(_title(look, contrast.b)), *cells, Cell(contrast.family), verdict]

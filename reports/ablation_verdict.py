@@ -208,17 +208,14 @@ def _clauses(rivals: Sequence[Comparison], metrics: Sequence[str]) -> list[str]:
     """One clause for all rivals that fared alike; the best outcomes first."""
     alike: dict[tuple[Verdict, ...], list[str]] = {}
     for one in rivals:
-        alike.setdefault(one.verdicts, []).append(_rival_name(one.rival))
+        name = "the base" if one.rival.name == BASE else spoken(one.rival.label)
+        alike.setdefault(one.verdicts, []).append(name)
     order: tuple[Verdict, ...] = ("better", "undecided", "unchanged", "worse")
 
     def rank(verdicts: tuple[Verdict, ...]) -> list[int]:
         return [order.index(v) if v in order else len(order) for v in verdicts]
 
     return [_clause(v, and_list(alike[v]), metrics) for v in sorted(alike, key=rank)]
-
-
-def _rival_name(arm: Arm) -> str:
-    return "the base" if arm.name == BASE else spoken(arm.label)
 
 
 _ALIKE: dict[Verdict, str] = {

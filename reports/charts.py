@@ -146,11 +146,6 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
     return out
 
 
-def smoothing_window(points: int) -> int:
-    """A tenth of the run: the same for every curve, and printed with the chart."""
-    return max(1, points // 10)
-
-
 def line_chart(chart: LineChart) -> Markup:
     """Curves with axes; with `smooth` the raw points are faint and a running mean is drawn."""
     ys = [y for line in chart.lines for y in line.y]
@@ -187,7 +182,8 @@ def _curve(frame: _Frame, line: Line, *, smooth: bool) -> list[Markup]:
 
     if not smooth or len(line.y) < 20:
         return [path(line.y, "mean")]
-    return [path(line.y, "raw"), path(running_mean(line.y, smoothing_window(len(line.y))), "mean")]
+    window = len(line.y) // 10  # the same for every curve, and printed with the chart
+    return [path(line.y, "raw"), path(running_mean(line.y, window), "mean")]
 
 
 def bucket_chart(chart: BucketChart) -> Markup:

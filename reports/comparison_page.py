@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import datetime
 import io
-import json
 import logging
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,15 +20,13 @@ from focusdpo.pipeline.dataset_diff import Compare, DatasetDiff, diff, differenc
 from focusdpo.reports.dataset_section import Records, choose_pairs, dataset_facts, pair_card
 from focusdpo.reports.evaluation_section import metric_rows, painter, pair_up
 from focusdpo.reports.metric_texts import MINUS, Headline, headline
-from focusdpo.reports.render import as_json, by_metric, no_formula, page
+from focusdpo.reports.render import by_metric, no_formula, page, record_json
 from focusdpo.reports.report import machine_words, write_file
-from focusdpo.reports.view import Count, EvaluationPart, Fact, PairCard
+from focusdpo.reports.view import Count, EvaluationPart, Fact, PairCard, facts
 from focusdpo.store.artefacts import Store
 
 if TYPE_CHECKING:
     from focusdpo.data_schemas.evaluations import EvalScene
-    from focusdpo.data_schemas.shards import IndexRow
-    from focusdpo.store.versions import DatasetVersion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,13 +168,13 @@ def _notes(folders: tuple[EvaluationFolder, EvaluationFolder]) -> tuple[str, ...
     return tuple(notes)
 
 
+_OF_A_SIDE = ("adapter", "scenes", "seed")
+
+
 def _side(letter: str, folder: EvaluationFolder) -> Side:
     run, path = folder.about, folder.path
-    facts = [Fact(label="evaluation", value=str(path))]
-    for name, label in (("adapter", "adapter"), ("scenes", "scenes"), ("seed", "seed")):
-        if run.get(name) is not None:
-            facts.append(Fact(label=label, value=str(run[name])))
-    return Side(letter=letter, name=path.name or str(path), facts=tuple(facts))
+    told = facts(("evaluation", path), *((name, run.get(name)) for name in _OF_A_SIDE))
+    return Side(letter=letter, name=path.name or str(path), facts=told)
 
 
 SHOWN = 8
@@ -217,31 +214,26 @@ def compare_datasets(
         shards_new=tuple(delta.shards_new),
         shards_gone=tuple(delta.shards_gone),
         purged=tuple(delta.purged),
-        came=tuple(pair_card(new, records[1], row) for row in _shown(came)),
-        went=tuple(pair_card(old, records[0], row) for row in _shown(went)),
+        came=tuple(pair_card(new, records[1], row) for row in choose_pairs(came, SHOWN)),
+        went=tuple(pair_card(old, records[0], row) for row in choose_pairs(went, SHOWN)),
         changed=tuple(
             Twin(
                 a=pair_card(old, records[0], before[row.pair_id]),
                 b=pair_card(new, records[1], row),
             )
-            for row in _shown(changed)
+            for row in choose_pairs(changed, SHOWN)
         ),
         totals=(len(came), len(went), len(changed)),
     )
-    sides = _version_side("A", old), _version_side("B", new)
-    return change, sides, _headline(delta, len(before), len(after))
-
-
-def _shown(rows: Sequence[IndexRow]) -> list[IndexRow]:
-    return choose_pairs(rows, SHOWN)
+    a_side, b_side = (
+        Side(letter=letter, name=version.id, facts=dataset_facts(version))
+        for letter, version in (("A", old), ("B", new))
+    )
+    return change, (a_side, b_side), _headline(delta, len(before), len(after))
 
 
 def _counts(reasons: Mapping[str, int]) -> tuple[Count, ...]:
     return tuple(Count(label=reason, count=count) for reason, count in reasons.items())
-
-
-def _version_side(letter: str, version: DatasetVersion) -> Side:
-    return Side(letter=letter, name=version.id, facts=dataset_facts(version))
 
 
 def _tables(delta: DatasetDiff) -> tuple[tuple[str, tuple[Change, ...]], ...]:
@@ -295,7 +287,7 @@ def write_comparison(
     when one cannot be read or they cannot be compared.
     """
     data = compare(a, b, root=root, causes=causes)
-    write_file(out.with_suffix(".json"), _json(data).encode())
+    write_file(out.with_suffix(".json"), record_json(data).encode())
     write_file(out, render(data).encode())
     log.info("comparison %s", out)
     return out
@@ -364,11 +356,6 @@ def amount(value: float, percent: bool = False, signed: bool = False) -> str:
 def changes_csv(rows: Iterable[Change]) -> str:
     """A table of changes, unrounded."""
     out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow(["what", "A", "B"])
-    table.writerows(map(no_formula, (row.label, row.a, row.b)) for row in rows)
+    table = [("what", "A", "B"), *((row.label, row.a, row.b) for row in rows)]
+    csv.writer(out, lineterminator="\n").writerows(map(no_formula, row) for row in table)
     return out.getvalue()
-
-
-def _json(data: Comparison) -> str:
-    return json.dumps(as_json(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

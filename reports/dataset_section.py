@@ -21,9 +21,9 @@ from focusdpo.reports.view import (
     Fact,
     Histogram,
     PairCard,
-    Picture,
     RejectCard,
     SubjectScore,
+    facts,
 )
 
 if TYPE_CHECKING:
@@ -141,14 +141,18 @@ def reject_card(records: Records, reject: Reject) -> RejectCard:
     disrupted = records.disrupted.get(reject.candidate_id)
     parent = records.sampled.get(disrupted.parent_id) if disrupted else None
     candidate = disrupted or records.sampled.get(reject.candidate_id)
+    words = ((candidate, "rejected candidate"), (parent, "what it was made from"))
+    image, against = (
+        picture(records.store.image(one.image), alt) if one else None for one, alt in words
+    )
     return RejectCard(
         candidate_id=reject.candidate_id,
         prompt=scene.prompt if scene else "",
         source=reject.source,
         reason=reject.reason,
         detail=reject.detail,
-        image=_stored(records, candidate.image, "rejected candidate") if candidate else None,
-        against=_stored(records, parent.image, "what it was made from") if parent else None,
+        image=image,
+        against=against,
         record={
             "kind": "reject",
             "where": {"table": "rejects of the artefacts in stages/pair"},
@@ -156,10 +160,6 @@ def reject_card(records: Records, reject: Reject) -> RejectCard:
             "candidate": asdict(candidate) if candidate else None,
         },
     )
-
-
-def _stored(records: Records, key: str, alt: str) -> Picture:
-    return picture(records.store.image(key), alt)
 
 
 REASONS = {
@@ -257,26 +257,15 @@ def dataset_facts(dataset: DatasetVersion) -> tuple[Fact, ...]:
     subjects = manifest.get("subjects") or []
     shards = manifest.get("shards") or []
     size = sum(int(shard.get("bytes", 0)) for shard in shards)
-    facts = [
-        Fact(
-            label="pairs",
-            value=str(len(rows)),
-            note=", ".join(f"{splits[name]} {name}" for name in sorted(splits)),
-        ),
-        Fact(
-            label="subjects",
-            value=str(len(subjects)),
-            note=f"{len({one.get('class_name') for one in subjects})} classes",
-        ),
-        Fact(label="scenes with a pair", value=str(len({row.scene_id for row in rows}))),
-        Fact(label="shards", value=str(len(shards)), note=f"{size / 1e6:.1f} MB"),
-    ]
-    if manifest.get("created"):
-        when = str(manifest["created"])[:16].replace("T", " ")
-        facts.append(Fact(label="published", value=f"{when} UTC"))
-    if manifest.get("parent"):
-        facts.append(Fact(label="grew from", value=str(manifest["parent"])))
-    return tuple(facts)
+    when = str(manifest.get("created") or "")[:16].replace("T", " ")
+    return facts(
+        ("pairs", len(rows), ", ".join(f"{splits[name]} {name}" for name in sorted(splits))),
+        ("subjects", len(subjects), f"{len({one.get('class_name') for one in subjects})} classes"),
+        ("scenes with a pair", len({row.scene_id for row in rows})),
+        ("shards", len(shards), f"{size / 1e6:.1f} MB"),
+        ("published", f"{when} UTC" if when else None),
+        ("grew from", manifest.get("parent") or None),
+    )
 
 
 def _funnel(dataset: DatasetVersion, records: Records) -> tuple[Count, ...]:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from focusdpo.data_schemas.evaluations import AgreementRow, EvalScene
 from focusdpo.data_schemas.runs import EvalRow
+from focusdpo.evaluation.comparison import by_model
 from focusdpo.evaluation.folder import EvaluationFolder
 from focusdpo.evaluation.protocols import ADAPTER, BASE, DIFFERENCE
-from focusdpo.reports.metric_texts import DECIDING, choose, judge, metric_info, seconds_text
+from focusdpo.reports.metric_texts import DECIDING, choose, judge, metric_info, time_of
 from focusdpo.reports.thumbnails import picture
 from focusdpo.reports.view import (
     AgreementLine,
@@ -23,6 +24,7 @@ from focusdpo.reports.view import (
     MetricRow,
     Picture,
     Scatter,
+    facts,
 )
 
 SHOWN = ("identity", "leakage_margin", "hue_error")
@@ -143,10 +145,8 @@ def _both(base: Painter, adapter: Painter, metric: str) -> list[tuple[str, float
 
 def metric_rows(values: Sequence[EvalRow]) -> tuple[MetricRow, ...]:
     """One row per metric and group, in the order of first appearance."""
-    cells: dict[tuple[str, str], dict[str, EvalRow]] = {}
-    for value in values:
-        cells.setdefault((value.metric, value.group), {})[value.model] = value
-    return tuple(_row(metric, group, models) for (metric, group), models in cells.items())
+    cells = by_model(values).items()
+    return tuple(_row(metric, group, models) for (metric, group), models in cells)
 
 
 def _row(metric: str, group: str, models: Mapping[str, EvalRow]) -> MetricRow:
@@ -180,18 +180,15 @@ def _facts(folder: EvaluationFolder) -> tuple[Fact, ...]:
     run, records = folder.about, folder.records
     classes = {name for record in records for name in record.class_names}
     new = {name for record in records if record.held_out for name in record.class_names}
-    facts = [
-        Fact(label="scenes", value=str(len(folder.first(BASE)))),
-        Fact(label="pictures judged", value=str(len(records))),
-        Fact(label="subjects", value=str(len({s for r in records for s in r.subject_ids}))),
-        Fact(label="classes", value=str(len(classes)), note=f"{len(new)} in held-out scenes"),
-    ]
-    if isinstance(run.get("seconds"), int | float):
-        facts.append(Fact(label="time", value=seconds_text(float(run["seconds"]))))
-    for name, label in (("seed", "seed of the scenes"), ("adapter", "adapter")):
-        if run.get(name) is not None:
-            facts.append(Fact(label=label, value=str(run[name])))
-    return tuple(facts)
+    return facts(
+        ("scenes", len(folder.first(BASE))),
+        ("pictures judged", len(records)),
+        ("subjects", len({name for record in records for name in record.subject_ids})),
+        ("classes", len(classes), f"{len(new)} in held-out scenes"),
+        ("time", time_of(run)),
+        ("seed of the scenes", run.get("seed")),
+        ("adapter", run.get("adapter")),
+    )
 
 
 def _notes(rows: Sequence[MetricRow]) -> tuple[str, ...]:

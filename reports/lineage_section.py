@@ -12,7 +12,7 @@ import yaml
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.evaluation.folder import read_json
 from focusdpo.pipeline.stage import ROLES
-from focusdpo.reports.view import Fact, LineagePart, ModelFact
+from focusdpo.reports.view import Fact, LineagePart, ModelFact, facts
 from focusdpo.store.provenance import Family, checkpoint_of, licence_of
 
 AGAIN = "run it again"
@@ -29,12 +29,12 @@ def collect_lineage(
     commands: Sequence[str],
 ) -> LineagePart:
     """Configurations as they were resolved, versions, models with fingerprints and licences."""
-    facts: list[Fact] = []
+    about: list[Fact] = []
     models: list[ModelFact] = []
     configs: list[tuple[str, str]] = []
     if root is not None:
         manifest = _manifest(root, version)
-        facts += _dataset_facts(manifest)
+        about += _dataset_facts(manifest)
         models += stage_models(manifest, family_of(manifest.get("config") or {}))
         configs.append(("Dataset configuration", _text(manifest.get("config"))))
         configs.append(("Packages of the build", _text(manifest.get("packages"))))
@@ -42,7 +42,13 @@ def collect_lineage(
         if folder is None:
             continue
         run = read_json(folder / "run.json", AGAIN)
-        facts += _run_facts(title, run)
+        about += facts(
+            *(
+                (f"{title.lower()}: {name.replace('_', ' ')}", run.get(name))
+                for name in ("seed", "dataset_version", "adapter")
+                if run.get(name) != ""
+            )
+        )
         models += _run_models(title, run, family_of(_settings(folder)))
         configs += [
             (f"{title} configuration ({name})", read_text(folder / name))
@@ -51,7 +57,7 @@ def collect_lineage(
         ]
         configs.append((f"{title} run", _text(run)))
     return LineagePart(
-        facts=tuple(facts), models=tuple(models), commands=tuple(commands), configs=tuple(configs)
+        facts=tuple(about), models=tuple(models), commands=tuple(commands), configs=tuple(configs)
     )
 
 
@@ -85,14 +91,16 @@ def _manifest(root: Path, version: str) -> Mapping[str, Any]:
     return open_version(root, version).manifest
 
 
-def _dataset_facts(manifest: Mapping[str, Any]) -> list[Fact]:
+def _dataset_facts(manifest: Mapping[str, Any]) -> tuple[Fact, ...]:
     seeds = manifest.get("seeds") or {}
-    facts = [Fact(label=f"seed: {name}", value=str(value)) for name, value in seeds.items()]
-    facts.append(Fact(label="schema version", value=str(manifest.get("schema_version", "?"))))
     licences = sorted(
         {str(one.get("licence") or "not stated") for one in manifest.get("subjects") or []}
     )
-    return [*facts, Fact(label="licences of the subjects", value=", ".join(licences) or "none")]
+    return facts(
+        *((f"seed: {name}", value) for name, value in seeds.items()),
+        ("schema version", manifest.get("schema_version", "?")),
+        ("licences of the subjects", ", ".join(licences) or "none"),
+    )
 
 
 def stage_models(manifest: Mapping[str, Any], family: Family) -> list[ModelFact]:
@@ -132,15 +140,6 @@ def _run_models(title: str, run: Mapping[str, Any], family: Family) -> list[Mode
         for role, fingerprint in fingerprints.items()
         for part in [_PART.get(str(role), str(role))]
     ]
-
-
-def _run_facts(title: str, run: Mapping[str, Any]) -> list[Fact]:
-    facts = []
-    for name in ("seed", "dataset_version", "adapter"):
-        if run.get(name) not in (None, ""):
-            label = f"{title.lower()}: {name.replace('_', ' ')}"
-            facts.append(Fact(label=label, value=str(run[name])))
-    return facts
 
 
 def _text(value: Any) -> str:

@@ -6,8 +6,9 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from focusdpo.data_schemas.scenes import stable_hash
 from focusdpo.reports.view import Better, Interval, MetricRow, Unit, Verdict
@@ -157,7 +158,8 @@ def headline(rows: Sequence[MetricRow], protocol: str, who: str = "the adapter")
     order: tuple[Verdict, ...] = ("better", "worse", "undecided", "unchanged", "too few scenes")
     groups = [(verdict, [row for row in deciding if row.verdict == verdict]) for verdict in order]
     text = "; ".join(_clause(verdict, rows, who) for verdict, rows in groups if rows)
-    scenes = range_text(sorted(row.scenes for row in deciding))
+    counts = sorted({row.scenes for row in deciding})
+    scenes = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     figures = tuple(
         key_figure(row.title, row.difference, row.unit, row.verdict)
         for name in HEADLINE_METRICS
@@ -185,11 +187,6 @@ def _clause(verdict: Verdict, rows: Sequence[MetricRow], who: str) -> str:
 def _with_bounds(row: MetricRow) -> str:
     assert row.difference is not None
     return difference_text(row.difference, row.unit)
-
-
-def range_text(counts: Sequence[int]) -> str:
-    """Sorted counts as "8", or as "6 to 8" where they differ."""
-    return str(counts[-1]) if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
 
 
 def _detail(rows: dict[str, MetricRow], scenes: str, protocol: str) -> str:
@@ -249,6 +246,12 @@ def seconds_text(seconds: float) -> str:
     if seconds >= 60:
         return f"{int(seconds // 60)} min {int(seconds % 60)} s"
     return f"{seconds:.1f} s"
+
+
+def time_of(run: Mapping[str, Any]) -> str | None:
+    """The time that a run's record tells; None where it tells none."""
+    seconds = run.get("seconds")
+    return seconds_text(float(seconds)) if isinstance(seconds, int | float) else None
 
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]#+!|<>~&$])")

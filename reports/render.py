@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from importlib import resources
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from markupsafe import Markup, escape
 
@@ -36,19 +36,18 @@ from focusdpo.reports.metric_texts import (
 from focusdpo.reports.view import (
     BucketChart,
     Count,
-    Example,
     ExampleFigure,
     Fact,
     Histogram,
     Interval,
     LineChart,
     MetricRow,
-    PairCard,
     Picture,
     ReportData,
     Scatter,
     Unit,
     Verdict,
+    facts,
 )
 
 if TYPE_CHECKING:
@@ -56,6 +55,7 @@ if TYPE_CHECKING:
 
 Chart: TypeAlias = LineChart | BucketChart | Histogram | Scatter
 Row: TypeAlias = Sequence[object]
+Item = TypeVar("Item")
 
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001
 """With which a text begins that a spreadsheet would run."""
@@ -107,8 +107,8 @@ def _ends(interval: Interval | None) -> list[object]:
     return [""] * len(_ENDS) if interval is None else list(asdict(interval).values())
 
 
-def record_json(record: Mapping[str, Any]) -> str:
-    """A record as it is stored; what is not finite becomes null."""
+def record_json(record: object) -> str:
+    """A record, or a whole report, as `as_json`."""
     return json.dumps(as_json(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -165,9 +165,13 @@ def render(data: ReportData) -> str:
         "report.html.j2",
         data=data,
         headline=_headline(data),
-        hero=_median_example(data),
+        hero=_median([one for one in evaluation.examples if one.why == "median"])
+        if evaluation
+        else None,
         hero_note=_HERO_NOTE,
-        hero_pair=_median_pair(data),
+        hero_pair=_median(sorted(data.dataset.pairs, key=lambda pair: pair.margin))
+        if data.dataset
+        else None,
         header_facts=_header_facts(data),
         main_rows=[row for row in rows if row.group == "all"],
         forests=_forests(rows),
@@ -196,11 +200,6 @@ def page(
         fewest=FEWEST,
         **values,
     )
-
-
-def report_json(data: ReportData) -> str:
-    """The numbers and words of the report; pictures by their blake2b."""
-    return json.dumps(as_json(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def as_json(value: Any) -> Any:
@@ -269,7 +268,7 @@ def environment() -> Environment:
         keep_brackets=_keep_brackets,
         moved=_moved,
         example_verdict=_example_verdict,
-        order_why=_order_why,
+        order_why=lambda groups: sorted(groups, key=lambda item: WHY_ORDER.index(item[0])),
     )
     return env
 
@@ -308,11 +307,6 @@ def _moved(chart: Scatter) -> str:
     same = len(changes) - won - lost
     end = f", {same} unchanged" if same else ""
     return f"{won} scenes better (filled), {lost} worse (hollow){end}"
-
-
-def _order_why(groups: Any) -> list[Any]:
-    known = {why: index for index, why in enumerate(WHY_ORDER)}
-    return sorted(groups, key=lambda item: known.get(item[0], len(known)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,26 +371,16 @@ def _headline(data: ReportData) -> Headline:
     return Headline(" and ".join(parts) or "An empty report.", detail)
 
 
-def _median_example(data: ReportData) -> Example | None:
-    examples = data.evaluation.examples if data.evaluation else ()
-    median = [example for example in examples if example.why == "median"]
-    return median[len(median) // 2] if median else None
+def _median(ranked: Sequence[Item]) -> Item | None:
+    return ranked[len(ranked) // 2] if ranked else None
 
 
-def _median_pair(data: ReportData) -> PairCard | None:
-    pairs = sorted(data.dataset.pairs, key=lambda p: p.margin) if data.dataset else []
-    return pairs[len(pairs) // 2] if pairs else None
-
-
-def _header_facts(data: ReportData) -> list[Fact]:
-    facts = []
-    if data.dataset:
-        facts.append(Fact(label="dataset version", value=data.dataset.version))
-    if data.training:
-        facts.append(Fact(label="objective", value=data.training.objective))
-    if data.evaluation:
-        facts.append(Fact(label="evaluation protocol", value=data.evaluation.protocol))
-    facts.append(Fact(label="focusdpo", value=data.software))
-    facts.append(Fact(label="report made", value=data.created))
-    facts.append(Fact(label="machine", value=data.machine))
-    return facts
+def _header_facts(data: ReportData) -> tuple[Fact, ...]:
+    return facts(
+        ("dataset version", data.dataset and data.dataset.version),
+        ("objective", data.training and data.training.objective),
+        ("evaluation protocol", data.evaluation and data.evaluation.protocol),
+        ("focusdpo", data.software),
+        ("report made", data.created),
+        ("machine", data.machine),
+    )

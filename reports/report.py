@@ -16,7 +16,7 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.reports.render import render, report_json
+from focusdpo.reports.render import record_json, render
 from focusdpo.reports.view import ReportData
 from focusdpo.store.provenance import machine
 
@@ -65,7 +65,7 @@ def write_report(
     page = render(data).encode()
     if len(page) > LARGEST:
         log.warning("%s: %.1f MB; show fewer pairs or rejects", out, len(page) / 1e6)
-    write_file(out.with_suffix(".json"), report_json(data).encode())
+    write_file(out.with_suffix(".json"), record_json(data).encode())
     write_file(out, page)
     log.info("report %s: %.1f MB", out, len(page) / 1e6)
     return out
@@ -90,26 +90,19 @@ def collect(
         raise UserError(
             "nothing to report: give a dataset root, a training or an evaluation folder"
         )
-    dataset = (
-        collect_dataset(root, version, pairs=limits.pairs, rejects=limits.rejects)
-        if root is not None
-        else None
-    )
-    training = collect_training(train_dir) if train_dir is not None else None
-    evaluation = (
-        collect_evaluation(evaluate_dir, extremes=limits.extremes, randoms=limits.randoms)
-        if evaluate_dir is not None
-        else None
-    )
-    parts = [
-        name
-        for name, part in (
-            ("preference dataset", dataset),
-            ("preference training", training),
-            ("evaluation of base against adapter", evaluation),
+    dataset = training = evaluation = None
+    parts = []
+    if root is not None:
+        dataset = collect_dataset(root, version, pairs=limits.pairs, rejects=limits.rejects)
+        parts.append("preference dataset")
+    if train_dir is not None:
+        training = collect_training(train_dir)
+        parts.append("preference training")
+    if evaluate_dir is not None:
+        evaluation = collect_evaluation(
+            evaluate_dir, extremes=limits.extremes, randoms=limits.randoms
         )
-        if part is not None
-    ]
+        parts.append("evaluation of base against adapter")
     what = ", ".join(parts)
     return ReportData(
         title=f"FocusDPO report{f': {dataset.version}' if dataset else ''}",

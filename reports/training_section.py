@@ -13,9 +13,18 @@ from numpy.typing import NDArray
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.tables import arrow_table
 from focusdpo.evaluation.folder import read_json, read_object
-from focusdpo.reports.metric_texts import in_sentence, metric_info, seconds_text
+from focusdpo.reports.metric_texts import in_sentence, metric_info, time_of
 from focusdpo.reports.thumbnails import read_focus
-from focusdpo.reports.view import Bucket, BucketChart, Fact, Line, LineChart, Role, TrainingPart
+from focusdpo.reports.view import (
+    Bucket,
+    BucketChart,
+    Fact,
+    Line,
+    LineChart,
+    Role,
+    TrainingPart,
+    facts,
+)
 
 _GAINS = ("score", "identity", "leakage_margin")
 _HARMS = ("confusion", "duplicate", "missing")
@@ -28,37 +37,27 @@ def look_charts(run: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Line
     metric = _settings(config).get("metric", "score")
     gains = tuple(dict.fromkeys((metric, *_GAINS)))
     found = (
-        _look_chart(
-            run,
-            "What should rise",
-            "Less the base's. Score: identity + leakage margin.",
-            gains,
-        ),
-        _look_chart(
-            run,
+        ("What should rise", "Less the base's. Score: identity + leakage margin.", gains),
+        (
             "What should not rise",
             "Shares of subjects or scenes, less the base's.",
-            tuple(name for name in _HARMS if name not in gains),
+            [name for name in _HARMS if name not in gains],
         ),
-        _look_chart(
-            run,
+        (
             "Copy-paste guard",
             "Likeness to the nearest reference in outline and pixels, less the base's. A rise "
             "without a rise of identity means copied pictures.",
             ("copy_paste",),
         ),
     )
-    return tuple(chart for chart in found if chart is not None)
+    return tuple(chart for one in found if (chart := _look_chart(run, *one)) is not None)
 
 
 def _look_chart(
     run: Mapping[str, Any], title: str, explain: str, names: Sequence[str]
 ) -> LineChart | None:
-    lines = []
-    for name, role in zip(names, _ROLES, strict=False):
-        line = _line(_rows(run), name, role)
-        if line is not None:
-            lines.append(line)
+    pairs = zip(names, _ROLES, strict=False)
+    lines = [line for one in pairs if (line := _line(_rows(run), *one)) is not None]
     if not lines:
         return None
     step = run.get("adapter_step")
@@ -92,10 +91,10 @@ def look_facts(run: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Fact,
     best = looks.get("keep") == "best"
     metric = in_sentence(_title(looks.get("metric", "score")))
     why = f"best of {len(rows)} looks by {metric}" if best else "the last step"
-    return (
-        Fact(label="looks at validation", value=str(len(rows))),
-        Fact(label="adapter of step", value=str(run.get("adapter_step", "?")), note=why),
-        Fact(label="stopped early", value="yes" if run.get("stopped") else "no"),
+    return facts(
+        ("looks at validation", len(rows)),
+        ("adapter of step", run.get("adapter_step", "?"), why),
+        ("stopped early", "yes" if run.get("stopped") else "no"),
     )
 
 
@@ -145,75 +144,69 @@ def _mean(values: NDArray[np.float64]) -> float:
     return float(present.mean()) if present.size else math.nan
 
 
+_CURVES: tuple[tuple[str, str, tuple[tuple[str, str, Role], ...]], ...] = (
+    (
+        "Loss",
+        "Dashed: log 2, the loss of a policy equal to the reference policy.",
+        (("loss", "loss", "adapter"),),
+    ),
+    (
+        "Implicit accuracy",
+        "Share of pairs whose winner the policy favours more than the reference policy does.",
+        (("implicit_accuracy", "accuracy", "adapter"),),
+    ),
+    (
+        "What is left of a pair's gradient",
+        "sigmoid(\N{MINUS SIGN}logit), mean over pairs: 1/2 at the start, 0 when a pair is "
+        "learned and teaches nothing more. Dashed: where training warns (guards.saturation).",
+        (("pair_gradient", "pair gradient", "adapter"),),
+    ),
+    (
+        "SDPO's scale on the loser's gradient",
+        "1: the loser is pushed away at full strength; 0: not at all, since that would raise "
+        "the winner's error.",
+        (("safeguard", "scale", "adapter"),),
+    ),
+    (
+        "Error against the reference policy",
+        "Winner: e_w minus e_w of the reference policy; loser alike, unweighted. Below zero "
+        "the policy fits that image better. Healthy: the winner does not rise.",
+        (("win_gap", "winner", "winner"), ("lose_gap", "loser", "loser")),
+    ),
+    (
+        "Where the weighted error lies",
+        "Shares of W e: subject tokens still to be learned (M_s), those already matched, "
+        "background.",
+        (
+            ("share_structure", "M_s", "winner"),
+            ("share_matched", "matched", "base"),
+            ("share_background", "background", "loser"),
+        ),
+    ),
+    (
+        "Token confusion",
+        "Share of a subject's tokens that resemble another subject's reference most "
+        "(scenes of two or three).",
+        (("token_confusion", "confusion", "adapter"),),
+    ),
+    ("Gradient norm", "Before clipping.", (("grad_norm", "gradient norm", "adapter"),)),
+)
+"""Title, what it shows, and its lines: column, name, role."""
+
+
 def curve_charts(steps: Columns, config: Mapping[str, Any]) -> tuple[LineChart, ...]:
     """What changed over steps; curves that this objective has none of are left out."""
     saturation = config.get("guards", {}).get("saturation")
-    charts = [
-        _chart(
-            steps,
-            "Loss",
-            "Dashed: log 2, the loss of a policy equal to the reference policy.",
-            [("loss", "loss", "adapter")],
-            level=math.log(2) if _present(steps, "logit") else None,
-            level_label="log 2",
+    levels = {
+        "Loss": (math.log(2) if _present(steps, "logit") else None, "log 2"),
+        "Implicit accuracy": (0.5, "chance"),
+        "What is left of a pair's gradient": (
+            saturation,
+            "" if saturation is None else "saturated",
         ),
-        _chart(
-            steps,
-            "Implicit accuracy",
-            "Share of pairs whose winner the policy favours more than the reference policy does.",
-            [("implicit_accuracy", "accuracy", "adapter")],
-            level=0.5,
-            level_label="chance",
-        ),
-        _chart(
-            steps,
-            "What is left of a pair's gradient",
-            "sigmoid(\N{MINUS SIGN}logit), mean over pairs: 1/2 at the start, 0 when a pair is "
-            "learned and teaches nothing more. Dashed: where training warns (guards.saturation).",
-            [("pair_gradient", "pair gradient", "adapter")],
-            level=saturation,
-            level_label="saturated" if saturation is not None else "",
-        ),
-        _chart(
-            steps,
-            "SDPO's scale on the loser's gradient",
-            "1: the loser is pushed away at full strength; 0: not at all, since that would raise "
-            "the winner's error.",
-            [("safeguard", "scale", "adapter")],
-        ),
-        _chart(
-            steps,
-            "Error against the reference policy",
-            "Winner: e_w minus e_w of the reference policy; loser alike, unweighted. Below zero "
-            "the policy fits that image better. Healthy: the winner does not rise.",
-            [("win_gap", "winner", "winner"), ("lose_gap", "loser", "loser")],
-            level=0.0,
-        ),
-        _chart(
-            steps,
-            "Where the weighted error lies",
-            "Shares of W e: subject tokens still to be learned (M_s), those already matched, "
-            "background.",
-            [
-                ("share_structure", "M_s", "winner"),
-                ("share_matched", "matched", "base"),
-                ("share_background", "background", "loser"),
-            ],
-        ),
-        _chart(
-            steps,
-            "Token confusion",
-            "Share of a subject's tokens that resemble another subject's reference most "
-            "(scenes of two or three).",
-            [("token_confusion", "confusion", "adapter")],
-        ),
-        _chart(
-            steps,
-            "Gradient norm",
-            "Before clipping.",
-            [("grad_norm", "gradient norm", "adapter")],
-        ),
-    ]
+        "Error against the reference policy": (0.0, ""),
+    }
+    charts = (_chart(steps, *one, *levels.get(one[0], (None, ""))) for one in _CURVES)
     return tuple(chart for chart in charts if chart is not None)
 
 
@@ -226,16 +219,15 @@ def _chart(
     title: str,
     explain: str,
     columns: Sequence[tuple[str, str, Role]],
-    *,
-    level: float | None = None,
-    level_label: str = "",
+    level: float | None,
+    level_label: str,
 ) -> LineChart | None:
-    lines = []
-    for column, name, role in columns:
-        if not _present(steps, column):
-            continue
-        x, y = thin(steps["step"], steps[column])
-        lines.append(Line(name=name, x=x, y=y, role=role))
+    lines = [
+        Line(name=name, x=x, y=y, role=role)
+        for column, name, role in columns
+        if _present(steps, column)
+        for x, y in [thin(steps["step"], steps[column])]
+    ]
     if not lines:
         return None
     return LineChart(
@@ -366,31 +358,23 @@ def read_columns(paths: Sequence[Path]) -> Columns:
 
 
 def _facts(run: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Fact, ...]:
-    objective = config.get("objective", {})
-    lora = config.get("lora", {})
-    facts = [Fact(label="steps", value=f"{run.get('steps', '?')}")]
-    if "pairs" in run:
-        facts.append(Fact(label="training pairs", value=str(run["pairs"])))
-    if isinstance(run.get("seconds"), int | float):
-        facts.append(Fact(label="time in steps", value=seconds_text(float(run["seconds"]))))
-    for label, source, name in (
+    settings = (
         ("pairs a step", config, "batch_pairs"),
         ("peak learning rate", config, "lr"),
-        ("beta", objective, "beta"),
-        ("LoRA rank", lora, "rank"),
+        ("beta", config.get("objective", {}), "beta"),
+        ("LoRA rank", config.get("lora", {}), "rank"),
         ("seed", run, "seed"),
-    ):
-        value = source.get(name)
-        if value is not None:
-            text = f"{value:g}" if isinstance(value, float) else str(value)
-            facts.append(Fact(label=label, value=text))
-    if run.get("dataset_version"):
-        facts.append(Fact(label="dataset version", value=str(run["dataset_version"])))
-    machine = run.get("machine") or {}
-    if machine:
-        words = ", ".join(f"{name} {value}" for name, value in sorted(machine.items()))
-        facts.append(Fact(label="trained on", value=words))
-    return tuple(facts)
+    )
+    values = [(label, source.get(name)) for label, source, name in settings]
+    machine = sorted((run.get("machine") or {}).items())
+    return facts(
+        ("steps", run.get("steps", "?")),
+        ("training pairs", run.get("pairs")),
+        ("time in steps", time_of(run)),
+        *((label, f"{v:g}" if isinstance(v, float) else v) for label, v in values),
+        ("dataset version", run.get("dataset_version") or None),
+        ("trained on", ", ".join(f"{name} {value}" for name, value in machine) or None),
+    )
 
 
 def _notes(steps: Columns) -> tuple[str, ...]:

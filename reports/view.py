@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -129,6 +129,15 @@ class Fact:
     label: str
     value: str
     note: str = ""
+
+
+def facts(*rows: Sequence[Any]) -> tuple[Fact, ...]:
+    """Facts from (label, value) and (label, value, note); one whose value is None is left out."""
+    return tuple(
+        Fact(label=label, value=str(value), note="".join(note))
+        for label, value, *note in rows
+        if value is not None
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -171,7 +171,9 @@ def card(
         share=f"{pairs / tried:.0%}" if tried else "-",
         pictures=pictures,
         models=stage_models(manifest, family_of(manifest["config"])),
-        licences=_licences(manifest["subjects"]),
+        licences=sorted(
+            Counter(one["licence"].strip() or UNSTATED for one in manifest["subjects"]).items()
+        ),
         classes=Counter(word for row in version.rows for word in row.class_names).most_common(10),
         biases=_biases(version),
     )
@@ -201,11 +203,6 @@ def _strip(sample: ShardSample) -> NDArray[np.uint8]:
     shown = [*references, sample.images.win, sample.images.lose]
     scale = max(1, 192 // height)
     return np.asarray(contact_sheet(shown, columns=len(shown), scale=scale), dtype=np.uint8)
-
-
-def _licences(subjects: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
-    found = Counter(str(one["licence"]).strip() or UNSTATED for one in subjects)
-    return sorted(found.items())
 
 
 def _biases(version: DatasetVersion) -> list[str]:
@@ -281,7 +278,8 @@ def _export(found: DatasetVersion, out: Path, allow_unlicensed: bool) -> Exporte
                 write_parquet(found.store, rows, folder / "data", name)
                 _copy_shards(found.store, rows, folder / "webdataset" / name)
         pictures = example_pictures(found, folder / "pictures")
-        (folder / "lineage.json").write_text(_json(lineage(found)), encoding="utf-8")
+        text = json.dumps(lineage(found), indent=2, sort_keys=True, ensure_ascii=False)
+        (folder / "lineage.json").write_text(text + "\n", encoding="utf-8")
         settings = without_paths(found.manifest["config"])
         (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
         (folder / CARD).write_text(card(found, counts, pictures), encoding="utf-8")
@@ -344,7 +342,3 @@ def _copy_shards(store: Store, rows: Sequence[IndexRow], folder: Path) -> None:
             for row in mine:
                 written += sink.write(read_bytes(store, row))
             tars.finish(sink, written)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from focusdpo.data_schemas.ablations import BASE
 from focusdpo.data_schemas.progress import quiet
+from focusdpo.evaluation.folder import write_json
 from focusdpo.evaluation.held_out import HeldOutConfig
 from focusdpo.evaluation.metrics import METRICS
 from focusdpo.evaluation.protocols import ADAPTER, EvaluateConfig
@@ -99,13 +100,7 @@ class Cells:
         source = config.sources[0]
         readings = [{}, *(CHOICES[name] for name in config.choices)] if config.choices else []
         return [
-            self._cell(
-                "choice",
-                "focus_dpo",
-                dict(reading),
-                0,
-                self._train("focus_dpo", source, 0, {**settings, **reading}, {}),
-            )
+            self._trained("choice", "focus_dpo", dict(reading), source, base=settings)
             for reading in readings
         ]
 
@@ -114,13 +109,7 @@ class Cells:
         config = self.run.ablation
         looks = {"every": config.look_every, "scenes": config.validation_scenes}
         return [
-            self._cell(
-                "search",
-                objective,
-                trial,
-                0,
-                self._train(objective, config.sources[0], 0, trial, {"validation": looks}),
-            )
+            self._trained("search", objective, trial, config.sources[0], validation=looks)
             for objective in config.objectives
             for trial in config.trials(objective, self.run.train.objective)
         ]
@@ -131,31 +120,29 @@ class Cells:
         errors."""
         config = self.run.ablation
         return [
-            self._cell(
-                "final",
-                objective,
-                chosen[objective],
-                seed,
-                self._train(objective, source, seed, chosen[objective], {}),
-            )
+            self._trained("final", objective, chosen[objective], source, seed)
             for source in config.sources
             for seed in range(config.seeds)
             for objective in config.objectives
         ]
 
-    def _train(
+    def _trained(
         self,
+        kind: Kind,
         objective: ObjectiveKey,
+        settings: dict[str, Any],
         source: Source,
-        seed: int,
-        settings: Mapping[str, Any],
-        more: Mapping[str, Any],
-    ) -> TrainRun:
+        seed: int = 0,
+        *,
+        base: Mapping[str, Any] = {},  # noqa: B006
+        **more: Any,
+    ) -> Cell:
+        """`base`: settings below those of the cell; `more` of `train` beside what all share."""
         tree = merge(self.run.train.model_dump(), nested(VARIANTS[objective].settings))
-        tree = merge(tree, nested(settings))
+        tree = merge(tree, nested({**base, **settings}))
         steps = self.run.ablation.steps
         own = {"source": source, "seed": seed, "steps": steps, "tensorboard": False, **more}
-        return TrainRun(
+        train = TrainRun(
             suite=self.run.suite,
             preset=self.run.preset,
             root=self.run.dataset_root,
@@ -163,6 +150,7 @@ class Cells:
             out="",
             train=merge(tree, own),
         )
+        return self._cell(kind, objective, settings, seed, train)
 
     def _cell(
         self,
@@ -231,31 +219,18 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         return done
     started = time.perf_counter()
     cell.folder.mkdir(parents=True, exist_ok=True)
-    about: dict[str, Any] = {
-        "key": cell.key,
-        "kind": cell.kind,
-        "objective": cell.objective,
-        "source": cell.source,
-        "seed": cell.seed,
-        "settings": cell.settings,
-    }
+    names = ("key", "kind", "objective", "source", "seed", "settings")
+    about: dict[str, Any] = {name: getattr(cell, name) for name in names}
     if cell.train is not None:
         from focusdpo.flows.train.run import train
 
         outcome = train(cell.train, reference_errors=_reference_errors())
-        about["train"] = {
-            "seconds": outcome.seconds,
-            "pairs": outcome.pairs,
-            "steps": outcome.steps,
-            "final": outcome.final,
-            "validation": outcome.validation,
-        }
+        kept = ("seconds", "pairs", "steps", "final", "validation")
+        about["train"] = {name: getattr(outcome, name) for name in kept}
     if cell.kind != "search":
         _measure(cell)
     about["seconds"] = round(time.perf_counter() - started, 2)
-    temporary = cell.folder / f"{DONE}.part"
-    temporary.write_text(json.dumps(about, indent=1, allow_nan=True) + "\n", encoding="utf-8")
-    temporary.replace(cell.folder / DONE)
+    write_json(cell.folder / DONE, about)
     return about
 
 

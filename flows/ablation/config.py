@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from focusdpo.data_schemas.registration import Named
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.model.objective_registry import OBJECTIVES, VARIANTS
 from focusdpo.model.training.config import ObjectiveConfig
 
@@ -76,10 +77,8 @@ TRIED = (
 """Those that change most."""
 
 
-class AblationConfig(BaseModel):
+class AblationConfig(StrictModel):
     """What is compared, and how the settings of each objective are found."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     objectives: tuple[Annotated[str, Named(VARIANTS)], ...] = Field(
         ("sft", "dpo", "dpo_prior", "focus_s", "focus_d", "focus_dpo", "focus_read", "patch_dpo"),

@@ -49,15 +49,16 @@ def value_tables(
     tables: dict[str, ValueTable] = {}
     for metric in metrics:
         tables[metric] = {
-            arm: np.array([_values(seeds[seed], metric, scenes) for seed in sorted(seeds)])
+            arm: np.array(
+                [
+                    [means[scene] for scene in scenes]
+                    for seed in sorted(seeds)
+                    for means in [scene_means(seeds[seed], metric)]
+                ]
+            )
             for arm, seeds in records.items()
         }
     return tables
-
-
-def _values(records: Sequence[EvalScene], metric: str, scenes: Sequence[str]) -> list[float]:
-    means = scene_means(records, metric)
-    return [means[scene] for scene in scenes]
 
 
 def family_contrasts(run: AblateRun, records: Records, choice: Choice) -> list[Contrast]:
@@ -125,16 +126,13 @@ def reading_contrasts(run: AblateRun, cells: Done) -> list[Reading]:
         Reading(
             name=one.a,
             settings=words_of(settings[one.a]),
-            metric=one.metric,
-            mean=one.mean,
-            low=one.low,
-            high=one.high,
-            family_low=one.family_low,
-            family_high=one.family_high,
-            scenes=one.scenes,
+            **{name: getattr(one, name) for name in _OF_A_READING},
         )
         for one in stats
     ]
+
+
+_OF_A_READING = ("metric", "mean", "low", "high", "family_low", "family_high", "scenes")
 
 
 def words_of(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -286,21 +284,20 @@ def _agreement(
     """On the first seed's pictures."""
     rows = []
     for metric in AGREEMENT_METRICS:
-        base = {"scorer": _mean(views[BASE][0], metric), "judge": _mean(records[BASE][0], metric)}
         for arm in records:
             spearman, pictures = rank_agreement(records[arm][0], views[arm][0], metric)
+            scorer, judge = (
+                np.nan if arm == BASE else _mean(of[arm][0], metric) - _mean(of[BASE][0], metric)
+                for of in (views, records)
+            )
             rows.append(
                 Agreement(
                     arm=arm,
                     metric=metric,
                     spearman=spearman,
                     pictures=pictures,
-                    scorer_difference=np.nan
-                    if arm == BASE
-                    else _mean(views[arm][0], metric) - base["scorer"],
-                    judge_difference=np.nan
-                    if arm == BASE
-                    else _mean(records[arm][0], metric) - base["judge"],
+                    scorer_difference=scorer,
+                    judge_difference=judge,
                 )
             )
     return rows

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from focusdpo.flows.config import AblateRun
 from focusdpo.flows.jobs import Exhibit, Job, Page, Pending, Steps, Text
 from focusdpo.flows.settings import save_config
 from focusdpo.pipeline.upkeep.garbage import reading
-from focusdpo.store.versions import DatasetVersion
+from focusdpo.store.versions import DatasetVersion, open_version
 
 
 class WorkerKilled(RuntimeError):
@@ -52,15 +52,7 @@ class AblateOutcome:
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
-        return {
-            "command": "ablate",
-            "out": self.out,
-            "report": self.report,
-            "cells": self.cells,
-            "made": self.made,
-            "wall_seconds": self.wall_seconds,
-            "verdict": self.verdict,
-        }
+        return {"command": "ablate", **asdict(self)}
 
 
 class Workers:

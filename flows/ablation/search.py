@@ -54,7 +54,7 @@ def choose_reading(choice: Choice, readings: Sequence[tuple[Cell, dict[str, Any]
     the default reading, on the same scenes, and that was the best."""
     if len(readings) < 2:
         return choice
-    scores = [cell_score(cell) for cell, _ in readings]
+    scores = [means(EvaluationFolder(cell.folder).records)[SCORE] for cell, _ in readings]
     best = max(range(1, len(scores)), key=scores.__getitem__)
     default = choice.settings["focus_dpo"]
     settings = {**choice.settings, "focus_read": {**default, **readings[best][0].settings}}
@@ -63,11 +63,6 @@ def choose_reading(choice: Choice, readings: Sequence[tuple[Cell, dict[str, Any]
     known = {**choice.scores, "focus_read": choice.scores["focus_dpo"] + gain}
     winner = max((name for name in FOCUS if name in known), key=lambda name: known[name])
     return replace(choice, settings=settings, scores=known, best=winner)
-
-
-def cell_score(cell: Cell) -> float:
-    """The validation score of a cell that was measured on validation scenes."""
-    return means(EvaluationFolder(cell.folder).records)[SCORE]
 
 
 def score_of(about: dict[str, Any]) -> float:

@@ -51,20 +51,18 @@ def changed_causes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Sequence[s
 
 
 def _settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    runs = [_run(one["config"]) for one in (old, new)]
-    if runs[0] is None or runs[1] is None:
-        # Made by another version of focusdpo: compared as they were written.
-        for name in SECTIONS + tuple(STAGES):
-            then, now = old["config"].get(name), new["config"].get(name)
-            yield from (f"setting {one}" for one in differences(name, then, now))
-        return
-    then, now = (run.model_dump(mode="json") for run in runs if run is not None)
+    runs = [run_of(one["config"]) for one in (old, new)]
+    then, now = (run.model_dump(mode="json") if run else {} for run in runs)
+    if not then or not now:  # made by another version of focusdpo: compared as they were written
+        then, now = old["config"], new["config"]
     for name in dict.fromkeys([*SECTIONS, *STAGES]):
-        yield from (f"setting {one}" for one in differences(name, then[name], now[name]))
+        yield from (f"setting {one}" for one in differences(name, then.get(name), now.get(name)))
 
 
-def _run(config: Mapping[str, Any]) -> BuildRun | None:
+def run_of(config: Mapping[str, Any]) -> BuildRun | None:
+    """The run that a manifest records; None when this focusdpo cannot read it."""
     try:
+        # Every field is recorded, so the preset's name adds nothing; its file may be gone.
         return BuildRun.model_validate({**config, "preset": "pocket"})
     except (UserError, ValidationError):
         return None
@@ -73,10 +71,15 @@ def _run(config: Mapping[str, Any]) -> BuildRun | None:
 def _code_and_models(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     for stage in STAGES:
         then, now = (one["stages"].get(stage, {}).get("versions", {}) for one in (old, new))
-        if then.get("code") != now.get("code"):
-            yield f"code of {stage}: version {then.get('code')} -> {now.get('code')}"
-        if then.get("model") != now.get("model"):
-            yield f"model of {stage} ({', '.join(STAGES[stage].roles)})"
+        yield from code_changes(stage, then, now)
+
+
+def code_changes(stage: str, then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    """What differs between two records of the code and the models of a stage."""
+    if then.get("code") != now.get("code"):
+        yield f"code of {stage}: version {then.get('code')} -> {now.get('code')}"
+    if then.get("model") != now.get("model"):
+        yield f"model of {stage} ({', '.join(STAGES[stage].roles)})"
 
 
 def lines(told: DatasetDiff) -> Iterator[str]:

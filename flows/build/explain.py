@@ -8,12 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
-from focusdpo.data_schemas.errors import UserError, counted
+from focusdpo.data_schemas.errors import counted
 from focusdpo.data_schemas.pairs import Verdict
 from focusdpo.data_schemas.shards import SAMPLE_VERSION
 from focusdpo.flows.build.builder import Builder
+from focusdpo.flows.build.changes import code_changes, run_of
 from focusdpo.flows.build.plan import Unit, model_of
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.build.yields import samples_digest
@@ -159,8 +158,11 @@ class Explanation:
 def explain(builder: Builder) -> Explanation:
     """Why each missing unit is missing, by comparison with the newest version."""
     latest = latest_id(builder.store)
-    if latest is None:
-        return _everything(builder)
+    counts = builder.plan.counts()
+    missing = {stage: absent for stage, (_, absent) in counts.items() if absent}
+    if latest is None:  # counted, not asked for one by one
+        causes = [Cause("no version yet: everything that is not there", missing, None)]
+        return Explanation(counts, causes if missing else [], None, [])
     before = _Before(builder, read_manifest(builder.store, latest))
     groups: dict[str, Counter[str]] = {}
     subjects: dict[str, set[str]] = {}
@@ -169,24 +171,15 @@ def explain(builder: Builder) -> Explanation:
         groups.setdefault(kind, Counter())[unit.stage] += 1
         subjects.setdefault(kind, set()).update(names)
     causes = [
-        Cause(kind + listed(subjects[kind]), dict(counts), before.cost(counts))
-        for kind, counts in groups.items()
+        Cause(kind + listed(subjects[kind]), dict(units), before.cost(units))
+        for kind, units in groups.items()
     ]
-    missing = {stage: absent for stage, (_, absent) in builder.plan.counts().items() if absent}
     return Explanation(
-        counts=builder.plan.counts(),
+        counts=counts,
         causes=causes,
         seconds=before.cost(missing),
         leaving=[*before.leaving(), *review_lines(builder)],
     )
-
-
-def _everything(builder: Builder) -> Explanation:
-    """Before the first version; counted, not asked for one by one."""
-    counts = builder.plan.counts()
-    missing = {stage: absent for stage, (_, absent) in counts.items() if absent}
-    causes = [Cause("no version yet: everything that is not there", missing, None)]
-    return Explanation(counts, causes if missing else [], None, [])
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:
@@ -262,8 +255,7 @@ class _Before:
 
     def _changes(self, stage: str) -> list[str]:
         """What has changed of a stage and of those that it builds on."""
-        own = self._own_changes
-        above = _ancestors(stage)
+        own, above = self._own_changes, _ancestors(stage)
         return list(dict.fromkeys(text for name in STAGES if name in above for text in own[name]))
 
     @functools.cached_property
@@ -283,30 +275,21 @@ class _Before:
             yield from (f"setting {text}" for text in differences(name, old, new))
 
     def _code(self, stage: str) -> Iterator[str]:
+        model = model_of(STAGES[stage], self._builder.parts)
+        now = {"code": str(STAGES[stage].version), "model": model}
         then = self._manifest["stages"].get(stage, {}).get("versions", {})
-        code, model = str(STAGES[stage].version), model_of(STAGES[stage], self._builder.parts)
-        if then.get("code", code) != code:
-            yield f"code of {stage}: version {then['code']} -> {code}"
-        if then.get("model", model) != model:
-            yield f"model of {stage} ({', '.join(STAGES[stage].roles)})"
+        return code_changes(stage, {**now, **then}, now)
 
     @functools.cached_property
     def _then(self) -> BuildRun | None:
-        """The run that made the last version; None when this focusdpo cannot read it."""
-        try:
-            # Every field is recorded, so the preset's name adds nothing; its file may be gone.
-            return BuildRun.model_validate({**self._manifest["config"], "preset": "pocket"})
-        except (UserError, ValidationError):
-            return None
+        return run_of(self._manifest["config"])
 
     @functools.cached_property
     def _growth(self) -> float:
         """Candidates per partition, now by then."""
-        now, then = self._builder.run, self._then
-        if then is None:
-            return 1.0
-        size = [run.compose.variants * run.generate.candidates for run in (now, then)]
-        return size[0] / size[1]
+        runs = self._builder.run, self._then or self._builder.run
+        now, then = (run.compose.variants * run.generate.candidates for run in runs)
+        return now / then
 
 
 def _section(name: str) -> str:

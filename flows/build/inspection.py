@@ -44,7 +44,12 @@ def overview(root: str, version: str = "latest", *, verify: bool = False) -> dic
         "licences": dict(Counter(one["licence"] or "not told" for one in manifest["subjects"])),
         "shards": {one["name"]: one["pairs"] for one in manifest["shards"]},
         "bytes": sum(one["bytes"] for one in manifest["shards"]),
-        "root_bytes": _root_bytes(store, sizes),
+        "root_bytes": {
+            "artefacts": sum(sizes.values()),
+            "shards": sum(store.files.listing(SHARDS).values()),
+            "versions": sum(store.files.listing("versions").values()),
+            "unreferenced": find_garbage(store, keep_versions=None, min_age=0).bytes,
+        },
         "purged": manifest.get("purged", []),
         "verified": verify,
     }
@@ -60,16 +65,6 @@ def _stages(
         paths = (f"{stage}/{key[:2]}/{key}.tar" for key in keys.get(stage, ()))
         told = {name: entry[name] for name in ("artefacts", "records", "seconds")}
         yield stage, {**told, "bytes": sum(sizes.get(path, 0) for path in paths)}
-
-
-def _root_bytes(store: Store, sizes: Mapping[str, int]) -> dict[str, int]:
-    """What the whole root holds, and how much of it nothing refers to."""
-    return {
-        "artefacts": sum(sizes.values()),
-        "shards": sum(store.files.listing(SHARDS).values()),
-        "versions": sum(store.files.listing("versions").values()),
-        "unreferenced": find_garbage(store, keep_versions=None, min_age=0).bytes,
-    }
 
 
 def pair_lineage(root: str, version: str, pair_id: str) -> dict[str, Any]:

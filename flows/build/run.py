@@ -40,15 +40,6 @@ from focusdpo.store.versions import DatasetVersion
 log = logging.getLogger(__name__)
 
 
-def executor_of(builder: Builder) -> Executor:
-    """What computes the stages of a build; connects to nothing yet."""
-    if builder.run.executor.kind == "local":
-        return builder
-    from focusdpo.flows.build.cluster.ray_executor import RayExecutor
-
-    return RayExecutor(builder)
-
-
 class Build(Job[BuildRun, BuildResult]):
     """Subjects -> a dataset version of preference pairs in `run.root`."""
 
@@ -72,7 +63,12 @@ class Build(Job[BuildRun, BuildResult]):
         """`problems`: subjects that were left out, and why."""
         backgrounds, _ = vocabulary(run.family)
         self.builder = Builder(run, store, subjects, backgrounds, parts)
-        self.executor = executor_of(self.builder)
+        self.executor: Executor = self.builder
+        """What computes the stages; connects to nothing yet."""
+        if run.executor.kind == "ray":
+            from focusdpo.flows.build.cluster.ray_executor import RayExecutor
+
+            self.executor = RayExecutor(self.builder)
         self.settled = settled_version(self.builder)
         """Manifest of the newest version when it is just what this run asks for."""
         self.counts: dict[str, tuple[int, int]]
@@ -123,7 +119,12 @@ class Build(Job[BuildRun, BuildResult]):
                             first_pictures(builder)
             finally:
                 self.executor.close()
-            failures = _failures(outcomes)
+            # Those skipped because of one that failed are not told again.
+            failures = [
+                f"{one.stage} of partition {one.partition}: {one.message}"
+                for one in outcomes
+                if one.status == "failed"
+            ]
             if failures and not any(builder.finished()):
                 raise UserError("every partition failed:\n  " + "\n  ".join(failures[:5]))
             version = steps.step("publish", "publish", self._publish)
@@ -220,15 +221,6 @@ def _log(outcomes: Sequence[Outcome]) -> None:
     for one in outcomes:
         with about(partition=one.partition):
             log.info("%s: %s in %.2f s %s", one.stage, one.status, one.seconds, one.message)
-
-
-def _failures(outcomes: Sequence[Outcome]) -> list[str]:
-    """One line per partition that failed; those skipped because of it are not told again."""
-    return [
-        f"{one.stage} of partition {one.partition}: {one.message}"
-        for one in outcomes
-        if one.status == "failed"
-    ]
 
 
 def summary(result: BuildResult) -> str:

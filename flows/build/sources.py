@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +226,7 @@ def listing(root: str) -> dict[str, Any]:
     latest = latest_id(store)
     manifest = None if latest is None else read_manifest(store, latest)
     if state is not None:
-        known = [vars_of(one) for one in state.entries.values()]
+        known = [asdict(one) for one in state.entries.values()]
     else:
         known = [] if manifest is None else [dict(one) for one in manifest["subjects"]]
     partitions, pairs = _counts(store, latest)
@@ -249,12 +249,6 @@ def listing(root: str) -> dict[str, Any]:
         ],
         "leaving": sorted(built.keys() - {one["id"] for one in known}),
     }
-
-
-def vars_of(entry: registry.Entry) -> dict[str, Any]:
-    """An entry's fields that a manifest's subject has, too."""
-    names = ("id", "class_name", "licence", "digest", "references")
-    return {name: getattr(entry, name) for name in names}
 
 
 def _state(one: Mapping[str, Any], built: Mapping[str, str]) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
@@ -31,6 +31,7 @@ from focusdpo.model.focus_levels import (
     Arrays,
     Premise,
     Values,
+    about_pair,
     bootstrap_band,
     maps_over_sigmas,
     measure_premise,
@@ -183,13 +184,12 @@ def _pair_maps(
             )
         for name, array in maps.items():
             arrays[f"{STORED[phase]}.{name}" if "." in name else name] = array
-    arrays |= _pictures(run, backbone, batch, sample)
-    info = {
-        "pair": sample.pair.id,
-        "prompt": sample.pair.prompt,
-        "class_names": list(sample.pair.class_names),
-        "source": f"{sample.pair.source}, {sample.pair.mode}",
-    }
+    # The noise of `maps_over_sigmas`: the pictures are what the maps were read from.
+    noise_BNC = pair_noise(batch, run.train.seed)
+    noisy_VSHW3 = noisy_images(backbone, batch, run.premise.sigmas, noise_BNC)
+    pictures, info = about_pair(sample)
+    arrays |= pictures | {"win_noisy": noisy_VSHW3[0], "lose_noisy": noisy_VSHW3[1]}
+    info["source"] = f"{sample.pair.source}, {sample.pair.mode}"
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}, info
 
 
@@ -202,23 +202,6 @@ def _draw_maps(run: FocusMapsRun, backbone: Backbone, sample: ShardSample) -> No
     features = " at ".join(_features(run, backbone))
     figure = focus_figures.maps_figure(arrays, info, features, run.train.focus.tau)
     write_file(Path(run.out) / "maps.png", figure)
-
-
-def _pictures(
-    run: FocusMapsRun, backbone: Backbone, batch: PairBatch, sample: ShardSample
-) -> Arrays:
-    images = sample.images
-    # The noise of `maps_over_sigmas`: the pictures are what the maps were read from.
-    noise_BNC = pair_noise(batch, run.train.seed)
-    noisy_VSHW3 = noisy_images(backbone, batch, run.premise.sigmas, noise_BNC)
-    return {
-        "win": images.win,
-        "lose": images.lose,
-        "win_noisy": noisy_VSHW3[0],
-        "lose_noisy": noisy_VSHW3[1],
-        "prior_mask": images.prior.astype(np.uint8),
-        **{f"ref{i}": image for i, image in enumerate(images.references)},
-    }
 
 
 def _features(run: FocusMapsRun, backbone: Any) -> tuple[str, str]:
@@ -276,7 +259,7 @@ def _premise(
         "base": backbone.fingerprint,
         "pairs": {
             "ids": [row.pair_id for row in rows],
-            "by_subjects": counts(subjects_P),
+            "by_subjects": {str(n): count for n, count in sorted(Counter(subjects_P).items())},
         },
         "sigmas": list(run.premise.sigmas),
         "settings": {
@@ -337,13 +320,10 @@ def _summary(values: Values, branch: int, config: PremiseConfig) -> Row:
         resamples=config.resamples,
         level=config.level,
     )
-    return row | {
-        "rise": number(change.rise.mean[0]),
-        "rise_low": number(change.rise.low[0]),
-        "rise_high": number(change.rise.high[0]),
-        "spearman": number(change.spearman),
-        "peak_sigma": number(change.peak_sigma),
-    }
+    rise = change.rise
+    told = {"rise": rise.mean[0], "rise_low": rise.low[0], "rise_high": rise.high[0]}
+    told |= {"spearman": change.spearman, "peak_sigma": change.peak_sigma}
+    return row | {name: number(value) for name, value in told.items()}
 
 
 def best_places(table: Sequence[Row]) -> dict[str, Row]:
@@ -361,11 +341,6 @@ def ends(row: Row) -> Row:
     a = row["alignment"]["mean"]
     names = ("phase", "branch", "kind", "blocks", "rise", "rise_low", "rise_high", "spearman")
     return {name: row[name] for name in names} | {"high": a[0], "low": a[-1]}
-
-
-def counts(subjects_P: Sequence[int]) -> Mapping[str, int]:
-    """Number of subjects -> pairs."""
-    return {str(n): list(subjects_P).count(n) for n in sorted(set(subjects_P))}
 
 
 def number(value: float) -> float | None:

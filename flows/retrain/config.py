@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.evaluation.comparison import GROUPS
 from focusdpo.evaluation.metrics import METRICS
 
@@ -18,10 +19,8 @@ def better(metric: str) -> Literal["higher", "lower"]:
     return WHOLE.get(metric) or METRICS[metric].better
 
 
-class RetrainConfig(BaseModel):
+class RetrainConfig(StrictModel):
     """The rules of `retrain`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     min_new_pairs: int = Field(
         50,

@@ -25,7 +25,7 @@ from typing import Any
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.evaluations import EvalScene, WholeScores
 from focusdpo.evaluation.comparison import GROUPS, intervals
-from focusdpo.evaluation.folder import PHOTOGRAPHS, RUN, SCENES, EvaluationFolder
+from focusdpo.evaluation.folder import PHOTOGRAPHS, RUN, SCENES, EvaluationFolder, read_object
 from focusdpo.evaluation.protocols import ADAPTER, BASE, DIFFERENCE, EvaluateConfig
 from focusdpo.flows.retrain.config import WHOLE, RetrainConfig, better
 
@@ -113,15 +113,8 @@ def write_whole(path: Path, value: Mapping[str, Any]) -> None:
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """A file of `write_whole`; None when it is absent, UserError when it is damaged."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); remove {path.parent} and run again") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: damaged (not a table); remove {path.parent} and run again")
-    return found
+    again = f"remove {path.parent} and run again"
+    return read_object(path, again) if path.exists() else None
 
 
 def history(models: Path | str) -> list[dict[str, Any]]:

@@ -186,7 +186,8 @@ class _Round:
         self.version = open_version(self.run.dataset_root, self.built.version)
         self.new_pairs, gone = new_pairs(self.version, self.promoted)
         self.base = fingerprint_of(self.run.family, "generator")
-        self.name = candidate_name(self.version.id, self.base, self.run)
+        decides = {"train": self.run.train.model_dump(mode="json"), "base": self.base}
+        self.name = f"{self.version.id}-{config_digest(decides)[:8]}"
         self.folder = self.models / CANDIDATES / self.name
         decided = read_json(self.folder / DECISION)
         if decided is not None:
@@ -292,12 +293,6 @@ class _Round:
         )
 
 
-def candidate_name(version: str, base: str, run: RetrainRun) -> str:
-    """Of what decides the weights: the data, the base, the settings of the training."""
-    settings = {"train": run.train.model_dump(mode="json"), "base": base}
-    return f"{version}-{config_digest(settings)[:8]}"
-
-
 def new_pairs(version: DatasetVersion, promoted: Promoted | None) -> tuple[int, str]:
     """How many pairs the promoted adapter's dataset version does not have; and a remark where
     that version is gone, so that all count as new."""
@@ -315,16 +310,13 @@ def _settle(models: Path) -> None:
         decided = read_json(file)
         if decided is None or decided["settled"]:
             continue
-        promoted = Promoted(
-            candidate=file.parent.name,
-            adapter=decided["adapter"],
-            version=decided["version"],
-            base=decided["base"],
-            promoted=decided["decided"],
-            before=decided["before"],
-        )
+        same = {name: decided[name] for name in ("adapter", "version", "base", "before")}
+        promoted = Promoted(candidate=file.parent.name, promoted=decided["decided"], **same)
         write_promoted(models, promoted)
         write_whole(file, {**decided, "settled": True})
+
+
+_COMPARED = ("metric", "difference", "low", "high", "against")
 
 
 def _history_row(decided: Mapping[str, Any]) -> dict[str, Any]:
@@ -335,11 +327,7 @@ def _history_row(decided: Mapping[str, Any]) -> dict[str, Any]:
         "decision": decided["decision"],
         "dataset": decided.get("version"),
         "new pairs": decided.get("new_pairs"),
-        "metric": comparison.get("metric"),
-        "difference": comparison.get("difference"),
-        "low": comparison.get("low"),
-        "high": comparison.get("high"),
-        "against": comparison.get("against"),
+        **{name: comparison.get(name) for name in _COMPARED},
         "reason": decided.get("reason") or decided.get("because"),
         "when": decided.get("decided") or decided.get("started"),
     }

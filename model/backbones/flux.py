@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.model.backbone import FeatureConfig, Grid, Prediction, Prompts, References
 from focusdpo.model.correspondence import capture_features, unwrap
-from focusdpo.model.noise import add_noise, velocity_target
+from focusdpo.model.noise import add_noise, seeded_noise, velocity_target
 from focusdpo.model.tokens import (
     KLCodec,
     LatentCodec,
@@ -221,7 +221,7 @@ class FluxBackbone:
         embeds_guidance = unwrap(self.transformer).config.guidance_embeds
         return {
             "pooled_projections": self._cast(prompts.pooled_BD),
-            "img_ids": _image_ids(self.grid, references.grids).to(device),
+            "img_ids": image_ids(self.grid, references.grids).to(device),
             "txt_ids": text_ids(length).to(device),
             "guidance": guidance_B if embeds_guidance else None,
         }
@@ -296,16 +296,8 @@ class FluxBackbone:
         return latents
 
     def _noise(self, seeds: Sequence[int]) -> Tensor:
-        """Drawn on the CPU, one generator per item, so that no batch and no device matters."""
-        core = unwrap(self.transformer)
-        shape = (self.grid[0] * self.grid[1], core.config.in_channels)
-        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
-        return torch.stack(noise).to(self.device)
-
-
-@lru_cache(maxsize=32)
-def _image_ids(target: Grid, references: tuple[Grid, ...]) -> Tensor:
-    return image_ids(target, references)
+        channels = unwrap(self.transformer).config.in_channels
+        return seeded_noise((self.grid[0] * self.grid[1], channels), seeds).to(self.device)
 
 
 def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:

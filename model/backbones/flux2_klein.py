@@ -14,13 +14,12 @@ from focusdpo.model.backbones.flux_config import (
     check_blocks,
     check_sides,
     middle_blocks,
+    weight_bytes,
 )
 from focusdpo.store.checkpoints import (
     check_part,
     digest_files,
     locate,
-    num_weights,
-    read_headers,
     read_json,
     require_class,
     require_files,
@@ -41,7 +40,6 @@ PARTS = {
 }
 """Folder -> the class that its config names."""
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
-_BYTES = {"bf16": 2, "fp32": 4}
 _UNUSED = ("bn.num_batches_tracked", "lm_head.weight")
 """Tensors that a checkpoint may hold or lack: nothing reads them."""
 _TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
@@ -75,12 +73,10 @@ def checks(config: Flux2KleinConfig) -> dict[str, Callable[[], str]]:
         blocks = f"{checkpoint.num_double} + {checkpoint.num_single} blocks"
         return f"{checkpoint.folder}: FLUX.2 Klein ({kind}), {blocks}"
 
-    rows: dict[str, Callable[[], str]] = {"pipeline": layout}
-    return rows | {name: partial(_check_weights, config, name) for name in PARTS}
+    def weights(name: str) -> str:
+        return check_part(inspect(config).folder / name, PARTS[name], FIELD, unread=_UNUSED)
 
-
-def _check_weights(config: Flux2KleinConfig, name: str) -> str:
-    return check_part(inspect(config).folder / name, PARTS[name], FIELD, unread=_UNUSED)
+    return {"pipeline": layout} | {name: partial(weights, name) for name in PARTS}
 
 
 def fingerprint(config: Flux2KleinConfig) -> str:
@@ -191,12 +187,10 @@ def build(config: Flux2KleinConfig, device: str) -> Flux2KleinBackbone:
 
 def _require_memory(config: Flux2KleinConfig, folder: Path, device: str) -> None:
     """UserError when a GPU's free memory cannot hold the weights that stay on it."""
-    needed = 0
-    for name in PARTS:
-        if name == "text_encoder" and config.offload:
-            continue
-        width = _BYTES[config.vae_dtype if name == "vae" else config.dtype]
-        needed += width * num_weights(read_headers(weight_files(folder / name, FIELD), FIELD))
+    kinds = {"transformer": config.dtype, "vae": config.vae_dtype}
+    if not config.offload:
+        kinds["text_encoder"] = config.dtype
+    needed = weight_bytes(folder, kinds, FIELD)
     advice = "Set models.backbone.offload to true, take the 4B checkpoint, or a larger GPU"
     require_memory(needed, device, "models.backbone", advice)
 
@@ -206,12 +200,14 @@ def _load_models(
 ) -> tuple[nn.Module, nn.Module]:
     from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 
+    from focusdpo.model.backbones.offload import DTYPES
+
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
     transformer: nn.Module = Flux2Transformer2DModel.from_pretrained(
-        folder / "transformer", dtype=torch_dtype(config.dtype), **options
+        folder / "transformer", dtype=DTYPES[config.dtype], **options
     )
     autoencoder: nn.Module = AutoencoderKLFlux2.from_pretrained(
-        folder / "vae", dtype=torch_dtype(config.vae_dtype), **options
+        folder / "vae", dtype=DTYPES[config.vae_dtype], **options
     )
     for module in (transformer, autoencoder):
         module.to(device).eval().requires_grad_(False)
@@ -222,10 +218,11 @@ def _load_prompts(config: Flux2KleinConfig, folder: Path, device: str) -> QwenPr
     from transformers import Qwen2TokenizerFast, Qwen3ForCausalLM
 
     from focusdpo.model.backbones.flux2_backbone import QwenPrompts
+    from focusdpo.model.backbones.offload import DTYPES
 
     whole: Any = Qwen3ForCausalLM.from_pretrained(
         folder / "text_encoder",
-        dtype=torch_dtype(config.dtype),
+        dtype=DTYPES[config.dtype],
         use_safetensors=True,
         local_files_only=True,
     )
@@ -243,10 +240,3 @@ def _load_prompts(config: Flux2KleinConfig, folder: Path, device: str) -> QwenPr
         offload=config.offload,
         cache_mib=config.prompt_cache_mib,
     )
-
-
-def torch_dtype(name: str) -> Any:
-    """torch's type of that name in the settings."""
-    import torch
-
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]

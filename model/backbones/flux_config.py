@@ -4,12 +4,14 @@ no torch."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.strict import StrictModel
+from focusdpo.store.checkpoints import num_weights, read_headers, weight_files
 
 MULTIPLE = 16
 """Pixels of a token's side: the autoencoder's factor of 8 times the 2 x 2 packing."""
@@ -164,6 +166,18 @@ class Flux2KleinConfig(StrictModel):
     def result_settings(self) -> str:
         """Those fields that change what is painted or learned, as JSON."""
         return self.model_dump_json(exclude={"base", "offload", "prompt_cache_mib"})
+
+
+_BYTES = {"bf16": 2, "fp32": 4, "8bit": 1.05, "4bit": 0.55}
+"""Per weight; bitsandbytes keeps scales and the unquantised norms beside its 1 or 0.5."""
+
+
+def weight_bytes(base: Path, kinds: Mapping[str, str], field: str) -> float:
+    """What the weights of the folders below `base` take on a device; folder -> kind of number."""
+    return sum(
+        _BYTES[kind] * num_weights(read_headers(weight_files(base / name, field), field))
+        for name, kind in kinds.items()
+    )
 
 
 def middle_blocks(num_double: int) -> tuple[str, ...]:

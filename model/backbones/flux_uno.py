@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.model.backbones.flux_config import FluxUnoConfig, check_blocks, check_sides
+from focusdpo.model.backbones.flux_config import (
+    FluxUnoConfig,
+    check_blocks,
+    check_sides,
+    weight_bytes,
+)
 from focusdpo.model.backbones.uno_lora import FILE, check_uno, fuse_uno, uno_file
 from focusdpo.store.checkpoints import (
     check_part,
     digest_files,
     locate,
-    num_weights,
-    read_headers,
     read_json,
     require_class,
     require_files,
@@ -45,8 +48,6 @@ TOKENISERS = {
     "tokenizer_2": (("spiece.model",), ("tokenizer.json",)),
 }
 """Files of which one set must be there."""
-_BYTES = {"bf16": 2, "fp32": 4, "8bit": 1.05, "4bit": 0.55}
-"""Per weight; bitsandbytes keeps scales and the unquantised norms beside its 1 or 0.5."""
 
 
 def checks(config: FluxUnoConfig) -> dict[str, Callable[[], str]]:
@@ -122,16 +123,12 @@ def _check_quantise(config: FluxUnoConfig) -> str:
 
 def _device_bytes(config: FluxUnoConfig) -> float:
     """What the weights take on the device."""
-    base, needed = locate(config.base, BASE), 0.0
-    for name in MODELS:
-        kind: str = config.vae_dtype if name == "vae" else config.dtype
-        if name == "transformer":
-            kind = kind if config.quantise == "none" else config.quantise
-        elif config.offload:
-            continue
-        headers = read_headers(weight_files(base / name, BASE), BASE)
-        needed += _BYTES[kind] * num_weights(headers)
-    return needed
+    quantised = config.quantise != "none"
+    kinds = {"transformer": config.quantise if quantised else config.dtype}
+    if not config.offload:
+        kinds |= {"vae": config.vae_dtype, "text_encoder": config.dtype}
+        kinds["text_encoder_2"] = config.dtype
+    return weight_bytes(locate(config.base, BASE), kinds, BASE)
 
 
 log = logging.getLogger(__name__)
@@ -166,7 +163,8 @@ def build(config: FluxUnoConfig, device: str) -> FluxUnoBackbone:
     whatever `checks` finds and for a device with too little memory."""
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
-    from focusdpo.model.backbones.flux_uno_backbone import DTYPES, FluxUnoBackbone, LentCodec
+    from focusdpo.model.backbones.flux_uno_backbone import FluxUnoBackbone, LentCodec
+    from focusdpo.model.backbones.offload import DTYPES
 
     for check in checks(config).values():
         check()
@@ -193,7 +191,7 @@ def _transformer(config: FluxUnoConfig, base: Path, device: str) -> Any:
     """The transformer on the device with UNO merged, quantised afterwards where that is asked."""
     from diffusers import FluxTransformer2DModel
 
-    from focusdpo.model.backbones.flux_uno_backbone import DTYPES
+    from focusdpo.model.backbones.offload import DTYPES
 
     dtype, folder = DTYPES[config.dtype], base / "transformer"
     if config.quantise != "none" and config.uno is None:
@@ -218,7 +216,7 @@ def _quantised(config: FluxUnoConfig, folder: Path, device: str) -> Any:
     import torch
     from diffusers import BitsAndBytesConfig, FluxTransformer2DModel
 
-    from focusdpo.model.backbones.flux_uno_backbone import DTYPES
+    from focusdpo.model.backbones.offload import DTYPES
 
     dtype = DTYPES[config.dtype]
     options: dict[str, Any] = {"load_in_8bit": True}
@@ -244,7 +242,8 @@ def _quantised(config: FluxUnoConfig, folder: Path, device: str) -> Any:
 def _prompts(config: FluxUnoConfig, base: Path, device: str) -> FluxPrompts:
     from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
-    from focusdpo.model.backbones.flux_uno_backbone import DTYPES, FluxPrompts
+    from focusdpo.model.backbones.flux_uno_backbone import FluxPrompts
+    from focusdpo.model.backbones.offload import DTYPES
 
     options = {"dtype": DTYPES[config.dtype], "local_files_only": True, "use_safetensors": True}
     clip = CLIPTextModel.from_pretrained(base / "text_encoder", **options)

@@ -23,7 +23,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.backbone import Prompts
 from focusdpo.model.backbones.flux import FluxBackbone, SamplingConfig
 from focusdpo.model.backbones.flux_config import FluxUnoConfig, middle_blocks
-from focusdpo.model.backbones.offload import PromptCache, lent
+from focusdpo.model.backbones.offload import DTYPES, PromptCache, lent
 from focusdpo.model.backbones.uno_lora import uno_targets
 from focusdpo.model.tokens import KLCodec
 from focusdpo.model.training.checkpoint import make_folder, write_file
@@ -131,7 +131,6 @@ def _read(path: Path) -> tuple[Tensor, Tensor]:
         ) from error
 
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _AT_ONCE = 4
 """Images that the autoencoder takes at once: 512 x 512 in float32 need about 1 GB each."""
 

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+"""What settings call torch's types."""
+
 
 @contextmanager
 def lent(device: str | torch.device, *modules: nn.Module, back: bool = True) -> Iterator[None]:

@@ -21,12 +21,13 @@ from transformers import CLIPVisionModelWithProjection
 
 from focusdpo.model import adapter
 from focusdpo.model.backbone import FeatureConfig, Grid, Prediction, Prompts, References
-from focusdpo.model.backbones.offload import lent
+from focusdpo.model.backbones.offload import DTYPES, lent
 from focusdpo.model.backbones.sdxl_conditioning import ImageTokens, SdxlText, framed, resized
 from focusdpo.model.backbones.sdxl_config import CHANNELS, KV_TARGETS, MULTIPLE, SdxlIpAdapterConfig
 from focusdpo.model.backbones.sdxl_features import FeatureReader, alike
 from focusdpo.model.backbones.sdxl_noise import DiffusionNoise, Painter, reference_noise, time_ids
 from focusdpo.model.correspondence import unwrap
+from focusdpo.model.noise import seeded_noise
 from focusdpo.model.tokens import KLCodec, mask_to_tokens, pack, unpack
 from focusdpo.store.checkpoints import locate
 
@@ -93,8 +94,7 @@ class SdxlBackbone:
         """Per reference slot: images (B, 3, h, w) in [-1, 1] and masks (B, h, w) in {0, 1}, laid on
         white. With unet_self the `tokens` are latents and `embeds` the image tokens; with ip_kv
         the `tokens` are the image tokens themselves, and every one counts."""
-        shown = [self._framed(image, mask) for image, mask in zip(images, masks, strict=True)]
-        embeds = tuple(self._embed([image for image, _ in slot]) for slot in shown)
+        shown, embeds = self._shown(images, masks)
         if self.config.features == "ip_kv":
             ones = tuple(e.new_ones(e.shape[:2], dtype=torch.float32) for e in embeds)
             return References(embeds, ones, tuple((1, e.shape[1]) for e in embeds))
@@ -107,9 +107,15 @@ class SdxlBackbone:
             pooled.append(mask_to_tokens(mask_BHW, grid).to(self.device))
         return References(tuple(tokens), tuple(pooled), (grid,) * len(shown), embeds)
 
-    def _framed(self, images: Tensor, masks: Tensor) -> list[tuple[Tensor, Tensor]]:
-        both = zip(images, masks, strict=True)
-        return [framed(image, mask, self.config.reference_crop) for image, mask in both]
+    def _shown(
+        self, images: Sequence[Tensor], masks: Sequence[Tensor]
+    ) -> tuple[list[list[tuple[Tensor, Tensor]]], tuple[Tensor, ...]]:
+        """Per reference slot: framed images and masks of the items, and their image tokens."""
+        slots = [
+            [framed(*both, self.config.reference_crop) for both in zip(image, mask, strict=True)]
+            for image, mask in zip(images, masks, strict=True)
+        ]
+        return slots, tuple(self._embed([image for image, _ in slot]) for slot in slots)
 
     def _resized(self, squares: Sequence[Tensor]) -> Tensor:
         side = self.config.reference_size
@@ -274,8 +280,7 @@ class SdxlBackbone:
     ) -> tuple[Prompts, Tensor | None]:
         """Prompts and image tokens; with guidance the unconditional halves of both come first."""
         given = self.encode_prompts(prompts)
-        slots = [self._framed(image, mask) for image, mask in zip(images, masks, strict=True)]
-        embeds = [self._embed([image for image, _ in slot]) for slot in slots]
+        _, embeds = self._shown(images, masks)
         image_BRmE = torch.stack(embeds, dim=1) if embeds else None
         if self.config.guidance == 1:
             return given, image_BRmE
@@ -287,14 +292,9 @@ class SdxlBackbone:
         return prompts_both, image_BRmE
 
     def _noise(self, seeds: Sequence[int]) -> Tensor:
-        """(B, c, h, w), drawn on the CPU, one generator per item, so that no batch and no device
-        matters."""
-        shape = (self.grid[0] * self.grid[1], CHANNELS)
-        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
-        return unpack(torch.stack(noise), self.grid).to(self.device)
-
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+        """(B, c, h, w)."""
+        noise_BNC = seeded_noise((self.grid[0] * self.grid[1], CHANNELS), seeds)
+        return unpack(noise_BNC, self.grid).to(self.device)
 
 
 class GivenTokens(nn.Module):
@@ -310,10 +310,10 @@ def load(
 ) -> SdxlBackbone:
     """The backbone, frozen and in evaluation mode, from checkpoints that were checked; `encoder` is
     the folder of CLIP's vision tower."""
-    dtype = _DTYPES[config.dtype]
+    dtype = DTYPES[config.dtype]
     pipeline = StableDiffusionXLPipeline.from_pretrained(
         locate(config.base, "models.backbone.base"),
-        dtype={"vae": _DTYPES[config.vae_dtype], "default": dtype},
+        dtype={"vae": DTYPES[config.vae_dtype], "default": dtype},
         variant=config.variant,
         use_safetensors=True,
         local_files_only=True,

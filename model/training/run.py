@@ -176,7 +176,9 @@ class _Run:
         state, out_dir = self._state, self.out_dir
         resumed_from, monitor, maps = state.step, None, None
         if self.processes.is_main:
-            write_config(out_dir, self.config)
+            make_folder(out_dir)
+            text = json.dumps(self.config.model_dump(mode="json"), indent=2)
+            write_file(out_dir / "config.json", text.encode())
             monitor = Monitor(out_dir, start=state.step, tensorboard=self.config.tensorboard)
         try:
             if self._paints:
@@ -267,16 +269,34 @@ class _Run:
         )
         save_adapter(out_dir / "adapter", self.backbone.transformer, card, state.parameters)
         maps.write()
-        write_summary(
-            out_dir,
-            config,
-            monitor.finish(),
-            self.identity,
-            pairs=len(self.data),
-            dataset_version=self.dataset_version,
-            device=str(next(self.backbone.transformer.parameters()).device),
-            looks=self._looks,
-        )
+        self._write_summary(monitor.finish())
+
+    def _write_summary(self, rows: Sequence[dict[str, Any]]) -> None:
+        """run.json, the last file: its presence means that the run is whole."""
+        config, looks = self.config, self._looks
+        tail = rows[-max(1, len(rows) // 10) :]
+        means = {n: mean_present(np.array([row[n] for row in tail], float)) for n in rows[0]}
+        summary = {
+            "steps": len(rows),
+            "seconds": sum(row["seconds"] for row in rows),
+            "pairs": len(self.data),
+            "dataset_version": self.dataset_version,
+            "identity": self.identity,
+            "objective": config.objective.name,
+            "seed": config.seed,
+            "stopped": looks.stop,
+            "adapter_step": looks.kept_step(len(rows)),
+            "validation": looks.rows,
+            "final": {k: v for k, v in means.items() if k != "step" and math.isfinite(v)},
+            "machine": {
+                "device": str(next(self.backbone.transformer.parameters()).device),
+                "processor": platform.machine(),
+                "threads": torch.get_num_threads(),
+            },
+            "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+        }
+        text = json.dumps(summary, indent=2, sort_keys=True)
+        write_file(self.out_dir / SUMMARY, text.encode())
 
 
 SUMMARY = "run.json"
@@ -301,49 +321,6 @@ class TrainResult:
     """Whether validation ended it before its last step."""
     validation: list[dict[str, float]]
     """A row per look: step and metrics."""
-
-
-def write_config(out_dir: Path, config: TrainConfig) -> None:
-    """The resolved settings, before the first step."""
-    make_folder(out_dir)
-    text = json.dumps(config.model_dump(mode="json"), indent=2)
-    write_file(out_dir / "config.json", text.encode())
-
-
-def write_summary(
-    out_dir: Path,
-    config: TrainConfig,
-    rows: Sequence[dict[str, Any]],
-    identity: dict[str, str],
-    *,
-    pairs: int,
-    dataset_version: str,
-    device: str,
-    looks: Looks,
-) -> None:
-    """run.json, the last file: its presence means that the run is whole."""
-    tail = rows[-max(1, len(rows) // 10) :]
-    means = {name: mean_present(np.array([row[name] for row in tail], float)) for name in rows[0]}
-    summary = {
-        "steps": len(rows),
-        "seconds": sum(row["seconds"] for row in rows),
-        "pairs": pairs,
-        "dataset_version": dataset_version,
-        "identity": identity,
-        "objective": config.objective.name,
-        "seed": config.seed,
-        "stopped": looks.stop,
-        "adapter_step": looks.kept_step(len(rows)),
-        "validation": looks.rows,
-        "final": {k: v for k, v in means.items() if k != "step" and math.isfinite(v)},
-        "machine": {
-            "device": device,
-            "processor": platform.machine(),
-            "threads": torch.get_num_threads(),
-        },
-        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
-    }
-    write_file(out_dir / SUMMARY, json.dumps(summary, indent=2, sort_keys=True).encode())
 
 
 def read_summary(out_dir: Path) -> dict[str, Any] | None:

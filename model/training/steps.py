@@ -320,7 +320,8 @@ class Stepper:
             loss += value
             tables.append(table)
             num_subjects = batch.priors.subjects_BRN.shape[1]
-        return loss, _concatenate(tables), num_subjects
+        joined = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+        return loss, joined, num_subjects
 
     def _micro(self, slots: range, batch: PairBatch, share: float) -> tuple[float, Table]:
         config, place = self._config, (self._state.step, slots.start)
@@ -344,7 +345,3 @@ class Stepper:
         )
         self._known.put(place, output.ref_error_BN)
         return (output.loss.value * share).item(), observe(output, batch, config.focus)
-
-
-def _concatenate(tables: Sequence[Table]) -> Table:
-    return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from exact import to_double
 from tiny_bench import tiny_bench
 from torch import nn
 
-from benchmarks import gpu_steps
+from benchmarks import gpu_steps, step_cost
 from benchmarks.device import Flops, Trace, attempt, device_facts, limited, require_device
 from benchmarks.full_size_models import lora_config, random_backbone, random_batch
 from benchmarks.gpu_config import (
@@ -28,7 +29,6 @@ from focusdpo.model.adapter import add_policy, policy_parameters
 from focusdpo.model.backbone import Backbone
 from focusdpo.model.noise import draw_noise
 from focusdpo.model.step import pair_step
-from focusdpo.model.training.batches import PairBatch
 from focusdpo.model.training.config import ObjectiveConfig, TrainConfig
 
 MODELS: tuple[ModelName, ...] = ("flux", "sdxl")
@@ -167,23 +167,6 @@ def test_its_gradients_are_ours(model: ModelName, monkeypatch: pytest.MonkeyPatc
     assert all(a.abs().sum() > 0 for a in wanted)
 
 
-def to_double(batch: PairBatch) -> PairBatch:
-    """All tensors of the batch in float64."""
-    from dataclasses import fields, is_dataclass, replace
-
-    def deep(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return value.double()
-        if isinstance(value, tuple):
-            return tuple(deep(one) for one in value)
-        if is_dataclass(value) and not isinstance(value, type):
-            return replace(value, **{f.name: deep(getattr(value, f.name)) for f in fields(value)})
-        return value
-
-    found: PairBatch = deep(batch)
-    return found
-
-
 def test_the_copy_is_of_its_own(built: Backbone) -> None:
     frozen = frozen_copy(built)
     add_policy(built.transformer, lora_config(built, tiny_bench()), seed=0)
@@ -221,14 +204,14 @@ def test_checkpointing_is_on_in_the_step_alone(
     built: Backbone, memory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    original = gpu_steps.backward_step
+    original = step_cost.backward_step
 
     def spy(backbone: Backbone, *args: Any) -> Any:
         core: Any = backbone.transformer
         seen.append((core.is_gradient_checkpointing, args[3].memory))
         return original(backbone, *args)
 
-    monkeypatch.setattr(gpu_steps, "backward_step", spy)
+    monkeypatch.setattr(step_cost, "backward_step", spy)
     wanted = setting(("dpo",), checkpointing=True, memory=memory)
     gpu_steps.measure(built, wanted, tiny_bench(), FLOPS)
     core: Any = built.transformer

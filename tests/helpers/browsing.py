@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,50 @@ def page_of(
         yield page
         browser.close()
     assert wrong == []
+
+
+class Shown(HTMLParser):
+    """A page's start tags with their attributes, its text outside script and style, and the cells
+    of its table rows."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.rows: list[list[str]] = []
+        self.text = ""
+        self._raw = ""
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+        self._raw = tag if tag in ("script", "style") else ""
+
+    def handle_endtag(self, tag: str) -> None:
+        self._raw = "" if tag == self._raw else self._raw
+
+    def handle_data(self, data: str) -> None:
+        if not self._raw:
+            self.text += data
+            if self.rows and self.rows[-1]:
+                self.rows[-1][-1] += f" {data}"
+
+    def asks_for_nothing(self) -> None:
+        """Nothing from outside, no handler and no style of an element's own; every link leads to a
+        place of the page, and every picture has words."""
+        for tag, attributes in self.tags:
+            for name in ("src", "href", "srcset", "poster", "action", "data", "xlink:href"):
+                assert re.match(r"^(data:|#|$)", attributes.get(name, "")), (tag, attributes)
+            assert not [name for name in attributes if name.startswith("on") or name == "style"]
+        ids = [attributes["id"] for _, attributes in self.tags if "id" in attributes]
+        assert len(ids) == len(set(ids))
+        links = {a["href"] for t, a in self.tags if t == "a" and "download" not in a}
+        assert {link[1:] for link in links} <= set(ids)
+        assert all(a["alt"].strip() for t, a in self.tags if t == "img")
 
 
 def serious(page: Page) -> list[str]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
 from PIL import Image
-from report_fixture import HOSTILE
 from small_root import grey
 
 from focusdpo.data_schemas.evaluations import AgreementRow, EvalScene
@@ -18,6 +17,7 @@ from focusdpo.data_schemas.tables import to_parquet
 from focusdpo.evaluation.comparison import rows
 from focusdpo.evaluation.protocols import EvaluateConfig
 
+HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x onerror=alert(1)>\"'&"
 SCENES = 12
 GAIN = tuple(0.1 - 0.4 * (i == 3) + 0.001 * i for i in range(SCENES))
 """In identity, but for a loss of 0.3 in scene 3."""
@@ -77,15 +77,22 @@ def evaluation_folder(
     gain: Sequence[float] = GAIN,
     adapter_name: str = "a1",
     shade: int = 100,
+    *,
+    image: str = "",
+    prompt: str = HOSTILE,
+    about: Mapping[str, object] = {},  # noqa: B006
     **settings: object,
 ) -> Path:
-    """What `evaluate` leaves; `settings` make a config.yaml."""
+    """What `evaluate` leaves; `about` goes into run.json, `settings` make a config.yaml. `image`:
+    what the record of scene 0's adapter names instead of its picture."""
     base = [scene_record("base", i, 0.5 + 0.01 * i) for i in range(len(gain))]
     adapter = [scene_record("adapter", i, 0.5 + 0.01 * i + more) for i, more in enumerate(gain)]
     for at, record in enumerate(base + adapter):
         path = folder / record.image
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(grey(shade + at)).save(path)
+    if image:
+        adapter[0] = dataclasses.replace(adapter[0], image=image)
     reference = folder / "references" / "a" / "0.png"
     reference.parent.mkdir(parents=True)
     Image.fromarray(grey(200)).save(reference)
@@ -93,8 +100,8 @@ def evaluation_folder(
     files = {
         "rows.json": [dataclasses.asdict(row) for row in table],
         "subjects.json": {
-            "subjects": {"a": {"pictures": ["references/a/0.png"]}},
-            "prompts": {"scene03": HOSTILE},
+            "subjects": {"a": {"class_name": "cat", "pictures": ["references/a/0.png"]}},
+            "prompts": {record.scene_id: prompt for record in base},
         },
         "run.json": {
             "identity": "0123abcd",
@@ -105,6 +112,7 @@ def evaluation_folder(
                 dataclasses.asdict(agreement_row("base", 0.6, 0.5, 0.4)),
                 dataclasses.asdict(agreement_row("adapter - base", 0.1, 0.002, None)),
             ],
+            **about,
         },
     }
     (folder / "scenes.parquet").write_bytes(to_parquet(base + adapter, EvalScene))

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import tiny_runs
 import torch
 from exact import to_double
 from pair_samples import make_sample, write_pairs
@@ -37,17 +38,12 @@ SETTINGS: dict[str, Any] = {
     "mixed_precision": "no",
 }
 WAYS = ("plain", "ddp", "shard")
-RUN: dict[str, Any] = {
+RUN = tiny_runs.SETTINGS | {
     "steps": 6,
-    "batch_pairs": 4,
     "micro_pairs": 1,
-    "lr": 1e-3,
     "warmup": 2,
     "save_every": 3,
-    "mixed_precision": "no",
     "tensorboard": False,
-    "lora": {"rank": 2, "targets": ["to_q", "to_k", "to_v"]},
-    "objective": {"beta": 100.0},
     "validation": {"every": 2, "keep": "best", "metric": "value"},
 }
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from ablation_fixture import make_ablation, write_pictures
 from browsing import needs_browser, page_of, serious
-from report_fixture import HOSTILE, make_report
+from evaluated import HOSTILE
+from report_fixture import make_report
 from small_root import small_version
 
 from focusdpo.reports.ablation_page import write_ablation_report
@@ -28,13 +29,18 @@ from focusdpo.reports.render import (
     render,
 )
 from focusdpo.reports.report import write_report
-from focusdpo.reports.view import Count, Line, LineChart
+from focusdpo.reports.view import Count, Line, LineChart, ReportData
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory) -> ReportData:
+    return make_report(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory, data: ReportData) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(render(make_report()), encoding="utf-8")
+    path.write_text(render(data), encoding="utf-8")
     return path
 
 
@@ -140,7 +146,7 @@ def test_a_point_between_gaps_is_drawn() -> None:
     assert re.fullmatch(r"M[\d. ]+h0M[\d. ]+L[\d. ]+", path), path
 
 
-def test_downloads_are_harmless_and_exact() -> None:
+def test_downloads_are_harmless_and_exact(data: ReportData) -> None:
     sheet = counts_csv([Count(label="=HYPERLINK(1)", count=3, explain='a "b", c')])
     assert sheet.splitlines()[1] == '\'=HYPERLINK(1),3,"a ""b"", c"'
     for sign in "=+-@\t\r＝＋－＠":  # noqa: RUF001
@@ -149,7 +155,7 @@ def test_downloads_are_harmless_and_exact() -> None:
     assert json.loads(record_json({"a": float("nan"), "b": (1, 2.5)})) == {"a": None, "b": [1, 2.5]}
     assert file_name("|M_s| / ../x", "csv") == "m_s-x.csv" and file_name("σ", "json")
     assert file_uri("a", "csv") == "data:text/csv;charset=utf-8;base64,YQ=="
-    training = make_report().training
+    training = data.training
     assert training is not None
     head, *rows = csv.reader(io.StringIO(chart_csv(training.charts[0])))
     line = training.charts[0].lines[0]

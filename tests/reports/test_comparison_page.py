@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 from browsing import needs_browser, page_of, serious
-from evaluated import GAIN, evaluation_folder
+from evaluated import GAIN, HOSTILE, evaluation_folder
 from in_process import run
 from kept_root import build, register
-from report_fixture import HOSTILE
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.build.changes import changed_causes

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from browsing import CHROMIUM, page_of
-from evaluated import agreement_row, evaluation_folder, scene_record
-from report_fixture import HOSTILE
+from evaluated import HOSTILE, agreement_row, evaluation_folder, scene_record
 from small_root import small_version
 
 from focusdpo.data_schemas.errors import UserError

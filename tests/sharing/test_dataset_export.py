@@ -17,7 +17,7 @@ import pytest
 import webdataset
 import yaml
 from datasets import Image, load_dataset
-from report_fixture import HOSTILE
+from evaluated import HOSTILE
 from small_root import small_version
 
 from focusdpo.data_schemas.errors import UserError

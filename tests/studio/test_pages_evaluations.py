@@ -10,6 +10,7 @@ from studio_client import Client
 from studio_runs import SCENES, make_evaluation
 
 from focusdpo.data_schemas.images import encode_png
+from focusdpo.evaluation.folder import EvaluationFolder
 from focusdpo.studio.run_reading import find_runs
 
 
@@ -24,12 +25,15 @@ def ids_of(client: Client) -> dict[str, str]:
 
 def test_the_leaderboard_puts_the_best_adapter_first(tmp_path: Path) -> None:
     make_evaluation(tmp_path / "runs/weak", gain=0.01)
-    make_evaluation(tmp_path / "runs/strong", gain=0.2)
+    strong = EvaluationFolder(make_evaluation(tmp_path / "runs/strong", gain=0.2))
     client = client_of(tmp_path)
     page = client.page("/evaluations").text
     names = re.findall(r'<a href="/evaluations/\w+\?metric=identity">runs/(\w+)</a>', page)
     assert names == ["strong", "weak"]
-    assert "0.700" in page and "[0.650, 0.750]" in page and "verdict better" in page
+    wanted = ("identity", "all", "adapter")
+    row = next(r for r in strong.rows if (r.metric, r.group, r.model) == wanted)
+    assert f"{row.mean:.3f}" in page and f"[{row.low:.3f}, {row.high:.3f}]" in page
+    assert "verdict better" in page
     assert "verdict undecided" in page
     assert client.page("/evaluations?metric=luck").status_code == 400
     assert "None of these measured it" in client.page("/evaluations?metric=hue_error").text
@@ -65,7 +69,7 @@ def test_a_record_cannot_name_a_file_outside_its_folder(tmp_path: Path, name: st
 
 def test_a_file_that_is_no_picture_is_not_served(tmp_path: Path) -> None:
     out = make_evaluation(tmp_path / "runs/one")
-    (out / "images/adapter-00.png").write_text("<svg onload=alert(1)>")
+    (out / "images/adapter/scene00-0.png").write_text("<svg onload=alert(1)>")
     client = client_of(tmp_path)
     answer = client.page(f"/evaluations/{ids_of(client)['one']}/pictures/scene00/adapter")
     assert answer.status_code == 404 and "onload=alert(1)>" not in answer.text

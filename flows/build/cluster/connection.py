@@ -57,7 +57,10 @@ class Engine:
             options |= {"log_to_driver": False, "logging_level": logging.ERROR}
         if config.address == "local":
             options |= {"include_dashboard": False, "object_store_memory": OBJECT_BYTES}
-        if env := {**_storage_settings(os.environ), **config.env}:
+        # Workers reach the store as this process does; none of these settings is secret.
+        prefix = RemoteConfig.prefix
+        own = {name: value for name, value in os.environ.items() if name.startswith(prefix)}
+        if env := {**own, **config.env}:
             options["runtime_env"] = {"env_vars": env}
         try:
             self.ray.init(**options)
@@ -148,13 +151,6 @@ def _import_ray() -> Any:
             "executor.kind=ray: Ray is not installed here; pip install 'focusdpo[ray]'"
         ) from error
     return ray
-
-
-def _storage_settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """How this process reaches its store, none of which is secret; workers do the same."""
-    return {
-        name: value for name, value in environment.items() if name.startswith(RemoteConfig.prefix)
-    }
 
 
 def _fit(available: Mapping[str, float], request: StageResources) -> int:

@@ -8,13 +8,12 @@ import math
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ablation_fixture import BEST, make_ablation, with_contrast, write_pictures
-from browsing import needs_browser, page_of
+from browsing import Shown, needs_browser, page_of
 from PIL import Image
 
 from focusdpo.data_schemas.ablations import BASE, Ablation, read_ablation, to_json
@@ -30,36 +29,6 @@ from focusdpo.reports.ablation_tables import markdown
 from focusdpo.reports.ablation_verdict import Lookup, and_list, find, spoken
 
 HOSTILE = "<img src=https://evil.example/x onerror=alert(1)>|*&\"'"
-
-
-class Cells(HTMLParser):
-    """All start tags, and the text of every table row as a list of cells."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.rows: list[list[str]] = []
-        self.text = ""
-        self._raw = ""
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-        if tag == "tr":
-            self.rows.append([])
-        elif tag in ("td", "th"):
-            self.rows[-1].append("")
-        self._raw = tag if tag in ("script", "style") else ""
-
-    def handle_endtag(self, tag: str) -> None:
-        self._raw = "" if tag == self._raw else self._raw
-
-    def handle_data(self, data: str) -> None:
-        if not self._raw:
-            self.text += data
-            if self.rows and self.rows[-1]:
-                self.rows[-1][-1] += f" {data}"
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +50,8 @@ def page(folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def cells(page: str) -> Cells:
-    return Cells(page)
+def cells(page: str) -> Shown:
+    return Shown(page)
 
 
 def verdict(ablation: Ablation) -> tuple[str, ...]:
@@ -101,7 +70,7 @@ def test_all_files_are_there(folder: Path):
     }  # fmt: skip
 
 
-def test_every_arm_stands_in_the_tables_with_its_own_numbers(ablation: Ablation, cells: Cells):
+def test_every_arm_stands_in_the_tables_with_its_own_numbers(ablation: Ablation, cells: Shown):
     look = Lookup(ablation)
     main = [row for row in cells.rows if len(row) == 7][: 3 * 10]
     tables = [main[at : at + 10] for at in range(0, 30, 10)]
@@ -123,7 +92,7 @@ def test_every_arm_stands_in_the_tables_with_its_own_numbers(ablation: Ablation,
     assert look.sources[0] == "both", "the chosen arm's pairs come first"
 
 
-def test_contrasts_of_the_chosen_arm(ablation: Ablation, cells: Cells):
+def test_contrasts_of_the_chosen_arm(ablation: Ablation, cells: Shown):
     rows = [row for row in cells.rows if len(row) == 8 and "Matched identity" in row[1]]
     against = {re.sub(r"\s", "", row[0]): row for row in rows[:8]}
     assert len(against) == 8
@@ -200,16 +169,9 @@ def test_a_contrast_is_found_from_both_sides(ablation: Ablation):
     assert (look.verdict(forth), look.verdict(back)) == ("better", "worse")
 
 
-def test_page_asks_for_nothing_from_outside(page: str, cells: Cells):
-    for tag, attributes in cells.tags:
-        for name in ("src", "href", "srcset", "action"):
-            assert re.match(r"^(data:|#|$)", attributes.get(name, "")), (tag, attributes)
-        assert not [name for name in attributes if name.startswith("on") or name == "style"]
+def test_page_asks_for_nothing_from_outside(page: str, cells: Shown):
+    cells.asks_for_nothing()
     assert "http" not in re.sub(r'http-equiv="', "", page)
-    ids = {attributes["id"] for _, attributes in cells.tags if "id" in attributes}
-    links = {a["href"] for t, a in cells.tags if t == "a" and "download" not in a}
-    assert {link[1:] for link in links} <= ids
-    assert all(a["alt"].strip() for t, a in cells.tags if t == "img")
 
 
 def test_hostile_words_are_shown_and_do_nothing(ablation: Ablation, folder: Path):
@@ -217,7 +179,7 @@ def test_hostile_words_are_shown_and_do_nothing(ablation: Ablation, folder: Path
     hostile = dataclasses.replace(
         ablation, arms=arms, command=HOSTILE, machine={HOSTILE: HOSTILE}, protocol=HOSTILE
     )
-    cells = Cells(render(hostile, read_grid(folder, Lookup(hostile))))
+    cells = Shown(render(hostile, read_grid(folder, Lookup(hostile))))
     assert cells.text.count(HOSTILE) > 50
     assert not [a for _, a in cells.tags if "evil" in a.get("src", "") or "onerror" in a]
     text = markdown(hostile)
@@ -226,7 +188,7 @@ def test_hostile_words_are_shown_and_do_nothing(ablation: Ablation, folder: Path
     assert widths == {4, 8, 9}, "no cell is torn apart: readings, arms and contrasts"
 
 
-def test_what_has_no_number_is_a_dash(ablation: Ablation, cells: Cells):
+def test_what_has_no_number_is_a_dash(ablation: Ablation, cells: Shown):
     groups = [[cell.strip() for cell in row] for row in cells.rows if len(row) == 6]
     assert ["base", "\N{EN DASH}", "0.700"] in [row[:3] for row in groups], "no margin of one alone"
     assert "nan" not in cells.text.lower()
@@ -234,7 +196,7 @@ def test_what_has_no_number_is_a_dash(ablation: Ablation, cells: Cells):
         dataclasses.replace(one, mean=math.nan, low=math.nan, high=math.nan)
         for one in ablation.contrasts
     )
-    bare = Cells(render(dataclasses.replace(ablation, contrasts=empty), None))
+    bare = Shown(render(dataclasses.replace(ablation, contrasts=empty), None))
     assert "nan" not in bare.text.lower()
     assert "was not compared with the base" in bare.text
 

@@ -426,11 +426,6 @@ def broken(config: flux_uno.FluxUnoConfig) -> str:
 
 def test_wrong_bases_are_named_before_anything_loads(copy: Path, tmp_path: Path) -> None:
     config = tiny_config(copy, None)
-    weights = copy / "transformer" / "diffusion_pytorch_model.safetensors"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[:-10])
-    assert str(weights) in (message := broken(config)) and "download" in message
-    weights.write_bytes(whole)
     edit_json(copy / "transformer" / "config.json", num_layers=4)
     assert "tensors missing, first: transformer_blocks.3" in broken(config)
     edit_json(
@@ -438,9 +433,6 @@ def test_wrong_bases_are_named_before_anything_loads(copy: Path, tmp_path: Path)
     )
     assert "SD3Transformer2DModel, expected FluxTransformer2DModel" in broken(config)
     edit_json(copy / "transformer" / "config.json", _class_name="FluxTransformer2DModel")
-    weights.rename(weights.with_name("diffusion_pytorch_model.bin"))
-    assert "pickle" in broken(config)
-    weights.with_name("diffusion_pytorch_model.bin").rename(weights)
     edit_json(copy / "model_index.json", _class_name="StableDiffusionXLPipeline")
     assert "StableDiffusionXLPipeline, expected FluxPipeline" in broken(config)
     edit_json(copy / "model_index.json", _class_name="FluxPipeline")

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from accelerate import init_empty_weights
-from broken_sdxl import ADAPTER, BROKEN, ENCODER, edit, rewrite
+from broken_sdxl import ADAPTER, BROKEN, ENCODER, rewrite
 from diffusers import UNet2DConditionModel
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from tiny_flux import edit_json
 from tiny_sdxl import save_base, save_image_encoder, save_tiny_sdxl, tiny_config
 
 from focusdpo.data_schemas.errors import UserError
@@ -174,7 +175,7 @@ def test_the_fingerprint_is_of_weights_and_of_what_changes_results(folder: Path)
         first = sorted(load_file(path))[0]
         rewrite(path, lambda t, first=first: t | {first: t[first] + 1})  # type: ignore[misc]
         found.add(fingerprint(config))
-    edit(folder / "base/scheduler/scheduler_config.json", beta_end=0.02)
+    edit_json(folder / "base/scheduler/scheduler_config.json", beta_end=0.02)
     found.add(fingerprint(config))
     assert len(found) == 8  # 6 files of weights and the schedule
 

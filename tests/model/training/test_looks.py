@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors.numpy import load_file
 from tiny_backbone import tiny_backbone
+from tiny_runs import SETTINGS, Interrupted, stop_at, table_rows
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.model.adapter import policy_parameters, read_card
+from focusdpo.model.adapter import WEIGHTS, policy_parameters, read_card
 from focusdpo.model.backbones.flux import FluxBackbone
 from focusdpo.model.training import run as training
 from focusdpo.model.training.config import TrainConfig
@@ -24,24 +24,13 @@ from focusdpo.model.training.run import TrainResult, train
 from focusdpo.model.training.run_state import Validate
 from focusdpo.store.samples import Sample
 
-WEIGHTS = "pytorch_lora_weights.safetensors"
-SETTINGS: dict[str, Any] = {
-    "steps": 12,
-    "batch_pairs": 2,
-    "lr": 1e-3,
-    "warmup": 3,
-    "save_every": 100,
-    "mixed_precision": "no",
-    "tensorboard": False,
-    "lora": {"rank": 2, "targets": ["to_q", "to_k", "to_v"]},
-    "objective": {"beta": 100.0},
-}
+FEW = {"batch_pairs": 2, "save_every": 100, "tensorboard": False}
 SCORES = (0.1, 0.3, 0.2, 0.3, 0.9, 1.0)
 """Of looks at every second step: the best of the first four is that at step 4."""
 
 
 def settings(steps: int = 12, **validation: Any) -> TrainConfig:
-    return TrainConfig.model_validate(SETTINGS | {"steps": steps, "validation": validation})
+    return TrainConfig.model_validate(SETTINGS | FEW | {"steps": steps, "validation": validation})
 
 
 class Scripted:
@@ -86,18 +75,13 @@ def run(
     return train(backbone, samples, config, out, validate=look, progress=progress)
 
 
-def rows(out: Path) -> list[dict[str, str]]:
-    table = pq.read_table(out / "steps.parquet").to_pylist()
-    return [{k: repr(v) for k, v in row.items() if k != "seconds"} for row in table]
-
-
 def left(out: Path, result: TrainResult) -> tuple[Any, ...]:
     """All that must not depend on interruptions."""
     names = ("adapter/adapter.json", f"adapter/{WEIGHTS}", "focus.safetensors")
     files = {name: (out / name).read_bytes() for name in names}
     best = {path.name: path.read_bytes() for path in out.glob("best-*")}
     told = (result.steps, result.stopped, result.adapter_step, result.validation)
-    return files, best, told, rows(out)
+    return files, best, told, table_rows(out)
 
 
 def same(a: Mapping[str, NDArray[Any]], b: Mapping[str, NDArray[Any]]) -> bool:
@@ -141,18 +125,6 @@ def test_a_run_too_short_for_a_look_keeps_its_last_weights(
     assert result.adapter_step == read_card(result.adapter).step == 2
     plain = run(pair_samples, tmp_path / "plain", settings(2))
     assert same(load_file(result.adapter / WEIGHTS), load_file(plain.adapter / WEIGHTS))
-
-
-class Interrupted(Exception):
-    """Stands for a kill in this process."""
-
-
-def stop_at(step: int) -> Any:
-    def progress(phase: str, done: int, total: int, figures: Any) -> None:
-        if phase == "train" and done == step:
-            raise Interrupted
-
-    return progress
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +223,7 @@ def test_a_look_sees_the_average_and_training_goes_on_from_the_live_weights(
 
     looked = run(pair_samples, tmp_path / "looks", averaging(settings(6, every=3)), watching)
     plain = run(pair_samples, tmp_path / "plain", averaging(settings(6)))
-    assert rows(tmp_path / "looks") == rows(tmp_path / "plain")
+    assert table_rows(tmp_path / "looks") == table_rows(tmp_path / "plain")
     assert same(load_file(looked.adapter / WEIGHTS), load_file(plain.adapter / WEIGHTS))
     assert same(seen[1], load_file(plain.adapter / WEIGHTS))
     half = run(pair_samples, tmp_path / "half", averaging(settings(3)))

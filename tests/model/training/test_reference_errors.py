@@ -8,22 +8,14 @@ from typing import Any
 import pytest
 import torch
 from tiny_backbone import tiny_backbone
+from tiny_runs import SETTINGS
 
 from focusdpo.model.training.config import TrainConfig
 from focusdpo.model.training.run import train
 from focusdpo.model.training.steps import ReferenceErrors
 from focusdpo.store.samples import Sample
 
-SETTINGS: dict[str, Any] = {
-    "steps": 3,
-    "batch_pairs": 4,
-    "micro_pairs": 2,
-    "lr": 1e-3,
-    "warmup": 1,
-    "mixed_precision": "no",
-    "tensorboard": False,
-    "lora": {"rank": 2, "targets": ["to_q", "to_k", "to_v"]},
-}
+SHORT = {"steps": 3, "micro_pairs": 2, "warmup": 1, "tensorboard": False}
 
 
 def run(
@@ -32,7 +24,7 @@ def run(
     """The adapter's weights, and how many passes the transformer made."""
     backbone, passes = tiny_backbone(), []
     backbone.transformer.register_forward_hook(lambda *_: passes.append(1))
-    config = TrainConfig.model_validate(SETTINGS | changes)
+    config = TrainConfig.model_validate(SETTINGS | SHORT | changes)
     train(backbone, samples, config, out, reference_errors=shared)
     return (out / "adapter/pytorch_lora_weights.safetensors").read_bytes(), len(passes)
 

@@ -19,6 +19,7 @@ import torch
 from pair_samples import make_sample, write_shard
 from safetensors.numpy import load_file
 from tiny_backbone import tiny_backbone
+from tiny_runs import SETTINGS, Interrupted, stop_at, table_rows
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.adapter import load_adapter, policy_parameters
@@ -28,33 +29,16 @@ from focusdpo.model.training.run import TrainResult, train
 from focusdpo.model.training.steps import learning_rate
 from focusdpo.store.samples import Sample
 
-SETTINGS: dict[str, Any] = {
-    "steps": 12,
-    "batch_pairs": 4,
-    "lr": 1e-3,
-    "warmup": 3,
-    "save_every": 4,
-    "mixed_precision": "no",
-    "lora": {"rank": 2, "targets": ["to_q", "to_k", "to_v"]},
-    "objective": {"beta": 100.0},
-}
-
 
 def settings(**changes: Any) -> TrainConfig:
-    return TrainConfig.model_validate(SETTINGS | changes)
-
-
-def rows(run: Path, name: str = "steps") -> list[dict[str, Any]]:
-    """A table without times."""
-    table = pq.read_table(run / f"{name}.parquet").to_pylist()
-    return [{k: repr(v) for k, v in row.items() if k != "seconds"} for row in table]
+    return TrainConfig.model_validate(SETTINGS | {"save_every": 4} | changes)
 
 
 def outcome(run: Path) -> tuple[Any, ...]:
     """All that must not depend on interruptions."""
     names = ("adapter/adapter.json", "adapter/pytorch_lora_weights.safetensors")
     files = [(run / name).read_bytes() for name in (*names, "focus.safetensors", "config.json")]
-    return (*files, rows(run), rows(run, "buckets"))
+    return (*files, table_rows(run), table_rows(run, "buckets"))
 
 
 @pytest.fixture(scope="module")
@@ -65,20 +49,8 @@ def straight(pair_samples: list[Sample], tmp_path_factory: pytest.TempPathFactor
     return run
 
 
-class Interrupted(Exception):
-    """Stands for a kill in this process."""
-
-
-def stop_at(step: int) -> Any:
-    def progress(phase: str, done: int, total: int, figures: Any) -> None:
-        if phase == "train" and done == step:
-            raise Interrupted
-
-    return progress
-
-
 def test_a_run_leaves_all_it_promises(straight: Path) -> None:
-    table = rows(straight)
+    table = table_rows(straight)
     assert [row["step"] for row in table] == [str(step) for step in range(1, 13)]
     first = pq.read_table(straight / "steps.parquet").to_pylist()[0]
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
@@ -140,7 +112,6 @@ def test_guards_go_on_to_the_bit(
 
 
 HELPERS = str(Path(__file__).parents[2] / "helpers")
-WEIGHTS = "pytorch_lora_weights.safetensors"
 CHILD = """
 import sys
 import torch
@@ -239,7 +210,7 @@ def test_checkpointed_activations_change_nothing(
     backbone = tiny_backbone()
     train(backbone, pair_samples, config, tmp_path)
     assert not backbone.transformer.is_gradient_checkpointing
-    assert rows(tmp_path) == rows(straight)
+    assert table_rows(tmp_path) == table_rows(straight)
 
 
 @pytest.mark.parametrize("name", ["sft", "dpo", "dpo_prior", "focus_dpo"])

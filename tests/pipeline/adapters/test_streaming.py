@@ -132,15 +132,9 @@ def test_bench_makes_pictures_and_the_full_size_model() -> None:
     assert rate.images == 3 and rate.ratio > 0
 
 
-def test_bench_takes_a_folder_and_weights_when_told(tmp_path: Path) -> None:
-    make_pictures(tmp_path / "jpg" / "deep", 5)
-    weights = save_random_dino(tmp_path / "dino", width=64, depth=1)
-    rate = bench_scoring(tmp_path / "jpg", count=4, source=str(weights), batch=8, repeats=1)
-    assert (rate.images, rate.batch) == (4, 4)
-    with pytest.raises(UserError, match="holds no pictures"):
-        bench_scoring(weights, source=str(weights))
+def test_a_rate_needs_pictures(encoder: DinoEncoder) -> None:
     with pytest.raises(UserError, match="no pictures to measure with"):
-        scoring_rate(dino.build(DinoConfig(source=str(weights)), "cpu"), [])
+        scoring_rate(encoder, [])
 
 
 def test_random_weights_are_a_vit_s_16(tmp_path: Path) -> None:
