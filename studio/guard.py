@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.hosts import Hosts, is_same_origin
+from focusdpo.flows.generate.hosts import Hosts, is_same_origin
 from focusdpo.studio.config import StudioConfig
 from focusdpo.studio.views import render
 

@@ -23,9 +23,9 @@ from typing import Any
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import encode_png
 from focusdpo.flows.config import GenerateRun
+from focusdpo.flows.generate.hosts import Hosts, is_same_origin, is_wildcard
 from focusdpo.flows.generate.inference import MAX_SEED, Painted, ReferenceUsed
 from focusdpo.flows.generate.side_by_side import SideBySide, rows
-from focusdpo.flows.hosts import Hosts, is_same_origin, is_wildcard
 from focusdpo.flows.models_config import Family
 from focusdpo.pipeline.parts import Image
 from focusdpo.reports.metric_texts import one_line
