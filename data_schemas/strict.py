@@ -1,7 +1,8 @@
 """What all settings and cards are made of: models that refuse what they do not know, and YAML that
 is read as people mean it or refused.
 
-YAML 1.1 takes `on` for true, 010 for 8 and 1:30 for 90, and keeps the last of two equal keys.
+YAML 1.1 takes `on` for true, 010 for 8 and 1:30 for 90, and keeps the last of two equal keys. Here
+`on`, `off`, `yes` and `no` are words, which a setting of true or false still understands.
 """
 
 from __future__ import annotations
@@ -85,14 +86,12 @@ class _Loader(yaml.SafeLoader):
                 f'"{text}"'
             )
         if kind == "bool" and text.lower() not in ("true", "false"):
-            value = str(self.construct_yaml_bool(node)).lower()
-            remedy = f'write {value}, or quote it if it is text: "{text}"'
+            node.tag = f"{_TAG}str"  # as in YAML 1.2: `no` is a word, and no number of steps
         elif kind in ("int", "float") and _OCTAL_OR_SEXAGESIMAL.fullmatch(text):
-            value = f"{self._number(kind, node):g}"
-            remedy = f'write the number that is meant, or quote it if it is text: "{text}"'
-        else:
-            return
-        raise UserError(f"{self._at(node)}: {text} is read as {value}; {remedy}")
+            raise UserError(
+                f"{self._at(node)}: {text} is read as {self._number(kind, node):g}; write the "
+                f'number that is meant, or quote it if it is text: "{text}"'
+            )
 
     def _number(self, kind: str, node: yaml.ScalarNode) -> float:
         read = self.construct_yaml_int if kind == "int" else self.construct_yaml_float

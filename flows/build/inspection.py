@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.data_schemas.pairs import Pair
 from focusdpo.flows.build.changes import size
 from focusdpo.flows.build.worth import in_numbers, remedy, worth_of
@@ -115,7 +115,7 @@ def as_table(shown: Mapping[str, Any]) -> Iterator[str]:
         f"{number} version{'s' * (number > 1)}" + (", every byte checked" * shown["verified"])
     )
     pairs = shown["pairs"]
-    yield f"{pairs['total']} pairs" + "".join(
+    yield counted(pairs["total"], "pair") + "".join(
         f"; {', '.join(f'{name} {count}' for name, count in pairs[group].items())}"
         for group in ("by_split", "by_source")
         if group in pairs
@@ -149,8 +149,9 @@ def as_table(shown: Mapping[str, Any]) -> Iterator[str]:
     )
     yield f"{shown['seconds']:.1f} s of model computation in all"
     yield ""
-    yield f"{len(shown['shards'])} shards, {size(shown['bytes'])}; the root holds " + ", ".join(
-        f"{name} {size(count)}" for name, count in shown["root_bytes"].items()
+    yield (
+        f"{counted(len(shown['shards']), 'shard')}, {size(shown['bytes'])}; the root holds "
+        + ", ".join(f"{name} {size(count)}" for name, count in shown["root_bytes"].items())
     )
     for note in shown["purged"]:
         yield f"purged: {'  '.join(f'{name}={value}' for name, value in note.items())}"

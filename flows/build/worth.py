@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from focusdpo.data_schemas.errors import counted
 from focusdpo.data_schemas.pairs import Reason
 from focusdpo.data_schemas.shards import IndexRow
 from focusdpo.pipeline.audit import Audit, Ruling, original_id
@@ -78,7 +79,8 @@ def worth_lines(worth: Worth) -> Iterator[str]:
 def in_numbers(by_num_subjects: Mapping[int, int]) -> str:
     """{1: 17, 2: 9} -> "one subject 17, two subjects 9"."""
     return ", ".join(
-        f"{NUMBERS.get(num, f'{num} subjects')} {count}" for num, count in by_num_subjects.items()
+        f"{NUMBERS.get(num, counted(num, 'subject'))} {count}"
+        for num, count in by_num_subjects.items()
     )
 
 
@@ -119,8 +121,8 @@ def weaknesses(worth: Worth) -> Iterator[str]:
     """Why a training will learn little from it, each with what would help."""
     if worth.train_pairs < FEW_PAIRS:
         yield (
-            f"only {worth.train_pairs} pairs to train on, which is few (below {FEW_PAIRS}): bring "
-            "more subjects or pictures, or raise compose.variants and generate.candidates"
+            f"only {counted(worth.train_pairs, 'pair')} to train on, which is few (below "
+            f"{FEW_PAIRS}): bring more subjects or pictures, or raise compose.variants and generate.candidates"
         )
     if worth.pairs and max(worth.by_num_subjects) == 1 and len(worth.by_subject) > 1:
         yield (
@@ -138,7 +140,7 @@ def training_warnings(version: DatasetVersion, steps: int, batch_pairs: int) -> 
         looks = steps * batch_pairs / worth.train_pairs
         many = "; fewer steps (train.steps) may do" if looks > MANY_LOOKS else ""
         yield (
-            f"{steps} steps of {batch_pairs} show each of the {worth.train_pairs} pairs "
+            f"{counted(steps, 'step')} of {counted(batch_pairs, 'pair')} show each of them "
             f"{looks:.0f} times{many}"
         )
     waiting = waiting_decisions(version)

@@ -7,7 +7,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from focusdpo.data_schemas.registration import Named
 from focusdpo.data_schemas.strict import StrictModel
@@ -199,12 +199,6 @@ class TrainConfig(StrictModel):
     validation: ValidationConfig = Field(
         ValidationConfig(), description="looking at unseen scenes while training"
     )
-
-    @field_validator("mixed_precision", mode="before")
-    @classmethod
-    def _no_is_a_word(cls, value: Any) -> Any:
-        """YAML, and with it `--set train.mixed_precision=no`, reads a bare no as false."""
-        return "no" if value is False else value
 
     @model_validator(mode="after")
     def _micro_divides(self) -> TrainConfig:

@@ -241,7 +241,6 @@ def test_changes_are_what_merging_brings_back() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("train: {steps: on}", "line 1: on is read as true; write true, or quote it"),
         ("train:\n  steps: 010\n", "line 2: 010 is read as 8; write the number that is meant"),
         ("train:\n  steps: 1:30\n", "line 2: 1:30 is read as 90"),
         ("suite: pocket\nsuite: pocket\n", "line 2: 'suite' is given a second time, after line 1"),
@@ -282,3 +281,12 @@ def test_a_tilde_is_the_home_folder_on_the_command_line_and_in_prefects_paramete
 def test_an_address_of_pictures_is_called_an_address() -> None:
     with pytest.raises(UserError, match="subjects=s3://bucket/x: an address, and pictures are"):
         resolve(BuildRun, {"root": "r", "subjects": "s3://bucket/x"})
+
+
+def test_no_is_a_word_and_no_number() -> None:
+    """YAML 1.1 reads a bare `no` as false and `on` as true, which as a number is 1."""
+    given = ["root=data", "out=run", "train.mixed_precision=no", "train.tensorboard=off"]
+    run = resolve(TrainRun, parse_overrides(given))
+    assert run.train.mixed_precision == "no" and run.train.tensorboard is False
+    with pytest.raises(UserError, match=r"train\.steps: .*'on'"):
+        resolve(TrainRun, parse_overrides([*given, "train.steps=on"]))

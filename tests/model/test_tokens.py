@@ -36,7 +36,7 @@ def test_a_token_is_masked_from_half_its_pixels_on() -> None:
 def test_references_lie_along_the_diagonal(
     rows: int, cols: int, others: list[tuple[int, int]]
 ) -> None:
-    ids = image_ids((rows, cols), others)
+    ids = image_ids((rows, cols), tuple(others))
     grids = [(rows, cols), *others]
     parts = ids.split([h * w for h, w in grids])
     assert (ids[:, 0] == 0).all()

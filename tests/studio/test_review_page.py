@@ -146,7 +146,10 @@ def test_a_bad_picture_costs_no_other_and_is_named(address: str, page: Any, tmp_
     expect(page.locator("#pictures li")).to_have_count(1)
     expect(page.locator("#messages .bad")).to_have_count(2)
     told = page.inner_text("#messages")
-    assert "<b>drawing.png: not an image" in told and "empty.png: the file is empty" in told
+    assert (
+        "<b>drawing.png: this is SVG, a drawing, not an image" in told
+        and "empty.png: the file is empty" in told
+    )
     assert page.input_value("#name") == "b-drawing"
     page.reload()
     expect(page.locator("#pictures li")).to_have_count(1)

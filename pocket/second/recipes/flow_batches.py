@@ -118,7 +118,7 @@ def places(size: int, references: int, rng: np.random.Generator) -> Tensor:
     """Position ids. A small picture stands anywhere in the full grid, so that all places of it are
     trained; references stand where they stand beside a full one."""
     side, full, reference = size // TOKEN, SCENE_SIZE // TOKEN, REFERENCE_SIZE // TOKEN
-    target = image_ids((side, side), ())
+    target = image_ids((side, side), ()).clone()  # those are remembered
     target[:, 1:] += torch.from_numpy(rng.integers(0, full - side + 1, 2)).float()
     whole = image_ids((full, full), ((reference, reference),) * references)
     return torch.cat([target, whole[full * full :]])

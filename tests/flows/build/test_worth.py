@@ -86,7 +86,7 @@ def test_a_training_warns_of_what_it_will_learn_little_from(
     assert len(lines) == 4
     assert lines[0].startswith(f"only {pairs} pairs to train on")
     assert "all pairs show a single subject" in lines[1]
-    assert f"400 steps of 16 show each of the {pairs} pairs {6400 / pairs:.0f} times" in lines[2]
+    assert f"400 steps of 16 pairs show each of them {6400 / pairs:.0f} times" in lines[2]
     assert lines[3].startswith("1 decision of reviewers came after")
 
 

@@ -163,7 +163,9 @@ def test_what_is_left_out_shows_in_the_state(server: None, toy: Toy) -> None:
     result = run_flow(toy)
     assert not result.whole and result.pairs
     run = newest_flow_run()
-    assert run.state_name == "Completed" and "1 subjects or partitions" in run.state.message
+    assert (
+        run.state_name == "Completed" and "1 left out, subjects and partitions" in run.state.message
+    )
 
 
 def test_bad_input_fails_the_flow_without_a_retry(server: None, toy: Toy) -> None:
