@@ -122,7 +122,8 @@ def weaknesses(worth: Worth) -> Iterator[str]:
     if worth.train_pairs < FEW_PAIRS:
         yield (
             f"only {counted(worth.train_pairs, 'pair')} to train on, which is few (below "
-            f"{FEW_PAIRS}): bring more subjects or pictures, or raise compose.variants and generate.candidates"
+            f"{FEW_PAIRS}): bring more subjects or pictures, or raise compose.variants and "
+            "generate.candidates"
         )
     if worth.pairs and max(worth.by_num_subjects) == 1 and len(worth.by_subject) > 1:
         yield (
