@@ -156,6 +156,10 @@ class Train(Job):
         return not any(part.startswith(".") for part in path.split("/"))
 
 
+REPORT = ("report.html", "report.json")
+"""Pages that tell times."""
+
+
 class Evaluate(Job):
     """evaluate, of the adapter that the undisturbed training left."""
 
@@ -173,7 +177,7 @@ class Evaluate(Job):
         ]
 
     def is_decided(self, path: str) -> bool:
-        return not path.endswith(".part")
+        return not path.endswith((".part", *REPORT))
 
 
 class Retrain(Job):
@@ -200,7 +204,7 @@ class Retrain(Job):
         if path.startswith("dataset/"):
             return is_of_dataset(path.removeprefix("dataset/"))
         hidden = any(part.startswith(".") for part in path.split("/"))
-        return not hidden and not path.endswith((".part", ".tmp"))
+        return not hidden and not path.endswith((".part", ".tmp", *REPORT))
 
     def finished_units(self) -> frozenset[str]:
         return artefacts_below(self.out / "dataset")
