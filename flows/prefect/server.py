@@ -46,7 +46,7 @@ START_SECONDS = 300.0
 """How long the server may take to answer."""
 STORE_SECONDS = 4.0
 """How long it goes on after its command, to store what it was told."""
-STOP_SECONDS = 5.0
+STOP_SECONDS = 20.0
 """How long it has for an orderly end after that."""
 DEATHS = 3
 """Servers of a command that are replaced when they are killed."""
