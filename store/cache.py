@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
+from stat import S_ISREG
 from typing import BinaryIO, ClassVar
 
 from filelock import FileLock, Timeout
@@ -144,7 +145,8 @@ class ShardCache:
                 if found != shard.digest:
                     raise _damaged(shard, "its bytes are not those that were published")
                 _touch(part)
-                part.replace(self._path(shard.digest))
+                with self._alone("folder"):  # who counts the files sees it under one name
+                    part.replace(self._path(shard.digest))
                 self._checked.add(shard.digest)
             except OSError as error:
                 if error.errno not in NO_ROOM:
@@ -174,7 +176,7 @@ class ShardCache:
     def _try_reserve(self, part: Path, size: int) -> bool:
         with self._alone("folder"):
             part.unlink(missing_ok=True)
-            held = {path: path.stat() for path in self._files()}
+            held = self._files()
             used = sum(stat.st_size for stat in held.values())
             for path in sorted(held, key=lambda path: held[path].st_mtime_ns):
                 if used + size <= self._limit:
@@ -188,8 +190,12 @@ class ShardCache:
                 file.truncate(size)
             return True
 
-    def _files(self) -> list[Path]:
-        return [path for path in self._folder.iterdir() if path.is_file()]
+    def _files(self) -> dict[Path, os.stat_result]:
+        files = {}
+        for path in self._folder.iterdir():
+            with suppress(FileNotFoundError):  # a fetch that failed, a copy found damaged
+                files[path] = path.stat()
+        return {path: stat for path, stat in files.items() if S_ISREG(stat.st_mode)}
 
     def _is_orphan(self, part: Path) -> bool:
         """Nobody is fetching it: its lock is free."""
