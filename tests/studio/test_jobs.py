@@ -16,7 +16,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.settings import resolve
 from focusdpo.studio.job_files import Job, Jobs, progress_of
-from focusdpo.studio.pages.jobs_page import order
+from focusdpo.studio.job_forms import order
 
 PYTHON = (sys.executable, "-c")
 SLEEPS = "import time\nprint('begun', flush=True)\ntime.sleep(600)"
