@@ -35,6 +35,7 @@ MODULES = (
     "pages.focus_page",
     "pages.runs_page",
     "pages.evaluations_page",
+    "pages.paint_page",
     "pages.review_page",
     "pages.upload_page",
     "pages.jobs_page",

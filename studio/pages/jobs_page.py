@@ -177,6 +177,8 @@ def summary(job: Job) -> str:
         return f"{made['objective']}, {made['steps']} steps on {made['pairs']} pairs"
     if job.kind == "evaluate" and "scenes" in made:
         return f"{made['scenes']} scenes painted by base and adapter"
+    if job.kind == "paint" and "prompt" in made:
+        return f"Painted by base and adapter: {made['prompt']}"
     if job.kind in ("export", "share") and "out" in made:
         return f"Written to {made['out']}"
     return ""
@@ -187,6 +189,8 @@ def _page_of(job: Job, config: StudioConfig) -> str:
     as soon as it has begun."""
     if job.kind == "build":
         return "/pairs" if job.state in ENDED_WELL else ""
+    if job.kind == "paint":
+        return "/paint" if job.state in ENDED_WELL else ""
     found = find_runs(config)
     for output, page, folders in (
         ("run", "/runs", found.training),

@@ -30,6 +30,7 @@ def run(request: Request) -> Response:
         now=standing(folder),
         part=training_part(folder),
         evaluations=_evaluations(request, folder),
+        can_paint=(folder.path / "adapter").is_dir(),
     )
 
 

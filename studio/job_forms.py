@@ -1,0 +1,274 @@
+"""Forms of the jobs: what a page may ask of a command, checked by the command's own model before
+anything starts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.commands.export import ExportAdapterRun, ExportDatasetRun
+from focusdpo.flows.commands.options import arguments_of
+from focusdpo.flows.config import BuildRun, EvaluateRun, Run, TrainRun
+from focusdpo.flows.settings import (
+    choices_of,
+    field_at,
+    merge,
+    parse_overrides,
+    preset_names,
+    resolve,
+)
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MOST_SETTINGS, LONGEST_SETTING = 100, 500
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input of a form."""
+
+    name: str
+    label: str
+    path: str = ""
+    """The setting that it stands for, dotted; "" for the form's own."""
+    options: tuple[str, ...] = ()
+    """Choices; "" lets the preset decide."""
+    number: bool = False
+    check: bool = False
+
+
+@dataclass(frozen=True)
+class Form:
+    """A command's form."""
+
+    command: str
+    model: type[BaseModel]
+    title: str
+    about: str
+    settings: Mapping[str, str]
+    """Input -> the dotted setting that has a place of its own. Its label and its choices are the
+    setting's."""
+    own: tuple[Input, ...] = ()
+
+    @property
+    def haspreset_of(self) -> bool:
+        """Whether a preset lies under what is given, and further settings may be."""
+        return issubclass(self.model, Run)
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """In the order in which they stand."""
+        return (*self.own, *(self._input(name, path) for name, path in self.settings.items()))
+
+    def _input(self, name: str, path: str) -> Input:
+        field = field_at(self.model, path)
+        about = field.description or name
+        choices = choices_of(field)
+        check = field.annotation is bool
+        label = field.title or (about if check else re.split("[;:,.]", about)[0])
+        return Input(
+            name,
+            label[:1].upper() + label[1:],
+            path,
+            options=("", *choices) if choices and self.has_preset else choices,
+            number=field.annotation is int,
+            check=check,
+        )
+
+
+NAMED, CHOSEN = Input("name", "Name of the run"), Input("run", "Training run")
+FORMS = {
+    "build": Form(
+        "build-dataset",
+        BuildRun,
+        "Build",
+        "Subjects become pairs. Only what is missing is computed.",
+        {"variants": "compose.variants", "candidates": "generate.candidates"},
+    ),
+    "train": Form(
+        "train",
+        TrainRun,
+        "Train",
+        "Pairs become an adapter. The same name again goes on.",
+        {"objective": "train.objective.name", "steps": "train.steps"},
+        own=(NAMED,),
+    ),
+    "evaluate": Form(
+        "evaluate",
+        EvaluateRun,
+        "Evaluate",
+        "Base and adapter on individuals that neither has seen.",
+        {
+            "pairs": "held_out.pairs",
+            "singles": "held_out.singles",
+            "triples": "held_out.triples",
+            "same_class": "held_out.same_class_pairs",
+        },
+        own=(CHOSEN,),
+    ),
+    "export": Form(
+        "export adapter",
+        ExportAdapterRun,
+        "Export the adapter",
+        "The adapter with its card, ready to be given away.",
+        {"layout": "layout"},
+        own=(CHOSEN,),
+    ),
+    "share": Form(
+        "export dataset",
+        ExportDatasetRun,
+        "Export the dataset",
+        "The newest version as others load it, with a card.",
+        {"allow_unlicensed": "allow_unlicensed"},
+    ),
+}
+"""Kind of job -> its form."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """A checked request: what will run."""
+
+    kind: str
+    title: str
+    arguments: list[str]
+    outputs: dict[str, str]
+
+
+def order(
+    kind: str, form: Mapping[str, str], *, root: str, runs: Path, version: str | None = None
+) -> Order:
+    """What a filled form asks for; `version`: the newest. UserError names the field or setting that
+    is wrong."""
+    if kind not in FORMS:
+        raise UserError(f"no job is called '{kind[:20]}'; there are {', '.join(FORMS)}")
+    about = FORMS[kind]
+    title, given, outputs = _place(kind, form, root, runs, version)
+    values = {
+        one.path: "true" if one.check else _value(one, form[one.name].strip())
+        for one in about.inputs
+        if one.path and form.get(one.name, "").strip()
+    }
+    words = ["-v", *about.command.split()]
+    if not about.has_preset:
+        checked = resolve(about.model, {**given, **values})
+        filled = {name: getattr(checked, name) for name in (*given, *values)}
+        return Order(kind, title, [*words, *arguments_of(about.model, filled), "--json"], outputs)
+    settings = [*(f"{path}={value}" for path, value in values.items()), *_lines(form)]
+    preset = preset_of(form)
+    resolve(about.model, merge({"preset": preset, **parse_overrides(settings)}, given))
+    prefect = "--prefect" if form.get("prefect") else "--no-prefect"
+    arguments = [*arguments_of(about.model, {**given, "preset": preset})]
+    arguments += [part for line in settings for part in ("--set", line)]
+    return Order(kind, title, [*words, *arguments, prefect, "--json"], outputs)
+
+
+def _place(
+    kind: str, form: Mapping[str, str], root: str, runs: Path, version: str | None
+) -> tuple[str, dict[str, Any], dict[str, str]]:
+    """What a job is called, what it works on and where it writes (options of its command), and what
+    it makes."""
+    if kind == "build":
+        return "build-dataset", {"root": root}, {"root": root}
+    if kind == "share":
+        if version is None:
+            raise UserError("there is no dataset version yet; build one first")
+        out = str(runs / f"dataset-{version}")
+        return (
+            f"export dataset {version}",
+            {"root": root, "version": version, "out": out},
+            {"export": out},
+        )
+    if kind == "train":
+        name = _run_name(form.get("name", ""))
+        folder = runs / name
+        if folder.exists() and not (folder / "run.yaml").exists():
+            raise UserError(
+                f"Name of the run: {name} is there and is no training run; choose another"
+            )
+        return f"train {name}", {"root": root, "out": str(folder)}, {"run": str(folder)}
+    name = _chosen_run(form, runs)
+    adapter, evaluation = str(runs / name / "adapter"), evaluation_of(runs, name)
+    if kind == "evaluate":
+        out = str(evaluation)
+        return f"evaluate {name}", {"adapter": adapter, "out": out}, {"evaluation": out}
+    out = str(runs / f"{name}-export")
+    given: dict[str, Any] = {"adapter": adapter, "out": out}
+    if (evaluation / "run.json").exists():
+        given["evaluate"] = (str(evaluation),)
+    return f"export {name}", given, {"export": out}
+
+
+def trained(runs: Path) -> list[str]:
+    """Names of the training runs that have an adapter."""
+    if not runs.is_dir():
+        return []
+    return sorted(one.name for one in runs.iterdir() if is_run(one))
+
+
+def is_run(folder: Path) -> bool:
+    return bool(NAME.fullmatch(folder.name)) and (folder / "adapter").is_dir()
+
+
+def evaluation_of(runs: Path, run: str) -> Path:
+    """Where the studio puts a run's evaluation."""
+    return runs / f"{run}-evaluated"
+
+
+def _lines(form: Mapping[str, str]) -> list[str]:
+    """`section.field=value` of the form's lines of further settings."""
+    lines = [line.strip() for line in form.get("settings", "").splitlines()]
+    lines = [line.removeprefix("--set").strip() for line in lines if line]
+    if len(lines) > MOST_SETTINGS:
+        raise UserError(f"Other settings: {len(lines)} lines; expected at most {MOST_SETTINGS}")
+    for line in lines:
+        if len(line) > LONGEST_SETTING or not line.isprintable():
+            raise UserError(
+                f"Other settings: '{line[:40]}...' is too long or holds control characters; "
+                "expected section.field=value, as in train.steps=200"
+            )
+    return lines
+
+
+def _value(one: Input, text: str) -> str:
+    if one.options and text not in one.options:
+        raise UserError(f"{one.label}: got '{text[:40]}'; expected one of {', '.join(one.options)}")
+    if one.number and not re.fullmatch(r"\d{1,7}", text):
+        raise UserError(f"{one.label}: got '{text[:40]}'; expected a whole number")
+    return text
+
+
+def preset_of(form: Mapping[str, str]) -> str:
+    """The preset that a form names; UserError for one that is not shipped."""
+    preset = form.get("preset") or "pocket"
+    if preset not in preset_names():
+        raise UserError(
+            f"Preset: there is no '{preset[:40]}'; there are {', '.join(preset_names())}"
+        )
+    return preset
+
+
+def _run_name(text: str) -> str:
+    name = text.strip()
+    if not NAME.fullmatch(name):
+        raise UserError(
+            f"Name of the run: got '{name[:40]}'; expected letters, digits, '.', '-' and '_', "
+            "as in first-try"
+        )
+    return name
+
+
+def _chosen_run(form: Mapping[str, str], runs: Path) -> str:
+    name = form.get("run", "").strip()
+    if not NAME.fullmatch(name) or not is_run(runs / name):
+        there = trained(runs)
+        raise UserError(
+            "Training run: choose one that has ended"
+            + (f": {', '.join(there[:5])}" if there else "; there is none yet, train first")
+        )
+    return name
