@@ -37,6 +37,7 @@ MODULES = (
     "pages.evaluations_page",
     "pages.paint_page",
     "pages.review_page",
+    "pages.several_page",
     "pages.upload_page",
     "pages.jobs_page",
     "pages.file_routes",
