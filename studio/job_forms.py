@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.flows.commands.export import ExportAdapterRun, ExportDatasetRun
 from focusdpo.flows.commands.options import arguments_of
 from focusdpo.flows.config import BuildRun, EvaluateRun, Run, TrainRun
@@ -23,6 +23,7 @@ from focusdpo.flows.settings import (
     preset_names,
     resolve,
 )
+from focusdpo.studio.config import OWN as STATE
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MOST_SETTINGS, LONGEST_SETTING = 100, 500
@@ -56,7 +57,7 @@ class Form:
     own: tuple[Input, ...] = ()
 
     @property
-    def haspreset_of(self) -> bool:
+    def has_preset(self) -> bool:
         """Whether a preset lies under what is given, and further settings may be."""
         return issubclass(self.model, Run)
 
@@ -82,6 +83,9 @@ class Form:
 
 
 NAMED, CHOSEN = Input("name", "Name of the run"), Input("run", "Training run")
+HELD_OUT, OWN = "individuals that nothing has seen", "my own subjects"
+SCENES = Input("scenes", "Who stands in the scenes", options=(HELD_OUT, OWN))
+AWARE = Input("aware", "Train without the decisions that no build has taken in", check=True)
 FORMS = {
     "build": Form(
         "build-dataset",
@@ -96,20 +100,20 @@ FORMS = {
         "Train",
         "Pairs become an adapter. The same name again goes on.",
         {"objective": "train.objective.name", "steps": "train.steps"},
-        own=(NAMED,),
+        own=(NAMED, AWARE),
     ),
     "evaluate": Form(
         "evaluate",
         EvaluateRun,
         "Evaluate",
-        "Base and adapter on individuals that neither has seen.",
+        "Base and adapter beside each other, through a judge that no pair was made with.",
         {
             "pairs": "held_out.pairs",
             "singles": "held_out.singles",
             "triples": "held_out.triples",
             "same_class": "held_out.same_class_pairs",
         },
-        own=(CHOSEN,),
+        own=(CHOSEN, SCENES),
     ),
     "export": Form(
         "export adapter",
@@ -130,6 +134,11 @@ FORMS = {
 """Kind of job -> its form."""
 
 
+def asks_own(kind: str, form: Mapping[str, str]) -> bool:
+    """Whether the registered subjects' pictures are needed as a folder."""
+    return kind == "evaluate" and form.get(SCENES.name) == OWN
+
+
 @dataclass(frozen=True)
 class Order:
     """A checked request: what will run."""
@@ -141,13 +150,24 @@ class Order:
 
 
 def order(
-    kind: str, form: Mapping[str, str], *, root: str, runs: Path, version: str | None = None
+    kind: str,
+    form: Mapping[str, str],
+    *,
+    root: str,
+    runs: Path,
+    version: str | None = None,
+    waiting: int = 0,
 ) -> Order:
-    """What a filled form asks for; `version`: the newest. UserError names the field or setting that
-    is wrong."""
+    """What a filled form asks for; `version`: the newest; `waiting`: decisions that it has not
+    taken in. UserError names the field or setting that is wrong."""
     if kind not in FORMS:
         raise UserError(f"no job is called '{kind[:20]}'; there are {', '.join(FORMS)}")
     about = FORMS[kind]
+    if kind == "train" and waiting and not form.get(AWARE.name):
+        raise UserError(
+            f"{counted(waiting, 'decision')} of reviewers {'is' if waiting == 1 else 'are'} not in "
+            f"the dataset yet: build first, or tick “{AWARE.label}”"
+        )
     title, given, outputs = _place(kind, form, root, runs, version)
     values = {
         one.path: "true" if one.check else _value(one, form[one.name].strip())
@@ -173,6 +193,7 @@ def _place(
 ) -> tuple[str, dict[str, Any], dict[str, str]]:
     """What a job is called, what it works on and where it writes (options of its command), and what
     it makes."""
+    given: dict[str, Any]
     if kind == "build":
         return "build-dataset", {"root": root}, {"root": root}
     if kind == "share":
@@ -194,13 +215,21 @@ def _place(
         return f"train {name}", {"root": root, "out": str(folder)}, {"run": str(folder)}
     name = _chosen_run(form, runs)
     adapter, evaluation = str(runs / name / "adapter"), evaluation_of(runs, name)
+    _value(SCENES, form.get(SCENES.name, "") or HELD_OUT)
+    if asks_own(kind, form):
+        out, data = str(own_evaluation_of(runs, name)), str(own_folder(runs))
+        given = {"adapter": adapter, "out": out, "protocol": "subjects", "data": data}
+        return f"evaluate {name} on my own subjects", given, {"evaluation": out}
     if kind == "evaluate":
         out = str(evaluation)
         return f"evaluate {name}", {"adapter": adapter, "out": out}, {"evaluation": out}
     out = str(runs / f"{name}-export")
-    given: dict[str, Any] = {"adapter": adapter, "out": out}
-    if (evaluation / "run.json").exists():
-        given["evaluate"] = (str(evaluation),)
+    there = (evaluation, own_evaluation_of(runs, name))
+    given = {
+        "adapter": adapter,
+        "out": out,
+        "evaluate": tuple(str(one) for one in there if (one / "run.json").exists()),
+    }
     return f"export {name}", given, {"export": out}
 
 
@@ -218,6 +247,16 @@ def is_run(folder: Path) -> bool:
 def evaluation_of(runs: Path, run: str) -> Path:
     """Where the studio puts a run's evaluation."""
     return runs / f"{run}-evaluated"
+
+
+def own_evaluation_of(runs: Path, run: str) -> Path:
+    """The same on one's own subjects."""
+    return runs / f"{run}-evaluated-own"
+
+
+def own_folder(runs: Path) -> Path:
+    """Where the registered subjects lie as pictures while they are evaluated."""
+    return runs / STATE / "subjects"
 
 
 def _lines(form: Mapping[str, str]) -> list[str]:

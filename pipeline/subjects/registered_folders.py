@@ -10,7 +10,6 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from focusdpo.data_schemas.subjects import Subject
 from focusdpo.pipeline.subjects.folders import CARD
 from focusdpo.store.artefacts import Store
 
@@ -24,12 +23,18 @@ def cut_outs(store: Store, pictures: Iterable[tuple[str, str]]) -> list[Image.Im
     return found
 
 
-def write_folder(store: Store, subject: Subject, folder: Path) -> None:
+def write_folder(
+    store: Store,
+    pictures: Iterable[tuple[str, str]],
+    folder: Path,
+    *,
+    class_name: str,
+    licence: str,
+) -> None:
     """A subject's pictures and card into `folder`, which is made."""
     folder.mkdir(parents=True)
-    keys = [(reference.image, reference.mask) for reference in subject.references]
-    for at, picture in enumerate(cut_outs(store, keys)):
+    for at, picture in enumerate(cut_outs(store, pictures)):
         picture.save(folder / f"{at:02d}.png")
-    card = {"class_name": subject.class_name, "licence": subject.licence}
+    card = {"class_name": class_name, "licence": licence}
     text = yaml.safe_dump({key: value for key, value in card.items() if value})
     (folder / CARD).write_text(text, encoding="utf-8")

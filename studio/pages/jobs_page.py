@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,15 +15,20 @@ from starlette.routing import BaseRoute, Route
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.settings import preset_names
+from focusdpo.pipeline.subjects.registered_folders import write_folder
 from focusdpo.studio.config import StudioConfig, runs_folder
 from focusdpo.studio.guard import CSRF_FIELD
 from focusdpo.studio.job_files import ID, Job
-from focusdpo.studio.job_forms import FORMS, evaluation_of, order, trained
+from focusdpo.studio.job_forms import AWARE, FORMS, asks_own, order, own_folder, trained
+from focusdpo.studio.pages.subjects_page import members
 from focusdpo.studio.run_reading import find_runs
+from focusdpo.studio.shared import Studio
 from focusdpo.studio.views import NavItem, absent, render, studio_of
 
 NAV = (NavItem("Jobs", "/jobs"),)
 ENDED_WELL = ("done", "incomplete")
+NOT_KEPT = (CSRF_FIELD, AWARE.name)
+"""Of a form; what was agreed to once is asked again."""
 MOST_FIELDS, LARGEST_FIELD = 40, 64 * 1024
 
 
@@ -46,8 +52,11 @@ async def start(request: Request) -> Response:
                 form,
                 root=acting.config.root,
                 runs=runs,
-                version=studio_of(request).latest(),
+                version=acting.latest(),
+                waiting=acting.waiting() if kind == "train" else 0,
             )
+            if asks_own(kind, form):
+                _write_own(acting, own_folder(runs))
             runs.mkdir(parents=True, exist_ok=True)
             job = acting.jobs.start(
                 wanted.kind,
@@ -55,7 +64,7 @@ async def start(request: Request) -> Response:
                 acting.config.root,
                 wanted.arguments,
                 wanted.outputs,
-                {key: value for key, value in form.items() if key != CSRF_FIELD},
+                {key: value for key, value in form.items() if key not in NOT_KEPT},
             )
         except UserError as error:
             return _page(request, kind=kind, said=str(error), form=form, status=400)
@@ -120,7 +129,6 @@ def _page(
         status,
         forms=FORMS,
         runs=names,
-        evaluated=[one for one in names if (evaluation_of(runs, one) / "run.json").exists()],
         presets=preset_names(),
         preset=acting.config.preset,
         jobs=jobs,
@@ -129,7 +137,26 @@ def _page(
         said=said,
         filled=_filled(jobs, kind, form),
         folder=str(runs),
+        waiting=acting.waiting(),
+        aware=AWARE.name,
     )
+
+
+def _write_own(acting: Studio, folder: Path) -> None:
+    """The subjects of the next version as a folder of pictures. UserError where there is none."""
+    if any(one.active for one in acting.jobs.list(logs=False)):
+        return  # which may read them; the order is refused
+    there = [one for one in members(acting).values() if one.state != "removed"]
+    if not there:
+        raise UserError("Who stands in the scenes: there is no subject of your own yet; add one")
+    shutil.rmtree(folder, ignore_errors=True)
+    store = acting.needed_store()
+    for one in there:
+        write_folder(
+            *(store, one.pictures, folder / one.id),
+            class_name=one.class_name,
+            licence=one.licence,
+        )
 
 
 def _filled(

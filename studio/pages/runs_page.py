@@ -16,8 +16,13 @@ NAV = (NavItem("Training", "/runs"),)
 
 def runs(request: Request) -> Response:
     """All runs, the newest first."""
-    folders = studio_of(request).runs()
-    return render(request, "runs.html.j2", runs=[(run, standing(run)) for run in folders.training])
+    studio = studio_of(request)
+    return render(
+        request,
+        "runs.html.j2",
+        runs=[(run, standing(run)) for run in studio.runs().training],
+        waiting=studio.waiting(),
+    )
 
 
 def run(request: Request) -> Response:

@@ -15,8 +15,10 @@ from studio_client import Client
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.settings import resolve
+from focusdpo.pipeline.subjects.ingest import IngestConfig, ingest
+from focusdpo.store.artefacts import Store
 from focusdpo.studio.job_files import Job, Jobs, progress_of
-from focusdpo.studio.job_forms import order
+from focusdpo.studio.job_forms import OWN, order
 
 PYTHON = (sys.executable, "-c")
 SLEEPS = "import time\nprint('begun', flush=True)\ntime.sleep(600)"
@@ -123,6 +125,8 @@ def test_stop_again_ends_what_does_not_listen(jobs: Jobs) -> None:
 RESTART = """
 import sys
 from pathlib import Path
+from focusdpo.pipeline.subjects.ingest import IngestConfig, ingest
+from focusdpo.store.artefacts import Store
 from focusdpo.studio.job_files import Jobs
 print(Jobs(Path(sys.argv[1])).start("build", "b", "here", [sys.argv[2]],
       program=(sys.executable, "-c")).id)
@@ -303,3 +307,50 @@ def test_an_exports_files_are_offered_and_no_others(studio: Client, tmp_path: Pa
     assert answer.status_code == 200 and "attachment" in answer.headers["content-disposition"]
     for name in ("secret", "..%2f..%2fdata%2fdataset.json", "nothing"):
         assert studio.get(f"/jobs/{job.id}/files/{name}").status_code == 404
+
+
+def test_training_asks_about_decisions_that_no_build_has_taken_in(studio: Client) -> None:
+    assert "Train without" not in studio.page("/jobs").text
+    for pair in ("pair0", "pair1"):
+        values = {"reviewer": "Ada", "pair": pair, "decision": "reject"}
+        assert studio.post("/review/decide", json=values).status_code == 200
+    page = studio.page("/jobs").text
+    assert "2 decisions not in the dataset yet" in page and 'name="aware"' in page
+    assert "2 decisions of reviewers not in the dataset yet" in studio.page("/runs").text
+    answer = studio.form("/jobs/start/train", name="first", steps="1")
+    assert answer.status_code == 400 and "tick “Train without the decisions" in answer.text
+    jobs = studio.app.state.studio.jobs
+    assert jobs.list() == []
+    answer = studio.form("/jobs/start/train", name="first", steps="1", aware="yes")
+    assert answer.status_code == 303
+    (job,) = jobs.list()
+    assert "aware" not in job.form, "the next training asks again"
+    running(jobs, job.id)
+    jobs.stop(job.id)
+    ended(jobs, job.id)
+
+
+def test_ones_own_subjects_are_evaluated_from_the_form(studio: Client, tmp_path: Path) -> None:
+    (tmp_path / "data-runs/first/adapter").mkdir(parents=True)
+    folder = tmp_path / "data-runs/.studio/subjects"
+    fields = {"run": "first", "preset": "pocket"}
+    answer = studio.form("/jobs/start/evaluate", scenes="../x", **fields)
+    assert answer.status_code == 400 and "Who stands in the scenes: got" in answer.text
+    assert not folder.exists()
+    answer = studio.form("/jobs/start/evaluate", scenes=OWN, **fields)
+    assert answer.status_code == 303
+    jobs = studio.app.state.studio.jobs
+    (job,) = jobs.list()
+    running(jobs, job.id)
+    jobs.stop(job.id)
+    ended(jobs, job.id)
+    command = " ".join(job.command)
+    assert f"--protocol subjects --data {folder}" in command
+    assert job.outputs == {"evaluation": str(tmp_path / "data-runs/first-evaluated-own")}
+    store = Store.open(tmp_path / "again")
+    config = IngestConfig(
+        size=studio.app.state.studio.dataset().sample("pair0").images.win.shape[0]
+    )
+    read = ingest(folder, store, config).subjects
+    built = studio.app.state.studio.dataset().subjects
+    assert {one.id: one.digest for one in read} == {k: v["digest"] for k, v in built.items()}
