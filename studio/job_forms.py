@@ -19,6 +19,7 @@ from focusdpo.flows.settings import (
     choices_of,
     field_at,
     merge,
+    option_of,
     parse_overrides,
     preset_names,
     resolve,
@@ -132,6 +133,14 @@ FORMS = {
     ),
 }
 """Kind of job -> its form."""
+SAID = (
+    (
+        r"write `licence:` into their subject\.yaml, run `focusdpo subjects update`",
+        "tell it on the page of each subject",
+    ),
+    (r"or export with (--allow-unlicensed)", r"or tick \1"),
+)
+"""What commands say of files, and where the pages have it."""
 
 
 def asks_own(kind: str, form: Mapping[str, str]) -> bool:
@@ -231,6 +240,18 @@ def _place(
         "evaluate": tuple(str(one) for one in there if (one / "run.json").exists()),
     }
     return f"export {name}", given, {"export": out}
+
+
+def in_fields(kind: str, message: str) -> str:
+    """What a command says, with the form's fields in place of options and files."""
+    for pattern, words in SAID:
+        message = re.sub(pattern, words, message)
+    about = FORMS.get(kind)
+    for one in about.inputs if about is not None else ():
+        option = option_of(field_at(about.model, one.path)) if about and one.path else None
+        if option is not None:
+            message = re.sub(rf"{re.escape(option.flag)}(?![\w-])", f"“{one.label}”", message)
+    return message
 
 
 def trained(runs: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -14,13 +15,18 @@ from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import BaseRoute, Route
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.images import read_picture
+from focusdpo.flows.build.preview import FIRST
 from focusdpo.flows.settings import preset_names
 from focusdpo.pipeline.subjects.registered_folders import write_folder
+from focusdpo.store.addresses import is_remote
 from focusdpo.studio.config import StudioConfig, runs_folder
 from focusdpo.studio.guard import CSRF_FIELD
 from focusdpo.studio.job_files import ID, Job
-from focusdpo.studio.job_forms import AWARE, FORMS, asks_own, order, own_folder, trained
+from focusdpo.studio.job_forms import AWARE, FORMS, asks_own, in_fields, order, own_folder, trained
+from focusdpo.studio.pages.file_routes import kept_picture
 from focusdpo.studio.pages.subjects_page import members
+from focusdpo.studio.pictures import Encoded, encode
 from focusdpo.studio.run_reading import find_runs
 from focusdpo.studio.shared import Studio
 from focusdpo.studio.views import NavItem, absent, render, studio_of
@@ -30,6 +36,7 @@ ENDED_WELL = ("done", "incomplete")
 NOT_KEPT = (CSRF_FIELD, AWARE.name)
 """Of a form; what was agreed to once is asked again."""
 MOST_FIELDS, LARGEST_FIELD = 40, 64 * 1024
+MOST_PICTURES, LARGEST_SHOWN = 6, 1200
 
 
 def page(request: Request) -> Response:
@@ -187,6 +194,12 @@ def _told(job: Job, config: StudioConfig) -> dict[str, Any]:
         "code": job.code,
         "log": job.log,
         "progress": [{**asdict(one), "share": one.share} for one in job.progress],
+        "words": in_fields(job.kind, job.words),
+        "warnings": job.warnings,
+        "pictures": [
+            f"/jobs/{job.id}/pictures/{name}?{path.stat().st_mtime_ns}"
+            for name, path in list(_pictures(job).items())[-MOST_PICTURES:]
+        ],
         "summary": summary(job),
         "page": _page_of(job, config),
         "files": len(_files(job)),
@@ -229,6 +242,41 @@ def _page_of(job: Job, config: StudioConfig) -> str:
     return ""
 
 
+def _pictures(job: Job) -> dict[str, Path]:
+    """The pictures that a job has made so far, by a name for their address: the first ones of a
+    build, and what an evaluation paints, the newest last. Plain files, no links."""
+    folder = job.outputs.get("evaluation")
+    found: dict[str, Path] = {}
+    if folder is not None:
+        found = {
+            f"{path.parent.name}-{path.name}": path for path in Path(folder).glob("images/*/*.png")
+        }
+    elif job.kind == "build" and not is_remote(job.root):
+        found = {FIRST: Path(job.root) / FIRST}
+    began = datetime.datetime.fromisoformat(job.started).timestamp()
+    there = {
+        name: path
+        for name, path in found.items()
+        if path.is_file() and not path.is_symlink() and path.stat().st_mtime >= began
+    }
+    return dict(sorted(there.items(), key=lambda item: item[1].stat().st_mtime))
+
+
+def picture(request: Request) -> Response:
+    """A picture that a job has made so far."""
+    path = _pictures(_job(request)).get(request.path_params["name"])
+    if path is None:
+        raise absent("no such picture")
+    stamp = path.stat().st_mtime_ns
+
+    def make() -> Encoded:
+        return encode(read_picture(path, min_side=1).image, LARGEST_SHOWN)
+
+    response = kept_picture(request, f"{path.name}-{stamp}", (str(path), stamp), make)
+    response.headers["cache-control"] = "private, no-cache"
+    return response
+
+
 def _files(job: Job) -> list[Path]:
     """What an export has written: plain files, no links."""
     folder = job.outputs.get("export")
@@ -253,4 +301,5 @@ def routes() -> list[BaseRoute]:
         Route("/jobs/{job}/state", state),
         Route("/jobs/{job}/stop", stop, methods=["POST"]),
         Route("/jobs/{job}/files/{name}", download),
+        Route("/jobs/{job}/pictures/{name}", picture),
     ]
