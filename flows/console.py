@@ -60,6 +60,8 @@ class Bars:
         )
         self._tasks: dict[str, TaskID] = {}
         self._last: dict[str, float] = {}
+        self._begun: dict[str, tuple[float, int]] = {}
+        """When a phase was first told of, and how far it was."""
 
     def __enter__(self) -> Bars:
         if self._live:
@@ -84,10 +86,27 @@ class Bars:
             self._bars.update(self._tasks[phase], completed=done, total=total, figures=shown)
             return
         now = time.monotonic()
+        if phase not in self._begun or done < self._begun[phase][1]:
+            self._begun[phase] = now, done
         if done >= total or now - self._last.get(phase, -LINE_SECONDS) >= LINE_SECONDS:
             self._last[phase] = now
-            sys.stderr.write(f"{phase}: {done}/{total}  {shown}".rstrip() + "\n")
+            left = time_left(*self._begun[phase], now, done, total)
+            sys.stderr.write(f"{phase}: {done}/{total}  {shown}".rstrip() + f"{left}\n")
             sys.stderr.flush()
+
+
+def time_left(began: float, begun: int, now: float, done: int, total: int) -> str:
+    """ "  about 3 min left", at the pace since a phase was first told of; "" while there is none
+    and at its end."""
+    if not begun < done < total:
+        return ""
+    seconds = (now - began) / (done - begun) * (total - done)
+    if seconds < 60:
+        return f"  about {max(1, round(seconds))} s left"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"  about {minutes} min left"
+    return f"  about {seconds / 3600:.1f} h left"
 
 
 @contextmanager

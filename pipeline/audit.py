@@ -158,6 +158,28 @@ class Audit:
         self._read[path] = review
         return review
 
+    def record_all(
+        self,
+        decided: Sequence[tuple[Pair, Decision]],
+        reviewer: str,
+        *,
+        reason: str = "",
+        blind: bool = False,
+    ) -> list[Review]:
+        """Store decisions about several pairs that are one act: all have one time, by which
+        `act_of` finds them again."""
+        now = datetime.datetime.now(datetime.UTC)
+        moment = max((self._when(pair.id, reviewer, now) for pair, _ in decided), default="")
+        return [
+            self.record(
+                *(pair, decision, reviewer),
+                reason=reason,
+                blind=blind,
+                now=datetime.datetime.fromisoformat(moment),
+            )
+            for pair, decision in decided
+        ]
+
     def remove_of(self, subjects: Collection[str]) -> int:
         """Take away all decisions about pairs that show one of the subjects; how many. For purges
         alone."""
@@ -232,6 +254,18 @@ def clean_reason(reason: str) -> str:
     if not clean.isprintable():
         raise UserError("reason: holds control characters; expected plain text")
     return clean
+
+
+def act_of(reviews: Sequence[Review], pair_id: str, reviewer: str) -> list[str]:
+    """The pairs that a reviewer decided about together with what was decided last about one, as far
+    as it is the last word about them; without a decision none."""
+    last: dict[str, str] = {}
+    for review in reviews:
+        if review.reviewer == reviewer:
+            last[review.pair_id] = max(last.get(review.pair_id, ""), review.when)
+    if pair_id not in last:
+        return []
+    return sorted(name for name, when in last.items() if when == last[pair_id])
 
 
 def standing(reviews: Iterable[Review]) -> dict[Judged, dict[str, Review]]:

@@ -10,7 +10,7 @@ from focusdpo.flows.config import STUDIO_TOKEN, StudioRun
 from focusdpo.store.addresses import is_remote
 
 OWN = ".studio"
-"""Below the folder of runs: jobs, and subjects that are not saved yet."""
+"""Below the folder of runs: jobs, subjects that are not saved yet, and what was painted last."""
 
 
 def runs_folder(config: StudioConfig) -> Path:
@@ -31,6 +31,10 @@ def jobs_folder(config: StudioConfig) -> Path:
 
 def drafts_folder(config: StudioConfig) -> Path:
     return runs_folder(config) / OWN / "drafts"
+
+
+def paintings_folder(config: StudioConfig) -> Path:
+    return runs_folder(config) / OWN / "paintings"
 
 
 SHORTEST_TOKEN = 16

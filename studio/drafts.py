@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -195,6 +195,14 @@ class DraftPicture:
     height: int
     notes: list[str]
     drawn: bool = False
+    mask_note: str = ""
+    """What its owner should know of the mask that was found."""
+
+    @property
+    def told(self) -> list[str]:
+        """All that is to be known of it. Of the mask that was found, nothing once another is
+        drawn."""
+        return [*self.notes, *([self.mask_note] if self.mask_note and not self.drawn else [])]
 
 
 @dataclass(frozen=True)
@@ -206,6 +214,8 @@ class Draft:
     class_name: str = ""
     licence: str = ""
     pictures: list[DraftPicture] = field(default_factory=list)
+    again: bool = False
+    """Whether it is a registered subject, taken up again."""
 
     def picture(self, id: str) -> DraftPicture:
         for picture in self.pictures:
@@ -251,8 +261,22 @@ class Drafts:
         """Keep what was typed. UserError for what is too long or no text."""
         with self._changing(id) as draft:
             values = {"name": name, "class_name": class_name, "licence": licence}
-            clean = {key: _clean(key, value) for key, value in values.items()}
-            return self._put(Draft(draft.id, **clean, pictures=draft.pictures))
+            kept = {key: clean(key, value) for key, value in values.items()}
+            return self._put(replace(draft, **kept))
+
+    def take_up(
+        self, name: str, class_name: str, licence: str, pictures: Sequence[Image.Image],
+        run: GenerateRun, store: Store,
+    ) -> Draft:  # fmt: skip
+        """A draft of a registered subject, from its references."""
+        id = self.new_id()
+        self.fill_in(id, name, class_name, licence)
+        for at, picture in enumerate(pictures, 1):
+            incoming = self.incoming()
+            picture.save(incoming, format="PNG")
+            self.add(id, f"reference {at}", incoming, run, store)
+        with self._changing(id) as draft:
+            return self._put(replace(draft, again=True))
 
     def add(
         self, id: str, shown: str, upload: Path, run: GenerateRun, store: Store | None
@@ -275,7 +299,8 @@ class Drafts:
                 name=name,
                 width=picture.image.shape[1],
                 height=picture.image.shape[0],
-                notes=[*picture.notes, *([note] if note else [])],
+                notes=list(picture.notes),
+                mask_note=note,
             )
             (place / f"{taken.id}.view.png").write_bytes(encode_png(view_of(picture)))
             (place / f"{taken.id}.found.png").write_bytes(encode_png(mask))
@@ -321,6 +346,21 @@ class Drafts:
             new = replace(old, drawn=mask is not None)
             pictures = [new if one.id == old.id else one for one in draft.pictures]
             return self._put(replace(draft, pictures=pictures))
+
+    def draw_as(self, id: str, picture: str, file: Path, shown: str, run: GenerateRun) -> Draft:
+        """Keep the mask that another picture is, white where the subject is, or cut out."""
+        own = self.get(id).picture(picture)
+        drawn = read_named(file, shown_name(shown), run)
+        if drawn.image.shape[:2] != (own.height, own.width):
+            raise UserError(
+                f"{shown_name(shown)}: a mask of {drawn.image.shape[1]} x {drawn.image.shape[0]} "
+                f"pixels for a picture of {own.width} x {own.height}, {own.name}"
+            )
+        light = drawn.image.max(axis=2)
+        light = light if drawn.alpha is None else np.minimum(light, drawn.alpha)
+        view = decode_mask((self._place(id) / f"{own.id}.found.png").read_bytes())
+        height, width = view.shape
+        return self.draw(id, picture, resized(light > 127, (height, width)))
 
     def save(self, id: str, run: GenerateRun, root: str, *, again: bool) -> sources.Done:
         """Register the subject, just as `focusdpo subjects add` (or update) does with a folder of
@@ -389,14 +429,15 @@ class Drafts:
         return self._folder / id
 
 
-def _clean(key: str, value: str) -> str:
+def clean(key: str, value: str) -> str:
+    """A field of a subject as it is kept. UserError for what is too long or no text."""
     label = {"name": "Name", "class_name": "Class", "licence": "Licence"}[key]
-    clean = " ".join(value.split())
-    if len(clean) > LONGEST[key]:
-        raise UserError(f"{label}: {len(clean)} characters; expected at most {LONGEST[key]}")
-    if not clean.isprintable():
+    kept = " ".join(value.split())
+    if len(kept) > LONGEST[key]:
+        raise UserError(f"{label}: {len(kept)} characters; expected at most {LONGEST[key]}")
+    if not kept.isprintable():
         raise UserError(f"{label}: holds control characters; expected plain text")
-    return clean
+    return kept
 
 
 def _check_whole(draft: Draft) -> None:
@@ -408,8 +449,39 @@ def _check_whole(draft: Draft) -> None:
         raise UserError(f"{draft.name}: no picture yet; bring at least one")
 
 
+IN_WORDS = (
+    (r"^.*?: none of 1 subjects is usable\. ", ""),
+    (r"^1 of 1 subject cannot be used, so none was registered: [^:]*: ", ""),
+    (
+        r"^.*: the generator does not know the class (.*); write a known class_name into .*$",
+        r"Class: the models do not know \1; choose one of the list, or write object",
+    ),
+    (r"^.*: its name has no letters; .*$", "Class: the name has no letters; write a class"),
+    (
+        r"^subject ('.*') is registered already; .*$",
+        r"Name: \1 is registered already; tick “Replace a registered subject of this name”, or "
+        "choose another name",
+    ),
+    (
+        r"^subject ('.*') is not registered(.*); new ones come with .*$",
+        r"Name: \1 is not registered\2; untick “Replace a registered subject of this name”",
+    ),
+    (
+        r"^.*: no dataset here; .*$",
+        "Name: nothing is registered yet; untick “Replace a registered subject of this name”",
+    ),
+    (
+        r"^subjects ('.*' and '.*') \(registered\) have the same name but for case .*$",
+        r"Name: \1, which is registered, are the same but for case and separators; choose another",
+    ),
+)
+"""What `subjects add` says, and how the page says it: by its own fields."""
+
+
 def _in_words(message: str, names: dict[str, str], folder: Path, draft: Draft) -> str:
-    """An error of `subjects add` with the visitor's names in place of ours."""
+    """An error of `subjects add` with the visitor's names and fields in place of ours."""
+    for pattern, words in IN_WORDS:
+        message = re.sub(pattern, words, message, flags=re.DOTALL)
     for path, name in names.items():
         message = message.replace(path, name)
-    return message.replace(str(folder), draft.name)
+    return message.replace(str(folder), draft.name).replace(str(folder.parent), draft.name)

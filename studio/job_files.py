@@ -39,6 +39,29 @@ State = Literal[
 ACTIVE: tuple[State, ...] = ("starting", "running", "stopping")
 ID = re.compile(r"\d{8}-\d{12}-[a-z]+-[0-9a-f]{6}")
 PROGRESS = re.compile(r"^([A-Za-z][\w -]{0,40}): (\d+)/(\d+)(?:  (.*))?$")
+LEFT = re.compile(r"(?:^|  )about (\d[\d.]* (?:s|min|h)) left$")
+ERROR = "error: "
+WARNING = re.compile(r"WARNING [\w.]+: (.+)")
+MOST_WARNINGS = 5
+PHASES = {
+    "compose": "Composing scenes",
+    "generate": "Painting candidates",
+    "segment": "Looking for the subjects in the candidates",
+    "describe": "Describing the subjects",
+    "disrupt": "Repainting subjects without their reference",
+    "score": "Scoring likeness, leakage and meaning",
+    "pair": "Choosing winners and losers",
+    "shard": "Writing the dataset",
+    "encode pairs": "Reading the pairs",
+    "train": "Training",
+    "validate": "Painting validation scenes",
+    "paint base": "Painting with the base",
+    "paint adapter": "Painting with the adapter",
+    "measure base": "Judging what the base painted",
+    "measure adapter": "Judging what the adapter painted",
+    "look at photographs": "Looking at the subjects' pictures",
+}
+"""What a phase does, in words."""
 STOPPING = "stopping"
 STARTING_SECONDS = 60.0
 TAIL_BYTES = 64 * 1024
@@ -54,6 +77,13 @@ class Progress:
     done: int
     total: int
     figures: str
+    left: str = ""
+    """How long it takes yet, in words; "" while nobody can tell."""
+
+    @property
+    def words(self) -> str:
+        """What it does."""
+        return PHASES.get(self.phase, self.phase)
 
     @property
     def share(self) -> float:
@@ -86,6 +116,33 @@ class Job:
     @property
     def active(self) -> bool:
         return self.state in ACTIVE
+
+    @property
+    def words(self) -> str:
+        """What it is doing, or why it ended badly, in a sentence; "" where its result says it."""
+        if self.state == "stopping":
+            return "Stopping; what is finished is kept."
+        if self.active:
+            going = [one for one in self.progress if one.done < one.total]
+            if not self.progress:
+                return "Starting: libraries and models are loaded, which takes a while."
+            if not going:
+                return f"{self.progress[-1].words}: done; what comes next has begun."
+            now = going[-1]
+            left = f"; about {now.left} left" if now.left else ""
+            return f"{now.words}: {now.done} of {now.total}{left}."
+        if self.state == "lost":
+            return "Its process is gone without a word; the same job again goes on."
+        if self.state == "failed":
+            said = [line for line in self.log.splitlines() if line.startswith(ERROR)]
+            return said[-1].removeprefix(ERROR) if said else "It ended with an error; see below."
+        return ""
+
+    @property
+    def warnings(self) -> list[str]:
+        """What it says should be known, the last of it, each once."""
+        found = (WARNING.fullmatch(line.strip()) for line in self.log.splitlines())
+        return list(dict.fromkeys(one[1] for one in found if one))[-MOST_WARNINGS:]
 
 
 class Jobs:
@@ -219,7 +276,14 @@ def progress_of(log: str) -> list[Progress]:
         match = PROGRESS.fullmatch(line.strip())
         if match:
             phase, done, total, figures = match.groups()
-            phases[phase] = Progress(phase, int(done), int(total), figures or "")
+            left = LEFT.search(figures or "")
+            phases[phase] = Progress(
+                phase,
+                int(done),
+                int(total),
+                LEFT.sub("", figures or ""),
+                left[1] if left else "",
+            )
     return list(phases.values())
 
 

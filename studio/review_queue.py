@@ -65,6 +65,9 @@ class Filter:
     source: str = ""
     show: Show = "open"
     order: Order = "uncertain"
+    low: float | None = None
+    high: float | None = None
+    """Margins as the pairs were built, both included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +173,9 @@ class Queue:
         """A pair as it was built. UserError when the version has none of that id."""
         place = self._places.get(pair_id)
         if place is not None:
-            pair = self._dataset.sample(self._columns.row(place).pair_id).pair
+            row = self._columns.row(place)
+            # the shard's copy of the record, where the artefact that made it is gone
+            pair = self._dataset.pair(row) or self._dataset.sample(row.pair_id).pair
             return swapped(pair) if is_swapped(pair.id) else pair
         if pair_id in self._left_out:
             for pair in self._dataset.records(self._left_out[pair_id].partition).pairs:
@@ -198,6 +203,10 @@ class Queue:
         wanted = Wanted(subject=chosen.subject, source=chosen.source)
         inside = np.zeros(len(self._ids), np.bool_)
         inside[self._columns.select(wanted)] = True
+        if chosen.low is not None:
+            inside &= self._margins >= chosen.low
+        if chosen.high is not None:
+            inside &= self._margins <= chosen.high
         return inside
 
     def _is_inside(self, pair_id: str, inside: Places) -> bool:
@@ -267,7 +276,12 @@ def _by_pair(held: Mapping[Judged, Mapping[str, Review]]) -> Held:
 
 
 def _is_of(item: Item, chosen: Filter) -> bool:
-    return chosen.subject in ("", *item.subject_ids) and chosen.source in ("", item.source)
+    return (
+        chosen.subject in ("", *item.subject_ids)
+        and chosen.source in ("", item.source)
+        and (chosen.low is None or (item.margin is not None and item.margin >= chosen.low))
+        and (chosen.high is None or (item.margin is not None and item.margin <= chosen.high))
+    )
 
 
 def _shows(item: Item, show: Show) -> bool:

@@ -6,12 +6,13 @@ lead out of them are not followed.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from focusdpo.reports.training_section import (
     look_charts,
     read_columns,
 )
-from focusdpo.reports.view import Fact, MetricRow, TrainingPart
+from focusdpo.reports.view import Fact, LineChart, MetricRow, Role, TrainingPart
 from focusdpo.studio.config import StudioConfig, runs_folder
 
 DEPTH = 4
@@ -187,6 +188,29 @@ def training_part(folder: RunFolder) -> TrainingPart:
         looks=look_charts({}, config),
         notes=("Curves grow whenever the run saves a checkpoint.",),
     )
+
+
+OVERLAID: tuple[Role, ...] = ("adapter", "loser", "base", "plain")
+"""The curves' colours, of the first, second, ... run."""
+
+
+def overlaid(runs: Sequence[tuple[str, TrainingPart]]) -> tuple[LineChart, ...]:
+    """One chart per curve with a line per run, by name; curves that no run has are left out. At
+    most as many runs as `OVERLAID` has colours."""
+    charts: dict[str, LineChart] = {}
+    for (name, part), role in zip(runs, OVERLAID, strict=False):
+        for chart in (*part.looks, *part.charts):
+            for line in chart.lines:
+                own = dataclasses.replace(line, name=name, role=role)
+                title = chart.title if len(chart.lines) == 1 else f"{chart.title}: {line.name}"
+                before = charts.get(title)
+                charts[title] = dataclasses.replace(
+                    before or chart,
+                    title=title,
+                    lines=(*(before.lines if before else ()), own),
+                    mark=None,
+                )
+    return tuple(charts.values())
 
 
 def _parts(path: Path, name: str) -> list[tuple[int, Path]]:

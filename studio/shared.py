@@ -145,6 +145,13 @@ class Studio:
                 self._queue = dataset.id, Queue(dataset)
             return self._queue[1]
 
+    def waiting(self) -> int:
+        """Decisions of reviewers that the newest version has not taken in."""
+        dataset = self.dataset()
+        if dataset is None:
+            return 0
+        return self.queue(dataset).waiting(self.audit(dataset.store).reviews())
+
     def forget(self) -> None:
         """Look again at once: something was built."""
         self._latest = (-LOOK_AGAIN, None)

@@ -174,6 +174,18 @@ def update(run: GenerateRun, root: str, folders: Sequence[Path]) -> Done:
     return _register(run, root, folders, registry.update, create=False)
 
 
+def describe(run: GenerateRun, root: str, name: str, class_name: str, licence: str) -> Changed:
+    """Another class or licence for a registered subject; its pictures are not read again. UserError
+    for a class that the generator does not know, and for a subject that is not registered."""
+    _, classes = vocabulary(run.family)
+    if not class_name or (classes is not None and class_name not in classes):
+        raise UserError(
+            f"class_name '{class_name}': the generator does not know it"
+            f"{known_classes(class_name, classes or ())}; `object` stands for anything"
+        )
+    return registry.describe(Store.open(root, create=False), name, class_name, licence)
+
+
 def remove(root: str, names: Sequence[str]) -> Changed:
     """Take subjects out of the next version."""
     return registry.remove(Store.open(root, create=False), names)

@@ -55,6 +55,11 @@ class PaintRun(GenerateRun):
         None,
         description="paint every row of a file (docs/inference.md); what is there stays",
     )
+    compare: Annotated[bool, Option("--compare")] = Field(
+        False,
+        description="paint with the base beside the adapter and tell what the judge says of both; "
+        "--out is then a new folder",
+    )
     again: Annotated[Path | None, Option("--again", metavar="PNG")] = Field(
         None, description="paint that picture once more, to the same bytes"
     )
@@ -79,7 +84,33 @@ def generate(run: PaintRun) -> Mapping[str, Any]:
             f"{len(run.reference)} --reference and {len(run.class_name)} --class-name: give one "
             "class name per reference"
         )
+    if run.compare:
+        return {"command": "generate", **_compare(run, generator)}
     return {"command": "generate", **_paint(run, generator)}
+
+
+def _compare(run: PaintRun, adapted: Generator) -> dict[str, Any]:
+    from focusdpo.evaluation.protocols import MODELS
+    from focusdpo.flows.generate.compared import compare
+    from focusdpo.flows.generate.inference import Generator
+    from focusdpo.flows.generate.side_by_side import SideBySide
+
+    if run.adapter is None:
+        raise UserError("--compare: needs --adapter; without one there is the base alone")
+    subjects = list(zip(run.reference, run.class_name, strict=True))
+    with working("loading the generator, painting and judging"):
+        both = SideBySide(Generator(adapted.run), adapted)
+        made = compare(both, run.prompt, subjects, _seeds(run), run.out)
+    say(f"{run.out}: {made.prompt}")
+    for model in MODELS:
+        for one in made.sides[model]:
+            identity, margin = _figure(one.identity), _figure(one.leakage_margin)
+            say(f"{one.file:<16} identity {identity}, leakage margin {margin}: {one.words}")
+    return {"out": str(run.out), **made.model_dump(mode="json")}
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _paint(run: PaintRun, generator: Generator) -> dict[str, Any]:
@@ -152,6 +183,10 @@ def _check(run: PaintRun) -> None:
     if (run.batch or run.again) and named:
         source = "the CSV" if run.batch else "the picture"
         raise UserError(f"{', '.join(named)}: {source} tells that already; leave it out")
+    other = {"--batch": run.batch, "--again": run.again, "--each": run.each}
+    if run.compare and any(other.values()):
+        named = [name for name, value in other.items() if value]
+        raise UserError(f"--compare and {', '.join(named)}: give one of them")
 
 
 class DemoAppRun(GenerateRun):

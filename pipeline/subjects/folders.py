@@ -12,7 +12,8 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TypeVar
 
 import yaml
 from pydantic import Field, ValidationError
@@ -34,6 +35,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 LISTED = 3
 """So many files are named in a note, the others counted."""
 CLASSES_LISTED = 40
+PathT = TypeVar("PathT", bound=PurePath)
 
 
 class SubjectCard(StrictModel):
@@ -94,7 +96,7 @@ def stray_pictures(folder: Path) -> list[Path]:
     return [file for file in visible(folder) if is_picture(file) and file.is_file()]
 
 
-def is_picture(file: Path) -> bool:
+def is_picture(file: PurePath) -> bool:
     """Whether a file's name is a picture's."""
     return file.suffix.lower() in SUFFIXES
 
@@ -165,7 +167,7 @@ def files_of(path: Path) -> SubjectFiles:
             f"{path}: {' and '.join(file.name for file in cards)}: one card is read; keep {CARD}"
         )
     readable = [file for file in files if is_picture(file) and not file.is_dir()]
-    masks = _masks(readable)
+    masks = masks_among(readable)
     ignored: dict[str, list[str]] = {}
     for file in files:
         if file not in readable and file not in cards:
@@ -187,8 +189,8 @@ def files_of(path: Path) -> SubjectFiles:
     )
 
 
-def _masks(pictures: Sequence[Path]) -> dict[Path, Path]:
-    """Mask -> the picture that it belongs to: 00_mask.png -> 00.jpg."""
+def masks_among(pictures: Sequence[PathT]) -> dict[PathT, PathT]:
+    """Of names alone: mask -> the picture that it belongs to: 00_mask.png -> 00.jpg."""
     by_stem = {file.stem.lower(): file for file in pictures}
     masks = {}
     for file in pictures:
@@ -216,16 +218,25 @@ def card_of(path: Path | None) -> SubjectCard:
         return SubjectCard()
     stay_inside(path, path.parent)
     try:
-        values = read_yaml(path.read_bytes(), str(path), texts_only=True) or {}
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: not readable YAML ({' '.join(str(error).split())})") from error
+    return parse_card(data, str(path))
+
+
+def parse_card(data: bytes, where: str) -> SubjectCard:
+    """A card from its bytes; UserError when they are none."""
+    try:
+        values = read_yaml(data, where, texts_only=True) or {}
         if not isinstance(values, dict):
-            raise UserError(f"{path}: expected lines such as 'class_name: cat'")
+            raise UserError(f"{where}: expected lines such as 'class_name: cat'")
         return SubjectCard.model_validate(values)
     except ValidationError as error:
         raise UserError(
-            f"{path}: {first_problem(error)}; allowed are {', '.join(SubjectCard.model_fields)}"
+            f"{where}: {first_problem(error)}; allowed are {', '.join(SubjectCard.model_fields)}"
         ) from error
-    except (yaml.YAMLError, OSError) as error:
-        raise UserError(f"{path}: not readable YAML ({' '.join(str(error).split())})") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: not readable YAML ({' '.join(str(error).split())})") from error
 
 
 def class_name_of(path: Path, card: SubjectCard, known: Collection[str] | None) -> str:

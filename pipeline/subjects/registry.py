@@ -157,6 +157,38 @@ def update(
     return dataclasses.replace(made, unchanged=same)
 
 
+def describe(
+    store: Store, name: str, class_name: str, licence: str, now: str | None = None
+) -> Changed:
+    """Another class or licence for a registered subject, whose pictures stay what they are.
+    UserError, and nothing is changed, when it is not there."""
+
+    def edit(before: Mapping[str, Entry]) -> tuple[dict[str, Entry], tuple[str, ...]]:
+        entries = dict(before)
+        old = _registered(name, entries, "focusdpo subjects add")
+        if (old.class_name, old.licence) == (class_name, licence):
+            return entries, ()
+        pictures = [
+            (store.image(one.image), store.mask(one.mask)) for one in old.subject().references
+        ]
+        subject = ingest.put_subject(
+            store, id=name, class_name=class_name, pictures=pictures, licence=licence
+        )
+        del entries[name]
+        _refuse_double(subject, entries)
+        entries[name] = dataclasses.replace(
+            old,
+            class_name=class_name,
+            licence=licence,
+            digest=subject.digest,
+            artefact=_artefact_of(subject),
+            changed=now or _now(),
+        )
+        return entries, (name,)
+
+    return _change(store, "described", edit, None)
+
+
 def remove(store: Store, names: Iterable[str], told: str | None = None) -> Changed:
     """Take subjects out of the next version; their artefacts and old versions stay. `told`: what
     the registry notes instead of their names. UserError, and nothing is changed, when one is not
@@ -239,12 +271,16 @@ def _entry(subject: Subject, config: ingest.IngestConfig, now: str) -> Entry:
         class_name=subject.class_name,
         licence=subject.licence,
         digest=subject.digest,
-        artefact=subject.references[0].image.split("/")[1],
+        artefact=_artefact_of(subject),
         references=len(subject.references),
         read_as=settings_digest(config),
         added=now,
         changed=now,
     )
+
+
+def _artefact_of(subject: Subject) -> str:
+    return subject.references[0].image.split("/")[1]
 
 
 def _refuse_double(subject: Subject, entries: Mapping[str, Entry]) -> None:

@@ -87,9 +87,7 @@ def steps_of(studio: Studio, dataset: Dataset | None, runs: Found) -> list[Step]
         else dataset is None
     )
     reviewed = _num_reviews(studio)
-    unbuilt = 0
-    if dataset is not None and reviewed:
-        unbuilt = studio.queue(dataset).waiting(studio.audit(dataset.store).reviews())
+    unbuilt = studio.waiting()
     trained = sum(run.finished for run in runs.training)
     shared = len(runs.exports)
     return [

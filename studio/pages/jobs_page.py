@@ -1,289 +1,42 @@
-"""Build, train, evaluate and export from the browser: forms checked by the commands' own models."""
+"""Build, train, evaluate and export from the browser: forms, and what becomes of the jobs."""
 
 from __future__ import annotations
 
-import re
+import datetime
+import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.commands.export import ExportAdapterRun, ExportDatasetRun
-from focusdpo.flows.commands.options import arguments_of
-from focusdpo.flows.config import BuildRun, EvaluateRun, Run, TrainRun
-from focusdpo.flows.settings import (
-    choices_of,
-    field_at,
-    merge,
-    parse_overrides,
-    preset_names,
-    resolve,
-)
+from focusdpo.data_schemas.images import read_picture
+from focusdpo.flows.build.preview import FIRST
+from focusdpo.flows.settings import preset_names
+from focusdpo.pipeline.subjects.registered_folders import write_folder
+from focusdpo.store.addresses import is_remote
 from focusdpo.studio.config import StudioConfig, runs_folder
 from focusdpo.studio.guard import CSRF_FIELD
 from focusdpo.studio.job_files import ID, Job
+from focusdpo.studio.job_forms import AWARE, FORMS, asks_own, in_fields, order, own_folder, trained
+from focusdpo.studio.pages.file_routes import kept_picture
+from focusdpo.studio.pages.subjects_page import members
+from focusdpo.studio.pictures import Encoded, encode
 from focusdpo.studio.run_reading import find_runs
+from focusdpo.studio.shared import Studio
 from focusdpo.studio.views import NavItem, absent, render, studio_of
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-MOST_SETTINGS, LONGEST_SETTING = 100, 500
-
-
-@dataclass(frozen=True)
-class Input:
-    """An input of a form."""
-
-    name: str
-    label: str
-    path: str = ""
-    """The setting that it stands for, dotted; "" for the form's own."""
-    options: tuple[str, ...] = ()
-    """Choices; "" lets the preset decide."""
-    number: bool = False
-    check: bool = False
-
-
-@dataclass(frozen=True)
-class Form:
-    """A command's form."""
-
-    command: str
-    model: type[BaseModel]
-    title: str
-    about: str
-    settings: Mapping[str, str]
-    """Input -> the dotted setting that has a place of its own. Its label and its choices are the
-    setting's."""
-    own: tuple[Input, ...] = ()
-
-    @property
-    def has_preset(self) -> bool:
-        """Whether a preset lies under what is given, and further settings may be."""
-        return issubclass(self.model, Run)
-
-    @property
-    def inputs(self) -> tuple[Input, ...]:
-        """In the order in which they stand."""
-        return (*self.own, *(self._input(name, path) for name, path in self.settings.items()))
-
-    def _input(self, name: str, path: str) -> Input:
-        field = field_at(self.model, path)
-        about = field.description or name
-        choices = choices_of(field)
-        check = field.annotation is bool
-        label = field.title or (about if check else re.split("[;:,.]", about)[0])
-        return Input(
-            name,
-            label[:1].upper() + label[1:],
-            path,
-            options=("", *choices) if choices and self.has_preset else choices,
-            number=field.annotation is int,
-            check=check,
-        )
-
-
-NAMED, CHOSEN = Input("name", "Name of the run"), Input("run", "Training run")
-FORMS = {
-    "build": Form(
-        "build-dataset",
-        BuildRun,
-        "Build",
-        "Subjects become pairs. Only what is missing is computed.",
-        {"variants": "compose.variants", "candidates": "generate.candidates"},
-    ),
-    "train": Form(
-        "train",
-        TrainRun,
-        "Train",
-        "Pairs become an adapter. The same name again goes on.",
-        {"objective": "train.objective.name", "steps": "train.steps"},
-        own=(NAMED,),
-    ),
-    "evaluate": Form(
-        "evaluate",
-        EvaluateRun,
-        "Evaluate",
-        "Base and adapter on individuals that neither has seen.",
-        {
-            "pairs": "held_out.pairs",
-            "singles": "held_out.singles",
-            "triples": "held_out.triples",
-            "same_class": "held_out.same_class_pairs",
-        },
-        own=(CHOSEN,),
-    ),
-    "export": Form(
-        "export adapter",
-        ExportAdapterRun,
-        "Export the adapter",
-        "The adapter with its card, ready to be given away.",
-        {"layout": "layout"},
-        own=(CHOSEN,),
-    ),
-    "share": Form(
-        "export dataset",
-        ExportDatasetRun,
-        "Export the dataset",
-        "The newest version as others load it, with a card.",
-        {"allow_unlicensed": "allow_unlicensed"},
-    ),
-}
-"""Kind of job -> its form."""
-
-
-@dataclass(frozen=True)
-class Order:
-    """A checked request: what will run."""
-
-    kind: str
-    title: str
-    arguments: list[str]
-    outputs: dict[str, str]
-
-
-def order(
-    kind: str, form: Mapping[str, str], *, root: str, runs: Path, version: str | None = None
-) -> Order:
-    """What a filled form asks for; `version`: the newest. UserError names the field or setting that
-    is wrong."""
-    if kind not in FORMS:
-        raise UserError(f"no job is called '{kind[:20]}'; there are {', '.join(FORMS)}")
-    about = FORMS[kind]
-    title, given, outputs = _place(kind, form, root, runs, version)
-    values = {
-        one.path: "true" if one.check else _value(one, form[one.name].strip())
-        for one in about.inputs
-        if one.path and form.get(one.name, "").strip()
-    }
-    words = ["-v", *about.command.split()]
-    if not about.has_preset:
-        checked = resolve(about.model, {**given, **values})
-        filled = {name: getattr(checked, name) for name in (*given, *values)}
-        return Order(kind, title, [*words, *arguments_of(about.model, filled), "--json"], outputs)
-    settings = [*(f"{path}={value}" for path, value in values.items()), *_lines(form)]
-    preset = _preset(form)
-    resolve(about.model, merge({"preset": preset, **parse_overrides(settings)}, given))
-    prefect = "--prefect" if form.get("prefect") else "--no-prefect"
-    arguments = [*arguments_of(about.model, {**given, "preset": preset})]
-    arguments += [part for line in settings for part in ("--set", line)]
-    return Order(kind, title, [*words, *arguments, prefect, "--json"], outputs)
-
-
-def _place(
-    kind: str, form: Mapping[str, str], root: str, runs: Path, version: str | None
-) -> tuple[str, dict[str, Any], dict[str, str]]:
-    """What a job is called, what it works on and where it writes (options of its command), and what
-    it makes."""
-    if kind == "build":
-        return "build-dataset", {"root": root}, {"root": root}
-    if kind == "share":
-        if version is None:
-            raise UserError("there is no dataset version yet; build one first")
-        out = str(runs / f"dataset-{version}")
-        return (
-            f"export dataset {version}",
-            {"root": root, "version": version, "out": out},
-            {"export": out},
-        )
-    if kind == "train":
-        name = _run_name(form.get("name", ""))
-        folder = runs / name
-        if folder.exists() and not (folder / "run.yaml").exists():
-            raise UserError(
-                f"Name of the run: {name} is there and is no training run; choose another"
-            )
-        return f"train {name}", {"root": root, "out": str(folder)}, {"run": str(folder)}
-    name = _chosen_run(form, runs)
-    adapter, evaluation = str(runs / name / "adapter"), evaluation_of(runs, name)
-    if kind == "evaluate":
-        out = str(evaluation)
-        return f"evaluate {name}", {"adapter": adapter, "out": out}, {"evaluation": out}
-    out = str(runs / f"{name}-export")
-    given: dict[str, Any] = {"adapter": adapter, "out": out}
-    if (evaluation / "run.json").exists():
-        given["evaluate"] = (str(evaluation),)
-    return f"export {name}", given, {"export": out}
-
-
-def trained(runs: Path) -> list[str]:
-    """Names of the training runs that have an adapter."""
-    if not runs.is_dir():
-        return []
-    return sorted(one.name for one in runs.iterdir() if is_run(one))
-
-
-def is_run(folder: Path) -> bool:
-    return bool(NAME.fullmatch(folder.name)) and (folder / "adapter").is_dir()
-
-
-def evaluation_of(runs: Path, run: str) -> Path:
-    """Where the studio puts a run's evaluation."""
-    return runs / f"{run}-evaluated"
-
-
-def _lines(form: Mapping[str, str]) -> list[str]:
-    """`section.field=value` of the form's lines of further settings."""
-    lines = [line.strip() for line in form.get("settings", "").splitlines()]
-    lines = [line.removeprefix("--set").strip() for line in lines if line]
-    if len(lines) > MOST_SETTINGS:
-        raise UserError(f"Other settings: {len(lines)} lines; expected at most {MOST_SETTINGS}")
-    for line in lines:
-        if len(line) > LONGEST_SETTING or not line.isprintable():
-            raise UserError(
-                f"Other settings: '{line[:40]}...' is too long or holds control characters; "
-                "expected section.field=value, as in train.steps=200"
-            )
-    return lines
-
-
-def _value(one: Input, text: str) -> str:
-    if one.options and text not in one.options:
-        raise UserError(f"{one.label}: got '{text[:40]}'; expected one of {', '.join(one.options)}")
-    if one.number and not re.fullmatch(r"\d{1,7}", text):
-        raise UserError(f"{one.label}: got '{text[:40]}'; expected a whole number")
-    return text
-
-
-def _preset(form: Mapping[str, str]) -> str:
-    preset = form.get("preset") or "pocket"
-    if preset not in preset_names():
-        raise UserError(
-            f"Preset: there is no '{preset[:40]}'; there are {', '.join(preset_names())}"
-        )
-    return preset
-
-
-def _run_name(text: str) -> str:
-    name = text.strip()
-    if not NAME.fullmatch(name):
-        raise UserError(
-            f"Name of the run: got '{name[:40]}'; expected letters, digits, '.', '-' and '_', "
-            "as in first-try"
-        )
-    return name
-
-
-def _chosen_run(form: Mapping[str, str], runs: Path) -> str:
-    name = form.get("run", "").strip()
-    if not NAME.fullmatch(name) or not is_run(runs / name):
-        there = trained(runs)
-        raise UserError(
-            "Training run: choose one that has ended"
-            + (f": {', '.join(there[:5])}" if there else "; there is none yet, train first")
-        )
-    return name
-
 
 NAV = (NavItem("Jobs", "/jobs"),)
 ENDED_WELL = ("done", "incomplete")
+NOT_KEPT = (CSRF_FIELD, AWARE.name)
+"""Of a form; what was agreed to once is asked again."""
 MOST_FIELDS, LARGEST_FIELD = 40, 64 * 1024
+MOST_PICTURES, LARGEST_SHOWN = 6, 1200
 
 
 def page(request: Request) -> Response:
@@ -306,8 +59,11 @@ async def start(request: Request) -> Response:
                 form,
                 root=acting.config.root,
                 runs=runs,
-                version=studio_of(request).latest(),
+                version=acting.latest(),
+                waiting=acting.waiting() if kind == "train" else 0,
             )
+            if asks_own(kind, form):
+                _write_own(acting, own_folder(runs))
             runs.mkdir(parents=True, exist_ok=True)
             job = acting.jobs.start(
                 wanted.kind,
@@ -315,7 +71,7 @@ async def start(request: Request) -> Response:
                 acting.config.root,
                 wanted.arguments,
                 wanted.outputs,
-                {key: value for key, value in form.items() if key != CSRF_FIELD},
+                {key: value for key, value in form.items() if key not in NOT_KEPT},
             )
         except UserError as error:
             return _page(request, kind=kind, said=str(error), form=form, status=400)
@@ -380,7 +136,6 @@ def _page(
         status,
         forms=FORMS,
         runs=names,
-        evaluated=[one for one in names if (evaluation_of(runs, one) / "run.json").exists()],
         presets=preset_names(),
         preset=acting.config.preset,
         jobs=jobs,
@@ -389,7 +144,26 @@ def _page(
         said=said,
         filled=_filled(jobs, kind, form),
         folder=str(runs),
+        waiting=acting.waiting(),
+        aware=AWARE.name,
     )
+
+
+def _write_own(acting: Studio, folder: Path) -> None:
+    """The subjects of the next version as a folder of pictures. UserError where there is none."""
+    if any(one.active for one in acting.jobs.list(logs=False)):
+        return  # which may read them; the order is refused
+    there = [one for one in members(acting).values() if one.state != "removed"]
+    if not there:
+        raise UserError("Who stands in the scenes: there is no subject of your own yet; add one")
+    shutil.rmtree(folder, ignore_errors=True)
+    store = acting.needed_store()
+    for one in there:
+        write_folder(
+            *(store, one.pictures, folder / one.id),
+            class_name=one.class_name,
+            licence=one.licence,
+        )
 
 
 def _filled(
@@ -420,6 +194,12 @@ def _told(job: Job, config: StudioConfig) -> dict[str, Any]:
         "code": job.code,
         "log": job.log,
         "progress": [{**asdict(one), "share": one.share} for one in job.progress],
+        "words": in_fields(job.kind, job.words),
+        "warnings": job.warnings,
+        "pictures": [
+            f"/jobs/{job.id}/pictures/{name}?{path.stat().st_mtime_ns}"
+            for name, path in list(_pictures(job).items())[-MOST_PICTURES:]
+        ],
         "summary": summary(job),
         "page": _page_of(job, config),
         "files": len(_files(job)),
@@ -437,6 +217,8 @@ def summary(job: Job) -> str:
         return f"{made['objective']}, {made['steps']} steps on {made['pairs']} pairs"
     if job.kind == "evaluate" and "scenes" in made:
         return f"{made['scenes']} scenes painted by base and adapter"
+    if job.kind == "paint" and "prompt" in made:
+        return f"Painted by base and adapter: {made['prompt']}"
     if job.kind in ("export", "share") and "out" in made:
         return f"Written to {made['out']}"
     return ""
@@ -447,6 +229,8 @@ def _page_of(job: Job, config: StudioConfig) -> str:
     as soon as it has begun."""
     if job.kind == "build":
         return "/pairs" if job.state in ENDED_WELL else ""
+    if job.kind == "paint":
+        return "/paint" if job.state in ENDED_WELL else ""
     found = find_runs(config)
     for output, page, folders in (
         ("run", "/runs", found.training),
@@ -456,6 +240,41 @@ def _page_of(job: Job, config: StudioConfig) -> str:
             if str(one.path) == job.outputs.get(output):
                 return f"{page}/{one.id}"
     return ""
+
+
+def _pictures(job: Job) -> dict[str, Path]:
+    """The pictures that a job has made so far, by a name for their address: the first ones of a
+    build, and what an evaluation paints, the newest last. Plain files, no links."""
+    folder = job.outputs.get("evaluation")
+    found: dict[str, Path] = {}
+    if folder is not None:
+        found = {
+            f"{path.parent.name}-{path.name}": path for path in Path(folder).glob("images/*/*.png")
+        }
+    elif job.kind == "build" and not is_remote(job.root):
+        found = {FIRST: Path(job.root) / FIRST}
+    began = datetime.datetime.fromisoformat(job.started).timestamp()
+    there = {
+        name: path
+        for name, path in found.items()
+        if path.is_file() and not path.is_symlink() and path.stat().st_mtime >= began
+    }
+    return dict(sorted(there.items(), key=lambda item: item[1].stat().st_mtime))
+
+
+def picture(request: Request) -> Response:
+    """A picture that a job has made so far."""
+    path = _pictures(_job(request)).get(request.path_params["name"])
+    if path is None:
+        raise absent("no such picture")
+    stamp = path.stat().st_mtime_ns
+
+    def make() -> Encoded:
+        return encode(read_picture(path, min_side=1).image, LARGEST_SHOWN)
+
+    response = kept_picture(request, f"{path.name}-{stamp}", (str(path), stamp), make)
+    response.headers["cache-control"] = "private, no-cache"
+    return response
 
 
 def _files(job: Job) -> list[Path]:
@@ -482,4 +301,5 @@ def routes() -> list[BaseRoute]:
         Route("/jobs/{job}/state", state),
         Route("/jobs/{job}/stop", stop, methods=["POST"]),
         Route("/jobs/{job}/files/{name}", download),
+        Route("/jobs/{job}/pictures/{name}", picture),
     ]

@@ -13,9 +13,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.data_schemas.pairs import DECISIONS, Decision, Pair, Review
-from focusdpo.pipeline.audit import Audit, clean_reviewer
+from focusdpo.pipeline.audit import Audit, act_of, clean_reviewer
 from focusdpo.pipeline.review_stats import statistics
 from focusdpo.studio.guard import json_body, text
 from focusdpo.studio.review_queue import (
@@ -28,11 +28,14 @@ from focusdpo.studio.review_queue import (
     blind_decision,
     winner_side,
 )
-from focusdpo.studio.views import NavItem, absent, render, studio_of
+from focusdpo.studio.views import NavItem, absent, float_of, render, studio_of
 
 NAV = (NavItem("Review", "/review"),)
 MOST_LISTED = 200
 """Pairs that a page gets at once; it asks for more."""
+MOST_AT_ONCE = 2000
+BULK: dict[str, Decision] = {"accept": "accept", "reject": "reject"}
+"""What may be decided about all pairs of a filter."""
 FOREVER = {"cache-control": "private, max-age=31536000, immutable"}
 
 
@@ -139,27 +142,71 @@ def _decide(request: Request, values: dict[str, Any]) -> dict[str, Any]:
         raise UserError("this pair is not in the newest version; load the page again")
     pair = queue.pair(pair_id)
     blind = values.get("blind") is True
-    decision: Decision
+    decided = 1
     if wanted == "undo":
-        before = before_last(audit.reviews(), pair, reviewer)
-        if before is None:
-            raise UserError("there is no decision of yours to undo for this pair")
-        decision = before
-    elif blind:
-        decision = blind_decision(wanted, reviewer, pair)
-    elif wanted in DECISIONS:
-        decision = wanted
-    else:
+        decided = _undo(queue, audit, pair, reviewer, reason=reason, blind=blind)
+    elif not blind and wanted not in DECISIONS:
         raise UserError(f"decision '{wanted[:20]}': expected one of {', '.join(DECISIONS)}, undo")
-    audit.record(pair, decision, reviewer, reason=reason, blind=blind)
+    else:
+        decision = blind_decision(wanted, reviewer, pair) if blind else wanted
+        audit.record(pair, decision, reviewer, reason=reason, blind=blind)
     reviews = audit.reviews()
     held = [review for review in reviews if review.pair_id == pair.id]
     _, _, count = queue.items(reviews, reviewer, _filter(request), 0)
     return {
+        "decided": decided,
         "mine": _mine(held, pair, reviewer, blind),
         "count": asdict(count),
         "agreement": _agreement(reviews, blind),
     }
+
+
+async def decide_all(request: Request) -> Response:
+    """Accept or reject every pair that the filter lets through, as one act: one undo takes it
+    back."""
+    values = await json_body(request)
+    return JSONResponse(await run_in_threadpool(_decide_all, request, values))
+
+
+def _decide_all(request: Request, values: dict[str, Any]) -> dict[str, Any]:
+    queue, audit = _open(request)
+    reviewer, wanted = clean_reviewer(text(values, "reviewer")), text(values, "decision")
+    if wanted not in BULK:
+        raise UserError(f"decision '{wanted[:20]}': expected one of {', '.join(BULK)}")
+    chosen = _filter(request)
+    items, matching, _ = queue.items(audit.reviews(), reviewer, chosen, MOST_AT_ONCE)
+    if values.get("matching") != matching:
+        raise UserError(
+            f"the filter lets {counted(matching, 'pair')} through by now; look at them, and decide "
+            "again"
+        )
+    if not 1 <= matching <= MOST_AT_ONCE:
+        raise UserError(
+            f"{counted(matching, 'pair')}: expected 1 to {MOST_AT_ONCE} at once; choose by "
+            "subject, source or margin"
+        )
+    decided = [(queue.pair(item.pair_id), BULK[wanted]) for item in items]
+    audit.record_all(decided, reviewer, reason=text(values, "reason"))
+    return {"decided": len(decided), "pair": items[0].pair_id}
+
+
+def _undo(
+    queue: Queue, audit: Audit, pair: Pair, reviewer: str, *, reason: str, blind: bool
+) -> int:
+    """Take back the reviewer's last act about a pair, and with it what else that act decided; of
+    how many pairs it was."""
+    reviews = audit.reviews()
+    back: list[tuple[Pair, Decision]] = []
+    for name in act_of(reviews, pair.id, reviewer):
+        if name in queue:
+            one = queue.pair(name)
+            before = before_last(reviews, one, reviewer)
+            if before is not None:
+                back.append((one, before))
+    if not any(one.id == pair.id for one, _ in back):
+        raise UserError("there is no decision of yours to undo for this pair")
+    audit.record_all(back, reviewer, reason=reason, blind=blind)
+    return len(back)
 
 
 def _open(request: Request) -> tuple[Queue, Audit]:
@@ -174,7 +221,8 @@ def _filter(request: Request) -> Filter:
     show, order = asked.get("show", "open"), asked.get("order", "uncertain")
     if show not in SHOWS or order not in ORDERS or chosen.source not in ("", "disrupt", "rank"):
         raise UserError("the filter is not one of the page's; open Review again")
-    return replace(chosen, show=show, order=order)
+    low, high = float_of(request, "low"), float_of(request, "high")
+    return replace(chosen, show=show, order=order, low=low, high=high)
 
 
 def _reviewer(request: Request, *, needed: bool = True) -> str:
@@ -242,6 +290,7 @@ def routes() -> list[BaseRoute]:
         Route("/review", page),
         Route("/review/queue", listing),
         Route("/review/decide", decide, methods=["POST"]),
+        Route("/review/decide-all", decide_all, methods=["POST"]),
         Route(pair, detail),
         Route(f"{pair}/{{what}}.png", picture),
     ]

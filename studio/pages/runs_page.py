@@ -8,7 +8,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from focusdpo.studio.run_reading import RunFolder, adapter_of, standing, training_part
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.studio.run_reading import (
+    OVERLAID,
+    RunFolder,
+    adapter_of,
+    overlaid,
+    standing,
+    training_part,
+)
 from focusdpo.studio.views import NavItem, absent, render, studio_of
 
 NAV = (NavItem("Training", "/runs"),)
@@ -16,8 +24,14 @@ NAV = (NavItem("Training", "/runs"),)
 
 def runs(request: Request) -> Response:
     """All runs, the newest first."""
-    folders = studio_of(request).runs()
-    return render(request, "runs.html.j2", runs=[(run, standing(run)) for run in folders.training])
+    studio = studio_of(request)
+    return render(
+        request,
+        "runs.html.j2",
+        runs=[(run, standing(run)) for run in studio.runs().training],
+        waiting=studio.waiting(),
+        most=len(OVERLAID),
+    )
 
 
 def run(request: Request) -> Response:
@@ -30,6 +44,24 @@ def run(request: Request) -> Response:
         now=standing(folder),
         part=training_part(folder),
         evaluations=_evaluations(request, folder),
+        can_paint=(folder.path / "adapter").is_dir(),
+    )
+
+
+def compare(request: Request) -> Response:
+    """Curves of several runs, one over the other."""
+    known = {one.id: one for one in studio_of(request).runs().training}
+    ids = list(dict.fromkeys(request.query_params.getlist("run")))
+    if not 2 <= len(ids) <= len(OVERLAID):
+        raise UserError(f"choose 2 to {len(OVERLAID)} training runs to compare, got {len(ids)}")
+    chosen = [known[id] for id in ids if id in known]
+    if len(chosen) < len(ids):
+        raise absent("a training run that was chosen is no longer there")
+    return render(
+        request,
+        "runs_compared.html.j2",
+        runs=[(one, standing(one)) for one in chosen],
+        charts=overlaid([(one.name, training_part(one)) for one in chosen]),
     )
 
 
@@ -61,6 +93,7 @@ def _evaluations(request: Request, folder: RunFolder) -> list[RunFolder]:
 def routes() -> list[BaseRoute]:
     return [
         Route("/runs", runs),
+        Route("/runs/compare", compare),
         Route("/runs/{run}", run),
         Route("/runs/{run}/charts", charts),
         Route("/runs/{run}/state", state),

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import re
+import urllib.parse
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.build import sources
+from focusdpo.flows.wiring import vocabulary
 from focusdpo.pipeline.subjects import ingest
+from focusdpo.pipeline.subjects.registered_folders import cut_outs
 from focusdpo.store.keys import image_key
 from focusdpo.studio.columns import Wanted
+from focusdpo.studio.drafts import clean
+from focusdpo.studio.pages.upload_page import LICENCES
 from focusdpo.studio.shared import Studio
 from focusdpo.studio.version_reading import Dataset
 from focusdpo.studio.views import NavItem, absent, page_of, render, studio_of, text_of
@@ -114,14 +123,81 @@ def subject(request: Request) -> Response:
     member = members(studio).get(name)
     if member is None:
         raise absent(f"no subject '{name}' is registered here or in the newest version")
+    return _shown(request, member)
+
+
+def _shown(request: Request, member: Member, *, said: str = "", status: int = 200) -> Response:
+    studio = studio_of(request)
     dataset = studio.dataset()
+    _, classes = vocabulary(studio.run.family)
     return render(
         request,
         "subject.html.j2",
+        status,
         one=member,
         words=STATES,
-        **(_yields(dataset, name) if dataset is not None else _NOTHING),
+        said=said,
+        classes=sorted(classes or ()),
+        licences=LICENCES,
+        **(_yields(dataset, member.id) if dataset is not None else _NOTHING),
     )
+
+
+async def describe(request: Request) -> Response:
+    """Another class or licence; the pictures stay."""
+    form = await request.form(max_files=0, max_fields=10, max_part_size=4096)
+    class_name, chosen, written = (
+        " ".join(str(form.get(name, "")).split())
+        for name in ("class_name", "licence_choice", "licence")
+    )
+
+    def change() -> Response:
+        studio, member = studio_of(request), _member_of(request)
+        try:
+            licence = clean("licence", written or chosen)
+            sources.describe(
+                studio.run, studio.config.root, member.id, clean("class_name", class_name), licence
+            )
+        except UserError as error:
+            said = re.sub("^class_name ", "Class: ", str(error))
+            return _shown(request, member, said=said, status=400)
+        return _back_to(member.id)
+
+    return await run_in_threadpool(change)
+
+
+def take_up(request: Request) -> Response:
+    """A draft of the subject: its pictures and masks may be changed there."""
+    studio, member = studio_of(request), _member_of(request)
+    store = studio.needed_store()
+    draft = studio.drafts.take_up(
+        *(member.id, member.class_name, member.licence),
+        *(cut_outs(store, member.pictures), studio.run, store),
+    )
+    return RedirectResponse(f"/add-subject/{draft.id}", 303)
+
+
+def remove(request: Request) -> Response:
+    """Out of the next version, as `focusdpo subjects remove` does; versions that are built stay."""
+    studio, member = studio_of(request), _member_of(request)
+    try:
+        sources.remove(studio.config.root, [member.id])
+    except UserError as error:
+        return _shown(request, member, said=str(error), status=400)
+    return RedirectResponse("/subjects", 303)
+
+
+def _back_to(name: str) -> Response:
+    return RedirectResponse(f"/subjects/{urllib.parse.quote(name)}", 303)
+
+
+def _member_of(request: Request) -> Member:
+    """The subject of an address that may be changed; 404 for one that is not in the next
+    version."""
+    member = members(studio_of(request)).get(request.path_params["subject"])
+    if member is None or member.state == "removed":
+        raise absent("no subject of this name is registered")
+    return member
 
 
 _NOTHING: dict[str, Any] = {
@@ -153,4 +229,11 @@ def _yields(dataset: Dataset, name: str) -> dict[str, Any]:
 
 
 def routes() -> list[BaseRoute]:
-    return [Route("/subjects", gallery), Route("/subjects/{subject}", subject)]
+    one = "/subjects/{subject}"
+    return [
+        Route("/subjects", gallery),
+        Route(one, subject),
+        Route(f"{one}/describe", describe, methods=["POST"]),
+        Route(f"{one}/take-up", take_up, methods=["POST"]),
+        Route(f"{one}/remove", remove, methods=["POST"]),
+    ]

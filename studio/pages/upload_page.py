@@ -108,6 +108,16 @@ def whole_instances(prompt: Prompt, instances: Sequence[Mask], size: tuple[int, 
 NAV = (NavItem("Add a subject", "/add-subject"),)
 LARGEST_PICTURE = 50 * 1024 * 1024
 LARGEST_MASK = 4 * 1024 * 1024
+LICENCES = {
+    "own pictures, all rights reserved": "my own, all rights reserved",
+    "own pictures, free to use": "my own, free to use",
+    "CC0-1.0": "CC0 1.0, public domain",
+    "CC-BY-4.0": "CC BY 4.0",
+    "CC-BY-SA-4.0": "CC BY-SA 4.0",
+    "CC-BY-NC-4.0": "CC BY-NC 4.0, not for commerce",
+    "MIT": "MIT",
+}
+"""What is stored, and what the choice says; another one is written in words."""
 FILES = re.compile(r"view|mask|found")
 
 
@@ -119,7 +129,7 @@ def begin(request: Request) -> Response:
 def page(request: Request) -> Response:
     """One draft."""
     studio = studio_of(request)
-    draft = studio.drafts.get(_draft_id(request))
+    draft = studio.drafts.get(draft_id(request))
     _, classes = vocabulary(studio.run.family)
     return render(
         request,
@@ -129,20 +139,21 @@ def page(request: Request) -> Response:
         classes=sorted(classes or ()),
         megabytes=LARGEST_PICTURE // 2**20,
         most=studio.run.ingest.max_references,
-        told=[_as_json(draft, picture) for picture in draft.pictures],
+        told=[as_json(draft, picture) for picture in draft.pictures],
+        licences=LICENCES,
     )
 
 
 def editor(request: Request) -> Response:
     """The mask of one picture."""
     studio = studio_of(request)
-    draft = studio.drafts.get(_draft_id(request))
+    draft = studio.drafts.get(draft_id(request))
     picture = _picture(draft, request)
     return render(
         request,
         "mask.html.j2",
         draft=draft,
-        picture=_as_json(draft, picture),
+        picture=as_json(draft, picture),
         takes_points=takes_points(studio.run.family),
         most_points=MOST_POINTS,
     )
@@ -154,7 +165,7 @@ def file(request: Request) -> Response:
     what = request.path_params["what"]
     if not FILES.fullmatch(what):
         raise absent("no such file")
-    draft = studio.drafts.get(_draft_id(request))
+    draft = studio.drafts.get(draft_id(request))
     picture = _picture(draft, request)
     return FileResponse(studio.drafts.file(draft.id, picture.id, what), media_type="image/png")
 
@@ -163,7 +174,7 @@ async def upload(request: Request) -> Response:
     """A picture as the body of the request; its name in `name`. Refused as soon as it is known to
     be too large."""
     studio = studio_of(request)
-    draft = _draft_id(request)
+    draft = draft_id(request)
     name = shown_name(request.query_params.get("name", ""))
     incoming = await run_in_threadpool(studio.drafts.incoming)
     try:
@@ -174,12 +185,28 @@ async def upload(request: Request) -> Response:
         )
     finally:
         incoming.unlink(missing_ok=True)
-    return JSONResponse(_as_json(studio.drafts.get(draft), picture), 201)
+    return JSONResponse(as_json(studio.drafts.get(draft), picture), 201)
+
+
+async def mask_file(request: Request) -> Response:
+    """A picture that is the mask of another one."""
+    studio = studio_of(request)
+    name = shown_name(request.query_params.get("name", ""))
+    incoming = await run_in_threadpool(studio.drafts.incoming)
+    try:
+        await _receive(request, incoming, name)
+        await run_in_threadpool(
+            studio.drafts.draw_as,
+            *(draft_id(request), request.path_params["picture"], incoming, name, studio.run),
+        )
+    finally:
+        incoming.unlink(missing_ok=True)
+    return JSONResponse({})
 
 
 def remove(request: Request) -> Response:
     """Leave a picture out."""
-    studio_of(request).drafts.remove(_draft_id(request), request.path_params["picture"])
+    studio_of(request).drafts.remove(draft_id(request), request.path_params["picture"])
     return JSONResponse({})
 
 
@@ -188,7 +215,7 @@ async def fill_in(request: Request) -> Response:
     studio, values = studio_of(request), await json_body(request)
     draft = await run_in_threadpool(
         studio.drafts.fill_in,
-        _draft_id(request),
+        draft_id(request),
         *(text(values, key) for key in ("name", "class_name", "licence")),
     )
     return JSONResponse({"name": draft.name, "class_name": draft.class_name})
@@ -197,7 +224,7 @@ async def fill_in(request: Request) -> Response:
 async def save(request: Request) -> Response:
     """Into the register, as `focusdpo subjects add` does."""
     studio, values = studio_of(request), await json_body(request)
-    draft = _draft_id(request)
+    draft = draft_id(request)
     fields = (text(values, key) for key in ("name", "class_name", "licence"))
     await run_in_threadpool(studio.drafts.fill_in, draft, *fields)
     root = studio.config.root
@@ -222,7 +249,7 @@ async def save(request: Request) -> Response:
 
 def discard(request: Request) -> Response:
     """Give a draft up."""
-    studio_of(request).drafts.discard(_draft_id(request))
+    studio_of(request).drafts.discard(draft_id(request))
     return JSONResponse({})
 
 
@@ -232,7 +259,7 @@ async def draw(request: Request) -> Response:
     data = await body(request, LARGEST_MASK, "the mask")
     mask = drawn_mask(data) if data else None
     await run_in_threadpool(
-        studio.drafts.draw, _draft_id(request), request.path_params["picture"], mask
+        studio.drafts.draw, draft_id(request), request.path_params["picture"], mask
     )
     return JSONResponse({})
 
@@ -242,7 +269,7 @@ async def click(request: Request) -> Response:
     studio, values = studio_of(request), await json_body(request)
 
     def find() -> bytes:
-        draft = studio.drafts.get(_draft_id(request))
+        draft = studio.drafts.get(draft_id(request))
         picture = _picture(draft, request)
         view = decode_png(
             studio.drafts.file(draft.id, picture.id, "view").read_bytes(), picture.name
@@ -267,7 +294,8 @@ async def _receive(request: Request, target: Path, name: str) -> None:
             sink.write(piece)
 
 
-def _draft_id(request: Request) -> str:
+def draft_id(request: Request) -> str:
+    """The draft that an address names; 404 for what cannot be one."""
     id: str = request.path_params["draft"]
     if not ID.fullmatch(id):
         raise absent("no such draft; begin again at Add a subject")
@@ -281,10 +309,11 @@ def _picture(draft: Draft, request: Request) -> DraftPicture:
         raise absent(str(error)) from error
 
 
-def _as_json(draft: Draft, picture: DraftPicture) -> dict[str, Any]:
+def as_json(draft: Draft, picture: DraftPicture) -> dict[str, Any]:
+    """A picture for the page, with its addresses."""
     where = f"/add-subject/{draft.id}/{picture.id}"
     addresses = {"view": f"{where}/view.png", "mask": f"{where}/mask.png", "edit": where}
-    return asdict(picture) | addresses
+    return asdict(picture) | {"notes": picture.told} | addresses
 
 
 def routes() -> list[BaseRoute]:
@@ -299,6 +328,7 @@ def routes() -> list[BaseRoute]:
         Route(f"{draft}/discard", discard, methods=["POST"]),
         Route(picture, editor),
         Route(f"{picture}/remove", remove, methods=["POST"]),
+        Route(f"{picture}/mask-file", mask_file, methods=["POST"]),
         Route(f"{picture}/draw", draw, methods=["POST"]),
         Route(f"{picture}/click", click, methods=["POST"]),
         Route(f"{picture}/{{what}}.png", file),

@@ -10,9 +10,32 @@ function phases(rows) {
     const bar = document.createElement("progress");
     bar.max = 1;
     bar.value = one.share;
-    label.append(`${one.phase}: ${one.done} of ${one.total} ${one.figures}`, bar);
+    const left = one.left ? `, about ${one.left} left` : "";
+    label.append(`${one.phase}: ${one.done} of ${one.total} ${one.figures}${left}`, bar);
     line.append(label);
     return line;
+  }));
+}
+
+// Warnings and pictures are put in place of the old ones only where they changed.
+function known(told) {
+  const warnings = document.getElementById("warnings");
+  if (warnings.children.length !== told.warnings.length) {
+    warnings.replaceChildren(...told.warnings.map((one) => {
+      const line = document.createElement("li");
+      line.className = "note";
+      line.textContent = one;
+      return line;
+    }));
+  }
+  const shown = document.getElementById("pictures");
+  if ([...shown.children].map((one) => one.getAttribute("src")).join() === told.pictures.join()) return;
+  document.getElementById("so-far").hidden = !told.pictures.length;
+  shown.replaceChildren(...told.pictures.map((address, at) => {
+    const image = new Image();
+    image.src = address;
+    image.alt = `Picture ${at + 1} of those that were painted`;
+    return image;
   }));
 }
 
@@ -23,6 +46,10 @@ async function look() {
   const state = document.getElementById("state");
   state.textContent = state.dataset.state = told.state;
   phases(told.progress);
+  const words = document.getElementById("words");
+  if (words.textContent !== told.words) words.textContent = told.words;
+  words.hidden = !told.words;
+  known(told);
   const log = document.getElementById("log");
   const atEnd = log.scrollTop + log.clientHeight >= log.scrollHeight - 20;
   log.textContent = told.log || "Nothing yet.";

@@ -11,6 +11,7 @@ function start() {
   asked.set("reviewer", review.dataset.reviewer);
   const byId = (id) => document.getElementById(id);
   const messages = byId("messages");
+  let matching = 0;
   let pairs = [], at = 0, shown = null, flipped = false, busy = false, chosen = false;
   const decided = []; // ids of pairs, the newest last: what undo goes back through
   const ahead = new Map();
@@ -125,22 +126,45 @@ function start() {
   // moved on from it.
   const undone = () => (chosen && shown?.mine ? shown.id : decided.at(-1) ?? shown?.id);
 
+  async function post(path, values) {
+    const answer = await fetch(`${path}?${asked}`, {
+      method: "POST",
+      headers: { "x-csrf-token": csrf, accept: "application/json", "content-type": "application/json" },
+      body: JSON.stringify({ reviewer: review.dataset.reviewer, reason: byId("reason").value, ...values }),
+    });
+    const told = await answer.json();
+    if (!answer.ok) throw new Error(told.error);
+    return told;
+  }
+
+  // All pairs of the filter in one act: undo takes back the whole of it.
+  async function decideAll(decision) {
+    if (busy) return;
+    busy = true;
+    try {
+      const told = await post("/review/decide-all", { decision, matching });
+      decided.push(told.pair);
+      chosen = false;
+      await load();
+      say(`${told.decided} ${decision}ed. Undo takes all of them back.`, true);
+    } catch (error) { say(error.message); }
+    busy = false;
+  }
+
   async function decide(decision) {
     const pair = decision === "undo" ? undone() : shown?.id;
     if (busy || pair === undefined) return;
     busy = true;
     try {
-      const answer = await fetch(`/review/decide?${asked}`, {
-        method: "POST",
-        headers: { "x-csrf-token": csrf, accept: "application/json", "content-type": "application/json" },
-        body: JSON.stringify({ reviewer: review.dataset.reviewer, pair, decision, blind, reason: byId("reason").value }),
-      });
-      const told = await answer.json();
-      if (!answer.ok) throw new Error(told.error);
+      const told = await post("/review/decide", { pair, decision, blind });
       progress(told);
       say("");
       chosen = false;
-      if (decision === "undo") await back(pair);
+      if (decision === "undo" && told.decided > 1) {
+        decided.splice(decided.lastIndexOf(pair), 1);
+        await load();
+        say(`${told.decided} decisions are taken back.`, true);
+      } else if (decision === "undo") await back(pair);
       else {
         decided.push(pair);
         await step(1);
@@ -183,6 +207,11 @@ function start() {
   async function load() {
     const told = await get("/review/queue");
     pairs = told.pairs;
+    matching = told.matching;
+    if (byId("bulk")) {
+      byId("bulk-count").textContent = `${matching} ${matching === 1 ? "pair is" : "pairs are"} chosen`;
+      byId("bulk").querySelectorAll("button").forEach((one) => { one.disabled = !matching; });
+    }
     at = 0;
     progress(told);
     await show();
@@ -201,7 +230,8 @@ function start() {
   review.addEventListener("click", (event) => {
     const one = event.target.closest("button");
     if (!one) return;
-    if (one.dataset.decide) decide(one.dataset.decide);
+    if (one.dataset.all) decideAll(one.dataset.all);
+    else if (one.dataset.decide) decide(one.dataset.decide);
     else if (one.dataset.step) walk(Number(one.dataset.step));
     else if (one.id === "flip") flip();
     review.focus();

@@ -3,41 +3,14 @@
 
 const form = document.getElementById("subject");
 const here = `/add-subject/${form.dataset.draft}`;
-const csrf = document.querySelector("meta[name=csrf]").content;
 const list = document.getElementById("pictures");
-const messages = document.getElementById("messages");
 const drop = document.getElementById("drop");
 
-function say(text, good = false) {
-  const one = document.createElement("p");
-  one.className = `message ${good ? "good" : "bad"}`;
-  one.textContent = text;
-  messages.append(one);
-  return one;
-}
-
-async function ask(path, body, type = "application/json") {
-  const headers = { "x-csrf-token": csrf, accept: "application/json", "content-type": type };
-  const answer = await fetch(here + path, { method: "POST", headers, body });
-  const text = await answer.text();
-  let values = {};
-  try { values = JSON.parse(text); } catch { values = { error: text.slice(0, 500) }; }
-  if (!answer.ok) throw new Error(values.error || `the studio answered ${answer.status}`);
-  return values;
-}
+const ask = (path, body) => send(here + path, body);
 
 function fields() {
-  const values = Object.fromEntries(new FormData(form));
-  return JSON.stringify({
-    name: values.name, class_name: values.class_name, licence: values.licence,
-    replace: form.elements.replace.checked,
-  });
-}
-
-function element(tag, properties = {}, ...children) {
-  const one = Object.assign(document.createElement(tag), properties);
-  one.append(...children);
-  return one;
+  const values = typed(Object.fromEntries(new FormData(form)));
+  return JSON.stringify({ ...values, replace: form.elements.replace.checked });
 }
 
 function card(one) {
@@ -59,33 +32,13 @@ function card(one) {
   tint(over);
 }
 
-function tint(over) {
-  const mask = new Image();
-  mask.onload = () => {
-    const canvas = element("canvas", { width: mask.width, height: mask.height });
-    const pen = canvas.getContext("2d");
-    pen.drawImage(mask, 0, 0);
-    const pixels = pen.getImageData(0, 0, mask.width, mask.height);
-    for (let i = 0; i < pixels.data.length; i += 4) {
-      const inside = pixels.data[i] > 127;
-      // What is left out goes dark, as it goes white in the dataset.
-      pixels.data.set(inside ? [0, 0, 0, 0] : [20, 20, 40, 190], i);
-    }
-    pen.putImageData(pixels, 0, 0);
-    over.replaceWith(canvas);
-  };
-  mask.src = `${over.dataset.mask}?${Date.now()}`;
-}
-
 async function bring(files) {
   for (const file of files) {
     const waiting = say(`${file.name}: sending`, true);
     try {
-      const limit = 50 * 1024 * 1024;
-      if (file.size > limit) throw new Error(`${file.name}: larger than 50 MiB; scale it down, 2000 pixels a side are plenty`);
-      if (!file.size) throw new Error(`${file.name}: the file is empty (0 bytes); replace or remove it`);
+      checkPicture(file);
       await ask("/note", fields());
-      card(await ask(`/pictures?name=${encodeURIComponent(file.name.slice(0, 500))}`, file, "application/octet-stream"));
+      card(await sendPicture(form.dataset.draft, file));
     } catch (error) {
       say(error.message);
     }
@@ -100,16 +53,7 @@ function suggest(files) {
   name.value = files[0].name.replace(/\.[^.]*$/, "").replace(/[^A-Za-z0-9_-]+/g, "-").replace(/^[^A-Za-z0-9]+|-+$/g, "").slice(0, 64);
 }
 
-for (const kind of ["dragenter", "dragover"]) {
-  drop.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.add("over"); });
-}
-drop.addEventListener("dragleave", () => drop.classList.remove("over"));
-drop.addEventListener("drop", (event) => {
-  event.preventDefault();
-  drop.classList.remove("over");
-  messages.replaceChildren();
-  bring([...event.dataTransfer.files]);
-});
+dropZone(drop, (carried) => bring([...carried.files]));
 for (const id of ["files", "camera"]) {
   document.getElementById(id).addEventListener("change", (event) => {
     const files = [...event.target.files];
@@ -120,7 +64,7 @@ for (const id of ["files", "camera"]) {
 }
 
 form.addEventListener("change", (event) => {
-  if (["name", "class_name", "licence"].includes(event.target.name)) {
+  if (["name", "class_name", "licence", "licence_choice"].includes(event.target.name)) {
     ask("/note", fields()).catch((error) => say(error.message));
   }
 });
@@ -158,5 +102,3 @@ document.getElementById("discard").addEventListener("click", async () => {
   await ask("/discard");
   location.href = "/add-subject";
 });
-
-document.querySelectorAll("img.over").forEach(tint);

@@ -9,14 +9,20 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from small_root import small_version
 from studio_client import Client
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.config import BuildRun
+from focusdpo.flows.console import time_left
 from focusdpo.flows.settings import resolve
+from focusdpo.pipeline.subjects.ingest import IngestConfig, ingest
+from focusdpo.sharing.dataset_export import check_licences
+from focusdpo.store.artefacts import Store
+from focusdpo.store.versions import open_version
 from focusdpo.studio.job_files import Job, Jobs, progress_of
-from focusdpo.studio.pages.jobs_page import order
+from focusdpo.studio.job_forms import OWN, in_fields, order
 
 PYTHON = (sys.executable, "-c")
 SLEEPS = "import time\nprint('begun', flush=True)\ntime.sleep(600)"
@@ -123,6 +129,10 @@ def test_stop_again_ends_what_does_not_listen(jobs: Jobs) -> None:
 RESTART = """
 import sys
 from pathlib import Path
+from focusdpo.pipeline.subjects.ingest import IngestConfig, ingest
+from focusdpo.sharing.dataset_export import check_licences
+from focusdpo.store.artefacts import Store
+from focusdpo.store.versions import open_version
 from focusdpo.studio.job_files import Jobs
 print(Jobs(Path(sys.argv[1])).start("build", "b", "here", [sys.argv[2]],
       program=(sys.executable, "-c")).id)
@@ -167,6 +177,76 @@ def test_progress_is_each_phases_last_count() -> None:
         ("train", 7, 20),
     ]
     assert told[1].figures == "loss 0.69  gap 0.1" and told[1].share == 0.35
+
+
+def test_time_left_is_told_at_the_pace_of_the_phase() -> None:
+    assert time_left(100.0, 2, 130.0, 12, 42) == "  about 2 min left", "3 s each, 30 to come"
+    assert time_left(0.0, 0, 10.0, 10, 30) == "  about 20 s left"
+    assert time_left(0.0, 0, 3600.0, 1, 4) == "  about 3.0 h left"
+    assert time_left(0.0, 5, 9.0, 5, 9) == time_left(0.0, 0, 9.0, 9, 9) == ""
+    (now,) = progress_of("train: 7/20  loss 0.69  about 2 min left")
+    assert (now.figures, now.left) == ("loss 0.69", "2 min")
+    (now,) = progress_of("generate: 7/20  about 20 s left")
+    assert (now.figures, now.left) == ("", "20 s")
+
+
+def test_what_the_log_says_is_told_in_words(jobs: Jobs) -> None:
+    code = (
+        "import sys, time\n"
+        "say = lambda text: (sys.stderr.write(text + '\\n'), sys.stderr.flush())\n"
+        "say('WARNING focusdpo.flows: few pairs'); say('WARNING focusdpo.flows: few pairs')\n"
+        "say('generate: 3/10  about 20 s left')\n"
+        "time.sleep(600)"
+    )
+    job = start(jobs, code)
+    deadline = time.monotonic() + 60
+    while "generate" not in (job := jobs.get(job.id)).log:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert job.words == "Painting candidates: 3 of 10; about 20 s left."
+    assert job.warnings == ["few pairs"]
+    jobs.stop(job.id)
+    ended(jobs, job.id)
+    failing = "import sys; sys.stderr.write('error: no room\\n'); sys.exit(2)"
+    assert ended(jobs, start(jobs, failing).id).words == "no room"
+
+
+def test_a_command_s_error_speaks_of_the_form(studio: Client, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        version = open_version(Store.open(studio.root))
+        version.manifest["subjects"][0]["licence"] = ""
+        check_licences(version, False)
+    said = in_fields("share", str(refused.value))
+    assert "tick “Export subjects that state no licence" in said
+    assert "tell it on the page of each subject and build again" in said
+    assert "--" not in said and "`" not in said and "yaml" not in said
+
+
+def test_pictures_of_a_job_are_shown_while_it_runs(studio: Client, tmp_path: Path) -> None:
+    old, out = tmp_path / "data/first.png", tmp_path / "data-runs/a-evaluated/images/base"
+    out.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(old)
+    os.utime(old, (0, 0))
+    jobs = studio.app.state.studio.jobs
+    build = jobs.start("build", "b", str(studio.root), [SLEEPS], {}, {}, PYTHON)
+    running(jobs, build.id)
+    told = studio.get(f"/jobs/{build.id}/state").json()
+    assert told["pictures"] == [], "the one that is there is an earlier build's"
+    Image.new("RGB", (8, 8)).save(old)
+    (address,) = studio.get(f"/jobs/{build.id}/state").json()["pictures"]
+    assert studio.get(address).headers["content-type"] == "image/png"
+    assert address in studio.page(f"/jobs/{build.id}").text
+    jobs.stop(build.id)
+    ended(jobs, build.id)
+    outputs = {"evaluation": str(tmp_path / "data-runs/a-evaluated")}
+    job = jobs.start("evaluate", "e", str(studio.root), ["pass"], outputs, {}, PYTHON)
+    ended(jobs, job.id)
+    Image.new("RGB", (8, 8)).save(out / "s-0.png")
+    (out / "s-1.png").symlink_to(old)
+    (address,) = studio.get(f"/jobs/{job.id}/state").json()["pictures"]
+    assert "base-s-0.png" in address and studio.get(address).status_code == 200
+    for name in ("base-s-1.png", "..%2f..%2fdata%2ffirst.png", "first.png"):
+        assert studio.get(f"/jobs/{job.id}/pictures/{name}").status_code == 404
 
 
 def form(**values: str) -> dict[str, str]:
@@ -303,3 +383,50 @@ def test_an_exports_files_are_offered_and_no_others(studio: Client, tmp_path: Pa
     assert answer.status_code == 200 and "attachment" in answer.headers["content-disposition"]
     for name in ("secret", "..%2f..%2fdata%2fdataset.json", "nothing"):
         assert studio.get(f"/jobs/{job.id}/files/{name}").status_code == 404
+
+
+def test_training_asks_about_decisions_that_no_build_has_taken_in(studio: Client) -> None:
+    assert "Train without" not in studio.page("/jobs").text
+    for pair in ("pair0", "pair1"):
+        values = {"reviewer": "Ada", "pair": pair, "decision": "reject"}
+        assert studio.post("/review/decide", json=values).status_code == 200
+    page = studio.page("/jobs").text
+    assert "2 decisions not in the dataset yet" in page and 'name="aware"' in page
+    assert "2 decisions of reviewers not in the dataset yet" in studio.page("/runs").text
+    answer = studio.form("/jobs/start/train", name="first", steps="1")
+    assert answer.status_code == 400 and "tick “Train without the decisions" in answer.text
+    jobs = studio.app.state.studio.jobs
+    assert jobs.list() == []
+    answer = studio.form("/jobs/start/train", name="first", steps="1", aware="yes")
+    assert answer.status_code == 303
+    (job,) = jobs.list()
+    assert "aware" not in job.form, "the next training asks again"
+    running(jobs, job.id)
+    jobs.stop(job.id)
+    ended(jobs, job.id)
+
+
+def test_ones_own_subjects_are_evaluated_from_the_form(studio: Client, tmp_path: Path) -> None:
+    (tmp_path / "data-runs/first/adapter").mkdir(parents=True)
+    folder = tmp_path / "data-runs/.studio/subjects"
+    fields = {"run": "first", "preset": "pocket"}
+    answer = studio.form("/jobs/start/evaluate", scenes="../x", **fields)
+    assert answer.status_code == 400 and "Who stands in the scenes: got" in answer.text
+    assert not folder.exists()
+    answer = studio.form("/jobs/start/evaluate", scenes=OWN, **fields)
+    assert answer.status_code == 303
+    jobs = studio.app.state.studio.jobs
+    (job,) = jobs.list()
+    running(jobs, job.id)
+    jobs.stop(job.id)
+    ended(jobs, job.id)
+    command = " ".join(job.command)
+    assert f"--protocol subjects --data {folder}" in command
+    assert job.outputs == {"evaluation": str(tmp_path / "data-runs/first-evaluated-own")}
+    store = Store.open(tmp_path / "again")
+    config = IngestConfig(
+        size=studio.app.state.studio.dataset().sample("pair0").images.win.shape[0]
+    )
+    read = ingest(folder, store, config).subjects
+    built = studio.app.state.studio.dataset().subjects
+    assert {one.id: one.digest for one in read} == {k: v["digest"] for k, v in built.items()}

@@ -206,3 +206,19 @@ def test_a_version_published_meanwhile_is_shown(tmp_path: Path) -> None:
     small_version(tmp_path / "root", scenes=2)
     client.app.state.studio.forget()
     assert "2 pairs of 2 subjects" in client.page("/").text
+
+
+def test_curves_of_several_runs_lie_one_over_the_other(client: Client) -> None:
+    ids = [one.id for one in client.app.state.studio.runs().training]
+    names = [one.name for one in client.app.state.studio.runs().training]
+    assert all(f'value="{id}"' in client.page("/runs").text for id in ids)
+    page = client.page(f"/runs/compare?run={ids[0]}&run={ids[1]}").text
+    charts = re.findall(r"<figure.*?</figure>", page, re.DOTALL)
+    assert "Loss" in charts[0] and len(charts) > 1
+    for chart in charts:
+        if "Loss" in chart:
+            assert all(f">{name}</span>" in chart for name in names)
+            assert len(set(re.findall(r'class="curve (\w+) mean"', chart))) == 2
+    for query in ("", f"run={ids[0]}", f"run={ids[0]}&run={ids[0]}", "&".join(["run=x"] * 5)):
+        assert client.page(f"/runs/compare?{query}").status_code == 400
+    assert client.page(f"/runs/compare?run={ids[0]}&run=nope").status_code == 404

@@ -226,3 +226,52 @@ def test_items_know_what_others_say(studio: Client) -> None:
 def test_without_a_version_the_page_says_what_to_do(tmp_path: Path) -> None:
     answer = Client(tmp_path / "new").page("/review")
     assert answer.status_code == 404 and "dataset" in answer.text
+
+
+def decide_all(studio: Client, decision: str, matching: int, query: str = ""):
+    values = {"reviewer": "Ada", "decision": decision, "matching": matching}
+    return studio.post(f"/review/decide-all?{query}", json=values)
+
+
+def standing_of(studio: Client) -> dict[str, str]:
+    """Pair -> Ada's decision that counts."""
+    told = studio.get(f"{ADA}&show=mine").json()
+    return {one["id"]: one["mine"] for one in told["pairs"]}
+
+
+def test_one_undo_takes_a_bulk_back_and_nothing_else(studio: Client) -> None:
+    first, *rest = listed(studio)
+    decide(studio, first, "swap")
+    answer = decide_all(studio, "reject", len(rest), "show=open")
+    assert answer.status_code == 200 and answer.json()["decided"] == len(rest) == 5
+    assert standing_of(studio) == {first: "swap"} | dict.fromkeys(rest, "reject")
+    decide(studio, rest[0], "accept")
+    undone = decide(studio, rest[1], "undo").json()
+    assert undone["decided"] == 4, "what was decided anew since is no longer the bulk's"
+    assert standing_of(studio) == {first: "swap", rest[0]: "accept"}
+    decide(studio, rest[0], "undo")
+    assert standing_of(studio) == {first: "swap", rest[0]: "reject"}
+    assert len(audit(studio).reviews()) == 1 + 5 + 1 + 4 + 1, "and all of it stays in the audit"
+
+
+def test_a_bulk_is_what_the_filter_lets_through_as_it_was_seen(studio: Client) -> None:
+    queue = queue_of(studio)
+    margins = {name: queue.pair(name).margin for name in listed(studio)}
+    middle = sorted(margins.values())[2]
+    low = [name for name, margin in margins.items() if margin <= middle]
+    query = f"low=-1&high={middle}"
+    assert sorted(listed(studio, query)) == sorted(low) and 0 < len(low) < 6
+    answer = decide_all(studio, "accept", len(low), query)
+    assert answer.json()["decided"] == len(low)
+    assert standing_of(studio) == dict.fromkeys(low, "accept")
+    before = len(audit(studio).reviews())
+    for decision, matching, asked in (
+        ("reject", len(low), query),  # decided meanwhile: nothing is open there
+        ("reject", 0, query),
+        ("swap", 6, "show=all"),
+        ("reject", 5, "show=all"),
+        ("reject", 6, "show=all&low=x"),
+    ):
+        assert decide_all(studio, decision, matching, asked).status_code == 400
+    assert studio.http.post("/review/decide-all", json={}).status_code == 403
+    assert len(audit(studio).reviews()) == before

@@ -163,7 +163,7 @@ def test_a_hostile_name_is_shown_and_never_a_path(studio: Client, name: str) -> 
         ("class_name", "a" * 10_000, "10000 characters"),
         ("class_name", "st\x1bar", "control characters"),
         ("class_name", "starr", "near: star"),
-        ("class_name", "<b>star</b>", "does not know the class '<b>star</b>'"),
+        ("class_name", "<b>star</b>", "Class: the models do not know '<b>star</b>'"),
         ("licence", "l" * 10_000, "10000 characters"),
     ],
 )
@@ -206,7 +206,8 @@ def test_a_drawn_mask_is_the_subjects_mask(studio: Client) -> None:
     assert (
         studio.post(f"{told['edit']}/draw", content=png(Image.fromarray(mask))).status_code == 200
     )
-    assert "mask drawn by hand" in studio.page(HERE).text
+    page = studio.page(HERE).text
+    assert "mask drawn by hand" in page and "the whole picture counts" not in page
     shown = Image.open(io.BytesIO(studio.get(told["mask"]).content))
     np.testing.assert_array_equal(np.asarray(shown) > 127, mask > 127)
     assert save(studio).status_code == 200
@@ -230,7 +231,8 @@ def test_masks_that_cannot_be_are_refused(studio: Client) -> None:
         assert answer.status_code == 400 and said in answer.json()["error"], said
     studio.post(f"{told['edit']}/draw", content=png(Image.new("L", (64, 64), 255)))
     assert studio.post(f"{told['edit']}/draw", content=b"").status_code == 200
-    assert "mask drawn by hand" not in studio.page(HERE).text
+    page = studio.page(HERE).text
+    assert "mask drawn by hand" not in page and "the whole picture counts" in page
 
 
 def test_a_registered_name_is_kept_unless_it_is_to_be_replaced(studio: Client) -> None:
@@ -241,6 +243,28 @@ def test_a_registered_name_is_kept_unless_it_is_to_be_replaced(studio: Client) -
     assert answer.status_code == 400 and "red-disc" in answer.json()["error"]
     assert save(studio, replace=True).status_code == 200
     assert read_registry(Store.open(studio.root)).number == 2
+
+
+def test_errors_speak_of_the_pages_fields(studio: Client) -> None:
+    bring(studio, cut_out())
+    assert save(studio, replace=True).json()["error"].startswith("Name: nothing is registered yet")
+    save(studio)
+    bring(studio, cut_out(30))
+    errors = [
+        save(studio).json()["error"],
+        save(studio, name="red_disc").json()["error"],
+        save(studio, name="a-1", class_name="").json()["error"],
+        save(studio, name="123", class_name="").json()["error"],
+        save(studio, name="123", replace=True).json()["error"],
+    ]
+    bring(studio, cut_out(20)[:90], "cut.png")
+    bring(studio, png(Image.new("RGBA", (40, 40), (9, 9, 9, 0))), "ghost.png")
+    errors.append(save(studio, name="b").json()["error"])
+    for said in errors:
+        assert said.startswith(("Name: ", "Class: ", "ghost.png: ")), said
+        for foreign in ("`", "--", "subject.yaml", "folder", "/", "none of", "cannot be used"):
+            assert foreign not in said, said
+    assert "tick “Replace" in errors[0] and "untick “Replace" in errors[4]
 
 
 def test_no_more_pictures_than_are_used(studio: Client) -> None:
