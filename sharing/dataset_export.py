@@ -164,7 +164,9 @@ def card(
     return environment.from_string(text).render(
         manifest=manifest,
         splits=splits,
-        tars={name: len({row.shard for row in version.rows_of(one)}) for one, name in SPLITS.items()},
+        tars={
+            name: len({row.shard for row in version.rows_of(one)}) for one, name in SPLITS.items()
+        },
         size=next((word for limit, word in SIZES if pairs < limit), "1M<n<10M"),
         pairs=pairs,
         rejects=[(name, REASONS.get(name, name), count) for name, count in rejects.items()],
