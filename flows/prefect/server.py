@@ -137,8 +137,9 @@ def require_whole(database: Path) -> None:
         found = str(error)
     if found != "ok":
         raise UserError(
-            f"{database}: Prefect's database is damaged ({found.strip().splitlines()[0]}). It holds the history "
-            "of runs alone: move it away and run the same command again, or use --no-prefect"
+            f"{database}: Prefect's database is damaged ({found.strip().splitlines()[0]}). It "
+            "holds the history of runs alone: move it away and run the same command again, or use "
+            "--no-prefect"
         )
 
 
