@@ -152,7 +152,9 @@ def paint_missing(
         part = range(start, min(start + batch, len(names)))
         if all((out / names[at]).exists() for at in part):
             continue
-        painter = painter or generator()
+        if painter is None:
+            watch(f"paint {model}", start, len(names), {})
+            painter = generator()
         pictures = paint(
             [wanted[at][0].prompt for at in part],
             [[panel.individuals[name].shown for name in wanted[at][0].subject_ids] for at in part],

@@ -21,10 +21,11 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from focusdpo.flows.terminal import printable, protect
+from focusdpo.flows.terminal import heard, printable, protect
 
 if TYPE_CHECKING:
     import typer
@@ -40,13 +41,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code."""
     given = sys.argv[1:] if arguments is None else arguments
     protect()
-    with Interrupts():
-        speaks = os.environ.get("RANK", "0") == "0"  # of several processes, the first
-        if speaks and given and given[0] in JOBS and "--help" not in given:
-            sys.stderr.write(f"{given[0]} ...\n")  # imports alone may take seconds
+    with Interrupts(), _heard(given):
         from focusdpo.flows.program import app
 
         _run(app, "focusdpo", given)
+
+
+def _heard(given: Sequence[str]) -> AbstractContextManager[None]:
+    """Says at once that a job has begun, and of any other command so if it takes a second: imports
+    alone may."""
+    first = os.environ.get("RANK", "0") == "0"  # of several processes
+    if not (first and given) or {"--help", "--version"} & set(given):
+        return contextlib.nullcontext()
+    line = f"{'focusdpo' if given[0].startswith('-') else given[0]} ..."
+    if given[0] not in JOBS:
+        return heard(line)
+    sys.stderr.write(f"{line}\n")
+    return contextlib.nullcontext()
 
 
 def run_program(program: typer.Typer, name: str, arguments: Sequence[str]) -> None:

@@ -1,4 +1,5 @@
-"""How a run tells that it goes on: `watch(phase, done, total, figures)`, and the log as JSON lines.
+"""How a run tells that it goes on: `watch(phase, done, total, figures)`, what is waited for, notes
+for people, and the log as JSON lines.
 
 focusdpo --log-json run.jsonl build-dataset ...      FOCUSDPO_LOG_JSON=run.jsonl for workers
 """
@@ -8,9 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
+import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -141,11 +145,96 @@ def about(**ids: str) -> Iterator[None]:
         _ABOUT.reset(token)
 
 
-class Lines(logging.Formatter):
-    """A log for people."""
+WAITING = logging.getLogger(f"{OWN}.waiting")
+"""What is waited for; only a command line shows it."""
+MOMENT = 0.5
+"""Seconds in which nobody wonders."""
+_HOLDER = re.compile(r"%[-#0 +]*[\d.]*[a-zA-Z]")
 
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Says what is waited for, where it takes longer than a moment."""
+    late = threading.Timer(MOMENT, WAITING.info, (what,))
+    late.daemon = True
+    late.start()
+    try:
+        yield
+    finally:
+        late.cancel()
+
+
+class Notes(logging.Handler):
+    """The log for people, on whatever is stderr now: bars take its place while they are drawn.
+
+    One line for each kind of note: those that the same line of code says with other numbers or
+    names are counted, and told at the end. Libraries' warnings are about what is ours to mend, so
+    they are left out. `every`: without such a choice, and with the names of loggers."""
+
+    def __init__(self, *, every: bool = False) -> None:
+        super().__init__()
+        self._every = every
+        self._first: dict[tuple[str, str], str] = {}
+        self._others: Counter[tuple[str, str]] = Counter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.name == WAITING.name:
+            text, kind = f"{text} ...", text
+        else:
+            own = record.name.partition(".")[0] == OWN
+            if not (own or self._every) and record.levelno < logging.ERROR:
+                return
+            kind = str(record.msg) if re.search(r"\w", _HOLDER.sub("", str(record.msg))) else text
+        key = (record.name, kind)
+        first = key not in self._first
+        if first or self._every:
+            self._first.setdefault(key, text)
+            self._write(self._line(record, text))
+        elif text != self._first[key] and record.name != WAITING.name:
+            self._others[key] += 1
+
+    def close(self) -> None:
+        """Tell how many notes were left out."""
+        for key, count in self._others.items():
+            first = self._first[key]
+            shown = first if len(first) <= SHORT else f"{first[:SHORT]}..."
+            self._write(f"{count} more like this: {shown} (-v tells each)")
+        self._others.clear()
+        super().close()
+
+    def _line(self, record: logging.LogRecord, text: str) -> str:
+        if record.exc_info:
+            text += "\n" + logging.Formatter().formatException(record.exc_info)
+        if record.name == WAITING.name:
+            return text
+        if self._every:
+            return f"{record.levelname} {record.name}: {text}"
+        return f"{record.levelname.lower()}: {text}"
+
+    def _write(self, line: str) -> None:
+        sys.stderr.write(printable(line) + "\n")
+        sys.stderr.flush()
+
+
+SHORT = 60
+"""Letters of a note that is only mentioned."""
+
+
+def log_to_people(verbose: int) -> None:
+    """Set up the log of a command line: 0 warnings, 1 more, 2 everything."""
+    logging.basicConfig(handlers=[Notes(every=verbose > 0)], level=logging.WARNING)
+    logging.captureWarnings(True)
+    logging.getLogger(OWN).setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
+    if os.environ.get("RANK", "0") == "0":  # of several processes, the first
+        WAITING.setLevel(logging.INFO)
+    # Libraries with a handler of their own; tokenizers and OpenMP: no forks here.
+    for name, value in {
+        "TRANSFORMERS_VERBOSITY": "error" if verbose == 0 else "warning",
+        "DIFFUSERS_VERBOSITY": "error" if verbose == 0 else "warning",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
+        os.environ.setdefault(name, value)
 
 
 class JsonLines(logging.Formatter):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
 from collections.abc import Callable
 from importlib import metadata
 from typing import Annotated, Any
@@ -90,8 +87,6 @@ def _register() -> None:
 
 _register()
 
-LEVELS = {0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
-
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -117,11 +112,6 @@ def options(
     ] = False,
 ) -> None:
     """Configures logging: it goes to stderr, results go to stdout."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(console.Lines("%(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    logging.getLogger("focusdpo").setLevel(LEVELS[min(verbose, 2)])
+    console.log_to_people(verbose)
     if log_json is not None:
         console.to_file(log_json)
-    # tokenizers and OpenMP: no forks here, no warnings about them.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

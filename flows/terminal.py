@@ -11,6 +11,9 @@ import os
 import re
 import select
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 UNSAFE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -21,6 +24,32 @@ GONE = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.E
 def printable(text: str) -> str:
     """A text in which nothing, as from the name of a file, commands the terminal."""
     return UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+_SPOKEN = threading.Event()
+"""Something was written since this process began."""
+SILENCE = 0.7
+"""Seconds after which a command that has said nothing says that it has begun."""
+
+
+@contextmanager
+def heard(line: str) -> Iterator[None]:
+    """Writes a line on stderr where nothing else is written within `SILENCE`; in a process of its
+    own, whose streams were protected."""
+
+    def speak() -> None:
+        if not _SPOKEN.is_set():
+            sys.stderr.write(f"{line}\n")
+
+    own = isinstance(getattr(getattr(sys.stderr, "buffer", None), "raw", None), _Sink)
+    late = threading.Timer(SILENCE, speak)
+    late.daemon = True
+    if own:
+        late.start()
+    try:
+        yield
+    finally:
+        late.cancel()
 
 
 class _Sink(io.RawIOBase):
@@ -40,6 +69,7 @@ class _Sink(io.RawIOBase):
         return True
 
     def write(self, data: object) -> int:
+        _SPOKEN.set()
         view = memoryview(data)  # type: ignore[arg-type]
         while not self._gone:
             try:

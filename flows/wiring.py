@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol, cast
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.console import waiting
 from focusdpo.flows.models_config import Family, ModelsConfig
 from focusdpo.pipeline.adapters.checked import Checked
 from focusdpo.pipeline.parts import (
@@ -192,11 +193,12 @@ class CheckedSuite:
 
     def build(self, role: str, *, adapter: str | None = None) -> Any:
         """As `Suite.build`."""
-        part = self._models.build(role, adapter=adapter)
-        if role == "backbone":
-            return part
         name = role.replace("_", "'s ") if role.startswith("judge_") else role
-        return Checked(name if adapter is None else f"{name} with the adapter {adapter}", part)
+        if adapter is not None:
+            name += f" with the adapter {adapter}"
+        with waiting(f"loading the {name}"):
+            part = self._models.build(role, adapter=adapter)
+        return part if role == "backbone" else Checked(name, part)
 
 
 def suite(family: Family) -> Suite:

@@ -7,6 +7,8 @@ share of a diffusion schedule; how noise is added and what is predicted is the b
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
@@ -17,6 +19,8 @@ from focusdpo.data_schemas.strict import StrictModel
 
 if TYPE_CHECKING:  # configs import this module: keep torch (2 s) out of them
     from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
 
 Grid = tuple[int, int]
 """Rows and columns of a token grid."""
@@ -76,6 +80,18 @@ class Prompts(TensorRecord):
 
     embeds_BTD: Tensor
     pooled_BD: Tensor
+
+
+@functools.lru_cache(maxsize=4096)
+def tell_prompt(
+    reader: str, prompt: str, tokens: int, limit: int, unknown: tuple[str, ...] = ()
+) -> None:
+    """Says once of a prompt that it is not read as it stands: that an encoder takes the first
+    `limit` of its `tokens`, or was not taught some words. Every `encode_prompts` calls this."""
+    if tokens > limit:
+        log.warning("%s reads the first %d of %d tokens: %s", reader, limit, tokens, prompt)
+    if unknown:
+        log.warning("%s was not taught '%s': %s", reader, "', '".join(unknown), prompt)
 
 
 @dataclass(frozen=True)

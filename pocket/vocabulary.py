@@ -28,16 +28,18 @@ def words() -> tuple[str, ...]:
 @cache
 def _lookup() -> tuple[dict[tuple[str, ...], int], int]:
     table = {tuple(word.split()): i for i, word in enumerate(words()) if i > 1}
+    table["an",] = table["a",]  # what the world writes is "a airplane"
     return table, max(len(key) for key in table)
 
 
 @cache
-def token_ids(prompt: str) -> tuple[int, ...]:
-    """Ids of a prompt, the longest matching token first; words that the world does not know
-    become <unk>, what exceeds LENGTH is cut, what lacks is padded."""
+def read(prompt: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Ids of a whole prompt, the longest matching token first, and the words that the world does
+    not know, which become <unk>."""
     table, longest = _lookup()
     parts = prompt.lower().replace(",", " , ").replace(".", " ").split()
     ids: list[int] = []
+    unknown: list[str] = []
     at = 0
     while at < len(parts):
         for length in range(min(longest, len(parts) - at), 0, -1):
@@ -46,9 +48,16 @@ def token_ids(prompt: str) -> tuple[int, ...]:
                 break
         else:
             found = 1
+            unknown.append(parts[at])
         ids.append(found)
         at += length
-    return tuple((ids + [0] * LENGTH)[:LENGTH])
+    return tuple(ids), tuple(unknown)
+
+
+def token_ids(prompt: str) -> tuple[int, ...]:
+    """Ids of a prompt; what exceeds LENGTH is cut, what lacks is padded."""
+    ids, _ = read(prompt)
+    return (ids + (0,) * LENGTH)[:LENGTH]
 
 
 def tokenize(prompts: Sequence[str]) -> Tensor:

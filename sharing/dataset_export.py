@@ -2,7 +2,7 @@
 
 README.md                            the dataset card
 data/<split>-*.parquet               the pairs for `datasets.load_dataset`
-webdataset/<split>/pairs-*.tar       the shards for webdataset
+webdataset/<split>/*.tar             the shards for webdataset, those of most subjects first
 pictures/*.png                       examples that the card shows
 lineage.json, config.yaml            how it came about
 SHA256SUMS                           of all files
@@ -164,6 +164,9 @@ def card(
     return environment.from_string(text).render(
         manifest=manifest,
         splits=splits,
+        tars={
+            name: len({row.shard for row in version.rows_of(one)}) for one, name in SPLITS.items()
+        },
         size=next((word for limit, word in SIZES if pairs < limit), "1M<n<10M"),
         pairs=pairs,
         rejects=[(name, REASONS.get(name, name), count) for name, count in rejects.items()],
@@ -333,11 +336,15 @@ def without_paths(value: Any, *, top: bool = True) -> Any:
 
 def _copy_shards(store: Store, rows: Sequence[IndexRow], folder: Path) -> None:
     """Shards byte for byte; one that also holds retired samples without these, because who reads
-    it elsewhere has no index."""
+    it elsewhere has no index.
+
+    Numbers go before their names, most subjects first: `datasets` takes the columns of all tars
+    from the first one's samples, and would drop what only later ones have."""
     folder.mkdir(parents=True)
-    for name in sorted({row.shard for row in rows}):
+    names = sorted({(-row.num_subjects, row.shard) for row in rows})
+    for at, (_, name) in enumerate(names):
         mine = sorted((row for row in rows if row.shard == name), key=lambda row: row.offset)
-        with (folder / name).open("xb") as sink:
+        with (folder / f"{at:05d}-{name}").open("xb") as sink:
             written = 0
             for row in mine:
                 written += sink.write(read_bytes(store, row))

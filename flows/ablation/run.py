@@ -223,6 +223,8 @@ class _Comparison:
                 work = functools.partial(self.workers.run, cell)
                 started[cell.folder] = self.steps.start("ablation-cell", cell.name, work)
         self.missing |= started.keys()
+        if started:
+            self.watch(phase, 0, len(cells), {})
         for number, cell in enumerate(cells, 1):
             pending = started.get(cell.folder)
             record = cell.finished() if pending is None else pending.result()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from focusdpo.flows.config import BuildRun, GenerateRun
 from focusdpo.flows.wiring import resident_parts, vocabulary
 from focusdpo.pipeline.subjects import registry
 from focusdpo.pipeline.subjects.cutouts import StoredMasks
-from focusdpo.pipeline.subjects.folders import known_classes, subjects_within
-from focusdpo.pipeline.subjects.ingest import STAGE, Ingested, ingest
+from focusdpo.pipeline.subjects.folders import known_classes, listed, subjects_within
+from focusdpo.pipeline.subjects.ingest import STAGE, Ingested, Problem, ingest
 from focusdpo.pipeline.subjects.registry import (
     Changed,
     Entry,
@@ -39,10 +40,22 @@ def find_subjects(run: BuildRun, store: Store) -> tuple[list[Subject], list[str]
     if registry is not None:
         return registered_subjects(run, store, registry)
     found = read_folder(run, store, subject_folder(run, store), strict=run.strict)
-    for one in found.problems:
-        if not one.fatal:
-            log.warning("subject '%s': %s", one.subject, one.message)
+    for line in notes_by_kind([one for one in found.problems if not one.fatal]):
+        log.warning("%s", line)
     return found.subjects, [f"{one.subject}: {one.message}" for one in found.problems if one.fatal]
+
+
+def notes_by_kind(problems: Sequence[Problem]) -> Iterator[str]:
+    """A line for each kind of note, with the first subject's files. Notes are alike but for their
+    numbers and what stands before the colon."""
+    kinds: dict[str, list[Problem]] = {}
+    for one in problems:
+        files, colon, text = one.message.partition(": ")
+        kinds.setdefault(re.sub(r"\d+", "0", text if colon else files), []).append(one)
+    for first, *others in kinds.values():
+        names = dict.fromkeys(other.subject for other in others if other.subject != first.subject)
+        more = f" (so with {counted(len(names), 'subject')} more: {listed([*names])})"
+        yield f"subject '{first.subject}': {first.message}{more if names else ''}"
 
 
 def read_folder(

@@ -95,9 +95,10 @@ def adapter(run: ExportAdapterRun) -> Mapping[str, Any]:
 
     with _target(run) as folder:
         evaluations = [local(address) for address in run.evaluate]
-        made = export_adapter(
-            local(run.adapter), folder, run.layout, uno=run.uno, evaluations=evaluations
-        )
+        with working("exporting"):
+            made = export_adapter(
+                local(run.adapter), folder, run.layout, uno=run.uno, evaluations=evaluations
+            )
         say(f"{made}: {', '.join(sorted(file.name for file in made.iterdir()))}")
         url = _send(run, folder, "model", "FocusDPO adapter")
     out = None if run.out is None else str(run.out)

@@ -117,7 +117,7 @@ def _paint(run: PaintRun, generator: Generator) -> dict[str, Any]:
     from focusdpo.flows.generate.inference import sheet
 
     subjects, seeds = list(zip(run.reference, run.class_name, strict=True)), _seeds(run)
-    with working("loading the generator and painting"):
+    with working("painting"):
         painted = generator(run.prompt, subjects, seeds)
         if run.each:
             names = [run.out.with_stem(f"{run.out.stem}-{one.about.seeds[0]}") for one in painted]

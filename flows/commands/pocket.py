@@ -11,7 +11,7 @@ import typer
 
 from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.flows.commands.options import INCOMPLETE, JSON, SET, finish, say
-from focusdpo.flows.console import Bars
+from focusdpo.flows.console import Bars, working
 
 app = typer.Typer(
     help="The pocket suite: train its models, check them, see its world.",
@@ -98,12 +98,14 @@ def check(
     from focusdpo.flows.pocket_recipes import judge_rows, painted_rows
     from focusdpo.pocket.second.faults import table_lines
 
-    if name == "judge":
-        rows = judge_rows(weights, scenes)
-    elif name == "generator":
-        rows = painted_rows(weights, scenes, guidance=guidance, steps=steps)
-    else:
+    if name not in ("judge", "generator"):
         raise UserError(f"pocket check {name}: there are judge, generator and all")
+    with working(f"looking at {counted(scenes, 'scene')} of each kind"):
+        rows = (
+            judge_rows(weights, scenes)
+            if name == "judge"
+            else painted_rows(weights, scenes, guidance=guidance, steps=steps)
+        )
     for line in table_lines(rows):
         say(line)
     table = [{**asdict(row), "ok": row.ok} for row in rows]
@@ -150,7 +152,8 @@ def sampling(
     """Find the second edition's best sampling on validation scenes, by its judge."""
     from focusdpo.flows.pocket_recipes import best_sampling
 
-    table = best_sampling(weights, scenes, keep=keep)
+    with working("painting with each setting"):
+        table = best_sampling(weights, scenes, keep=keep)
     for row in table:
         say(
             f"guidance {row.sampling.guidance:g}, {counted(row.sampling.steps, 'step')}:"
@@ -176,7 +179,8 @@ def subjects(
     from focusdpo.pocket.world_subjects import WorldConfig, export
 
     config = WorldConfig(subjects=count, references=references, seed=seed)
-    written = export(folder, config)
+    with working("rendering"):
+        written = export(folder, config)
     say(
         f"{folder}: {counted(written, 'subject')} written"
         if written
@@ -200,7 +204,10 @@ def world_preview(
     from focusdpo.pocket.second.recipes.gallery import sheet, world_sheet
     from focusdpo.pocket.world_subjects import scenes_of_world
 
-    picture = world_sheet(count, seed) if edition == 2 else sheet(scenes_of_world(count, seed), 2)
+    with working("rendering"):
+        picture = (
+            world_sheet(count, seed) if edition == 2 else sheet(scenes_of_world(count, seed), 2)
+        )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         picture.save(out)

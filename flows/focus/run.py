@@ -104,7 +104,9 @@ def _focus_on(run: FocusMapsRun, version: DatasetVersion, watch: Watch) -> Focus
     digest = _put_adapter(backbone, run.adapter)
     try:
         make_folder(Path(run.out))
+        watch("draw maps", 0, 1, {})
         _draw_maps(run, backbone, version.read(shown))
+        watch("draw maps", 1, 1, {})
         premise = _premise(run, backbone, version, rows, watch) | {"adapter": digest}
     finally:
         remove_policy(backbone.transformer)

@@ -24,7 +24,13 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import encode_png
 from focusdpo.flows.config import GenerateRun
 from focusdpo.flows.generate.hosts import Hosts, is_same_origin, is_wildcard
-from focusdpo.flows.generate.inference import MAX_SEED, Painted, ReferenceUsed
+from focusdpo.flows.generate.inference import (
+    MAX_SEED,
+    Painted,
+    ReferenceUsed,
+    not_in_prompt,
+    unsaid,
+)
 from focusdpo.flows.generate.side_by_side import SideBySide, rows
 from focusdpo.flows.models_config import Family
 from focusdpo.pipeline.parts import Image
@@ -296,7 +302,12 @@ class Handlers:
             raise self._told(error, [file for file in files if file]) from error
         self._clean()
         shown: list[list[Any]] = [self._files(side.pictures) for side in sides]
-        table = numbers_table([side.name for side in sides], rows(sides))
+        asked = sides[0].pictures[0].about
+        notes = [
+            not_in_prompt(word, asked.prompt) for word in unsaid(asked.prompt, asked.class_names)
+        ]
+        table = "".join(f"<p>{html.escape(note)}.</p>" for note in notes)
+        table += numbers_table([side.name for side in sides], rows(sides))
         return shown[0], shown[1] if len(shown) > 1 else [], table
 
     def _files(self, pictures: Sequence[Painted]) -> list[tuple[str, str]]:

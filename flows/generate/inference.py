@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import logging
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from PIL import Image as PillowImage
 from PIL.PngImagePlugin import PngInfo
 from pydantic import Field, ValidationError
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, plural
 from focusdpo.data_schemas.images import (
     DECODE_ERRORS,
     Picture,
@@ -190,6 +191,8 @@ class Generator:
         """One picture per seed, each painted by itself, so that it depends on nothing else. Without
         a prompt: the subjects on the suite's first background. UserError for bad input."""
         about = self.about(prompt, references, seeds)
+        for word in unsaid(about.prompt, about.class_names):
+            log.warning("%s", not_in_prompt(word, about.prompt))
         shown = tuple(self.read(file, word) for file, word in references)
         generator = build_part(self.run.family, "generator", adapter=self._folder)
         made = []
@@ -284,6 +287,31 @@ def again(
         log.warning("%s: made by focusdpo %s, this is %s", picture, about.version, now.version)
     made = sheet(generator(about.prompt, subjects, about.seeds), about.columns)
     return Painted(made.image, about)
+
+
+def unsaid(prompt: str, words: Sequence[str]) -> list[str]:
+    """The words of subjects that a prompt says neither in the singular nor in the plural. `object`
+    stands for anything, and scripts without spaces hold a word anywhere."""
+    text = f" {' '.join(re.findall(_WORD, prompt.lower()))} "
+
+    def is_said(word: str) -> bool:
+        if not word.isascii():
+            return word.lower() in prompt.lower()
+        forms = (" ".join(re.findall(_WORD, form.lower())) for form in (word, plural(word)))
+        return any(f" {form} " in text for form in forms)
+
+    return [word for word in dict.fromkeys(words) if word != "object" and not is_said(word)]
+
+
+_WORD = r"[\w'-]+"
+
+
+def not_in_prompt(word: str, prompt: str) -> str:
+    """What to say of an `unsaid` word."""
+    return (
+        f"the {word} is not in the prompt '{prompt}', so it may not be painted: name every subject "
+        "by its word"
+    )
 
 
 def check_word(word: str, classes: frozenset[str] | None) -> None:

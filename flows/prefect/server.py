@@ -1,7 +1,10 @@
 """Which Prefect server records a run: the one that the environment names; or, where `--prefect`
 asks for one and none is named, one that this process starts and that ends with it.
 
-Its address is set as PREFECT_API_URL, so that to Prefect it is a server like any other. It reads a
+Its address is set as PREFECT_API_URL, so that to Prefect it is a server like any other. It listens
+on loopback, lets in who knows a login that this process draws (other users of the machine do not),
+and answers neither to another name (DNS rebinding) nor to any page of a browser: it has none of its
+own, so whatever says an Origin is foreign. It reads a
 pipe whose other end only this process holds: at its end of file, also after a kill -9, it stops
 itself, after a while in which it stores what it was told. It has a session of its own, so that
 Ctrl-C ends the command and not the server beneath it. When it is killed, another takes its place.
@@ -12,10 +15,13 @@ plain calls and runs in which nothing is missing never pay for it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import secrets
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -23,6 +29,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.console import working
@@ -50,6 +57,13 @@ STOP_SECONDS = 20.0
 """How long it has for an orderly end after that."""
 DEATHS = 3
 """Servers of a command that are replaced when they are killed."""
+LOGIN, SERVER_LOGIN = "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"
+"""What a client says, and what a server wants to hear."""
+HOST = "127.0.0.1"
+DATABASES = ("PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL")
+"""Name another database than the file in Prefect's home."""
+LOOK_SECONDS = 5.0
+"""How long a database is looked through before a server is started on it."""
 
 
 def has_prefect() -> bool:
@@ -68,8 +82,8 @@ def prepare(work_folder: str) -> None:
     work folder (or of `~/.focusdpo` for a remote one), and a server is started, which no other run
     shares: so it has no limit for the GPU.
 
-    UserError where that folder cannot be made, when the server does not start, and for a named one
-    that cannot be used.
+    UserError where that folder cannot be made or its database is damaged, when the server does not
+    start, and for a named one that cannot be used.
     """
     hush()
     require_home()
@@ -89,12 +103,15 @@ def prepare(work_folder: str) -> None:
             f"{home}: cannot be made ({error.strerror}); Prefect keeps its database there. "
             "Choose a folder that can be written, set PREFECT_HOME, or use --no-prefect"
         ) from error
+    if not any(os.environ.get(name) for name in DATABASES):
+        require_whole(home / "prefect.db")
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind((HOST, 0))
         port = int(free.getsockname()[1])
     os.environ["PREFECT_HOME"] = str(home)
     os.environ.setdefault(VARIABLE, "")
-    server = _Server(port, home / "server.log")
+    os.environ[LOGIN] = f"focusdpo:{secrets.token_urlsafe(24)}"
+    server = _Server(port, home / "server.log", os.environ[LOGIN])
     server.start()
     _STARTED.append(server)
     with working("waiting for Prefect's server (a new database takes some ten seconds)"):
@@ -102,13 +119,37 @@ def prepare(work_folder: str) -> None:
     os.environ["PREFECT_API_URL"] = server.url
 
 
+def require_whole(database: Path) -> None:
+    """UserError for Prefect's database if it is none or damaged: its server would try for minutes,
+    or fail in the middle of a run. A large one is looked at for `LOOK_SECONDS` alone."""
+    if not database.exists():
+        return
+    end = time.monotonic() + LOOK_SECONDS
+    try:
+        with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as look:
+            look.set_progress_handler(lambda: time.monotonic() > end, 10_000)
+            found = str(look.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except sqlite3.OperationalError as error:
+        if "interrupted" in str(error) or "locked" in str(error):
+            return  # our time was up, or another command's server is writing
+        found = str(error)
+    except sqlite3.DatabaseError as error:
+        found = str(error)
+    if found != "ok":
+        raise UserError(
+            f"{database}: Prefect's database is damaged ({found.strip().splitlines()[0]}). It "
+            "holds the history of runs alone: move it away and run the same command again, or use "
+            "--no-prefect"
+        )
+
+
 class _Server(threading.Thread):
     """Keeps a server process alive for as long as this process lives."""
 
-    def __init__(self, port: int, log_file: Path) -> None:
+    def __init__(self, port: int, log_file: Path, login: str) -> None:
         super().__init__(name="prefect-server", daemon=True)
-        self.url = f"http://127.0.0.1:{port}/api"
-        self._port, self._log_file = port, log_file
+        self.url = f"http://{HOST}:{port}/api"
+        self._port, self._log_file, self._login = port, log_file, login
         self._given_up = False
 
     def run(self) -> None:
@@ -120,6 +161,7 @@ class _Server(threading.Thread):
                     stdout=output,
                     stderr=output,
                     start_new_session=True,
+                    env={**os.environ, SERVER_LOGIN: self._login},
                 )
             code = process.wait()
             if code >= 0:  # it ended by itself, which no other would do better
@@ -152,16 +194,40 @@ _STARTED: list[_Server] = []
 def serve(port: int) -> None:
     """The server's process: until it is told to stop, or its standard input ends."""
     import uvicorn
+    from prefect.server.api.server import create_app
 
     threading.Thread(target=_wait_for_the_end, daemon=True).start()
     uvicorn.run(
-        "prefect.server.api.server:create_app",
-        factory=True,
-        host="127.0.0.1",
+        OwnClients(create_app(), f"{HOST}:{port}"),
+        host=HOST,
         port=port,
         log_level="error",
         lifespan="on",
     )
+
+
+class OwnClients:
+    """An ASGI application for programs that ask it by its own address. Browsers say an Origin with
+    whatever a page sends, and there is no page of ours here."""
+
+    def __init__(self, app: Any, address: str) -> None:
+        self._app, self._address = app, address
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] in ("http", "websocket"):
+            given = dict(scope["headers"])
+            if given.get(b"host") != self._address.encode() or b"origin" in given:
+                await _refuse(scope["type"], send)
+                return
+        await self._app(scope, receive, send)
+
+
+async def _refuse(kind: str, send: Any) -> None:
+    if kind == "websocket":
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    await send({"type": "http.response.start", "status": 403, "headers": []})
+    await send({"type": "http.response.body", "body": b"This server is for its own command.\n"})
 
 
 def _wait_for_the_end() -> None:

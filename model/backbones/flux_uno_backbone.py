@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.model.backbone import Prompts
+from focusdpo.model.backbone import Prompts, tell_prompt
 from focusdpo.model.backbones.flux import FluxBackbone, SamplingConfig
 from focusdpo.model.backbones.flux_config import FluxUnoConfig, middle_blocks
 from focusdpo.model.backbones.offload import DTYPES, PromptCache, lent
 from focusdpo.model.backbones.uno_lora import uno_targets
 from focusdpo.model.tokens import KLCodec
 from focusdpo.model.training.checkpoint import make_folder, write_file
-
-log = logging.getLogger(__name__)
 
 
 class FluxPrompts:
@@ -78,16 +75,25 @@ class FluxPrompts:
 
     def _encode(self, text: str) -> tuple[Tensor, Tensor]:
         """One prompt's (1, T, D) and (1, P), on the CPU."""
-        ids = self._ids(self._t5_tokenizer, text, self._max_tokens, "T5")
+        self._tell(text)
+        ids = self._ids(self._t5_tokenizer, text, self._max_tokens)
         embeds: Tensor = self._t5(ids, output_hidden_states=False)[0]
-        ids = self._ids(self._clip_tokenizer, text, self._clip_tokenizer.model_max_length, "CLIP")
+        ids = self._ids(self._clip_tokenizer, text, self._clip_tokenizer.model_max_length)
         pooled: Tensor = self._clip(ids, output_hidden_states=False).pooler_output
         return embeds.cpu(), pooled.cpu()
 
-    def _ids(self, tokenizer: Any, text: str, length: int, name: str) -> Tensor:
-        whole = tokenizer([text], padding="longest", return_tensors="pt").input_ids
-        if whole.shape[1] > length:
-            log.warning("%s reads the first %d of %d tokens: %s", name, length, len(whole[0]), text)
+    def _tell(self, text: str) -> None:
+        """What is cut. CLIP's tokens are bytes, so that it knows every word; T5's are not."""
+        t5, clip = self._t5_tokenizer, self._clip_tokenizer
+        unknown = tuple(
+            word
+            for word in text.split()
+            if t5.unk_token_id in t5(word, add_special_tokens=False, verbose=False).input_ids
+        )
+        tell_prompt("T5", text, _count(t5, text), self._max_tokens, unknown)
+        tell_prompt("CLIP", text, _count(clip, text), clip.model_max_length)
+
+    def _ids(self, tokenizer: Any, text: str, length: int) -> Tensor:
         ids: Tensor = tokenizer(
             [text], padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         ).input_ids
@@ -99,6 +105,7 @@ class FluxPrompts:
         path = self._file(text)
         if path is None or not path.is_file():
             return None
+        self._tell(text)
         read = _read(path)
         self._cache.put(text, *read)
         return read
@@ -116,6 +123,11 @@ class FluxPrompts:
             return None
         name = hashlib.blake2b(f"{self._fingerprint}\0{text}".encode(), digest_size=16).hexdigest()
         return self._folder / f"{name}.safetensors"
+
+
+def _count(tokenizer: Any, text: str) -> int:
+    """Tokens of a whole text."""
+    return len(tokenizer(text, verbose=False).input_ids)
 
 
 def _read(path: Path) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,6 @@ Letters: B images, m image tokens of a reference (16), E their width.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from focusdpo.model.backbone import Prompts
+from focusdpo.model.backbone import Prompts, tell_prompt
 from focusdpo.model.backbones.offload import PromptCache
 
 WHITE = 1.0
@@ -113,9 +112,6 @@ class ImageTokens(nn.Module):
         return tokens
 
 
-log = logging.getLogger(__name__)
-
-
 class SdxlText(nn.Module):
     """As diffusers' `encode_prompt`: the last but one hidden layers of both encoders side by side,
     and the second encoder's pooled projection. A prompt is encoded alone, so that what comes of it
@@ -164,6 +160,9 @@ class SdxlText(nn.Module):
 
     def _encode(self, prompt: str) -> tuple[Tensor, Tensor]:
         hidden = []
+        first = self._tokenizers[0]  # both are CLIP's
+        tokens = len(first(prompt, verbose=False).input_ids)
+        tell_prompt("CLIP", prompt, tokens, first.model_max_length)
         for tokenizer, encoder in zip(self._tokenizers, self.encoders, strict=True):
             length = tokenizer.model_max_length
             ids = tokenizer(
@@ -173,8 +172,6 @@ class SdxlText(nn.Module):
                 truncation=True,
                 return_tensors="pt",
             ).input_ids
-            if len(tokenizer(prompt).input_ids) > length:
-                log.warning("CLIP reads %d tokens; cut off: %r", length, prompt)
             device = next(encoder.parameters()).device
             output = encoder(ids.to(device), output_hidden_states=True)
             hidden.append(output.hidden_states[-2])

@@ -129,7 +129,7 @@ def ingest(
         except UserError as error:
             if strict:
                 raise
-            log.warning("subject '%s' is left out: %s", path.name, error)
+            log.info("subject '%s' is left out: %s", path.name, error)
             problems.append(Problem(subject=path.name, message=str(error), fatal=True))
         else:
             # Outside the try: what goes wrong in the store is not this subject's fault.

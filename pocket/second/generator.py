@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.model.backbone import Prompts
+from focusdpo.model.backbone import Prompts, tell_prompt
 from focusdpo.model.backbones.flux import FluxBackbone, SamplingConfig
 from focusdpo.model.tokens import LatentCodec
 from focusdpo.pocket import weightfiles
 from focusdpo.pocket.autoencoder import load_autoencoder
 from focusdpo.pocket.crops import crop_subjects
 from focusdpo.pocket.second.place import WEIGHTS
-from focusdpo.pocket.second.vocabulary import PromptEncoder, tokenize, words
+from focusdpo.pocket.second.vocabulary import LENGTH, PromptEncoder, read, tokenize, words
 from focusdpo.pocket.second.world import SCENE_SIZE
 
 REFERENCE_SIZE = 40
@@ -86,6 +86,9 @@ def as_backbone(
     encoder = model["prompts"]
 
     def encode(prompts: Sequence[str]) -> Prompts:
+        for prompt in prompts:
+            ids, unknown = read(prompt)
+            tell_prompt("the generator", prompt, len(ids), LENGTH, unknown)
         embeds, pooled = encoder(tokenize(prompts).to(next(encoder.parameters()).device))
         return Prompts(embeds, pooled)
 

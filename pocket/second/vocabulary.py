@@ -45,12 +45,13 @@ def _lookup() -> tuple[dict[tuple[str, ...], tuple[int, ...]], int]:
 
 
 @cache
-def token_ids(prompt: str) -> tuple[int, ...]:
-    """Ids of a prompt, the longest matching part first; words that the world does not know become
-    <unk>, what exceeds LENGTH is cut, what lacks is padded."""
+def read(prompt: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Ids of a whole prompt, the longest matching part first, and the words that the world does not
+    know, which become <unk>."""
     table, longest = _lookup()
     parts = re.findall(r"[,:]|[^\s,:.]+", prompt.lower())
     ids: list[int] = []
+    unknown: list[str] = []
     at = 0
     while at < len(parts):
         for length in range(min(longest, len(parts) - at), 0, -1):
@@ -59,9 +60,16 @@ def token_ids(prompt: str) -> tuple[int, ...]:
                 break
         else:
             match = (1,)
+            unknown.append(parts[at])
         ids += match
         at += length
-    return tuple((ids + [0] * LENGTH)[:LENGTH])
+    return tuple(ids), tuple(unknown)
+
+
+def token_ids(prompt: str) -> tuple[int, ...]:
+    """Ids of a prompt; what exceeds LENGTH is cut, what lacks is padded."""
+    ids, _ = read(prompt)
+    return (ids + (0,) * LENGTH)[:LENGTH]
 
 
 def tokenize(prompts: Sequence[str]) -> Tensor:

@@ -45,12 +45,12 @@ def register(store: Store, *names: str) -> None:
     registry.add(store, [bring(store, name) for name in names], READ, now="t")
 
 
-def build(store: Store, setting: int = 0) -> DatasetVersion:
-    """What a build does with the registered subjects: one partition per subject and per two of
-    them, two pairs each, and a version."""
+def build(store: Store, setting: int = 0, most: int = 2) -> DatasetVersion:
+    """What a build does with the registered subjects: one partition per subject and per set of up
+    to `most` of them, two pairs each, and a version."""
     state = registry.read_registry(store)
     subjects = [] if state is None else [one.subject() for one in state.entries.values()]
-    sets = [*itertools.combinations(subjects, 1), *itertools.combinations(subjects, 2)]
+    sets = [one for num in range(1, most + 1) for one in itertools.combinations(subjects, num)]
     pairs: list[Pair] = []
     artefacts: list[tuple[str, str]] = []
     rows = []

@@ -34,6 +34,23 @@ def generator() -> PocketGenerator:
     return PocketGenerator(as_backbone(model, autoencoder.eval(), SamplingConfig(steps=3)))
 
 
+def test_a_prompt_that_is_not_read_as_it_stands_is_told(
+    generator: PocketGenerator, caplog: pytest.LogCaptureFixture
+) -> None:
+    backbone = generator.backbone
+    with caplog.at_level("WARNING"):
+        backbone.encode_prompts(["a cat on grass, and a duck", "an airplane on sand"])
+        assert not caplog.messages
+        for _ in range(2):
+            backbone.encode_prompts(["two ducks, a cat", f"a cat{' and a cat' * 4}"])
+    assert caplog.messages == [
+        "the generator was not taught 'two', 'ducks': two ducks, a cat",
+        f"the generator reads the first 10 of 14 tokens: a cat{' and a cat' * 4}",
+    ]
+    with_article = backbone.encode_prompts(["an airplane on sand", "a airplane on sand"])
+    assert torch.equal(*with_article.embeds_BTD)
+
+
 @pytest.fixture(scope="module")
 def references() -> list[list[ReferenceImage]]:
     people = sample_identities("train", class_names(), 4, 0)

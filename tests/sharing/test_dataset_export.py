@@ -106,7 +106,8 @@ def test_webdataset_reads_the_shards(version: DatasetVersion, exported: Path) ->
     ids = set()
     for split in ("train", "val"):
         tars = sorted((exported / "webdataset" / SPLIT[split]).glob("*.tar"))
-        assert [path.name for path in tars] == [Path(one).name for one in version.shards(split)]
+        names = [path.name.partition("-")[2] for path in tars]
+        assert names == [Path(one).name for one in version.shards(split)]
         for path, original in zip(tars, version.shards(split), strict=True):
             assert path.read_bytes() == Path(original).read_bytes()
         pipe = webdataset.WebDataset([str(path) for path in tars], shardshuffle=False).decode("pil")
@@ -118,6 +119,54 @@ def test_webdataset_reads_the_shards(version: DatasetVersion, exported: Path) ->
             assert sample["json"]["pair"]["prompt"] == row.prompt
             ids.add(sample["__key__"])
     assert ids == version.ids()
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[str, int]]:
+    """Tars of an exported split, whose pairs show one to three subjects; pair id -> how many."""
+    folder = tmp_path_factory.mktemp("mixed")
+    store = Store.open(folder / "data")
+    kept_root.register(store, "one", "two", "three")
+    version = kept_root.build(store, most=3)
+    export_dataset(store.root, folder / "out")
+    tars = sorted(map(str, (folder / "out" / "webdataset" / "train").glob("*.tar")))
+    return tars, {row.pair_id: row.num_subjects for row in version.rows_of("train")}
+
+
+def test_datasets_reads_every_reference_from_the_tars(
+    mixed: tuple[list[str], dict[str, int]], tmp_path: Path
+) -> None:
+    """It takes its columns from the first tar."""
+    tars, wanted = mixed
+    assert set(wanted.values()) == {1, 2, 3}
+    for streaming in (False, True):
+        found = load_dataset(
+            *("webdataset",), data_files={"train": tars}, split="train", streaming=streaming,
+            cache_dir=str(tmp_path),
+        )  # fmt: skip
+        many = {
+            one["__key__"]: sum(one[f"ref{at}.png"] is not None for at in range(3)) for one in found
+        }
+        assert many == wanted
+
+
+def test_more_workers_than_tars_are_as_the_card_says(
+    mixed: tuple[list[str], dict[str, int]],
+) -> None:
+    tars, wanted = mixed
+    card_text = (Path(tars[0]).parents[2] / "README.md").read_text()
+    assert f"`train` has {len(tars)}" in card_text
+    for message in ("No samples found in dataset", "empty_check=False"):
+        assert message in card_text
+
+    def loaded(workers: int, **options: bool) -> set[str]:
+        data = webdataset.WebDataset(tars, shardshuffle=False, **options)
+        loader = webdataset.WebLoader(data, batch_size=None, num_workers=workers)
+        return {one["__key__"] for one in loader}
+
+    with pytest.raises(ValueError, match="No samples found in dataset"):
+        loaded(len(tars) + 1)
+    assert loaded(len(tars)) == loaded(len(tars) + 1, empty_check=False) == set(wanted)
 
 
 @pytest.mark.parametrize("address", ["local", "memory://export-root"])

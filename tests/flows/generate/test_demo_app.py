@@ -83,6 +83,13 @@ def test_an_order_becomes_pictures_that_tell_how_they_were_made(
         assert label in table
 
 
+def test_a_subject_that_the_prompt_does_not_name_is_told(handlers: Handlers, toy: Toy) -> None:
+    _, _, table = handlers.paint(*order(toy, rest=["a square on <b>grey</b>", 3, 1]))
+    assert "<p>the disc is not in the prompt" in table and "<b>" not in table
+    _, _, table = handlers.paint(*order(toy))
+    assert "not in the prompt" not in table
+
+
 def bomb(path: Path) -> None:
     """A PNG whose head says 30,000 x 30,000 pixels, in a few bytes."""
 

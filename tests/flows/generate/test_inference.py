@@ -23,6 +23,7 @@ from focusdpo.flows.generate.inference import (
     again,
     read_about,
     sheet,
+    unsaid,
 )
 
 Capture = pytest.CaptureFixture[str]
@@ -46,6 +47,34 @@ def test_five_lines_and_the_command_line_give_the_same_bytes(
     )
     assert code == 0, err
     assert (tmp_path / "cli.png").read_bytes() == (tmp_path / "api.png").read_bytes()
+
+
+def test_a_subject_that_the_prompt_does_not_name_is_told(
+    toy: Toy, tmp_path: Path, capsys: Capture, caplog: pytest.LogCaptureFixture
+) -> None:
+    order = ["--reference", str(red(toy)[0]), "--class-name", "disc", "--count", "3", "--each"]
+    for prompt, told in (("a square on grey", 1), ("a disc on grey", 0)):
+        caplog.clear()
+        out = ["--out", str(tmp_path / "made.png"), "--prompt", prompt]
+        assert run(["generate", *order, *out], capsys)[0] == 0
+        assert len(caplog.messages) == told
+        assert all("the disc is not in the prompt" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words", "missing"),
+    [
+        ("A teddy bear, two keys.", ("teddy bear", "key"), []),
+        ("a bear on a teddy", ("teddy bear", "key"), ["teddy bear", "key"]),
+        ("anything at all", ("object",), []),
+        ("a cat", ("cat", "cat", "star", "star"), ["star"]),
+        ("\u8349\u5730\u4e0a\u7684\u732b", ("\u732b", "\u72d7"), ["\u72d7"]),
+    ],
+)
+def test_words_that_a_prompt_does_not_say(
+    prompt: str, words: tuple[str, ...], missing: list[str]
+) -> None:
+    assert unsaid(prompt, words) == missing
 
 
 def test_a_picture_tells_all_that_made_it(toy: Toy, tmp_path: Path) -> None:

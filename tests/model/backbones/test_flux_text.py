@@ -12,6 +12,7 @@ from diffusers import FluxPipeline
 from tiny_flux import make_flux
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.model.backbone import tell_prompt
 from focusdpo.model.backbones.flux_uno_backbone import FluxPrompts
 
 PROMPTS = ["a cat and a dog on grass", "a red car", "", "zebra"]
@@ -113,3 +114,19 @@ def test_a_prompt_too_long_is_told(pipeline: Any, caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.WARNING):
         encoder(pipeline)[0](["a cat " * 10])
     assert "T5 reads the first 12 of 21 tokens: a cat" in caplog.text
+
+
+def test_what_is_not_read_is_told_once_and_after_a_cache_too(
+    pipeline: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"folder": tmp_path / "cache", "fingerprint": "one"}
+    encoder(pipeline, **options)[0](["a dog " * 10, "a dog \N{SNOWMAN}"])
+    tell_prompt.cache_clear()  # as another process
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            encoder(pipeline, **options)[0](["a dog " * 10, "a dog \N{SNOWMAN}"])
+    assert sorted(message.partition(": ")[0] for message in caplog.messages) == [
+        "T5 reads the first 12 of 21 tokens",
+        "T5 was not taught '\N{SNOWMAN}'",
+    ]

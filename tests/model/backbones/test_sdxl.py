@@ -112,6 +112,15 @@ def test_without_trained_zeros_the_unconditional_prompt_is_the_empty_text(folder
     assert torch.equal(backbone._text.doubled(given).embeds_BTD[:2], empty.embeds_BTD)
 
 
+def test_a_prompt_that_is_cut_is_told_once(
+    backbone: SdxlBackbone, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        backbone.encode_prompts(["a dog on grass", "a cat on sand " * 30])
+    (told,) = caplog.messages
+    assert told.startswith("CLIP reads the first ") and "a cat on sand a cat" in told
+
+
 def test_a_prompt_is_encoded_once_and_alone(backbone: SdxlBackbone) -> None:
     together = backbone.encode_prompts(["a dog on grass", "a cat"])
     assert not backbone._text.missing(["a cat"])
