@@ -29,13 +29,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from focusdpo.data_schemas.environment import me
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.progress import Watch
 from focusdpo.store.addresses import HEADER, files_of, is_remote, split_address
 from focusdpo.store.cache import OutputFolders
 from focusdpo.store.keys import parsed
 from focusdpo.store.leases import Lease, LeaseConfig, Leases
-from focusdpo.store.local import FORBIDDEN, FULL, Files, inside, is_plain, me
+from focusdpo.store.local import FORBIDDEN, FULL, Files, inside, is_plain
 
 log = logging.getLogger(__name__)
 

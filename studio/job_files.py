@@ -28,9 +28,9 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
+from focusdpo.data_schemas.environment import is_dead
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.config import STUDIO_TOKEN
-from focusdpo.store.local import is_dead
 from focusdpo.studio.job_runner import ENDED, JOB, LOG, RESULT, RUNNER, write
 
 State = Literal[

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from focusdpo.store.local import me
+from focusdpo.data_schemas.environment import me
 
 JOB, RUNNER, ENDED = "job.json", "runner.json", "ended.json"
 LOG, RESULT = "log.txt", "result.txt"

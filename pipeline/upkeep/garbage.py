@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from focusdpo.data_schemas.environment import is_dead
 from focusdpo.data_schemas.errors import Forbidden, UserError
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.pipeline.subjects import cutouts, ingest, registry
@@ -25,7 +26,7 @@ from focusdpo.store.addresses import LEASES
 from focusdpo.store.artefacts import Store
 from focusdpo.store.keys import KEY, SHARD, STAGE
 from focusdpo.store.leases import SLACK, Holder
-from focusdpo.store.local import FORBIDDEN, is_dead
+from focusdpo.store.local import FORBIDDEN
 from focusdpo.store.manifests import MANIFEST, NAME, TWIN, lineage_keys, versions_of
 from focusdpo.store.samples import FOLDER as SHARDS
 from focusdpo.store.versions import DatasetVersion, open_version
