@@ -32,6 +32,8 @@ from focusdpo.data_schemas.runs import EvalRow
 from focusdpo.data_schemas.strict import first_problem
 from focusdpo.data_schemas.tables import from_parquet
 from focusdpo.pipeline.parts import Image
+from focusdpo.store.keys import parsed, require_whole, sealed, unsealed
+from focusdpo.store.local import write_whole
 from focusdpo.store.outputs import holds, local
 
 RUN, ROWS, SUBJECTS, CONFIG = "run.json", "rows.json", "subjects.json", "config.yaml"
@@ -69,7 +71,7 @@ class EvaluationFolder:
     @functools.cached_property
     def about(self) -> Mapping[str, Any]:
         """run.json. UserError for an evaluation that did not finish."""
-        return self._checked(RUN, dict[str, Any])
+        return self._validated(RUN, read_json(self.path / RUN, AGAIN), dict[str, Any])
 
     @functools.cached_property
     def rows(self) -> list[EvalRow]:
@@ -116,11 +118,17 @@ class EvaluationFolder:
         path = self.path / CONFIG
         if not path.is_file():
             return {}
+        require_whole(self.path, self._told, AGAIN, [CONFIG])
         try:
             settings = yaml.safe_load(path.read_text("utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from error
         return settings if isinstance(settings, dict) else {}
+
+    @functools.cached_property
+    def _told(self) -> Mapping[str, Any]:
+        """What a finished evaluation says of its files; {} of one that still goes on."""
+        return self.about if self.holds(RUN) else {}
 
     @property
     def protocol(self) -> str:
@@ -156,6 +164,7 @@ class EvaluationFolder:
     def picture(self, name: str) -> Image:
         """The picture (H, W, 3) that a table names."""
         path = self.file(name)
+        require_whole(self.path, self._told, AGAIN, [name])
         try:
             return decode_png(path.read_bytes(), str(path))
         except OSError as error:
@@ -163,12 +172,14 @@ class EvaluationFolder:
 
     def _table(self, name: str, record: type[Record]) -> list[Record]:
         path = self.path / name
+        require_whole(self.path, self._told, AGAIN, [name])
         try:
             return from_parquet(path.read_bytes(), record, str(path))
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from error
 
     def _checked(self, name: str, kind: type[Value]) -> Value:
+        require_whole(self.path, self._told, AGAIN, [name])
         return self._validated(name, read_json(self.path / name, AGAIN), kind)
 
     def _validated(self, name: str, value: Any, kind: type[Value]) -> Value:
@@ -190,7 +201,8 @@ def read_json(path: Path, again: str, *, default: Any = None) -> Any:
     if default is not None and not path.is_file():
         return default
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        return unsealed(data) if data.lstrip().startswith(b"{") else parsed(data)
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing, so this run did not finish; {again}") from error
     except (ValueError, OSError) as error:
@@ -244,13 +256,9 @@ def result_of(
     return EvaluateResult(out=where, rows=rows, resumed=resumed, notes=notes, **told)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """A file that is there whole or not at all."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(data)
-    temporary.replace(path)
-
-
 def write_json(path: Path, value: Any) -> None:
-    """The value, all at once."""
-    write_whole(path, (json.dumps(value, indent=1) + "\n").encode())
+    """The value, all at once; an object is sealed."""
+    write_whole(
+        path,
+        sealed(value) if isinstance(value, dict) else f"{json.dumps(value, indent=1)}\n".encode(),
+    )

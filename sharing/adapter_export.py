@@ -128,7 +128,7 @@ def _write_scaled(adapter: Path, folder: Path, card: AdapterCard) -> None:
     from safetensors import safe_open
     from safetensors.torch import save
 
-    from focusdpo.model.adapter import WEIGHTS, weights_digest
+    from focusdpo.model.adapter import WEIGHTS, card_bytes, weights_digest
 
     scale, rank = card.lora.alpha / card.lora.rank, card.lora.rank
     with safe_open(adapter / WEIGHTS, "pt") as file:
@@ -145,7 +145,7 @@ def _write_scaled(adapter: Path, folder: Path, card: AdapterCard) -> None:
     (folder / WEIGHTS).write_bytes(data)
     lora = card.lora.model_copy(update={"alpha": float(rank)})
     folded = card.model_copy(update={"lora": lora, "weights_digest": weights_digest(data)})
-    (folder / ADAPTER).write_text(folded.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (folder / ADAPTER).write_bytes(card_bytes(folded))
 
 
 def _card(

@@ -432,6 +432,15 @@ def write_whole(path: Path, data: bytes) -> None:
                 temp.unlink(missing_ok=True)
 
 
+def make_folder(path: Path) -> None:
+    """The folder and those above it; UserError where it cannot be."""
+    try:
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UserError(f"{path} is, or lies below, a file; choose another folder") from error
+
+
 def sweep_parts(folder: Path) -> None:
     """Take away what dead processes of this machine had begun to write below a folder."""
     for temp in folder.rglob(f".*{_PART}"):
@@ -454,6 +463,8 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise Full(told) from error
         if error.errno in FORBIDDEN:
             raise Forbidden(f"{what}; choose a folder that you may write to") from error
+        if error.errno == errno.ENOTDIR:
+            raise UserError(f"{path} is, or lies below, a file; choose another folder") from error
         raise UserError(f"{what}: its folder was taken away; {_SAME}") from error
 
 

@@ -27,8 +27,8 @@ from focusdpo.model.focus_config import FocusConfig
 from focusdpo.model.objectives import implicit_accuracy
 from focusdpo.model.step import StepOutput
 from focusdpo.model.training.batches import PairBatch
-from focusdpo.model.training.checkpoint import write_file
 from focusdpo.model.training.config import GuardConfig
+from focusdpo.store.local import write_whole
 
 NUM_BUCKETS = 10
 PER_PAIR = (
@@ -173,7 +173,7 @@ class Monitor:
         first, last = self._rows["steps"][0]["step"], self._rows["steps"][-1]["step"]
         for name, rows in self._rows.items():
             data = _to_parquet(rows)
-            write_file(self._parts / f"{name}-{first:06.0f}-{last:06.0f}.parquet", data)
+            write_whole(self._parts / f"{name}-{first:06.0f}-{last:06.0f}.parquet", data)
             rows.clear()
         if self._writer is not None:
             self._writer.flush()
@@ -187,7 +187,7 @@ class Monitor:
         for name in self._rows:
             parts = sorted(self._parts.glob(f"{name}-*.parquet"))
             tables[name] = pa.concat_tables([arrow_table(part.read_bytes()) for part in parts])
-            write_file(self._out_dir / f"{name}.parquet", _table_bytes(tables[name]))
+            write_whole(self._out_dir / f"{name}.parquet", _table_bytes(tables[name]))
         self.close()
         return tables["steps"].to_pylist()
 

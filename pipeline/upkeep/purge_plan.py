@@ -28,7 +28,7 @@ from focusdpo.pipeline.subjects import cutouts, ingest
 from focusdpo.pipeline.subjects.registry import read_registry
 from focusdpo.store import tars
 from focusdpo.store.artefacts import Store
-from focusdpo.store.keys import KEY, SHARD, STAGE, digest, parsed
+from focusdpo.store.keys import KEY, SHARD, STAGE, digest, parsed, sealed, unsealed
 from focusdpo.store.manifests import NAME, lineage_columns, partitions_of, versions_of
 from focusdpo.store.samples import FOLDER as SHARDS
 from focusdpo.store.versions import open_version
@@ -124,8 +124,7 @@ class PurgePlan:
         return f"{FOLDER}/{self.id}.json"
 
     def write(self, store: Store) -> None:
-        text = json.dumps(asdict(self), indent=1) + "\n"
-        store.files.write(self.path, text.encode())
+        store.files.write(self.path, sealed(asdict(self)))
 
 
 PLAN = re.compile(r"[0-9a-f]{16}\.json")
@@ -151,11 +150,13 @@ def unfinished(store: Store) -> list[PurgePlan]:
 def _read_plan(store: Store, path: str) -> PurgePlan:
     """UserError that names the file unless it is a purge of this root and of nothing else."""
     try:
-        plan = PLAN_TYPE.validate_json(store.files.read(path))
+        plan = PLAN_TYPE.validate_python(unsealed(store.files.read(path)))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UserError(f"{store.root}/{path}: damaged ({where} {first['msg']}); {MOVE}") from error
+    except ValueError as error:
+        raise UserError(f"{store.root}/{path}: damaged ({error}); {MOVE}") from error
     outside = [name for name in plan.shards if not SHARD.fullmatch(name)]
     outside += [name for name in plan.versions if not NAME.fullmatch(name)]
     outside += [
