@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -25,14 +26,15 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.data_schemas.evaluations import AgreementRow, EvalScene, ScorerView, WholeScores
 from focusdpo.data_schemas.images import decode_png
 from focusdpo.data_schemas.runs import EvalRow
 from focusdpo.data_schemas.strict import first_problem
 from focusdpo.data_schemas.tables import from_parquet
 from focusdpo.pipeline.parts import Image
-from focusdpo.store.keys import parsed, require_whole, sealed, unsealed
+from focusdpo.store.addresses import is_remote
+from focusdpo.store.keys import changed, parsed, require_whole, sealed, unsealed
 from focusdpo.store.local import write_whole
 from focusdpo.store.outputs import holds, local
 
@@ -41,6 +43,8 @@ SCENES, SCORER, PHOTOGRAPHS = "scenes.parquet", "scorer.parquet", "photographs.p
 GRID = "grid.png"
 """References of some scenes, and below them what each model painted."""
 AGAIN = "run `focusdpo evaluate` again into a new folder"
+
+log = logging.getLogger(__name__)
 
 Record = TypeVar("Record", EvalScene, ScorerView, WholeScores)
 Value = TypeVar("Value")
@@ -238,11 +242,15 @@ class EvaluateResult:
 
 
 def result_with(where: str, key: str) -> EvaluateResult | None:
-    """The result in a folder or at an address, when it was made under this key."""
+    """The result in a folder or at an address, when it was made under this key and, in a folder, is
+    all that it was."""
     if not holds(where, RUN):
         return None
     folder = EvaluationFolder(local(where, RUN, ROWS))
     if folder.about.get("key") != key:
+        return None
+    if not is_remote(where) and (damaged := changed(folder.path, folder.about)):
+        log.warning("%s: %s damaged; made anew", where, counted(len(damaged), "file"))
         return None
     return result_of(where, folder.about, folder.rows, resumed=True)
 

@@ -31,6 +31,7 @@ from focusdpo.evaluation.folder import (
     SCENES,
     SUBJECTS,
     EvaluateResult,
+    EvaluationFolder,
     read_object,
     read_pictures,
     result_of,
@@ -48,8 +49,8 @@ from focusdpo.evaluation.protocols import (
 )
 from focusdpo.pipeline.generate import paint
 from focusdpo.pipeline.parts import Generator, Image
-from focusdpo.store.keys import BESIDE, digests_in
-from focusdpo.store.local import write_whole
+from focusdpo.store.keys import BESIDE, changed, digests_in
+from focusdpo.store.local import make_folder, write_whole
 from focusdpo.store.outputs import local, opened
 from focusdpo.store.provenance import machine, packages
 
@@ -84,7 +85,8 @@ def finished(request: Request) -> EvaluateResult | None:
 def _evaluate(plan: Plan, out: Path, watch: Watch) -> EvaluateResult:
     started, request = time.perf_counter(), plan.request
     panel = plan.load(watch)
-    (out / RUN).unlink(missing_ok=True)
+    make_folder(out)
+    _begin(out)
     write_subjects(out, panel)
     write_whole(out / CONFIG, request.settings.encode())
     measured: dict[str, Measured[Any]] = {}
@@ -123,6 +125,14 @@ def _evaluate(plan: Plan, out: Path, watch: Watch) -> EvaluateResult:
     return result_of(request.out, about, rows, resumed=False)
 
 
+def _begin(out: Path) -> None:
+    """What is there is finished no longer; pictures that were damaged are not kept."""
+    if (out / RUN).exists():
+        for name in changed(out, read_object(out / RUN, f"remove {out / RUN} and run again")):
+            EvaluationFolder(out).file(name).unlink(missing_ok=True)
+        (out / RUN).unlink()
+
+
 def _left(out: Path, panel: Panel[Any], measured: Mapping[str, Measured[Any]]) -> Iterator[str]:
     """What an evaluation leaves and tells digests of."""
     yield from (CONFIG, SCENES, panel.table[0], ROWS, SUBJECTS, GRID)
@@ -152,7 +162,8 @@ def paint_missing(
     keys = read_object(out / PAINTING, f"remove {out} and run again", default={})
     if keys.get(model) != key:
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder.parent.mkdir(exist_ok=True)  # but not `out`, where somebody has taken it away
+        folder.mkdir()
         write_json(out / PAINTING, {**keys, model: key})
     wanted = [(scene, index) for scene in panel.scenes for index in range(per_scene)]
     names = [f"images/{model}/{scene.id}-{index}.png" for scene, index in wanted]

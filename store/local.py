@@ -143,6 +143,7 @@ class LocalFiles:
         self._root = Path(root)
         self._folders: set[str] = set()
         """Known to be real folders."""
+        self._is_there = False
 
     def address(self, path: str) -> str:
         return f"{self.root}/{path}"
@@ -336,12 +337,20 @@ class LocalFiles:
     def _temp(self) -> Iterator[Path]:
         """A name for an unfinished file of this process, which is gone afterwards."""
         with self._writing():
-            temp = Path(self._at(f"{TEMP}/{_number(me())}"))
-            temp.parent.mkdir(parents=True, exist_ok=True)
+            temp = Path(self._at(f"{TEMP}/{me()}~{next(_numbers)}"))
+            self._make_temp(temp.parent)
             try:
                 yield temp
             finally:
                 temp.unlink(missing_ok=True)
+
+    def _make_temp(self, folder: Path) -> None:
+        """With the root the first time: one that is taken away then does not come back in parts."""
+        try:
+            folder.mkdir(parents=not self._is_there, exist_ok=True)
+        except FileNotFoundError as error:
+            raise UserError(f"{self.root}: was taken away; {_SAME}") from error
+        self._is_there = True
 
     def _place(self, temp: Path, path: str, *, replace: bool) -> bool:
         """Give a finished file its name. Its folder is not synced: when power fails, the file is
@@ -367,8 +376,15 @@ class LocalFiles:
             os.replace(temp, target)  # noqa: PTH105
             return True
 
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """While it lasts, no other process can `swap`: so none takes or renews a lease. Needs no
+        room on the disk."""
+        with self._writing(), self._locked():
+            yield
+
     def _locked(self) -> AbstractContextManager[object]:
-        """Alone among all threads and processes; the system frees what a dead process held."""
+        """Alone among all processes; the system frees what a dead one held."""
         self._stat(LOCK)
         return FileLock(self._root / LOCK)
 
@@ -397,11 +413,6 @@ class LocalFiles:
 _numbers = itertools.count()
 
 
-def _number(process: str) -> str:
-    """A name for the next unfinished file of a process."""
-    return f"{process}~{next(_numbers)}"
-
-
 def _flush(sink: BinaryIO, sync: bool) -> None:
     sink.flush()
     if sync:
@@ -413,13 +424,13 @@ def _tag(data: bytes) -> str:
 
 
 _PART = ".part"
-"""Ends the names of unfinished files outside a root, which begin with a dot and tell the writer."""
+"""Ends names of unfinished files outside a root; they begin with a dot and tell the writer."""
 
 
 def write_whole(path: Path, data: bytes) -> None:
     """A file of a run: all its bytes or, whenever the process or the power fails, those of before.
     UserError where its folder is gone, may not be written or is full."""
-    temp = path.with_name(f".{path.name}.{_number(me())}{_PART}")
+    temp = path.with_name(f".{path.name}.{me()}~{next(_numbers)}{_PART}")
     with disk_errors(path):
         try:
             with temp.open("xb") as sink:
@@ -481,8 +492,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _is_stale(temp: Path) -> bool:
-    dead = is_dead(temp.name)
-    if dead is not None:
+    if (dead := is_dead(temp.name)) is not None:
         return dead
     try:
         return time.time() - temp.lstat().st_mtime > FOREIGN_TEMP_SECONDS

@@ -48,7 +48,8 @@ def save_checkpoint(
     about = sealed({"step": step, BESIDE: {STATE: digest(data)}, **meta})
     with disk_errors(final):
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        root.mkdir(exist_ok=True)  # not what is above it: a folder that was taken away stays so
+        temporary.mkdir()
         write_whole(temporary / STATE, data)
         write_whole(temporary / META, about)
         if final.exists():  # left by a run that was killed between rename and its next step

@@ -186,7 +186,7 @@ class Monitor:
         tables = {}
         for name in self._rows:
             parts = sorted(self._parts.glob(f"{name}-*.parquet"))
-            tables[name] = pa.concat_tables([arrow_table(part.read_bytes()) for part in parts])
+            tables[name] = pa.concat_tables([_part(part) for part in parts])
             write_whole(self._out_dir / f"{name}.parquet", _table_bytes(tables[name]))
         self.close()
         return tables["steps"].to_pylist()
@@ -196,6 +196,20 @@ class Monitor:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _part(path: Path) -> Any:
+    """Rows of some steps, as an Arrow table. UserError when they were damaged."""
+    import pyarrow as pa
+
+    try:
+        return arrow_table(path.read_bytes())
+    except (pa.ArrowException, OSError) as error:
+        run = path.parent.parent
+        raise UserError(
+            f"{path}: damaged ({error}); remove {run} and run the same command again: training "
+            "begins anew"
+        ) from error
 
 
 def _writer(directory: Path, start: int) -> Any:

@@ -101,7 +101,7 @@ def train(
         require_same(summary["identity"], identity, out_dir)
         require_not_past(summary["steps"], config.steps, out_dir)
         if summary["steps"] == config.steps or summary["stopped"]:
-            again = f"remove {out_dir / SUMMARY}, and the same command writes it anew"
+            again = f"remove {out_dir / SUMMARY} and run the same command again: it writes it anew"
             require_whole(out_dir, summary, again)
             return result_of(out_dir, summary, resumed_from=summary["steps"])
     data.encode(config.cache_mib, progress)

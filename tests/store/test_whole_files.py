@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import ast
 import json
-import resource
-import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_disk import no_file_beyond
 
 from focusdpo.data_schemas.environment import me
 from focusdpo.data_schemas.errors import Full, UserError
@@ -29,19 +27,6 @@ ELSEWHERE = {
     "studio/drafts.py": "an upload that has come whole, and a temporary folder",
 }
 """Where files may be written or renamed otherwise, and why."""
-
-
-@contextmanager
-def no_file_beyond(size: int) -> Iterator[None]:
-    """As on a disk with so little room: the kernel refuses to let a file grow."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_a_full_disk_is_said_and_the_old_file_stays(tmp_path: Path) -> None:
