@@ -58,9 +58,13 @@ class SmallKind:
 
     about: str
     act: Callable[[Trial, random.Random], None]
-    job: str = "all commands"
 
 
+LARGE = (
+    *("kills", "train_kills", "evaluate_kills", "retrain_kills"),
+    *("damages", "full_disks", "prefect", "bucket"),
+)
+"""Options for trials of a whole job."""
 SMALL_KINDS = {
     "hostile": SmallKind("workspaces of strangers that lead outside", strangers.hostile),
     "foreign": SmallKind("files that are none of ours", strangers.foreign),
@@ -207,11 +211,10 @@ class Session:
             for name, wanted in counts.items():
                 kind = SMALL_KINDS[name]
                 for number in self.numbers(name, wanted):
-                    outcome = Outcome(kind.job, number, "", name)
+                    outcome = Outcome("any", number, "", name)
                     started = time.monotonic()
-                    kind.act(
-                        Trial(place, outcome), random.Random(f"{self.options.seed}/{name}/{number}")
-                    )
+                    draw = random.Random(f"{self.options.seed}/{name}/{number}")
+                    kind.act(Trial(place, outcome), draw)
                     outcome.seconds = round(time.monotonic() - started, 2)
                     self.keep(outcome)
 
@@ -222,7 +225,7 @@ class Session:
         build = Build(below(self.work, "build"))
         dataset = self.work / "dataset"
         with closing(build):
-            if not (counted(options)):
+            if not any(getattr(options, name) for name in LARGE):
                 return
             build.grow()
             self.kill(build, options.kills)

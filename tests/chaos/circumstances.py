@@ -42,7 +42,7 @@ def full(trial: Trial, draw: random.Random) -> None:
     """No room in the middle: told in a line, nothing half-written, and with room it goes on. `gc`
     runs all the same: that is when it is wanted."""
     place = trial.place
-    name = list(COMMANDS)[trial.outcome.number % len(COMMANDS)]
+    name = trial.outcome.job = list(COMMANDS)[trial.outcome.number % len(COMMANDS)]
     wanted = place.wanted(name)
     after = pages(place.out)
     with mounted(place.now) as may:
@@ -86,7 +86,7 @@ def fill(ballast: Path, left: int) -> None:
 def read_only(trial: Trial, draw: random.Random) -> None:
     """A disk that may only be read."""
     place = trial.place
-    name = list(COMMANDS)[trial.outcome.number % len(COMMANDS)]
+    name = trial.outcome.job = list(COMMANDS)[trial.outcome.number % len(COMMANDS)]
     wanted = place.wanted(name)
     with mounted(place.now) as may:
         if not may:
@@ -105,7 +105,7 @@ def read_only(trial: Trial, draw: random.Random) -> None:
 def taken_away(trial: Trial, draw: random.Random) -> None:
     """What a command fills is moved away while it runs: one line, and begun again it ends well."""
     place = trial.place
-    name = JOBS[trial.outcome.number % len(JOBS)]
+    name = trial.outcome.job = JOBS[trial.outcome.number % len(JOBS)]
     wanted = place.wanted(name)
     usual = sum(1 for _ in files_below(place.out))
     place.lay(name)
@@ -182,7 +182,7 @@ JUMPS = (-400 * 86400.0, -3600.0, 90.0, 3600.0, 400 * 86400.0)
 def clock(trial: Trial, draw: random.Random) -> None:
     """The clock jumps in the middle, or the files' times are those of another clock."""
     place = trial.place
-    name = JOBS[trial.outcome.number % len(JOBS)]
+    name = trial.outcome.job = JOBS[trial.outcome.number % len(JOBS)]
     wanted = place.wanted(name)
     place.lay(name)
     place.begin(name)
@@ -208,7 +208,8 @@ SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 def signalled(trial: Trial, draw: random.Random) -> None:
     """Asked to end: soon, in a line, and the same command goes on."""
     place, number = trial.place, trial.outcome.number
-    name, which = JOBS[number % len(JOBS)], list(SIGNALS)[number // len(JOBS) % 2]
+    name = trial.outcome.job = JOBS[number % len(JOBS)]
+    which = list(SIGNALS)[number // len(JOBS) % 2]
     wanted = place.wanted(name)
     usual = sum(1 for _ in files_below(place.out))
     place.lay(name)
@@ -256,9 +257,7 @@ def prefect_database(trial: Trial, draw: random.Random) -> None:
         database.mkdir()
     else:
         with sqlite3.connect(database) as made:
-            made.execute(
-                "create table flow_run (id text)" if way == "cut" else "create table a (b)"
-            )
+            made.execute("create table flow_run (id text)")
         data = database.read_bytes()
         if way != "of another program":
             database.write_bytes(b"" if way == "emptied" else data[: len(data) // 2])
