@@ -34,12 +34,14 @@ from focusdpo.data_schemas.strict import first_problem
 from focusdpo.data_schemas.tables import from_parquet
 from focusdpo.pipeline.parts import Image
 from focusdpo.store.addresses import is_remote
-from focusdpo.store.keys import changed, parsed, require_whole, sealed, unsealed
+from focusdpo.store.keys import changed, file_digest, parsed, require_whole, sealed, unsealed
 from focusdpo.store.local import write_whole
 from focusdpo.store.outputs import holds, local
 
 RUN, ROWS, SUBJECTS, CONFIG = "run.json", "rows.json", "subjects.json", "config.yaml"
 SCENES, SCORER, PHOTOGRAPHS = "scenes.parquet", "scorer.parquet", "photographs.parquet"
+WEIGHTS = "pytorch_lora_weights.safetensors"
+"""Of an adapter."""
 GRID = "grid.png"
 """References of some scenes, and below them what each model painted."""
 AGAIN = "run `focusdpo evaluate` again into a new folder"
@@ -138,6 +140,14 @@ class EvaluationFolder:
     def protocol(self) -> str:
         """The id that every table prints."""
         return str(self.about.get("protocol", "unknown"))
+
+    def is_of(self, adapter: Path) -> bool:
+        """Whether this adapter was evaluated, wherever both lie now."""
+        wanted, weights = self.about.get("adapter_weights"), adapter / WEIGHTS
+        if wanted and weights.is_file():
+            return file_digest(weights) == wanted
+        told = str(self.about.get("adapter") or "")
+        return bool(told) and local(told).resolve() == adapter.resolve()
 
     def of(self, model: str) -> list[EvalScene]:
         """The judge's records of one model."""

@@ -30,6 +30,7 @@ from focusdpo.evaluation.folder import (
     RUN,
     SCENES,
     SUBJECTS,
+    WEIGHTS,
     EvaluateResult,
     EvaluationFolder,
     read_object,
@@ -113,6 +114,7 @@ def _evaluate(plan: Plan, out: Path, watch: Watch) -> EvaluateResult:
         "protocol": plan.id,
         "seconds": round(time.perf_counter() - started, 3),
         "adapter": request.adapter,
+        "adapter_weights": digests_in(local(request.adapter), [WEIGHTS]).get(WEIGHTS),
         "seed": plan.seed,
         "scenes": len(panel.scenes),
         "pictures": sum(len(records.judged) for records in measured.values()),
@@ -162,8 +164,7 @@ def paint_missing(
     keys = read_object(out / PAINTING, f"remove {out} and run again", default={})
     if keys.get(model) != key:
         shutil.rmtree(folder, ignore_errors=True)
-        folder.parent.mkdir(exist_ok=True)  # but not `out`, where somebody has taken it away
-        folder.mkdir()
+        folder.mkdir(parents=True)
         write_json(out / PAINTING, {**keys, model: key})
     wanted = [(scene, index) for scene in panel.scenes for index in range(per_scene)]
     names = [f"images/{model}/{scene.id}-{index}.png" for scene, index in wanted]

@@ -18,7 +18,6 @@ from focusdpo.evaluation.comparison import PairedText, paired_texts
 from focusdpo.evaluation.folder import EvaluationFolder
 from focusdpo.reports.metric_texts import code, one_line
 from focusdpo.sharing.hub import whole_folder
-from focusdpo.store.outputs import local
 
 if TYPE_CHECKING:
     from focusdpo.model.adapter import AdapterCard
@@ -197,7 +196,7 @@ def _settings(config: Mapping[str, Any], path: str = "") -> list[tuple[str, str]
 def _table(path: Path, adapter: Path) -> EvaluationTable:
     folder = EvaluationFolder(path)
     about = folder.about
-    if local(str(about.get("adapter", ""))).resolve() != adapter.resolve():
+    if not folder.is_of(adapter):
         raise UserError(f"{path}: an evaluation of {about.get('adapter')}, not of {adapter}")
     return EvaluationTable(
         protocol=folder.protocol,

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from focusdpo.studio.run_reading import RunFolder, adapter_of, standing, training_part
+from focusdpo.studio.run_reading import RunFolder, is_of, standing, training_part
 from focusdpo.studio.views import NavItem, absent, render, studio_of
 
 NAV = (NavItem("Training", "/runs"),)
@@ -55,7 +55,7 @@ def _evaluations(request: Request, folder: RunFolder) -> list[RunFolder]:
     """Those of this run's adapter."""
     adapter = (folder.path / "adapter").resolve()
     evaluations = studio_of(request).runs().evaluations
-    return [evaluation for evaluation in evaluations if adapter_of(evaluation) == adapter]
+    return [evaluation for evaluation in evaluations if is_of(evaluation, adapter)]
 
 
 def routes() -> list[BaseRoute]:
