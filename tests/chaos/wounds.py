@@ -66,7 +66,7 @@ def wounded(trial: Trial, draw: random.Random) -> None:
     names = sorted(one for one, _ in files_below(place.out) if re.fullmatch(kind.pattern, one))
     path = place.out / draw.choice(names)
     whole = path.read_bytes()
-    _damage(path, way, draw)
+    damage_file(path, way, draw)
     trial.fault(f"{way}: {name}", f"{path.relative_to(place.out)} {way}")
     doctor = trial.doctor()
     if doctor.ended() == 0 or not _names(doctor.said(), path):
@@ -86,7 +86,7 @@ def wounded(trial: Trial, draw: random.Random) -> None:
             trial.wrong(f"doctor is not content afterwards: {after.said()[-400:]}")
 
 
-def _damage(path: Path, way: str, draw: random.Random) -> None:
+def damage_file(path: Path, way: str, draw: random.Random) -> None:
     data = path.read_bytes()
     if way == "deleted":
         path.unlink()
