@@ -54,8 +54,10 @@ bench: $(STAMP)  ## the promised figures, measured here
 
 chaos: $(STAMP)  ## faults by the hundred; again, it goes on behind the trials in build/chaos.json
 	mkdir -p build
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --json build/chaos.json --kills 200 --train-kills 50 \
-	  --evaluate-kills 10 --retrain-kills 16 --damages 48 --full-disks 12 --prefect 5 --bucket 30
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --json build/chaos.json --hostile 36 --foreign 36 \
+	  --not-finite 12 --wounds 80 --full 30 --read-only 10 --taken-away 18 --beside 12 --clocks 12 \
+	  --signals 24 --databases 5 --kills 150 --train-kills 40 --evaluate-kills 10 --retrain-kills 16 \
+	  --damages 48 --full-disks 12 --prefect 5 --bucket 30
 
 clean:  ## what was built and cached, but neither .venv nor demo
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

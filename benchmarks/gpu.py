@@ -303,12 +303,12 @@ def measure_gpu(out: Path, settings: GpuBenchConfig, told: Callable[[str], None]
 
 def write(out: Path, bench: GpuBench) -> None:
     """Both files, each replaced in one step."""
-    from focusdpo.model.training.checkpoint import write_file
+    from focusdpo.store.local import write_whole
 
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(bench.as_dict(), indent=1, sort_keys=True, allow_nan=False)
-    write_file(out / "gpu_bench.json", (text + "\n").encode())
-    write_file(out / "gpu_bench.md", bench.markdown().encode())
+    write_whole(out / "gpu_bench.json", (text + "\n").encode())
+    write_whole(out / "gpu_bench.md", bench.markdown().encode())
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

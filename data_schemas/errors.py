@@ -11,6 +11,10 @@ class Forbidden(UserError):
     """A disk or store that refuses: who is asking may not do this here."""
 
 
+class Full(UserError):
+    """A disk without room, or a quota that is reached."""
+
+
 class ClusterGone(UserError):
     """The cluster has died under this process: its client's threads are still in it, and may crash
     an interpreter that is taken apart around them."""

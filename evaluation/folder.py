@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -25,20 +26,27 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.data_schemas.evaluations import AgreementRow, EvalScene, ScorerView, WholeScores
 from focusdpo.data_schemas.images import decode_png
 from focusdpo.data_schemas.runs import EvalRow
 from focusdpo.data_schemas.strict import first_problem
 from focusdpo.data_schemas.tables import from_parquet
 from focusdpo.pipeline.parts import Image
+from focusdpo.store.addresses import is_remote
+from focusdpo.store.keys import changed, file_digest, parsed, require_whole, sealed, unsealed
+from focusdpo.store.local import write_whole
 from focusdpo.store.outputs import holds, local
 
 RUN, ROWS, SUBJECTS, CONFIG = "run.json", "rows.json", "subjects.json", "config.yaml"
 SCENES, SCORER, PHOTOGRAPHS = "scenes.parquet", "scorer.parquet", "photographs.parquet"
+WEIGHTS = "pytorch_lora_weights.safetensors"
+"""Of an adapter."""
 GRID = "grid.png"
 """References of some scenes, and below them what each model painted."""
 AGAIN = "run `focusdpo evaluate` again into a new folder"
+
+log = logging.getLogger(__name__)
 
 Record = TypeVar("Record", EvalScene, ScorerView, WholeScores)
 Value = TypeVar("Value")
@@ -69,7 +77,7 @@ class EvaluationFolder:
     @functools.cached_property
     def about(self) -> Mapping[str, Any]:
         """run.json. UserError for an evaluation that did not finish."""
-        return self._checked(RUN, dict[str, Any])
+        return self._validated(RUN, read_json(self.path / RUN, AGAIN), dict[str, Any])
 
     @functools.cached_property
     def rows(self) -> list[EvalRow]:
@@ -116,16 +124,30 @@ class EvaluationFolder:
         path = self.path / CONFIG
         if not path.is_file():
             return {}
+        require_whole(self.path, self._told, AGAIN, [CONFIG])
         try:
             settings = yaml.safe_load(path.read_text("utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from error
         return settings if isinstance(settings, dict) else {}
 
+    @functools.cached_property
+    def _told(self) -> Mapping[str, Any]:
+        """What a finished evaluation says of its files; {} of one that still goes on."""
+        return self.about if self.holds(RUN) else {}
+
     @property
     def protocol(self) -> str:
         """The id that every table prints."""
         return str(self.about.get("protocol", "unknown"))
+
+    def is_of(self, adapter: Path) -> bool:
+        """Whether this adapter was evaluated, wherever both lie now."""
+        wanted, weights = self.about.get("adapter_weights"), adapter / WEIGHTS
+        if wanted and weights.is_file():
+            return file_digest(weights) == wanted
+        told = str(self.about.get("adapter") or "")
+        return bool(told) and local(told).resolve() == adapter.resolve()
 
     def of(self, model: str) -> list[EvalScene]:
         """The judge's records of one model."""
@@ -156,6 +178,7 @@ class EvaluationFolder:
     def picture(self, name: str) -> Image:
         """The picture (H, W, 3) that a table names."""
         path = self.file(name)
+        require_whole(self.path, self._told, AGAIN, [name])
         try:
             return decode_png(path.read_bytes(), str(path))
         except OSError as error:
@@ -163,12 +186,14 @@ class EvaluationFolder:
 
     def _table(self, name: str, record: type[Record]) -> list[Record]:
         path = self.path / name
+        require_whole(self.path, self._told, AGAIN, [name])
         try:
             return from_parquet(path.read_bytes(), record, str(path))
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from error
 
     def _checked(self, name: str, kind: type[Value]) -> Value:
+        require_whole(self.path, self._told, AGAIN, [name])
         return self._validated(name, read_json(self.path / name, AGAIN), kind)
 
     def _validated(self, name: str, value: Any, kind: type[Value]) -> Value:
@@ -190,7 +215,8 @@ def read_json(path: Path, again: str, *, default: Any = None) -> Any:
     if default is not None and not path.is_file():
         return default
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        return unsealed(data) if data.lstrip().startswith(b"{") else parsed(data)
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing, so this run did not finish; {again}") from error
     except (ValueError, OSError) as error:
@@ -226,11 +252,15 @@ class EvaluateResult:
 
 
 def result_with(where: str, key: str) -> EvaluateResult | None:
-    """The result in a folder or at an address, when it was made under this key."""
+    """The result in a folder or at an address, when it was made under this key and, in a folder, is
+    all that it was."""
     if not holds(where, RUN):
         return None
     folder = EvaluationFolder(local(where, RUN, ROWS))
     if folder.about.get("key") != key:
+        return None
+    if not is_remote(where) and (damaged := changed(folder.path, folder.about)):
+        log.warning("%s: %s damaged; made anew", where, counted(len(damaged), "file"))
         return None
     return result_of(where, folder.about, folder.rows, resumed=True)
 
@@ -244,13 +274,9 @@ def result_of(
     return EvaluateResult(out=where, rows=rows, resumed=resumed, notes=notes, **told)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """A file that is there whole or not at all."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(data)
-    temporary.replace(path)
-
-
 def write_json(path: Path, value: Any) -> None:
-    """The value, all at once."""
-    write_whole(path, (json.dumps(value, indent=1) + "\n").encode())
+    """The value, all at once; an object is sealed."""
+    write_whole(
+        path,
+        sealed(value) if isinstance(value, dict) else f"{json.dumps(value, indent=1)}\n".encode(),
+    )

@@ -6,11 +6,10 @@ is the same. What the folder holds: `evaluation.folder`.
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,14 @@ from focusdpo.evaluation.folder import (
     RUN,
     SCENES,
     SUBJECTS,
+    WEIGHTS,
     EvaluateResult,
+    EvaluationFolder,
+    read_object,
     read_pictures,
     result_of,
     result_with,
     write_json,
-    write_whole,
 )
 from focusdpo.evaluation.protocols import (
     ADAPTER,
@@ -49,6 +50,8 @@ from focusdpo.evaluation.protocols import (
 )
 from focusdpo.pipeline.generate import paint
 from focusdpo.pipeline.parts import Generator, Image
+from focusdpo.store.keys import BESIDE, changed, digests_in
+from focusdpo.store.local import make_folder, write_whole
 from focusdpo.store.outputs import local, opened
 from focusdpo.store.provenance import machine, packages
 
@@ -83,7 +86,8 @@ def finished(request: Request) -> EvaluateResult | None:
 def _evaluate(plan: Plan, out: Path, watch: Watch) -> EvaluateResult:
     started, request = time.perf_counter(), plan.request
     panel = plan.load(watch)
-    (out / RUN).unlink(missing_ok=True)
+    make_folder(out)
+    _begin(out)
     write_subjects(out, panel)
     write_whole(out / CONFIG, request.settings.encode())
     measured: dict[str, Measured[Any]] = {}
@@ -102,7 +106,7 @@ def _evaluate(plan: Plan, out: Path, watch: Watch) -> EvaluateResult:
         )
         measured[model] = panel.measure(model, out, names, watch)
     write_tables(out, panel, measured)
-    (out / GRID).write_bytes(_grid(out, panel, measured))
+    write_whole(out / GRID, _grid(out, panel, measured))
     rows = panel.rows(measured)
     write_json(out / ROWS, [asdict(row) for row in rows])
     about: dict[str, Any] = {
@@ -110,15 +114,32 @@ def _evaluate(plan: Plan, out: Path, watch: Watch) -> EvaluateResult:
         "protocol": plan.id,
         "seconds": round(time.perf_counter() - started, 3),
         "adapter": request.adapter,
+        "adapter_weights": digests_in(local(request.adapter), [WEIGHTS]).get(WEIGHTS),
         "seed": plan.seed,
         "scenes": len(panel.scenes),
         "pictures": sum(len(records.judged) for records in measured.values()),
         **panel.about(measured),
         "machine": machine(),
         "packages": packages(),
+        BESIDE: digests_in(out, _left(out, panel, measured)),
     }
     write_json(out / RUN, about)
     return result_of(request.out, about, rows, resumed=False)
+
+
+def _begin(out: Path) -> None:
+    """What is there is finished no longer; pictures that were damaged are not kept."""
+    if (out / RUN).exists():
+        for name in changed(out, read_object(out / RUN, f"remove {out / RUN} and run again")):
+            EvaluationFolder(out).file(name).unlink(missing_ok=True)
+        (out / RUN).unlink()
+
+
+def _left(out: Path, panel: Panel[Any], measured: Mapping[str, Measured[Any]]) -> Iterator[str]:
+    """What an evaluation leaves and tells digests of."""
+    yield from (CONFIG, SCENES, panel.table[0], ROWS, SUBJECTS, GRID)
+    yield from (record.image for records in measured.values() for record in records.judged)
+    yield from (path.relative_to(out).as_posix() for path in out.glob("references/*/*.png"))
 
 
 def paint_missing(
@@ -140,7 +161,7 @@ def paint_missing(
     that a stop changes no pixel.
     """
     folder = out / "images" / model
-    keys = json.loads((out / PAINTING).read_text("utf-8")) if (out / PAINTING).exists() else {}
+    keys = read_object(out / PAINTING, f"remove {out} and run again", default={})
     if keys.get(model) != key:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -177,7 +198,7 @@ def write_subjects(out: Path, panel: Panel[Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         files = []
         for number, picture in enumerate(individual.pictures):
-            (folder / f"{number}.png").write_bytes(encode_png(tile(picture)))
+            write_whole(folder / f"{number}.png", encode_png(tile(picture)))
             files.append(f"references/{name}/{number}.png")
         about[name] = {**individual.about, "pictures": files}
     prompts = {scene.id: scene.prompt for scene in panel.scenes}
@@ -187,10 +208,10 @@ def write_subjects(out: Path, panel: Panel[Any]) -> None:
 def write_tables(out: Path, panel: Panel[Any], measured: Mapping[str, Measured[Any]]) -> None:
     """The records of all models, the judge's and those beside them."""
     judged = [record for records in measured.values() for record in records.judged]
-    (out / SCENES).write_bytes(to_parquet(judged, EvalScene))
+    write_whole(out / SCENES, to_parquet(judged, EvalScene))
     file, record_type = panel.table
     beside: list[Any] = [record for records in measured.values() for record in records.beside]
-    (out / file).write_bytes(to_parquet(beside, record_type))
+    write_whole(out / file, to_parquet(beside, record_type))
 
 
 def tile(image: Image) -> Image:

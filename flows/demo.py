@@ -10,6 +10,7 @@ from typing import Any
 
 from focusdpo.flows.config import BuildRun, DemoRun, EvaluateRun, TrainRun
 from focusdpo.flows.settings import save_config
+from focusdpo.store.local import write_whole
 from focusdpo.store.provenance import machine, peak_memory_bytes
 
 
@@ -67,7 +68,7 @@ def run_demo(
         "peak_gib": round(peak / 2**30, 2),
         "machine": machine(),
     }
-    (out / "demo.json").write_text(json.dumps(result, indent=1, default=str) + "\n", "utf-8")
+    write_whole(out / "demo.json", (json.dumps(result, indent=1, default=str) + "\n").encode())
     say(f"report: {page}  ({result['wall_seconds']:.0f} s, {result['peak_gib']} GiB at most)")
     return result
 

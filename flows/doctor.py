@@ -12,11 +12,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.flows.models_config import ModelsConfig
 from focusdpo.flows.prefect.reachable import named_address, require_home, require_server
 from focusdpo.flows.prefect.server import has_prefect, hush
 from focusdpo.flows.wiring import Parts, fingerprint_of
+from focusdpo.store.addresses import HEADER
+from focusdpo.store.keys import changed, file_digest, unsealed
 from focusdpo.store.leases import WRITERS, race
 
 if TYPE_CHECKING:
@@ -81,6 +83,52 @@ def dataset_check(root: str, *, repair: bool = False) -> Check:
     fine, room = _room(Store.open(root, create=False))
     told = f"{len(bad)} damaged, first: {bad[0].what}" if bad else "whole"
     return Check("dataset", fine and not bad, f"{root}: {told}; {room}")
+
+
+def run_check(folder: Path) -> Check:
+    """Every file of what runs left in a folder, of which one of them tells a checksum: trainings,
+    adapters, evaluations, decisions of `retrain`, the studio's drafts and jobs. Datasets below it
+    are `dataset_check`'s."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no folder; give what `train`, `evaluate` or `retrain` left")
+    told, bad = 0, []
+    for path in _records(folder):
+        told += 1
+        try:
+            values = unsealed(path.read_bytes())
+        except ValueError as error:
+            bad.append(f"{path}: damaged ({error})")
+            continue
+        here = path.parent
+        bad += [f"{here / name}: not what was written" for name in changed(here, values)]
+        wanted, weights = values.get("weights_digest"), path.with_name(WEIGHTS)
+        if path.name == CARD and wanted and weights.is_file() and file_digest(weights) != wanted:
+            bad.append(f"{weights}: not the bytes that {CARD} names")
+    if not told:
+        return Check("run", False, f"{folder}: holds nothing that a run left")
+    told_bad = f"{counted(len(bad), 'damaged file')}, first: {bad[0]}" if bad else "whole"
+    return Check("run", not bad, f"{folder}: {told_bad} ({counted(told, 'record')} read)")
+
+
+def _records(folder: Path) -> Iterator[Path]:
+    """JSON objects that runs wrote below a folder."""
+    for where, folders, names in os.walk(folder):
+        here = Path(where)
+        if HEADER in names:
+            folders.clear()
+            continue
+        for name in sorted(names):
+            if name.endswith(".json") and not _is_list(here / name):
+                yield here / name
+
+
+def _is_list(path: Path) -> bool:
+    """A table, of which the record beside it tells."""
+    with path.open("rb") as file:
+        return file.read(1) == b"["
+
+
+CARD, WEIGHTS = "adapter.json", "pytorch_lora_weights.safetensors"
 
 
 def _done(mended: Mended) -> Iterator[str]:

@@ -19,6 +19,7 @@ from focusdpo.pipeline.parts import Judge, ReferenceImage
 from focusdpo.pocket.cards import Figure
 from focusdpo.pocket.second.faults import FaultRow, PlantedScene, Verdict, check_judge
 from focusdpo.pocket.second.place import WEIGHTS
+from focusdpo.store.local import write_whole
 
 if TYPE_CHECKING:
     from focusdpo.pocket.second.check import SamplingRow
@@ -169,9 +170,7 @@ def best_sampling(weights: Path, scenes: int, *, keep: bool) -> list[SamplingRow
             **read_settings("generator", weights),
             "sampling": rows[0].sampling.model_dump(),
         }
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, (json.dumps(settings, indent=1) + "\n").encode())
     return rows
 
 

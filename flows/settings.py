@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.registration import Named, OfKind
 from focusdpo.data_schemas.strict import read_yaml
+from focusdpo.store.local import make_folder, write_whole
 
 Tree = dict[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
@@ -292,10 +293,8 @@ def as_yaml(model: BaseModel) -> str:
 
 def save_config(model: BaseModel, path: Path) -> None:
     """The resolved configuration, beside what it made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(as_yaml(model), encoding="utf-8")
-    temporary.replace(path)
+    make_folder(path.parent)
+    write_whole(path, as_yaml(model).encode())
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.strict import StrictModel, first_problem
 from focusdpo.model.backbone import Backbone
-from focusdpo.model.training.checkpoint import write_file
 from focusdpo.model.training.config import LoraConfig
+from focusdpo.store.keys import SEAL, sealed, unsealed
+from focusdpo.store.local import write_whole
 
 _CHOSEN = "_full_policy_modules"
 
@@ -239,8 +240,13 @@ def save_adapter(
     data = save(tensors, metadata)
     card = card.model_copy(update={"weights_digest": weights_digest(data)})
     directory.mkdir(parents=True, exist_ok=True)
-    write_file(directory / WEIGHTS, data)
-    write_file(directory / CARD, (card.model_dump_json(indent=2) + "\n").encode())
+    write_whole(directory / WEIGHTS, data)
+    write_whole(directory / CARD, card_bytes(card))
+
+
+def card_bytes(card: AdapterCard) -> bytes:
+    """As it is written, sealed."""
+    return sealed(card.model_dump(mode="json"))
 
 
 def weights_digest(data: bytes) -> str:
@@ -257,12 +263,16 @@ def read_card(directory: Path) -> AdapterCard:
             f"(<run>/adapter with {CARD} and {WEIGHTS})."
         )
     try:
-        return AdapterCard.model_validate_json(path.read_bytes())
+        return AdapterCard.model_validate_json(json.dumps(unsealed(path.read_bytes())))
     except ValidationError as error:
+        raise UserError(f"{path}: not an adapter card ({first_problem(error)}). {_ANEW}") from error
+    except ValueError as error:
         raise UserError(
-            f"{path}: not an adapter card ({first_problem(error)}). Train again, or copy the "
-            "folder anew from where it was whole."
+            f'{path}: damaged ({error}). {_ANEW} Where you changed it yourself, take "{SEAL}" out'
         ) from error
+
+
+_ANEW = "Train again, or copy the folder anew from where it was whole."
 
 
 def read_weights(directory: Path, card: AdapterCard) -> dict[str, Tensor]:
@@ -283,7 +293,7 @@ def read_weights(directory: Path, card: AdapterCard) -> dict[str, Tensor]:
         raise UserError(
             f"{path} has changed since training: its bytes are not those that {CARD} names "
             "(damaged on the way, or saved again by another program). Copy it anew; if that was "
-            f'meant, set weights_digest to "" in {directory / CARD}'
+            f'meant, set weights_digest to "" in {directory / CARD} and take "{SEAL}" out'
         )
     return {_PREFIX.sub("", name): tensor for name, tensor in tensors.items()}
 

@@ -31,8 +31,8 @@ from focusdpo.model.focus import FocusMaps, FocusPriors, branch_weights, focus_m
 from focusdpo.model.focus_config import FocusConfig, NoiseConfig, PremiseConfig
 from focusdpo.model.noise import draw_noise
 from focusdpo.model.training.batches import PairBatch, PairData, encode_pairs
-from focusdpo.model.training.checkpoint import write_file
 from focusdpo.model.training.config import TrainConfig
+from focusdpo.store.local import write_whole
 
 Floats = NDArray[np.float64]
 Item = TypeVar("Item")
@@ -395,7 +395,7 @@ class PairMaps:
 
         pictures, info = about_pair(self._sample)
         arrays = {n: np.ascontiguousarray(a) for n, a in (self._arrays | pictures).items()}
-        write_file(self._path, save(arrays, {"info": json.dumps(info)}))
+        write_whole(self._path, save(arrays, {"info": json.dumps(info)}))
 
 
 def about_pair(sample: ShardSample) -> tuple[Arrays, dict[str, Any]]:

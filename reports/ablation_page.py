@@ -35,9 +35,9 @@ from focusdpo.reports.ablation_verdict import (
 )
 from focusdpo.reports.metric_texts import KeyFigure, key_figure, metric_info, seconds_text
 from focusdpo.reports.render import page
-from focusdpo.reports.report import write_file
 from focusdpo.reports.thumbnails import picture
 from focusdpo.reports.view import Fact, Line, LineChart, Picture, Role, facts
+from focusdpo.store.local import make_folder, write_whole
 
 SERIES: tuple[Role, ...] = tuple(role for role in get_args(Role) if role.startswith("series"))
 COLOURS = (
@@ -348,17 +348,18 @@ def write_ablation_report(folder: Path, ablation: Ablation) -> Path:
     """
     grid = read_grid(folder, Lookup(ablation))
     page = render(ablation, grid).encode()
-    write_file(folder / RECORD, to_json(ablation).encode())
+    make_folder(folder)
+    write_whole(folder / RECORD, to_json(ablation).encode())
     text = tables.markdown(ablation)
     charts = curve_charts(ablation, deciding=True)
     if charts:
-        write_file(folder / CURVES, curves_svg(charts))
+        write_whole(folder / CURVES, curves_svg(charts))
         text += f"\n![Validation metrics along each training]({CURVES})\n"
     if grid is not None:
-        write_file(folder / PICTURES, encode_png(np.asarray(labelled_sheet(grid))))
+        write_whole(folder / PICTURES, encode_png(np.asarray(labelled_sheet(grid))))
         text += f"\n![References of held-out scenes, below them each arm's pictures]({PICTURES})\n"
-    write_file(folder / MARKDOWN, text.encode())
-    write_file(folder / PAGE, page)
+    write_whole(folder / MARKDOWN, text.encode())
+    write_whole(folder / PAGE, page)
     log.info("report of the ablation: %s", folder / PAGE)
     return folder / PAGE
 
@@ -367,6 +368,7 @@ def publish(folder: Path, docs: Path) -> list[Path]:
     """Copy what belongs into a repository's documentation (Markdown, curves, pictures) to `docs`;
     where they are now. UserError when they cannot be written."""
     found = [folder / name for name in (MARKDOWN, CURVES, PICTURES) if (folder / name).is_file()]
+    make_folder(docs)
     for file in found:
-        write_file(docs / file.name, file.read_bytes())
+        write_whole(docs / file.name, file.read_bytes())
     return [docs / file.name for file in found]

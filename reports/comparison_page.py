@@ -21,9 +21,10 @@ from focusdpo.reports.dataset_section import Records, choose_pairs, dataset_fact
 from focusdpo.reports.evaluation_section import metric_rows, painter, pair_up
 from focusdpo.reports.metric_texts import MINUS, Headline, headline
 from focusdpo.reports.render import by_metric, no_formula, page, record_json
-from focusdpo.reports.report import machine_words, write_file
+from focusdpo.reports.report import machine_words
 from focusdpo.reports.view import Count, EvaluationPart, Fact, PairCard, facts
 from focusdpo.store.artefacts import Store
+from focusdpo.store.local import make_folder, write_whole
 
 if TYPE_CHECKING:
     from focusdpo.data_schemas.evaluations import EvalScene
@@ -287,8 +288,9 @@ def write_comparison(
     when one cannot be read or they cannot be compared.
     """
     data = compare(a, b, root=root, causes=causes)
-    write_file(out.with_suffix(".json"), record_json(data).encode())
-    write_file(out, render(data).encode())
+    make_folder(out.parent)
+    write_whole(out.with_suffix(".json"), record_json(data).encode())
+    write_whole(out, render(data).encode())
     log.info("comparison %s", out)
     return out
 

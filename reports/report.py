@@ -6,10 +6,8 @@ neither torch nor Prefect.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
@@ -18,6 +16,7 @@ from pathlib import Path
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.reports.render import record_json, render
 from focusdpo.reports.view import ReportData
+from focusdpo.store.local import make_folder, write_whole
 from focusdpo.store.provenance import machine
 
 LARGEST = 8_000_000
@@ -65,8 +64,9 @@ def write_report(
     page = render(data).encode()
     if len(page) > LARGEST:
         log.warning("%s: %.1f MB; show fewer pairs or rejects", out, len(page) / 1e6)
-    write_file(out.with_suffix(".json"), record_json(data).encode())
-    write_file(out, page)
+    make_folder(out.parent)
+    write_whole(out.with_suffix(".json"), record_json(data).encode())
+    write_whole(out, page)
     log.info("report %s: %.1f MB", out, len(page) / 1e6)
     return out
 
@@ -130,19 +130,3 @@ def machine_words() -> str:
         f"{about['cores']} cores, {about['processor']}, {about['memory_gib']} GiB, "
         f"Python {about['python']}"
     )
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Through a temporary name, so that a killed run leaves no half page."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); choose a folder that can be written, "
-            "on a disk that is not full"
-        ) from error

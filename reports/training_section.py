@@ -25,6 +25,7 @@ from focusdpo.reports.view import (
     TrainingPart,
     facts,
 )
+from focusdpo.store.keys import require_whole
 
 _GAINS = ("score", "identity", "leakage_margin")
 _HARMS = ("confusion", "duplicate", "missing")
@@ -305,6 +306,7 @@ def _buckets(rows: Columns, column: str) -> tuple[Bucket, ...]:
 
 
 AGAIN = "let `focusdpo train` end in this folder first"
+PARTS = ("config.json", "steps.parquet", "buckets.parquet", "focus.safetensors")
 
 
 def read_run(train_dir: Path) -> dict[str, Any]:
@@ -315,6 +317,7 @@ def read_run(train_dir: Path) -> dict[str, Any]:
 def collect_training(train_dir: Path) -> TrainingPart:
     """Curves, buckets of sigma and focus maps of one run."""
     run = read_run(train_dir)
+    require_whole(train_dir, run, AGAIN, PARTS)
     config = read_json(train_dir / "config.json", AGAIN, default={})
     steps = _read_table(train_dir / "steps.parquet")
     buckets = _read_table(train_dir / "buckets.parquet")

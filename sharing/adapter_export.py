@@ -18,7 +18,6 @@ from focusdpo.evaluation.comparison import PairedText, paired_texts
 from focusdpo.evaluation.folder import EvaluationFolder
 from focusdpo.reports.metric_texts import code, one_line
 from focusdpo.sharing.hub import whole_folder
-from focusdpo.store.outputs import local
 
 if TYPE_CHECKING:
     from focusdpo.model.adapter import AdapterCard
@@ -128,7 +127,7 @@ def _write_scaled(adapter: Path, folder: Path, card: AdapterCard) -> None:
     from safetensors import safe_open
     from safetensors.torch import save
 
-    from focusdpo.model.adapter import WEIGHTS, weights_digest
+    from focusdpo.model.adapter import WEIGHTS, card_bytes, weights_digest
 
     scale, rank = card.lora.alpha / card.lora.rank, card.lora.rank
     with safe_open(adapter / WEIGHTS, "pt") as file:
@@ -145,7 +144,7 @@ def _write_scaled(adapter: Path, folder: Path, card: AdapterCard) -> None:
     (folder / WEIGHTS).write_bytes(data)
     lora = card.lora.model_copy(update={"alpha": float(rank)})
     folded = card.model_copy(update={"lora": lora, "weights_digest": weights_digest(data)})
-    (folder / ADAPTER).write_text(folded.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (folder / ADAPTER).write_bytes(card_bytes(folded))
 
 
 def _card(
@@ -197,7 +196,7 @@ def _settings(config: Mapping[str, Any], path: str = "") -> list[tuple[str, str]
 def _table(path: Path, adapter: Path) -> EvaluationTable:
     folder = EvaluationFolder(path)
     about = folder.about
-    if local(str(about.get("adapter", ""))).resolve() != adapter.resolve():
+    if not folder.is_of(adapter):
         raise UserError(f"{path}: an evaluation of {about.get('adapter')}, not of {adapter}")
     return EvaluationTable(
         protocol=folder.protocol,

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from focusdpo.data_schemas.environment import is_dead, me
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.store.local import is_dead, me
 
 SUMS = "SHA256SUMS"
 _MARK = ".partial~"

@@ -1,4 +1,5 @@
-"""Content keys: names for results that say all that their bytes depend on."""
+"""Digests: content keys, names for results that say all that their bytes depend on; and seals,
+checksums of every file that decides something, by which its reader and `doctor` notice damage."""
 
 from __future__ import annotations
 
@@ -7,12 +8,14 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from json.encoder import encode_basestring_ascii
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.subjects import ImageKey
+from focusdpo.store.local import is_plain
 
 STAGE = re.compile(r"[a-z][a-z0-9_-]*")
 KEY = re.compile(r"[0-9a-f]{8,64}")
@@ -40,8 +43,11 @@ SEAL = "blake2b"
 
 
 def sealed(values: Mapping[str, Any]) -> bytes:
-    """A JSON file that tells when it was damaged; `unsealed` reads it."""
-    return f"{json.dumps({**values, SEAL: _seal(values)}, indent=1, ensure_ascii=False)}\n".encode()
+    """A JSON file that tells when it was damaged; `unsealed` reads it. Under "digests" it may tell
+    of the files beside it, by name: `changed` looks."""
+    return f"{json.dumps({**values, SEAL: _seal(values)}, indent=1, ensure_ascii=False)}\n".encode(
+        errors="backslashreplace"  # JSON's escape, for paths that are not UTF-8
+    )
 
 
 def unsealed(data: bytes) -> dict[str, Any]:
@@ -54,6 +60,43 @@ def unsealed(data: bytes) -> dict[str, Any]:
     if seal is not None and seal != _seal(values):
         raise ValueError("its checksum is another: it is not what was written")
     return values
+
+
+BESIDE = "digests"
+"""The entry of a sealed file that tells digests of others: name in its folder -> digest."""
+
+
+def digests_in(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """What a sealed file tells of finished files beside it; of those that are there."""
+    paths = {name: folder / name for name in sorted(names)}
+    return {name: file_digest(path) for name, path in paths.items() if path.is_file()}
+
+
+def changed(folder: Path, told: Mapping[str, Any], names: Iterable[str] | None = None) -> list[str]:
+    """Of the files (all, or `names`) of which the sealed file with the values `told` tells, those
+    that are not what was written: missing, cut, or with another byte. None of what was written
+    before files were told of."""
+    known = told.get(BESIDE)
+    if not isinstance(known, Mapping):
+        return []
+    wanted = known if names is None else known.keys() & set(names)
+    now = digests_in(folder, (name for name in wanted if is_plain(name)))
+    return sorted(name for name in wanted if now.get(name) != known[name])
+
+
+def require_whole(
+    folder: Path, told: Mapping[str, Any], again: str, names: Iterable[str] | None = None
+) -> None:
+    """UserError for the first that is `changed`; `again`: what to do then."""
+    for name in changed(folder, told, names):
+        what = "not what was written" if (folder / name).is_file() else "missing"
+        raise UserError(f"{folder / name}: damaged ({what}); {again}")
+
+
+def file_digest(path: Path) -> str:
+    """`digest` of a file's bytes, which may be many."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _seal(values: Mapping[str, Any]) -> str:

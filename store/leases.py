@@ -22,9 +22,10 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from focusdpo.data_schemas.environment import is_dead, me, told
 from focusdpo.store.addresses import LEASES
 from focusdpo.store.keys import parsed
-from focusdpo.store.local import Files, is_dead, me, told
+from focusdpo.store.local import Files
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Holder:
     """Who has a lease."""
 
     owner: str
-    """The process (see `processes.me`) and the lease's own number."""
+    """The process (see `environment.me`) and the lease's own number."""
     what: str
     since: str
     """When it began, by its own clock; for people."""

@@ -13,12 +13,10 @@ else in `store` and `pipeline` deletes from a root.
 from __future__ import annotations
 
 import errno
-import functools
 import hashlib
 import itertools
 import os
 import shutil
-import socket
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +26,8 @@ from typing import BinaryIO, Protocol
 
 from filelock import FileLock
 
-from focusdpo.data_schemas.errors import Forbidden, UserError
+from focusdpo.data_schemas.environment import is_dead, me
+from focusdpo.data_schemas.errors import Forbidden, Full, UserError
 
 TEMP = ".tmp"
 LOCK = ".lock"
@@ -36,6 +35,7 @@ FOREIGN_TEMP_SECONDS = 24 * 3600.0
 """Age from which another machine's unfinished file counts as left behind."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+GONE = {errno.ENOENT, errno.ENOTDIR}
 _PLAIN_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """No link is followed, and a pipe does not make its reader wait."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -137,14 +137,13 @@ class Files(Protocol):
 class LocalFiles:
     """A root on a local disk: a file is written below `.tmp`, synced, then renamed."""
 
-    _numbers = itertools.count()
-
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
         self.local: Path | None = Path(root)
         self._root = Path(root)
         self._folders: set[str] = set()
         """Known to be real folders."""
+        self._is_there = False
 
     def address(self, path: str) -> str:
         return f"{self.root}/{path}"
@@ -338,12 +337,20 @@ class LocalFiles:
     def _temp(self) -> Iterator[Path]:
         """A name for an unfinished file of this process, which is gone afterwards."""
         with self._writing():
-            temp = Path(self._at(f"{TEMP}/{me()}~{next(self._numbers)}"))
-            temp.parent.mkdir(parents=True, exist_ok=True)
+            temp = Path(self._at(f"{TEMP}/{me()}~{next(_numbers)}"))
+            self._make_temp(temp.parent)
             try:
                 yield temp
             finally:
                 temp.unlink(missing_ok=True)
+
+    def _make_temp(self, folder: Path) -> None:
+        """With the root the first time: one that is taken away then does not come back in parts."""
+        try:
+            folder.mkdir(parents=not self._is_there, exist_ok=True)
+        except FileNotFoundError as error:
+            raise UserError(f"{self.root}: was taken away; {_SAME}") from error
+        self._is_there = True
 
     def _place(self, temp: Path, path: str, *, replace: bool) -> bool:
         """Give a finished file its name. Its folder is not synced: when power fails, the file is
@@ -369,8 +376,15 @@ class LocalFiles:
             os.replace(temp, target)  # noqa: PTH105
             return True
 
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """While it lasts, no other process can `swap`: so none takes or renews a lease. Needs no
+        room on the disk."""
+        with self._writing(), self._locked():
+            yield
+
     def _locked(self) -> AbstractContextManager[object]:
-        """Alone among all threads and processes; the system frees what a dead process held."""
+        """Alone among all processes; the system frees what a dead one held."""
         self._stat(LOCK)
         return FileLock(self._root / LOCK)
 
@@ -380,7 +394,7 @@ class LocalFiles:
             yield
         except OSError as error:
             if error.errno in FULL:
-                raise UserError(self._full()) from error
+                raise Full(self._full()) from error
             if error.errno in FORBIDDEN:
                 raise Forbidden(
                     f"{self.root}: no permission to write ({error}); choose a root that you may "
@@ -396,6 +410,9 @@ class LocalFiles:
         )
 
 
+_numbers = itertools.count()
+
+
 def _flush(sink: BinaryIO, sync: bool) -> None:
     sink.flush()
     if sync:
@@ -406,82 +423,78 @@ def _tag(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
+_PART = ".part"
+"""Ends names of unfinished files outside a root; they begin with a dot and tell the writer."""
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """A file of a run: all its bytes or, whenever the process or the power fails, those of before.
+    UserError where its folder is gone, may not be written or is full."""
+    temp = path.with_name(f".{path.name}.{me()}~{next(_numbers)}{_PART}")
+    with disk_errors(path):
+        try:
+            with temp.open("xb") as sink:
+                sink.write(data)
+                _flush(sink, True)
+            temp.replace(path)
+            sync_folder(path.parent)
+        finally:
+            if temp.parent.is_dir():
+                temp.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """The folder and those above it; UserError where it cannot be."""
+    try:
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UserError(f"{path} is, or lies below, a file; choose another folder") from error
+
+
+def sweep_parts(folder: Path) -> None:
+    """Take away what dead processes of this machine had begun to write below a folder."""
+    for temp in folder.rglob(f".*{_PART}"):
+        host, tilde, rest = temp.name.removesuffix(_PART).partition("~")
+        if tilde and is_dead(f"{host.rpartition('.')[2]}~{rest}"):
+            temp.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """What a disk refuses as a UserError that names `path` and says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL | FORBIDDEN | GONE:
+            raise
+        what = f"{path}: cannot be written ({error.strerror})"
+        if error.errno in FULL:
+            told = f"{what}. Free some space or choose another folder, then {_SAME}"
+            raise Full(told) from error
+        if error.errno in FORBIDDEN:
+            raise Forbidden(f"{what}; choose a folder that you may write to") from error
+        if error.errno == errno.ENOTDIR:
+            raise UserError(f"{path} is, or lies below, a file; choose another folder") from error
+        raise UserError(f"{what}: its folder was taken away; {_SAME}") from error
+
+
+_SAME = "run the same command again: what was finished is kept"
+
+
+def sync_folder(folder: Path) -> None:
+    """So that a name in it stays when the power fails."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _is_stale(temp: Path) -> bool:
-    dead = is_dead(temp.name)
-    if dead is not None:
+    if (dead := is_dead(temp.name)) is not None:
         return dead
     try:
         return time.time() - temp.lstat().st_mtime > FOREIGN_TEMP_SECONDS
     except FileNotFoundError:
         return False
-
-
-FIRST_NAMESPACE = 0xEFFFFFFC
-"""Linux's number for the namespace of process ids outside all containers."""
-
-
-def me() -> str:
-    """This process, in words that another process or machine can check: host~pid~start."""
-    return _name(os.getpid())
-
-
-@functools.cache
-def _name(pid: int) -> str:
-    return f"{host()}~{pid}~{_started(pid)}"
-
-
-@functools.cache
-def host() -> str:
-    """This machine; two containers on one machine see other processes under the same ids, so they
-    count as two."""
-    name = "".join(c if c.isalnum() or c == "-" else "-" for c in socket.gethostname())
-    try:
-        space = Path("/proc/self/ns/pid").stat().st_ino
-    except OSError:
-        return name
-    return name if space == FIRST_NAMESPACE else f"{name}-{space}"
-
-
-def is_dead(name: str) -> bool | None:
-    """Whether the process of that name (`me()`, and perhaps more after another "~") is gone; None
-    when it is another machine's, and nobody here can tell."""
-    where, _, rest = name.partition("~")
-    pid, _, rest = rest.partition("~")
-    if where != host() or not pid.isdecimal():
-        return None
-    return not _alive(int(pid)) or _started(int(pid)) != rest.partition("~")[0]
-
-
-def told(name: str) -> str:
-    """A process's name for people."""
-    where, pid, *_ = [*name.split("~"), "?"]
-    return f"{where} (process {pid})"
-
-
-def _started(pid: int) -> str:
-    """When a process started, so that a reused id is not mistaken for it; "0" where the system does
-    not tell."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return "0"
-    return stat.rpartition(")")[2].split()[19]
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return not _is_zombie(pid)
-
-
-def _is_zombie(pid: int) -> bool:
-    """Dead, but not yet asked for by its parent."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] in {"Z", "X"}

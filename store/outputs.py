@@ -17,7 +17,6 @@ moment, and a sending that ends half-way leaves the state before it. A writer be
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import time
@@ -29,13 +28,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from focusdpo.data_schemas.environment import me
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.progress import Watch
 from focusdpo.store.addresses import HEADER, files_of, is_remote, split_address
 from focusdpo.store.cache import OutputFolders
-from focusdpo.store.keys import parsed
+from focusdpo.store.keys import file_digest, sealed, unsealed
 from focusdpo.store.leases import Lease, LeaseConfig, Leases
-from focusdpo.store.local import FORBIDDEN, FULL, Files, inside, is_plain, me
+from focusdpo.store.local import FORBIDDEN, FULL, Files, inside, is_plain, sweep_parts
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def read_state(files: Files) -> State | None:
         return None
     where = files.address(STATE)
     try:
-        stored = parsed(tagged[0])
+        stored = unsealed(tagged[0])
         schema = stored["schema"]
         kept = {str(name): Kept(**file) for name, file in stored["files"].items()}
         state = State(int(stored["number"]), str(stored["writer"]), kept, tagged[1])
@@ -94,7 +94,7 @@ def fetch(files: Files, state: State, names: Iterable[str], folder: Path) -> Non
 
     def one(name: str) -> None:
         kept, path = state.files[name], inside(folder, name, files.address(STATE))
-        if path.is_file() and path.stat().st_size == kept.size and _digest(path) == kept.blake2b:
+        if path.is_file() and file_digest(path) == kept.blake2b:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
@@ -144,17 +144,12 @@ def state_bytes(number: int, writer: str, files: dict[str, Kept]) -> bytes:
         "writer": writer,
         "files": {name: asdict(one) for name, one in files.items()},
     }
-    return f"{json.dumps(told, indent=1)}\n".encode()
+    return sealed(told)
 
 
 def gone(files: Files, error: FileNotFoundError) -> UserError:
     """For a state that is not whole: somebody took away what it names."""
     return UserError(f"{files.root}: a file that {STATE} names is gone ({error}); {ANEW}")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 @contextmanager
@@ -382,6 +377,8 @@ def opened(
     """
     name = address_of(out)
     if not is_remote(name):
+        if first:
+            sweep_parts(Path(name))
         yield Output(name, Path(name))
         return
     folders = OutputFolders.from_environment()

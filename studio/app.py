@@ -58,7 +58,11 @@ def create_app(config: StudioConfig) -> Starlette:
             Middleware(Guard, config=config, keys=keys),
             Middleware(GZipMiddleware, minimum_size=2048, compresslevel=4),
         ],
-        exception_handlers={UserError: views.on_user_error, HTTPException: views.on_http_error},
+        exception_handlers={
+            UserError: views.on_user_error,
+            HTTPException: views.on_http_error,
+            OSError: views.on_os_error,
+        },
     )
     app.state.keys = keys
     app.state.studio = Studio(config)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import io
-import json
+import logging
 import os
 import re
 import secrets
@@ -49,7 +49,10 @@ from focusdpo.pipeline.subjects.cutouts import StoredMasks, find_subject
 from focusdpo.pipeline.subjects.folders import CARD
 from focusdpo.pipeline.subjects.folders import NAME as SUBJECT_NAME
 from focusdpo.store.artefacts import Store
-from focusdpo.studio.job_runner import write
+from focusdpo.store.keys import BESIDE, digests_in, require_whole, sealed, unsealed
+from focusdpo.store.local import write_whole
+
+log = logging.getLogger(__name__)
 
 LARGEST_VIEW = 1024
 POCKET_SIDE = 64
@@ -177,6 +180,9 @@ def drawn_mask(data: bytes) -> Mask:
         raise UserError("the mask did not arrive whole; try again") from error
 
 
+DRAFT = "draft.json"
+FILES = ("upload", "view.png", "found.png", "mask.png")
+"""Endings of a picture's files."""
 ID = re.compile(r"[0-9a-f]{16}")
 PICTURE_ID = re.compile(r"p\d+")
 LONGEST = {"name": 64, "class_name": 60, "licence": 200}
@@ -238,16 +244,30 @@ class Drafts:
 
     def get(self, id: str) -> Draft:
         """A draft; empty where nothing was stored under this name."""
-        file = self._place(id) / "draft.json"
+        return self._read(id)[0]
+
+    def _read(self, id: str) -> tuple[Draft, dict[str, Any]]:
+        """A draft, and what is stored of it. UserError for a damaged one."""
+        file = self._place(id) / DRAFT
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = unsealed(file.read_bytes())
+            told = {BESIDE: values.pop(BESIDE, {})}
+            pictures = [DraftPicture(**picture) for picture in values.pop("pictures")]
+            draft = Draft(**values, pictures=pictures)
         except FileNotFoundError:
-            return Draft(id)
-        pictures = [DraftPicture(**picture) for picture in values.pop("pictures")]
+            return Draft(id), {}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{file}: damaged ({error}); remove {file.parent}") from error
         for picture in pictures:
             if not PICTURE_ID.fullmatch(picture.id):
                 raise UserError(f"{file}: no picture can be called {picture.id[:80]!r}")
-        return Draft(**values, pictures=pictures)
+        return draft, told
+
+    def _whole(self, id: str, name: str) -> Path:
+        """A file of a draft. UserError when it is not what was written."""
+        again = "take this picture out and bring it again"
+        require_whole(self._place(id), self._read(id)[1], again, [name])
+        return self._place(id) / name
 
     def list(self) -> list[Draft]:
         """Drafts with at least one picture, the one touched last first."""
@@ -255,7 +275,15 @@ class Drafts:
             return []
         places = [place for place in self._folder.iterdir() if ID.fullmatch(place.name)]
         places.sort(key=lambda place: place.stat().st_mtime, reverse=True)
-        return [draft for place in places if (draft := self.get(place.name)).pictures]
+        return [draft for place in places if (draft := self._legible(place.name)).pictures]
+
+    def _legible(self, id: str) -> Draft:
+        """A damaged draft costs its own row, not the page."""
+        try:
+            return self.get(id)
+        except UserError as error:
+            log.warning("%s", error)
+            return Draft(id)
 
     def fill_in(self, id: str, name: str, class_name: str, licence: str) -> Draft:
         """Keep what was typed. UserError for what is too long or no text."""
@@ -302,8 +330,8 @@ class Drafts:
                 notes=list(picture.notes),
                 mask_note=note,
             )
-            (place / f"{taken.id}.view.png").write_bytes(encode_png(view_of(picture)))
-            (place / f"{taken.id}.found.png").write_bytes(encode_png(mask))
+            write_whole(place / f"{taken.id}.view.png", encode_png(view_of(picture)))
+            write_whole(place / f"{taken.id}.found.png", encode_png(mask))
             shutil.move(upload, place / f"{taken.id}.upload")
             self._put(replace(draft, pictures=[*draft.pictures, taken]))
             return taken
@@ -312,7 +340,7 @@ class Drafts:
         """Leave a picture out."""
         with self._changing(id) as draft:
             gone = draft.picture(picture)
-            for suffix in ("upload", "view.png", "found.png", "mask.png"):
+            for suffix in FILES:
                 (self._place(id) / f"{gone.id}.{suffix}").unlink(missing_ok=True)
             left = [picture for picture in draft.pictures if picture.id != gone.id]
             return self._put(replace(draft, pictures=left))
@@ -321,7 +349,7 @@ class Drafts:
         """A file of a picture: view, found or mask (found, where nobody drew)."""
         drawn = self.get(id).picture(picture)
         name = "found" if what == "mask" and not drawn.drawn else what
-        return self._place(id) / f"{drawn.id}.{name}.png"
+        return self._whole(id, f"{drawn.id}.{name}.png")
 
     def mask(self, id: str, picture: str) -> Mask:
         return decode_mask(self.file(id, picture, "mask").read_bytes(), picture)
@@ -334,7 +362,7 @@ class Drafts:
             if mask is None:
                 file.unlink(missing_ok=True)
             else:
-                wanted = decode_mask((self._place(id) / f"{old.id}.found.png").read_bytes()).shape
+                wanted = decode_mask(self._whole(id, f"{old.id}.found.png").read_bytes()).shape
                 if mask.shape != wanted:
                     raise UserError(
                         f"{old.name}: the mask has {mask.shape[1]} x {mask.shape[0]} pixels, the "
@@ -342,7 +370,7 @@ class Drafts:
                     )
                 if not mask.any():
                     raise UserError(f"{old.name}: nothing is marked; paint over the subject first")
-                file.write_bytes(encode_png(mask))
+                write_whole(file, encode_png(mask))
             new = replace(old, drawn=mask is not None)
             pictures = [new if one.id == old.id else one for one in draft.pictures]
             return self._put(replace(draft, pictures=pictures))
@@ -405,7 +433,7 @@ class Drafts:
         return Path(name)
 
     def _export(self, draft: Draft, shown: DraftPicture, file: Path, run: GenerateRun) -> None:
-        upload = self._place(draft.id) / f"{shown.id}.upload"
+        upload = self._whole(draft.id, f"{shown.id}.upload")
         if not shown.drawn:
             shutil.copyfile(upload, file)
             return
@@ -419,8 +447,9 @@ class Drafts:
             yield self.get(id)
 
     def _put(self, draft: Draft) -> Draft:
-        file = self._place(draft.id) / "draft.json"
-        write(file, asdict(draft))
+        place = self._place(draft.id)
+        names = [f"{picture.id}.{suffix}" for picture in draft.pictures for suffix in FILES]
+        write_whole(place / DRAFT, sealed({**asdict(draft), BESIDE: digests_in(place, names)}))
         return draft
 
     def _place(self, id: str) -> Path:

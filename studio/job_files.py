@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
 import os
 import re
 import secrets
@@ -28,10 +29,14 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
+from focusdpo.data_schemas.environment import is_dead
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.config import STUDIO_TOKEN
-from focusdpo.store.local import is_dead
-from focusdpo.studio.job_runner import ENDED, JOB, LOG, RESULT, RUNNER, write
+from focusdpo.store.keys import sealed, unsealed
+from focusdpo.store.local import write_whole
+from focusdpo.studio.job_runner import ENDED, JOB, LOG, RESULT, RUNNER
+
+log = logging.getLogger(__name__)
 
 State = Literal[
     "starting", "running", "stopping", "done", "incomplete", "failed", "stopped", "lost"
@@ -186,7 +191,7 @@ class Jobs:
                 "outputs": dict(outputs or {}),
                 "form": dict(form or {}),
             }
-            write(place / JOB, values)
+            write_whole(place / JOB, sealed(values))
             with (place / LOG).open("ab") as log:
                 self._children[name] = subprocess.Popen(
                     [sys.executable, "-m", "focusdpo.studio.job_runner", str(place)],
@@ -203,7 +208,10 @@ class Jobs:
         if id in self._children and self._children[id].poll() is not None:
             self._children.pop(id, None)
         place = self._place(id)
-        values = json.loads((place / JOB).read_text(encoding="utf-8"))
+        try:
+            values = unsealed((place / JOB).read_bytes())
+        except ValueError as error:
+            raise UserError(f"{place / JOB}: damaged ({error}); remove {place}") from error
         code = _read(place / ENDED).get("code")
         log = _tail(place / LOG) if logs else ""
         return Job(
@@ -223,11 +231,14 @@ class Jobs:
         if not self._folder.is_dir():
             return []
         names = sorted((place.name for place in self._folder.iterdir()), reverse=True)
-        return [
-            self.get(name, logs=logs)
-            for name in names
-            if ID.fullmatch(name) and (self._folder / name / JOB).is_file()
-        ]
+        found = []
+        for name in names:
+            if ID.fullmatch(name) and (self._folder / name / JOB).is_file():
+                try:
+                    found.append(self.get(name, logs=logs))
+                except UserError as error:  # it costs its own row, not the page
+                    log.warning("%s", error)
+        return found
 
     def stop(self, id: str) -> Job:
         """Ask a job to end, as Ctrl-C does; asked again, end it at once. What it has finished is
@@ -289,10 +300,11 @@ def progress_of(log: str) -> list[Progress]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return unsealed(path.read_bytes())
     except FileNotFoundError:
         return {}
-    return values if isinstance(values, dict) else {}
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); remove {path.parent}") from error
 
 
 def _tail(path: Path) -> str:

@@ -7,14 +7,14 @@ command too (it is in the same group), which then ends as it does on a terminal.
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from focusdpo.store.local import me
+from focusdpo.data_schemas.environment import me
+from focusdpo.store.keys import sealed, unsealed
+from focusdpo.store.local import write_whole
 
 JOB, RUNNER, ENDED = "job.json", "runner.json", "ended.json"
 LOG, RESULT = "log.txt", "result.txt"
@@ -22,9 +22,9 @@ LOG, RESULT = "log.txt", "result.txt"
 
 def main(folder: Path) -> int:
     """Run the job that a folder describes; its exit code."""
-    job = json.loads((folder / JOB).read_text(encoding="utf-8"))
+    job = unsealed((folder / JOB).read_bytes())
     signal.signal(signal.SIGINT, lambda *_: None)  # for the command; this one tells how it ended
-    write(folder / RUNNER, {"process": me()})
+    write_whole(folder / RUNNER, sealed({"process": me()}))
     with (folder / LOG).open("ab") as log, (folder / RESULT).open("wb") as result:
         try:
             command = subprocess.Popen(
@@ -36,15 +36,8 @@ def main(folder: Path) -> int:
         else:
             signal.signal(signal.SIGTERM, lambda *_: command.kill())
             code = command.wait()
-    write(folder / ENDED, {"code": code})
+    write_whole(folder / ENDED, sealed({"code": code}))
     return 0
-
-
-def write(path: Path, values: dict[str, object]) -> None:
-    """A small file, whole."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(values), encoding="utf-8")
-    part.replace(path)
 
 
 if __name__ == "__main__":

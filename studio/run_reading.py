@@ -305,12 +305,12 @@ def _read(folder: RunFolder, stamp: tuple[int, ...]) -> Evaluation:
     return Evaluation(folder=folder, left=left, rows=metric_rows(left.rows), scenes=scenes)
 
 
-def adapter_of(folder: RunFolder) -> Path | None:
-    """The adapter that an evaluation was of; None while it is not finished."""
-    if not folder.finished:
-        return None
-    adapter = EvaluationFolder(folder.path).about.get("adapter")
-    return Path(adapter).resolve() if isinstance(adapter, str) and adapter else None
+def is_of(folder: RunFolder, adapter: Path) -> bool:
+    """Whether a finished evaluation is of this adapter; a damaged one says so on its own page."""
+    try:
+        return folder.finished and EvaluationFolder(folder.path).is_of(adapter)
+    except UserError:
+        return False
 
 
 def _stamp(path: Path) -> int:

@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.terminal import in_words, is_users
 from focusdpo.reports.charts import bucket_chart, forest_row, line_chart
 from focusdpo.reports.metric_texts import bounds, mean_text, number
 from focusdpo.reports.thumbnails import data_uri
@@ -247,6 +248,14 @@ def failure(request: Request, status: int, message: str) -> Response:
 
 async def on_user_error(request: Request, error: Exception) -> Response:
     return failure(request, 400, str(error))
+
+
+async def on_os_error(request: Request, error: Exception) -> Response:
+    """A disk that is full or may not be written, as on the command line."""
+    assert isinstance(error, OSError)
+    if not is_users(error):
+        raise error
+    return failure(request, 400, in_words(error))
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:

@@ -8,7 +8,6 @@ from cell to cell.
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 import signal
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from focusdpo.data_schemas.ablations import BASE
 from focusdpo.data_schemas.progress import quiet
-from focusdpo.evaluation.folder import write_json
+from focusdpo.evaluation.folder import read_object, write_json
 from focusdpo.evaluation.held_out import HeldOutConfig
 from focusdpo.evaluation.metrics import METRICS
 from focusdpo.evaluation.protocols import ADAPTER, EvaluateConfig
@@ -77,7 +76,7 @@ class Cell:
         file = self.folder / DONE
         if not file.is_file():
             return None
-        about: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        about = read_object(file, f"remove {self.folder} and run again")
         return about if about["key"] == self.key else None
 
 

@@ -6,6 +6,7 @@ import shutil
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -106,6 +107,12 @@ def doctor(
             "--root", help="Also check every byte of this dataset.", callback=without_secret
         ),
     ] = None,
+    runs: Annotated[
+        list[Path],
+        typer.Option(
+            "--run", help="Also check every file of what train, evaluate or retrain left there."
+        ),
+    ] = [],  # noqa: B006 - typer copies it
     repair: Annotated[
         bool,
         typer.Option(
@@ -114,9 +121,9 @@ def doctor(
         ),
     ] = False,
 ) -> Mapping[str, Any]:
-    """Check what a run needs: packages, the preset's checkpoints, disk, memory, a dataset's
-    bytes."""
-    from focusdpo.flows.doctor import checks, dataset_check
+    """Check what a run needs: packages, the preset's checkpoints, disk, memory, a dataset's or a
+    run's bytes."""
+    from focusdpo.flows.doctor import checks, dataset_check, run_check
 
     if repair and root is None:
         raise UserError("--repair needs --root: which dataset is to be mended?")
@@ -124,6 +131,7 @@ def doctor(
         results = checks(run.models if run.suite == "checkpoints" else None)
         if root is not None:
             results.append(dataset_check(root, repair=repair))
+        results += [run_check(folder) for folder in runs]
     said: dict[str, str] = {}
     for check in results:
         # One absent checkpoint fails several checks: its message is told once.

@@ -14,6 +14,7 @@ import typer
 
 from focusdpo.data_schemas.errors import counted
 from focusdpo.flows.commands.options import ROOT, say
+from focusdpo.store.local import write_whole
 
 
 def stats(root: ROOT) -> Mapping[str, Any]:
@@ -68,7 +69,7 @@ def export(
     if not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: {out.absolute().parent} is no folder; make it first")
     rows = [{**asdict(one), "subject_ids": list(one.subject_ids)} for one in _reviews(root)]
-    out.write_text(_csv(rows) if out.suffix == ".csv" else _jsonl(rows), encoding="utf-8")
+    write_whole(out, (_csv(rows) if out.suffix == ".csv" else _jsonl(rows)).encode())
     say(f"{out}: {counted(len(rows), 'decision')}")
     return {"command": "review export", "root": root, "out": str(out), "reviews": len(rows)}
 

@@ -41,9 +41,9 @@ from focusdpo.model.focus_levels import (
     spread,
 )
 from focusdpo.model.training.batches import PairBatch, encode_pairs
-from focusdpo.model.training.checkpoint import make_folder, write_file
 from focusdpo.model.training.monitor import mean_present
 from focusdpo.pipeline.upkeep.garbage import reading
+from focusdpo.store.local import make_folder, write_whole
 from focusdpo.store.outputs import local
 from focusdpo.store.versions import DatasetVersion
 
@@ -111,8 +111,8 @@ def _focus_on(run: FocusMapsRun, version: DatasetVersion, watch: Watch) -> Focus
     finally:
         remove_policy(backbone.transformer)
     text = json.dumps(premise, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    write_file(Path(run.out) / "premise.json", text.encode())
-    write_file(Path(run.out) / "premise.png", focus_figures.premise_figure(premise))
+    write_whole(Path(run.out) / "premise.json", text.encode())
+    write_whole(Path(run.out) / "premise.png", focus_figures.premise_figure(premise))
     return FocusOutcome(
         out=run.out, version=version.id, split=run.split, pair=shown.pair_id, premise=premise
     )
@@ -200,10 +200,10 @@ def _draw_maps(run: FocusMapsRun, backbone: Backbone, sample: ShardSample) -> No
     from safetensors.numpy import save
 
     arrays, info = _pair_maps(run, backbone, sample)
-    write_file(Path(run.out) / "maps.safetensors", save(arrays, {"info": json.dumps(info)}))
+    write_whole(Path(run.out) / "maps.safetensors", save(arrays, {"info": json.dumps(info)}))
     features = " at ".join(_features(run, backbone))
     figure = focus_figures.maps_figure(arrays, info, features, run.train.focus.tau)
-    write_file(Path(run.out) / "maps.png", figure)
+    write_whole(Path(run.out) / "maps.png", figure)
 
 
 def _features(run: FocusMapsRun, backbone: Any) -> tuple[str, str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import functools
 import html
-import json
 import os
 import shutil
 import tempfile
@@ -35,6 +34,7 @@ from focusdpo.flows.generate.side_by_side import SideBySide, rows
 from focusdpo.flows.models_config import Family
 from focusdpo.pipeline.parts import Image
 from focusdpo.reports.metric_texts import one_line
+from focusdpo.store.keys import unsealed
 from focusdpo.store.provenance import POCKET, notices
 
 CSS = """
@@ -97,7 +97,7 @@ def adapter_licences(adapter: Path) -> list[str]:
     """What an adapter's card says. UserError when it has none."""
     card = adapter / "adapter.json"
     try:
-        return [str(licence) for licence in json.loads(card.read_text("utf-8")).get("licences", [])]
+        return [str(licence) for licence in unsealed(card.read_bytes()).get("licences", [])]
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{card}: absent or damaged; give a folder that `train` wrote") from error
 

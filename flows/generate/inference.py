@@ -45,6 +45,7 @@ from focusdpo.pipeline.compose import TEMPLATES
 from focusdpo.pipeline.parts import Image, Mask, ReferenceImage
 from focusdpo.pipeline.subjects.cutouts import cut_out
 from focusdpo.pipeline.subjects.folders import known_classes
+from focusdpo.store.local import make_folder, write_whole
 from focusdpo.store.outputs import address_of, local
 from focusdpo.store.provenance import packages
 
@@ -110,13 +111,8 @@ class Painted:
     def save(self, path: str | Path) -> Path:
         """Write the PNG; it appears whole. UserError when it cannot be written."""
         path = Path(path)
-        part = path.with_name(f".{path.name}.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(self.png())
-            part.replace(path)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+        make_folder(path.parent)
+        write_whole(path, self.png())
         return path
 
 

@@ -19,7 +19,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.runtime import flow_run
 from prefect.states import Crashed
 
-from focusdpo.store import local
+from focusdpo.data_schemas import environment
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ FOLDER, PROCESS, MACHINE = "focusdpo.folder", "focusdpo.process", "focusdpo.mach
 def label_run(folder: str, name: str) -> None:
     """Write on this flow run which process runs it, on which folder, and its name. Inside a flow
     only."""
-    labels: dict[str, Any] = {PROCESS: local.me(), MACHINE: machine(), FOLDER: folder}
+    labels: dict[str, Any] = {PROCESS: environment.me(), MACHINE: machine(), FOLDER: folder}
     with get_client(sync_client=True) as client:
         client.update_flow_run_labels(UUID(flow_run.id), labels)
     rename_run(name)
@@ -57,7 +57,7 @@ def is_gone(labels: dict[str, Any]) -> bool:
     is not there any more. False for other machines, of which nothing is known here."""
     process = labels.get(PROCESS)
     mine = labels.get(MACHINE) == machine()
-    return bool(process and mine and local.is_dead(str(process)))
+    return bool(process and mine and environment.is_dead(str(process)))
 
 
 def mark_dead_runs() -> None:
@@ -76,8 +76,8 @@ def mark_dead_runs() -> None:
 
 def _mark(client: SyncPrefectClient, run: Any) -> None:
     message = (
-        f"{local.told(str(run.labels[PROCESS]))} ended without a word (killed, or the machine "
-        "stopped); what was finished is stored, and the same run goes on from there"
+        f"{environment.told(str(run.labels[PROCESS]))} ended without a word (killed, or the "
+        "machine stopped); what was finished is stored, and the same run goes on from there"
     )
     log.warning("flow run %s: %s", run.name, message)
     working = filters.TaskRunFilterStateType(

@@ -15,8 +15,6 @@ A models folder:
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +26,8 @@ from focusdpo.evaluation.comparison import GROUPS, intervals
 from focusdpo.evaluation.folder import PHOTOGRAPHS, RUN, SCENES, EvaluationFolder, read_object
 from focusdpo.evaluation.protocols import ADAPTER, BASE, DIFFERENCE, EvaluateConfig
 from focusdpo.flows.retrain.config import WHOLE, RetrainConfig, better
+from focusdpo.store.keys import sealed, unsealed
+from focusdpo.store.local import make_folder, write_whole
 
 POINTER = "promoted.json"
 CANDIDATES = "candidates"
@@ -78,7 +78,7 @@ def read_promoted(models: Path) -> Promoted | None:
     """The adapter in use; None before the first. UserError when the pointer is damaged."""
     file = models / POINTER
     try:
-        return Promoted(**json.loads(file.read_text("utf-8")))
+        return Promoted(**unsealed(file.read_bytes()))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
@@ -91,28 +91,17 @@ def read_promoted(models: Path) -> Promoted | None:
 
 def write_promoted(models: Path, promoted: Promoted) -> None:
     """Point at another adapter, all at once."""
-    write_whole(models / POINTER, asdict(promoted))
+    write_record(models / POINTER, asdict(promoted))
 
 
-def write_whole(path: Path, value: Mapping[str, Any]) -> None:
-    """JSON that is there whole or not at all, also after power fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as sink:
-        json.dump(value, sink, indent=1)
-        sink.write("\n")
-        sink.flush()
-        os.fsync(sink.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def write_record(path: Path, value: Mapping[str, Any]) -> None:
+    """A sealed file, whole, in a folder that is made."""
+    make_folder(path.parent)
+    write_whole(path, sealed(value))
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A file of `write_whole`; None when it is absent, UserError when it is damaged."""
+def read_record(path: Path) -> dict[str, Any] | None:
+    """A file of `write_record`; None when it is absent, UserError when it is damaged."""
     again = f"remove {path.parent} and run again"
     return read_object(path, again) if path.exists() else None
 
@@ -121,8 +110,8 @@ def history(models: Path | str) -> list[dict[str, Any]]:
     """Every candidate, oldest first: what is known of its start and of its decision."""
     found = []
     for started in (Path(models) / CANDIDATES).glob(f"*/{STARTED}"):
-        about = read_json(started) or {}
-        decided = read_json(started.with_name(DECISION)) or {"decision": "unfinished"}
+        about = read_record(started) or {}
+        decided = read_record(started.with_name(DECISION)) or {"decision": "unfinished"}
         found.append({**about, **decided})
     return sorted(found, key=lambda one: str(one.get("started", "")))
 

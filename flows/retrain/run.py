@@ -34,10 +34,10 @@ from focusdpo.flows.retrain.promotion import (
     compare,
     decide,
     history,
-    read_json,
     read_promoted,
+    read_record,
     write_promoted,
-    write_whole,
+    write_record,
 )
 from focusdpo.flows.settings import save_config
 from focusdpo.flows.train.run import Train
@@ -189,7 +189,7 @@ class _Round:
         decides = {"train": self.run.train.model_dump(mode="json"), "base": self.base}
         self.name = f"{self.version.id}-{config_digest(decides)[:8]}"
         self.folder = self.models / CANDIDATES / self.name
-        decided = read_json(self.folder / DECISION)
+        decided = read_record(self.folder / DECISION)
         if decided is not None:
             return self._outcome("tried before", f"{decided['decision']}: {decided['reason']}")
         if not (self.folder / STARTED).exists():
@@ -204,7 +204,7 @@ class _Round:
                 "new_pairs": self.new_pairs,
                 "pairs": len(self.version.rows),
             }
-            write_whole(self.folder / STARTED, about)
+            write_record(self.folder / STARTED, about)
             self.out.send()
         return self._try_out()
 
@@ -254,7 +254,7 @@ class _Round:
             "before": rival.candidate if rival is not None else None,
             "settled": not promote,
         }
-        write_whole(folder / DECISION, decision)
+        write_record(folder / DECISION, decision)
         self.out.send()
         _settle(self.models)
         self.promoted = read_promoted(self.models)
@@ -307,13 +307,13 @@ def new_pairs(version: DatasetVersion, promoted: Promoted | None) -> tuple[int, 
 def _settle(models: Path) -> None:
     """Let the pointer follow a decision that was stored just before a stop."""
     for file in sorted((models / CANDIDATES).glob(f"*/{DECISION}")):
-        decided = read_json(file)
+        decided = read_record(file)
         if decided is None or decided["settled"]:
             continue
         same = {name: decided[name] for name in ("adapter", "version", "base", "before")}
         promoted = Promoted(candidate=file.parent.name, promoted=decided["decided"], **same)
         write_promoted(models, promoted)
-        write_whole(file, {**decided, "settled": True})
+        write_record(file, {**decided, "settled": True})
 
 
 _COMPARED = ("metric", "difference", "low", "high", "against")

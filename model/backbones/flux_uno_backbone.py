@@ -25,7 +25,7 @@ from focusdpo.model.backbones.flux_config import FluxUnoConfig, middle_blocks
 from focusdpo.model.backbones.offload import DTYPES, PromptCache, lent
 from focusdpo.model.backbones.uno_lora import uno_targets
 from focusdpo.model.tokens import KLCodec
-from focusdpo.model.training.checkpoint import make_folder, write_file
+from focusdpo.store.local import make_folder, write_whole
 
 
 class FluxPrompts:
@@ -116,7 +116,7 @@ class FluxPrompts:
         self._cache.put(text, embeds, pooled)
         path = self._file(text)
         if path is not None:
-            write_file(path, save({"embeds": embeds.contiguous(), "pooled": pooled.contiguous()}))
+            write_whole(path, save({"embeds": embeds.contiguous(), "pooled": pooled.contiguous()}))
 
     def _file(self, text: str) -> Path | None:
         if self._folder is None:

@@ -333,7 +333,7 @@ def save_ip_adapter(config: SdxlIpAdapterConfig, directory: Path, out: Path) -> 
     from safetensors.torch import load_file, save
 
     from focusdpo.model.adapter import read_card, read_weights
-    from focusdpo.model.training.checkpoint import write_file
+    from focusdpo.store.local import write_whole
 
     directory = Path(directory)
     card = read_card(directory)
@@ -356,7 +356,7 @@ def save_ip_adapter(config: SdxlIpAdapterConfig, directory: Path, out: Path) -> 
         old = tensors[f"ip_adapter.{number}.{kind}.weight"]
         tensors[f"ip_adapter.{number}.{kind}.weight"] = tensor.to(old.dtype).contiguous()
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_file(out, save(tensors))
+    write_whole(out, save(tensors))
     return out
 
 

@@ -147,7 +147,7 @@ def export_uno(directory: Path, out: Path, *, uno: str | None = None) -> Path:
     from safetensors.torch import save
 
     from focusdpo.model.adapter import read_card, read_weights
-    from focusdpo.model.training.checkpoint import make_folder, write_file
+    from focusdpo.store.local import make_folder, write_whole
 
     directory, out = Path(directory), Path(out)
     card = read_card(directory)
@@ -157,7 +157,7 @@ def export_uno(directory: Path, out: Path, *, uno: str | None = None) -> Path:
     file = out / FILE if out.is_dir() or not out.suffix else out
     make_folder(file.parent)
     data = {name: tensor.contiguous() for name, tensor in _joined(slots, whole).items()}
-    write_file(file, save(data, {"format": "pt"}))
+    write_whole(file, save(data, {"format": "pt"}))
     return file
 
 

@@ -7,14 +7,8 @@ as it was. Nothing is pickled.
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
-import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.store.keys import BESIDE, digest, sealed, unsealed
+from focusdpo.store.local import disk_errors, sync_folder, write_whole
 
 STATE = "state.safetensors"
 META = "checkpoint.json"
@@ -40,46 +36,6 @@ class Checkpoint:
     path: Path
 
 
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
-            raise
-        raise UserError(
-            f"cannot write {path}: {error.strerror}. Free some space or choose another output "
-            "folder, then run the same command again: it goes on from the last checkpoint."
-        ) from error
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def make_folder(path: Path) -> None:
-    """The folder and those above it; UserError where it cannot be."""
-    with _disk_errors(path):
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise UserError(f"{path} is, or lies below, a file; choose another folder") from error
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Replaces a file in one step, flushed to the disk."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with _disk_errors(path):
-        temporary.write_bytes(data)
-        _flush(temporary)
-        temporary.replace(path)
-        _flush(path.parent)
-
-
 def save_checkpoint(
     root: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, Any], *, keep: int = KEEP
 ) -> Path:
@@ -89,19 +45,17 @@ def save_checkpoint(
     final = root / f"step-{step:06d}"
     temporary = root / f".tmp-step-{step:06d}"
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-    text = json.dumps({"step": step, "state_digest": digest, **meta}, indent=1, sort_keys=True)
-    with _disk_errors(final):
+    about = sealed({"step": step, BESIDE: {STATE: digest(data)}, **meta})
+    with disk_errors(final):
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        (temporary / STATE).write_bytes(data)
-        (temporary / META).write_text(text)
-        for path in (temporary / STATE, temporary / META, temporary):
-            _flush(path)
+        root.mkdir(exist_ok=True)  # not what is above it: a folder that was taken away stays so
+        temporary.mkdir()
+        write_whole(temporary / STATE, data)
+        write_whole(temporary / META, about)
         if final.exists():  # left by a run that was killed between rename and its next step
             shutil.rmtree(final)
         temporary.rename(final)
-        _flush(root)
+        sync_folder(root)
     prune_checkpoints(root, keep=keep)
     return final
 
@@ -132,12 +86,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
         "before it, or from the start."
     )
     try:
-        meta = json.loads((path / META).read_text())
+        meta = unsealed((path / META).read_bytes())
         data = (path / STATE).read_bytes()
-        step, digest = int(meta.pop("step")), meta.pop("state_digest")
+        step = int(meta.pop("step"))
+        # Those of before seals call it otherwise.
+        wanted = meta.pop(BESIDE)[STATE] if BESIDE in meta else meta.pop("state_digest")
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"checkpoint {path} is damaged: {error}. {advice}") from error
-    if hashlib.blake2b(data, digest_size=16).hexdigest() != digest:
+    if digest(data) != wanted:
         raise UserError(
             f"checkpoint {path} is damaged: {STATE} ({len(data)} bytes) is corrupt or truncated. "
             f"{advice}"

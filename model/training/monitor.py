@@ -27,8 +27,8 @@ from focusdpo.model.focus_config import FocusConfig
 from focusdpo.model.objectives import implicit_accuracy
 from focusdpo.model.step import StepOutput
 from focusdpo.model.training.batches import PairBatch
-from focusdpo.model.training.checkpoint import write_file
 from focusdpo.model.training.config import GuardConfig
+from focusdpo.store.local import write_whole
 
 NUM_BUCKETS = 10
 PER_PAIR = (
@@ -173,7 +173,7 @@ class Monitor:
         first, last = self._rows["steps"][0]["step"], self._rows["steps"][-1]["step"]
         for name, rows in self._rows.items():
             data = _to_parquet(rows)
-            write_file(self._parts / f"{name}-{first:06.0f}-{last:06.0f}.parquet", data)
+            write_whole(self._parts / f"{name}-{first:06.0f}-{last:06.0f}.parquet", data)
             rows.clear()
         if self._writer is not None:
             self._writer.flush()
@@ -186,8 +186,8 @@ class Monitor:
         tables = {}
         for name in self._rows:
             parts = sorted(self._parts.glob(f"{name}-*.parquet"))
-            tables[name] = pa.concat_tables([arrow_table(part.read_bytes()) for part in parts])
-            write_file(self._out_dir / f"{name}.parquet", _table_bytes(tables[name]))
+            tables[name] = pa.concat_tables([_part(part) for part in parts])
+            write_whole(self._out_dir / f"{name}.parquet", _table_bytes(tables[name]))
         self.close()
         return tables["steps"].to_pylist()
 
@@ -196,6 +196,20 @@ class Monitor:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _part(path: Path) -> Any:
+    """Rows of some steps, as an Arrow table. UserError when they were damaged."""
+    import pyarrow as pa
+
+    try:
+        return arrow_table(path.read_bytes())
+    except (pa.ArrowException, OSError) as error:
+        run = path.parent.parent
+        raise UserError(
+            f"{path}: damaged ({error}); remove {run} and run the same command again: training "
+            "begins anew"
+        ) from error
 
 
 def _writer(directory: Path, start: int) -> Any:

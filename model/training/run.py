@@ -20,18 +20,16 @@ import numpy as np
 import torch
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.model.adapter import AdapterCard, remove_policy, save_adapter
+from focusdpo.model.adapter import CARD, WEIGHTS, AdapterCard, remove_policy, save_adapter
 from focusdpo.model.backbone import Backbone
 from focusdpo.model.focus_levels import PairMaps
 from focusdpo.model.step import resolve_precision
 from focusdpo.model.training.batches import PairData, Progress
 from focusdpo.model.training.checkpoint import (
     list_checkpoints,
-    make_folder,
     newest_checkpoint,
     prune_checkpoints,
     save_checkpoint,
-    write_file,
 )
 from focusdpo.model.training.config import TrainConfig, digest
 from focusdpo.model.training.monitor import Monitor, mean_present
@@ -45,6 +43,8 @@ from focusdpo.model.training.run_state import (
     resolved_lora,
 )
 from focusdpo.model.training.steps import KnownErrors, ReferenceErrors, Stepper
+from focusdpo.store.keys import BESIDE, digests_in, require_whole, sealed, unsealed
+from focusdpo.store.local import make_folder, write_whole
 from focusdpo.store.samples import Sample
 
 log = logging.getLogger(__name__)
@@ -101,6 +101,8 @@ def train(
         require_same(summary["identity"], identity, out_dir)
         require_not_past(summary["steps"], config.steps, out_dir)
         if summary["steps"] == config.steps or summary["stopped"]:
+            again = f"remove {out_dir / SUMMARY} and run the same command again: it writes it anew"
+            require_whole(out_dir, summary, again)
             return result_of(out_dir, summary, resumed_from=summary["steps"])
     data.encode(config.cache_mib, progress)
     known = reference_errors or ReferenceErrors(0)
@@ -178,7 +180,7 @@ class _Run:
         if self.processes.is_main:
             make_folder(out_dir)
             text = json.dumps(self.config.model_dump(mode="json"), indent=2)
-            write_file(out_dir / "config.json", text.encode())
+            write_whole(out_dir / "config.json", text.encode())
             monitor = Monitor(out_dir, start=state.step, tensorboard=self.config.tensorboard)
         try:
             if self._paints:
@@ -295,11 +297,16 @@ class _Run:
             },
             "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         }
-        text = json.dumps(summary, indent=2, sort_keys=True)
-        write_file(self.out_dir / SUMMARY, text.encode())
+        summary[BESIDE] = digests_in(self.out_dir, LEFT)
+        write_whole(self.out_dir / SUMMARY, sealed(summary))
 
 
 SUMMARY = "run.json"
+LEFT = (
+    *("config.json", "steps.parquet", "buckets.parquet", "focus.safetensors"),
+    *(f"adapter/{name}" for name in (CARD, WEIGHTS)),
+)
+"""What the summary tells digests of."""
 
 
 @dataclass(frozen=True)
@@ -329,7 +336,7 @@ def read_summary(out_dir: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        summary = json.loads(path.read_text())
+        summary = unsealed(path.read_bytes())
         summary["identity"]["config"], summary["steps"], summary["final"], summary["stopped"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(

@@ -14,9 +14,10 @@ from torch import Tensor
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.adapter import add_policy, policy_parameters
 from focusdpo.model.backbone import Backbone
-from focusdpo.model.training.checkpoint import Checkpoint, write_file
+from focusdpo.model.training.checkpoint import Checkpoint
 from focusdpo.model.training.config import LoraConfig, TrainConfig, ValidationConfig
 from focusdpo.model.training.monitor import Guard
+from focusdpo.store.local import write_whole
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -166,7 +167,7 @@ class Looks:
             self.rows.append({"step": state.step, **values})
             is_best = self._config.keep == "best" and self.best_step == state.step
             if is_best and self._writes:
-                write_file(self._file(state.step), _weights(state))
+                write_whole(self._file(state.step), _weights(state))
 
     @property
     def best_step(self) -> int:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import difflib
-import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +23,7 @@ from focusdpo.data_schemas.subjects import Reference, Subject
 from focusdpo.pipeline.subjects import ingest
 from focusdpo.pipeline.subjects.folders import NAME, plain_name
 from focusdpo.store.artefacts import Store
-from focusdpo.store.keys import KEY, config_digest, digest, image_key, parsed
+from focusdpo.store.keys import KEY, config_digest, image_key, sealed, unsealed
 from focusdpo.store.manifests import latest_id, read_manifest
 
 FOLDER = "registry"
@@ -315,21 +314,13 @@ def _registered(name: str, entries: Mapping[str, Entry], instead: str | None) ->
 def _as_bytes(registry: Registry) -> bytes:
     values = dataclasses.asdict(registry)
     values["entries"] = list(values["entries"].values())
-    values["blake2b"] = _digest(values)
-    return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def _digest(values: Mapping[str, Any]) -> str:
-    return digest(json.dumps(values, sort_keys=True).encode())
+    return sealed(values)
 
 
 def _read_state(store: Store, number: int) -> Registry:
     path = state_path(number)
     try:
-        values = parsed(store.files.read(path))
-        # States of before they had one are taken as they are.
-        if values.pop("blake2b", None) not in (None, _digest(values)):
-            raise ValueError("not what was written")
+        values = unsealed(store.files.read(path))
         entries = {one["id"]: Entry(**one) for one in values.pop("entries")}
         for one in entries.values():
             if not KEY.fullmatch(one.artefact) or not NAME.fullmatch(one.id):

@@ -11,28 +11,31 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from focusdpo.data_schemas.errors import Forbidden, UserError
+from focusdpo.data_schemas.environment import is_dead
+from focusdpo.data_schemas.errors import Forbidden, Full, UserError
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.pipeline.subjects import cutouts, ingest, registry
+from focusdpo.pipeline.upkeep.references import References, references
 from focusdpo.store import leases
 from focusdpo.store.addresses import LEASES
 from focusdpo.store.artefacts import Store
 from focusdpo.store.keys import KEY, SHARD, STAGE
 from focusdpo.store.leases import SLACK, Holder
-from focusdpo.store.local import FORBIDDEN, is_dead
-from focusdpo.store.manifests import MANIFEST, NAME, TWIN, lineage_keys, versions_of
+from focusdpo.store.local import FORBIDDEN, LocalFiles
+from focusdpo.store.manifests import MANIFEST, NAME, TWIN, versions_of
 from focusdpo.store.samples import FOLDER as SHARDS
 from focusdpo.store.versions import DatasetVersion, open_version
 
 DAY = 86400.0
 BUILDS = "builds"
 READERS = "readers"
+PUBLISHING = "publish"
 SWEPT = "swept.json"
 """Below the root: another content after each removal, so that plans made before are made anew."""
 STATES = 20
@@ -128,17 +131,26 @@ def reading(root: str | Path, id: str, what: str) -> Iterator[DatasetVersion]:
         yield version
 
 
-def last_sweep(store: Store) -> bytes:
-    """What tells one removal from the next."""
+def last_sweep(store: Store) -> bytes | None:
+    """What tells one removal from the next; None before the first."""
     try:
         return store.files.read(SWEPT)
     except FileNotFoundError:
-        return b""
+        return None
 
 
-def note_sweep(store: Store) -> None:
-    """To be called before anything is removed."""
-    store.files.write(SWEPT, json.dumps({"removal": uuid.uuid4().hex}).encode())
+def note_sweep(store: Store) -> bool:
+    """To be called before anything is removed; and, where there was no room for a note and so it
+    answers False, again afterwards. An empty note, or none, differs from the one before, too."""
+    try:
+        store.files.write(SWEPT, json.dumps({"removal": uuid.uuid4().hex}).encode())
+    except Full:
+        if last_sweep(store) == b"":
+            store.files.remove(SWEPT)
+        else:
+            store.files.write(SWEPT, b"")
+        return False
+    return True
 
 
 def builds_at_work(store: Store) -> list[Holder]:
@@ -167,11 +179,26 @@ def _at_work(store: Store, kind: str) -> Iterator[tuple[str, Holder]]:
 @contextmanager
 def alone(store: Store, what: str) -> Iterator[None]:
     """No version is published in the block. UserError when a build is at work."""
-    with store.publishing():
+    with ExitStack() as held:
+        try:
+            held.enter_context(store.publishing())
+        except Full:
+            held.enter_context(_still(store))
         if at_work := builds_at_work(store):
             raise UserError(
                 f"{store.root}: a build is at work ({at_work[0]}); {what} when it is done"
             )
+        yield
+
+
+@contextmanager
+def _still(store: Store) -> Iterator[None]:
+    """On a disk that has no room for a lease: while this lasts, nobody can take or renew one."""
+    if not isinstance(store.files, LocalFiles):
+        raise UserError(f"{store.root}: no room for a lease")
+    with store.files.still():
+        for _, holder in _at_work(store, PUBLISHING):
+            raise UserError(f"{store.root}: a version is being published ({holder}); wait for it")
         yield
 
 
@@ -216,11 +243,11 @@ def find_garbage(store: Store, *, keep_versions: int | None, min_age: float) -> 
     )
     for name, reader in garbage.in_use.items():
         log.warning("%s: version %s stays: it is read by %s", store.root, name, reader)
-    kept_shards = {one["name"] for manifest in kept for one in manifest["shards"]}
+    referred = references(store, kept)
     for name, size in store.files.listing(SHARDS).items():
-        if name not in kept_shards and SHARD.fullmatch(name):
+        if name not in referred.shards and SHARD.fullmatch(name):
             _note(store, garbage, garbage.shards, f"{SHARDS}/{name}", size, min_age)
-    _artefacts(store, kept, garbage, min_age)
+    _artefacts(store, referred, garbage, min_age)
     for number in registry.state_numbers(store)[:-STATES]:
         path = registry.state_path(number)
         _note(store, garbage, garbage.others, path, store.files.size(path), min_age)
@@ -238,26 +265,18 @@ def _other_versions(store: Store, kept: list[str]) -> dict[str, int]:
     return sizes
 
 
-def _artefacts(
-    store: Store, kept: list[Mapping[str, Any]], garbage: Garbage, min_age: float
-) -> None:
-    referenced: dict[str, set[str]] = {}
-    referenced[ingest.STAGE] = _named_pictures(store, kept)
-    for manifest in kept:
-        for stage, keys in lineage_keys(store, manifest["id"]).items():
-            referenced.setdefault(stage, set()).update(keys)
-    pictures = _pictures(store, kept)
+def _artefacts(store: Store, referred: References, garbage: Garbage, min_age: float) -> None:
     files = store.files.listing("stages")
     for path, size in files.items():
         if not ARTEFACT.fullmatch(path):
             continue  # a stranger's file
         stage, _, name = path.split("/")
         key, _, suffix = name.rpartition(".")
-        if stage == cutouts.STAGE or key in referenced.get(stage, ()):
+        if stage == cutouts.STAGE or key in referred.artefacts.get(stage, ()):
             continue  # a photograph's mask is found by its pixels: nothing says whose it is
         if suffix == "json" and f"{path.removesuffix('json')}tar" in files:
             continue  # it goes with its artefact
-        if stage == ingest.STAGE and suffix == "tar" and _who(store, key) in pictures:
+        if stage == ingest.STAGE and suffix == "tar" and _who(store, key) in referred.pictures:
             continue
         of_stage = garbage.artefacts.setdefault(stage, {})
         whole = f"stages/{path}"
@@ -266,24 +285,6 @@ def _artefacts(
             if timing in files:
                 of_stage[f"stages/{timing}"] = files[timing]
     garbage.artefacts = {stage: paths for stage, paths in garbage.artefacts.items() if paths}
-
-
-def _pictures(store: Store, kept: list[Mapping[str, Any]]) -> set[tuple[str, str]]:
-    """(Subject, digest) of all pictures that are used. Pairs name the artefact that they were made
-    from, and another licence makes another artefact of the same pictures: all of them stay."""
-    used = {(one["id"], one["digest"]) for manifest in kept for one in manifest["subjects"]}
-    state = registry.read_registry(store)
-    if state is not None:
-        used |= {(one.id, one.digest) for one in state.entries.values()}
-    return used
-
-
-def _named_pictures(store: Store, kept: list[Mapping[str, Any]]) -> set[str]:
-    """The artefacts that versions and the registry name, read or not."""
-    state = registry.read_registry(store)
-    entries = [] if state is None else state.entries.values()
-    named = {one["artefact"] for manifest in kept for one in manifest["subjects"]}
-    return named | {one.artefact for one in entries}
 
 
 def _who(store: Store, key: str) -> tuple[str, str] | None:
@@ -308,8 +309,7 @@ def _note(
 
 def _sweep(store: Store, garbage: Garbage, reached: Reached) -> None:
     """Versions first, so that none is ever there without what it rests on."""
-    if garbage.bytes:
-        note_sweep(store)
+    noted = not garbage.bytes or note_sweep(store)
     for name in garbage.versions:
         remove_version(store, name)
         reached("version")
@@ -323,6 +323,8 @@ def _sweep(store: Store, garbage: Garbage, reached: Reached) -> None:
             reached("artefact")
     for path in garbage.others:
         store.files.remove(path)
+    if not noted:
+        note_sweep(store)
 
 
 def remove_version(store: Store, name: str) -> None:

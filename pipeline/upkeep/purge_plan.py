@@ -25,11 +25,11 @@ from focusdpo.data_schemas.runs import Artefact
 from focusdpo.data_schemas.scenes import Scene
 from focusdpo.data_schemas.shards import IndexRow
 from focusdpo.pipeline.subjects import cutouts, ingest
-from focusdpo.pipeline.subjects.registry import read_registry
+from focusdpo.pipeline.upkeep.references import References, bare_artefact, references
 from focusdpo.store import tars
 from focusdpo.store.artefacts import Store
-from focusdpo.store.keys import KEY, SHARD, STAGE, digest, parsed
-from focusdpo.store.manifests import NAME, lineage_columns, partitions_of, versions_of
+from focusdpo.store.keys import KEY, SHARD, STAGE, digest, parsed, sealed, unsealed
+from focusdpo.store.manifests import NAME, partitions_of, versions_of
 from focusdpo.store.samples import FOLDER as SHARDS
 from focusdpo.store.versions import open_version
 
@@ -124,8 +124,7 @@ class PurgePlan:
         return f"{FOLDER}/{self.id}.json"
 
     def write(self, store: Store) -> None:
-        text = json.dumps(asdict(self), indent=1) + "\n"
-        store.files.write(self.path, text.encode())
+        store.files.write(self.path, sealed(asdict(self)))
 
 
 PLAN = re.compile(r"[0-9a-f]{16}\.json")
@@ -151,11 +150,13 @@ def unfinished(store: Store) -> list[PurgePlan]:
 def _read_plan(store: Store, path: str) -> PurgePlan:
     """UserError that names the file unless it is a purge of this root and of nothing else."""
     try:
-        plan = PLAN_TYPE.validate_json(store.files.read(path))
+        plan = PLAN_TYPE.validate_python(unsealed(store.files.read(path)))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UserError(f"{store.root}/{path}: damaged ({where} {first['msg']}); {MOVE}") from error
+    except ValueError as error:
+        raise UserError(f"{store.root}/{path}: damaged ({error}); {MOVE}") from error
     outside = [name for name in plan.shards if not SHARD.fullmatch(name)]
     outside += [name for name in plan.versions if not NAME.fullmatch(name)]
     outside += [
@@ -176,9 +177,10 @@ def make_plan(store: Store, names: Sequence[str], when: str) -> PurgePlan:
 
     UserError for a name that the root does not know, or when another subject has the same pictures.
     """
-    inventory = list(_inventory(store))
-    _check_names(store, names, inventory)
-    sets = _subject_sets(store, inventory)
+    referred = references(store, versions_of(store), in_full=True)
+    inventory = list(_inventory(store, referred))
+    _check_names(store, names, inventory, referred)
+    sets = _subject_sets(store, inventory, referred.sets)
     partitions = {one for one, members in sets.items() if set(names) & members}
     gone = [one for one in inventory if _is_theirs(one, names, partitions, sets)]
     # The record holds the pictures' digests, too, but of no picture: tables differ from subject
@@ -203,42 +205,22 @@ def make_plan(store: Store, names: Sequence[str], when: str) -> PurgePlan:
     )
 
 
-def _inventory(store: Store) -> Iterator[Artefact]:
+def _inventory(store: Store, referred: References) -> Iterator[Artefact]:
     """All artefacts; those that a version rests on as it tells of them, the others by a look."""
-    told: set[tuple[str, str]] = set()
     there = {(stage, key) for stage in store.stages() for key in store.keys(stage)}
-    for manifest in versions_of(store):
-        columns = ["stage", "key", "partition", "files"]
-        table = lineage_columns(store, manifest["id"], columns)
-        if table is None:
-            continue
-        for stage, key, partition, files in zip(
-            *(table[name].to_pylist() for name in columns), strict=True
-        ):
-            if (stage, key) in there and (stage, key) not in told:
-                told.add((stage, key))
-                yield _artefact(stage, key, partition, dict(files))
-    for stage, key in sorted(there - told):
+    yield from (referred.told[name] for name in there & referred.told.keys())
+    for stage, key in sorted(there - referred.told.keys()):
         try:
             yield store.artefact(stage, key)
         except UserError:
-            yield _artefact(stage, key, "", {})  # damaged: nobody can say what it shows
+            yield bare_artefact(stage, key, "", {})  # damaged: nobody can say what it shows
 
 
-def _artefact(stage: str, key: str, partition: str, files: dict[str, str]) -> Artefact:
-    return Artefact(
-        stage=stage, key=key, partition=partition, inputs=(), count=0, seconds=0.0, files=files
-    )
-
-
-def _subject_sets(store: Store, inventory: Sequence[Artefact]) -> dict[str, set[str]]:
-    """Partition -> its subjects, as far as versions and scenes tell."""
-    sets: dict[str, set[str]] = {}
-    for manifest in versions_of(store):
-        for row in partitions_of(store, manifest["id"]):
-            sets[row.partition] = set(row.subject_ids)
-        for one in _rows(store, manifest["id"]):
-            sets[one.partition] = set(one.subject_ids)
+def _subject_sets(
+    store: Store, inventory: Sequence[Artefact], told: Mapping[str, set[str]]
+) -> dict[str, set[str]]:
+    """Partition -> its subjects, as far as versions (`told`) and scenes tell."""
+    sets = dict(told)
     for artefact in inventory:
         if artefact.stage == "compose" and artefact.partition not in sets:
             try:
@@ -260,11 +242,11 @@ def _is_theirs(
     return one.partition in partitions or one.partition not in sets
 
 
-def _check_names(store: Store, names: Sequence[str], inventory: Sequence[Artefact]) -> None:
-    state = read_registry(store)
-    known = set() if state is None else set(state.entries)
-    known |= {one.partition for one in inventory if one.stage == ingest.STAGE}
-    known |= {one["id"] for manifest in versions_of(store) for one in manifest["subjects"]}
+def _check_names(
+    store: Store, names: Sequence[str], inventory: Sequence[Artefact], referred: References
+) -> None:
+    ingested = {one.partition for one in inventory if one.stage == ingest.STAGE}
+    known = ingested | referred.subjects
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)

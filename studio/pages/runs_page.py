@@ -13,6 +13,7 @@ from focusdpo.studio.run_reading import (
     OVERLAID,
     RunFolder,
     adapter_of,
+    is_of,
     overlaid,
     standing,
     training_part,
@@ -87,7 +88,7 @@ def _evaluations(request: Request, folder: RunFolder) -> list[RunFolder]:
     """Those of this run's adapter."""
     adapter = (folder.path / "adapter").resolve()
     evaluations = studio_of(request).runs().evaluations
-    return [evaluation for evaluation in evaluations if adapter_of(evaluation) == adapter]
+    return [evaluation for evaluation in evaluations if is_of(evaluation, adapter)]
 
 
 def routes() -> list[BaseRoute]:

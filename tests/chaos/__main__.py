@@ -15,9 +15,11 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+from . import circumstances, strangers, wounds
 from .bucket import a_bucket, disturbed, draw_fault
 from .damage import PLACES, damaged, full
 from .faults import draw_strikes
@@ -25,6 +27,7 @@ from .jobs import Build, Evaluate, Job, Retrain, Train
 from .server import Server, draw_trouble, troubled
 from .summary import read, table, write
 from .trials import Outcome, Reference, killed, reference
+from .workspace import Trial, Workspace
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -38,6 +41,8 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--full-disks", type=int, default=0, help="mounts a tmpfs: needs the right")
     parser.add_argument("--prefect", type=int, default=0, help="builds as flows, in trouble")
     parser.add_argument("--bucket", type=int, default=0, help="builds on s3://, in trouble")
+    for name, kind in SMALL_KINDS.items():
+        parser.add_argument(f"--{name}", type=int, default=0, help=kind.about)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="one trial, by its number")
     parser.add_argument("--fresh", type=int, default=20, help="every so many trials, interpreters")
@@ -45,6 +50,34 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, default=Path("chaos.json"), help="all that was found")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no trial after so many")
     return parser.parse_args(given)
+
+
+@dataclass(frozen=True)
+class SmallKind:
+    """Faults to a small workspace."""
+
+    about: str
+    act: Callable[[Trial, random.Random], None]
+
+
+LARGE = (
+    *("kills", "train_kills", "evaluate_kills", "retrain_kills"),
+    *("damages", "full_disks", "prefect", "bucket"),
+)
+"""Options for trials of a whole job."""
+SMALL_KINDS = {
+    "hostile": SmallKind("workspaces of strangers that lead outside", strangers.hostile),
+    "foreign": SmallKind("files that are none of ours", strangers.foreign),
+    "not-finite": SmallKind("models that hand over no picture, no number", strangers.not_finite),
+    "wounds": SmallKind("files of any kind damaged", wounds.wounded),
+    "full": SmallKind("no room in the middle of any command", circumstances.full),
+    "read-only": SmallKind("disks that may only be read", circumstances.read_only),
+    "taken-away": SmallKind("folders taken away in the middle", circumstances.taken_away),
+    "beside": SmallKind("gc and purge beside a training", circumstances.beside_training),
+    "clocks": SmallKind("clocks that jump", circumstances.clock),
+    "signals": SmallKind("Ctrl-C and SIGTERM", circumstances.signalled),
+    "databases": SmallKind("Prefect's database damaged", circumstances.prefect_database),
+}
 
 
 class Session:
@@ -167,12 +200,33 @@ class Session:
                 new = len(found.state) - len(job.state())
                 self.keep(disturbed(job, scenario, found, number, draw_fault(draw, number, new)))
 
+    def small(self) -> None:
+        """Trials on copies of a small workspace: one fault, a command or two."""
+        counts = {name: getattr(self.options, name.replace("-", "_")) for name in SMALL_KINDS}
+        if not any(counts.values()):
+            return
+        place = Workspace(below(self.work, "workspace"))
+        with closing(place):
+            place.make()
+            for name, wanted in counts.items():
+                kind = SMALL_KINDS[name]
+                for number in self.numbers(name, wanted):
+                    outcome = Outcome("any", number, "", name)
+                    started = time.monotonic()
+                    draw = random.Random(f"{self.options.seed}/{name}/{number}")
+                    kind.act(Trial(place, outcome), draw)
+                    outcome.seconds = round(time.monotonic() - started, 2)
+                    self.keep(outcome)
+
     def run(self) -> None:
         """Build, and what goes on from it."""
         options = self.options
+        self.small()
         build = Build(below(self.work, "build"))
         dataset = self.work / "dataset"
         with closing(build):
+            if not any(getattr(options, name) for name in LARGE):
+                return
             build.grow()
             self.kill(build, options.kills)
             self.damage(build, options.damages)

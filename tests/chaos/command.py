@@ -18,6 +18,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,12 +102,62 @@ class Calls:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Broken:
+    """A part whose results are not what they should be."""
+
+    def __init__(self, part: Any, way: str) -> None:
+        self._part, self._way = part, way
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._part, name)
+        if not callable(value):
+            return value
+        return lambda *args, **kwargs: self._break(value(*args, **kwargs))
+
+    def _break(self, result: Any) -> Any:
+        import numpy as np
+
+        if isinstance(result, np.ndarray) and result.dtype == np.uint8:
+            return np.zeros_like(result)
+        if isinstance(result, np.ndarray) and result.dtype.kind == "f":
+            return result * 0 if self._way == "zero" else np.full_like(result, float(self._way))
+        if isinstance(result, list):
+            return [self._break(one) for one in result]
+        return result
+
+
+def break_part(role: str, way: str) -> None:
+    """From now on what the suite gives for a role is broken."""
+    suite: Any = importlib.import_module(os.environ["TOY_SUITE"])
+    whole = suite.build
+
+    def build(wanted: str, *args: Any, **kwargs: Any) -> Any:
+        part = whole(wanted, *args, **kwargs)
+        return Broken(part, way) if wanted == role else part
+
+    suite.build = build
+
+
+def jump_clock(seconds: float, calls: float) -> None:
+    """The clock goes on from elsewhere after it was asked so often."""
+    real, real_ns, asked = time.time, time.time_ns, [0]
+
+    def offset() -> float:
+        asked[0] += 1
+        return seconds if asked[0] > calls else 0.0
+
+    time.time = lambda: real() + offset()
+    time.time_ns = lambda: real_ns() + int(offset() * 1e9)
+
+
 def run(arguments: list[str]) -> None:
     """The command; ends the process with its exit code."""
     from focusdpo.flows import wiring
     from focusdpo.flows.cli import main
 
     wiring.SUITES["pocket"] = os.environ.get("TOY_SUITE", "toy_suite")
+    if broken := os.environ.get("CHAOS_BROKEN"):
+        break_part(*broken.split(":"))
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     count_computations()
@@ -114,6 +165,8 @@ def run(arguments: list[str]) -> None:
     if folder:
         kill_at = int(os.environ.get("CHAOS_KILL_AT", "0"))
         sys.addaudithook(Calls(folder, kill_at, "CHAOS_CALLS" in os.environ))
+    if jump := os.environ.get("CHAOS_JUMP"):
+        jump_clock(*map(float, jump.split(":")))
     main(arguments)
 
 

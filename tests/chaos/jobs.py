@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from focusdpo.data_schemas.tables import arrow_table
+from focusdpo.store.keys import SEAL
 from focusdpo.store.manifests import TWIN, read_twin
 
 from .processes import Launcher
 
 TIMES = {
     *("seconds", "created", "started", "decided", "promoted", "machine", "wall_seconds"),
-    "digests",
+    *("digests", "purged"),
 }
 """Fields that tell when, how fast and where: not what. A manifest's digests are of such files."""
 SUBJECTS = {"red": ("disc", 0.0), "blue": ("disc", 240.0), "green": ("square", 120.0)}
@@ -260,7 +261,10 @@ def _without_times(name: str, data: bytes) -> bytes:
 
 def _json_without_times(data: bytes) -> bytes:
     try:
-        return json.dumps(_pruned(json.loads(data)), sort_keys=True).encode()
+        value = _pruned(json.loads(data))
+        if isinstance(value, dict):
+            value.pop(SEAL, None)  # of the times, too
+        return json.dumps(value, sort_keys=True).encode()
     except ValueError:
         return data
 

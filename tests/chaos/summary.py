@@ -44,9 +44,43 @@ def _row(job: str, kind: str, struck: int, trials: Sequence[Outcome]) -> tuple[s
     )
 
 
+WORDS = {
+    **{"kill": "killed", "damage": "finished files damaged", "disk": "disk full"},
+    **{"prefect": "Prefect in trouble", "bucket": "object store in trouble"},
+    **{"hostile": "a stranger's root or run that leads outside", "foreign": "foreign files"},
+    **{"not-finite": "a model's output not finite, or of one colour"},
+    **{"wounds": "any file that decides something damaged", "full": "disk full"},
+    **{"read-only": "disk that may only be read", "taken-away": "its folder taken away"},
+    **{"beside": "gc or purge beside a training", "clocks": "clock jumps"},
+    **{"signals": "Ctrl-C and SIGTERM", "databases": "Prefect's database damaged"},
+}
+"""Kinds of trials, for people."""
+LARGE = ("kill", "damage", "disk", "prefect", "bucket")
+
+
+def short_table(outcomes: Sequence[Outcome]) -> str:
+    """For the page on faults: a row per kind, and per command where it is of a whole job."""
+    found: dict[tuple[str, str], list[Outcome]] = {}
+    for one in outcomes:
+        job = f"`{one.job}`" if one.kind in LARGE else "any"
+        found.setdefault((job, WORDS[one.kind]), []).append(one)
+    lines = [SHORT_HEAD]
+    for (job, kind), mine in found.items():
+        struck = sum(len(one.kinds) for one in mine)
+        lines.append(f"| {' | '.join(_row(job, kind, struck, mine)[:-1])} |")
+    return "\n".join(lines)
+
+
+SHORT_HEAD = (
+    "| command | fault | struck | trials | lost | half visible | computed twice | begun again |\n"
+    "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+)
+
+
 def table(outcomes: Sequence[Outcome]) -> str:
     """Markdown."""
     lines = [HEAD, *(f"| {' | '.join(row)} |" for row in rows(outcomes))]
+    lines += ["", short_table(outcomes)]
     wrong = [one for one in outcomes if not one.whole]
     struck = sum(len(one.kinds) for one in outcomes)
     missed = sum(one.missed for one in outcomes)

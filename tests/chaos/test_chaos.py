@@ -7,21 +7,29 @@ import json
 import random
 import socket
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from s3_server import SECRET
 
 from focusdpo.store.addresses import header
+from focusdpo.store.keys import sealed, unsealed
 
-from .__main__ import main
+from .__main__ import LARGE, SMALL_KINDS, arguments, main
 from .bucket import BUCKET, KINDS, PREFIX, a_bucket, draw_fault
+from .command import Broken, jump_clock
 from .damage import PLACES, Damage, draw_damage
 from .faults import NAMED, Call, draw_strikes
 from .jobs import Build, digest_of
+from .processes import ROOT
 from .reading import Reader
 from .server import Network
+from .summary import WORDS, short_table
 from .trials import Log, Outcome, differences, follow, note_twice
+from .wounds import damage_file
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -208,3 +216,42 @@ def test_a_network_can_be_cut_and_fall_silent() -> None:
     assert ask(30) == b"hello"
     network.close()
     server.close()
+
+
+def test_make_chaos_asks_for_500_faults() -> None:
+    """What is missed, because a command ended before, has to be made up for by the rest."""
+    lines = (ROOT / "Makefile").read_text().replace("\\\n", " ").splitlines()
+    (command,) = [line for line in lines if "tests.chaos" in line]
+    options = arguments(command.partition("tests.chaos")[2].split())
+    counts = {name: getattr(options, name.replace("-", "_")) for name in (*SMALL_KINDS, *LARGE)}
+    assert all(counts.values()) and sum(counts.values()) >= 550, counts
+
+
+def test_each_kind_of_trial_has_a_row(tmp_path: Path) -> None:
+    kinds = (*SMALL_KINDS, "kill", "damage", "disk", "prefect", "bucket")
+    found = [Outcome("train", 0, "", kind, kinds=["x"], lost=["y"]) for kind in kinds]
+    table = short_table(found).splitlines()
+    assert len(table) == 2 + len({WORDS[kind] for kind in kinds}) + 1  # disks, large and small
+    assert "| `train` | killed | 1 | 1 | 1 | 0 | 0 | 0 |" in table
+
+
+def test_a_flipped_bit_changes_what_is_said(tmp_path: Path) -> None:
+    """One in white space, which nobody reads, is no damage; every other one is noticed."""
+    file = tmp_path / "run.json"
+    for seed in range(60):
+        file.write_bytes(sealed({"a": 1}))
+        damage_file(file, "one flipped bit", random.Random(seed))
+        with pytest.raises(ValueError):
+            unsealed(file.read_bytes())
+
+
+def test_a_part_is_broken_and_a_clock_jumps(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = Broken(SimpleNamespace(embed=lambda n: [np.ones(n, np.float32)], side=3), "nan")
+    assert broken.side == 3 and np.isnan(broken.embed(2)[0]).all()
+    black = Broken(SimpleNamespace(paint=lambda: [np.full((2, 2, 3), 9, np.uint8)]), "black")
+    assert not black.paint()[0].any()
+    monkeypatch.setattr(time, "time", time.time)  # put back afterwards
+    monkeypatch.setattr(time, "time_ns", time.time_ns)
+    before = time.time()
+    jump_clock(3600.0, 2)
+    assert [round((time.time() - before) / 3600) for _ in range(4)] == [0, 0, 1, 1]

@@ -62,3 +62,14 @@ def test_prefect_is_in_trouble(tmp_path: Path) -> None:
     assert len({str(one["kinds"]) for one in trials}) == 5
     # A command whose own server is killed gets another one and goes on.
     assert [one["advice"] for one in trials if one["kinds"] == ["child killed"]] == [["exit 0"]]
+
+
+def test_a_small_workspace_is_struck_by_every_kind(tmp_path: Path) -> None:
+    counts = {
+        **{"hostile": 12, "foreign": 6, "not-finite": 6, "wounds": 20, "full": 10},
+        **{"read-only": 4, "taken-away": 3, "beside": 4, "clocks": 4, "signals": 6},
+        "databases": 1,
+    }
+    given = [word for kind, count in counts.items() for word in (f"--{kind}", str(count))]
+    trials = disturb(tmp_path, "--kills", "0", *given)
+    assert {one["kind"] for one in trials} == set(counts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from focusdpo.evaluation.protocols import PROTOCOLS, EvaluateConfig
 from focusdpo.evaluation.run import paint_missing
 from focusdpo.flows import wiring
 from focusdpo.flows.config import EvaluateRun
+from focusdpo.flows.doctor import run_check
 from focusdpo.flows.evaluate.run import evaluate, finished
 from focusdpo.flows.settings import resolve
 from focusdpo.pocket.identities import Identity
@@ -175,16 +177,22 @@ def test_an_unknown_protocol_is_told_with_those_there_are() -> None:
         assert shown or name == "pocket", name
 
 
-def test_the_folder_holds_both_views_and_their_agreement(
-    held_out: HeldOut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def run(held_out: HeldOut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EvaluateRun:
+    """An evaluation of an adapter that changes nothing."""
     monkeypatch.setitem(wiring.SUITES, "pocket", "toy_suite")
     monkeypatch.setattr(pocket_protocol, "held_out_scenes", lambda *_: held_out)
-    adapter, out = tmp_path / "adapter", tmp_path / "out"
+    adapter = tmp_path / "adapter"
     adapter.mkdir()
     for name in ("adapter.json", "pytorch_lora_weights.safetensors"):
         (adapter / name).write_bytes(b"{}")
-    run = EvaluateRun(adapter=str(adapter), out=str(out), evaluate=CONFIG)
+    return EvaluateRun(adapter=str(adapter), out=str(tmp_path / "out"), evaluate=CONFIG)
+
+
+def test_the_folder_holds_both_views_and_their_agreement(
+    run: EvaluateRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path(run.out)
     first = evaluate(run)
     assert not first.resumed and evaluate(run).resumed
     judged = from_parquet((out / "scenes.parquet").read_bytes(), EvalScene)
@@ -208,3 +216,49 @@ def test_the_folder_holds_both_views_and_their_agreement(
     assert (change["scorer_mean"], change["judge_mean"]) == (0, 0)
     monkeypatch.setitem(toy_suite.FINGERPRINTS, "segmenter", "toy-2")
     assert finished(run) is None, "another scorer is another evaluation"
+
+
+READERS: dict[str, Callable[[EvaluationFolder], object]] = {
+    "run.json": lambda folder: folder.about,
+    "rows.json": lambda folder: folder.rows,
+    "subjects.json": lambda folder: folder.prompts,
+    "scenes.parquet": lambda folder: folder.records,
+    "scorer.parquet": lambda folder: folder.views,
+    "config.yaml": lambda folder: folder.settings,
+    "images/base/*-0.png": lambda folder: folder.picture(folder.of("base")[0].image),
+    "references/red/0.png": lambda folder: folder.picture("references/red/0.png"),
+}
+
+
+def test_one_flipped_bit_is_seen_by_reader_and_doctor_and_made_anew(
+    run: EvaluateRun, tmp_path: Path
+) -> None:
+    evaluate(run)
+    out = Path(run.out)
+    whole = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert run_check(out).ok
+    for name, read in READERS.items():
+        path = sorted(out.glob(name))[0]
+        if name.startswith("images"):
+            path = out / EvaluationFolder(out).of("base")[0].image
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(bytes(data))
+        told = run_check(out)
+        assert not told.ok and str(path) in told.told
+        with pytest.raises(UserError, match=f"{re.escape(str(path))}: (damaged|cannot be read)"):
+            read(EvaluationFolder(out))
+        if name == "run.json":
+            path.write_bytes(whole[path])
+            continue
+        assert not evaluate(run).resumed, "what was damaged is made anew"
+        assert run_check(out).ok and path.read_bytes() == whole[path], name
+    out.rename(tmp_path / "moved")
+    there = run.model_copy(update={"out": str(tmp_path / "moved")})
+    assert evaluate(there).resumed, "it works from its new place"
+    for name in ("run.json", "subjects.json"):
+        values = json.loads((tmp_path / "moved" / name).read_text())
+        values.pop("blake2b")
+        values.pop("digests", None)
+        (tmp_path / "moved" / name).write_text(json.dumps(values))
+    assert evaluate(there).resumed, "one of before there were checksums is taken as it is"

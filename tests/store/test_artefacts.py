@@ -328,7 +328,7 @@ def test_a_file_size_limit_loses_nothing(tmp_path: Path) -> None:
         [sys.executable, "-c", QUOTA, str(root), *IMPORT_PATHS],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert run.stdout.startswith("UserError")
+    assert run.stdout.startswith("Full ")
     assert_nothing_lost(root, UserError(run.stdout))
 
 

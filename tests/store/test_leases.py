@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 from s3_server import BUCKET, S3Server, s3_process
 
+from focusdpo.data_schemas.environment import host, is_dead, me
 from focusdpo.store import leases
 from focusdpo.store.addresses import files_of
 from focusdpo.store.leases import Holder, Lease, LeaseConfig, Leases, lease
-from focusdpo.store.local import Files, LocalFiles, host, is_dead, me
+from focusdpo.store.local import Files, LocalFiles
 
 NAME = "generate/0123456789abcdef"
 PATH = f".leases/{NAME}.json"

@@ -5,15 +5,19 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from small_disk import no_file_beyond
 from studio_client import Client
 
+from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.build import sources
 from focusdpo.flows.config import GenerateRun
+from focusdpo.flows.doctor import run_check
 from focusdpo.flows.settings import resolve
 from focusdpo.pipeline.subjects.registry import read_registry
 from focusdpo.store.artefacts import Store
@@ -304,3 +308,42 @@ def test_what_is_not_there_is_not_found(studio: Client, path: str) -> None:
 def test_changes_need_the_pages_token(studio: Client) -> None:
     answer = studio.http.post(f"{HERE}/pictures?name=a.png", content=cut_out())
     assert answer.status_code == 403 and files(studio) == []
+
+
+def test_a_full_disk_is_told_and_the_next_upload_is_taken(studio: Client) -> None:
+    assert bring(studio, cut_out(), "first.png").status_code == 201
+    before = files(studio)
+    with no_file_beyond(64):
+        answer = bring(studio, cut_out(hue=90), "second.png")
+    assert answer.status_code == 400 and "free some space" in answer.json()["error"].lower()
+    assert files(studio) == before, "nothing half-written is left"
+    assert bring(studio, cut_out(hue=90), "second.png").status_code == 201
+
+
+@pytest.mark.parametrize(
+    "name", ["draft.json", "p0.upload", "p0.view.png", "p0.found.png", "p0.mask.png"]
+)
+def test_one_flipped_bit_in_a_draft_is_noticed(studio: Client, name: str) -> None:
+    bring(studio, cut_out())
+    drafts = Drafts(studio.root.parent / "data-runs/.studio/drafts")
+    drafts.draw(DRAFT, "p0", drafts.mask(DRAFT, "p0"))
+    folder = next(path.parent for path in studio.root.parent.rglob("draft.json"))
+    assert run_check(folder).ok
+    path = folder / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    told = run_check(folder)
+    assert not told.ok and str(path) in told.told
+    readers: dict[str, Callable[[], object]] = {
+        "draft.json": lambda: drafts.get(DRAFT),
+        "p0.view.png": lambda: drafts.file(DRAFT, "p0", "view"),
+        "p0.found.png": lambda: drafts.file(DRAFT, "p0", "found"),
+        "p0.mask.png": lambda: drafts.mask(DRAFT, "p0"),
+    }
+    if name in readers:
+        with pytest.raises(UserError, match=f"{name}: damaged"):
+            readers[name]()
+    if name == "draft.json":  # it costs its own row, not the page of others
+        assert drafts.list() == []
+        assert studio.page("/add-subject/ffffffffffffffff").status_code == 200

@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from focusdpo.data_schemas.environment import me, told
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.progress import quiet
 from focusdpo.data_schemas.scenes import Scene
@@ -20,7 +21,6 @@ from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.wiring import Parts, resident_parts
 from focusdpo.store.artefacts import Store
-from focusdpo.store.local import me, told
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from plain_build import execute, prepare
 from prometheus_client.parser import text_string_to_metric_families
 from toy_root import TOY_CLI, Toy
 
+from focusdpo.data_schemas import environment
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows import console, wiring
 from focusdpo.flows.build.config import YieldAlertConfig
@@ -33,7 +34,6 @@ from focusdpo.flows.doctor import dataset_check
 from focusdpo.flows.jobs import KEPT
 from focusdpo.flows.prefect import display, events, gpu_slot, liveness
 from focusdpo.flows.settings import resolve
-from focusdpo.store import local
 from focusdpo.store.local import LocalFiles
 
 ALERT = YieldAlertConfig(share=0.5, builds=5, least=2)
@@ -260,9 +260,9 @@ def test_links_lead_to_where_reports_are_served(
 
 
 def test_who_is_gone() -> None:
-    me = {liveness.PROCESS: local.me(), liveness.MACHINE: liveness.machine()}
+    me = {liveness.PROCESS: environment.me(), liveness.MACHINE: liveness.machine()}
     assert not liveness.is_gone(me) and not liveness.is_gone({})
-    host, pid, started = local.me().split("~")
+    host, pid, started = environment.me().split("~")
     reused = {**me, liveness.PROCESS: f"{host}~{pid}~1"}
     assert liveness.is_gone(reused), "the pid is somebody else's now"
     ended = subprocess.Popen([sys.executable, "-c", "pass"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ from focusdpo.model.training.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
-    write_file,
 )
 
 TENSORS = {"a/b": torch.arange(6.0).view(2, 3), "step": torch.tensor(3.0)}
@@ -63,10 +63,11 @@ def test_any_damage_is_an_error_that_names_it(
         newest_checkpoint(tmp_path)
 
 
-def test_a_full_disk_is_said_and_the_old_file_stays(tmp_path: Path) -> None:
-    target = tmp_path / "run.json"
-    target.write_bytes(b"old")
-    (tmp_path / ".run.json.tmp").symlink_to("/dev/full")
-    with pytest.raises(UserError, match="run.json: No space left"):
-        write_file(target, b"new")
-    assert target.read_bytes() == b"old"
+def test_a_checkpoint_of_before_seals_is_read(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 5, TENSORS, {"guard": {}})
+    about = json.loads((path / "checkpoint.json").read_bytes())
+    del about["blake2b"]
+    about["state_digest"] = about.pop("digests")["state.safetensors"]
+    (path / "checkpoint.json").write_text(json.dumps(about))
+    got = newest_checkpoint(tmp_path)
+    assert got is not None and (got.step, got.meta) == (5, {"guard": {}})

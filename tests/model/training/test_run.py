@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,15 +19,18 @@ import pytest
 import torch
 from pair_samples import make_sample, write_shard
 from safetensors.numpy import load_file
+from small_disk import no_file_beyond
 from tiny_backbone import tiny_backbone
 from tiny_runs import SETTINGS, Interrupted, stop_at, table_rows
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.model.adapter import load_adapter, policy_parameters
+from focusdpo.flows.doctor import run_check
+from focusdpo.model.adapter import load_adapter, policy_parameters, read_card, read_weights
 from focusdpo.model.backbones.flux import FluxBackbone
 from focusdpo.model.training.config import LoraConfig, ObjectiveConfig, TrainConfig
 from focusdpo.model.training.run import TrainResult, train
 from focusdpo.model.training.steps import learning_rate
+from focusdpo.reports.training_section import collect_training
 from focusdpo.store.samples import Sample
 
 
@@ -271,8 +275,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(
 
 
 def test_a_full_disk_is_said(pair_samples: list[Sample], tmp_path: Path) -> None:
-    (tmp_path / ".config.json.tmp").symlink_to("/dev/full")
-    with pytest.raises(UserError, match="config.json: No space left"):
+    with no_file_beyond(10), pytest.raises(UserError, match="config.json: cannot be written"):
         train(tiny_backbone(), pair_samples, settings(), tmp_path)
 
 
@@ -304,3 +307,50 @@ def test_wrong_settings_name_their_field() -> None:
         settings(micro_pairs=3)
     with pytest.raises(ValueError, match="betta"):
         settings(objective={"betta": 3})
+
+
+LEFT = (
+    *("run.json", "config.json", "steps.parquet", "buckets.parquet", "focus.safetensors"),
+    *("adapter/adapter.json", "adapter/pytorch_lora_weights.safetensors"),
+)
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_one_flipped_bit_is_seen_by_reader_and_doctor_and_mended(
+    straight: Path, pair_samples: list[Sample], tmp_path: Path, name: str
+) -> None:
+    run = tmp_path / "moved" / "run"  # it works from wherever it was moved to
+    shutil.copytree(straight, run)
+    assert run_check(run).ok
+    path = run / name
+    data = bytearray(path.read_bytes())
+    place = data.index(b":") if path.suffix == ".json" else len(data) * 2 // 3
+    data[place + 2] ^= 1
+    path.write_bytes(bytes(data))
+    told = run_check(run)
+    assert not told.ok and str(path) in told.told
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        train(tiny_backbone(), pair_samples, settings(), run, dataset_version="v1")
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        if name.startswith("adapter/"):
+            read_weights(run / "adapter", read_card(run / "adapter"))
+        else:
+            collect_training(run)
+    (run / "run.json").unlink()  # as the message says
+    train(tiny_backbone(), pair_samples, settings(), run, dataset_version="v1")
+    assert outcome(run) == outcome(straight) and run_check(run).ok
+
+
+def test_a_run_of_before_there_were_checksums_is_read(
+    straight: Path, pair_samples: list[Sample], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    for name in ("run.json", "adapter/adapter.json"):
+        values = json.loads((run / name).read_text())
+        values.pop("blake2b")
+        values.pop("digests", None)
+        (run / name).write_text(json.dumps(values))
+    result = train(tiny_backbone(), pair_samples, settings(), run, dataset_version="v1")
+    assert result.resumed_from == 12
+    assert read_card(run / "adapter").step == 12 and collect_training(run).charts

@@ -10,15 +10,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kept_root import bring, build, read_all, register
+from small_disk import small_disk
 from unprivileged import unprivileged
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import Full, UserError
 from focusdpo.pipeline.subjects import cutouts, registry
 from focusdpo.pipeline.upkeep.garbage import (
     DAY,
@@ -26,10 +28,12 @@ from focusdpo.pipeline.upkeep.garbage import (
     builds_at_work,
     collect,
     last_sweep,
+    note_sweep,
     reading,
     remove_version,
 )
 from focusdpo.store.artefacts import Store
+from focusdpo.store.local import LocalFiles
 from focusdpo.store.manifests import latest_id, lineage_keys, versions_of
 from focusdpo.store.versions import open_version
 
@@ -109,7 +113,7 @@ def test_a_dry_run_changes_nothing(store: Store) -> None:
     build(store, setting=2)
     before = names(store)
     assert collect(store, keep_versions=1, min_age=0, dry_run=True).bytes > 0
-    assert names(store) == before and last_sweep(store) == b""
+    assert names(store) == before and last_sweep(store) is None
 
 
 def test_what_is_young_stays(store: Store) -> None:
@@ -210,7 +214,64 @@ def test_a_removal_is_told_from_the_next(store: Store) -> None:
     build(store, setting=3)
     assert last_sweep(store) == first
     collect(store, keep_versions=1, min_age=0)
-    assert first != last_sweep(store) != b""
+    assert first != last_sweep(store) not in (None, b"")
+
+
+def test_gc_runs_on_a_full_disk(tmp_path: Path) -> None:
+    """Where no lease and no note can be written: that is when it is wanted."""
+    with small_disk(tmp_path / "disk", 4) as disk:
+        store = Store.open(disk / "root")
+        register(store, "ant", "bee")
+        build(store, setting=1)
+        kept = build(store, setting=2)
+        fill_up(disk)
+        with pytest.raises(Full, match="the disk is full"), building(store):
+            pass
+        before = last_sweep(store)
+        (removed,) = collect(store, keep_versions=1, min_age=0).versions
+        assert [one["id"] for one in versions_of(store)] == [kept.id] != [removed]
+        assert last_sweep(store) not in (before, b""), "there was room for a note in the end"
+        assert_whole(store)
+
+
+def test_gc_on_a_full_disk_keeps_out_of_the_way_of_builds(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 4) as disk:
+        store = Store.open(disk / "root")
+        register(store, "ant")
+        build(store)
+        with building(store):
+            fill_up(disk)
+            with pytest.raises(UserError, match="a build is at work"):
+                collect(store, min_age=0)
+        (disk / "ballast").unlink()
+        with store.publishing():
+            fill_up(disk)
+            with pytest.raises(UserError, match="a version is being published"):
+                collect(store, min_age=0)
+
+
+def fill_up(disk: Path) -> None:
+    """To the last byte."""
+    with (disk / "ballast").open("ab", buffering=0) as sink, suppress(OSError):
+        while True:
+            sink.write(bytes(512))
+
+
+def test_two_removals_on_a_full_disk_are_told_apart(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: LocalFiles, path: str, data: bytes, **more: object) -> bool:
+        if data:
+            raise Full("full")
+        return write(self, path, data)
+
+    write = LocalFiles.write
+    monkeypatch.setattr(LocalFiles, "write", full)
+    states = [last_sweep(store)]
+    for _ in range(4):
+        assert not note_sweep(store)
+        states.append(last_sweep(store))
+    assert all(a != b for a, b in zip(states, states[1:], strict=False))
 
 
 def test_unfinished_versions_and_lost_times_go(store: Store) -> None:
