@@ -31,7 +31,7 @@ from focusdpo.pipeline.compose import ComposeConfig
 from focusdpo.pipeline.describe import DescribeConfig
 from focusdpo.pipeline.disrupt import DisruptConfig
 from focusdpo.pipeline.generate import GenerateConfig
-from focusdpo.pipeline.pair import PairConfig
+from focusdpo.pipeline.pairing.gates import PairConfig
 from focusdpo.pipeline.score import ScoreConfig
 from focusdpo.pipeline.segment import SegmentConfig
 from focusdpo.pipeline.shard import ShardConfig

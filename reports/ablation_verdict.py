@@ -28,7 +28,12 @@ FAMILIES = ("main", "base", "guards")
 """Where a verdict looks first."""
 TABLE_FAMILIES = ("base", "guards", "main")
 """Where the table of differences to the base looks first."""
-SOURCES = {"disrupt": "disrupt pairs", "rank": "rank pairs", "both": "pairs of both sources"}
+SOURCES = {
+    "disrupt": "disrupt pairs",
+    "rank": "rank pairs",
+    "failure": "failure pairs",
+    "both": "pairs of both sources",
+}
 """What an arm was trained on, in words."""
 
 

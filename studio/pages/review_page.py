@@ -172,7 +172,7 @@ def _filter(request: Request) -> Filter:
     asked = request.query_params
     chosen = Filter(subject=asked.get("subject", ""), source=asked.get("source", ""))
     show, order = asked.get("show", "open"), asked.get("order", "uncertain")
-    if show not in SHOWS or order not in ORDERS or chosen.source not in ("", "disrupt", "rank"):
+    if show not in SHOWS or order not in ORDERS or chosen.source not in ("", *SOURCES):
         raise UserError("the filter is not one of the page's; open Review again")
     return replace(chosen, show=show, order=order)
 
