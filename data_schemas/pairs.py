@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from focusdpo.data_schemas.subjects import ImageKey, Reference
 
 PairSource = Literal["disrupt", "rank", "failure"]
+SOURCES: tuple[PairSource, ...] = get_args(PairSource)
 Reason = Literal[
     "missing_subject",  # a subject was not found in the would-be winner
     "duplicate_subject",  # a subject was found more than once in it

@@ -23,6 +23,7 @@ from focusdpo.flows.ablation.config import AblationConfig
 from focusdpo.flows.build.config import ExecutorConfig, LocalConfig, YieldAlertConfig
 from focusdpo.flows.models_config import Family, ModelsConfig
 from focusdpo.flows.retrain.config import RetrainConfig
+from focusdpo.flows.rounds.config import RoundsConfig
 from focusdpo.flows.settings import Option, load_preset, merge, over_defaults
 from focusdpo.model.focus_config import PremiseConfig
 from focusdpo.model.training.config import TrainConfig
@@ -175,6 +176,7 @@ SECTIONS = tuple(
             "report",
             "ablation",
             "retrain",
+            "rounds",
             "alert",
         }
     )
@@ -363,14 +365,8 @@ class DemoRun(_Train, _HeldOut, _Build):
         return EvaluateRun.model_validate(shared(self, EvaluateRun) | own)
 
 
-class RetrainRun(_Train, _Protocol, _Alert, _OwnRoot):
-    """`retrain`: build, decide, train, evaluate, and promote what is better, in `out`."""
-
-    sends: ClassVar[bool] = True
-    out: Annotated[Address, Option("--out")] = Field(
-        description="folder or address of the models: candidates, and promoted.json"
-    )
-    retrain: RetrainConfig = Field(RetrainConfig(), description="when to train and to promote")
+class _Cycle(_Train, _Protocol, _Alert, _OwnRoot):
+    """What the commands share that build, train and evaluate."""
 
     def train_run(self, version: str, out: str) -> TrainRun:
         """Its train part, on a dataset version."""
@@ -381,6 +377,33 @@ class RetrainRun(_Train, _Protocol, _Alert, _OwnRoot):
         """Its evaluate part, of an adapter."""
         own = {"adapter": adapter, "out": out}
         return EvaluateRun.model_validate(shared(self, EvaluateRun) | own)
+
+
+class RetrainRun(_Cycle):
+    """`retrain`: build, decide, train, evaluate, and promote what is better, in `out`."""
+
+    sends: ClassVar[bool] = True
+    out: Annotated[Address, Option("--out")] = Field(
+        description="folder or address of the models: candidates, and promoted.json"
+    )
+    retrain: RetrainConfig = Field(RetrainConfig(), description="when to train and to promote")
+
+
+class RoundsRun(_Cycle):
+    """`rounds`: build, train, evaluate, then build with that adapter, and so on, in `out`."""
+
+    out: Annotated[Address, Option("--out")] = Field(
+        "runs/rounds", description="folder of the rounds"
+    )
+    rounds: RoundsConfig = Field(RoundsConfig(), description="how many rounds")
+
+    def build_round(self, adapter: str | None) -> BuildRun:
+        """Its build-dataset part, painted with an adapter, or as `generate` says."""
+        run = self.build_run()
+        if adapter is None:
+            return run
+        generate = run.generate.model_copy(update={"adapter": adapter})
+        return run.model_copy(update={"generate": generate})
 
 
 class StudioRun(BaseModel):

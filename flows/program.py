@@ -50,6 +50,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "report": export.report,
     "ablate": run.ablate,
     "retrain": run.retrain,
+    "rounds": run.rounds,
     "prefect-setup": run.prefect_setup,
     "focus-maps": painting.focus_maps,
     "generate": painting.generate,

@@ -179,7 +179,8 @@ STAGES: dict[str, Stage] = {
             generate,
             ("compose",),
             ROLES["generate"],
-            lambda run: _dump(generate=run.generate),
+            # An adapter counts by its weights, as part of the generator.
+            lambda run: _dump(generate=run.generate.model_copy(update={"adapter": None})),
             _generate,
         ),
         Stage(

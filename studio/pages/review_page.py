@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.pairs import DECISIONS, Decision, Pair, Review
+from focusdpo.data_schemas.pairs import DECISIONS, SOURCES, Decision, Pair, Review
 from focusdpo.pipeline.audit import Audit, clean_reviewer
 from focusdpo.pipeline.review_stats import statistics
 from focusdpo.studio.guard import json_body, text
@@ -47,6 +47,7 @@ def page(request: Request) -> Response:
         blind=request.query_params.get("mode") == "blind",
         chosen=chosen,
         subjects=queue.subjects,
+        sources=SOURCES,
         shows={"open": "not yet decided by me", "mine": "decided by me", "disputed": "disputed",
                "all": "all"},
         orders={"uncertain": "least certain first", "certain": "most certain first",

@@ -87,7 +87,8 @@ def test_where_the_second_copy_stands_is_kept_when_it_is_asked_for(toy, world):
     full = look(toy, world, ["red", "green"], things, extras=True)
     assert full.records == plain.records
     assert set(full.images) - set(plain.images) == {"c0-0-extra.png"}
-    mask, extra = (world.images[key] for key in (full.records[0].mask, extra_key(full.records[0].mask)))
+    key = full.records[0].mask
+    mask, extra = world.images[key], world.images[extra_key(key)]
     both = (mask > 0) | (extra > 0)
     np.testing.assert_array_equal(both, toy.slot_mask("disc", 0) | toy.slot_mask("disc", 1))
     assert not ((mask > 0) & (extra > 0)).any()
