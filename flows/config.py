@@ -21,6 +21,7 @@ from focusdpo.evaluation.held_out import HeldOutConfig
 from focusdpo.evaluation.protocols import EvaluateConfig, ProtocolId, data_help, protocol_help
 from focusdpo.flows.ablation.config import AblationConfig
 from focusdpo.flows.build.config import ExecutorConfig, LocalConfig, YieldAlertConfig
+from focusdpo.flows.levels.config import LevelsConfig
 from focusdpo.flows.models_config import Family, ModelsConfig
 from focusdpo.flows.retrain.config import RetrainConfig
 from focusdpo.flows.rounds.config import RoundsConfig
@@ -177,6 +178,7 @@ SECTIONS = tuple(
             "ablation",
             "retrain",
             "rounds",
+            "levels",
             "alert",
         }
     )
@@ -287,6 +289,17 @@ class FocusMapsRun(_Train, Run):
         48, ge=1, description="how many pairs to measure, over numbers of subjects"
     )
     premise: PremiseConfig = Field(PremiseConfig(), description="what is measured")
+
+
+class NoiseLevelsRun(Stages, Run):
+    """`noise-levels`: a dataset's failed and right candidates, painted on from each level."""
+
+    root: Root
+    version: Version = "latest"
+    out: Annotated[Address, Option("--out")] = Field(
+        "runs/levels", description="folder of the table and the pictures"
+    )
+    levels: LevelsConfig = Field(LevelsConfig(), description="what is painted on, and from where")
 
 
 class EvaluateRun(_Protocol, Run):

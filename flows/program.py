@@ -53,6 +53,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "rounds": run.rounds,
     "prefect-setup": run.prefect_setup,
     "focus-maps": painting.focus_maps,
+    "noise-levels": painting.noise_levels,
     "generate": painting.generate,
     "settings": look.settings,
     "inspect": look.inspect,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,7 +35,19 @@ SOURCES = {
     "failure": "failure pairs",
     "both": "pairs of both sources",
 }
-"""What an arm was trained on, in words."""
+"""Sources of pairs in words."""
+_CONDITION = re.compile(r"([^-]*)(?:-n(\d+))?(?:-noise(.+))?")
+
+
+def source_text(source: str) -> str:
+    """What an arm was trained on, in words: failure-n100-noise2.5 is "failure pairs, 100 of them,
+    noise about 2.5"."""
+    found = _CONDITION.fullmatch(source)
+    name, count, noise = found.groups() if found else (source, None, None)
+    words = [SOURCES.get(name, name)]
+    words += [f"{count} of them"] if count else []
+    words += [f"noise about {noise}"] if noise else []
+    return ", ".join(words)
 
 
 def is_focus(arm: Arm) -> bool:
@@ -140,7 +153,7 @@ def spoken(label: str) -> str:
 
 def title_of(arm: Arm) -> str:
     """Label and what it was trained on."""
-    source = SOURCES.get(arm.source, arm.source)
+    source = source_text(arm.source)
     return f"{spoken(arm.label)} on {source}" if source else spoken(arm.label)
 
 

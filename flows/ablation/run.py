@@ -196,7 +196,7 @@ class _Comparison:
         read = self.run_all(readings, "other readings")
         if "focus_read" in run.ablation.objectives:
             choice = choose_reading(choice, read)
-        final = [cells.base(), *cells.final(choice.settings)]
+        final = [cells.base(), *cells.best_of(), *cells.final(choice.settings)]
         done = self.run_all(final, "train and measure")
         seconds = round(time.perf_counter() - started, 1)
         self.watch("compare", 0, 1, {})
