@@ -274,6 +274,7 @@ def random_batch(
             detail_BN=draw(pairs, tokens).to(device),
         ),
         lose_detail_BN=draw(pairs, tokens).to(device),
+        signs_BR=torch.ones(pairs, count, device=device),
         prompts=backbone.encode_prompts(["a subject"] * pairs),
         references=backbone.encode_references(pictures, [masks] * count),
     )

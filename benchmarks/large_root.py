@@ -27,7 +27,7 @@ from focusdpo.data_schemas.shards import (
 )
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.data_schemas.tables import to_parquet
-from focusdpo.pipeline.pair import PairConfig
+from focusdpo.pipeline.pairing.gates import PairConfig
 from focusdpo.pipeline.subjects.ingest import put_subject
 from focusdpo.store.artefacts import Store
 from focusdpo.store.keys import content_key, digest, image_key

@@ -7,7 +7,8 @@ from typing import Literal, get_args
 
 from focusdpo.data_schemas.subjects import ImageKey, Reference
 
-PairSource = Literal["disrupt", "rank"]
+PairSource = Literal["disrupt", "rank", "failure"]
+SOURCES: tuple[PairSource, ...] = get_args(PairSource)
 Reason = Literal[
     "missing_subject",  # a subject was not found in the would-be winner
     "duplicate_subject",  # a subject was found more than once in it
@@ -17,6 +18,8 @@ Reason = Literal[
     "background_changed",  # pixels outside the repainted mask differ
     "too_few_candidates",  # rank: fewer than two usable candidates
     "small_margin",  # rank: best and worst are too close
+    "no_right_candidate",  # failure: no candidate shows every subject once, like itself
+    "no_failed_candidate",  # failure: no candidate lacks, doubles or confuses a subject
     "surplus",  # more pairs than the scene's quota; the best were kept
 ]
 
@@ -30,7 +33,7 @@ class Pair:
     partition: str
     source: PairSource
     mode: str
-    """disrupt: all, subset or swap; rank: rank."""
+    """disrupt: all, subset or swap; rank: rank; failure: a word of `SIGNS` per subject."""
     prompt: str
     subject_ids: tuple[str, ...]
     class_names: tuple[str, ...]
@@ -40,9 +43,10 @@ class Pair:
     win_image: ImageKey
     lose_image: ImageKey
     masks: tuple[ImageKey, ...]
-    """Where each subject stands: for disrupt its instance mask, for rank the union over both."""
+    """Where each subject stands: for disrupt its instance mask, else the union over both."""
     prior: ImageKey | None
-    """disrupt: the region really repainted. rank: None, meaning the union of `masks`."""
+    """disrupt: the region really repainted. rank: None, meaning the union of `masks`. failure:
+    where the subjects with a sign stand, in either picture."""
     references: tuple[Reference, ...]
     """One reference per subject, the one the generator saw."""
     win_identity: tuple[float, ...]
@@ -52,9 +56,36 @@ class Pair:
     win_clip_t: float
     lose_clip_t: float
     margin: float
-    """Mean over the subjects that differ of win identity - lose identity."""
+    """Mean over the subjects that differ of win identity - lose identity, of mixed pairs times the
+    subject's sign."""
     reason: str
     """Why it was accepted, in words with its numbers."""
+
+
+SIGNS: dict[str, int] = {"win": 1, "same": 0, "lose": -1}
+"""Which picture shows a subject better: the winner, neither, the loser."""
+
+
+def signs_of(source: PairSource, mode: str, num_subjects: int) -> tuple[int, ...]:
+    """The sign of each subject's region: 1 where the winner shows it right and the loser fails, -1
+    the other way round, 0 where they do not differ so. The pairs of other sources have one sign."""
+    if source != "failure":
+        return (1,) * num_subjects
+    return tuple(SIGNS[word] for word in mode.split())
+
+
+def is_mixed(source: PairSource, mode: str) -> bool:
+    """Whether each picture has a subject that the other fails at: no picture is the better one."""
+    return source == "failure" and {"win", "lose"} <= set(mode.split())
+
+
+def turned_mode(source: PairSource, mode: str) -> str:
+    """The mode of a pair with winner and loser exchanged: what each shows of a mixed pair stays as
+    it is; else whoever exchanges them says that the signs were wrong."""
+    if not is_mixed(source, mode):
+        return mode
+    back = {1: "lose", 0: "same", -1: "win"}
+    return " ".join(back[SIGNS[word]] for word in mode.split())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,20 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Later:
+    """Marks a setting that came after data had been made without it: at its default it stays out
+    of content keys, so that what is there stays valid."""
+
+
+def key_values(config: BaseModel) -> dict[str, Any]:
+    """A section as content keys hold it."""
+    values = config.model_dump(mode="json")
+    for name, field in type(config).model_fields.items():
+        if Later in map(type, field.metadata) and getattr(config, name) == field.default:
+            del values[name]
+    return values
+
+
 def first_problem(error: ValidationError) -> str:
     """The first field that is wrong, and how."""
     first = error.errors()[0]

@@ -51,8 +51,11 @@ class CheckpointSuite:
         """Whether the segmenter is a `parts.PointSegmenter`; loads nothing."""
         return bool(module_of(self._models, "segmenter").TAKES_POINTS)
 
-    def fingerprint(self, role: str) -> str:
-        """Hash of a part's weights and settings; loads nothing. UserError as `build`."""
+    def fingerprint(self, role: str, *, adapter: str | None = None) -> str:
+        """Hash of a part's weights and settings, of the generator with an adapter's, too; loads
+        nothing. UserError as `build`."""
+        if adapter is not None:
+            return _adapted_fingerprint(self._models, adapter)
         return _fingerprint(self._models, role)
 
     def build(self, role: str, *, adapter: str | None = None) -> Any:
@@ -73,6 +76,14 @@ def _fingerprint(models: ModelsConfig, role: str) -> str:
         # It may repaint with the generator's own weights.
         return f"{module.fingerprint(config)}:{_fingerprint(models, 'backbone')}"
     return str(_own_name(role, lambda: module.fingerprint(config)))
+
+
+def _adapted_fingerprint(models: ModelsConfig, adapter: str) -> str:
+    """Of the backbone with the adapter in a folder."""
+    files = sorted(Path(adapter).glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{adapter}: holds no adapter; give a folder that train wrote")
+    return digest_files(files, _fingerprint(models, "backbone"))
 
 
 def config_of(models: ModelsConfig, role: str) -> Any:
@@ -115,12 +126,11 @@ class AdaptedPainter:
 
         self._models, self._adapter = models, adapter
         backbone = _part(models, "backbone")
-        self.fingerprint = _fingerprint(models, "backbone")
-        if adapter is not None:
-            files = sorted(Path(adapter).glob("*.safetensors"))
-            if not files:
-                raise UserError(f"{adapter}: holds no adapter; give a folder that train wrote")
-            self.fingerprint = digest_files(files, self.fingerprint)
+        self.fingerprint = (
+            _fingerprint(models, "backbone")
+            if adapter is None
+            else _adapted_fingerprint(models, adapter)
+        )
         self._painter = BackbonePainter(backbone, self.fingerprint, models.batch)
         self.backbone = backbone
 

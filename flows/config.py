@@ -21,9 +21,11 @@ from focusdpo.evaluation.held_out import HeldOutConfig
 from focusdpo.evaluation.protocols import EvaluateConfig, ProtocolId, data_help, protocol_help
 from focusdpo.flows.ablation.config import AblationConfig
 from focusdpo.flows.build.config import ExecutorConfig, LocalConfig, YieldAlertConfig
+from focusdpo.flows.levels.config import LevelsConfig
 from focusdpo.flows.models_config import Family, ModelsConfig
 from focusdpo.flows.retrain.config import RetrainConfig
-from focusdpo.flows.settings import Option, load_preset, merge
+from focusdpo.flows.rounds.config import RoundsConfig
+from focusdpo.flows.settings import Option, load_preset, merge, over_defaults
 from focusdpo.model.focus_config import PremiseConfig
 from focusdpo.model.training.config import TrainConfig
 from focusdpo.pipeline.complexity import ComplexityConfig
@@ -31,7 +33,7 @@ from focusdpo.pipeline.compose import ComposeConfig
 from focusdpo.pipeline.describe import DescribeConfig
 from focusdpo.pipeline.disrupt import DisruptConfig
 from focusdpo.pipeline.generate import GenerateConfig
-from focusdpo.pipeline.pair import PairConfig
+from focusdpo.pipeline.pairing.gates import PairConfig
 from focusdpo.pipeline.score import ScoreConfig
 from focusdpo.pipeline.segment import SegmentConfig
 from focusdpo.pipeline.shard import ShardConfig
@@ -103,7 +105,8 @@ class Run(BaseModel):
                 f"preset '{given.get('preset')}': no such section: {', '.join(unknown)}; "
                 f"sections: {', '.join(SECTIONS)}"
             )
-        return merge({name: tree[name] for name in tree if name in cls.model_fields}, given)
+        own = {name: tree[name] for name in tree if name in cls.model_fields}
+        return over_defaults(cls, merge(own, given))
 
     @model_validator(mode="after")
     def _models_are_said(self) -> Run:
@@ -174,6 +177,8 @@ SECTIONS = tuple(
             "report",
             "ablation",
             "retrain",
+            "rounds",
+            "levels",
             "alert",
         }
     )
@@ -286,6 +291,17 @@ class FocusMapsRun(_Train, Run):
     premise: PremiseConfig = Field(PremiseConfig(), description="what is measured")
 
 
+class NoiseLevelsRun(Stages, Run):
+    """`noise-levels`: a dataset's failed and right candidates, painted on from each level."""
+
+    root: Root
+    version: Version = "latest"
+    out: Annotated[Address, Option("--out")] = Field(
+        "runs/levels", description="folder of the table and the pictures"
+    )
+    levels: LevelsConfig = Field(LevelsConfig(), description="what is painted on, and from where")
+
+
 class EvaluateRun(_Protocol, Run):
     """`evaluate`: base against adapter by a protocol -> rows and pictures in `out`."""
 
@@ -362,14 +378,8 @@ class DemoRun(_Train, _HeldOut, _Build):
         return EvaluateRun.model_validate(shared(self, EvaluateRun) | own)
 
 
-class RetrainRun(_Train, _Protocol, _Alert, _OwnRoot):
-    """`retrain`: build, decide, train, evaluate, and promote what is better, in `out`."""
-
-    sends: ClassVar[bool] = True
-    out: Annotated[Address, Option("--out")] = Field(
-        description="folder or address of the models: candidates, and promoted.json"
-    )
-    retrain: RetrainConfig = Field(RetrainConfig(), description="when to train and to promote")
+class _Cycle(_Train, _Protocol, _Alert, _OwnRoot):
+    """What the commands share that build, train and evaluate."""
 
     def train_run(self, version: str, out: str) -> TrainRun:
         """Its train part, on a dataset version."""
@@ -380,6 +390,33 @@ class RetrainRun(_Train, _Protocol, _Alert, _OwnRoot):
         """Its evaluate part, of an adapter."""
         own = {"adapter": adapter, "out": out}
         return EvaluateRun.model_validate(shared(self, EvaluateRun) | own)
+
+
+class RetrainRun(_Cycle):
+    """`retrain`: build, decide, train, evaluate, and promote what is better, in `out`."""
+
+    sends: ClassVar[bool] = True
+    out: Annotated[Address, Option("--out")] = Field(
+        description="folder or address of the models: candidates, and promoted.json"
+    )
+    retrain: RetrainConfig = Field(RetrainConfig(), description="when to train and to promote")
+
+
+class RoundsRun(_Cycle):
+    """`rounds`: build, train, evaluate, then build with that adapter, and so on, in `out`."""
+
+    out: Annotated[Address, Option("--out")] = Field(
+        "runs/rounds", description="folder of the rounds"
+    )
+    rounds: RoundsConfig = Field(RoundsConfig(), description="how many rounds")
+
+    def build_round(self, adapter: str | None) -> BuildRun:
+        """Its build-dataset part, painted with an adapter, or as `generate` says."""
+        run = self.build_run()
+        if adapter is None:
+            return run
+        generate = run.generate.model_copy(update={"adapter": adapter})
+        return run.model_copy(update={"generate": generate})
 
 
 class StudioRun(BaseModel):

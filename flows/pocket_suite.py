@@ -13,11 +13,11 @@ def vocabulary() -> tuple[tuple[str, ...], frozenset[str]]:
     return identities.BACKGROUNDS, frozenset({*identities.class_names(), "object"})
 
 
-def fingerprint(role: str) -> str:
-    """Hash of a part's weights and settings."""
+def fingerprint(role: str, *, adapter: str | None = None) -> str:
+    """Hash of a part's weights and settings; of the generator with an adapter's, too."""
     if role == "captioner":
         return ClassNameCaptioner.fingerprint
-    return parts.fingerprint("generator" if role == "backbone" else role)
+    return parts.fingerprint("generator" if role == "backbone" else role, adapter=adapter)
 
 
 def takes_points() -> bool:

@@ -97,15 +97,19 @@ class Parts:
 
     ROLES = ("generator", "inpainter", "segmenter", "identity", "clip", "captioner")
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: Family, adapter: str | None = None) -> None:
+        """`adapter`: a folder that `train` wrote, for the generator."""
         self.family = family
+        self._adapted = {} if adapter is None else {"generator": {"adapter": adapter}}
         self.meter = Meter()
         self._residents = {role: self._resident(role) for role in self.ROLES}
 
     def _resident(self, role: str) -> Resident:
         models = suite(self.family)
+        more = self._adapted.get(role, {})
+        fingerprint = models.fingerprint(role, **more)
         return Resident(
-            role, models.fingerprint(role), functools.partial(models.build, role), self.meter
+            role, fingerprint, functools.partial(models.build, role, **more), self.meter
         )
 
     def fingerprint(self, role: str) -> str:
@@ -160,8 +164,9 @@ class Parts:
 class Suite(Protocol):
     """A family of models: a module or object with these functions."""
 
-    def fingerprint(self, role: str) -> str:
-        """Hash of a part's weights and settings; loads nothing."""
+    def fingerprint(self, role: str, *, adapter: str | None = None) -> str:
+        """Hash of a part's weights and settings, of the generator with those of the adapter in a
+        folder; loads nothing."""
         ...
 
     def build(self, role: str, *, adapter: str | None = None) -> Any:
@@ -237,7 +242,7 @@ def takes_points(family: Family) -> bool:
     return suite(family).takes_points()
 
 
-@functools.lru_cache(maxsize=2)
-def resident_parts(family: Family) -> Parts:
-    """The process's one set of parts of a suite."""
-    return Parts(family)
+@functools.lru_cache(maxsize=4)
+def resident_parts(family: Family, adapter: str | None = None) -> Parts:
+    """The process's one set of parts of a suite, the generator with the adapter in a folder."""
+    return Parts(family, adapter)

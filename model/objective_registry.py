@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # configs import this module: keep torch (2 s) out of them
     Lose = Callable[..., Any]
 
 PREFERENCE = "focusdpo.model.objectives:preference_loss"
+INSTANCES = "focusdpo.model.objectives:instance_loss"
 PATCH = "focusdpo.model.objectives:patch_loss"
 
 
@@ -57,6 +58,9 @@ class Objective:
     """Whether pairs are encoded with their patch quality."""
     variants: Mapping[str, Variant] = field(default_factory=dict)
     """Key -> variant; without any it is one variant, under its own name."""
+    instances: bool = False
+    """Whether the loss is of subject regions: `loss` gets `RegionErrors` instead, and training the
+    pairs too in which either picture shows a subject better."""
     ours: bool = False
     """Whether an ablation puts its variants to the test; those of all others are rivals."""
 
@@ -92,6 +96,13 @@ OBJECTIVES: Registry[Objective] = Registry(
             about="DPO weighted by M_prior alone",
             weight="focusdpo.model.step:prior_weight",
             variants={"dpo_prior": Variant("DPO in M_prior")},
+        ),
+        "instance_dpo": Objective(
+            about="a preference per subject: DPO in each subject's region of M_prior, by its sign",
+            weight="focusdpo.model.step:instance_weight",
+            loss=INSTANCES,
+            instances=True,
+            variants={"instance_dpo": Variant("DPO per instance")},
         ),
         "focus_dpo": Objective(
             about="weighted DPO",

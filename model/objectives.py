@@ -29,6 +29,18 @@ class PairErrors:
 
 
 @dataclass(frozen=True)
+class RegionErrors:
+    """Errors (B, R), means over each subject's region, of the image that shows the subject better
+    (`win`) and of the other; `signed_BR` in {0, 1}: the regions that count."""
+
+    win_BR: Tensor
+    lose_BR: Tensor
+    ref_win_BR: Tensor
+    ref_lose_BR: Tensor
+    signed_BR: Tensor
+
+
+@dataclass(frozen=True)
 class Loss:
     """A scalar to minimise and the pairs' logits, -beta/2 Delta (B,): above 0 the policy prefers
     the winner more than the reference policy does."""
@@ -97,6 +109,31 @@ def token_preference_loss(
     return Loss(_anchored(value, win_B, config), logit_B)
 
 
+def region_means(values_BN: Tensor, region_BRN: Tensor) -> Tensor:
+    """(B, R): mean over each region's tokens; 0 of an empty region."""
+    size_BR = region_BRN.sum(dim=2)
+    sums_BR = torch.einsum("brn,bn->br", region_BRN.to(values_BN), values_BN)
+    return sums_BR / size_BR.clamp(min=1).to(values_BN)
+
+
+def better_first(win_BR: Tensor, lose_BR: Tensor, signs_BR: Tensor) -> tuple[Tensor, Tensor]:
+    """Both, exchanged where the loser shows the subject better (sign -1)."""
+    turned_BR = signs_BR < 0
+    return torch.where(turned_BR, lose_BR, win_BR), torch.where(turned_BR, win_BR, lose_BR)
+
+
+def instance_loss(errors: RegionErrors, config: ObjectiveConfig) -> Loss:
+    """A preference per subject, as IAPO asks for it: with Delta_r of region r, whose errors are
+    means over that region (masked DPO with a mask of mean 1), the mean over the pair's regions with
+    a sign of -log sigmoid(-beta/2 Delta_r) + eta l_r of the better image, then over pairs. A pair
+    without such a region adds nothing. The logit that is told is the mean over its regions."""
+    pair = PairErrors(errors.win_BR, errors.lose_BR, errors.ref_win_BR, errors.ref_lose_BR)
+    logit_BR = -0.5 * config.beta * preference_delta(pair)
+    value_BR = preference_penalty(logit_BR, config.form) + config.eta * errors.win_BR
+    share_BR = errors.signed_BR.to(value_BR) / errors.signed_BR.sum(1, keepdim=True).clamp(min=1)
+    return Loss((share_BR * value_BR).sum(1).mean(), (share_BR * logit_BR).sum(1).detach())
+
+
 def sft_loss(win_B: Tensor) -> Loss:
     """The winner's error: plain fine-tuning."""
     return Loss(win_B.mean(), win_B.detach().new_zeros(win_B.shape))
@@ -123,10 +160,34 @@ def safeguard_scale(win_slope_BNC: Tensor, lose_slope_BNC: Tensor, mu: float, sc
     A step that lowers l_w - lambda l_l then lowers l_w by at least mu |g_w|^2 per unit."""
     dims = (1, 2) if scope == "pair" else (0, 1, 2)
     product = (win_slope_BNC * lose_slope_BNC).sum(dims)
-    norm = win_slope_BNC.square().sum(dims)
-    safe = torch.where(product > 0, product, 1.0)
-    scale = torch.where(product > 0, ((1 - mu) * norm / safe).clamp(0, 1), 1.0)
+    scale = _safe_share(product, win_slope_BNC.square().sum(dims), mu)
     return scale.expand(win_slope_BNC.shape[0])
+
+
+def _safe_share(product: Tensor, norm: Tensor, mu: float) -> Tensor:
+    safe = torch.where(product > 0, product, 1.0)
+    return torch.where(product > 0, ((1 - mu) * norm / safe).clamp(0, 1), 1.0)
+
+
+def region_safeguard(
+    win_slope_BNC: Tensor,
+    lose_slope_BNC: Tensor,
+    region_BRN: Tensor,
+    signs_BR: Tensor,
+    mu: float,
+    scope: str,
+) -> Tensor:
+    """`safeguard_scale` per region (B, R), of the slopes of errors that are means over tokens."""
+    product_BR = region_means((win_slope_BNC * lose_slope_BNC).sum(2), region_BRN)
+    norms = (
+        region_means(slope.square().sum(2), region_BRN) for slope in (win_slope_BNC, lose_slope_BNC)
+    )
+    norm_BR, _ = better_first(*norms, signs_BR)
+    if scope == "pair":
+        return _safe_share(product_BR, norm_BR, mu)
+    signed_BR = (signs_BR != 0).to(norm_BR)
+    product, norm = ((signed_BR * values).sum() for values in (product_BR, norm_BR))
+    return _safe_share(product, norm, mu).expand_as(product_BR)
 
 
 def error_slope(output_BNC: Tensor, target_BNC: Tensor, weight_BN: Tensor | None) -> Tensor:

@@ -22,8 +22,12 @@ from focusdpo.model.focus import FocusMaps, branch_weights, focus_maps
 from focusdpo.model.objectives import (
     Loss,
     PairErrors,
+    RegionErrors,
+    better_first,
     error_slope,
     image_error,
+    region_means,
+    region_safeguard,
     safeguard_scale,
     scale_gradient,
     sft_loss,
@@ -134,8 +138,11 @@ def judge(
     weigh = config.objective.definition.weighing()
     weight_BN = None if weigh is None else weigh(batch, maps, config)
     ref_error_BN = passes.ref_error_BN if config.objective.is_preference else None
-    scale_B = _safeguard(passes.policy.output_BNC, passes.target_BNC, weight_BN, config)
-    loss = _pair_loss(error_BN, ref_error_BN, weight_BN, scale_B, config)
+    if config.objective.definition.instances:
+        loss, scale_B = _instance_loss(passes, error_BN, ref_error_BN, batch, config)
+    else:
+        scale_B = _safeguard(passes.policy.output_BNC, passes.target_BNC, weight_BN, config)
+        loss = _pair_loss(error_BN, ref_error_BN, weight_BN, scale_B, config)
     return StepOutput(loss, sigma_B, error_BN.detach(), ref_error_BN, weight_BN, maps, scale_B)
 
 
@@ -186,6 +193,54 @@ def _pair_loss(
     # A token has one weight: what the branches' own maps say of it on average.
     shared_BN = None if weight_BN is None else weight_BN.unflatten(0, (2, -1)).mean(0)
     return token_preference_loss(errors, shared_BN, objective)
+
+
+def signed_regions(batch: PairBatch) -> tuple[Tensor, Tensor]:
+    """Each subject's tokens in M_prior, {0, 1} (B, R, N), and its sign (B, R), 0 where there is no
+    such token."""
+    region_BRN = batch.priors.subjects_BRN * batch.priors.prior_BN.unsqueeze(1)
+    return region_BRN, batch.signs_BR * (region_BRN.sum(2) > 0)
+
+
+def _instance_loss(
+    passes: Passes,
+    error_BN: Tensor,
+    ref_error_BN: Tensor | None,
+    batch: PairBatch,
+    config: TrainConfig,
+) -> tuple[Loss, Tensor | None]:
+    """Errors per token of 2B images -> the loss of subject regions, and the mean scale per pair."""
+    objective = config.objective
+    region_BRN, signs_BR = signed_regions(batch)
+    if ref_error_BN is None:
+        ref_error_BN = torch.zeros_like(error_BN)
+    win_BR, lose_BR, ref_win_BR, ref_lose_BR = (
+        region_means(part, region_BRN)
+        for both in (error_BN, ref_error_BN)
+        for part in both.chunk(2)
+    )
+    better_BR, worse_BR = better_first(win_BR, lose_BR, signs_BR)
+    ref_better_BR, ref_worse_BR = better_first(ref_win_BR, ref_lose_BR, signs_BR)
+    scale_B = None
+    if objective.safeguard is not None:
+        slopes = error_slope(passes.policy.output_BNC, passes.target_BNC, None).chunk(2)
+        scope = objective.safeguard_scope
+        scale_BR = region_safeguard(*slopes, region_BRN, signs_BR, objective.safeguard, scope)
+        worse_BR, scale_B = scale_gradient(worse_BR, scale_BR), scale_BR.mean(1)
+    errors = RegionErrors(better_BR, worse_BR, ref_better_BR, ref_worse_BR, (signs_BR != 0).float())
+    loss: Loss = objective.definition.losing()(errors, objective)
+    return loss, scale_B
+
+
+def instance_weight(batch: PairBatch, maps: FocusMaps | None, config: TrainConfig) -> Tensor:
+    """W (2B, N) that the regions with a sign come to, each the same in sum; what is told of shares
+    is told of it, the loss takes each region by itself."""
+    region_BRN, signs_BR = signed_regions(batch)
+    counts_BR = (signs_BR != 0).float() / region_BRN.sum(2).clamp(min=1)
+    weight_BN = torch.einsum("brn,br->bn", region_BRN, counts_BR)
+    mean_B1 = weight_BN.mean(1, keepdim=True)
+    weight_BN = torch.where(mean_B1 > 0, weight_BN / mean_B1.clamp(min=1e-12), 1.0)
+    return weight_BN.repeat(2, 1)
 
 
 def _safeguard(

@@ -26,7 +26,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pydantic import TypeAdapter, ValidationError
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.pairs import DECISIONS, Decision, Pair, Review, ReviewedPair, Verdict
+from focusdpo.data_schemas.pairs import (
+    DECISIONS,
+    Decision,
+    Pair,
+    Review,
+    ReviewedPair,
+    Verdict,
+    turned_mode,
+)
 from focusdpo.data_schemas.strict import first_problem
 from focusdpo.pipeline.shard import PAIR_ID
 from focusdpo.store.artefacts import Corrupt, Store
@@ -75,6 +83,7 @@ def swapped(pair: Pair) -> Pair:
     back = is_swapped(pair.id)
     return dataclasses.replace(
         pair,
+        mode=turned_mode(pair.source, pair.mode),
         id=original_id(pair.id) if back else f"{pair.id}{SWAPPED}",
         win_id=pair.lose_id,
         lose_id=pair.win_id,

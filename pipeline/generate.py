@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from focusdpo.data_schemas.candidates import Sampled
 from focusdpo.data_schemas.scenes import Scene, candidate_seed, stable_id
-from focusdpo.data_schemas.strict import StrictModel
+from focusdpo.data_schemas.strict import Later, StrictModel
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.pipeline.parts import Generator, Image, ReferenceImage
 from focusdpo.pipeline.stage import (
@@ -21,10 +22,19 @@ from focusdpo.pipeline.stage import (
     member,
     read_references,
 )
+from focusdpo.store.addresses import at_home, refuse_secret
 
 VERSION = 1
 
 log = logging.getLogger(__name__)
+
+
+def _plain(address: str | None) -> str | None:
+    """An adapter's place as given. UserError for one with a secret: settings are shown."""
+    if address is None:
+        return None
+    refuse_secret(address)
+    return at_home(address)
 
 
 class GenerateConfig(StrictModel):
@@ -37,6 +47,11 @@ class GenerateConfig(StrictModel):
         "the hash of scene and subject.",
     )
     batch: int = Field(default=64, ge=1, description="Most images in one call of the generator.")
+    adapter: Annotated[str | None, Later(), AfterValidator(_plain)] = Field(
+        default=None,
+        description="Folder or address of an adapter that `train` wrote: candidates are painted "
+        "with it, by the digest of its weights in content keys. Without: the base.",
+    )
 
 
 def generate(

@@ -1,27 +1,41 @@
 """Stage pair: scores -> preference pairs, and for everything dropped the reason with its numbers.
 
-A gate answers None (accepted) or a reason with its numbers; stage pair turns it into a `Reject`.
+A refusal of `pipeline.pairing.gates` becomes a `Reject`.
 
-Two sources. `disrupt`: a sampled candidate against its own disruption, the same picture outside
+Three sources. `disrupt`: a sampled candidate against its own disruption, the same picture outside
 the prior. `rank`: the best against the worst sampled candidate of a scene, where identity decides
-by a margin and the other scorers must not disagree (one scorer alone is easily gamed).
+by a margin and the other scorers must not disagree (one scorer alone is easily gamed). `failure`:
+the generator's own failures: a candidate that shows every subject right against one of the same
+scene in which a subject lacks, comes twice or has another's looks; and mixed pairs, in which each
+shows right what the other fails at, a sign per subject.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
-from pydantic import Field
 
 from focusdpo.data_schemas.candidates import Described, Disrupted, Instance, Sampled, Scored
-from focusdpo.data_schemas.pairs import Pair, PairSource, Reason, Reject
+from focusdpo.data_schemas.pairs import SIGNS, Pair, PairSource, Reject
 from focusdpo.data_schemas.scenes import Scene, stable_id
-from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.data_schemas.subjects import ImageKey, Subject
+from focusdpo.pipeline.pairing.gates import (
+    PairConfig,
+    Why,
+    incomplete,
+    judge_disrupted,
+    judge_failed,
+    judge_ranked,
+    mean,
+    shown,
+    sign,
+)
 from focusdpo.pipeline.parts import Mask
+from focusdpo.pipeline.segment import extra_key
 from focusdpo.pipeline.stage import (
     ImageReader,
     ReferenceChoice,
@@ -32,144 +46,6 @@ from focusdpo.pipeline.stage import (
     read_mask,
     scene_references,
 )
-
-Why = tuple[Reason, str]
-"""Reason and its numbers in words."""
-
-
-class PairConfig(StrictModel):
-    """When two candidates make a pair. Identity and CLIP-T are cosines."""
-
-    min_winner_identity: float = Field(
-        default=0.5, ge=-1, le=1, description="Least identity of the winner's worst subject."
-    )
-    min_winner_margin: float = Field(
-        default=0.0,
-        ge=-2,
-        le=2,
-        description="Least leakage margin of the winner's worst subject: below 0 its "
-        "reference fits another subject's place better. Scenes of one subject always pass.",
-    )
-    min_drop: float = Field(
-        default=0.08,
-        ge=0,
-        le=2,
-        description="disrupt: least mean loss of identity over the repainted subjects.",
-    )
-    min_drop_each: float = Field(
-        default=0.0,
-        ge=-2,
-        le=2,
-        description="disrupt: least loss of identity of any one repainted subject.",
-    )
-    clip_t_tolerance: float = Field(
-        default=0.05, ge=0, le=2, description="Most difference of CLIP-T between winner and loser."
-    )
-    background_tolerance: float = Field(
-        default=0.001,
-        ge=0,
-        le=1,
-        description="disrupt: most mean change of a pixel outside the prior, in [0, 1].",
-    )
-    rank_margin: float = Field(
-        default=0.08,
-        ge=0,
-        le=2,
-        description="rank: least gap of mean identity between best and worst.",
-    )
-    rank_tolerance: float = Field(
-        default=0.02,
-        ge=0,
-        le=2,
-        description="rank: by how much leakage margin and CLIP-I of the best may stand below those "
-        "of the worst.",
-    )
-    max_disrupt_per_scene: int = Field(
-        default=4, ge=0, description="Most disrupt pairs of a scene."
-    )
-    max_rank_per_scene: int = Field(default=1, ge=0, description="Most rank pairs of a scene.")
-
-
-def incomplete(instances: Sequence[Instance]) -> Why | None:
-    """Why a sampled candidate cannot win, if a subject was not found exactly once."""
-    missing = [i for i in instances if i.found == "missing"]
-    if missing:
-        names = ", ".join(i.subject_id for i in missing)
-        return "missing_subject", f"{len(missing)} of {len(instances)} subjects not found: {names}"
-    twice = [i for i in instances if i.found == "duplicate"]
-    if twice:
-        names = ", ".join(f"{i.subject_id} {1 + i.extra} times" for i in twice)
-        return "duplicate_subject", f"found more than once: {names}"
-    return None
-
-
-def _weak(win: Scored, config: PairConfig) -> Why | None:
-    """Why a complete candidate is no winner: a subject has lost its looks, or traded them."""
-    worst = min(win.identity)
-    if worst < config.min_winner_identity:
-        return "weak_winner", f"least identity {worst:.3f} < {config.min_winner_identity:.3f}"
-    margin = min(win.leakage_margin)
-    if len(win.identity) > 1 and margin < config.min_winner_margin:
-        return "weak_winner", f"least leakage margin {margin:.3f} < {config.min_winner_margin:.3f}"
-    return None
-
-
-def judge_disrupted(
-    win: Scored, lose: Scored, places: Sequence[int], config: PairConfig
-) -> Why | None:
-    """Why winner and its disruption make no pair; None when they do.
-
-    `places` are the repainted subjects: identity is compared there alone.
-    """
-    weak = _weak(win, config)
-    if weak is not None:
-        return weak
-    drops = [win.identity[p] - lose.identity[p] for p in places]
-    mean = float(np.mean(drops))
-    if mean < config.min_drop:
-        return "no_identity_drop", f"mean drop {mean:.3f} < {config.min_drop:.3f}"
-    if min(drops) < config.min_drop_each:
-        return "no_identity_drop", f"least drop {min(drops):.3f} < {config.min_drop_each:.3f}"
-    if lose.background > config.background_tolerance:
-        return (
-            "background_changed",
-            f"change {lose.background:.5f} > {config.background_tolerance:.5f}",
-        )
-    return _meaning(win, lose, config)
-
-
-def judge_ranked(win: Scored, lose: Scored, config: PairConfig) -> Why | None:
-    """Why best and worst of a scene make no pair; None when they do."""
-    weak = _weak(win, config)
-    if weak is not None:
-        return weak
-    gap = mean(win.identity) - mean(lose.identity)
-    if gap < config.rank_margin:
-        return "small_margin", f"identity gap {gap:.3f} < {config.rank_margin:.3f}"
-    for name, best, other in (
-        ("leakage margin", win.leakage_margin, lose.leakage_margin),
-        ("CLIP-I", win.clip_i, lose.clip_i),
-    ):
-        gap = mean(best) - mean(other)
-        if gap < -config.rank_tolerance:
-            return "small_margin", f"{name} disagrees: {gap:.3f} < -{config.rank_tolerance:.3f}"
-    return _meaning(win, lose, config)
-
-
-def _meaning(win: Scored, lose: Scored, config: PairConfig) -> Why | None:
-    shift = abs(win.clip_t - lose.clip_t)
-    if shift > config.clip_t_tolerance:
-        return (
-            "meaning_changed",
-            f"CLIP-T {win.clip_t:.3f} against {lose.clip_t:.3f}: "
-            f"{shift:.3f} > {config.clip_t_tolerance:.3f}",
-        )
-    return None
-
-
-def mean(values: Sequence[float]) -> float:
-    return float(np.mean(values))
-
 
 VERSION = 1
 
@@ -210,8 +86,8 @@ def pair(
 ) -> StageOutput[Pair]:
     """The pairs of one partition by scene (disrupt first), and the rejects.
 
-    `reference` is the generate stage's choice. New pictures are the union masks of rank pairs,
-    named "<pair id>-<place of the subject>".
+    `reference` is the generate stage's choice. New pictures are the union masks of rank and failure
+    pairs, named "<pair id>-<place of the subject>", and the priors of failures, "<pair id>-prior".
     """
     context = _Context(
         scenes={scene.id: scene for scene in scenes},
@@ -233,6 +109,8 @@ def pair(
             _disrupt_pairs(own, repaints, context, output)
         if config.max_rank_per_scene:
             _rank_pairs(scene, own, context, output)
+        if config.keeps_failures:
+            _failure_pairs(scene, own, context, output)
     log.info("pair %s: %d pairs, %d rejects", prefix, len(output.records), len(output.rejects))
     return output
 
@@ -292,6 +170,103 @@ def _rank_pairs(
     output.records.extend(made)
 
 
+def _failure_pairs(
+    scene: Scene, sampled: Sequence[Sampled], context: _Context, output: StageOutput[Pair]
+) -> None:
+    """Every failed candidate with a right one in turn, and every mixed pair."""
+    config = context.config
+    states = {
+        one.id: shown(context.scored[one.id], context.found[one.id], config) for one in sampled
+    }
+    right = sorted(
+        (name for name, how in states.items() if min(how) == 1),
+        key=lambda name: (-mean(context.scored[name].identity), name),
+    )
+    failed = sorted(name for name, how in states.items() if min(how) == -1)
+    first = sampled[0].id if sampled else ""
+    if config.max_failure_per_scene and not (right and failed):
+        why: Why = (
+            ("no_failed_candidate", f"none of {len(sampled)} candidates fails at a subject")
+            if right
+            else ("no_right_candidate", f"none of {len(sampled)} candidates shows all right")
+        )
+        output.rejects.append(_reject(scene.id, first, "failure", why))
+    made: list[_Made] = []
+    for at, name in enumerate(failed if right and config.max_failure_per_scene else []):
+        win, lose = context.scored[right[at % len(right)]], context.scored[name]
+        refused = judge_failed(win, lose, config)
+        if refused is not None:
+            output.rejects.append(_reject(scene.id, name, "failure", refused))
+            continue
+        made.append(_failure_pair(context, win, lose, states))
+    mixed = [
+        _failure_pair(context, context.scored[a], context.scored[b], states)
+        for a, b in combinations(states if config.max_mixed_per_scene else (), 2)
+        if {"win", "lose"} <= set(map(sign, states[a], states[b]))
+    ]
+    _keep_best([one for one, _ in made], config.max_failure_per_scene, output)
+    _keep_best([one for one, _ in mixed], config.max_mixed_per_scene, output)
+    kept = {pair.id for pair in output.records}
+    for pair, masks in (*made, *mixed):
+        if pair.id in kept:
+            output.images.update({member(name): mask_image(mask) for name, mask in masks.items()})
+
+
+_Made = tuple[Pair, dict[str, Mask]]
+"""A pair with its masks by name."""
+
+
+def _failure_pair(
+    context: _Context, win: Scored, lose: Scored, states: Mapping[str, tuple[int, ...]]
+) -> _Made:
+    """The record, whose prior is where the subjects with a sign stand in either picture."""
+    win, lose = (_seen(one, context.found[one.candidate_id]) for one in (win, lose))
+    words = tuple(map(sign, states[win.candidate_id], states[lose.candidate_id]))
+    places = [place for place, word in enumerate(words) if SIGNS[word]]
+    name = _pair_id("failure", win.candidate_id, lose.candidate_id)
+    unions = _union_masks(context, win, lose)
+    masks = {f"{name}-{place}": mask for place, mask in enumerate(unions)}
+    keys = tuple(image_key(context.prefix, one) for one in masks)
+    plain = _pair(context, win.candidate_id, lose, places, keys, None, win=win)
+    pair = replace(
+        plain,
+        id=name,
+        source="failure",
+        mode=" ".join(words),
+        prior=image_key(context.prefix, f"{name}-prior"),
+        margin=mean([SIGNS[words[p]] * (win.identity[p] - lose.identity[p]) for p in places]),
+        reason=f"{_what_failed(context, plain, words)}; {plain.reason}",
+    )
+    masks[f"{name}-prior"] = np.logical_or.reduce([unions[place] for place in places])
+    return pair, masks
+
+
+def _what_failed(context: _Context, pair: Pair, words: Sequence[str]) -> str:
+    """Each failed subject, how, and in which of the two pictures."""
+    told = []
+    for place, word in enumerate(words):
+        if SIGNS[word]:
+            side, at = ("loser", pair.lose_id) if word == "win" else ("winner", pair.win_id)
+            told.append(f"{pair.subject_ids[place]} {_how(context.found[at][place])} in the {side}")
+    return "; ".join(told)
+
+
+def _how(instance: Instance) -> str:
+    """In what way a failed subject failed."""
+    if instance.found == "one":
+        return "has another's looks"
+    if instance.found == "missing":
+        return "is missing"
+    return f"stands there {1 + instance.extra} times"
+
+
+def _seen(scored: Scored, instances: Sequence[Instance]) -> Scored:
+    """With the identity that evaluations count: 0 of what is missing."""
+    values = zip(scored.identity, instances, strict=True)
+    identity = tuple(0.0 if one.found == "missing" else value for value, one in values)
+    return replace(scored, identity=identity)
+
+
 def _keep_best(made: Sequence[Pair], quota: int, output: StageOutput[Pair]) -> None:
     """The `quota` pairs of widest margin, in the order they were made; the others are surplus."""
     ranked = sorted(made, key=lambda p: (-p.margin, p.id))
@@ -312,9 +287,12 @@ def _pair(
     places: Sequence[int],
     masks: tuple[ImageKey, ...],
     repaint: Disrupted | None,
+    *,
+    win: Scored | None = None,
 ) -> Pair:
-    """The record; `repaint` is the loser when the source is disrupt, None for rank."""
-    win = context.scored[win_id]
+    """The record; `repaint` is the loser when the source is disrupt, None for rank. `win`: the
+    winner's scores, where they are not as they were scored."""
+    win = win or context.scored[win_id]
     scene = context.scenes[win.scene_id]
     source: PairSource = "rank" if repaint is None else "disrupt"
     margin = float(np.mean([win.identity[p] - lose.identity[p] for p in places]))
@@ -329,7 +307,10 @@ def _pair(
         prompt=scene.prompt,
         subject_ids=scene.subject_ids,
         class_names=scene.class_names,
-        captions=tuple(context.captions[win_id, name] for name in scene.subject_ids),
+        captions=tuple(
+            context.captions.get((win_id, name), word)
+            for name, word in zip(scene.subject_ids, scene.class_names, strict=True)
+        ),
         win_id=win_id,
         lose_id=lose.candidate_id,
         win_image=context.sampled[win_id].image,
@@ -363,13 +344,16 @@ def _found(
 
 
 def _union_masks(context: _Context, win: Scored, lose: Scored) -> list[Mask]:
-    """Per subject, where it stands in either candidate; both are complete."""
-    unions = []
+    """Per subject, where it stands in either candidate, its duplicates included; one that is in
+    neither has an empty mask."""
+    found = []
     both = zip(context.found[win.candidate_id], context.found[lose.candidate_id], strict=True)
-    for a, b in both:
-        masks = [read_mask(context.images, i.mask) for i in (a, b) if i.mask is not None]
-        unions.append(np.logical_or.reduce(masks))
-    return unions
+    for two in both:
+        keys = [instance.mask for instance in two if instance.mask is not None]
+        keys += [extra_key(i.mask) for i in two if i.mask is not None and i.found == "duplicate"]
+        found.append([read_mask(context.images, key) for key in keys])
+    nowhere = np.zeros_like(next(mask for masks in found for mask in masks))
+    return [np.logical_or.reduce([nowhere, *masks]) for masks in found]
 
 
 def _reject(scene_id: str, candidate: str, source: PairSource, why: Why) -> Reject:

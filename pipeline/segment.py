@@ -17,7 +17,7 @@ from pydantic import Field
 from focusdpo.data_schemas.candidates import Found, Instance, Sampled
 from focusdpo.data_schemas.scenes import Scene
 from focusdpo.data_schemas.strict import StrictModel
-from focusdpo.data_schemas.subjects import Subject
+from focusdpo.data_schemas.subjects import ImageKey, Subject
 from focusdpo.pipeline.matching import NOBODY, Matrix, assign, similarity_matrix
 from focusdpo.pipeline.parts import (
     Detection,
@@ -80,10 +80,13 @@ def segment(
     identity: IdentityEncoder,
     config: SegmentConfig,
     prefix: str,
+    *,
+    extras: bool = False,
 ) -> StageOutput[Instance]:
     """An `Instance` for every (candidate, subject), in that order; found or not.
 
-    New pictures are the instance masks, named "<candidate id>-<place of the subject>".
+    New pictures are the instance masks, named "<candidate id>-<place of the subject>", and with
+    `extras` beside it where further instances of a duplicate stand (`extra_key`).
     """
     by_id = {scene.id: scene for scene in scenes}
     pixels = [images(s.image) for s in sampled]
@@ -102,15 +105,18 @@ def segment(
     references = embed_references(subjects, images, identity)
     tables = _similarities(claims, by_id, sampled, pixels, references, identity, config.batch)
     output: StageOutput[Instance] = StageOutput([])
-    made: dict[tuple[int, int], tuple[Instance, Mask | None]] = {}
+    made: dict[tuple[int, int], _Found] = {}
     for claim, table in zip(claims, tables, strict=True):
         scene = by_id[sampled[claim.candidate].scene_id]
-        for place, instance, mask in _instances(claim, table, sampled, scene, prefix):
-            made[claim.candidate, place] = (instance, mask)
-    for (at, place), (instance, mask) in sorted(made.items(), key=lambda item: item[0]):
-        output.records.append(instance)
-        if mask is not None:
-            output.images[member(_mask_name(sampled[at], place))] = mask_image(mask)
+        for place, found in _instances(claim, table, sampled, scene, prefix):
+            made[claim.candidate, place] = found
+    for (at, place), found in sorted(made.items(), key=lambda item: item[0]):
+        output.records.append(found.instance)
+        if found.mask is not None:
+            output.images[member(_mask_name(sampled[at], place))] = mask_image(found.mask)
+        if extras and found.others:
+            others = np.logical_or.reduce(found.others)
+            output.images[member(f"{_mask_name(sampled[at], place)}{_EXTRA}")] = mask_image(others)
     bad = sum(i.found != "one" for i in output.records)
     log.info("segment %s: %d instances, %d not found once", prefix, len(output.records), bad)
     return output
@@ -194,21 +200,39 @@ def _similarities(
     return tables
 
 
+_EXTRA = "-extra"
+
+
+def extra_key(mask: ImageKey) -> ImageKey:
+    """Where the further instances of a duplicate lie, from its mask's key."""
+    return f"{mask.removesuffix('.png')}{_EXTRA}.png"
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A subject in a candidate."""
+
+    instance: Instance
+    mask: Mask | None
+    others: tuple[Mask, ...]
+    """Of the further instances that look most like it."""
+
+
 def _instances(
     claim: _Word, table: Matrix, sampled: Sequence[Sampled], scene: Scene, prefix: str
-) -> list[tuple[int, Instance, Mask | None]]:
+) -> list[tuple[int, _Found]]:
     """The instance of each subject of a word; detections left over count as duplicates."""
     # One subject: its best detection by confidence. Several: who looks like whom decides.
     alone = [0 if claim.detections else NOBODY]
     given = assign(table) if len(claim.subjects) > 1 else alone
-    extra = [0] * len(given)
-    for k in set(range(len(claim.detections))) - set(given):
-        extra[int(table[:, k].argmax())] += 1
+    others: list[list[Mask]] = [[] for _ in given]
+    for k in sorted(set(range(len(claim.detections))) - set(given)):
+        others[int(table[:, k].argmax())].append(claim.detections[k].mask)
     candidate = sampled[claim.candidate]
     made = []
     for row, place in enumerate(claim.subjects):
         hit = claim.detections[given[row]] if given[row] != NOBODY else None
-        outcome: Found = "missing" if hit is None else "duplicate" if extra[row] else "one"
+        outcome: Found = "missing" if hit is None else "duplicate" if others[row] else "one"
         instance = Instance(
             candidate_id=candidate.id,
             scene_id=scene.id,
@@ -218,9 +242,9 @@ def _instances(
             box=hit.box if hit else None,
             mask=image_key(prefix, _mask_name(candidate, place)) if hit else None,
             confidence=float(hit.confidence) if hit else 0.0,
-            extra=extra[row],
+            extra=len(others[row]),
         )
-        made.append((place, instance, hit.mask if hit else None))
+        made.append((place, _Found(instance, hit.mask if hit else None, tuple(others[row]))))
     return made
 
 

@@ -11,7 +11,6 @@ from typing import Literal
 from focusdpo.data_schemas.ablations import BASE, Ablation, Arm, Contrast, Reading
 from focusdpo.reports.ablation_verdict import (
     ALL,
-    SOURCES,
     TABLE_FAMILIES,
     Finding,
     Lookup,
@@ -19,6 +18,7 @@ from focusdpo.reports.ablation_verdict import (
     interval_of,
     p_text,
     settings_text,
+    source_text,
     title_of,
 )
 from focusdpo.reports.metric_texts import (
@@ -31,7 +31,10 @@ from focusdpo.reports.metric_texts import (
 )
 from focusdpo.reports.view import Better, Interval, Unit, Verdict
 
-MAIN = ("identity", "leakage_margin", "confusion", "duplicate", "class_recognition", "copy_paste")
+MAIN = (
+    *("failed", "identity", "leakage_margin", "confusion", "duplicate", "class_recognition"),
+    "copy_paste",
+)
 """Metrics of the first table; the others come folded."""
 ARROWS = {"higher": "↑", "lower": "↓"}
 
@@ -90,7 +93,7 @@ def main_tables(look: Lookup, metrics: Iterable[str]) -> list[Table]:
     for source in look.sources or ("",):
         arms = [arm for arm in look.ablation.arms if arm.source in ("", source)]
         rows = tuple(_arm_row(look, arm, [(metric, ALL) for metric in shown]) for arm in arms)
-        title = SOURCES.get(source, source)
+        title = source_text(source)
         tables.append(Table(title[:1].upper() + title[1:], "arm", columns, rows))
     return tables if shown else []
 
@@ -133,7 +136,7 @@ def _arm_row(
     return Row(
         arm.label,
         tuple(_arm_cell(look, arm, metric, group) for metric, group in places),
-        note=SOURCES.get(arm.source, arm.source) if full else "",
+        note=source_text(arm.source) if full else "",
         state="best" if arm.name == look.ablation.best else "",
     )
 

@@ -8,11 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from focusdpo.data_schemas.ablations import BASE, Ablation, Arm, ArmRow, Contrast
-from focusdpo.reports.metric_texts import DASH, difference_text, in_sentence, judge, metric_info
+from focusdpo.reports.metric_texts import (
+    DASH,
+    and_list,
+    difference_text,
+    in_sentence,
+    judge,
+    metric_info,
+)
 from focusdpo.reports.view import Better, Interval, Verdict
 
 ALL = "all"
@@ -21,8 +29,25 @@ FAMILIES = ("main", "base", "guards")
 """Where a verdict looks first."""
 TABLE_FAMILIES = ("base", "guards", "main")
 """Where the table of differences to the base looks first."""
-SOURCES = {"disrupt": "disrupt pairs", "rank": "rank pairs", "both": "pairs of both sources"}
-"""What an arm was trained on, in words."""
+SOURCES = {
+    "disrupt": "disrupt pairs",
+    "rank": "rank pairs",
+    "failure": "failure pairs",
+    "both": "pairs of both sources",
+}
+"""Sources of pairs in words."""
+_CONDITION = re.compile(r"([^-]*)(?:-n(\d+))?(?:-noise(.+))?")
+
+
+def source_text(source: str) -> str:
+    """What an arm was trained on, in words: failure-n100-noise2.5 is "failure pairs, 100 of them,
+    noise about 2.5"."""
+    found = _CONDITION.fullmatch(source)
+    name, count, noise = found.groups() if found else (source, None, None)
+    words = [SOURCES.get(name, name)]
+    words += [f"{count} of them"] if count else []
+    words += [f"noise about {noise}"] if noise else []
+    return ", ".join(words)
 
 
 def is_focus(arm: Arm) -> bool:
@@ -128,7 +153,7 @@ def spoken(label: str) -> str:
 
 def title_of(arm: Arm) -> str:
     """Label and what it was trained on."""
-    source = SOURCES.get(arm.source, arm.source)
+    source = source_text(arm.source)
     return f"{spoken(arm.label)} on {source}" if source else spoken(arm.label)
 
 
@@ -234,11 +259,6 @@ def _clause(verdicts: Sequence[Verdict], names: str, metrics: Sequence[str]) -> 
         return _ALIKE[verdicts[0]].format(names=names, metrics=and_list(names_of))
     parts = [f"{verdict} on {title}" for verdict, title in zip(verdicts, names_of, strict=True)]
     return f"is {and_list(parts)} against {names}"
-
-
-def and_list(words: Sequence[str]) -> str:
-    """a; a and b; a, b and c."""
-    return " and ".join([*([", ".join(words[:-1])] if words[:-1] else []), *words[-1:]])
 
 
 def titles(metrics: Sequence[str]) -> list[str]:

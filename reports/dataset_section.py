@@ -6,13 +6,14 @@ import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from focusdpo.data_schemas.candidates import Disrupted, Sampled, Scored
-from focusdpo.data_schemas.pairs import Reject
+from focusdpo.data_schemas.pairs import SIGNS, Reject
 from focusdpo.data_schemas.scenes import Scene, stable_hash
 from focusdpo.reports.thumbnails import overlay, picture
 from focusdpo.reports.view import (
@@ -171,6 +172,8 @@ REASONS = {
     "background_changed": "pixels outside the repainted mask differ",
     "too_few_candidates": "fewer than two usable candidates",
     "small_margin": "best and worst are too close",
+    "no_right_candidate": "no candidate of the scene shows every subject right",
+    "no_failed_candidate": "no candidate of the scene fails at a subject",
     "surplus": "more than the scene's quota; the best were kept",
     "review: rejected": "reviewers decided that it teaches nothing",
     "review: contested": "reviewers do not agree about it",
@@ -180,6 +183,11 @@ MODES = {
     "subset": "some subjects repainted",
     "swap": "subjects traded looks",
     "rank": "best against worst seed",
+    **{
+        " ".join(words): f"own failures; shown better, by subject: {', '.join(words)}"
+        for count in range(1, 5)
+        for words in product(SIGNS, repeat=count)
+    },
 }
 
 

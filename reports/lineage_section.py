@@ -106,6 +106,7 @@ def _dataset_facts(manifest: Mapping[str, Any]) -> tuple[Fact, ...]:
 def stage_models(manifest: Mapping[str, Any], family: Family) -> list[ModelFact]:
     """One row per stage and role, from the versions that the stages recorded."""
     models = []
+    adapter = ((manifest.get("config") or {}).get("generate") or {}).get("adapter")
     for stage, entry in (manifest.get("stages") or {}).items():
         fingerprints = str((entry.get("versions") or {}).get("model") or "")
         roles = ROLES.get(stage, ())
@@ -116,7 +117,8 @@ def stage_models(manifest: Mapping[str, Any], family: Family) -> list[ModelFact]
             models.append(
                 ModelFact(
                     role=f"{stage}: {role}",
-                    name=_name(family, role),
+                    name=_name(family, role)
+                    + (f" with the adapter {adapter}" if adapter and role == "generator" else ""),
                     fingerprint=fingerprint,
                     licence=licence_of(family, role) or UNSTATED,
                 )

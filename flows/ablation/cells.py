@@ -25,7 +25,7 @@ from focusdpo.evaluation.held_out import HeldOutConfig
 from focusdpo.evaluation.metrics import METRICS
 from focusdpo.evaluation.protocols import ADAPTER, EvaluateConfig
 from focusdpo.evaluation.validation import validation_scenes
-from focusdpo.flows.ablation.config import CHOICES, ObjectiveKey, Source
+from focusdpo.flows.ablation.config import CHOICES, Condition, ObjectiveKey
 from focusdpo.flows.config import AblateRun, TrainRun
 from focusdpo.flows.settings import merge, nested
 from focusdpo.flows.wiring import fingerprint_of, suite
@@ -35,10 +35,10 @@ from focusdpo.store.keys import config_digest
 if TYPE_CHECKING:
     from focusdpo.model.training.steps import ReferenceErrors
 
-Kind = Literal["search", "final", "base", "choice"]
+Kind = Literal["search", "final", "base", "choice", "best"]
 """search: a trial, seen on validation scenes while it trains. final: trained, then seen on the
 held-out scenes. choice: a reading of FocusDPO, trained, then seen on validation scenes. base:
-nothing trained, held-out scenes."""
+nothing trained, held-out scenes. best: the same, several pictures a scene."""
 
 DONE = "cell.json"
 """Written last: a cell without it is unfinished and goes on."""
@@ -60,11 +60,13 @@ class Cell:
     suite: str
     held_out: HeldOutConfig
     evaluate: EvaluateConfig
+    condition: Condition | None
+    """What it is trained on."""
 
     @property
-    def source(self) -> Source | Literal[""]:
-        """Pairs it learns from."""
-        return self.train.train.source if self.train else ""
+    def source(self) -> str:
+        """Name of what it learns from; empty for what is not trained."""
+        return self.condition.name if self.condition else ""
 
     @property
     def name(self) -> str:
@@ -92,35 +94,42 @@ class Cells:
         """The untrained model on the held-out scenes."""
         return self._cell("base", "base", {}, 0, None)
 
+    def best_of(self) -> list[Cell]:
+        """The untrained model again, with several pictures of each held-out scene."""
+        return [
+            self._cell("best", f"best of {count}", {}, 0, None, pictures=count)
+            for count in self.run.ablation.best_of
+        ]
+
     def choices(self, settings: Mapping[str, Any]) -> list[Cell]:
         """FocusDPO with both maps as the search set it, then each other reading, on validation
         scenes; `Cell.settings` is what a reading changes."""
         config = self.run.ablation
-        source = config.sources[0]
+        main = config.conditions[0]
         readings = [{}, *(CHOICES[name] for name in config.choices)] if config.choices else []
         return [
-            self._trained("choice", "focus_dpo", dict(reading), source, base=settings)
+            self._trained("choice", "focus_dpo", dict(reading), main, base=settings)
             for reading in readings
         ]
 
     def search(self) -> list[Cell]:
-        """Every trial of every objective, on pairs of the main source, with seed 0."""
+        """Every trial of every objective, on the main condition, with seed 0."""
         config = self.run.ablation
         looks = {"every": config.look_every, "scenes": config.validation_scenes}
         return [
-            self._trained("search", objective, trial, config.sources[0], validation=looks)
+            self._trained("search", objective, trial, config.conditions[0], validation=looks)
             for objective in config.objectives
             for trial in config.trials(objective, self.run.train.objective)
         ]
 
     def final(self, chosen: Mapping[ObjectiveKey, dict[str, Any]]) -> list[Cell]:
-        """Every objective with its chosen settings on every source with every seed; the main source
+        """Every objective with its chosen settings on every condition with every seed; the main one
         first, and what differs in its objective alone together: it shares the reference policy's
         errors."""
         config = self.run.ablation
         return [
-            self._trained("final", objective, chosen[objective], source, seed)
-            for source in config.sources
+            self._trained("final", objective, chosen[objective], condition, seed)
+            for condition in config.conditions
             for seed in range(config.seeds)
             for objective in config.objectives
         ]
@@ -130,7 +139,7 @@ class Cells:
         kind: Kind,
         objective: ObjectiveKey,
         settings: dict[str, Any],
-        source: Source,
+        condition: Condition,
         seed: int = 0,
         *,
         base: Mapping[str, Any] = {},  # noqa: B006
@@ -138,9 +147,17 @@ class Cells:
     ) -> Cell:
         """`base`: settings below those of the cell; `more` of `train` beside what all share."""
         tree = merge(self.run.train.model_dump(), nested(VARIANTS[objective].settings))
-        tree = merge(tree, nested({**base, **settings}))
+        mean = condition.noise_mean
+        level = {} if mean is None else {"noise.mean": mean}
+        tree = merge(tree, nested({**level, **base, **settings}))
         steps = self.run.ablation.steps
-        own = {"source": source, "seed": seed, "steps": steps, "tensorboard": False, **more}
+        own = {
+            "source": condition.source,
+            "seed": seed,
+            "steps": steps,
+            "tensorboard": False,
+            **more,
+        }
         train = TrainRun(
             suite=self.run.suite,
             preset=self.run.preset,
@@ -149,7 +166,7 @@ class Cells:
             out="",
             train=merge(tree, own),
         )
-        return self._cell(kind, objective, settings, seed, train)
+        return self._cell(kind, objective, settings, seed, train, condition=condition)
 
     def _cell(
         self,
@@ -158,23 +175,31 @@ class Cells:
         settings: dict[str, Any],
         seed: int,
         train: TrainRun | None,
+        *,
+        condition: Condition | None = None,
+        pictures: int = 0,
     ) -> Cell:
+        """`pictures`: of each scene, where it is not as many as the evaluation says."""
         run = self.run
+        more = {"images_per_scene": pictures} if pictures else {}
+        evaluate = run.evaluate.model_copy(update=more)
         decides: dict[str, Any] = {"parts": self._parts, "version": self.version}
         if train is not None:
             decides["train"] = train.train.model_dump(mode="json")
+        if condition is not None and condition.pairs:
+            decides["pairs"] = condition.pairs
         held_out = run.held_out
         if kind == "choice":
             held_out = validation_scenes(run.ablation.validation_scenes)
         if kind != "search":
             decides["metrics"] = list(METRICS)
             decides["held_out"] = held_out.model_dump(mode="json")
-            decides["evaluate"] = run.evaluate.model_dump(mode="json")
+            decides["evaluate"] = evaluate.model_dump(mode="json")
         key = config_digest(decides)
-        folder = Path(run.out) / BASE
-        if train is not None:
+        folder = Path(run.out) / (objective.replace(" ", "-") if pictures else BASE)
+        if train is not None and condition is not None:
             place = {"search": "search", "choice": "choices"}.get(kind, "cells")
-            words = [objective, train.train.source, f"s{seed}", key[:8]]
+            words = [objective, condition.name, f"s{seed}", key[:8]]
             folder = Path(run.out) / place / "-".join(words)
             train = train.model_copy(update={"out": str(folder / "train")})
         return Cell(
@@ -187,7 +212,8 @@ class Cells:
             key=key,
             suite=run.suite,
             held_out=held_out,
-            evaluate=run.evaluate,
+            evaluate=evaluate,
+            condition=condition,
         )
 
 
@@ -223,7 +249,8 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     if cell.train is not None:
         from focusdpo.flows.train.run import train
 
-        outcome = train(cell.train, reference_errors=_reference_errors())
+        limit = cell.condition.pairs if cell.condition else 0
+        outcome = train(cell.train, reference_errors=_reference_errors(), pairs=limit)
         kept = ("seconds", "pairs", "steps", "final", "validation")
         about["train"] = {name: getattr(outcome, name) for name in kept}
     if cell.kind != "search":

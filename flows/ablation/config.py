@@ -4,6 +4,8 @@ each objective the same chance. Imports no torch and no Prefect."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -13,11 +15,30 @@ from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.model.objective_registry import OBJECTIVES, VARIANTS
 from focusdpo.model.training.config import ObjectiveConfig
 
-Source = Literal["both", "disrupt", "rank"]
+Source = Literal["both", "disrupt", "rank", "failure"]
 ObjectiveKey = str
 """Of an arm: a registered one, or `module:name` of an objective from outside."""
 FOCUS = tuple(key for key in VARIANTS if OBJECTIVES[VARIANTS.objective(key)].ours)
 """Those that are put to the test; all others are rivals."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What arms are trained on: pairs of a source, some or all, at a mean of the noise's logit."""
+
+    source: Source
+    pairs: int = 0
+    """0: all."""
+    noise_mean: float | None = None
+    """None: `train.noise`'s own."""
+
+    @property
+    def name(self) -> str:
+        """In arms' names, as in failure-n100-noise2.5; the source alone where nothing else is
+        told apart."""
+        words = [self.source, f"n{self.pairs}" if self.pairs else ""]
+        words.append("" if self.noise_mean is None else f"noise{self.noise_mean:g}")
+        return "-".join(word for word in words if word)
 
 
 CHOICES: dict[str, Mapping[str, Any]] = {
@@ -88,6 +109,21 @@ class AblationConfig(StrictModel):
     sources: tuple[Source, ...] = Field(
         ("both", "disrupt", "rank"), min_length=1, description="pairs to train on, the first main"
     )
+    pairs: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0,),
+        min_length=1,
+        description="numbers of pairs to train on, of each source, the first main; 0: all",
+    )
+    noise_means: tuple[float, ...] = Field(
+        (),
+        description="means of the noise's logit to train at, with each source and number, the "
+        "first main; none: that of train.noise",
+    )
+    best_of: tuple[Annotated[int, Field(ge=2, le=16)], ...] = Field(
+        (),
+        description="arms without any training: of so many of the base's pictures of a scene the "
+        "one that the dataset's scorers like best",
+    )
     seeds: int = Field(
         3, ge=1, le=100, description="training seeds per arm, from 0: LoRA, order of pairs, noise"
     )
@@ -125,6 +161,12 @@ class AblationConfig(StrictModel):
         0, ge=0, description="processes, one thread each; 0: as many as there are cores"
     )
     resamples: int = Field(4000, ge=100, description="bootstrap resamples of the comparison")
+
+    @property
+    def conditions(self) -> list[Condition]:
+        """Sources, numbers of pairs and noise, each with each; the first is the main one."""
+        means: tuple[float | None, ...] = self.noise_means or (None,)
+        return [Condition(*one) for one in product(self.sources, self.pairs, means)]
 
     @property
     def look_every(self) -> int:

@@ -35,7 +35,7 @@ from focusdpo.model.objective_registry import VARIANTS
 from focusdpo.store.provenance import machine
 from focusdpo.store.versions import DatasetVersion
 
-DECIDING = ("identity", "leakage_margin")
+DECIDING = ("failed", "identity", "leakage_margin")
 Done = Sequence[tuple[Cell, dict[str, Any]]]
 Records = Mapping[str, Mapping[int, list[EvalScene]]]
 """Arm -> seed -> what the judge saw."""
@@ -64,12 +64,13 @@ def value_tables(
 def family_contrasts(run: AblateRun, records: Records, choice: Choice) -> list[Contrast]:
     """Families as `Contrast.family` tells them, and the groups of scenes for the chosen variant."""
     names = run.ablation.objectives
-    sources = run.ablation.sources
+    sources = [one.name for one in run.ablation.conditions]
+    untrained = [arm for arm in records if "/" not in arm and arm != BASE]
     best = choice.best
     everything = GROUPS["all"]
     rest = [metric for metric in METRICS if metric not in DECIDING]
     main = f"{best}/{sources[0]}"
-    others = [f"{name}/{sources[0]}" for name in names]
+    others = [*(f"{name}/{sources[0]}" for name in names), *untrained]
     found: list[Contrast] = []
 
     def family(
@@ -92,15 +93,17 @@ def family_contrasts(run: AblateRun, records: Records, choice: Choice) -> list[C
         )
 
     family("main", [(main, other) for other in others if other != main], DECIDING)
-    trained = [f"{name}/{source}" for source in sources for name in names]
-    family("base", [(arm, BASE) for arm in trained], DECIDING)
-    family("guards", [(arm, BASE) for arm in trained], rest)
+    arms = [*untrained, *(f"{name}/{source}" for source in sources for name in names)]
+    family("base", [(arm, BASE) for arm in arms], DECIDING)
+    family("guards", [(arm, BASE) for arm in arms], rest)
     for source in sources[1:]:
         arms = [f"{name}/{source}" for name in names]
         family(source, [(f"{best}/{source}", a) for a in arms if a != f"{best}/{source}"], DECIDING)
     for group, belongs in GROUPS.items():
         if group != "all" and any(belongs(one) for one in records[BASE][0]):
-            metrics = DECIDING if group != "1 subject" else DECIDING[:1]
+            metrics = [
+                metric for metric in DECIDING if group != "1 subject" or metric != "leakage_margin"
+            ]
             family(f"group {group}", [(main, BASE)], metrics, group, belongs)
     return found
 
@@ -159,9 +162,12 @@ def compare(
     for cell, _ in done:
         name = arm_name(cell)
         left = EvaluationFolder(cell.folder)
-        records[name][cell.seed], views[name][cell.seed] = left.records, left.views
+        seen, scored = left.records, left.views
+        if cell.kind == "best":
+            seen, scored = best_pictures(seen, scored)
+        records[name][cell.seed], views[name][cell.seed] = seen, scored
     first = {arm_name(cell): cell for cell, _ in reversed(done) if cell.seed == 0}
-    main = run.ablation.sources[0]
+    main = run.ablation.conditions[0].name
     spent = [about["seconds"] for _, about in [*choice.tried, *done, *readings]]
     return Ablation(
         protocol=records[BASE][0][0].protocol,
@@ -186,9 +192,12 @@ def compare(
         machine={name: str(value) for name, value in machine().items()},
         command=command_of(run),
         pictures={
-            name: _pictures(cell, Path(run.out)) for name, cell in first.items() if name in records
+            name: _pictures(cell, Path(run.out))
+            for name, cell in first.items()
+            if name in records and cell.kind != "best"
         },
         level=run.evaluate.level,
+        deciding=DECIDING,
         readings=tuple(reading_contrasts(run, readings)),
     )
 
@@ -206,14 +215,40 @@ def command_of(run: AblateRun) -> str:
 
 
 def arm_name(cell: Cell) -> str:
-    """base, or objective/source."""
-    return BASE if cell.train is None else f"{cell.objective}/{cell.source}"
+    """base, "best of 4", or objective/source."""
+    return cell.objective if cell.train is None else f"{cell.objective}/{cell.source}"
+
+
+def best_pictures(
+    records: Sequence[EvalScene], views: Sequence[ScorerView]
+) -> tuple[list[EvalScene], list[ScorerView]]:
+    """Of each scene the picture that the preference scorer likes best, as stage rank would: all
+    subjects found once, then identity and leakage margin; the judge has no say."""
+
+    def score(view: ScorerView) -> tuple[bool, float, int]:
+        margin = float(np.nan_to_num(view.leakage_margin))
+        return view.complete, view.identity + margin, -view.index
+
+    best: dict[str, ScorerView] = {}
+    for view in views:
+        held = best.get(view.scene_id)
+        if held is None or score(view) > score(held):
+            best[view.scene_id] = view
+    chosen = {(view.scene_id, view.index) for view in best.values()}
+    return (
+        [one for one in records if (one.scene_id, one.index) in chosen],
+        list(best.values()),
+    )
 
 
 def _arms(run: AblateRun, choice: Choice) -> list[Arm]:
     base = Arm(name=BASE, objective=BASE, label="base", source="", settings={})
     return [
         base,
+        *(
+            Arm(name=name, objective="best_of", label=name, source="", settings={})
+            for name in (f"best of {count}" for count in run.ablation.best_of)
+        ),
         *(
             Arm(
                 name=f"{objective}/{source}",
@@ -222,7 +257,7 @@ def _arms(run: AblateRun, choice: Choice) -> list[Arm]:
                 source=source,
                 settings=words_of(choice.settings[objective]),
             )
-            for source in run.ablation.sources
+            for source in (one.name for one in run.ablation.conditions)
             for objective in run.ablation.objectives
         ),
     ]

@@ -186,6 +186,7 @@ class _Comparison:
 
         started = time.perf_counter()
         run, out = self.run, Path(self.run.out)
+        self._require_pairs(version)
         save_config(run, out / "config.yaml")
         cells = Cells(run, version.id)
         tried = self.run_all(cells.search(), "search")
@@ -196,7 +197,7 @@ class _Comparison:
         read = self.run_all(readings, "other readings")
         if "focus_read" in run.ablation.objectives:
             choice = choose_reading(choice, read)
-        final = [cells.base(), *cells.final(choice.settings)]
+        final = [cells.base(), *cells.best_of(), *cells.final(choice.settings)]
         done = self.run_all(final, "train and measure")
         seconds = round(time.perf_counter() - started, 1)
         self.watch("compare", 0, 1, {})
@@ -212,6 +213,15 @@ class _Comparison:
             wall_seconds=seconds,
             verdict=[finding.headline, *finding.details],
         )
+
+    def _require_pairs(self, version: DatasetVersion) -> None:
+        """UserError where a condition asks for more pairs than there are, before the search."""
+        from focusdpo.flows.train.run import some
+
+        samples = version.samples("train")
+        for one in self.run.ablation.conditions:
+            if one.pairs:
+                some(samples, one.source, one.pairs)
 
     def run_all(self, cells: Sequence[Cell], phase: str) -> list[tuple[Cell, dict[str, Any]]]:
         """Every cell with what it left, in their order; equal cells are done once. The first

@@ -30,6 +30,7 @@ from focusdpo.pipeline.shard import write_shards
 from focusdpo.pipeline.upkeep.garbage import last_sweep
 from focusdpo.store.artefacts import Store
 from focusdpo.store.local import FULL
+from focusdpo.store.outputs import local
 from focusdpo.store.remote import Lost
 from focusdpo.store.versions import DatasetVersion, Superseded, publish
 
@@ -64,6 +65,13 @@ class ChunkFailed(RuntimeError):
         self.outcomes = list(outcomes)
         bad = [o for o in outcomes if o.status == "failed"]
         super().__init__("; ".join(f"{o.stage} {o.partition}: {o.message}" for o in bad))
+
+
+def painting_adapter(run: BuildRun) -> str | None:
+    """The folder here of the adapter that candidates are painted with. UserError when it is not
+    there."""
+    address = run.generate.adapter
+    return None if address is None else str(local(address))
 
 
 class Executor(Protocol):

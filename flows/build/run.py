@@ -11,7 +11,13 @@ from typing import Any
 
 from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.data_schemas.progress import Watch, quiet
-from focusdpo.flows.build.builder import Builder, ChunkFailed, Executor, Outcome
+from focusdpo.flows.build.builder import (
+    Builder,
+    ChunkFailed,
+    Executor,
+    Outcome,
+    painting_adapter,
+)
 from focusdpo.flows.build.explain import request_digest, settled_version
 from focusdpo.flows.build.outcome import BuildResult, record
 from focusdpo.flows.build.preview import FIRST, first_pictures
@@ -58,7 +64,7 @@ class Build(Job[BuildRun, BuildResult]):
             require_folder(run.subjects)
         store = Store.open(run.root)
         refuse_unfinished(store)
-        parts = resident_parts(run.family)
+        parts = resident_parts(run.family, painting_adapter(run))
         subjects, self.problems = find_subjects(run, store)
         """`problems`: subjects that were left out, and why."""
         backgrounds, _ = vocabulary(run.family)

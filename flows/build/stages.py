@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from focusdpo.data_schemas.candidates import Described, Disrupted, Instance, Sampled, Scored
 from focusdpo.data_schemas.pairs import Pair
 from focusdpo.data_schemas.scenes import Scene
+from focusdpo.data_schemas.strict import key_values
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.wiring import Parts
@@ -74,9 +75,15 @@ class Stage:
 
 def _dump(**configs: BaseModel | str) -> dict[str, Any]:
     return {
-        name: config.model_dump(mode="json") if isinstance(config, BaseModel) else config
+        name: key_values(config) if isinstance(config, BaseModel) else config
         for name, config in configs.items()
     }
+
+
+def _segment_settings(run: BuildRun) -> dict[str, Any]:
+    """Failures are told by where the second of a duplicate stands."""
+    extras = {"extras": True} if run.pair.keeps_failures else {}
+    return {**_dump(segment=run.segment), **extras}
 
 
 def _compose(work: Work) -> StageOutput[Scene]:
@@ -104,6 +111,7 @@ def _segment(work: Work) -> StageOutput[Instance]:
         work.parts.identity,
         work.run.segment,
         work.prefix,
+        extras=work.run.pair.keeps_failures,
     )
 
 
@@ -171,7 +179,8 @@ STAGES: dict[str, Stage] = {
             generate,
             ("compose",),
             ROLES["generate"],
-            lambda run: _dump(generate=run.generate),
+            # An adapter counts by its weights, as part of the generator.
+            lambda run: _dump(generate=run.generate.model_copy(update={"adapter": None})),
             _generate,
         ),
         Stage(
@@ -180,7 +189,7 @@ STAGES: dict[str, Stage] = {
             segment,
             ("compose", "generate"),
             ROLES["segment"],
-            lambda run: _dump(segment=run.segment),
+            _segment_settings,
             _segment,
         ),
         Stage(

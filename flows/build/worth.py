@@ -35,7 +35,9 @@ REMEDIES: Mapping[Reason, str] = {
     "too_few_candidates": "raise generate.candidates",
     "small_margin": "all seeds are about equally good: raise generate.candidates, or lower "
     "pair.rank_margin",
-    "surplus": "a scene has its quota: raise pair.max_disrupt_per_scene or pair.max_rank_per_scene",
+    "no_right_candidate": "more seeds (generate.candidates), or a lower pair.min_winner_identity",
+    "no_failed_candidate": "the generator does this scene right: there is nothing to learn from it",
+    "surplus": "a scene has its quota: raise the source's pair.max_..._per_scene",
 }
 
 

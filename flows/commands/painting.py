@@ -11,7 +11,7 @@ from pydantic import Field
 
 from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.flows.commands.options import Incomplete, fetched, require_here, say
-from focusdpo.flows.config import Adapter, FocusMapsRun, GenerateRun, shared
+from focusdpo.flows.config import Adapter, FocusMapsRun, GenerateRun, NoiseLevelsRun, shared
 from focusdpo.flows.console import Bars, working
 from focusdpo.flows.settings import Option
 
@@ -20,6 +20,26 @@ if TYPE_CHECKING:
 
 SHOWN = 20
 """A deep backbone has more places than anyone reads; premise.json has them all."""
+
+
+def noise_levels(run: NoiseLevelsRun) -> dict[str, Any]:
+    """Tell at which noise level it is decided who becomes whom: candidates of a dataset that failed
+    at a subject, and right ones, are painted on from each level, and what comes of them is looked
+    at.
+
+    A preference about who is who can act above the level that is told (train.noise)."""
+    from focusdpo.flows.levels.run import measure_levels, table_lines
+
+    with Bars() as watch:
+        outcome = measure_levels(run, watch)
+    for line in table_lines(outcome.rows):
+        say(line)
+    if outcome.decided is None:
+        say("decided at none of these levels: the origin tells as much at the first as at the last")
+    else:
+        say("decided between sigma {:.3f} and {:.3f}".format(*outcome.decided))
+    say(f"table and pictures: {outcome.out}")
+    return outcome.as_dict()
 
 
 class PaintRun(GenerateRun):

@@ -14,7 +14,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from focusdpo.data_schemas.errors import counted
 from focusdpo.evaluation.comparison import paired_texts
 from focusdpo.flows.commands.options import PREFECT, Incomplete, say
-from focusdpo.flows.config import AblateRun, BuildRun, DemoRun, EvaluateRun, RetrainRun, TrainRun
+from focusdpo.flows.config import (
+    AblateRun,
+    BuildRun,
+    DemoRun,
+    EvaluateRun,
+    RetrainRun,
+    RoundsRun,
+    TrainRun,
+)
 from focusdpo.flows.console import Bars, working
 from focusdpo.flows.jobs import Job, ResultT
 from focusdpo.flows.models_config import Family
@@ -256,6 +264,28 @@ def retrain(run: RetrainRun, prefect: PREFECT = None) -> dict[str, Any]:
     say(f"{outcome.candidate or 'no candidate'}, {outcome.decision}: {outcome.reason}")
     say(f"in use: {outcome.adapter or 'the base alone'}")
     return _whole(outcome.as_dict(), outcome.build)
+
+
+def rounds(run: RoundsRun, prefect: PREFECT = None) -> dict[str, Any]:
+    """Build, train and evaluate by turns: each round's candidates are painted with the adapter of
+    the round before, and each adapter is trained from the base. The settings of all three belong to
+    every round.
+
+    The same command again goes on after a stop; a higher `rounds.count` adds rounds.
+    """
+    from focusdpo.flows.rounds.run import Rounds, table
+
+    say_licences(run.family)
+    outcome = _carry_out(Rounds(run), prefect)
+    say(f"{'round':<7}{'pairs':>6}  {'metric':<16}{'base':>9}{'adapter':>9}{'adapter - base':>30}")
+    for row in table(outcome.rounds):
+        change = f"{row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"
+        say(
+            f"{row['round']:<7}{row['pairs']:>6}  {row['metric']:<16}{row['base']:>9.4f}"
+            f"{row['adapter']:>9.4f}{change:>30}"
+        )
+    say(f"{outcome.made} rounds made now; adapter of the last: {outcome.rounds[-1].adapter}")
+    return dict(outcome.as_dict())
 
 
 class PrefectSetup(BaseModel):

@@ -7,10 +7,12 @@ from focusdpo.flows.build.run import Build
 from focusdpo.flows.evaluate.run import Evaluate
 from focusdpo.flows.prefect.flows import flow_of
 from focusdpo.flows.retrain.run import Retrain
+from focusdpo.flows.rounds.run import Rounds
 from focusdpo.flows.train.run import Train
 
 build_dataset = flow_of(Build)
 train = flow_of(Train)
 evaluate = flow_of(Evaluate)
 retrain = flow_of(Retrain)
+rounds = flow_of(Rounds)
 ablate = flow_of(Ablate)

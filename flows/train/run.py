@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from focusdpo.data_schemas.errors import UserError, counted
+from focusdpo.data_schemas.pairs import is_mixed
 from focusdpo.data_schemas.progress import Watch, quiet
+from focusdpo.data_schemas.scenes import stable_hash
 from focusdpo.flows.build.worth import training_warnings
 from focusdpo.flows.config import TrainRun
 from focusdpo.flows.jobs import TRAINED, Event, Exhibit, Job, Steps, Table, Text
@@ -25,6 +27,7 @@ from focusdpo.store.versions import DatasetVersion, open_version
 
 if TYPE_CHECKING:  # torch is loaded when a run starts
     from focusdpo.model.training.steps import ReferenceErrors
+    from focusdpo.store.samples import Sample
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +68,15 @@ class TrainOutcome:
 
 
 def train(
-    run: TrainRun, watch: Watch = quiet, reference_errors: ReferenceErrors | None = None
+    run: TrainRun,
+    watch: Watch = quiet,
+    reference_errors: ReferenceErrors | None = None,
+    *,
+    pairs: int = 0,
 ) -> TrainOutcome:
-    """Train on a version's training split; goes on from the newest checkpoint in `out`. Where that
-    is an address, what is new is sent after each checkpoint and at the end.
+    """Train on a version's training split, on `pairs` of the source's pairs (0: all); goes on from
+    the newest checkpoint in `out`. Where that is an address, what is new is sent after each
+    checkpoint and at the end.
 
     Where a launcher started several processes, each calls this: they train together, and the first
     one writes and tells. UserError for a damaged shard, an unknown version, a folder of another
@@ -78,9 +86,9 @@ def train(
     with opened(run.out, "training", first=first, processes=processes) as out:
         if not first:  # the first one says for all that they read it
             version = open_version(run.root, run.version)
-            return _train(run, version, out, watch, reference_errors)
+            return _train(run, version, out, watch, reference_errors, pairs)
         with reading(run.root, run.version, "a training") as version:
-            return _train(run, version, out, watch, reference_errors)
+            return _train(run, version, out, watch, reference_errors, pairs)
 
 
 def _train(
@@ -89,6 +97,7 @@ def _train(
     out: Output,
     watch: Watch,
     reference_errors: ReferenceErrors | None,
+    pairs: int,
 ) -> TrainOutcome:
     started = time.perf_counter()
     watch = watch if parallel.is_first() else quiet
@@ -100,6 +109,8 @@ def _train(
             f"{run.root}: version {version.id} has no pair in its training split; build from more "
             "subjects, or lower shard.val_share"
         )
+    if pairs:
+        samples = some(samples, run.train.source, pairs)
     if parallel.is_first():
         for line in training_warnings(version, run.train.steps, run.train.batch_pairs):
             log.warning("%s: %s", run.root, line)
@@ -149,6 +160,25 @@ def _train(
         stopped=result.stopped,
         validation=list(result.validation),
     )
+
+
+def some(samples: Sequence[Sample], source: str, count: int) -> list[Sample]:
+    """`count` of a source's samples that have a better picture, by a hash of their pairs' ids: more
+    of them hold fewer of them. UserError where there are not as many."""
+    own = [
+        sample
+        for sample in samples
+        if source in ("both", sample.row.source)
+        and not is_mixed(sample.row.source, sample.row.mode)
+    ]
+    if len(own) < count:
+        raise UserError(
+            f"{count} pairs of source '{source}' were asked for, and the training split has "
+            f"{len(own)}: build from more subjects or scenes, or ask for fewer"
+        )
+    own.sort(key=lambda sample: stable_hash("some", sample.row.pair_id))
+    chosen = {sample.row.pair_id for sample in own[:count]}
+    return [sample for sample in samples if sample.row.pair_id in chosen]
 
 
 class Train(Job[TrainRun, TrainOutcome]):

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.pairs import is_mixed, signs_of
 from focusdpo.data_schemas.shards import ShardSample
 from focusdpo.model.backbone import Backbone, Grid, Prompts, References, TensorRecord
 from focusdpo.model.focus import FocusPriors, pool_to_grid
@@ -48,6 +49,8 @@ class PairBatch(TensorRecord):
     """The loser's own complexity."""
     prompts: Prompts
     references: References
+    signs_BR: Tensor
+    """Which image shows a subject better: 1 the winner, -1 the loser, 0 neither."""
     quality: PatchQuality | None = None
     """Where the objective weighs by patch quality."""
 
@@ -154,6 +157,9 @@ def encode_pairs(
         lose_detail_BN=pool_to_grid(_masks([i.lose_complexity for i in images], device), grid),
         prompts=prompts,
         references=references,
+        signs_BR=torch.tensor(
+            [signs_of(s.pair.source, s.pair.mode, len(num)) for s in samples], device=device
+        ).float(),
         quality=None
         if patches is None
         else patch_quality(backbone, win_BNC, lose_BNC, prompts, references, patches),
@@ -163,9 +169,9 @@ def encode_pairs(
 class PairData:
     """Pairs of a dataset version, for one backbone.
 
-    `source` keeps disrupted or ranked pairs alone, `patches` adds patch quality, `focus` says which
-    tokens M_prior holds. Batches are encoded when they are asked for, unless `encode` has done it
-    before."""
+    `source` keeps the pairs of one source alone, `mixed` those too in which neither picture is the
+    better one, `patches` adds patch quality, `focus` says which tokens M_prior holds. Batches are
+    encoded when they are asked for, unless `encode` has done it before."""
 
     def __init__(
         self,
@@ -173,16 +179,24 @@ class PairData:
         samples: Sequence[Sample],
         *,
         source: str = "both",
+        mixed: bool = False,
         patches: PatchConfig | None = None,
         focus: FocusConfig | None = None,
     ) -> None:
         self._backbone = backbone
         self._patches, self._focus = patches, focus
-        self._samples = [sample for sample in samples if source in ("both", sample.row.source)]
-        if not self._samples:
+        own = [sample for sample in samples if source in ("both", sample.row.source)]
+        if not own:
             raise UserError(
                 f"none of {len(samples)} pairs has source '{source}'. Build a dataset first, or "
                 "loosen the pair stage's thresholds: its rejects say why pairs were dropped."
+            )
+        self._samples = [one for one in own if mixed or not is_mixed(one.row.source, one.row.mode)]
+        if not self._samples:
+            raise UserError(
+                f"all {len(own)} pairs of source '{source}' are mixed: neither picture is the "
+                "better one. Train with objective instance_dpo, or build with "
+                "pair.max_failure_per_scene above 0."
             )
         self._cache: dict[int, PairBatch] = {}
 

@@ -182,8 +182,10 @@ class TrainConfig(StrictModel):
         "configuration says FSDP",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="decides everything random")
-    source: Literal["both", "disrupt", "rank"] = Field(
-        "both", description="which pairs: all, disrupted instances, or ranked candidates"
+    source: Literal["both", "disrupt", "rank", "failure"] = Field(
+        "both",
+        description="which pairs: all (both), disrupted instances, ranked candidates, or the "
+        "generator's own failures",
     )
     save_every: int = Field(50, ge=1, description="steps between checkpoints")
     log_every: int = Field(10, ge=1, description="steps between log lines")

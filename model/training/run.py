@@ -85,6 +85,7 @@ def train(
         backbone,
         samples,
         source=config.source,
+        mixed=config.objective.definition.instances,
         patches=patches,
         focus=config.focus,
     )

@@ -119,6 +119,7 @@ def pair(request: Request) -> Response:
         repainted=_repainted(dataset, row),
         query=query_for(wanted),
         modes=MODES,
+        better=row.mode.split() if row.source == "failure" else None,
         **_neighbours(dataset.pairs, wanted, at),
     )
 

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from focusdpo.data_schemas.pairs import Reject
-from focusdpo.pipeline.pair import PairConfig
+from focusdpo.pipeline.pairing.gates import PairConfig
 from focusdpo.reports.dataset_section import REASONS
 from focusdpo.studio.version_reading import Dataset, PartitionRecords
 from focusdpo.studio.views import NavItem, page_of, render, studio_of, text_of
@@ -27,7 +27,8 @@ GATES: Mapping[str, tuple[str, ...]] = {
     "meaning_changed": ("clip_t_tolerance",),
     "background_changed": ("background_tolerance",),
     "small_margin": ("rank_margin", "rank_tolerance"),
-    "surplus": ("max_disrupt_per_scene", "max_rank_per_scene"),
+    "no_right_candidate": ("min_winner_identity", "min_winner_margin"),
+    "surplus": tuple(name for name in PairConfig.model_fields if name.startswith("max_")),
 }
 """The settings of section `pair` that a reason rests on."""
 

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from focusdpo.data_schemas.errors import UserError, counted
-from focusdpo.data_schemas.pairs import DECISIONS, Decision, Pair, Review
+from focusdpo.data_schemas.pairs import DECISIONS, SOURCES, Decision, Pair, Review
 from focusdpo.pipeline.audit import Audit, act_of, clean_reviewer
 from focusdpo.pipeline.review_stats import statistics
 from focusdpo.studio.guard import json_body, text
@@ -50,6 +50,7 @@ def page(request: Request) -> Response:
         blind=request.query_params.get("mode") == "blind",
         chosen=chosen,
         subjects=queue.subjects,
+        sources=SOURCES,
         shows={"open": "not yet decided by me", "mine": "decided by me", "disputed": "disputed",
                "all": "all"},
         orders={"uncertain": "least certain first", "certain": "most certain first",
@@ -219,7 +220,7 @@ def _filter(request: Request) -> Filter:
     asked = request.query_params
     chosen = Filter(subject=asked.get("subject", ""), source=asked.get("source", ""))
     show, order = asked.get("show", "open"), asked.get("order", "uncertain")
-    if show not in SHOWS or order not in ORDERS or chosen.source not in ("", "disrupt", "rank"):
+    if show not in SHOWS or order not in ORDERS or chosen.source not in ("", *SOURCES):
         raise UserError("the filter is not one of the page's; open Review again")
     low, high = float_of(request, "low"), float_of(request, "high")
     return replace(chosen, show=show, order=order, low=low, high=high)

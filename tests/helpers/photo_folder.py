@@ -111,7 +111,7 @@ def vocabulary() -> tuple[tuple[str, ...], frozenset[str]]:
     return ("grey",), frozenset(toy_world.WORDS)
 
 
-def fingerprint(role: str) -> str:
+def fingerprint(role: str, *, adapter: str | None = None) -> str:
     return FINGERPRINTS[role]
 
 

@@ -35,7 +35,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "evaluate": {"adapter": "runs/train/adapter", "out": "runs/evaluate", **EVALUATE},
     "retrain": {
         **{"root": "runs/dataset", "out": "runs/models", "train": TRAIN, **BUILD, **EVALUATE},
-        "retrain": {"min_new_pairs": 5},
+        "retrain": {"min_new_pairs": 5, "metric": "identity"},
     },
 }
 

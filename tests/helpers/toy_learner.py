@@ -35,6 +35,7 @@ class Painter(toy_world.Generator):
         base = error_of(backbone)
         if adapter is not None:
             load_adapter(backbone, Path(adapter))
+        self.fingerprint = fingerprint("generator", adapter=adapter)
         self.turn = min(DEGREES * error_of(backbone) / base, 150.0)
 
     def one(self, prompt: str, references: Sequence[ReferenceImage], seed: int) -> Image:

@@ -10,6 +10,7 @@ import toy_world
 from PIL import Image
 
 from focusdpo.pipeline.describe import ClassNameCaptioner
+from focusdpo.store.keys import digest
 
 GENERATOR = toy_world.Generator(faults=0.3)
 PARTS = {
@@ -28,12 +29,22 @@ def vocabulary() -> tuple[tuple[str, ...], frozenset[str]]:
     return ("grey",), frozenset({"disc", "square"})
 
 
-def fingerprint(role: str) -> str:
-    return FINGERPRINTS[role]
+def fingerprint(role: str, *, adapter: str | None = None) -> str:
+    return FINGERPRINTS[role] + weights_of(adapter)
+
+
+def weights_of(adapter: str | None) -> str:
+    """A digest that goes behind the base's fingerprint."""
+    files = [] if adapter is None else sorted(Path(adapter).glob("*.safetensors"))
+    return "".join(digest(file.read_bytes()) for file in files)
 
 
 def build(role: str, *, adapter: str | None = None) -> Any:
-    return PARTS[role]
+    if adapter is None:
+        return PARTS[role]
+    adapted = toy_world.Generator(faults=0.0)  # this one cures everything
+    adapted.fingerprint = fingerprint(role, adapter=adapter)
+    return adapted
 
 
 def write_subjects(folder: Path, hues: dict[str, tuple[str, float]]) -> Path:

@@ -84,7 +84,7 @@ class Team:
             },
             "held_out": {"singles": 4, "pairs": 8, "same_class_pairs": 0, "triples": 0},
             "evaluate": {"resamples": 200},
-            "retrain": {"min_new_pairs": 5, "max_age_days": 7},
+            "retrain": {"min_new_pairs": 5, "max_age_days": 7, "metric": "identity"},
         }
         return resolve(RetrainRun, merge(base, given))
 

@@ -87,8 +87,10 @@ def vocabulary() -> tuple[tuple[str, ...], frozenset[str]]:
     return toy_suite.vocabulary()
 
 
-def fingerprint(role: str) -> str:
-    return backbone().fingerprint if role == "backbone" else toy_suite.fingerprint(role)
+def fingerprint(role: str, *, adapter: str | None = None) -> str:
+    if role == "backbone":
+        return backbone().fingerprint
+    return toy_suite.fingerprint(role, adapter=adapter)
 
 
 @cache

@@ -9,7 +9,8 @@ from focusdpo.pipeline.complexity import complexity_map
 from focusdpo.pipeline.describe import ClassNameCaptioner, DescribeConfig, describe
 from focusdpo.pipeline.disrupt import DisruptConfig, disrupt
 from focusdpo.pipeline.generate import GenerateConfig, generate
-from focusdpo.pipeline.pair import PairConfig, pair
+from focusdpo.pipeline.pair import pair
+from focusdpo.pipeline.pairing.gates import PairConfig
 from focusdpo.pipeline.score import ScoreConfig, score
 from focusdpo.pipeline.segment import SegmentConfig, segment
 

@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 
 from focusdpo.data_schemas.candidates import Described, Disrupted, Instance, Sampled, Scored
-from focusdpo.pipeline.pair import PairConfig, pair
+from focusdpo.data_schemas.pairs import is_mixed, signs_of
+from focusdpo.data_schemas.strict import key_values
+from focusdpo.pipeline.audit import swapped
+from focusdpo.pipeline.pair import pair
+from focusdpo.pipeline.pairing.gates import PairConfig
 
 ROOM = PairConfig(max_disrupt_per_scene=8, max_rank_per_scene=2)
 
@@ -65,14 +69,14 @@ class Bench:
 
     def _score(self, name, kind, identity, **fields):
         numbers = {"margin": (0.5, 0.5), "clip_t": 0.3, "clip_i": (0.8, 0.8), "background": 0.0}
-        numbers |= {"complete": True} | fields
         a, b = identity
+        numbers |= {"complete": True, "similarity": ((a, 0.0), (0.0, b))} | fields
         self.scored.append(
             Scored(
                 candidate_id=name,
                 scene_id=self.scene.id,
                 kind=kind,
-                similarity=((a, 0.0), (0.0, b)),
+                similarity=numbers.pop("similarity"),
                 identity=identity,
                 leakage_margin=numbers.pop("margin"),
                 **numbers,
@@ -255,3 +259,84 @@ def test_records_are_values(bench):
 
 def replace_config(**fields):
     return PairConfig(**fields)
+
+
+FAILURES = PairConfig(
+    max_disrupt_per_scene=0, max_rank_per_scene=0, max_failure_per_scene=8, max_mixed_per_scene=8
+)
+TRADED = ((0.5, 0.9), (0.9, 0.5))
+
+
+def mask_of(output, pair, name):
+    return output.images[f"{pair.id}-{name}.png"] > 0
+
+
+def test_a_right_candidate_wins_against_each_way_to_fail(bench):
+    bench.sample("good", (0.9, 0.8))
+    bench.sample("gone", (0.9, -1.0), found=("one", "missing"), similarity=((0.9, -1), (0.1, -1)))
+    bench.sample("traded", (0.5, 0.5), similarity=TRADED)
+    bench.world.images["segment/k/twice-0-extra.png"] = (
+        bench.toy.slot_mask("square", 0).astype(np.uint8) * 255
+    )
+    bench.sample("twice", (0.9, 0.8), found=("duplicate", "one"))
+    output = bench.pair(FAILURES.model_copy(update={"max_mixed_per_scene": 0}))
+    found = {one.lose_id: one for one in output.records}
+    assert {name: one.mode for name, one in found.items()} == {
+        "gone": "same win", "traded": "win win", "twice": "win same",
+    }  # fmt: skip
+    assert {one.win_id for one in found.values()} == {"good"}
+    gone, twice = found["gone"], found["twice"]
+    # What is missing counts as evaluations count it, and the winner's place is all that is known.
+    assert gone.lose_identity == (0.9, 0.0) and gone.margin == pytest.approx(0.8)
+    place = np.asarray(bench.world.images["segment/k/good-1.png"]) > 0
+    assert (mask_of(output, gone, "prior") == place).all()
+    # The prior holds both copies; the other subject's place is no part of it.
+    copies = [
+        bench.world.images[f"segment/k/{name}.png"]
+        for name in ("good-0", "twice-0", "twice-0-extra")
+    ]
+    assert (
+        mask_of(output, twice, "prior") == np.logical_or.reduce([one > 0 for one in copies])
+    ).all()
+    assert "green is missing in the loser" in gone.reason
+    assert "red stands there 3 times in the loser" in twice.reason
+    assert "green has another's looks in the loser" in found["traded"].reason
+
+
+def test_a_mixed_pair_has_a_sign_per_subject_and_turns_with_its_pictures(bench):
+    bench.sample("a", (0.9, 0.5), similarity=((0.9, 0.6), (0.1, 0.5)))
+    bench.sample("b", (0.5, 0.9), similarity=((0.5, 0.1), (0.6, 0.9)))
+    (one,) = bench.pair(FAILURES).records
+    assert (one.source, one.mode, one.margin) == ("failure", "win lose", pytest.approx(0.4))
+    assert signs_of(one.source, one.mode, 2) == (1, -1) and is_mixed(one.source, one.mode)
+    turned = swapped(one)
+    assert turned.mode == "lose win" and swapped(turned) == one
+    # Without mixed pairs neither picture is the better one.
+    output = bench.pair(FAILURES.model_copy(update={"max_mixed_per_scene": 0}))
+    assert output.records == []
+    assert reasons(output, "failure")[0][1] == "no_right_candidate"
+
+
+def test_a_scene_without_a_failure_says_so_and_the_quota_keeps_the_widest(bench):
+    bench.sample("good", (0.9, 0.8)).sample("fine", (0.8, 0.8))
+    assert reasons(bench.pair(FAILURES), "failure") == [
+        ("good", "no_failed_candidate", "none of 2 candidates fails at a subject")
+    ]
+    bench.sample("gone", (0.9, -1.0), found=("one", "missing"), similarity=((0.9, -1), (0.1, -1)))
+    bench.sample("traded", (0.5, 0.5), similarity=TRADED)
+    bench.sample("wordless", (0.5, 0.5), similarity=TRADED, clip_t=0.4)
+    one = FAILURES.model_copy(update={"max_failure_per_scene": 1})
+    output = bench.pair(one)
+    assert [pair.lose_id for pair in output.records] == ["gone"]
+    names = {f"{output.records[0].id}-{name}.png" for name in (0, 1, "prior")}
+    assert set(output.images) == names  # a pair that is dropped leaves no pictures
+    assert [why[1] for why in reasons(output, "failure")] == ["meaning_changed", "surplus"]
+
+
+def test_the_new_source_is_off_and_leaves_old_keys_as_they_are(bench):
+    bench.sample("good", (0.9, 0.8)).sample("traded", (0.5, 0.5), similarity=TRADED)
+    assert not [pair for pair in bench.pair().records if pair.source == "failure"]
+    assert not reasons(bench.pair(), "failure")
+    later = {"max_failure_per_scene", "max_mixed_per_scene"}
+    assert set(key_values(PairConfig())) == set(PairConfig.model_fields) - later
+    assert key_values(FAILURES)["max_failure_per_scene"] == 8

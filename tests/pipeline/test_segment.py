@@ -7,10 +7,10 @@ import pytest
 
 from focusdpo.data_schemas.candidates import Sampled
 from focusdpo.pipeline.parts import Detection
-from focusdpo.pipeline.segment import SegmentConfig, overlap, segment, usable
+from focusdpo.pipeline.segment import SegmentConfig, extra_key, overlap, segment, usable
 
 
-def look(toy, world, names, *things_of_each, **fields):
+def look(toy, world, names, *things_of_each, extras=False, **fields):
     """Segments one hand-painted candidate per item of `things_of_each`."""
     scene = world.scene(*names)
     sampled = []
@@ -27,6 +27,7 @@ def look(toy, world, names, *things_of_each, **fields):
         toy.Identity(),
         SegmentConfig(**fields),
         "segment/k",
+        extras=extras,
     )
     world.keep(output, "segment/k")
     return output
@@ -78,6 +79,19 @@ def test_an_extra_counts_for_the_subject_it_looks_like(toy, world):
     things = [("disc", 0, 0), ("disc", 238, 1), ("disc", 240, 2)]
     output = look(toy, world, ["red", "blue"], things)
     assert [(i.found, i.extra) for i in output.records] == [("one", 0), ("duplicate", 1)]
+
+
+def test_where_the_second_copy_stands_is_kept_when_it_is_asked_for(toy, world):
+    things = [("disc", 0, 0), ("disc", 5, 1), ("square", 120, 2)]
+    plain = look(toy, world, ["red", "green"], things)
+    full = look(toy, world, ["red", "green"], things, extras=True)
+    assert full.records == plain.records
+    assert set(full.images) - set(plain.images) == {"c0-0-extra.png"}
+    key = full.records[0].mask
+    mask, extra = world.images[key], world.images[extra_key(key)]
+    both = (mask > 0) | (extra > 0)
+    np.testing.assert_array_equal(both, toy.slot_mask("disc", 0) | toy.slot_mask("disc", 1))
+    assert not ((mask > 0) & (extra > 0)).any()
 
 
 def test_batching_changes_nothing(toy, world):

@@ -15,7 +15,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.progress import quiet
 from focusdpo.data_schemas.scenes import Scene
 from focusdpo.data_schemas.subjects import Subject
-from focusdpo.flows.build.builder import Builder, ChunkFailed, Outcome
+from focusdpo.flows.build.builder import Builder, ChunkFailed, Outcome, painting_adapter
 from focusdpo.flows.build.plan import Plan, model_of
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun
@@ -98,7 +98,7 @@ class StageWorker:
             for name in self._imports:
                 importlib.import_module(name)
             self._store = Store.open(self._root, create=False)
-        parts = resident_parts(self._run.family)
+        parts = resident_parts(self._run.family, painting_adapter(self._run))
         if (mine := model_version(task.stage, parts)) != task.model:
             raise UserError(
                 f"stage {task.stage}: code and models are {mine} here and {task.model} where the "

@@ -19,12 +19,13 @@ import pytest
 import toy_root
 import toy_suite
 import yaml
+from evaluated import scene_record
 from killed_cell import KilledCell
 from plain_build import execute, prepare
 
 from focusdpo.data_schemas.ablations import BASE, Ablation, read_ablation, to_json
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.evaluations import EvalScene
+from focusdpo.data_schemas.evaluations import EvalScene, ScorerView
 from focusdpo.data_schemas.tables import from_parquet
 from focusdpo.evaluation import held_out, pocket_protocol, validation
 from focusdpo.evaluation.held_out import HeldOut, HeldOutConfig
@@ -32,6 +33,7 @@ from focusdpo.evaluation.metrics import METRICS
 from focusdpo.flows import wiring
 from focusdpo.flows.ablation.cells import Cell, Cells, run_cell
 from focusdpo.flows.ablation.config import FOCUS, AblationConfig
+from focusdpo.flows.ablation.result import best_pictures
 from focusdpo.flows.ablation.run import Ablate, AblateOutcome, Workers
 from focusdpo.flows.config import AblateRun, BuildRun
 from focusdpo.flows.runner import PlainSteps
@@ -394,3 +396,47 @@ def test_kill_minus_9_and_the_same_command_again(
     assert {path: now[path] for path in before} == before
     assert files(tmp_path) == files(Path(outcome.out))
     assert timeless(read_ablation(tmp_path / "ablation.json")) == timeless(record)
+
+
+def test_conditions_and_best_of_are_arms_and_held_against_the_best(
+    folder: Path, tmp_path: Path
+) -> None:
+    own = {"objectives": ["sft", "focus_dpo"], "pairs": [0, 3], "noise_means": [1.25], "steps": 1}
+    run = settings(folder, tmp_path, **SMALL, **own, best_of=[2])
+    outcome = ablate(run)
+    record = read_ablation(tmp_path / "ablation.json")
+    main, few = "both-noise1.25", "both-n3-noise1.25"
+    trained = [f"{name}/{source}" for source in (main, few) for name in ("sft", "focus_dpo")]
+    assert [arm.name for arm in record.arms] == [BASE, "best of 2", *trained]
+    assert record.pairs[few] == 3 < record.pairs[main] and record.best == f"focus_dpo/{main}"
+    for name in ("best of 2", *trained):
+        assert {one.b for one in record.contrasts if one.a == name and one.family == "base"} == {
+            BASE
+        }
+    rivals = {one.b for one in record.contrasts if one.family == "main"}
+    assert rivals == {f"sft/{main}", "best of 2"}
+    rows = {(row.arm, row.metric): row for row in record.rows if row.group == "all"}
+    assert rows["best of 2", "failed"].scenes == rows[BASE, "failed"].scenes == 8
+    # Two pictures a scene were painted; the first is the base's own.
+    for picture in (tmp_path / "base/images/base").glob("*.png"):
+        again = tmp_path / "best-of-2/images/base" / picture.name
+        assert again.read_bytes() == picture.read_bytes()
+    assert len(list((tmp_path / "best-of-2/images/base").glob("*.png"))) == 16
+    assert "both sources, 3 of them, noise about 1.25" in Path(outcome.report).read_text()
+    assert ablate(run, never).made == 0
+    with pytest.raises(UserError, match="900 pairs of source 'both' were asked for"):
+        ablate(settings(folder, tmp_path / "b", **SMALL, **(own | {"pairs": [900]})), never)
+
+
+def test_the_scorers_choose_the_best_picture_and_the_judge_has_no_say() -> None:
+    def seen(index: int, **scores: Any) -> ScorerView:
+        values = {"complete": True, "identity": 0.5, "leakage_margin": 0.1} | scores
+        return ScorerView(model="base", scene_id="s", index=index, **values)
+
+    views = [
+        seen(0), seen(1, complete=False, identity=0.9), seen(2, leakage_margin=0.3),
+        seen(3, leakage_margin=float("nan"), identity=0.6),
+    ]  # fmt: skip
+    records = [scene_record("base", 1, 0.1 * at, index=at, scene_id="s") for at in range(4)]
+    chosen, views_of_them = best_pictures(records, views)
+    assert [one.index for one in chosen] == [2] == [one.index for one in views_of_them]

@@ -386,3 +386,41 @@ def test_a_no_op_run_takes_seconds(built: Toy) -> None:
     start = time.process_time()
     execute(prepare(run(built)))
     assert time.process_time() - start < 2
+
+
+def test_candidates_are_painted_with_an_adapter_and_keys_go_by_its_weights(
+    built: Toy, tmp_path: Path
+) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "w.safetensors").write_bytes(b"one")
+    generated = {"generate": {"adapter": str(folder)}}
+    before = latest_id(Store.open(str(built.root)))
+    told = plan(built, **generated)
+    assert {stage for one in told.causes for stage in one.partitions} == set(STAGES) - {"compose"}
+    made = build(built, **generated)
+    assert made.version != before and made.new
+    store = Store.open(str(built.root))
+    version = open_version(store, made.version)
+    assert version.manifest["config"]["generate"]["adapter"] == str(folder)
+    models = {stage: one["versions"]["model"] for stage, one in version.manifest["stages"].items()}
+    assert models["generate"] == toy_suite.fingerprint("generator", adapter=str(folder))
+    assert models["disrupt"] == toy_suite.fingerprint("inpainter")  # repaints with the base
+    # Another place, the same weights: nothing is made anew. Other weights: everything.
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    assert not build(built, generate={"adapter": str(moved)}).made
+    (moved / "w.safetensors").write_bytes(b"two")
+    wiring.resident_parts.cache_clear()
+    assert plan(built, generate={"adapter": str(moved)}).causes
+    # Without one the dataset is as it was.
+    assert build(built).version == before
+
+
+def test_failures_come_beside_what_is_there_from_the_same_candidates(built: Toy) -> None:
+    before = open_version(Store.open(str(built.root)), "latest")
+    made = build(built, pair={"max_failure_per_scene": 2})
+    assert made.made and "generate" not in made.made
+    rows = open_version(Store.open(str(built.root)), made.version).rows
+    assert {row.source for row in rows} > {"failure"}
+    old = {row.pair_id for row in rows if row.source == "disrupt"}
+    assert old == {row.pair_id for row in before.rows if row.source == "disrupt"}

@@ -1,0 +1,1 @@
+"""At which noise level a picture's subjects are decided."""

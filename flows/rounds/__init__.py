@@ -1,0 +1,1 @@
+"""Build, train and evaluate by turns, each round painted by the one before."""

@@ -1,0 +1,1 @@
+"""What is taken out of a root, and how damage is mended."""
