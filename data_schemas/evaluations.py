@@ -59,6 +59,8 @@ class EvalScene:
     scr_50: float
     scr_60: float
     copy_paste: float
+    failed: float = float("nan")
+    """NaN in tables from before it was measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,15 +62,16 @@ def arrow_table(data: bytes, columns: Sequence[str] | None = None) -> Any:
 def from_parquet(data: bytes, record_type: type[R], where: str = "table") -> list[R]:
     """The records in Parquet bytes; `where` names the file in errors.
 
-    Raises UserError for bytes that are no Parquet or are damaged, and for a schema that is not the
-    record type's.
+    A field with a default may be missing: the table is from before there was one. Raises UserError
+    for bytes that are no Parquet or are damaged, and for any other schema than the record type's.
     """
     import pyarrow as pa
 
     column = _record(cast(type, record_type))
-    expected = pa.schema(list(column.arrow))
     try:
         table = arrow_table(data)
+        there = set(table.schema.names)
+        expected = pa.schema([f for f in column.arrow if f.name in there | _required(record_type)])
         _check_schema(table.schema, expected, record_type.__name__, where)
         rows = table.to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -79,6 +80,16 @@ def from_parquet(data: bytes, record_type: type[R], where: str = "table") -> lis
         return [column.decode(row) for row in rows]
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def _required(record_type: type[Any]) -> set[str]:
+    """Fields without a default."""
+    missing = dataclasses.MISSING
+    return {
+        field.name
+        for field in dataclasses.fields(record_type)
+        if field.default is missing and field.default_factory is missing
+    }
 
 
 def _check_schema(schema: Any, expected: Any, name: str, where: str) -> None:
@@ -117,7 +128,9 @@ def _record(record_type: type) -> Column:
         pa.struct(fields),
         False,
         lambda record: {name: encode(getattr(record, name)) for name, encode in encoders},
-        lambda row: record_type(**{name: decode(row[name]) for name, decode in decoders}),
+        lambda row: record_type(
+            **{name: decode(row[name]) for name, decode in decoders if name in row}
+        ),
     )
 
 

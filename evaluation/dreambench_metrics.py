@@ -52,7 +52,7 @@ BENCH_METRICS: dict[str, Metric] = {
     **{
         name: METRICS[name]
         for name in (
-            "identity", "leakage_margin", "confusion", "missing", "duplicate",
+            "failed", "identity", "leakage_margin", "confusion", "missing", "duplicate",
             "scr_40", "scr_50", "scr_60", "copy_paste",
         )
     },
@@ -167,6 +167,7 @@ def measure_pictures(
                 found[at],
                 [one.thumbs for one in own],
                 claim=config.claim,
+                least=config.least_identity,
                 protocol=protocol,
                 model=model,
                 index=indices[at],

@@ -28,6 +28,7 @@ from focusdpo.pipeline.matching import (
     at_places,
     claims,
     confused,
+    failed,
     leakage_margins,
 )
 from focusdpo.pipeline.parts import Detection, Image, Mask, ReferenceImage, Seen, Vectors
@@ -48,6 +49,11 @@ class Metric:
 
 
 METRICS: dict[str, Metric] = {
+    "failed": Metric(
+        "Failed subjects", "lower", "share",
+        "Subjects that are missing, come twice, look more like another's reference, or stay below "
+        "the least identity (`evaluate.least_identity`).",
+    ),
     "identity": Metric(
         "Matched identity", "higher", "cosine",
         "Cosine of each subject's references and its instance; a missing subject counts 0.",
@@ -112,17 +118,20 @@ class Interval:
 
 
 def identity_values(
-    similarity: Matrix, assignment: Sequence[int], *, claim: float
+    similarity: Matrix, assignment: Sequence[int], *, claim: float, least: float
 ) -> dict[str, float]:
     """The metrics that S (R, n) and the assignment decide.
 
-    `claim` is the least similarity with which an instance claims a reference (duplicates).
+    `claim` is the least similarity with which an instance claims a reference (duplicates), `least`
+    the identity below which a subject has failed.
     """
     places = at_places(similarity, assignment, absent=0.0)
     matched = np.diag(places)
     found = np.array([instance != NOBODY for instance in assignment])
     many = len(assignment) > 1
+    lost = failed(similarity, assignment, claim=claim, least=least)
     return {
+        "failed": float(lost.mean()),
         "identity": float(matched.mean()),
         "leakage_margin": float(leakage_margins(places).mean()) if many else np.nan,
         "confusion": nan_mean(confused(similarity, assignment)[found]) if many else np.nan,
@@ -143,12 +152,14 @@ def judged_scene(
     thumbs: Sequence[Sequence[ReferenceImage]],
     *,
     claim: float,
+    least: float,
     **others: Any,
 ) -> EvalScene:
     """The record of one picture (H, W, 3) in which the instances `seen` were assigned to the
     scene's subjects; `others` are the fields that no assignment decides."""
     hits = [seen[k] if k != NOBODY else None for k in assignment]
-    values: dict[str, Any] = {**identity_values(similarity, assignment, claim=claim), **others}
+    measured = identity_values(similarity, assignment, claim=claim, least=least)
+    values: dict[str, Any] = {**measured, **others}
     return EvalScene(
         scene_id=scene.id,
         subject_ids=scene.subject_ids,

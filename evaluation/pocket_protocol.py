@@ -140,6 +140,7 @@ def measure(
                 counted,
                 [subject.thumbs for subject in own],
                 claim=config.claim,
+                least=config.least_identity,
                 protocol=protocol,
                 model=model,
                 index=at % per_scene,

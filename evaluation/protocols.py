@@ -65,6 +65,12 @@ class EvaluateConfig(StrictModel):
         le=1,
         description="Least similarity with which an instance claims a subject.",
     )
+    least_identity: float = Field(
+        default=0.5,
+        ge=-1,
+        le=1,
+        description="Matched identity below which a subject counts as failed.",
+    )
     resamples: int = Field(default=2000, ge=100, description="Bootstrap resamples.")
     level: float = Field(default=0.95, gt=0, lt=1, description="Coverage of the intervals.")
     seed: int = Field(default=0, ge=0, description="Seed of the bootstrap.")

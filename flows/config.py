@@ -23,7 +23,7 @@ from focusdpo.flows.ablation.config import AblationConfig
 from focusdpo.flows.build.config import ExecutorConfig, LocalConfig, YieldAlertConfig
 from focusdpo.flows.models_config import Family, ModelsConfig
 from focusdpo.flows.retrain.config import RetrainConfig
-from focusdpo.flows.settings import Option, load_preset, merge
+from focusdpo.flows.settings import Option, load_preset, merge, over_defaults
 from focusdpo.model.focus_config import PremiseConfig
 from focusdpo.model.training.config import TrainConfig
 from focusdpo.pipeline.complexity import ComplexityConfig
@@ -103,7 +103,8 @@ class Run(BaseModel):
                 f"preset '{given.get('preset')}': no such section: {', '.join(unknown)}; "
                 f"sections: {', '.join(SECTIONS)}"
             )
-        return merge({name: tree[name] for name in tree if name in cls.model_fields}, given)
+        own = {name: tree[name] for name in tree if name in cls.model_fields}
+        return over_defaults(cls, merge(own, given))
 
     @model_validator(mode="after")
     def _models_are_said(self) -> Run:

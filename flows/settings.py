@@ -138,10 +138,55 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Tree:
 
 def resolve(model: type[Model], tree: Mapping[str, Any]) -> Model:
     """The typed model of a tree; a `UserError` that names every wrong field otherwise."""
+    # A run lays its preset between its defaults and what is given: it calls `over_defaults` itself.
+    own_preset = "preset" in model.model_fields
     try:
-        return model.model_validate(dict(tree))
+        return model.model_validate(dict(tree) if own_preset else over_defaults(model, tree))
     except ValidationError as error:
         raise UserError(explain(error, model)) from error
+
+
+def over_defaults(model: type[BaseModel], tree: Mapping[str, Any]) -> Tree:
+    """`tree` with each section laid over the one that `model` holds by default. pydantic takes a
+    section that is given in part as a new one: it fills the gaps with the defaults of the section's
+    class, and the values that `model` gave that section are lost."""
+    laid = dict(tree)
+    for name, value in tree.items():
+        field = model.model_fields.get(name)
+        if field is None or not isinstance(value, Mapping):
+            continue
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        if isinstance(default, Mapping):
+            laid[name] = merge(default, value)
+        elif isinstance(default, BaseModel) and _same_kind(default, value):
+            laid[name] = _over(default, value)
+        else:
+            choices = [one for one in models_of(field) if _is_of(one, value)]
+            laid[name] = over_defaults(choices[0], value) if len(choices) == 1 else value
+    return laid
+
+
+def _over(section: BaseModel, given: Mapping[str, Any]) -> Tree:
+    """The values of a section with those that are given in their place."""
+    changed: Tree = dict(section) | dict(given)
+    for name, value in given.items():
+        below = getattr(section, name, None) if name in type(section).model_fields else None
+        if isinstance(value, Mapping) and isinstance(below, BaseModel):
+            changed[name] = _over(below, value) if _same_kind(below, value) else value
+        elif isinstance(value, Mapping) and isinstance(below, Mapping):
+            changed[name] = merge(below, value)
+    return changed
+
+
+def _same_kind(section: BaseModel, given: Mapping[str, Any]) -> bool:
+    kind = getattr(section, "kind", None)
+    return given.get("kind", kind) == kind
+
+
+def _is_of(model: type[BaseModel], given: Mapping[str, Any]) -> bool:
+    """Whether a section that is given may be this model: where a kind chooses, the kind's."""
+    own = model.model_fields.get("kind")
+    return own is None or given.get("kind", own.default) == own.default
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:

@@ -78,6 +78,16 @@ def confused(similarity: Matrix, assignment: Sequence[int]) -> NDArray[np.bool_]
     return wrong
 
 
+def failed(
+    similarity: Matrix, assignment: Sequence[int], *, claim: float, least: float
+) -> NDArray[np.bool_]:
+    """Whether each subject failed: it is missing, comes twice, has another's looks, or its matched
+    identity is below `least`. `claim` as in `claims`."""
+    matched = np.diag(at_places(similarity, assignment, absent=-np.inf))
+    doubled = claims(similarity, claim) > 1
+    return (matched < least) | doubled | confused(similarity, assignment)
+
+
 def claims(similarity: Matrix, least: float) -> NDArray[np.int64]:
     """How many instances look most like each reference, with at least similarity `least`."""
     count = np.zeros(similarity.shape[0], dtype=np.int64)

@@ -31,7 +31,10 @@ from focusdpo.reports.metric_texts import (
 )
 from focusdpo.reports.view import Better, Interval, Unit, Verdict
 
-MAIN = ("identity", "leakage_margin", "confusion", "duplicate", "class_recognition", "copy_paste")
+MAIN = (
+    *("failed", "identity", "leakage_margin", "confusion", "duplicate", "class_recognition"),
+    "copy_paste",
+)
 """Metrics of the first table; the others come folded."""
 ARROWS = {"higher": "↑", "lower": "↓"}
 

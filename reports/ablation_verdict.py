@@ -12,7 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from focusdpo.data_schemas.ablations import BASE, Ablation, Arm, ArmRow, Contrast
-from focusdpo.reports.metric_texts import DASH, difference_text, in_sentence, judge, metric_info
+from focusdpo.reports.metric_texts import (
+    DASH,
+    and_list,
+    difference_text,
+    in_sentence,
+    judge,
+    metric_info,
+)
 from focusdpo.reports.view import Better, Interval, Verdict
 
 ALL = "all"
@@ -234,11 +241,6 @@ def _clause(verdicts: Sequence[Verdict], names: str, metrics: Sequence[str]) -> 
         return _ALIKE[verdicts[0]].format(names=names, metrics=and_list(names_of))
     parts = [f"{verdict} on {title}" for verdict, title in zip(verdicts, names_of, strict=True)]
     return f"is {and_list(parts)} against {names}"
-
-
-def and_list(words: Sequence[str]) -> str:
-    """a; a and b; a, b and c."""
-    return " and ".join([*([", ".join(words[:-1])] if words[:-1] else []), *words[-1:]])
 
 
 def titles(metrics: Sequence[str]) -> list[str]:

@@ -27,7 +27,7 @@ from focusdpo.reports.view import (
     facts,
 )
 
-SHOWN = ("identity", "leakage_margin", "hue_error")
+SHOWN = ("failed", "identity", "leakage_margin", "hue_error")
 """Metrics printed under every shown scene."""
 
 

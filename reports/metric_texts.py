@@ -144,8 +144,8 @@ class Headline:
     figures: tuple[KeyFigure, ...] = ()
 
 
-HEADLINE_METRICS = ("identity", "leakage_margin", "confusion", "missing")
-DECIDING = ("identity", "leakage_margin")
+HEADLINE_METRICS = ("failed", "identity", "leakage_margin", "confusion")
+DECIDING = ("failed", "identity", "leakage_margin")
 """Metrics that the claim of better focus rests on."""
 
 
@@ -169,19 +169,25 @@ def headline(rows: Sequence[MetricRow], protocol: str, who: str = "the adapter")
 
 
 def _clause(verdict: Verdict, rows: Sequence[MetricRow], who: str) -> str:
-    names = " and ".join(in_sentence(row.title) for row in rows)
+    names = and_list([in_sentence(row.title) for row in rows])
     if verdict in ("better", "worse"):
         verb = "improves" if verdict == "better" else "worsens"
         parts = [f"{in_sentence(row.title)} by {_with_bounds(row)}" for row in rows]
-        return f"{who} {verb} {' and '.join(parts)}"
+        return f"{who} {verb} {and_list(parts)}"
     are = "are" if len(rows) > 1 else "is"
     if verdict == "unchanged":
         return f"{names} {are} unchanged"
     if verdict == "too few scenes":
         return f"{names}: too few scenes to tell"
-    numbers = " and ".join(_with_bounds(row) for row in rows)
-    hold = "both intervals hold zero" if len(rows) > 1 else "the interval holds zero"
+    numbers = and_list([_with_bounds(row) for row in rows])
+    every = "both" if len(rows) == 2 else "all"
+    hold = f"{every} intervals hold zero" if len(rows) > 1 else "the interval holds zero"
     return f"{names} {are} undecided: {numbers}, {hold}"
+
+
+def and_list(words: Sequence[str]) -> str:
+    """a; a and b; a, b and c."""
+    return " and ".join([*([", ".join(words[:-1])] if words[:-1] else []), *words[-1:]])
 
 
 def _with_bounds(row: MetricRow) -> str:

@@ -35,7 +35,7 @@ from focusdpo.model.objective_registry import VARIANTS
 from focusdpo.store.provenance import machine
 from focusdpo.store.versions import DatasetVersion
 
-DECIDING = ("identity", "leakage_margin")
+DECIDING = ("failed", "identity", "leakage_margin")
 Done = Sequence[tuple[Cell, dict[str, Any]]]
 Records = Mapping[str, Mapping[int, list[EvalScene]]]
 """Arm -> seed -> what the judge saw."""
@@ -100,7 +100,9 @@ def family_contrasts(run: AblateRun, records: Records, choice: Choice) -> list[C
         family(source, [(f"{best}/{source}", a) for a in arms if a != f"{best}/{source}"], DECIDING)
     for group, belongs in GROUPS.items():
         if group != "all" and any(belongs(one) for one in records[BASE][0]):
-            metrics = DECIDING if group != "1 subject" else DECIDING[:1]
+            metrics = [
+                metric for metric in DECIDING if group != "1 subject" or metric != "leakage_margin"
+            ]
             family(f"group {group}", [(main, BASE)], metrics, group, belongs)
     return found
 
@@ -189,6 +191,7 @@ def compare(
             name: _pictures(cell, Path(run.out)) for name, cell in first.items() if name in records
         },
         level=run.evaluate.level,
+        deciding=DECIDING,
         readings=tuple(reading_contrasts(run, readings)),
     )
 

@@ -20,7 +20,7 @@ from focusdpo.flows.generate.inference import Generator, Painted, Subject
 from focusdpo.flows.wiring import build_part
 from focusdpo.pipeline.parts import ReferenceImage
 
-SHOWN = ("identity", "leakage_margin", "confusion", "duplicate", "missing")
+SHOWN = ("failed", "identity", "leakage_margin", "confusion", "duplicate", "missing")
 """Metrics of the table."""
 _ONE_AT_A_TIME = threading.Lock()
 """Base and adapter may be one model whose adapter is put in and taken out."""

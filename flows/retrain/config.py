@@ -34,7 +34,9 @@ class RetrainConfig(StrictModel):
         description="train on fewer new pairs, when the promoted adapter was promoted longer ago",
     )
     metric: str = Field(
-        "identity", description="what decides: a metric of the protocol (docs/operations.md)"
+        "failed",
+        description="what decides: a metric of the protocol, failed subjects by default "
+        "(docs/operations.md)",
     )
     group: str = Field("all", description="the scenes that decide: a group of the protocol's table")
     rule: Literal["better", "not_worse"] = Field(

@@ -105,6 +105,18 @@ def test_a_table_of_another_schema_is_refused_with_its_differences() -> None:
     assert "field 'note' is unknown" in message
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Newer(Old):
+    shade: float = 0.5
+
+
+def test_a_table_from_before_a_field_with_a_default_is_read() -> None:
+    data = to_parquet([Old(scene_id="s", candidate_id=3, note="n")], Old)
+    assert from_parquet(data, Newer) == [Newer(scene_id="s", candidate_id=3, note="n", shade=0.5)]
+    with pytest.raises(UserError, match="field 'shade' is unknown"):
+        from_parquet(to_parquet(from_parquet(data, Newer), Newer), Old)
+
+
 def test_a_value_outside_its_literal_is_refused() -> None:
     bad = Reject(scene_id="s", candidate_id="c", source="disrupt", reason="mood", detail="")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="'mood' is none of"):

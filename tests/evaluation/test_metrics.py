@@ -29,22 +29,46 @@ SETTINGS = {"resamples": 1000, "level": 0.95, "seed": 0}
 def test_values_of_a_worked_scene():
     # Subject 0 painted twice, subject 1 matched to the second copy, subject 2 missing.
     table = np.array([[0.9, 0.7], [0.2, 0.45], [0.1, 0.0]])
-    values = identity_values(table, [0, 1, NOBODY], claim=0.3)
+    values = identity_values(table, [0, 1, NOBODY], claim=0.3, least=0.5)
     assert values["identity"] == pytest.approx((0.9 + 0.45 + 0) / 3)
     margins = [0.9 - 0.7, 0.45 - 0.2, 0.0 - 0.1]
     assert values["leakage_margin"] == pytest.approx(np.mean(margins))
     assert values["confusion"] == pytest.approx(1 / 2)
     assert values["missing"] == pytest.approx(1 / 3)
     assert values["duplicate"] == pytest.approx(1 / 3)
+    assert values["failed"] == 1  # twice; another's looks and below 0.5; missing
     assert (values["scr_40"], values["scr_50"], values["scr_60"]) == pytest.approx(
         (1 / 3, 2 / 3, 2 / 3)
     )
 
 
+@pytest.mark.parametrize(
+    ("similarity", "assignment", "failed"),
+    [
+        ([[0.9, 0.1], [0.2, 0.8]], [0, 1], 0),
+        ([[0.9, 0.1], [0.2, 0.8]], [0, NOBODY], 1 / 2),  # missing
+        ([[0.9, 0.1, 0.7], [0.2, 0.8, 0.1]], [0, 1], 1 / 2),  # twice
+        ([[0.9, 0.1, 0.2], [0.2, 0.8, 0.1]], [0, 1], 0),  # a stranger claims nobody
+        ([[0.6, 0.8], [0.9, 0.7]], [0, 1], 1),  # looks traded
+        (
+            [[0.6, 0.1], [0.7, 0.9]],
+            [0, 1],
+            1,
+        ),  # the second comes twice
+        ([[0.9, 0.1], [0.2, 0.4]], [0, 1], 1 / 2),  # below the least identity
+        ([[0.9]], [0], 0),
+        ([[0.9, 0.8]], [0], 1),
+    ],
+)
+def test_a_subject_fails_in_one_of_four_ways(similarity, assignment, failed):
+    values = identity_values(np.array(similarity), assignment, claim=0.3, least=0.5)
+    assert values["failed"] == pytest.approx(failed)
+
+
 def test_one_subject_has_no_leakage_and_an_empty_picture_only_misses():
-    values = identity_values(np.array([[0.8]]), [0], claim=0.3)
+    values = identity_values(np.array([[0.8]]), [0], claim=0.3, least=0.5)
     assert math.isnan(values["leakage_margin"]) and math.isnan(values["confusion"])
-    empty = identity_values(np.zeros((2, 0)), [NOBODY, NOBODY], claim=0.3)
+    empty = identity_values(np.zeros((2, 0)), [NOBODY, NOBODY], claim=0.3, least=0.5)
     assert (empty["identity"], empty["missing"], empty["duplicate"]) == (0, 1, 0)
     assert math.isnan(empty["confusion"]) and empty["scr_60"] == 1
 

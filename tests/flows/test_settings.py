@@ -9,6 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from in_process import run
+from pydantic import BaseModel
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows import config
@@ -19,6 +20,7 @@ from focusdpo.flows.config import (
     DemoRun,
     EvaluateRun,
     FocusMapsRun,
+    GenerateRun,
     RetrainRun,
     StudioRun,
     TrainRun,
@@ -119,6 +121,49 @@ def test_the_resolved_run_read_again_is_the_same_run() -> None:
     again = resolve(DemoRun, yaml.safe_load(as_yaml(run)))
     assert again == run
     assert again.train.steps == 3
+
+
+class _Part(BaseModel):
+    steps: int = 1
+    lr: float = 1.0
+
+
+class _Whole(BaseModel):
+    part: _Part = _Part(steps=7, lr=0.5)
+
+
+class _Recipe(BaseModel):
+    small: _Part = _Part(steps=5, lr=0.25)
+    whole: _Whole = _Whole(part=_Part(steps=9))
+    shape: dict[str, int] = {"depth": 4, "width": 64}
+
+
+def test_a_section_that_is_given_in_part_keeps_the_rest_of_the_owners_default() -> None:
+    """Not of the section's class: a recipe's trainings are such defaults."""
+    found = resolve(_Recipe, parse_overrides(["small.lr=0.1", "whole.part.lr=2", "shape.depth=2"]))
+    assert found.small == _Part(steps=5, lr=0.1)
+    assert found.whole.part == _Part(steps=9, lr=2.0)
+    assert found.shape == {"depth": 2, "width": 64}
+
+
+def test_a_pocket_recipe_keeps_its_training_when_one_value_is_set() -> None:
+    from focusdpo.pocket.second.recipes.generator import GeneratorRecipe
+
+    whole = GeneratorRecipe()
+    found = resolve(GeneratorRecipe, parse_overrides(["small_training.compile=true"]))
+    assert found.small_training == whole.small_training.model_copy(update={"compile": True})
+    assert found.small == whole.small
+
+
+@pytest.mark.parametrize("preset", [{}, {"detector": "theirs/detector"}])
+def test_a_run_lays_its_preset_between_defaults_and_what_is_given(preset: dict) -> None:
+    given = {"judge_segmenter": {"kind": "grounding-sam-hf", **preset, "mask_batch": 5}}
+    backbone = {"kind": "flux2-klein", "base": "b"}
+    run = resolve(GenerateRun, {"models": {"backbone": backbone, **given}})
+    assert run.models is not None
+    wanted = preset.get("detector", "IDEA-Research/grounding-dino-base")
+    assert run.models.judge_segmenter.detector == wanted
+    assert run.models.judge_segmenter.mask_batch == 5
 
 
 def test_the_demo_hands_its_sections_on() -> None:

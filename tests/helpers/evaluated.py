@@ -50,6 +50,7 @@ def scene_record(model: str, index: int, identity: float, **changes: object) -> 
         "scr_50": 0.0,
         "scr_60": 0.0,
         "copy_paste": 0.3,
+        "failed": 0.0,
     }
     return EvalScene(**(values | changes))  # type: ignore[arg-type]
 
