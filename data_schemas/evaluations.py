@@ -76,10 +76,8 @@ class ForeignScores:
     line: int
     """Its row in the table."""
     seed: int | None
-    failed: float
-    """Share of subjects that are missing, doubled, in another's looks, or too unlike."""
     failed_each: tuple[bool, ...]
-    """Per subject, in the row's order."""
+    """Per subject, in the row's order: missing, doubled, in another's looks, or too unlike."""
     extra: float
     """1 where more instances stand in the picture than subjects were asked for, else 0."""
     places: tuple[tuple[float, ...], ...]

@@ -15,6 +15,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image as PillowImage
 from PIL import ImageFilter
+from scipy import ndimage
 
 from focusdpo.data_schemas.scenes import stable_hash
 from focusdpo.pipeline.parts import Image, Mask, ReferenceImage
@@ -104,9 +105,7 @@ def composite(
         subjects=tuple(asked),
         image=np.asarray(picture),
         boxes=tuple(boxes[n] for n in wanted) if told else (),
-        held_back=tuple(
-            shown[name] if len(references[name]) >= SPARE else -1 for name in asked
-        ),
+        held_back=tuple(shown[name] if len(references[name]) >= SPARE else -1 for name in asked),
     )
 
 
@@ -173,8 +172,14 @@ def _paste(
         subject, shape = subject.transpose(flip), shape.transpose(flip)
     degrees = float(rng.uniform(-TILT, TILT))
     turn = PillowImage.Resampling.BICUBIC
-    subject = subject.rotate(degrees, turn, expand=True, fillcolor="white")
-    shape = shape.rotate(degrees, turn, expand=True)
+    frame = round(0.25 * max(subject.size))  # what turning brings in from outside
+    subject, shape = (
+        PillowImage.fromarray(np.pad(np.asarray(one), _wide(one, frame), mode=mode))
+        .rotate(degrees, turn)
+        for one, mode in ((subject, "edge"), (shape, "constant"))
+    )
+    seen = shape.point(lambda value: 255 * (value > 127)).getbbox()
+    subject, shape = subject.crop(seen), shape.crop(seen)
     left, top, right, bottom = cell
     room = FILL * (0.85 + 0.15 * rng.random())
     scale = min((right - left) * room / subject.width, (bottom - top) * room / subject.height)
@@ -188,9 +193,16 @@ def _paste(
     return (x, y, x + size[0], y + size[1])
 
 
+def _wide(image: PillowImage.Image, frame: int) -> list[tuple[int, int]]:
+    return [(frame, frame), (frame, frame), (0, 0)][: np.asarray(image).ndim]
+
+
 def _cut(reference: ReferenceImage) -> tuple[Image, Mask]:
-    """The subject's box of its picture."""
+    """The subject's box of its picture; around the subject its own nearest colours, so that no
+    white comes in at its edge when it is turned and scaled."""
     mask = reference.mask
     rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     window = np.s_[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
-    return reference.image[window], mask[window]
+    inside = mask[window]
+    y, x = ndimage.distance_transform_edt(~inside, return_distances=False, return_indices=True)
+    return reference.image[window][y, x], inside

@@ -8,15 +8,8 @@ from focusdpo.data_schemas.strict import StrictModel
 
 
 class MeasureConfig(StrictModel):
-    """What counts as a failure, and how much is looked at."""
+    """How references are cut out, pictures kept and faults planted."""
 
-    least_identity: float | None = Field(
-        None,
-        ge=-1,
-        le=1,
-        description="a subject whose matched identity is below this has failed, too; none: only "
-        "missing, doubled and confused subjects have",
-    )
     reference_side: int = Field(
         512, ge=32, le=4096, description="most pixels a side of a reference that is cut out"
     )

@@ -97,7 +97,9 @@ def plan_pictures(table: PictureTable, *, first: str | None = None) -> ForeignPl
         scene = scenes.get(asked) or scenes.setdefault(asked, _scene(row))
         model = model_of[row.model]
         try:
-            key = stable_id(stamps.of(row.image), row.prompt, row.boxes, *map(stamps.who, row.subjects))
+            key = stable_id(
+                stamps.of(row.image), row.prompt, row.boxes, *map(stamps.who, row.subjects)
+            )
         except OSError as error:
             where = f"{table.source}, line {row.line}"
             problems.append(Problem(where, f"{row.image}: cannot be read ({error.strerror})"))
@@ -115,7 +117,9 @@ def plan_pictures(table: PictureTable, *, first: str | None = None) -> ForeignPl
 
 
 def _ids(count: int) -> list[str]:
-    return [ADAPTER] if count == 1 else [BASE, ADAPTER, *(f"model {n}" for n in range(3, count + 1))]
+    return (
+        [ADAPTER] if count == 1 else [BASE, ADAPTER, *(f"model {n}" for n in range(3, count + 1))]
+    )
 
 
 def _scene(row: PictureRow) -> Scene:

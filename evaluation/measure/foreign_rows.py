@@ -16,7 +16,7 @@ from focusdpo.evaluation.measure.judging import FOREIGN_METRICS, SCR, SCR_METRIC
 from focusdpo.evaluation.metrics import bootstrap
 from focusdpo.evaluation.protocols import ADAPTER, BASE, DIFFERENCE, EvaluateConfig
 
-_BESIDE = ("failed", "extra", "delta_own", "delta_other", *SCR_METRICS)
+_BESIDE = ("extra", "delta_own", "delta_other", *SCR_METRICS)
 """Metrics that `ForeignScores` has."""
 
 
@@ -62,7 +62,9 @@ def foreign_rows(
             for model in names
         }
         for model in [other for other in names if other != BASE]:
-            found, note = _pair(pictures.get(BASE, []), pictures[model], names, model, config, metrics)
+            found, note = _pair(
+                pictures.get(BASE, []), pictures[model], names, model, config, metrics
+            )
             told = {(row.metric, row.group, row.model) for row in table}
             table += [row for row in found if (row.metric, row.group, row.model) not in told]
             notes += [note] if note and note not in notes else []
@@ -112,9 +114,7 @@ def _unpaired(
     """As `comparison.rows`, of models that painted other scenes: each is resampled by itself."""
     table = []
     for group, belongs in GROUPS.items():
-        mine, theirs = (
-            [one for one in own if _in_group(belongs, one)] for own in (base, other)
-        )
+        mine, theirs = ([one for one in own if _in_group(belongs, one)] for own in (base, other))
         for metric in metrics:
             values = [np.array(list(scene_means(own, metric).values())) for own in (mine, theirs)]
             known = [one[np.isfinite(one)] if one.size else one for one in values]
@@ -149,7 +149,10 @@ def _difference(
 
     def means(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return np.array(
-            [values[rng.integers(0, values.size, values.size)].mean() for _ in range(config.resamples)]
+            [
+                values[rng.integers(0, values.size, values.size)].mean()
+                for _ in range(config.resamples)
+            ]
         )
 
     draws = means(b) - means(a)

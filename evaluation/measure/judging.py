@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from focusdpo.data_schemas.evaluations import EvalScene, ForeignScores
 from focusdpo.data_schemas.scenes import Scene
@@ -23,8 +22,7 @@ from focusdpo.pipeline.matching import (
     Matrix,
     assign,
     at_places,
-    claims,
-    confused,
+    failed,
     similarity_matrix,
 )
 from focusdpo.pipeline.parts import Image, Mask, ReferenceImage, Vectors
@@ -39,14 +37,10 @@ _AT_PLACE = 10.0
 Box = tuple[int, int, int, int]
 
 FOREIGN_METRICS: dict[str, Metric] = {
-    "failed": Metric(
-        "Failed subjects", "lower", "share",
-        "Subjects that are missing, doubled or in another's looks.",
-    ),
     **{
         name: METRICS[name]
         for name in (
-            "identity", "leakage_margin", "confusion", "missing", "duplicate",
+            "failed", "identity", "leakage_margin", "confusion", "missing", "duplicate",
         )
     },
     "extra": Metric(
@@ -155,6 +149,7 @@ def _records(
         looked.seen,
         [known.thumbs for known in item.known],
         claim=config.claim,
+        least=config.least_identity,
         protocol=PROTOCOL,
         model="",
         index=0,
@@ -165,7 +160,7 @@ def _records(
         pattern_error=np.nan,
         clip_t=fit,
     )
-    failed = failed_subjects(similarity, given, claim=config.claim, least=own.least_identity)
+    lost = failed(similarity, given, claim=config.claim, least=config.least_identity)
     places = at_places(similarity, given, absent=0.0)
     own_gap, other_gap = _delta(places, item.known)
     cosines = _whole_cosines(whole, item.known)
@@ -177,8 +172,7 @@ def _records(
         source=item.source,
         line=item.line,
         seed=item.seed,
-        failed=float(failed.mean()),
-        failed_each=tuple(bool(one) for one in failed),
+        failed_each=tuple(bool(one) for one in lost),
         extra=float(len(looked.seen) > len(given)),
         places=tuple(tuple(float(value) for value in row) for row in places),
         delta_own=own_gap,
@@ -207,18 +201,6 @@ def match(
         barred = barred | (inside < in_place)
     given = assign(np.where(barred, _NEVER, evidence))
     return [k if k != NOBODY and not barred[row, k] else NOBODY for row, k in enumerate(given)]
-
-
-def failed_subjects(
-    similarity: Matrix, assignment: Sequence[int], *, claim: float, least: float | None = None
-) -> NDArray[np.bool_]:
-    """(R,) which subjects are missing, doubled, in another's looks, or less like themselves than
-    `least`."""
-    absent = np.array([instance == NOBODY for instance in assignment])
-    matched = np.diag(at_places(similarity, assignment, absent=0.0))
-    unlike = np.zeros(len(absent), np.bool_) if least is None else matched < least
-    doubled = claims(similarity, claim) > 1
-    return np.asarray(absent | doubled | confused(similarity, assignment) | unlike)
 
 
 def _inside(mask: Mask, box: Box) -> float:
@@ -252,7 +234,9 @@ def _whole_cosines(whole: Vectors | None, known: Sequence[Known]) -> tuple[float
         return ()
     wide = whole.astype(np.float64)
     return tuple(
-        float((one.whole.astype(np.float64) @ wide).mean()) for one in known if one.whole is not None
+        float((one.whole.astype(np.float64) @ wide).mean())
+        for one in known
+        if one.whole is not None
     )
 
 

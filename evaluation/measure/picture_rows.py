@@ -109,7 +109,7 @@ class Places:
         if names is None:
             raise UserError(
                 f"'{name[:200]}' leads out of {self.base}; pictures lie below the table's folder, "
-                "or below --pictures DIR"
+                "or below --within DIR"
             )
         if tail not in names:
             raise UserError(f"there is no picture {path}")
@@ -325,9 +325,7 @@ def _whole_number(value: Any) -> int | None:
         raise UserError(f"seed {str(value)[:40]!r} is no whole number") from error
 
 
-def _records(
-    path: Path, problems: list[Problem]
-) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+def _records(path: Path, problems: list[Problem]) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
     """(line, values) of a table; a text in place of values says what is wrong with the line."""
     kind = path.suffix.lower()
     if kind == ".parquet":

@@ -54,9 +54,7 @@ class Sight(Protocol):
     published_scr: bool
     """Whether whole pictures are compared as SCR was published, with DINOv2."""
 
-    def look(
-        self, pictures: Sequence[Image], class_names: Sequence[Sequence[str]]
-    ) -> list[Looked]:
+    def look(self, pictures: Sequence[Image], class_names: Sequence[Sequence[str]]) -> list[Looked]:
         """The instances that count in each picture."""
         ...
 
@@ -97,9 +95,7 @@ class PhotographSight:
         parts = (segmenter, identity, *([clip] if clip else []))
         self.fingerprint = " ".join(part.fingerprint for part in parts)
 
-    def look(
-        self, pictures: Sequence[Image], class_names: Sequence[Sequence[str]]
-    ) -> list[Looked]:
+    def look(self, pictures: Sequence[Image], class_names: Sequence[Sequence[str]]) -> list[Looked]:
         """As `Sight.look`."""
         asked = [tuple(dict.fromkeys(words)) for words in class_names]
         found = detect(pictures, asked, self._segmenter, self._config)
@@ -155,9 +151,7 @@ class PocketSight:
         self._judge, self._clip, self._config, self.side = judge, clip, config, side
         self.fingerprint = f"{judge.fingerprint} {clip.fingerprint}"
 
-    def look(
-        self, pictures: Sequence[Image], class_names: Sequence[Sequence[str]]
-    ) -> list[Looked]:
+    def look(self, pictures: Sequence[Image], class_names: Sequence[Sequence[str]]) -> list[Looked]:
         """As `Sight.look`."""
         return [
             self._looked(seen, words)

@@ -29,6 +29,8 @@ OPENING = 2
 """Pixels of the map by which thin bridges between regions are cut."""
 LEAST = 0.004
 """Share of the picture below which a region is a speck."""
+FRAGMENT = 0.15
+"""Of the largest region: a smaller one is a piece that was cut off, not a thing of its own."""
 FLAT = 0.1
 """A map whose values spread less than this shows nothing that stands out."""
 
@@ -86,12 +88,12 @@ def regions(plane: NDArray[np.float32], shape: tuple[int, int]) -> list[Detectio
     """The connected regions of a map as detections in a picture of this shape (H, W)."""
     solid = ndimage.binary_opening(plane > SALIENT, iterations=OPENING)
     labels, count = ndimage.label(solid)
-    height, width = shape
-    size = (width, height)
+    parts = [labels == label for label in range(1, count + 1)]
+    least = max([FRAGMENT * float(part.mean()) for part in parts] + [LEAST])
+    size = (shape[1], shape[0])
     found = []
-    for label in range(1, count + 1):
-        part = labels == label
-        if part.mean() < LEAST:
+    for part in parts:
+        if part.mean() < least:
             continue
         soft = np.where(ndimage.binary_dilation(part, iterations=OPENING), plane, np.float32(0))
         mask = np.asarray(Pillow.fromarray(soft).resize(size, Pillow.Resampling.BILINEAR)) > SALIENT
