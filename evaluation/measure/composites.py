@@ -174,8 +174,9 @@ def _paste(
     turn = PillowImage.Resampling.BICUBIC
     frame = round(0.25 * max(subject.size))  # what turning brings in from outside
     subject, shape = (
-        PillowImage.fromarray(np.pad(np.asarray(one), _wide(one, frame), mode=mode))
-        .rotate(degrees, turn)
+        PillowImage.fromarray(np.pad(np.asarray(one), _wide(one, frame), mode=mode)).rotate(
+            degrees, turn
+        )
         for one, mode in ((subject, "edge"), (shape, "constant"))
     )
     seen = shape.point(lambda value: 255 * (value > 127)).getbbox()
