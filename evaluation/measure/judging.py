@@ -121,6 +121,8 @@ def judge_pictures(
     items: Sequence[ToJudge], sight: Sight, config: EvaluateConfig, own: MeasureConfig
 ) -> list[tuple[EvalScene, ForeignScores]]:
     """Both records of each picture; model, index and image are left to the caller."""
+    if not items:
+        return []
     pictures = [item.picture for item in items]
     looks = sight.look(pictures, [item.scene.class_names for item in items])
     fits = sight.fits(pictures, [item.scene.prompt for item in items])

@@ -209,6 +209,10 @@ class _Work:
 
 def _measure(request: Request, out: Path, watch: Watch) -> MeasureResult:
     started, plan = time.perf_counter(), request.plan
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be a folder ({error.strerror})") from error
     sight = request.load()
     (out / RUN).unlink(missing_ok=True)
     write_whole(out / CONFIG, request.settings.encode())
