@@ -18,7 +18,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.shards import Split
 from focusdpo.evaluation.dreambench_protocol import DreamBenchConfig, OwnScenesConfig
 from focusdpo.evaluation.held_out import HeldOutConfig
-from focusdpo.evaluation.measure.config import MeasureConfig
+from focusdpo.evaluation.measure.config import LayoutName, MeasureConfig
 from focusdpo.evaluation.protocols import EvaluateConfig, ProtocolId, data_help, protocol_help
 from focusdpo.flows.ablation.config import AblationConfig
 from focusdpo.flows.build.config import ExecutorConfig, LocalConfig, YieldAlertConfig
@@ -326,6 +326,11 @@ class MeasureRun(Run):
         None,
         description="weights of the small judge of photographs, in place of the preset's "
         "(docs/measure.md)",
+    )
+    layout: Annotated[LayoutName | None, Option("--layout")] = Field(
+        None,
+        description="--pictures is a folder of results of this public benchmark; --references is "
+        "then the benchmark's own folder",
     )
     first: Annotated[str | None, Option("--first", metavar="MODEL")] = Field(
         None, description="the model that others are compared with; without it the table's first"

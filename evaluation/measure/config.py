@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from focusdpo.data_schemas.strict import StrictModel
+
+LayoutName = Literal["xversebench-single", "xversebench-multi", "multibanana"]
+"""Public benchmarks whose folders are read (`public_layouts.LAYOUTS`)."""
 
 
 class MeasureConfig(StrictModel):

@@ -18,6 +18,7 @@ from focusdpo.data_schemas.scenes import Scene, stable_hash, stable_id
 from focusdpo.evaluation.measure.picture_rows import Asked, PictureRow, PictureTable, Problem
 from focusdpo.evaluation.protocols import ADAPTER, BASE
 
+PROTOCOL = "foreign"
 MOST_MODELS = 24
 ENOUGH = 0.5
 """Share of each model's scenes that two must have in common to be compared by pairs."""
@@ -53,11 +54,18 @@ class ForeignPlan:
     scenes: Mapping[str, Scene]
     subjects: Mapping[str, Asked]
     problems: Sequence[Problem]
+    layout: str
+    """The public benchmark that it is, or nothing."""
+
+    @property
+    def protocol(self) -> str:
+        """As every table prints it."""
+        return f"{PROTOCOL}/{self.layout}" if self.layout else PROTOCOL
 
     @property
     def key(self) -> str:
         """Digest of all that was asked."""
-        found = hashlib.blake2b(digest_size=16)
+        found = hashlib.blake2b(f"{self.protocol}\n".encode(), digest_size=16)
         for model, name in self.names.items():
             found.update(f"{model}\t{name}\n".encode())
         for one in self.pictures:
@@ -98,7 +106,8 @@ def plan_pictures(table: PictureTable, *, first: str | None = None) -> ForeignPl
         model = model_of[row.model]
         try:
             key = stable_id(
-                stamps.of(row.image), row.prompt, row.boxes, *map(stamps.who, row.subjects)
+                *(stamps.of(row.image), row.quarter, row.prompt, row.boxes),
+                *map(stamps.who, row.subjects),
             )
         except OSError as error:
             where = f"{table.source}, line {row.line}"
@@ -111,9 +120,8 @@ def plan_pictures(table: PictureTable, *, first: str | None = None) -> ForeignPl
     order = {model: n for n, model in enumerate(ids)}
     pictures.sort(key=lambda one: (order[one.model], one.row.line))
     by_id = {scene.id: scene for scene in scenes.values()}
-    return ForeignPlan(
-        table.source, dict(zip(ids, names, strict=True)), pictures, by_id, subjects, problems
-    )
+    names_of = dict(zip(ids, names, strict=True))
+    return ForeignPlan(table.source, names_of, pictures, by_id, subjects, problems, table.layout)
 
 
 def _ids(count: int) -> list[str]:

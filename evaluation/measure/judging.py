@@ -14,6 +14,7 @@ from focusdpo.data_schemas.evaluations import EvalScene, ForeignScores
 from focusdpo.data_schemas.scenes import Scene
 from focusdpo.evaluation.dreambench_metrics import BENCH_METRICS
 from focusdpo.evaluation.measure.config import MeasureConfig
+from focusdpo.evaluation.measure.foreign_plan import PROTOCOL
 from focusdpo.evaluation.measure.sight import Looked, Sight
 from focusdpo.evaluation.metrics import METRICS, Metric, judged_scene, nan_mean, thumb
 from focusdpo.evaluation.protocols import EvaluateConfig
@@ -27,7 +28,6 @@ from focusdpo.pipeline.matching import (
 )
 from focusdpo.pipeline.parts import Image, Mask, ReferenceImage, Vectors
 
-PROTOCOL = "foreign"
 SCR = "scr/whole-picture"
 """SCR as published (arXiv 2603.26078): DINOv2 cosine of the whole picture and a reference."""
 LEVELS = (0.4, 0.5, 0.6)

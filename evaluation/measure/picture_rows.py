@@ -80,6 +80,8 @@ class PictureRow:
     """Where each was asked to stand; () where nobody was."""
     model: str
     seed: int | None
+    quarter: int | None = None
+    """Which of the four pictures in a file's grid of 2 x 2; None: the file is one picture."""
 
 
 @dataclass(slots=True)
@@ -89,6 +91,8 @@ class PictureTable:
     source: str
     rows: list[PictureRow] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    layout: str = ""
+    """The public benchmark that it is."""
 
 
 class Places:

@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.evaluations import EvalScene, ForeignScores
 from focusdpo.data_schemas.images import encode_png
@@ -41,7 +43,6 @@ from focusdpo.evaluation.measure.foreign_plan import ForeignPlan, PlannedPicture
 from focusdpo.evaluation.measure.foreign_rows import foreign_rows
 from focusdpo.evaluation.measure.judging import (
     FOREIGN_METRICS,
-    PROTOCOL,
     Known,
     ToJudge,
     judge_pictures,
@@ -237,7 +238,7 @@ def _measure(request: Request, out: Path, watch: Watch) -> MeasureResult:
     write_json(out / ROWS, [asdict(row) for row in rows])
     about: dict[str, Any] = {
         "key": request.key,
-        "protocol": PROTOCOL,
+        "protocol": plan.protocol,
         "seconds": round(time.perf_counter() - started, 3),
         "adapter": plan.names[ADAPTER],
         "names": plan.names,
@@ -360,13 +361,22 @@ def _ready(
 
 def _read(work: _Work, planned: PlannedPicture) -> Image | UserError:
     try:
-        picture = read_photograph(planned.row.image)
+        picture = _quarter(read_photograph(planned.row.image), planned.row.quarter)
         require_size(work.sight, picture)
     except UserError as error:
         return error
     shown = scaled(picture, work.request.measure.shown_side)
     write_whole(work.out / planned.image, encode_png(shown))
     return picture
+
+
+def _quarter(picture: Image, number: int | None) -> Image:
+    """One of the four pictures of a grid of 2 x 2, row by row; all of it for None."""
+    if number is None:
+        return picture
+    height, width = picture.shape[0] // 2, picture.shape[1] // 2
+    top, left = number // 2 * height, number % 2 * width
+    return np.ascontiguousarray(picture[top : top + height, left : left + width])
 
 
 def _scaled_boxes(judged: EvalScene, picture: Image, side: int) -> EvalScene:
@@ -391,10 +401,11 @@ def _in_order(
         at = counts.get((one.model, one.scene_id), 0)
         counts[one.model, one.scene_id] = at + 1
         named: dict[str, Any] = {"model": one.model, "scene_id": one.scene_id, "index": at}
-        judged[one.model].append(replace(kept.judged, image=one.image, **named))
+        told = {"image": one.image, "protocol": plan.protocol}
+        judged[one.model].append(replace(kept.judged, **told, **named))
         row = one.row
-        told = {"source": str(row.image), "line": row.line, "seed": row.seed}
-        scores[one.model].append(replace(kept.scores, **told, **named))
+        where: dict[str, Any] = {"source": str(row.image), "line": row.line, "seed": row.seed}
+        scores[one.model].append(replace(kept.scores, **where, **named))
     empty = [plan.names[model] for model, own in judged.items() if not own]
     if empty:
         shown = "; ".join(str(one) for one in work.problems[:3])

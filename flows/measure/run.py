@@ -13,6 +13,7 @@ from focusdpo.evaluation.measure import run as measurement
 from focusdpo.evaluation.measure.foreign_plan import plan_pictures
 from focusdpo.evaluation.measure.picture_folder import read_folder
 from focusdpo.evaluation.measure.picture_rows import PictureTable, read_table
+from focusdpo.evaluation.measure.public_layouts import read_layout
 from focusdpo.evaluation.measure.run import MeasureResult, Request
 from focusdpo.flows.config import MeasureRun
 from focusdpo.flows.jobs import Exhibit, Job, Page, Steps, Table, Text
@@ -33,6 +34,8 @@ def table_of(run: MeasureRun) -> PictureTable:
     references = Path(run.references) if run.references else None
     if run.pictures == EXAMPLE and not source.exists():
         source, references = _example(run)
+    if run.layout is not None:
+        return read_layout(run.layout, source, references)
     if source.is_dir():
         return read_folder(source, references)
     if not source.exists():

@@ -34,7 +34,9 @@ def sight(config: EvaluateConfig = CONFIG) -> PhotographSight:
 
 
 def write_rows(
-    folder: Path, shown: dict[str, Sequence[Sequence[Thing]]], names: Sequence[str] = ("red", "blue")
+    folder: Path,
+    shown: dict[str, Sequence[Sequence[Thing]]],
+    names: Sequence[str] = ("red", "blue"),
 ) -> Path:
     """`shown`: model -> what stands in its picture of each scene; a table and its subjects."""
     toy_suite.write_subjects(folder / "references", HUES)
@@ -44,9 +46,7 @@ def write_rows(
             file = f"{model}-{number}.png"
             Image.fromarray(toy_world.picture(things, number)).save(folder / file)
             prompt = f"a disc and a square {number}"
-            rows.append(
-                {"image": file, "prompt": prompt, "subjects": list(names), "model": model}
-            )
+            rows.append({"image": file, "prompt": prompt, "subjects": list(names), "model": model})
     table = folder / "pictures.jsonl"
     table.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return table
