@@ -64,6 +64,36 @@ class EvalScene:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignScores:
+    """What a picture from any model shows beside the judge's record of it."""
+
+    model: str
+    scene_id: str
+    index: int
+    """Which picture of the scene."""
+    source: str
+    """The picture as its table names it."""
+    line: int
+    """Its row in the table."""
+    seed: int | None
+    failed_each: tuple[bool, ...]
+    """Per subject, in the row's order: missing, doubled, in another's looks, or too unlike."""
+    extra: float
+    """1 where more instances stand in the picture than subjects were asked for, else 0."""
+    places: tuple[tuple[float, ...], ...]
+    """S (R, R): reference i and the instance at subject j's place, 0 where there is none."""
+    delta_own: float
+    """Mean of S[i, i] less what i's references have among themselves (MultiBind's Delta)."""
+    delta_other: float
+    """Mean over i and other j of S[i, j] less what the references of i and j have in common."""
+    whole: tuple[float, ...]
+    """Per subject the whole picture's cosine to its references; () where it is not compared."""
+    whole_scr_40: float
+    whole_scr_50: float
+    whole_scr_60: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScorerView:
     """What the parts that make pairs see in one picture, counted as the judge counts it."""
 

@@ -4,6 +4,7 @@ config.yaml          the resolved settings
 scenes.parquet       one record per picture and model by the judge (`EvalScene`)
 scorer.parquet       pocket: the same pictures by the preference scorer (`ScorerView`)
 photographs.parquet  DreamBench, subjects: whole pictures (`WholeScores`)
+foreign.parquet      pictures from any model: who failed, S at the places (`ForeignScores`)
 rows.json            the table (`EvalRow`)
 subjects.json        who stands in the scenes, and what was asked for
 grid.png, images/<model>/, references/<subject>/
@@ -27,11 +28,18 @@ import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from focusdpo.data_schemas.errors import UserError, counted
-from focusdpo.data_schemas.evaluations import AgreementRow, EvalScene, ScorerView, WholeScores
+from focusdpo.data_schemas.evaluations import (
+    AgreementRow,
+    EvalScene,
+    ForeignScores,
+    ScorerView,
+    WholeScores,
+)
 from focusdpo.data_schemas.images import decode_png
 from focusdpo.data_schemas.runs import EvalRow
 from focusdpo.data_schemas.strict import first_problem
 from focusdpo.data_schemas.tables import from_parquet
+from focusdpo.evaluation.protocols import ADAPTER, BASE
 from focusdpo.pipeline.parts import Image
 from focusdpo.store.addresses import is_remote
 from focusdpo.store.keys import changed, file_digest, parsed, require_whole, sealed, unsealed
@@ -42,13 +50,14 @@ RUN, ROWS, SUBJECTS, CONFIG = "run.json", "rows.json", "subjects.json", "config.
 SCENES, SCORER, PHOTOGRAPHS = "scenes.parquet", "scorer.parquet", "photographs.parquet"
 WEIGHTS = "pytorch_lora_weights.safetensors"
 """Of an adapter."""
+FOREIGN = "foreign.parquet"
 GRID = "grid.png"
 """References of some scenes, and below them what each model painted."""
 AGAIN = "run `focusdpo evaluate` again into a new folder"
 
 log = logging.getLogger(__name__)
 
-Record = TypeVar("Record", EvalScene, ScorerView, WholeScores)
+Record = TypeVar("Record", EvalScene, ForeignScores, ScorerView, WholeScores)
 Value = TypeVar("Value")
 
 
@@ -117,6 +126,18 @@ class EvaluationFolder:
     def whole(self) -> list[WholeScores]:
         """What was measured on whole pictures."""
         return self._table(PHOTOGRAPHS, WholeScores)
+
+    @functools.cached_property
+    def foreign(self) -> list[ForeignScores]:
+        """What was measured on pictures from any model, in the order of `records`; none in an
+        evaluation that painted its own."""
+        return self._table(FOREIGN, ForeignScores) if self.holds(FOREIGN) else []
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """base, adapter, ... -> what the model is called; itself where nobody named it."""
+        told = self._validated(RUN, self.about.get("names") or {}, dict[str, str])
+        return {BASE: BASE, ADAPTER: ADAPTER} | told
 
     @functools.cached_property
     def settings(self) -> Mapping[str, Any]:

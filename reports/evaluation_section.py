@@ -103,7 +103,7 @@ def collect_evaluation(directory: Path, *, extremes: int = 2, randoms: int = 6) 
     """The table and the chosen examples. Raises UserError for a folder that did not finish."""
     folder = EvaluationFolder(directory)
     protocol = folder.protocol
-    base, adapter = painter(folder, BASE), painter(folder, ADAPTER)
+    base, adapter = (painter(folder, model, folder.names[model]) for model in (BASE, ADAPTER))
     examples, scatters = pair_up(base, adapter, extremes=extremes, randoms=randoms)
     rows = metric_rows(folder.rows)
     agreement = agreement_lines(folder.agreement)
@@ -117,6 +117,7 @@ def collect_evaluation(directory: Path, *, extremes: int = 2, randoms: int = 6) 
         notes=_notes(rows),
         agreement=agreement,
         agreement_notes=agreement_notes(agreement),
+        names=(base.label, adapter.label),
     )
 
 
@@ -181,7 +182,7 @@ def _facts(folder: EvaluationFolder) -> tuple[Fact, ...]:
     classes = {name for record in records for name in record.class_names}
     new = {name for record in records if record.held_out for name in record.class_names}
     return facts(
-        ("scenes", len(folder.first(BASE))),
+        ("scenes", len(folder.first(BASE) or folder.first(ADAPTER))),
         ("pictures judged", len(records)),
         ("subjects", len({name for record in records for name in record.subject_ids})),
         ("classes", len(classes), f"{len(new)} in held-out scenes"),
@@ -253,7 +254,7 @@ def _example(base: Painter, adapter: Painter, why: str, scene: str) -> Example:
         why=why,
         scene_id=scene,
         prompt=base.folder.prompts.get(scene, ", ".join(ours.class_names)),
-        references=_references(base.folder, ours),
+        references=references_of(base.folder, ours),
         base=base.picture(scene),
         adapter=adapter.picture(scene),
         figures=tuple(figures),
@@ -285,7 +286,7 @@ def verdict_words(record: EvalScene) -> str:
     return "; ".join(parts)
 
 
-def _references(folder: EvaluationFolder, record: EvalScene) -> tuple[Picture, ...]:
+def references_of(folder: EvaluationFolder, record: EvalScene) -> tuple[Picture, ...]:
     """The first picture of each subject."""
     named = [
         (name, folder.subjects[subject].pictures)

@@ -39,9 +39,11 @@ _UNITS: dict[str, Unit] = {
 def metric_info(name: str) -> MetricInfo:
     """What the tables of metrics say of it; an unknown one goes by its name and is not judged."""
     from focusdpo.evaluation.dreambench_metrics import BENCH_METRICS
+    from focusdpo.evaluation.measure.judging import FOREIGN_METRICS, SCR_METRICS
     from focusdpo.evaluation.metrics import METRICS
 
-    metric = METRICS.get(name) or BENCH_METRICS.get(name)
+    tables = (METRICS, BENCH_METRICS, FOREIGN_METRICS, SCR_METRICS)
+    metric = next((table[name] for table in tables if name in table), None)
     if metric is None:
         return MetricInfo(name.replace("_", " "), "", "number", "neither")
     return MetricInfo(

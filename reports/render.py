@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from markupsafe import Markup, escape
 
 from focusdpo.reports import charts, thumbnails
+from focusdpo.reports.measure_section import measured_headline
 from focusdpo.reports.metric_texts import (
     DASH,
     FEWEST,
@@ -356,6 +357,8 @@ def by_metric(rows: Sequence[MetricRow]) -> list[tuple[str, str, list[MetricRow]
 
 
 def _headline(data: ReportData) -> Headline:
+    if data.evaluation and data.evaluation.measured:
+        return measured_headline(data.evaluation.measured)
     if data.evaluation:
         return headline(data.evaluation.rows, data.evaluation.protocol)
     parts = []

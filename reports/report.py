@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version as package_version
 from pathlib import Path
 
@@ -84,6 +84,7 @@ def collect(
     from focusdpo.reports.dataset_section import collect_dataset
     from focusdpo.reports.evaluation_section import collect_evaluation
     from focusdpo.reports.lineage_section import collect_lineage
+    from focusdpo.reports.measure_section import collect_measured
     from focusdpo.reports.training_section import collect_training
 
     if root is None and train_dir is None and evaluate_dir is None:
@@ -102,7 +103,10 @@ def collect(
         evaluation = collect_evaluation(
             evaluate_dir, extremes=limits.extremes, randoms=limits.randoms
         )
-        parts.append("evaluation of base against adapter")
+        measured = collect_measured(evaluate_dir)
+        evaluation = replace(evaluation, measured=measured)
+        what = f"pictures of {', '.join(measured.models)}" if measured else ""
+        parts.append(what or "evaluation of base against adapter")
     what = ", ".join(parts)
     return ReportData(
         title=f"FocusDPO report{f': {dataset.version}' if dataset else ''}",

@@ -313,6 +313,66 @@ class AgreementLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCells:
+    """A metric of every model, in their order."""
+
+    title: str
+    explain: str
+    unit: Unit
+    better: Better
+    cells: tuple[Interval | None, ...]
+    differences: tuple[Interval | None, ...]
+    """From the first model; None for itself and where there is none."""
+    protocol: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultLine:
+    """Pictures with one fault planted, and the share in which the judge found one."""
+
+    fault: str
+    pictures: int
+    found: float
+    by: str
+    planted: bool
+    """False where nothing was: what is found then is a false alarm."""
+
+    @property
+    def ok(self) -> bool:
+        """At least nine in ten found, at most one in twenty a false alarm."""
+        return self.found >= 0.9 if self.planted else self.found <= 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorstCase:
+    """A picture with failed subjects."""
+
+    model: str
+    prompt: str
+    where: str
+    """File and row."""
+    picture: Picture
+    references: tuple[Picture, ...]
+    words: str
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredPart:
+    """Pictures from any model."""
+
+    models: tuple[str, ...]
+    rows: tuple[ModelCells, ...]
+    check: tuple[FaultLine, ...]
+    worst: tuple[WorstCase, ...]
+    notes: tuple[str, ...]
+    left_out: tuple[str, ...]
+    left_out_more: int
+    source: str
+    pictures: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationPart:
     """Section 4: base against adapter under one protocol."""
 
@@ -326,6 +386,9 @@ class EvaluationPart:
     notes: tuple[str, ...] = ()
     agreement: tuple[AgreementLine, ...] = ()
     agreement_notes: tuple[str, ...] = ()
+    names: tuple[str, str] = ("base", "adapter")
+    """What the two models are called."""
+    measured: MeasuredPart | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""The small judge of photographs: its weights, and what its own check says of it."""

@@ -1,0 +1,1 @@
+"""Pictures from any model in, leakage out: tables, judges, planted faults, public layouts."""

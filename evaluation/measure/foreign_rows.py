@@ -1,0 +1,165 @@
+"""The table of a measurement: two to many models, paired where they painted the same scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from focusdpo.data_schemas.evaluations import EvalScene, ForeignScores
+from focusdpo.data_schemas.runs import EvalRow
+from focusdpo.evaluation.comparison import GROUPS, rows, scene_means
+from focusdpo.evaluation.measure.foreign_plan import pairing
+from focusdpo.evaluation.measure.judging import FOREIGN_METRICS, SCR, SCR_METRICS
+from focusdpo.evaluation.metrics import bootstrap
+from focusdpo.evaluation.protocols import ADAPTER, BASE, DIFFERENCE, EvaluateConfig
+
+_BESIDE = ("extra", "delta_own", "delta_other", *SCR_METRICS)
+"""Metrics that `ForeignScores` has."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignPicture:
+    """Both records of one picture, with the metrics and fields of either."""
+
+    judged: EvalScene
+    scores: ForeignScores
+    protocol: str
+
+    @property
+    def scene_id(self) -> str:
+        """What the bootstrap draws."""
+        return self.judged.scene_id
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.scores if name in _BESIDE else self.judged, name)
+
+
+def foreign_rows(
+    judged: Mapping[str, Sequence[EvalScene]],
+    scores: Mapping[str, Sequence[ForeignScores]],
+    names: Mapping[str, str],
+    config: EvaluateConfig,
+    *,
+    whole: bool,
+) -> tuple[list[EvalRow], list[str]]:
+    """The rows of every model beside the first, and what must stand beside them. `judged` and
+    `scores`: model -> records, in the order of `names`. `whole`: whether SCR as published can be
+    told."""
+    table: list[EvalRow] = []
+    notes: list[str] = []
+    protocols = {judged_protocol(judged): list(FOREIGN_METRICS)}
+    if whole:
+        protocols[SCR] = list(SCR_METRICS)
+    for protocol, metrics in protocols.items():
+        pictures = {
+            model: [
+                ForeignPicture(a, b, protocol)
+                for a, b in zip(judged[model], scores[model], strict=True)
+            ]
+            for model in names
+        }
+        for model in [other for other in names if other != BASE]:
+            found, note = _pair(
+                pictures.get(BASE, []), pictures[model], names, model, config, metrics
+            )
+            told = {(row.metric, row.group, row.model) for row in table}
+            table += [row for row in found if (row.metric, row.group, row.model) not in told]
+            notes += [note] if note and note not in notes else []
+    return table, notes
+
+
+def judged_protocol(judged: Mapping[str, Sequence[EvalScene]]) -> str:
+    """The id that the judge's records have."""
+    return next(record.protocol for own in judged.values() for record in own)
+
+
+def _pair(
+    base: Sequence[ForeignPicture],
+    other: Sequence[ForeignPicture],
+    names: Mapping[str, str],
+    model: str,
+    config: EvaluateConfig,
+    metrics: Sequence[str],
+) -> tuple[list[EvalRow], str]:
+    note = ""
+    if not base:
+        found = rows([], other, config, metrics)
+    else:
+        ids = [one.scene_id for one in base], [one.scene_id for one in other]
+        how = pairing(*ids, (names[BASE], names[model]))
+        note = how.note
+        if how.scenes:
+            same = ([one for one in own if one.scene_id in how.scenes] for own in (base, other))
+            found = rows(*same, config, metrics)
+        else:
+            found = _unpaired(base, other, config, metrics)
+    called = {ADAPTER: model, DIFFERENCE: difference_of(model)}
+    return [replace(row, model=called.get(row.model, row.model)) for row in found], note
+
+
+def difference_of(model: str) -> str:
+    """What a model's difference from the first is called in the table."""
+    return DIFFERENCE if model == ADAPTER else f"{model} - {BASE}"
+
+
+def _unpaired(
+    base: Sequence[ForeignPicture],
+    other: Sequence[ForeignPicture],
+    config: EvaluateConfig,
+    metrics: Sequence[str],
+) -> list[EvalRow]:
+    """As `comparison.rows`, of models that painted other scenes: each is resampled by itself."""
+    table = []
+    for group, belongs in GROUPS.items():
+        mine, theirs = ([one for one in own if _in_group(belongs, one)] for own in (base, other))
+        for metric in metrics:
+            values = [np.array(list(scene_means(own, metric).values())) for own in (mine, theirs)]
+            known = [one[np.isfinite(one)] if one.size else one for one in values]
+            parts = zip((BASE, ADAPTER), known, strict=True)
+            found = {model: _interval(own, config) for model, own in parts if own.size}
+            if len(found) == 2:
+                found[DIFFERENCE] = _difference(known[0], known[1], config)
+            table += [
+                EvalRow(
+                    protocol=base[0].protocol, metric=metric, group=group, model=model, **interval
+                )
+                for model, interval in found.items()
+            ]
+    return table
+
+
+def _in_group(belongs: Callable[[EvalScene], bool], one: ForeignPicture) -> bool:
+    return belongs(one.judged)
+
+
+def _interval(values: np.ndarray[Any, Any], config: EvaluateConfig) -> dict[str, Any]:
+    return asdict(
+        bootstrap(values, resamples=config.resamples, level=config.level, seed=config.seed)
+    )
+
+
+def _difference(
+    a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], config: EvaluateConfig
+) -> dict[str, Any]:
+    """Of the means of b and a, each resampled by itself."""
+    rng = np.random.default_rng(config.seed)
+
+    def means(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.array(
+            [
+                values[rng.integers(0, values.size, values.size)].mean()
+                for _ in range(config.resamples)
+            ]
+        )
+
+    draws = means(b) - means(a)
+    low, high = np.quantile(draws, [(1 - config.level) / 2, (1 + config.level) / 2])
+    return {
+        "mean": float(b.mean() - a.mean()),
+        "low": float(low),
+        "high": float(high),
+        "scenes": int(min(a.size, b.size)),
+    }

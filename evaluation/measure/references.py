@@ -1,0 +1,96 @@
+"""Subjects' references from files: cut out, shown small, and known to the judge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.images import Picture, encode_png, read_picture
+from focusdpo.evaluation.folder import write_whole
+from focusdpo.evaluation.measure.config import MeasureConfig
+from focusdpo.evaluation.measure.picture_rows import Asked, Problem
+from focusdpo.evaluation.measure.sight import Sight
+from focusdpo.evaluation.run import tile
+from focusdpo.pipeline.parts import Image, ReferenceImage
+from focusdpo.pipeline.subjects.cutouts import find_subject
+
+
+def cut_outs(
+    subject: Asked, sight: Sight, config: MeasureConfig, problems: list[Problem], notes: list[str]
+) -> list[ReferenceImage]:
+    """The usable references of a subject; what is wrong with the others goes to `problems`, what
+    its owner should know to `notes`."""
+    return list(_read_all(subject, sight, config, problems, notes))
+
+
+def _read_all(
+    subject: Asked, sight: Sight, config: MeasureConfig, problems: list[Problem], notes: list[str]
+) -> Iterator[ReferenceImage]:
+    for file, mask in zip(subject.references, subject.masks, strict=True):
+        try:
+            picture = read_picture(file)
+            if mask is not None:
+                picture = _masked(picture, file, mask)
+            yield _cut_out(subject, picture, file, sight, config, notes)
+        except UserError as error:
+            problems.append(Problem(f"subject '{subject.name}'", str(error)))
+
+
+def _cut_out(
+    subject: Asked, picture: Picture, file: Path, sight: Sight, config: MeasureConfig,
+    notes: list[str],
+) -> ReferenceImage:  # fmt: skip
+    side = max(16, config.reference_side // 4)  # `find_subject` works at four times this
+    found, opacity, note = find_subject(
+        picture, side, config.tolerance, lambda image: sight.find(image, subject.class_name)
+    )
+    solid = opacity > 127
+    if not solid.any():
+        raise UserError(f"{file}: nothing of the subject is visible; replace or remove it")
+    if note:
+        notes.append(f"{file}: {note}")
+    white = np.where(solid[..., None], found.image, np.uint8(255))
+    return ReferenceImage(image=white, mask=solid)
+
+
+def _masked(picture: Picture, file: Path, mask: Path) -> Picture:
+    drawn = read_picture(mask)
+    if drawn.image.shape != picture.image.shape:
+        sizes = [f"{one.image.shape[1]} x {one.image.shape[0]}" for one in (drawn, picture)]
+        raise UserError(
+            f"{mask}: a mask of {sizes[0]} pixels for a picture of {sizes[1]}, {file.name}; save "
+            "both with one size"
+        )
+    light = drawn.image.max(axis=2)
+    alpha = light if drawn.alpha is None else np.minimum(light, drawn.alpha)
+    if not (alpha > 127).any():
+        raise UserError(f"{mask}: the mask is empty; it is white where the subject is")
+    return replace(picture, alpha=alpha)
+
+
+def show_references(out: Path, name: str, pictures: list[ReferenceImage]) -> list[str]:
+    """The references small, below the results; their names."""
+    folder = out / "references" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for number, picture in enumerate(pictures):
+        write_whole(folder / f"{number}.png", encode_png(tile(picture.image)))
+        files.append(f"references/{name}/{number}.png")
+    return files
+
+
+def scaled(image: Image, side: int) -> Image:
+    """A picture of at most `side` pixels a side."""
+    from PIL import Image as PillowImage
+
+    height, width = image.shape[:2]
+    factor = side / max(height, width)
+    if factor >= 1:
+        return image
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    small = PillowImage.fromarray(image).resize(size, PillowImage.Resampling.LANCZOS)
+    return np.asarray(small)

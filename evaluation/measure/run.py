@@ -1,0 +1,474 @@
+"""A measurement: pictures of any models, judged, as an evaluation's folder.
+
+What is judged is kept in `parts/` as it comes: a run that was stopped goes on, and a row that is
+added later costs itself alone. Pictures are read beside the judge's work, and lie in the folder as
+pages show them; the judge sees them as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.evaluations import EvalScene, ForeignScores
+from focusdpo.data_schemas.images import encode_png
+from focusdpo.data_schemas.progress import Watch, quiet
+from focusdpo.data_schemas.runs import EvalRow
+from focusdpo.data_schemas.tables import from_parquet, to_parquet
+from focusdpo.evaluation.folder import (
+    CONFIG,
+    FOREIGN,
+    ROWS,
+    RUN,
+    SCENES,
+    SUBJECTS,
+    EvaluationFolder,
+    write_json,
+    write_whole,
+)
+from focusdpo.evaluation.measure.config import MeasureConfig
+from focusdpo.evaluation.measure.fitness import FaultFound, check_sight
+from focusdpo.evaluation.measure.foreign_plan import ForeignPlan, PlannedPicture
+from focusdpo.evaluation.measure.foreign_rows import foreign_rows
+from focusdpo.evaluation.measure.judging import (
+    FOREIGN_METRICS,
+    Known,
+    ToJudge,
+    judge_pictures,
+    know,
+)
+from focusdpo.evaluation.measure.picture_rows import Problem
+from focusdpo.evaluation.measure.references import cut_outs, scaled, show_references
+from focusdpo.evaluation.measure.sight import Sight, require_size
+from focusdpo.evaluation.photographs import read_photograph
+from focusdpo.evaluation.protocols import ADAPTER, EvaluateConfig
+from focusdpo.pipeline.parts import Image, ReferenceImage
+from focusdpo.pipeline.stage import chunks
+from focusdpo.store.keys import config_digest
+from focusdpo.store.outputs import holds, local, opened
+from focusdpo.store.provenance import machine, packages
+
+VERSION = 1
+"""Raised whenever the same pictures and settings would give other numbers."""
+PARTS = "parts"
+KEEP_EVERY = 10.0
+"""Seconds of work that a kill may cost."""
+AHEAD = 2
+"""Batches that are read beside the one that is judged."""
+READERS = 4
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A measurement as it was asked for."""
+
+    plan: ForeignPlan
+    out: str
+    """Folder or address."""
+    judge: str
+    """The judge's fingerprint, known without loading it."""
+    load: Callable[[], Sight]
+    evaluate: EvaluateConfig
+    measure: MeasureConfig
+    check: bool
+    """Whether faults are planted first."""
+    strict: bool
+    """Whether the first row that cannot be measured ends it."""
+    settings: str
+    """The resolved configuration (YAML), which lies beside the results."""
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """What decides the numbers of a picture."""
+        judging = self.evaluate.model_dump(
+            mode="json", exclude={"resamples", "level", "seed", "batch"}
+        )
+        own = self.measure.model_dump(mode="json", exclude={"composites", "seed"})
+        return {"version": VERSION, "judge": self.judge, "evaluate": judging, "measure": own}
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Digest of all that decides the results."""
+        return config_digest(
+            {
+                **self.how,
+                "plan": self.plan.key,
+                "check": self.check,
+                "counted": self.evaluate.model_dump(mode="json"),
+                "planted": self.measure.model_dump(mode="json"),
+                "metrics": list(FOREIGN_METRICS),
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureResult:
+    """What a measurement found."""
+
+    out: str
+    names: Mapping[str, str]
+    """base, adapter, model 3, ... as in the table -> the name that people gave the model."""
+    rows: list[EvalRow]
+    scenes: int
+    pictures: int
+    seconds: float
+    resumed: bool
+    """True when it was finished before and nothing was judged."""
+    notes: tuple[str, ...]
+    left_out: tuple[str, ...]
+    """Rows, pictures and references that could not be used, and why."""
+    check: tuple[FaultFound, ...]
+    """What the judge found of planted faults; () where it was not asked."""
+
+    def of(self, metric: str, group: str = "all") -> dict[str, EvalRow]:
+        """A model's name -> its row of a metric."""
+        return {
+            self.names[row.model]: row
+            for row in self.rows
+            if row.metric == metric and row.group == group and row.model in self.names
+        }
+
+    @property
+    def failed(self) -> dict[str, float]:
+        """A model's name -> its share of failed subjects."""
+        return {name: row.mean for name, row in self.of("failed").items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        whole = [asdict(row) for row in self.rows if row.group == "all"]
+        check = [{**asdict(row), "ok": row.ok} for row in self.check]
+        return {"command": "measure", **asdict(self), "rows": whole, "check": check}
+
+
+def finished(request: Request) -> MeasureResult | None:
+    """The result of this very measurement, when it is in its folder already. Loads no model."""
+    if not holds(request.out, RUN):
+        return None
+    folder = EvaluationFolder(local(request.out, RUN, ROWS))
+    if folder.about.get("key") != request.key:
+        return None
+    return _result(request.out, folder.about, folder.rows, resumed=True)
+
+
+def measure(request: Request, watch: Watch = quiet) -> MeasureResult:
+    """Judge what is not judged yet, compare, write; returns at once when this very measurement is
+    finished. UserError where nothing can be measured and, `strict`, for the first thing that cannot
+    be."""
+    _refuse(request, request.plan.problems)
+    done = finished(request)
+    if done is not None:
+        return done
+    with opened(request.out, "a measurement") as out:
+        return _measure(request, out.folder, out.sending(watch))
+
+
+@dataclass
+class _Work:
+    """A measurement under way."""
+
+    request: Request
+    out: Path
+    sight: Sight
+    problems: list[Problem]
+    notes: list[str] = field(default_factory=list)
+
+    def known(self, todo: Sequence[PlannedPicture], watch: Watch) -> dict[str, Known]:
+        """Every subject's references shown; those embedded whom some picture still needs."""
+        plan, found = self.request.plan, {}
+        needed = {one.name for picture in todo for one in picture.row.subjects}
+        about: dict[str, Any] = {}
+        for number, (name, subject) in enumerate(plan.subjects.items(), 1):
+            pictures = self.references(name)
+            if pictures and name in needed:
+                found[name] = know(pictures, self.sight)
+            files = show_references(self.out, name, pictures)
+            about[name] = {"class_name": subject.class_name, "pictures": files}
+            watch("look at references", number, len(plan.subjects), {})
+        prompts = {scene.id: scene.prompt for scene in plan.scenes.values()}
+        write_json(self.out / SUBJECTS, {"subjects": about, "prompts": prompts})
+        _refuse(self.request, self.problems)
+        return found
+
+    def references(self, name: str) -> list[ReferenceImage]:
+        """A subject's cut-outs."""
+        subject = self.request.plan.subjects[name]
+        return cut_outs(subject, self.sight, self.request.measure, self.problems, self.notes)
+
+
+def _measure(request: Request, out: Path, watch: Watch) -> MeasureResult:
+    started, plan = time.perf_counter(), request.plan
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be a folder ({error.strerror})") from error
+    sight = request.load()
+    (out / RUN).unlink(missing_ok=True)
+    write_whole(out / CONFIG, request.settings.encode())
+    work = _Work(request, out, sight, list(plan.problems))
+    check = _check(work, watch) if request.check else ()
+    parts = _Parts(out / PARTS, config_digest(request.how))
+    todo = [
+        one for one in plan.pictures if one.key not in parts.kept or not (out / one.image).exists()
+    ]
+    known = work.known(todo, watch)
+    _judge_all(work, todo, known, parts, watch)
+    judged, scores = _in_order(work, parts)
+    rows, notes = foreign_rows(
+        judged, scores, plan.names, request.evaluate, whole=sight.published_scr
+    )
+    write_whole(
+        out / SCENES, to_parquet([one for own in judged.values() for one in own], EvalScene)
+    )
+    write_whole(
+        out / FOREIGN, to_parquet([one for own in scores.values() for one in own], ForeignScores)
+    )
+    write_json(out / ROWS, [asdict(row) for row in rows])
+    about: dict[str, Any] = {
+        "key": request.key,
+        "protocol": plan.protocol,
+        "seconds": round(time.perf_counter() - started, 3),
+        "adapter": plan.names[ADAPTER],
+        "names": plan.names,
+        "source": plan.source,
+        "scenes": len({one.scene_id for own in judged.values() for one in own}),
+        "pictures": sum(len(own) for own in judged.values()),
+        "fingerprints": {"judge": request.judge},
+        "notes": [*notes, *dict.fromkeys(work.notes), *_about_judge(work)],
+        "left_out": [str(one) for one in work.problems],
+        "check": [asdict(row) for row in check],
+        "machine": machine(),
+        "packages": packages(),
+    }
+    write_json(out / RUN, about)
+    return _result(request.out, about, rows, resumed=False)
+
+
+def _result(
+    where: str, about: Mapping[str, Any], rows: list[EvalRow], *, resumed: bool
+) -> MeasureResult:
+    told = {name: about[name] for name in ("names", "scenes", "pictures", "seconds")}
+    return MeasureResult(
+        out=where,
+        rows=rows,
+        resumed=resumed,
+        notes=tuple(about["notes"]),
+        left_out=tuple(about["left_out"]),
+        check=tuple(FaultFound(**row) for row in about["check"]),
+        **told,
+    )
+
+
+def _check(work: _Work, watch: Watch) -> tuple[FaultFound, ...]:
+    """Planted faults, of the subjects that stand in the pictures."""
+    request, unused = work.request, list[Problem]()
+    quiet_work = replace(work, problems=unused, notes=[])
+    references = {name: quiet_work.references(name) for name in request.plan.subjects}
+    usable = {name: own for name, own in references.items() if own}
+    casts = dict.fromkeys(scene.subject_ids for scene in request.plan.scenes.values())
+    return check_sight(
+        work.sight,
+        [cast for cast in casts if usable.keys() >= set(cast)],
+        usable,
+        {name: one.class_name for name, one in request.plan.subjects.items()},
+        request.evaluate,
+        request.measure,
+        watch,
+    )
+
+
+def _judge_all(
+    work: _Work,
+    todo: Sequence[PlannedPicture],
+    known: Mapping[str, Known],
+    parts: _Parts,
+    watch: Watch,
+) -> None:
+    request = work.request
+    done = 0
+    for batch in _read_ahead(work, todo, request.evaluate.batch):
+        items = []
+        for planned, picture in batch:
+            lacking = [one.name for one in planned.row.subjects if one.name not in known]
+            if isinstance(picture, UserError) or lacking:
+                message = f"no reference of '{lacking[0]}' can be used" if lacking else str(picture)
+                where = f"{request.plan.source}, line {planned.row.line}"
+                work.problems.append(Problem(where, message))
+                _refuse(request, work.problems)
+                continue
+            items.append((planned, _to_judge(request.plan, planned, picture, known)))
+        records = judge_pictures(
+            [item for _, item in items], work.sight, request.evaluate, request.measure
+        )
+        for (planned, item), (judged, scores) in zip(items, records, strict=True):
+            shown = _scaled_boxes(judged, item.picture, request.measure.shown_side)
+            parts.add(JudgedPicture(key=planned.key, judged=shown, scores=scores))
+        done += len(batch)
+        watch("judge", done, len(todo), {})
+    parts.write()
+
+
+def _to_judge(
+    plan: ForeignPlan, planned: PlannedPicture, picture: Image, known: Mapping[str, Known]
+) -> ToJudge:
+    row = planned.row
+    return ToJudge(
+        scene=plan.scenes[planned.scene_id],
+        picture=picture,
+        known=[known[one.name] for one in row.subjects],
+        boxes=row.boxes,
+        source=str(row.image),
+        line=row.line,
+        seed=row.seed,
+    )
+
+
+def _read_ahead(
+    work: _Work, todo: Sequence[PlannedPicture], batch: int
+) -> Iterator[list[tuple[PlannedPicture, Image | UserError]]]:
+    """Batches of pictures, read and laid into the folder by threads; an error in place of one that
+    cannot be read."""
+    for folder in {(work.out / one.image).parent for one in todo}:
+        folder.mkdir(parents=True, exist_ok=True)
+    waiting: deque[tuple[Sequence[PlannedPicture], list[Future[Image | UserError]]]] = deque()
+    with ThreadPoolExecutor(READERS, "read") as pool:
+        read = functools.partial(_read, work)
+        for part in chunks(todo, batch):
+            waiting.append((part, [pool.submit(read, one) for one in part]))
+            if len(waiting) > AHEAD:
+                yield _ready(*waiting.popleft())
+        while waiting:
+            yield _ready(*waiting.popleft())
+
+
+def _ready(
+    part: Sequence[PlannedPicture], jobs: Sequence[Future[Image | UserError]]
+) -> list[tuple[PlannedPicture, Image | UserError]]:
+    return [(one, job.result()) for one, job in zip(part, jobs, strict=True)]
+
+
+def _read(work: _Work, planned: PlannedPicture) -> Image | UserError:
+    try:
+        picture = _quarter(read_photograph(planned.row.image), planned.row.quarter)
+        require_size(work.sight, picture)
+    except UserError as error:
+        return error
+    shown = scaled(picture, work.request.measure.shown_side)
+    write_whole(work.out / planned.image, encode_png(shown))
+    return picture
+
+
+def _quarter(picture: Image, number: int | None) -> Image:
+    """One of the four pictures of a grid of 2 x 2, row by row; all of it for None."""
+    if number is None:
+        return picture
+    height, width = picture.shape[0] // 2, picture.shape[1] // 2
+    top, left = number // 2 * height, number % 2 * width
+    return np.ascontiguousarray(picture[top : top + height, left : left + width])
+
+
+def _scaled_boxes(judged: EvalScene, picture: Image, side: int) -> EvalScene:
+    """Boxes in the pixels of the picture that lies in the folder."""
+    factor = min(1.0, side / max(picture.shape[:2]))
+    boxes = tuple(tuple(round(value * factor) for value in box) for box in judged.boxes)
+    return replace(judged, boxes=boxes)
+
+
+def _in_order(
+    work: _Work, parts: _Parts
+) -> tuple[dict[str, list[EvalScene]], dict[str, list[ForeignScores]]]:
+    """Model -> records, in the plan's order."""
+    plan = work.request.plan
+    judged: dict[str, list[EvalScene]] = {model: [] for model in plan.names}
+    scores: dict[str, list[ForeignScores]] = {model: [] for model in plan.names}
+    counts: dict[tuple[str, str], int] = {}
+    for one in plan.pictures:
+        kept = parts.kept.get(one.key)
+        if kept is None:
+            continue
+        at = counts.get((one.model, one.scene_id), 0)
+        counts[one.model, one.scene_id] = at + 1
+        named: dict[str, Any] = {"model": one.model, "scene_id": one.scene_id, "index": at}
+        told = {"image": one.image, "protocol": plan.protocol}
+        judged[one.model].append(replace(kept.judged, **told, **named))
+        row = one.row
+        where: dict[str, Any] = {"source": str(row.image), "line": row.line, "seed": row.seed}
+        scores[one.model].append(replace(kept.scores, **where, **named))
+    empty = [plan.names[model] for model, own in judged.items() if not own]
+    if empty:
+        shown = "; ".join(str(one) for one in work.problems[:3])
+        raise UserError(f"{plan.source}: no picture of {', '.join(empty)} can be measured. {shown}")
+    return judged, scores
+
+
+def _about_judge(work: _Work) -> list[str]:
+    config = work.request.evaluate
+    found = [f"judge: {name}" for name in work.sight.names]
+    if not work.sight.published_scr:
+        found.append("SCR as published needs DINOv2 on whole pictures: not measured by this judge")
+    return [
+        *found,
+        "failed: missing, doubled, in another's looks, or identity below "
+        f"{config.least_identity:g}",
+    ]
+
+
+def _refuse(request: Request, problems: Sequence[Problem]) -> None:
+    if request.strict and problems:
+        raise UserError(f"{problems[0]}. Without --strict it is left out and the rest goes on")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedPicture:
+    """What is kept of a judged picture."""
+
+    key: str
+    judged: EvalScene
+    scores: ForeignScores
+
+
+class _Parts:
+    """What was judged so far by the same judge and settings."""
+
+    def __init__(self, folder: Path, how: str) -> None:
+        self._folder = folder / how
+        for other in folder.iterdir() if folder.is_dir() else ():
+            if other != self._folder:
+                shutil.rmtree(other)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._new: list[JudgedPicture] = []
+        self._written = time.monotonic()
+        files = sorted(self._folder.glob("*.parquet"))
+        self._next = int(files[-1].stem) + 1 if files else 0
+        self.kept = {
+            one.key: one
+            for file in files
+            for one in from_parquet(file.read_bytes(), JudgedPicture, str(file))
+        }
+
+    def add(self, one: JudgedPicture) -> None:
+        """Kept at the latest after `KEEP_EVERY` seconds."""
+        self.kept[one.key] = one
+        self._new.append(one)
+        if time.monotonic() - self._written > KEEP_EVERY:
+            self.write()
+
+    def write(self) -> None:
+        """Keep what is new."""
+        if self._new:
+            file = self._folder / f"{self._next:06d}.parquet"
+            write_whole(file, to_parquet(self._new, JudgedPicture))
+            self._next, self._new = self._next + 1, []
+        self._written = time.monotonic()

@@ -1,0 +1,124 @@
+"""The job measure: a table or folder of pictures from any model, judged, then the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import cached_property, partial
+from pathlib import Path
+
+from focusdpo.data_schemas.errors import UserError, counted
+from focusdpo.data_schemas.progress import Watch, quiet
+from focusdpo.evaluation.measure import run as measurement
+from focusdpo.evaluation.measure.foreign_plan import plan_pictures
+from focusdpo.evaluation.measure.picture_folder import read_folder
+from focusdpo.evaluation.measure.picture_rows import PictureTable, read_table
+from focusdpo.evaluation.measure.public_layouts import read_layout
+from focusdpo.evaluation.measure.run import MeasureResult, Request
+from focusdpo.flows.config import MeasureRun
+from focusdpo.flows.jobs import Exhibit, Job, Page, Steps, Table, Text
+from focusdpo.flows.measure.judges import judge_of
+from focusdpo.flows.settings import as_yaml
+from focusdpo.flows.wiring import vocabulary
+from focusdpo.store.addresses import is_remote
+from focusdpo.store.outputs import holds, local, opened
+
+REPORT = "report.html"
+EXAMPLE = "example"
+"""As `pictures`: the table that ships, written beside the results."""
+
+
+def table_of(run: MeasureRun) -> PictureTable:
+    """What `run.pictures` holds. UserError for what is neither a table nor a folder."""
+    source = Path(run.pictures)
+    references = Path(run.references) if run.references else None
+    if run.pictures == EXAMPLE and not source.exists():
+        source, references = _example(run)
+    if run.layout is not None:
+        return read_layout(run.layout, source, references)
+    if source.is_dir():
+        return read_folder(source, references)
+    if not source.exists():
+        raise UserError(f"{source}: there is neither a table nor a folder of pictures")
+    return read_table(
+        source, pictures=Path(run.within) if run.within else None, references=references
+    )
+
+
+def _example(run: MeasureRun) -> tuple[Path, Path]:
+    """The table and its subjects' folder, below `out`. UserError for other judges than the embedded
+    one, and for an address."""
+    from focusdpo.evaluation.measure.example import REFERENCES, write_example
+
+    if is_remote(run.out) or run.family != "pocket":
+        raise UserError("--pictures example: is of the embedded world; give a local --out alone")
+    folder = Path(run.out) / EXAMPLE
+    return write_example(folder, vocabulary("pocket")[0]), folder / REFERENCES
+
+
+def request_of(run: MeasureRun) -> Request:
+    """What the measurement is told."""
+    judge = judge_of(run.family, run.lite, run.evaluate)
+    return Request(
+        plan=plan_pictures(table_of(run), first=run.first),
+        out=run.out,
+        judge=judge.fingerprint,
+        load=judge.load,
+        evaluate=run.evaluate,
+        measure=run.measure,
+        check=run.check,
+        strict=run.strict,
+        settings=as_yaml(run),
+    )
+
+
+class Measure(Job[MeasureRun, MeasureResult]):
+    """The pictures of `run.pictures`, judged; table and report go to `run.out`."""
+
+    name = "measure"
+    config = MeasureRun
+
+    @cached_property
+    def request(self) -> Request:
+        """Planned once."""
+        return request_of(self.run)
+
+    @property
+    def folder(self) -> str:
+        return self.run.out
+
+    def finished(self) -> bool:
+        return measurement.finished(self.request) is not None
+
+    def title(self, result: MeasureResult | None = None) -> str:
+        pictures = "" if result is None else f", {counted(result.pictures, 'picture')}"
+        return f"{self.run.pictures}{pictures}: {self.run.out}"
+
+    def perform(self, steps: Steps, watch: Watch = quiet) -> MeasureResult:
+        judge = partial(measurement.measure, self.request, watch)
+        result = steps.step("measure-pictures", "measure-pictures", judge)
+        if not result.resumed or not holds(result.out, REPORT):
+            steps.step("report", "report", partial(_report, result.out))
+        return result
+
+    def changed(self, result: MeasureResult) -> bool:
+        return not result.resumed
+
+    def exhibits(self, result: MeasureResult) -> Iterator[Exhibit]:
+        yield Table("measure-rows", "every group", [asdict(row) for row in result.rows])
+        if is_remote(result.out):
+            hint = f"`focusdpo report --evaluate {result.out}` writes the page on any machine."
+            yield Text("report", "the report", hint)
+        else:
+            yield Page("report", local(result.out) / REPORT)
+
+    def left_out(self, result: MeasureResult) -> str:
+        return f"{counted(len(result.left_out), 'problem')}" if result.left_out else ""
+
+
+def _report(out: str) -> None:
+    """The measurement as a page."""
+    from focusdpo.reports.report import write_report
+
+    with opened(out, "a report") as output:
+        write_report(output.folder / REPORT, evaluate_dir=output.folder)

@@ -1,0 +1,112 @@
+"""Whatever stands out of a picture, as regions: U2-Net (arXiv 2005.09007) in ONNX.
+
+It reads no words: a region is an instance of nobody in particular, and looks alone tell whose it
+is. Two things that touch are one region. Small enough for a CPU (0.3 s a picture).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+from scipy import ndimage
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.pipeline.adapters.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from focusdpo.pipeline.parts import Detection, Image
+from focusdpo.store.checkpoints import digest_files
+
+VERSION = 1
+SIDE = 320
+"""Pixels a side at which the network looks."""
+SALIENT = 0.5
+"""Of the map, scaled to [0, 1], what belongs to a region."""
+OPENING = 2
+"""Pixels of the map by which thin bridges between regions are cut."""
+LEAST = 0.004
+"""Share of the picture below which a region is a speck."""
+FRAGMENT = 0.15
+"""Of the largest region: a smaller one is a piece that was cut off, not a thing of its own."""
+FLAT = 0.1
+"""A map whose values spread less than this shows nothing that stands out."""
+
+
+class SaliencySegmenter:
+    """Fits `pipeline.parts.Segmenter`, but for the words, which it gives back as ''."""
+
+    def __init__(self, source: Path, field: str) -> None:
+        """UserError that names `field` for an absent or wrong file, or without onnxruntime."""
+        try:
+            import onnxruntime
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"{field}: needs the package onnxruntime; pip install 'focusdpo[lite]'"
+            ) from error
+        if not source.is_file():
+            raise UserError(f"{field}: {source} is absent; docs/measure.md says how to make it")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        # As many threads as torch has: a machine that is shared is not taken over.
+        options.intra_op_num_threads = _threads()
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                str(source), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's own classes share no public base
+            if not type(error).__module__.startswith("onnxruntime"):
+                raise
+            raise UserError(f"{field}: {source} is no ONNX network that can be read") from error
+        (self._input,) = (one.name for one in self._session.get_inputs())
+        self.fingerprint = digest_files([source], f"saliency-{VERSION}")
+
+    def segment(
+        self, images: Sequence[Image], class_names: Sequence[Sequence[str]]
+    ) -> list[list[Detection]]:
+        """The regions of each image, the largest first, whatever the words are."""
+        return [regions(self._map(image), image.shape[:2]) for image in images]
+
+    def _map(self, image: Image) -> NDArray[np.float32]:
+        """(SIDE, SIDE), 0 to 1."""
+        small = np.asarray(
+            Pillow.fromarray(image).resize((SIDE, SIDE), Pillow.Resampling.LANCZOS), np.float32
+        )
+        scaled = small / max(float(small.max()), 1.0)
+        pixels = (scaled - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+        batch = pixels.transpose(2, 0, 1)[None].astype(np.float32)
+        plane = self._session.run(None, {self._input: batch})[0].reshape(SIDE, SIDE)
+        low, high = float(plane.min()), float(plane.max())
+        if high - low < FLAT:
+            return np.zeros_like(plane)
+        return np.asarray((plane - low) / (high - low), np.float32)
+
+
+def regions(plane: NDArray[np.float32], shape: tuple[int, int]) -> list[Detection]:
+    """The connected regions of a map as detections in a picture of this shape (H, W)."""
+    solid = ndimage.binary_opening(plane > SALIENT, iterations=OPENING)
+    labels, count = ndimage.label(solid)
+    parts = [labels == label for label in range(1, count + 1)]
+    least = max([FRAGMENT * float(part.mean()) for part in parts] + [LEAST])
+    size = (shape[1], shape[0])
+    found = []
+    for part in parts:
+        if part.mean() < least:
+            continue
+        soft = np.where(ndimage.binary_dilation(part, iterations=OPENING), plane, np.float32(0))
+        mask = np.asarray(Pillow.fromarray(soft).resize(size, Pillow.Resampling.BILINEAR)) > SALIENT
+        if not mask.any():
+            continue
+        rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        box = (int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1)
+        confidence = float(plane[part].mean())
+        found.append(Detection(class_name="", mask=mask, box=box, confidence=min(1.0, confidence)))
+    return sorted(found, key=lambda one: (-int(one.mask.sum()), one.box))
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
