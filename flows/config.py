@@ -37,6 +37,7 @@ from focusdpo.pipeline.segment import SegmentConfig
 from focusdpo.pipeline.shard import ShardConfig
 from focusdpo.pipeline.subjects.ingest import IngestConfig
 from focusdpo.pocket.world_subjects import WorldConfig
+from focusdpo.sharing.pair_records import ImportConfig
 from focusdpo.store.addresses import at_home, is_remote, refuse_secret
 
 CLOSED = ConfigDict(extra="forbid", frozen=True)
@@ -175,6 +176,7 @@ SECTIONS = tuple(
             "ablation",
             "retrain",
             "alert",
+            "imports",
         }
     )
 )
@@ -246,6 +248,21 @@ class BuildRun(_Alert, _Build):
     """`build-dataset`: subjects -> a dataset version in `root`."""
 
     root: Root = Field(description="folder of the dataset, made when absent")
+
+
+class ImportRun(Stages, Run):
+    """`import pairs`: pairs made elsewhere -> a dataset version in `root`."""
+
+    root: Annotated[Address, Option("--root")] = Field(
+        description="folder of the dataset, made when absent; one of its own for imported pairs"
+    )
+    strict: Annotated[bool, Option("--strict")] = Field(
+        False, description="stop at the first row that cannot be used"
+    )
+    licence: Annotated[str, Option("--licence")] = Field(
+        "", description="licence of the subjects for which the table tells none"
+    )
+    imports: ImportConfig = Field(ImportConfig(), description="pairs from elsewhere")
 
 
 class GenerateRun(Run):
