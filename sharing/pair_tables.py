@@ -315,8 +315,6 @@ def _flat(values: Values) -> dict[str, Any]:
         words = [one.get("content", "") for one in said if one.get("role") == "user"]
         made["prompt"] = "\n".join(words)
     made["subjects"] = _subjects(values)
-    if not made["subjects"]:
-        raise UserError("no reference; each pair needs a picture of each of its subjects")
     return made
 
 
@@ -330,6 +328,8 @@ def _subjects(values: Values) -> list[dict[str, Any]]:
             _numbered(values, name, number) for number in range(1, NUM_SUBJECTS + 1)
         ]
     num = max((at for at, one in enumerate(columns["reference"], 1) if one), default=0)
+    if not num:
+        raise UserError("no reference; each pair needs a picture of each of its subjects")
     for name, column in columns.items():
         if any(one for one in column[num:]) or (column[:num] and len(column) < num):
             raise UserError(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,23 +21,27 @@ import numpy as np
 
 from focusdpo.data_schemas.candidates import Disrupted, Instance, Sampled, Scored
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.pairs import Pair, PairSource, Reject
+from focusdpo.data_schemas.pairs import Pair, Reject
 from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.data_schemas.scenes import Scene, stable_id
-from focusdpo.data_schemas.subjects import Reference, Subject
+from focusdpo.data_schemas.subjects import Subject
 from focusdpo.flows.config import ImportRun
 from focusdpo.flows.wiring import Parts, resident_parts, vocabulary
 from focusdpo.pipeline import score, segment
 from focusdpo.pipeline.complexity import complexity_map, map_settings
-from focusdpo.pipeline.pair import Why, incomplete, judge_disrupted, judge_ranked
-from focusdpo.pipeline.parts import Mask
 from focusdpo.pipeline.shard import write_shards
 from focusdpo.pipeline.stage import image_key, mask_image, member
 from focusdpo.pipeline.subjects.cutouts import StoredMasks
-from focusdpo.pipeline.subjects.folders import NAME, known_classes
-from focusdpo.pipeline.subjects.ingest import Cutout, put_subject
 from focusdpo.pipeline.upkeep.garbage import building
-from focusdpo.sharing.pair_pictures import PairPictures, read_pair, read_reference
+from focusdpo.sharing.pair_judging import (
+    Judged,
+    PlacedPair,
+    are_told,
+    candidates_of,
+    told_instance,
+)
+from focusdpo.sharing.pair_pictures import PairPictures, read_pair
+from focusdpo.sharing.pair_subjects import Gallery
 from focusdpo.sharing.pair_tables import TableRow, read_pairs
 from focusdpo.store.artefacts import Store
 from focusdpo.store.keys import content_key, digest
@@ -72,17 +76,6 @@ class Imported:
         return {"command": "import pairs", **asdict(self)}
 
 
-@dataclass(frozen=True)
-class _Placed:
-    """A row whose subjects are known."""
-
-    row: TableRow
-    id: str
-    subjects: tuple[str, ...]
-    references: tuple[Reference, ...]
-    scene: Scene
-
-
 def import_pairs(run: ImportRun, tables: Sequence[Path], watch: Watch = quiet) -> Imported:
     """Read tables of pairs and make them a version of `run.root`. UserError when no pair is usable,
     when the root's newest version was built and not imported, and with `strict` at the first row
@@ -98,7 +91,7 @@ def import_pairs(run: ImportRun, tables: Sequence[Path], watch: Watch = quiet) -
             problems.add(line)
     with building(store):
         subjects, placed = _place(run, store, rows, problems)
-        partitions: dict[str, list[_Placed]] = {}
+        partitions: dict[str, list[PlacedPair]] = {}
         for one in placed:
             partitions.setdefault(one.scene.partition, []).append(one)
         work = _Work(run, store, resident_parts(run.family), subjects, problems)
@@ -151,17 +144,20 @@ def _refuse_built(store: Store) -> None:
 
 def _place(
     run: ImportRun, store: Store, rows: Sequence[TableRow], problems: _Problems
-) -> tuple[dict[str, Subject], list[_Placed]]:
+) -> tuple[dict[str, Subject], list[PlacedPair]]:
     """The subjects of all rows in the store, with every reference that any row shows of them, and
     the rows that can be used."""
-    gallery = _Gallery(run, store)
+    _, known = vocabulary(run.family)
+    segmenter = resident_parts(run.family).segmenter
+    find = None if run.suite == "pocket" else StoredMasks(store, segmenter)
+    gallery = Gallery(run.ingest, known, find)
     shown: list[tuple[TableRow, list[tuple[str, int]]]] = []
     for row in rows:
         try:
             shown.append((row, gallery.take(row)))
         except UserError as error:
             problems.add(str(error))
-    subjects = gallery.subjects()
+    subjects = gallery.store(store, run.licence)
     placed, first = [], {}
     for row, places in shown:
         ids = tuple(name for name, _ in places)
@@ -184,87 +180,8 @@ def _place(
             variant=0,
             seed=0,
         )
-        placed.append(_Placed(row, pair_id, ids, references, scene))
+        placed.append(PlacedPair(row, pair_id, ids, references, scene))
     return subjects, placed
-
-
-class _Gallery:
-    """Who is shown in all rows: subject -> its references, each once."""
-
-    def __init__(self, run: ImportRun, store: Store) -> None:
-        self._run, self._store = run, store
-        _, self._known = vocabulary(run.family)
-        parts = resident_parts(run.family)
-        self._find = None if run.suite == "pocket" else StoredMasks(store, parts.segmenter)
-        self._pictures: dict[str, dict[str, Cutout]] = {}
-        self._class_names: dict[str, str] = {}
-        self._licences: dict[str, str] = {}
-
-    def take(self, row: TableRow) -> list[tuple[str, int]]:
-        """Subject and number of its reference, for each of a row's. UserError names the row."""
-        words = self._words(row)
-        taken = []
-        for subject, word in zip(row.record.subjects, words, strict=True):
-            find = partial(self._find, class_name=word) if self._find else None
-            image, mask = read_reference(row, subject, self._run.ingest, find)
-            look = digest(np.where(mask[..., None], image, 255).tobytes() + mask.tobytes())
-            name = subject.subject_id or f"subject-{look[:12]}"
-            if not NAME.fullmatch(name):
-                raise UserError(
-                    f"{row.where}: subject '{name}': a name has letters, digits, '-' and '_' only"
-                )
-            if self._class_names.get(name, word) != word:
-                raise UserError(
-                    f"{row.where}: subject '{name}' is a {word} here and a "
-                    f"{self._class_names[name]} in a row before"
-                )
-            taken.append((name, look, (image, mask), word, subject.licence))
-        if len({name for name, *_ in taken}) < len(taken):
-            raise UserError(f"{row.where}: two of its subjects have the same reference")
-        places = []
-        for name, look, cutout, word, licence in taken:
-            own = self._pictures.setdefault(name, {})
-            own.setdefault(look, cutout)
-            self._class_names[name] = word
-            self._licences[name] = self._licences.get(name) or licence
-            places.append((name, list(own).index(look)))
-        return places
-
-    def _words(self, row: TableRow) -> list[str]:
-        """The class words of a row's subjects: told, or the known ones in its prompt's order."""
-        told = [one.class_name for one in row.record.subjects]
-        if None in told:
-            plain = "".join(sign if sign.isalnum() else " " for sign in row.record.prompt.lower())
-            text = f" {' '.join(plain.split())} "
-            known = [one for one in self._known or () if f" {one} " in text]
-            said = sorted(known, key=lambda one: text.index(f" {one} "))
-            if len(said) != len(told):
-                raise UserError(
-                    f"{row.where}: class_name: not told, and the prompt names {said or 'none'} for "
-                    f"{len(told)} references; add the words, one per reference"
-                )
-            told = [word or guess for word, guess in zip(told, said, strict=True)]
-        words = [str(word) for word in told]
-        for word in words:
-            if self._known is not None and word not in self._known:
-                raise UserError(
-                    f"{row.where}: class_name: the generator does not know '{word}'"
-                    f"{known_classes(word, self._known)}"
-                )
-        return words
-
-    def subjects(self) -> dict[str, Subject]:
-        """All of them, stored."""
-        return {
-            name: put_subject(
-                self._store,
-                id=name,
-                class_name=self._class_names[name],
-                pictures=list(pictures.values()),
-                licence=self._licences[name] or self._run.licence,
-            )
-            for name, pictures in sorted(self._pictures.items())
-        }
 
 
 @dataclass(frozen=True)
@@ -292,7 +209,7 @@ class _Work:
         self._subjects, self._problems = subjects, problems
         self._shape: tuple[int, ...] | None = None
 
-    def partition(self, name: str, members: Sequence[_Placed]) -> _Made | None:
+    def partition(self, name: str, members: Sequence[PlacedPair]) -> _Made | None:
         """The pairs and rejects of a set of subjects; None when no row of it can be used."""
         pictures: dict[str, PairPictures] = {}
         for one in members:
@@ -332,7 +249,7 @@ class _Work:
 
     def _keys(
         self,
-        members: Sequence[_Placed],
+        members: Sequence[PlacedPair],
         pictures: Mapping[str, PairPictures],
         subjects: Mapping[str, Subject],
     ) -> dict[str, str]:
@@ -360,7 +277,7 @@ class _Work:
     def _make(
         self,
         name: str,
-        members: Sequence[_Placed],
+        members: Sequence[PlacedPair],
         pictures: Mapping[str, PairPictures],
         subjects: Mapping[str, Subject],
         keys: Mapping[str, str],
@@ -369,7 +286,7 @@ class _Work:
         prefix = {stage: f"{stage}/{key}" for stage, key in keys.items()}
         scenes = [one.scene for one in members]
         commit("compose", keys["compose"], scenes, Scene)
-        candidates = [_candidates(one, pictures[one.id], prefix) for one in members]
+        candidates = [candidates_of(one, pictures[one.id], prefix) for one in members]
         sampled = [one for own in candidates for one in own if isinstance(one, Sampled)]
         disrupted = [one for own in candidates for one in own if isinstance(one, Disrupted)]
         images: dict[str, dict[str, Any]] = {"generate": {}, "disrupt": {}}
@@ -392,7 +309,8 @@ class _Work:
             self._parts.identity, self._parts.clip, self._run.score,
         ).records  # fmt: skip
         commit("score", keys["score"], scored, Scored)
-        judged = _Judged(self._run, instances, scored)
+        gates = self._run.pair if self._run.imports.gates else None
+        judged = Judged(gates, instances, scored)
         union: dict[str, Any] = {}
         made = [
             judged.judge(one, own, pictures[one.id], self._store.mask, prefix["pair"], union)
@@ -409,7 +327,7 @@ class _Work:
 
     def _instances(
         self,
-        members: Sequence[_Placed],
+        members: Sequence[PlacedPair],
         pictures: Mapping[str, PairPictures],
         sampled: Sequence[Sampled],
         subjects: Mapping[str, Subject],
@@ -420,7 +338,7 @@ class _Work:
         by_scene = {one.scene.id: one for one in members}
         records: list[Instance] = []
         images: dict[str, Any] = {}
-        unseen = [one for one in sampled if not _are_told(one, by_scene, pictures)]
+        unseen = [one for one in sampled if not are_told(one, by_scene, pictures)]
         if unseen:
             scenes = [by_scene[scene].scene for scene in {one.scene_id for one in unseen}]
             found = segment.segment(
@@ -439,7 +357,7 @@ class _Work:
                     continue
                 name = f"{candidate.id}-{place}"
                 images[member(name)] = mask_image(mask)
-                told = _instance(candidate, one.scene, place, mask, image_key(prefix, name))
+                told = told_instance(candidate, one.scene, place, mask, image_key(prefix, name))
                 at = places.get((candidate.id, told.subject_id))
                 if at is None:
                     records.append(told)
@@ -447,161 +365,6 @@ class _Work:
                     records[at] = told
         commit("segment", prefix.partition("/")[2], records, Instance, images=images)
         return records
-
-
-def _are_told(
-    candidate: Sampled, by_scene: Mapping[str, _Placed], pictures: Mapping[str, PairPictures]
-) -> bool:
-    masks = pictures[by_scene[candidate.scene_id].id].masks
-    return candidate.index == 0 and all(mask is not None for mask in masks)
-
-
-def _candidates(
-    one: _Placed, shown: PairPictures, prefix: Mapping[str, str]
-) -> tuple[Sampled, Sampled | Disrupted]:
-    """Winner and loser. The loser shares the winner's places where a region was repainted, and
-    where masks are told, which count for both."""
-    scene_id = one.scene.id
-    win, lose = (
-        Sampled(
-            id=stable_id("candidate", "import", one.id, side),
-            scene_id=scene_id,
-            index=index,
-            seed=0,
-            image=image_key(prefix["generate"], f"{one.id}-{side}"),
-        )
-        for index, side in enumerate(("win", "lose"))
-    )
-    if shown.prior is None and any(mask is None for mask in shown.masks):
-        return win, lose
-    return win, Disrupted(
-        id=lose.id,
-        scene_id=scene_id,
-        parent_id=win.id,
-        mode="all",
-        subject_ids=one.subjects,
-        seed=0,
-        image=image_key(prefix["disrupt"], f"{one.id}-lose"),
-        prior=image_key(prefix["disrupt"], f"{one.id}-prior"),
-    )
-
-
-def _instance(candidate: Sampled, scene: Scene, place: int, mask: Mask, key: str) -> Instance:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return Instance(
-        candidate_id=candidate.id,
-        scene_id=scene.id,
-        subject_id=scene.subject_ids[place],
-        class_name=scene.class_names[place],
-        found="one",
-        box=(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1),
-        mask=key,
-        confidence=1.0,
-        extra=0,
-    )
-
-
-class _Judged:
-    """What the stages say of a partition's candidates."""
-
-    def __init__(
-        self, run: ImportRun, instances: Sequence[Instance], scored: Sequence[Scored]
-    ) -> None:
-        self._run = run
-        self._instances = {(one.candidate_id, one.subject_id): one for one in instances}
-        self._scored = {one.candidate_id: one for one in scored}
-
-    def judge(
-        self,
-        one: _Placed,
-        candidates: tuple[Sampled, Sampled | Disrupted],
-        shown: PairPictures,
-        mask: Callable[[str], Mask],
-        prefix: str,
-        images: dict[str, Any],
-    ) -> Pair | Reject:
-        """The pair, or why it is none. Masks of two paintings are unions, put into `images`."""
-        win, lose = candidates
-        source: PairSource = "rank" if shown.prior is None else "disrupt"
-        for candidate in candidates:
-            why = self._missing(candidate, one)
-            if why is not None:
-                return _reject(one, candidate.id, source, why)
-        if self._run.imports.gates and (why := self._gate(win.id, lose.id, source, one)):
-            return _reject(one, lose.id, source, why)
-        keys = [str(self._instances[win.id, name].mask) for name in one.subjects]
-        if isinstance(lose, Sampled):
-            for place, name in enumerate(one.subjects):
-                other = self._instances[lose.id, name].mask
-                union = mask(keys[place]) | mask(str(other))
-                images[member(f"{one.id}-{place}")] = mask_image(union)
-                keys[place] = image_key(prefix, f"{one.id}-{place}")
-        return self._pair(one, win, lose, source, tuple(keys))
-
-    def _missing(self, candidate: Sampled | Disrupted, one: _Placed) -> Why | None:
-        """A subject that is not there once. Of a loser that is its fault, and no reason to drop the
-        pair, but where its mask is needed."""
-        if isinstance(candidate, Disrupted):
-            return None
-        looked = [self._instances[candidate.id, name] for name in one.subjects]
-        if candidate.index:
-            looked = [replace(own, found="one") if own.mask else own for own in looked]
-        return incomplete(looked)
-
-    def _gate(self, win_id: str, lose_id: str, source: PairSource, one: _Placed) -> Why | None:
-        win, lose = self._scored[win_id], self._scored[lose_id]
-        if source == "rank":
-            return judge_ranked(win, lose, self._run.pair)
-        return judge_disrupted(win, lose, range(len(one.subjects)), self._run.pair)
-
-    def _pair(
-        self,
-        one: _Placed,
-        win: Sampled,
-        lose: Sampled | Disrupted,
-        source: PairSource,
-        masks: tuple[str, ...],
-    ) -> Pair:
-        best, worst = self._scored[win.id], self._scored[lose.id]
-        means = [float(np.mean(side.identity)) for side in (best, worst)]
-        return Pair(
-            id=one.id,
-            scene_id=one.scene.id,
-            partition=one.scene.partition,
-            source=source,
-            mode=one.row.record.mode,
-            prompt=one.scene.prompt,
-            subject_ids=one.subjects,
-            class_names=one.scene.class_names,
-            captions=one.scene.class_names,
-            win_id=win.id,
-            lose_id=lose.id,
-            win_image=win.image,
-            lose_image=lose.image,
-            masks=masks,
-            prior=lose.prior if isinstance(lose, Disrupted) and source == "disrupt" else None,
-            references=one.references,
-            win_identity=best.identity,
-            lose_identity=worst.identity,
-            win_leakage_margin=best.leakage_margin,
-            lose_leakage_margin=worst.leakage_margin,
-            win_clip_t=best.clip_t,
-            lose_clip_t=worst.clip_t,
-            margin=means[0] - means[1],
-            reason=f"imported; identity {means[0]:.3f} against {means[1]:.3f}, CLIP-T apart by "
-            f"{abs(best.clip_t - worst.clip_t):.3f}",
-        )
-
-
-def _reject(one: _Placed, candidate: str, source: PairSource, why: Why) -> Reject:
-    reason, detail = why
-    return Reject(
-        scene_id=one.scene.id,
-        candidate_id=candidate,
-        source=source,
-        reason=reason,
-        detail=f"{one.row.where}: {detail}",
-    )
 
 
 def _publish(

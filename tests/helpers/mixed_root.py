@@ -20,7 +20,9 @@ def mixed_version(root: Path, scenes: int = 6) -> DatasetVersion:
     lineage = [(one.stage, one.key) for one in lineage_of(version)]
     pairs = [pair for stage, key in lineage if stage == "pair"
              for pair in store.read("pair", key, Pair)]  # fmt: skip
-    pairs = [dataclasses.replace(pair, partition="p") for pair in pairs]
+    words = ("cat", "car")  # which the embedded models know
+    told = {"partition": "p", "class_names": words, "captions": words}
+    pairs = [dataclasses.replace(pair, prompt="a cat and a car", **told) for pair in pairs]
     for at in range(0, len(pairs), 3):
         other = pairs[(at + 1) % len(pairs)]
         pairs[at] = dataclasses.replace(

@@ -94,7 +94,10 @@ def write_toys(folder: Path) -> list[dict[str, str]]:
         "anew": ([("disc", 240.0, 1), ("square", 120.0, 0)], 2), "lacking": (right[:1], 3),
     }  # fmt: skip
     for name, (things, seed) in scenes.items():
-        Image.fromarray(toy_world.picture(things, seed)).save(folder / f"{name}.png")
+        picture = toy_world.picture(things, seed)
+        if name == "anew":
+            picture[picture.std(axis=2) == 0] += 60  # another ground
+        Image.fromarray(picture).save(folder / f"{name}.png")
     common = {"prompt": "a disc and a square on grey"}
     common |= {"reference_1": "disc.png", "class_1": "disc", "subject_1": "red"}
     common |= {"reference_2": "square.png", "class_2": "square", "subject_2": "green"}
