@@ -37,6 +37,7 @@ from focusdpo.pipeline.segment import SegmentConfig
 from focusdpo.pipeline.shard import ShardConfig
 from focusdpo.pipeline.subjects.ingest import IngestConfig
 from focusdpo.pocket.world_subjects import WorldConfig
+from focusdpo.sharing.marks import MarkConfig
 from focusdpo.sharing.pair_records import ImportConfig
 from focusdpo.store.addresses import at_home, is_remote, refuse_secret
 
@@ -177,6 +178,7 @@ SECTIONS = tuple(
             "retrain",
             "alert",
             "imports",
+            "marks",
         }
     )
 )
@@ -269,6 +271,9 @@ class GenerateRun(Run):
     """What needs the models alone, and how references are read: `doctor`, `subjects`."""
 
     ingest: IngestConfig = Field(IngestConfig(), description="reading pictures of subjects")
+    marks: MarkConfig = Field(
+        MarkConfig(), description="what pictures that are painted for people say of their origin"
+    )
 
 
 class TrainRun(_Train, Run):

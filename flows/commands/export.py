@@ -18,6 +18,12 @@ from focusdpo.flows.console import working
 from focusdpo.flows.settings import Option
 from focusdpo.sharing.pair_records import PairLayout
 
+Marks = Annotated[
+    bool,
+    Option("--marks/--no-marks"),
+    Field(description="winners and losers say that a model painted them (IPTC, as XMP)"),
+]
+
 
 class _Target(BaseModel):
     """Where an export goes."""
@@ -46,6 +52,7 @@ class ExportDatasetRun(_Target):
     allow_unlicensed: Annotated[bool, Option("--allow-unlicensed")] = Field(
         False, description="export subjects that state no licence; the card says so"
     )
+    marks: Marks = True
 
 
 class ExportPairsRun(BaseModel):
@@ -64,9 +71,7 @@ class ExportPairsRun(BaseModel):
     allow_unlicensed: Annotated[bool, Option("--allow-unlicensed")] = Field(
         False, description="export subjects that state no licence"
     )
-    marks: Annotated[bool, Option("--marks/--no-marks")] = Field(
-        True, description="winners and losers say that a model painted them (IPTC, in XMP)"
-    )
+    marks: Marks = True
 
 
 class ExportAdapterRun(_Target):
@@ -98,7 +103,11 @@ def dataset(run: ExportDatasetRun) -> Mapping[str, Any]:
     with _target(run) as folder:
         with working("exporting"):
             made = export_dataset(
-                run.root, folder, run.version, allow_unlicensed=run.allow_unlicensed
+                run.root,
+                folder,
+                run.version,
+                allow_unlicensed=run.allow_unlicensed,
+                marks=run.marks,
             )
         counts = ", ".join(f"{name} {count}" for name, count in made.pairs.items())
         say(f"{folder}: version {made.version}, pairs: {counts}; {counted(made.files, 'file')}")
