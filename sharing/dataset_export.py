@@ -5,6 +5,7 @@ data/<split>-*.parquet               the pairs for `datasets.load_dataset`
 webdataset/<split>/pairs-*.tar       the shards for webdataset
 pictures/*.png                       examples that the card shows
 lineage.json, config.yaml            how it came about
+croissant.json, statistics.json      what machines read of it
 SHA256SUMS                           of all files
 """
 
@@ -33,6 +34,13 @@ from focusdpo.pipeline.upkeep.garbage import reading
 from focusdpo.reports.dataset_section import REASONS
 from focusdpo.reports.lineage_section import family_of, stage_models
 from focusdpo.reports.metric_texts import code, one_line
+from focusdpo.sharing.croissant import (
+    CROISSANT,
+    STATISTICS,
+    as_text,
+    croissant,
+    shard_statistics,
+)
 from focusdpo.sharing.hub import whole_folder, write_sums
 from focusdpo.store import tars
 from focusdpo.store.artefacts import Store
@@ -176,12 +184,15 @@ def card(
         share=f"{pairs / tried:.0%}" if tried else "-",
         pictures=pictures,
         models=stage_models(manifest, family_of(manifest["config"])),
-        licences=sorted(
-            Counter(one["licence"].strip() or UNSTATED for one in manifest["subjects"]).items()
-        ),
+        licences=sorted(_licences(version).items()),
         classes=Counter(word for row in version.rows for word in row.class_names).most_common(10),
         biases=_biases(version),
     )
+
+
+def _licences(version: DatasetVersion) -> Counter[str]:
+    """Licence -> subjects."""
+    return Counter(one["licence"].strip() or UNSTATED for one in version.manifest["subjects"])
 
 
 def example_pictures(
@@ -298,6 +309,9 @@ def _export(found: DatasetVersion, out: Path, allow_unlicensed: bool, marks: boo
         settings = without_paths(found.manifest["config"])
         (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
         (folder / CARD).write_text(card(found, counts, pictures), encoding="utf-8")
+        about = croissant(found, folder, sorted(_licences(found)), _biases(found))
+        (folder / CROISSANT).write_text(as_text(about), encoding="utf-8")
+        (folder / STATISTICS).write_text(as_text(shard_statistics(found.rows, folder)), "utf-8")
         write_sums(folder)
     written = [path for path in Path(out).rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in written)

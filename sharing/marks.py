@@ -1,7 +1,7 @@
 """What a picture that is painted for people says of its origin.
 
-IPTC's DigitalSourceType, trainedAlgorithmicMedia, as XMP: any viewer of metadata shows it. And
-Content Credentials (C2PA), signed, where the user has a certificate: `pip install 'focusdpo[c2pa]'`.
+IPTC's DigitalSourceType, trainedAlgorithmicMedia, as XMP: any viewer of metadata shows it. Where
+the user has a certificate, Content Credentials (C2PA) besides: `pip install 'focusdpo[c2pa]'`.
 What is kept to be trained on or measured carries no mark: its bytes are what its keys say.
 """
 
