@@ -69,6 +69,37 @@ def encode_png(array: NDArray[np.generic]) -> bytes:
     return sink.getvalue()
 
 
+SYNTHETIC = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+"""IPTC's word for a picture that a trained model has painted: what its DigitalSourceType says."""
+XMP = (
+    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description rdf:about="" '
+    'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">'
+    f"<Iptc4xmpExt:DigitalSourceType>{SYNTHETIC}</Iptc4xmpExt:DigitalSourceType>"
+    "</rdf:Description></rdf:RDF></x:xmpmeta>"
+    '<?xpacket end="w"?>'
+).encode()
+"""The mark of a painted picture as an XMP packet: what JPEG and WebP take as it is."""
+_IHDR_END = 33
+"""Bytes of a PNG's signature and header chunk, which come first."""
+
+
+def mark_png(png: bytes, wanted: bool = True) -> bytes:
+    """The PNG with the mark of a painted picture (IPTC, as XMP), its pixels untouched; as it is
+    where that is not wanted or the mark is there."""
+    if not wanted or is_marked(png):
+        return png
+    text = b"iTXt" + b"XML:com.adobe.xmp\0" + b"\0\0\0\0" + XMP
+    size, check = (len(text) - 4).to_bytes(4, "big"), zlib.crc32(text).to_bytes(4, "big")
+    return png[:_IHDR_END] + size + text + check + png[_IHDR_END:]
+
+
+def is_marked(picture: bytes) -> bool:
+    """Whether a PNG, JPEG or WebP of ours says that it was painted."""
+    return XMP in picture
+
+
 def decode_png(data: bytes, where: str = "image") -> NDArray[np.uint8]:
     """The array of `encode_png`'s bytes: (H, W, 3) or (H, W). UserError names `where`."""
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Collection
 from typing import Any
 
 import yaml
@@ -63,14 +64,17 @@ def decode_text(data: bytes, where: str) -> str:
         ) from error
 
 
-def read_yaml(text: str | bytes, where: str, *, texts_only: bool = False) -> Any:
-    """What YAML says. `texts_only`: no value may be a number, a date, true or false.
+def read_yaml(
+    text: str | bytes, where: str, *, texts_only: bool = False, flags: Collection[str] = ()
+) -> Any:
+    """What YAML says. `texts_only`: no value may be a number, a date, true or false, but those of
+    the keys `flags`, which are true or false.
 
     UserError that names `where` and the line for other encodings, no YAML, keys that are given
     twice, and values that YAML reads as something else than what is written.
     """
     loader = _Loader(decode_text(text, where) if isinstance(text, bytes) else text)
-    loader.where, loader.texts_only = where, texts_only
+    loader.where, loader.texts_only, loader.flags = where, texts_only, flags
     try:
         return loader.get_single_data()
     except RecursionError as error:
@@ -82,12 +86,16 @@ def read_yaml(text: str | bytes, where: str, *, texts_only: bool = False) -> Any
 class _Loader(yaml.SafeLoader):
     where: str
     texts_only: bool
+    flags: Collection[str]
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         if isinstance(node, yaml.ScalarNode) and node.style is None:
             self._check(node)
         elif isinstance(node, yaml.MappingNode):
             self._refuse_twice(node)
+            for key, value in node.value:
+                if key.value in self.flags and value.value.lower() in ("true", "false"):
+                    value.style = "flag"  # any style but None: not checked as a plain text
         return super().construct_object(node, deep)
 
     def _check(self, node: yaml.ScalarNode) -> None:

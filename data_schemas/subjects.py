@@ -19,6 +19,16 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a subject's pictures come from, and whether it may be used."""
+
+    source: str = ""
+    person: bool = False
+    consent: str = ""
+    """Of a person: who consented, to what, and when."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
     """A subject with at least one reference."""
 

@@ -19,7 +19,7 @@ from PIL import Image as PillowImage
 from PIL import ImageOps
 
 from focusdpo.data_schemas.evaluations import EvalScene
-from focusdpo.data_schemas.images import contact_sheet, encode_png
+from focusdpo.data_schemas.images import contact_sheet, encode_png, mark_png
 from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.data_schemas.scenes import Scene, candidate_seed
 from focusdpo.data_schemas.tables import to_parquet
@@ -185,7 +185,7 @@ def paint_missing(
         )
         for at, picture in zip(part, pictures, strict=True):
             # A picture is whole or absent: a run may be killed at any time.
-            write_whole(out / names[at], encode_png(picture))
+            write_whole(out / names[at], mark_png(encode_png(picture)))
         watch(f"paint {model}", part.stop, len(names), {})
     return names
 

@@ -40,6 +40,8 @@ from focusdpo.pipeline.segment import SegmentConfig
 from focusdpo.pipeline.shard import ShardConfig
 from focusdpo.pipeline.subjects.ingest import IngestConfig
 from focusdpo.pocket.world_subjects import WorldConfig
+from focusdpo.sharing.marks import MarkConfig
+from focusdpo.sharing.pair_records import ImportConfig
 from focusdpo.store.addresses import at_home, is_remote, refuse_secret
 
 CLOSED = ConfigDict(extra="forbid", frozen=True)
@@ -185,6 +187,8 @@ SECTIONS = tuple(
             "rounds",
             "levels",
             "alert",
+            "imports",
+            "marks",
         }
     )
 )
@@ -258,10 +262,28 @@ class BuildRun(_Alert, _Build):
     root: Root = Field(description="folder of the dataset, made when absent")
 
 
+class ImportRun(Stages, Run):
+    """`import pairs`: pairs made elsewhere -> a dataset version in `root`."""
+
+    root: Annotated[Address, Option("--root")] = Field(
+        description="folder of the dataset, made when absent; one of its own for imported pairs"
+    )
+    strict: Annotated[bool, Option("--strict")] = Field(
+        False, description="stop at the first row that cannot be used"
+    )
+    licence: Annotated[str, Option("--licence")] = Field(
+        "", description="licence of the subjects for which the table tells none"
+    )
+    imports: ImportConfig = Field(ImportConfig(), description="pairs from elsewhere")
+
+
 class GenerateRun(Run):
     """What needs the models alone, and how references are read: `doctor`, `subjects`."""
 
     ingest: IngestConfig = Field(IngestConfig(), description="reading pictures of subjects")
+    marks: MarkConfig = Field(
+        MarkConfig(), description="what pictures that are painted for people say of their origin"
+    )
 
 
 class TrainRun(_Train, Run):

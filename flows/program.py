@@ -39,6 +39,7 @@ GROUPS = {
     "review": "Decisions of reviewers about pairs (made in `focusdpo studio`): agreement, list, "
     "export. The next build honours them.",
     "export": "Make results ready to be given away.",
+    "import": "Bring what was made elsewhere.",
 }
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": run.demo,
@@ -74,6 +75,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "review export": reviewing.export,
     "export dataset": export.dataset,
     "export adapter": export.adapter,
+    "export pairs": export.pairs,
+    "import pairs": dataset.import_pairs,
 }
 """Every command but those of `pocket`, in the order of --help."""
 

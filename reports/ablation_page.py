@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from focusdpo.data_schemas.ablations import BASE, Ablation, Arm, to_json
-from focusdpo.data_schemas.images import encode_png
+from focusdpo.data_schemas.images import encode_png, mark_png
 from focusdpo.evaluation.folder import EvaluationFolder
 from focusdpo.reports import ablation_tables as tables
 from focusdpo.reports.ablation_verdict import (
@@ -327,7 +327,7 @@ def _gallery(grid: Grid, look: Lookup) -> list[GalleryRow]:
     rows = [GalleryRow("references", False, references)]
     for arm, painted in zip(grid.arms, grid.painted, strict=True):
         pictures = tuple(
-            picture(pixels, f"{arm.label}: {scene.prompt}")
+            picture(pixels, f"{arm.label}: {scene.prompt}", painted=True)
             for pixels, scene in zip(painted, grid.scenes, strict=True)
         )
         rows.append(GalleryRow(arm.label, arm.name == look.ablation.best, pictures))
@@ -356,7 +356,9 @@ def write_ablation_report(folder: Path, ablation: Ablation) -> Path:
         write_whole(folder / CURVES, curves_svg(charts))
         text += f"\n![Validation metrics along each training]({CURVES})\n"
     if grid is not None:
-        write_whole(folder / PICTURES, encode_png(np.asarray(labelled_sheet(grid))))
+        write_whole(
+            folder / PICTURES, mark_png(encode_png(np.asarray(labelled_sheet(grid))))
+        )
         text += f"\n![References of held-out scenes, below them each arm's pictures]({PICTURES})\n"
     write_whole(folder / MARKDOWN, text.encode())
     write_whole(folder / PAGE, page)

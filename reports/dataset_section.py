@@ -100,8 +100,8 @@ def pair_card(dataset: DatasetVersion, records: Records, row: IndexRow) -> PairC
         prompt=pair.prompt,
         source=pair.source,
         mode=pair.mode,
-        win=picture(images.win, f"winner: {words}"),
-        lose=picture(images.lose, f"loser: {words}"),
+        win=picture(images.win, f"winner: {words}", painted=True),
+        lose=picture(images.lose, f"loser: {words}", painted=True),
         prior=overlay(images.win, images.prior, f"where the preference looks: {words}"),
         references=tuple(
             picture(image, f"reference: {name}")
@@ -144,7 +144,8 @@ def reject_card(records: Records, reject: Reject) -> RejectCard:
     candidate = disrupted or records.sampled.get(reject.candidate_id)
     words = ((candidate, "rejected candidate"), (parent, "what it was made from"))
     image, against = (
-        picture(records.store.image(one.image), alt) if one else None for one, alt in words
+        picture(records.store.image(one.image), alt, painted=True) if one else None
+        for one, alt in words
     )
     return RejectCard(
         candidate_id=reject.candidate_id,

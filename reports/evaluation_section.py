@@ -91,7 +91,7 @@ class Painter:
         """What it painted of a scene. UserError where it cannot be read."""
         record = self.scenes[scene]
         words = f"{self.label}: {', '.join(record.class_names)}. {verdict_words(record)}"
-        return picture(self.folder.picture(record.image), words)
+        return picture(self.folder.picture(record.image), words, painted=True)
 
 
 def painter(folder: EvaluationFolder, model: str, label: str = "") -> Painter:

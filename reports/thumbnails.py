@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.images import XMP, mark_png
 from focusdpo.reports.view import FocusGrid, FocusRow, Picture
 
 PIXEL_ART = 128
@@ -32,22 +33,24 @@ _STOPS = np.array(
 """Dark blue to pale yellow, evenly, and the same to the colour-blind."""
 
 
-def picture(image: NDArray[np.uint8] | Image.Image, alt: str) -> Picture:
-    """Encodes an RGB image (H, W, 3) or a grey one (H, W)."""
+def picture(image: NDArray[np.uint8] | Image.Image, alt: str, *, painted: bool = False) -> Picture:
+    """Encodes an RGB image (H, W, 3) or a grey one (H, W); one that a model `painted` says so, as
+    IPTC's DigitalSourceType in XMP."""
     pil = image if isinstance(image, Image.Image) else Image.fromarray(image)
     pil = pil.convert("RGB")
     out = io.BytesIO()
     if max(pil.size) <= PIXEL_ART:
         pil.save(out, "PNG", optimize=True)
-        return _made(out, "image/png", pil, alt)
+        return _made(mark_png(out.getvalue(), painted), "image/png", pil, alt)
     if max(pil.size) > LARGEST:
         pil.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
-    pil.save(out, "JPEG", quality=85, optimize=True)
-    return _made(out, "image/jpeg", pil, alt)
+    marks = {"xmp": XMP} if painted else {}
+    pil.save(out, "JPEG", quality=85, optimize=True, **marks)
+    return _made(out.getvalue(), "image/jpeg", pil, alt)
 
 
-def _made(out: io.BytesIO, mime: str, pil: Image.Image, alt: str) -> Picture:
-    return Picture(data=out.getvalue(), mime=mime, width=pil.width, height=pil.height, alt=alt)
+def _made(data: bytes, mime: str, pil: Image.Image, alt: str) -> Picture:
+    return Picture(data=data, mime=mime, width=pil.width, height=pil.height, alt=alt)
 
 
 def overlay(image: Array, mask: NDArray[Any], alt: str) -> Picture:
@@ -140,8 +143,8 @@ def focus_grid(arrays: Mapping[str, NDArray[Any]], info: Mapping[str, Any]) -> F
         explain=f"Pair {info.get('pair', '')}: \u201c{info.get('prompt', '')}\u201d. {_WORDS}",
         sigmas=sigmas,
         context=(
-            picture(arrays["win"], "winner"),
-            picture(arrays["lose"], "loser"),
+            picture(arrays["win"], "winner", painted=True),
+            picture(arrays["lose"], "loser", painted=True),
             *(
                 picture(arrays[r], f"reference: {w}")
                 for r, w in zip(references, words, strict=True)

@@ -5,6 +5,7 @@ data/<split>-*.parquet               the pairs for `datasets.load_dataset`
 webdataset/<split>/*.tar             the shards for webdataset, those of most subjects first
 pictures/*.png                       examples that the card shows
 lineage.json, config.yaml            how it came about
+croissant.json, statistics.json      what machines read of it
 SHA256SUMS                           of all files
 """
 
@@ -27,12 +28,19 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.images import contact_sheet, encode_png
+from focusdpo.data_schemas.images import contact_sheet, encode_png, mark_png
 from focusdpo.data_schemas.shards import IndexRow, ShardSample, Split
 from focusdpo.pipeline.upkeep.garbage import reading
 from focusdpo.reports.dataset_section import REASONS
 from focusdpo.reports.lineage_section import family_of, stage_models
 from focusdpo.reports.metric_texts import code, one_line
+from focusdpo.sharing.croissant import (
+    CROISSANT,
+    STATISTICS,
+    as_text,
+    croissant,
+    shard_statistics,
+)
 from focusdpo.sharing.hub import whole_folder, write_sums
 from focusdpo.store import tars
 from focusdpo.store.artefacts import Store
@@ -51,6 +59,7 @@ PICTURES = {
     "lose_complexity": "losecomplexity",
 }
 """Column -> field of the sample."""
+PAINTED = ("win.png", "lose.png")
 PER_SUBJECT = {"masks": "mask", "references": "ref", "reference_masks": "refmask"}
 
 
@@ -91,7 +100,9 @@ def features() -> Any:
     )
 
 
-def write_parquet(store: Store, rows: Sequence[IndexRow], folder: Path, split: str) -> list[Path]:
+def write_parquet(
+    store: Store, rows: Sequence[IndexRow], folder: Path, split: str, *, marks: bool = True
+) -> list[Path]:
     """Write `<split>-00000-of-00001.parquet` and so on. Same rows, same bytes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -108,15 +119,17 @@ def write_parquet(store: Store, rows: Sequence[IndexRow], folder: Path, split: s
         ) as sink:
             for start in range(0, len(chunk), GROUP):
                 records = [
-                    record(row, read_fields(store, row)) for row in chunk[start : start + GROUP]
+                    record(row, read_fields(store, row), marks=marks)
+                    for row in chunk[start : start + GROUP]
                 ]
                 sink.write_table(pa.Table.from_pylist(records, schema=schema), row_group_size=GROUP)
         written.append(path)
     return written
 
 
-def record(row: IndexRow, fields: Mapping[str, bytes]) -> dict[str, Any]:
-    """One row: the sample's PNGs as they are, and what one may choose pairs by."""
+def record(row: IndexRow, fields: Mapping[str, bytes], *, marks: bool = True) -> dict[str, Any]:
+    """One row: the sample's PNGs, the painted ones with `marks`, and what one may choose by."""
+    fields = {**fields, **{name: mark_png(fields[name], marks) for name in PAINTED}}
     pair = json.load(io.BytesIO(fields["json"]))["pair"]
     made: dict[str, Any] = {name: pair[name] for name in features() if name in pair}
     made["pair_id"] = row.pair_id
@@ -174,15 +187,20 @@ def card(
         share=f"{pairs / tried:.0%}" if tried else "-",
         pictures=pictures,
         models=stage_models(manifest, family_of(manifest["config"])),
-        licences=sorted(
-            Counter(one["licence"].strip() or UNSTATED for one in manifest["subjects"]).items()
-        ),
+        licences=sorted(_licences(version).items()),
         classes=Counter(word for row in version.rows for word in row.class_names).most_common(10),
         biases=_biases(version),
     )
 
 
-def example_pictures(version: DatasetVersion, folder: Path) -> list[tuple[str, IndexRow]]:
+def _licences(version: DatasetVersion) -> Counter[str]:
+    """Licence -> subjects."""
+    return Counter(one["licence"].strip() or UNSTATED for one in version.manifest["subjects"])
+
+
+def example_pictures(
+    version: DatasetVersion, folder: Path, *, marks: bool = True
+) -> list[tuple[str, IndexRow]]:
     """A strip per example: references, winner, loser. Evenly over the pairs' ids, which are hashes:
     none is chosen for its looks."""
     rows = sorted(version.rows, key=lambda row: (-row.num_subjects, row.pair_id))
@@ -192,7 +210,8 @@ def example_pictures(version: DatasetVersion, folder: Path) -> list[tuple[str, I
     for at in range(count):
         row = rows[at * len(rows) // count]
         name = f"pictures/{at}.png"
-        (folder / f"{at}.png").write_bytes(encode_png(_strip(version.read(row))))
+        strip = encode_png(_strip(version.read(row)))
+        (folder / f"{at}.png").write_bytes(mark_png(strip, marks))
         made.append((name, row))
     return made
 
@@ -257,18 +276,25 @@ class Exported:
 
 
 def export_dataset(
-    root: str | Path, out: Path, version: str = "latest", *, allow_unlicensed: bool = False
+    root: str | Path,
+    out: Path,
+    version: str = "latest",
+    *,
+    allow_unlicensed: bool = False,
+    marks: bool = True,
 ) -> Exported:
     """Write a version into the new folder `out`, which appears whole. Same version, same bytes.
+    `marks`: winners and losers say that a model painted them, but in the shards, which are the
+    store's.
 
     UserError for an `out` that is not free, a damaged sample, an empty version, and a subject
     without a licence unless `allow_unlicensed`.
     """
     with reading(root, version, "an export") as found:
-        return _export(found, out, allow_unlicensed)
+        return _export(found, out, allow_unlicensed, marks)
 
 
-def _export(found: DatasetVersion, out: Path, allow_unlicensed: bool) -> Exported:
+def _export(found: DatasetVersion, out: Path, allow_unlicensed: bool, marks: bool) -> Exported:
     unlicensed = check_licences(found, allow_unlicensed)
     if not found.rows:
         raise UserError(f"{found.store.root}: version {found.id} has no pairs, nothing to export")
@@ -278,14 +304,17 @@ def _export(found: DatasetVersion, out: Path, allow_unlicensed: bool) -> Exporte
             rows = found.rows_of(split)
             if rows:
                 counts[name] = len(rows)
-                write_parquet(found.store, rows, folder / "data", name)
+                write_parquet(found.store, rows, folder / "data", name, marks=marks)
                 _copy_shards(found.store, rows, folder / "webdataset" / name)
-        pictures = example_pictures(found, folder / "pictures")
+        pictures = example_pictures(found, folder / "pictures", marks=marks)
         text = json.dumps(lineage(found), indent=2, sort_keys=True, ensure_ascii=False)
         (folder / "lineage.json").write_text(text + "\n", encoding="utf-8")
         settings = without_paths(found.manifest["config"])
         (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
         (folder / CARD).write_text(card(found, counts, pictures), encoding="utf-8")
+        about = croissant(found, folder, sorted(_licences(found)), _biases(found))
+        (folder / CROISSANT).write_text(as_text(about), encoding="utf-8")
+        (folder / STATISTICS).write_text(as_text(shard_statistics(found.rows, folder)), "utf-8")
         write_sums(folder)
     written = [path for path in Path(out).rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in written)

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from focusdpo.data_schemas.errors import counted
-from focusdpo.flows.commands.options import ROOT, say
-from focusdpo.flows.config import GenerateRun
-from focusdpo.flows.console import working
+from focusdpo.flows.commands.options import ROOT, Incomplete, say
+from focusdpo.flows.config import GenerateRun, ImportRun
+from focusdpo.flows.console import Bars, working
 
 FOLDERS = Annotated[
     list[Path],
@@ -83,6 +83,54 @@ def purge(names: NAMES, root: ROOT) -> Mapping[str, Any]:
         "Adapters, reports and copies outside the root are yours to delete"
     )
     return {"command": "dataset purge", "root": root, **told}
+
+
+TABLES = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="TABLE...",
+        help="A table of pairs (csv, jsonl, parquet), or a folder in the layout of `export pairs`, "
+        "Flow-Factory, SimpleTuner or VeRL-Omni.",
+    ),
+]
+
+
+def import_pairs(
+    run: ImportRun,
+    tables: TABLES,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            "--size", min=8, max=4096, help="Scale and crop pictures to this side, in pixels."
+        ),
+    ] = None,
+) -> Mapping[str, Any]:
+    """Make preference pairs from elsewhere a dataset version: what masks lack is found, where
+    winner and loser differ is measured, both are scored.
+
+    Rows that cannot be used are told by file and line and left out; the exit code is 3 then.
+    """
+    from focusdpo.flows.build import imported
+
+    if size is not None:
+        imports = run.imports.model_copy(update={"size": size})
+        run = run.model_copy(update={"imports": imports})
+    with Bars() as watch:
+        result = imported.import_pairs(run, tables, watch)
+    for line in result.problems:
+        say(f"left out: {line}")
+    for reason, count in result.rejects.items():
+        say(f"rejected: {reason}, {counted(count, 'pair')}")
+    if result.inverted:
+        say(
+            f"{counted(result.inverted, 'pair')} in which the loser is more like the references "
+            "than the winner, as the identity encoder sees it"
+        )
+    say(
+        f"dataset {result.version}: {counted(result.pairs, 'pair')} of "
+        f"{counted(result.subjects, 'subject')} in {result.root}"
+    )
+    return Incomplete(result.as_dict()) if result.problems else result.as_dict()
 
 
 def gc(

@@ -16,6 +16,13 @@ from focusdpo.flows.commands.options import fetched, require_here, say
 from focusdpo.flows.config import CLOSED, Root, Version
 from focusdpo.flows.console import working
 from focusdpo.flows.settings import Option
+from focusdpo.sharing.pair_records import PairLayout
+
+Marks = Annotated[
+    bool,
+    Option("--marks/--no-marks"),
+    Field(description="winners and losers say that a model painted them (IPTC, as XMP)"),
+]
 
 
 class _Target(BaseModel):
@@ -45,6 +52,26 @@ class ExportDatasetRun(_Target):
     allow_unlicensed: Annotated[bool, Option("--allow-unlicensed")] = Field(
         False, description="export subjects that state no licence; the card says so"
     )
+    marks: Marks = True
+
+
+class ExportPairsRun(BaseModel):
+    """`export pairs`: a version in a trainer's layout."""
+
+    model_config = CLOSED
+
+    root: Root
+    version: Version = "latest"
+    out: Annotated[Path, Option("--out")] = Field(description="folder to write")
+    layout: Annotated[PairLayout, Option("--layout")] = Field(
+        "plain",
+        description="plain: win/ lose/ masks/ references/ metadata.jsonl; or what Flow-Factory, "
+        "SimpleTuner or VeRL-Omni reads",
+    )
+    allow_unlicensed: Annotated[bool, Option("--allow-unlicensed")] = Field(
+        False, description="export subjects that state no licence"
+    )
+    marks: Marks = True
 
 
 class ExportAdapterRun(_Target):
@@ -76,7 +103,11 @@ def dataset(run: ExportDatasetRun) -> Mapping[str, Any]:
     with _target(run) as folder:
         with working("exporting"):
             made = export_dataset(
-                run.root, folder, run.version, allow_unlicensed=run.allow_unlicensed
+                run.root,
+                folder,
+                run.version,
+                allow_unlicensed=run.allow_unlicensed,
+                marks=run.marks,
             )
         counts = ", ".join(f"{name} {count}" for name, count in made.pairs.items())
         say(f"{folder}: version {made.version}, pairs: {counts}; {counted(made.files, 'file')}")
@@ -85,6 +116,28 @@ def dataset(run: ExportDatasetRun) -> Mapping[str, Any]:
         url = _send(run, folder, "dataset", f"Dataset version {made.version}")
     out = None if run.out is None else str(run.out)
     return {"command": "export dataset", **asdict(made), "out": out, "url": url}
+
+
+def pairs(run: ExportPairsRun) -> Mapping[str, Any]:
+    """Write a dataset version's pairs for another trainer: pictures, masks, references, and its own
+    kind of table. `import pairs` reads each of them back."""
+    from focusdpo.sharing.pair_layouts import export_pairs
+
+    require_here(run.out)
+    with working("exporting"):
+        made = export_pairs(
+            run.root,
+            run.out,
+            run.layout,
+            run.version,
+            allow_unlicensed=run.allow_unlicensed,
+            marks=run.marks,
+        )
+    counts = ", ".join(f"{name} {count}" for name, count in made.pairs.items())
+    say(f"{made.out}: version {made.version} for {made.layout}, pairs: {counts}")
+    for name in made.unlicensed:
+        say(f"no licence is stated: {name}")
+    return {"command": "export pairs", **asdict(made), "out": str(made.out)}
 
 
 def adapter(run: ExportAdapterRun) -> Mapping[str, Any]:

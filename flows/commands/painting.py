@@ -153,10 +153,11 @@ def _paint(run: PaintRun, generator: Generator) -> dict[str, Any]:
 
 def _again(run: PaintRun, picture: Path) -> Mapping[str, Any]:
     from focusdpo.flows.generate.inference import again
+    from focusdpo.sharing.marks import unsigned
 
     with working("painting once more"):
         made = again(picture, run.reference, run.adapter)
-        same = made.png() == picture.read_bytes()
+        same = made.png() == unsigned(picture.read_bytes())
         made.save(run.out)
     say(f"{run.out}: {'the same bytes' if same else 'not the same bytes'} as {picture}")
     told = {"command": "generate", "out": str(run.out), "again": str(picture), "same": same}

@@ -322,7 +322,9 @@ class Handlers:
             about = painted.about.model_copy(update={"references": names, "adapter": adapter})
             (seed,) = about.seeds
             path = self.folder / f"{time.time_ns()}-seed-{seed}.png"
-            made.append((str(Painted(painted.image, about).save(path)), f"seed {seed}"))
+            made.append(
+                (str(Painted(painted.image, about, painted.marks).save(path)), f"seed {seed}")
+            )
         return made
 
     def _clean(self) -> None:

@@ -35,6 +35,8 @@ from focusdpo.data_schemas.images import (
     Picture,
     check_size,
     contact_sheet,
+    is_marked,
+    mark_png,
     read_picture,
 )
 from focusdpo.data_schemas.strict import StrictModel
@@ -45,6 +47,7 @@ from focusdpo.pipeline.compose import TEMPLATES
 from focusdpo.pipeline.parts import Image, Mask, ReferenceImage
 from focusdpo.pipeline.subjects.cutouts import cut_out
 from focusdpo.pipeline.subjects.folders import known_classes
+from focusdpo.sharing.marks import MarkConfig, marked
 from focusdpo.store.local import make_folder, write_whole
 from focusdpo.store.outputs import address_of, local
 from focusdpo.store.provenance import packages
@@ -96,9 +99,10 @@ class Painted:
 
     image: PillowImage.Image
     about: About
+    marks: MarkConfig = MarkConfig()
 
     def png(self) -> bytes:
-        """The file's bytes: same picture, same bytes."""
+        """The file's bytes before it is signed: same picture, same bytes."""
         info = PngInfo()
         for name, value in self.about.model_dump(mode="json").items():
             if value is not None:
@@ -106,13 +110,14 @@ class Painted:
                 info.add_text(f"{PREFIX}{name}", text)
         sink = io.BytesIO()
         self.image.save(sink, format="PNG", pnginfo=info)
-        return sink.getvalue()
+        return mark_png(sink.getvalue(), self.marks.synthetic)
 
     def save(self, path: str | Path) -> Path:
-        """Write the PNG; it appears whole. UserError when it cannot be written."""
+        """Write the PNG, signed where there is a certificate; it appears whole. UserError when it
+        cannot be signed or written."""
         path = Path(path)
         make_folder(path.parent)
-        write_whole(path, self.png())
+        write_whole(path, marked(self.png(), self.marks))
         return path
 
 
@@ -124,7 +129,7 @@ def sheet(pictures: Sequence[Painted], columns: int | None = None) -> Painted:
     arrays = [np.asarray(picture.image, dtype=np.uint8) for picture in pictures]
     seeds = tuple(seed for picture in pictures for seed in picture.about.seeds)
     about = pictures[0].about.model_copy(update={"seeds": seeds, "columns": columns})
-    return Painted(contact_sheet(arrays, columns=columns), about)
+    return Painted(contact_sheet(arrays, columns=columns), about, pictures[0].marks)
 
 
 def read_about(path: str | Path) -> About:
@@ -195,7 +200,7 @@ class Generator:
         for seed in seeds:
             (pixels,) = generator.generate([about.prompt], [shown], [seed])
             own = about.model_copy(update={"seeds": (seed,)})
-            made.append(Painted(PillowImage.fromarray(pixels), own))
+            made.append(Painted(PillowImage.fromarray(pixels), own, self.run.marks))
         return made
 
     def about(
@@ -217,7 +222,7 @@ class Generator:
             adapter=self.adapter,
             adapter_digest=self.adapter_digest,
             preset=self.run.preset,
-            settings=self.run.model_dump(mode="json", exclude={"preset"}),
+            settings=self.run.model_dump(mode="json", exclude={"preset", "marks"}),
             fingerprint=fingerprint_of(self.run.family, "generator"),
         )
 
@@ -266,6 +271,7 @@ def again(
             f"{picture}: was made from {len(about.references)} references; give as many"
         )
     run = resolve(GenerateRun, {**about.settings, "preset": "pocket"})
+    marks = MarkConfig(synthetic=is_marked(Path(picture).read_bytes()))
     where = about.adapter if adapter is None else adapter
     if adapter is not None and about.adapter_digest is None:
         raise UserError(f"{picture}: was made without an adapter; leave --adapter out")
@@ -282,7 +288,7 @@ def again(
     if now.version != about.version:
         log.warning("%s: made by focusdpo %s, this is %s", picture, about.version, now.version)
     made = sheet(generator(about.prompt, subjects, about.seeds), about.columns)
-    return Painted(made.image, about)
+    return Painted(made.image, about, marks)
 
 
 def unsaid(prompt: str, words: Sequence[str]) -> list[str]:

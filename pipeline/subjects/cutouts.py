@@ -17,6 +17,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import Picture
 from focusdpo.data_schemas.subjects import Reference
 from focusdpo.pipeline.parts import Segmenter
+from focusdpo.pipeline.subjects.picture_checks import picture_notes
 from focusdpo.store.artefacts import Store
 from focusdpo.store.keys import content_key, digest, image_key
 
@@ -47,19 +48,20 @@ def cut_out(
     tolerance: int,
     find: Finder | None = None,
     where: object = "the picture",
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_], str]:
-    """Image (size, size, 3) on white, mask (size, size), and what its owner should know or "".
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_], list[str]]:
+    """Image (size, size, 3) on white, mask (size, size), and what its owner should know.
 
     The mask is `find_subject`'s. UserError that names `where` when nothing is visible.
     """
     if picture.alpha is not None:
         _check_visible(picture.alpha, where)
     picture, alpha, note = find_subject(picture, size, tolerance, find)
+    notes = [note] if note else picture_notes(picture, alpha, size)
     image, opacity = _square(picture.image, alpha, size)
     mask = opacity > 127
     if not mask.any():
         raise UserError(f"{where}: nothing is left of the subject at {size} pixels; it is too thin")
-    return image, mask, note
+    return image, mask, notes
 
 
 def _check_visible(alpha: NDArray[np.uint8], where: object) -> None:

@@ -2,7 +2,7 @@
 
 DIR/<subject>/*.png|jpg|...           pictures of one subject; alpha is its mask
 DIR/<subject>/<name>_mask.png         optional: the mask of <name>.*, white where the subject is
-DIR/<subject>/subject.yaml            optional: class_name, licence
+DIR/<subject>/subject.yaml            optional: class_name, licence, source, person, consent
 """
 
 from __future__ import annotations
@@ -43,6 +43,9 @@ class SubjectCard(StrictModel):
 
     class_name: str | None = Field(None, min_length=1, description="the word for it in prompts")
     licence: str = Field("", description="licence or owner of the pictures")
+    source: str = Field("", description="where the pictures come from")
+    person: bool = Field(False, description="true: they show a person, who must have consented")
+    consent: str = Field("", description="of a person: who consented, to what, and when")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,7 +230,7 @@ def card_of(path: Path | None) -> SubjectCard:
 def parse_card(data: bytes, where: str) -> SubjectCard:
     """A card from its bytes; UserError when they are none."""
     try:
-        values = read_yaml(data, where, texts_only=True) or {}
+        values = read_yaml(data, where, texts_only=True, flags=("person",)) or {}
         if not isinstance(values, dict):
             raise UserError(f"{where}: expected lines such as 'class_name: cat'")
         return SubjectCard.model_validate(values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -16,10 +16,12 @@ from pydantic import Field
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import Picture, encode_png, read_picture
 from focusdpo.data_schemas.strict import StrictModel
-from focusdpo.data_schemas.subjects import Reference, Subject
+from focusdpo.data_schemas.subjects import Origin, Reference, Subject
 from focusdpo.pipeline.subjects.cutouts import cut_out
 from focusdpo.pipeline.subjects.folders import (
+    CARD,
     NAME,
+    SubjectCard,
     card_of,
     check_name,
     class_name_of,
@@ -30,11 +32,16 @@ from focusdpo.pipeline.subjects.folders import (
     stray_pictures,
     subject_folders,
 )
+from focusdpo.pipeline.subjects.picture_checks import has_common_mark, light_of
 from focusdpo.store.artefacts import Store
 from focusdpo.store.keys import content_key, digest, image_key
 
 VERSION = 2
 STAGE = "subjects"
+ORIGIN = "origin"
+"""The table of a subject's artefact that says where its pictures come from; absent where nothing is
+told."""
+NOT_TOLD = Origin()
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +97,7 @@ class _Found(NamedTuple):
     class_name: str
     licence: str
     pictures: list[Cutout]
+    origin: Origin
 
 
 def ingest(
@@ -157,6 +165,7 @@ def put_subject(
     class_name: str,
     pictures: Sequence[Cutout],
     licence: str = "",
+    origin: Origin = NOT_TOLD,
 ) -> Subject:
     """Store a subject whose references are ready: images (S, S, 3) uint8, masks (S, S) bool."""
     if not NAME.fullmatch(id):
@@ -171,7 +180,8 @@ def put_subject(
         images[f"refmask{i}.png"] = encode_png(mask)
     content = digest(b"\0".join([class_name.encode(), *images.values()]))[:16]
     # The licence is in the record, so it must be in the key, though no picture depends on it.
-    key = content_key(STAGE, VERSION, {"id": id, "licence": licence}, inputs=[content])
+    told = {} if origin == NOT_TOLD else {ORIGIN: asdict(origin)}
+    key = content_key(STAGE, VERSION, {"id": id, "licence": licence, **told}, inputs=[content])
     references = tuple(
         Reference(
             image=image_key(STAGE, key, f"ref{i}.png"),
@@ -183,8 +193,17 @@ def put_subject(
         id=id, class_name=class_name, references=references, licence=licence, digest=content
     )
     if not store.has(STAGE, key):
-        store.commit(STAGE, key, [subject], Subject, images=images, partition=id)
+        more: dict[str, tuple[type, list[Origin]]] = {ORIGIN: (Origin, [origin])} if told else {}
+        store.commit(STAGE, key, [subject], Subject, images=images, more=more, partition=id)
     return subject
+
+
+def origin_of(store: Store, artefact: str) -> Origin:
+    """What is told of the subject whose pictures an artefact holds."""
+    if f"{ORIGIN}.parquet" not in store.artefact(STAGE, artefact).files:
+        return NOT_TOLD
+    (origin,) = store.read(STAGE, artefact, Origin, table=ORIGIN)
+    return origin
 
 
 def _read_subject(
@@ -198,6 +217,7 @@ def _read_subject(
         stay_inside(path, path.parent)
         files = files_of(path)
         card = card_of(files.card)
+        _require_consent(path, card)
         notes += files.notes
         class_name = class_name_of(path, card, known_classes)
         if len(files.pictures) > config.max_references:
@@ -206,17 +226,35 @@ def _read_subject(
             )
         finder = functools.partial(find, class_name=class_name) if find else None
         references = []
+        light: list[NDArray[np.float64]] = []
         told: dict[str, list[str]] = {}
         for file, mask in list(files.pictures.items())[: config.max_references]:
             picture = _read(file, mask, config)
-            image, shape, note = cut_out(picture, config.size, config.tolerance, finder, file)
+            image, shape, texts = cut_out(picture, config.size, config.tolerance, finder, file)
             references.append((image, shape))
-            for text in [*picture.notes, *([note] if note else [])]:
+            light.append(light_of(picture.image))
+            for text in [*picture.notes, *texts]:
                 told.setdefault(text, []).append(file.name)
         notes += [f"{listed(names)}: {text}" for text, names in told.items()]
+        if has_common_mark(light):
+            notes.append(
+                "all pictures share a pattern at one place, as a watermark or logo is: the pairs "
+                "would teach it; bring pictures without"
+            )
     except OSError as error:
         raise UserError(f"{error.filename or path}: cannot be read ({error.strerror})") from error
-    return _Found(path.name, class_name, card.licence, references)
+    origin = Origin(source=card.source, person=card.person, consent=card.consent.strip())
+    return _Found(path.name, class_name, card.licence, references, origin)
+
+
+def _require_consent(path: Path, card: SubjectCard) -> None:
+    if card.person and not card.consent.strip():
+        raise UserError(
+            f"{path}: a person, and no consent; write who consented, to what and when, into "
+            f"{path / CARD} (consent: ...), or leave the subject out"
+        )
+    if card.consent and not card.person:
+        raise UserError(f"{path / CARD}: consent is for a person; write person: true as well")
 
 
 def _read(file: Path, mask: Path | None, config: IngestConfig) -> Picture:
