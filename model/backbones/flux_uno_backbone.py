@@ -186,10 +186,10 @@ class FluxUnoBackbone(FluxBackbone):
         self._scheduler, self._config = scheduler, config
 
     def _framed(
-        self, images: Sequence[Tensor], masks: Sequence[Tensor]
+        self, images: Sequence[Tensor], masks: Sequence[Tensor], count: int
     ) -> list[tuple[Tensor, Tensor]]:
         """Their long side becomes what UNO gives to so many references."""
-        long_side = self._config.reference_side(len(images))
+        long_side = self._config.reference_side(count)
         slots = zip(images, masks, strict=True)
         return [frame(image, mask, long_side, self.token_pixels) for image, mask in slots]
 

@@ -90,10 +90,13 @@ class SdxlBackbone:
             images = torch.cat([self.codec.decode_latents(batch) for batch in batches])
         return images.clamp(-1, 1)
 
-    def encode_references(self, images: Sequence[Tensor], masks: Sequence[Tensor]) -> References:
+    def encode_references(
+        self, images: Sequence[Tensor], masks: Sequence[Tensor], count: int | None = None
+    ) -> References:
         """Per reference slot: images (B, 3, h, w) in [-1, 1] and masks (B, h, w) in {0, 1}, laid on
         white. With unet_self the `tokens` are latents and `embeds` the image tokens; with ip_kv
-        the `tokens` are the image tokens themselves, and every one counts."""
+        the `tokens` are the image tokens themselves, and every one counts. What becomes of one does
+        not depend on how many there are (`count`)."""
         shown, embeds = self._shown(images, masks)
         if self.config.features == "ip_kv":
             ones = tuple(e.new_ones(e.shape[:2], dtype=torch.float32) for e in embeds)

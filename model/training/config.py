@@ -148,6 +148,23 @@ class ValidationConfig(StrictModel):
     scenes: int = Field(96, ge=1, description="validation scenes painted at each look")
 
 
+class EncodedConfig(StrictModel):
+    """Where encoded pictures and prompts are kept, so that they are encoded once."""
+
+    folder: str = Field(
+        "auto",
+        description="keeps them on disk, shared between runs: a folder; none; auto: `encoded` in "
+        "the dataset's root, or in this machine's cache where the root is at an address, for "
+        "checkpoints; none for the embedded models, which encode faster than a disk reads",
+    )
+    gib: float = Field(
+        100.0,
+        gt=0,
+        description="GiB that the folder may take; what no run has used for longest goes first",
+    )
+    ahead: int = Field(4, ge=1, description="forward passes whose pairs are read ahead")
+
+
 class TrainConfig(StrictModel):
     """A training run."""
 
@@ -189,8 +206,12 @@ class TrainConfig(StrictModel):
     log_every: int = Field(10, ge=1, description="steps between log lines")
     tensorboard: bool = Field(True, description="also write curves for TensorBoard")
     cache_mib: int = Field(
-        2048, ge=0, description="keep encoded pairs in memory up to this size; beyond, encode anew"
+        2048,
+        ge=0,
+        description="keep encoded pairs in main memory up to this size; beyond, read them from "
+        "`encoded.folder`, or encode anew",
     )
+    encoded: EncodedConfig = Field(EncodedConfig(), description="what is kept on disk")
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="what is minimised")
     focus: FocusConfig = Field(FocusConfig(), description="where and when the loss looks")
     noise: NoiseConfig = Field(NoiseConfig(), description="noise levels")
@@ -222,6 +243,7 @@ class TrainConfig(StrictModel):
         and `shard`, which say where and in what order the same sums are made: a run that met the
         end of a card's memory goes on in another manner, or on more processes."""
         left_out = {"save_every", "log_every", "tensorboard", "memory", "shard"}
+        left_out |= {"cache_mib", "encoded"}  # where the same bits come from
         if self.schedule == "constant":
             left_out.add("steps")
         return digest(self.model_dump(mode="json", exclude=left_out))

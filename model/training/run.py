@@ -34,6 +34,7 @@ from focusdpo.model.training.checkpoint import (
     write_file,
 )
 from focusdpo.model.training.config import TrainConfig, digest
+from focusdpo.model.training.encoded import EncodedFolder, Encodings
 from focusdpo.model.training.monitor import Monitor, mean_present
 from focusdpo.model.training.parallel import Processes, Sharding, shard_base, sharding_of
 from focusdpo.model.training.run_state import (
@@ -62,10 +63,12 @@ def train(
     reference_errors: ReferenceErrors | None = None,
     progress: Progress | None = None,
     saved: Callable[[], None] | None = None,
+    encoded: Path | None = None,
 ) -> TrainResult:
     """Trains an adapter on pairs of a dataset version into `out_dir`.
     `validate` is called where `config.validation` asks for it; `reference_errors` is shared by runs
-    of one process that differ in their objective alone; `saved` is called after each checkpoint.
+    of one process that differ in their objective alone; `saved` is called after each checkpoint;
+    `encoded` is the folder that keeps what encoders make, shared by runs.
 
     Started again with the same settings it goes on from the newest checkpoint, or returns at once
     when it is done. The backbone is left without an adapter; one that `config.shard` shared out
@@ -81,12 +84,14 @@ def train(
     config = config.model_copy(update={"mixed_precision": precision})
     objective = config.objective
     patches = objective.patch if objective.definition.quality else None
+    encodings = encodings_of(backbone, config, encoded)
     data = PairData(
         backbone,
         samples,
         source=config.source,
         patches=patches,
         focus=config.focus,
+        encodings=encodings,
     )
     identity = {
         "config": config.identity(),
@@ -102,7 +107,7 @@ def train(
         require_not_past(summary["steps"], config.steps, out_dir)
         if summary["steps"] == config.steps or summary["stopped"]:
             return result_of(out_dir, summary, resumed_from=summary["steps"])
-    data.encode(config.cache_mib, progress)
+    _encode(data, processes, shared=encoded is not None, progress=progress)
     known = reference_errors or ReferenceErrors(0)
     try:
         run = _Run(
@@ -117,12 +122,34 @@ def train(
             known=known.of(identity["base"], identity["pairs"], config),
             saved=saved,
         )
-        run.prepare(validate, sharding)
-        return run.go(progress)
+        with encodings.in_place():
+            run.prepare(validate, sharding)
+            return run.go(progress)
     finally:
         remove_policy(backbone.transformer)
         if config.gradient_checkpointing:
             cast("Any", backbone.transformer).disable_gradient_checkpointing()
+
+
+def encodings_of(backbone: Backbone, config: TrainConfig, folder: Path | None) -> Encodings:
+    """What is known of a backbone's encodings, in main memory and in `folder`."""
+    disk = None
+    if folder is not None:
+        limit = int(config.encoded.gib * 2**30)
+        disk = EncodedFolder(folder, digest(backbone.fingerprint), limit)
+    return Encodings(backbone, config.cache_mib * 2**20, disk)
+
+
+def _encode(
+    data: PairData, processes: Processes, *, shared: bool, progress: Progress | None
+) -> None:
+    """All pairs; with a folder that processes share each encodes its part first, and then what it
+    does not find there."""
+    if shared and processes.num > 1:
+        data.encode(progress, slice(processes.index, None, processes.num))
+        processes.wait()
+    data.encode(progress)
+    data.measure(progress)
 
 
 @dataclass(kw_only=True)
@@ -185,8 +212,9 @@ class _Run:
                 args = (self.backbone, self.data, self.config)
                 maps = PairMaps(*args, out_dir / "focus.safetensors")
                 maps.draw("start")
-            while self._goes_on():
-                self._one_step(monitor, progress)
+            with self._stepper:
+                while self._goes_on():
+                    self._one_step(monitor, progress)
             state.use_average()
             if self._paints:
                 self._looks.use_best(state)
