@@ -45,6 +45,7 @@ GROUPS = {
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": run.demo,
     "build-dataset": run.build_dataset,
+    "encode": run.encode,
     "train": run.train,
     "evaluate": run.evaluate,
     "report": export.report,

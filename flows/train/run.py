@@ -15,6 +15,7 @@ from focusdpo.flows.build.worth import training_warnings
 from focusdpo.flows.config import TrainRun
 from focusdpo.flows.jobs import TRAINED, Event, Exhibit, Job, Steps, Table, Text
 from focusdpo.flows.settings import save_config
+from focusdpo.flows.train.encode import encoded_folder
 from focusdpo.flows.wiring import build_part, suite
 from focusdpo.model.training import parallel
 from focusdpo.pipeline.upkeep.garbage import reading
@@ -133,6 +134,7 @@ def _train(
         reference_errors=reference_errors,
         progress=watch,
         saved=out.send,
+        encoded=encoded_folder(run),
     )
     return TrainOutcome(
         out=run.out,

@@ -23,7 +23,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.backbone import Prompts
 from focusdpo.model.backbones.flux import FluxBackbone, SamplingConfig
 from focusdpo.model.backbones.flux_config import FluxUnoConfig, middle_blocks
-from focusdpo.model.backbones.offload import DTYPES, PromptCache, lent
+from focusdpo.model.backbones.offload import DTYPES, Deferred, PromptCache, lent
 from focusdpo.model.backbones.uno_lora import uno_targets
 from focusdpo.model.tokens import KLCodec
 from focusdpo.model.training.checkpoint import make_folder, write_file
@@ -41,9 +41,9 @@ class FluxPrompts:
 
     def __init__(
         self,
-        clip: nn.Module,
+        clip: nn.Module | Deferred,
         clip_tokenizer: Any,
-        t5: nn.Module,
+        t5: nn.Module | Deferred,
         t5_tokenizer: Any,
         *,
         device: str,
@@ -138,7 +138,7 @@ _AT_ONCE = 4
 class LentCodec(KLCodec):
     """FLUX.1's autoencoder, a few images at a time; with `offload` on the CPU between calls."""
 
-    def __init__(self, autoencoder: nn.Module, device: str, offload: bool) -> None:
+    def __init__(self, autoencoder: nn.Module | Deferred, device: str, offload: bool) -> None:
         super().__init__(autoencoder)
         self._device, self._offload = device, offload
 
@@ -161,13 +161,13 @@ class FluxUnoBackbone(FluxBackbone):
         self,
         transformer: nn.Module,
         codec: LentCodec,
+        token_pixels: int,
         encode_prompts: Callable[[Sequence[str]], Prompts],
         scheduler: Any,
         config: FluxUnoConfig,
         fingerprint: str,
     ) -> None:
         core: Any = transformer
-        factor = 2 ** (len(codec.autoencoder.config.block_out_channels) - 1)
         side = config.reference_side(1)
         super().__init__(
             transformer,
@@ -176,7 +176,7 @@ class FluxUnoBackbone(FluxBackbone):
             image_size=config.image_size,
             reference_size=(side, side),
             default_blocks=config.blocks or middle_blocks(core.config.num_layers),
-            token_pixels=2 * factor,
+            token_pixels=token_pixels,
             sampling=SamplingConfig(steps=config.steps, guidance=1, strength=config.strength),
         )
         self.fingerprint = fingerprint

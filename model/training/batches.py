@@ -357,6 +357,10 @@ class PairData:
         for start in range(0, len(new), _PROMPTS_AT_ONCE):
             self._encodings.texts(new[start : start + _PROMPTS_AT_ONCE])
 
+    def missing(self) -> int:
+        """How many pairs could not be had without encoding."""
+        return sum(not self._is_known(item) for item in range(len(self)))
+
     def _is_known(self, item: int) -> bool:
         """Whether a pair's batch would find all of it."""
         known = self._encodings.has
