@@ -42,14 +42,16 @@ def _at_once(size: Sequence[int]) -> int:
 class SdxlBackbone:
     """Fits the `Backbone` protocol with diffusers' UNet2DConditionModel and IP-Adapter's attention
     processors in it; `transformer` is that UNet. The UNet's own image projection is replaced by one
-    that passes image tokens through, for references are encoded once, before training."""
+    that passes image tokens through, for references are encoded once, before training.
+
+    `autoencoder`, `text` (a `SdxlText`) and `image_tokens` (an `ImageTokens`) may be `Deferred`."""
 
     def __init__(
         self,
         unet: nn.Module,
         autoencoder: nn.Module | Deferred,
-        text: SdxlText,
-        image_tokens: ImageTokens,
+        text: Any,
+        image_tokens: Any,
         scheduler: Any,
         config: SdxlIpAdapterConfig,
         fingerprint: str,

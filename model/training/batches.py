@@ -7,6 +7,7 @@ Shapes: B pairs, R subjects, N target tokens, C channels.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,8 @@ from focusdpo.model.training.encoded import (
     key_of,
 )
 from focusdpo.store.samples import Sample
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int, Mapping[str, float]], None]
 """Called with a phase's name, how many are done, how many there are, and figures to show."""
@@ -107,10 +110,14 @@ class EncodedPair:
     prompt: Entry
 
     @property
-    def shapes(self) -> list[tuple[int, ...]]:
+    def shapes(self) -> list[tuple[str, tuple[int, ...]]]:
         """Of all that a batch lays side by side."""
         entries = (self.pair, self.win, self.lose, *self.references, self.prompt)
-        return [tuple(t.shape) for entry in entries for t in entry.tensors.values()]
+        return [
+            (name, tuple(tensor.shape))
+            for entry in entries
+            for name, tensor in sorted(entry.tensors.items(), key=lambda item: item[0])
+        ]
 
 
 def encode_pair(encodings: Encodings, grid: Grid, sample: ShardSample) -> EncodedPair:
@@ -337,7 +344,8 @@ class PairData:
 
     def encode(self, progress: Progress | None = None, share: slice = _ALL) -> None:
         """Encodes what is not known yet of `share` of the pairs, as far as there is room for it;
-        what their batches need is then found. Shards are read ahead."""
+        what their batches need is then found. Shards are read ahead. The rest waits until it is
+        wanted."""
         items = [item for group in self.groups() for item in group]
         if not self._encodings.keeps:
             return
@@ -348,6 +356,9 @@ class PairData:
                 self._encoded(item, sample)
                 if progress:
                     progress("encode pairs", done, len(wanted), {})
+                if not self._is_known(item):
+                    log.info("no room for more than %d of %d encoded pairs", done, len(wanted))
+                    return
 
     @torch.no_grad()
     def _encode_prompts(self, texts: Sequence[str]) -> None:

@@ -94,7 +94,12 @@ class EncodedFolder:
             )
 
     def __contains__(self, key: str) -> bool:
-        return self._path(key).is_file()
+        """Whether an entry is there; it is then in use."""
+        path = self._path(key)
+        there = path.is_file()
+        if there:
+            self._use(path)
+        return there
 
     def read(self, key: str) -> Entry | None:
         """The entry, which is then in use; None where it is not there. One that is damaged is told
