@@ -196,9 +196,7 @@ def _require_memory(config: Flux2KleinConfig, folder: Path, device: str) -> None
     require_memory(needed, device, "models.backbone", advice)
 
 
-def _load_models(
-    config: Flux2KleinConfig, folder: Path, device: str
-) -> tuple[nn.Module, Deferred]:
+def _load_models(config: Flux2KleinConfig, folder: Path, device: str) -> tuple[nn.Module, Deferred]:
     from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 
     from focusdpo.model.backbones.offload import DTYPES, Deferred

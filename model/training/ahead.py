@@ -20,9 +20,7 @@ class Ahead(Generic[Wanted, Read]):
     them on their way. What a read raises is raised where its turn comes. `order` is asked in the
     thread that iterates. To be used in a `with`, which stops the reading."""
 
-    def __init__(
-        self, read: Callable[[Wanted], Read], order: Iterator[Wanted], depth: int
-    ) -> None:
+    def __init__(self, read: Callable[[Wanted], Read], order: Iterator[Wanted], depth: int) -> None:
         self._read, self._order, self._depth = read, order, max(1, depth)
         self._pool = ThreadPoolExecutor(min(_THREADS, self._depth), thread_name_prefix="read-ahead")
         self._coming: deque[tuple[Wanted, Future[Read]]] = deque()

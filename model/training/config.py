@@ -131,14 +131,22 @@ class GuardConfig(StrictModel):
 
 
 class ValidationConfig(StrictModel):
-    """Painting scenes of validation individuals while training, and what follows from it."""
+    """Looking at what is not trained on: the loss of pairs of the validation split and, with the
+    pocket suite, painted scenes of validation individuals; and what follows from it."""
 
-    every: int = Field(0, ge=0, description="steps between looks; 0: never")
+    every: int | None = Field(
+        None,
+        ge=0,
+        description="steps between looks; 0: never; null: 100 with checkpoints, never with the "
+        "pocket suite",
+    )
     metric: str = Field(
         "score",
-        description="what counts, higher is better: score (identity + leakage margin), identity or "
-        "leakage_margin, each less the base's",
+        description="what counts, higher is better. Pocket suite: score (identity + leakage "
+        "margin), identity or leakage_margin, each less the base's. Checkpoints: score (how far "
+        "the held-out loss has fallen below the base's) or held_out_accuracy",
     )
+    pairs: int = Field(64, ge=1, description="pairs of the validation split that are measured")
     patience: int = Field(
         0, ge=0, description="stop after this many looks without a better one; 0: never"
     )
@@ -146,6 +154,24 @@ class ValidationConfig(StrictModel):
         "last", description="the adapter is that of the last step, or of the best look"
     )
     scenes: int = Field(96, ge=1, description="validation scenes painted at each look")
+
+
+class PreviewConfig(StrictModel):
+    """Sample pictures of fixed scenes with fixed seeds while training, base beside policy."""
+
+    every: int | None = Field(
+        None,
+        ge=0,
+        description="steps between sheets of pictures; 0: never; null: 250 with checkpoints, never "
+        "with the pocket suite",
+    )
+    scenes: int = Field(
+        4, ge=1, description="scenes on a sheet, of the validation split where it has any"
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="decides their noise")
+
+
+Tracker = Literal["wandb", "trackio", "mlflow"]
 
 
 class EncodedConfig(StrictModel):
@@ -205,6 +231,10 @@ class TrainConfig(StrictModel):
     save_every: int = Field(50, ge=1, description="steps between checkpoints")
     log_every: int = Field(10, ge=1, description="steps between log lines")
     tensorboard: bool = Field(True, description="also write curves for TensorBoard")
+    trackers: tuple[Tracker, ...] = Field(
+        (), description="also send curves and sample pictures there, by accelerate's trackers"
+    )
+    tracker_project: str = Field("focusdpo", description="what trackers file the run under")
     cache_mib: int = Field(
         2048,
         ge=0,
@@ -218,8 +248,9 @@ class TrainConfig(StrictModel):
     lora: LoraConfig = Field(LoraConfig(), description="the policy")
     guards: GuardConfig = Field(GuardConfig(), description="when to warn or stop")
     validation: ValidationConfig = Field(
-        ValidationConfig(), description="looking at unseen scenes while training"
+        ValidationConfig(), description="looking at unseen pairs and scenes while training"
     )
+    previews: PreviewConfig = Field(PreviewConfig(), description="sample pictures while training")
 
     @model_validator(mode="after")
     def _micro_divides(self) -> TrainConfig:
@@ -232,7 +263,7 @@ class TrainConfig(StrictModel):
     @model_validator(mode="after")
     def _validation_happens(self) -> TrainConfig:
         looks = self.validation
-        if (looks.patience or looks.keep == "best") and not looks.every:
+        if (looks.patience or looks.keep == "best") and looks.every == 0:
             raise ValueError("validation.patience and keep=best need validation.every above 0")
         return self
 
@@ -244,6 +275,7 @@ class TrainConfig(StrictModel):
         end of a card's memory goes on in another manner, or on more processes."""
         left_out = {"save_every", "log_every", "tensorboard", "memory", "shard"}
         left_out |= {"cache_mib", "encoded"}  # where the same bits come from
+        left_out |= {"previews", "trackers", "tracker_project"}
         if self.schedule == "constant":
             left_out.add("steps")
         return digest(self.model_dump(mode="json", exclude=left_out))

@@ -165,8 +165,8 @@ class EncodedFolder:
         if not self._full:
             self._full = True
             log.warning(
-                "%s: no room for more (%s). What is there stays, the rest is encoded whenever it is "
-                "wanted; raise train.encoded.gib, free some space or set train.encoded.folder",
+                "%s: no room for more (%s). What is there stays, the rest is encoded when it is wanted; "
+                "raise train.encoded.gib, free some space or set train.encoded.folder",
                 self._top,
                 why,
             )
@@ -349,7 +349,9 @@ def join_prompts(entries: Sequence[Entry], device: torch.device | None = None) -
             "backbone must pad them to one length"
         )
     embeds, pooled = (torch.stack([e.tensors[n] for e in entries]) for n in ("embeds", "pooled"))
-    return Prompts(embeds, pooled) if device is None else Prompts(embeds.to(device), pooled.to(device))
+    return (
+        Prompts(embeds, pooled) if device is None else Prompts(embeds.to(device), pooled.to(device))
+    )
 
 
 def join_references(pairs: Sequence[Sequence[Entry]]) -> References:
@@ -357,8 +359,7 @@ def join_references(pairs: Sequence[Sequence[Entry]]) -> References:
     per_pair = [_slots(entries) for entries in pairs]
     fields = {
         name: tuple(
-            torch.stack(tensors)
-            for tensors in zip(*(one[name] for one in per_pair), strict=True)
+            torch.stack(tensors) for tensors in zip(*(one[name] for one in per_pair), strict=True)
         )
         for name in _PER_REFERENCE
     }
@@ -381,4 +382,6 @@ def _slot_of(name: str) -> int:
 
 def _grids(entries: Sequence[Entry]) -> tuple[tuple[int, int], ...]:
     texts = [text for entry in entries for text in entry.about["grids"].split(";") if text]
-    return tuple((int(rows), int(columns)) for rows, _, columns in (t.partition(",") for t in texts))
+    return tuple(
+        (int(rows), int(columns)) for rows, _, columns in (t.partition(",") for t in texts)
+    )

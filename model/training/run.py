@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import platform
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.adapter import AdapterCard, remove_policy, save_adapter
 from focusdpo.model.backbone import Backbone
-from focusdpo.model.focus_levels import PairMaps
+from focusdpo.model.focus_levels import PairMaps, spread
 from focusdpo.model.step import resolve_precision
 from focusdpo.model.training.batches import PairData, Progress
 from focusdpo.model.training.checkpoint import (
@@ -35,8 +36,10 @@ from focusdpo.model.training.checkpoint import (
 )
 from focusdpo.model.training.config import TrainConfig, digest
 from focusdpo.model.training.encoded import EncodedFolder, Encodings
+from focusdpo.model.training.held_out_pairs import HeldOutPairs
 from focusdpo.model.training.monitor import Monitor, mean_present
 from focusdpo.model.training.parallel import Processes, Sharding, shard_base, sharding_of
+from focusdpo.model.training.previews import Previews
 from focusdpo.model.training.run_state import (
     Looks,
     RunState,
@@ -46,6 +49,7 @@ from focusdpo.model.training.run_state import (
     resolved_lora,
 )
 from focusdpo.model.training.steps import KnownErrors, ReferenceErrors, Stepper
+from focusdpo.model.training.trackers import Trackers
 from focusdpo.store.samples import Sample
 
 log = logging.getLogger(__name__)
@@ -64,11 +68,13 @@ def train(
     progress: Progress | None = None,
     saved: Callable[[], None] | None = None,
     encoded: Path | None = None,
+    held_out: Sequence[Sample] = (),
 ) -> TrainResult:
     """Trains an adapter on pairs of a dataset version into `out_dir`.
     `validate` is called where `config.validation` asks for it; `reference_errors` is shared by runs
     of one process that differ in their objective alone; `saved` is called after each checkpoint;
-    `encoded` is the folder that keeps what encoders make, shared by runs.
+    `encoded` is the folder that keeps what encoders make, shared by runs; `held_out` are pairs that
+    are looked at and not trained on.
 
     Started again with the same settings it goes on from the newest checkpoint, or returns at once
     when it is done. The backbone is left without an adapter; one that `config.shard` shared out
@@ -85,14 +91,13 @@ def train(
     objective = config.objective
     patches = objective.patch if objective.definition.quality else None
     encodings = encodings_of(backbone, config, encoded)
-    data = PairData(
-        backbone,
-        samples,
-        source=config.source,
-        patches=patches,
-        focus=config.focus,
-        encodings=encodings,
-    )
+    kind: dict[str, Any] = {
+        "source": config.source,
+        "patches": patches,
+        "focus": config.focus,
+        "encodings": encodings,
+    }
+    data = PairData(backbone, samples, **kind)
     identity = {
         "config": config.identity(),
         "base": backbone.fingerprint,
@@ -107,7 +112,12 @@ def train(
         require_not_past(summary["steps"], config.steps, out_dir)
         if summary["steps"] == config.steps or summary["stopped"]:
             return result_of(out_dir, summary, resumed_from=summary["steps"])
-    _encode(data, processes, shared=encoded is not None, progress=progress)
+    looked_at = _chosen(held_out, config.validation.pairs, config.source)
+    unseen = None
+    if config.validation.every and looked_at:
+        unseen = PairData(backbone, looked_at, **kind)
+    for one in filter(None, (data, unseen)):
+        _encode(one, processes, shared=encoded is not None, progress=progress)
     known = reference_errors or ReferenceErrors(0)
     try:
         run = _Run(
@@ -121,6 +131,8 @@ def train(
             processes=processes,
             known=known.of(identity["base"], identity["pairs"], config),
             saved=saved,
+            scenes=_chosen(held_out or samples, config.previews.scenes),
+            unseen=unseen,
         )
         with encodings.in_place():
             run.prepare(validate, sharding)
@@ -129,6 +141,15 @@ def train(
         remove_policy(backbone.transformer)
         if config.gradient_checkpointing:
             cast("Any", backbone.transformer).disable_gradient_checkpointing()
+
+
+def _chosen(samples: Sequence[Sample], count: int, source: str = "both") -> list[Sample]:
+    """So many of them, as evenly as may be over their numbers of subjects, always the same ones."""
+    groups: dict[int, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        if source in ("both", sample.row.source):
+            groups[sample.row.num_subjects].append(sample)
+    return spread(groups, count)
 
 
 def encodings_of(backbone: Backbone, config: TrainConfig, folder: Path | None) -> Encodings:
@@ -166,6 +187,9 @@ class _Run:
     processes: Processes
     known: KnownErrors
     saved: Callable[[], None] | None
+    scenes: Sequence[Sample]
+    """Of which sample pictures are painted."""
+    unseen: PairData | None
 
     def prepare(self, validate: Validate | None, sharding: Sharding | None) -> None:
         """Policy, optimiser and looks as the newest checkpoint has them, else fresh."""
@@ -177,7 +201,13 @@ class _Run:
         if config.gradient_checkpointing:
             cast("Any", backbone.transformer).enable_gradient_checkpointing()
         self._state = RunState(backbone, config)
-        self._looks = Looks(config.validation, validate, out_dir, writes=processes.is_main)
+        self._looks = Looks(
+            config.validation, self._measures(validate), out_dir, writes=processes.is_main
+        )
+        shown = [one.read() for one in self.scenes] if config.previews.every else []
+        self._previews = Previews(
+            backbone, shown, config.previews, out_dir, writes=processes.is_main
+        )
         newest = newest_checkpoint(self._checkpoints)
         if newest is not None:
             require_same(newest.meta.get("identity", {}), identity, out_dir)
@@ -194,6 +224,13 @@ class _Run:
             backbone, self.data, config, self._state, processes, self.known, good=self._good
         )
 
+    def _measures(self, validate: Validate | None) -> Validate | None:
+        """`validate`, and the loss of unseen pairs where there are any."""
+        if self.unseen is None:
+            return validate
+        pairs = HeldOutPairs(self.backbone, self.unseen, self.config)
+        return pairs if validate is None else lambda: {**pairs(), **validate()}
+
     @property
     def _checkpoints(self) -> Path:
         return self.out_dir / "checkpoints"
@@ -206,7 +243,17 @@ class _Run:
             make_folder(out_dir)
             text = json.dumps(self.config.model_dump(mode="json"), indent=2)
             write_file(out_dir / "config.json", text.encode())
-            monitor = Monitor(out_dir, start=state.step, tensorboard=self.config.tensorboard)
+            trackers = None
+            if self.config.trackers:
+                settings = self.config.model_dump(mode="json")
+                names, project = self.config.trackers, self.config.tracker_project
+                trackers = Trackers(names, out_dir, project, settings)
+            monitor = Monitor(
+                out_dir,
+                start=state.step,
+                tensorboard=self.config.tensorboard,
+                trackers=trackers,
+            )
         try:
             if self._paints:
                 args = (self.backbone, self.data, self.config)
@@ -242,9 +289,16 @@ class _Run:
         look = self._looks.due(step)
         if look and self._paints:
             self._looks.look(state)
+        sheet = None
+        if self._paints and self._previews.due(step, config.steps):
+            sheet = self._previews.paint(state)
         if monitor is None:
             return
         row = monitor.add(step, table, scalars)
+        if look:
+            monitor.add_look(self._looks.rows[-1])
+        if sheet is not None:
+            monitor.add_sheet(step, sheet)
         if look or step % config.save_every == 0 or step == config.steps:
             monitor.flush()
             self._save()

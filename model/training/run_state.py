@@ -3,6 +3,7 @@ at validation scenes."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +15,12 @@ from torch import Tensor
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.adapter import add_policy, policy_parameters
 from focusdpo.model.backbone import Backbone
-from focusdpo.model.training.checkpoint import Checkpoint, write_file
+from focusdpo.model.training.checkpoint import Checkpoint, make_folder, write_file
 from focusdpo.model.training.config import LoraConfig, TrainConfig, ValidationConfig
 from focusdpo.model.training.monitor import Guard
 
+LOOKS = "looks.json"
+"""In the run's folder: a row per look, while it runs; run.json has them when it is done."""
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -123,8 +126,8 @@ def require_not_past(taken: int, wanted: int, where: Path) -> None:
 
 
 Validate = Callable[[], Mapping[str, float]]
-"""Paints validation scenes with the weights that are in place and measures them; higher is better
-for `ValidationConfig.metric`."""
+"""Measures the weights that are in place on what is not trained on; higher is better for
+`ValidationConfig.metric`."""
 
 
 class Looks:
@@ -148,10 +151,11 @@ class Looks:
     def restore(self, rows: list[dict[str, Any]]) -> None:
         """The looks that a checkpoint tells of."""
         self.rows = [dict(row) for row in rows]
+        self._tell()
 
     def due(self, step: int) -> bool:
         """Whether the scenes are looked at after `step`."""
-        return self._config.every > 0 and step % self._config.every == 0
+        return bool(self._config.every) and step % (self._config.every or 1) == 0
 
     def look(self, state: RunState) -> None:
         """Measure the present weights, and keep them if they are the best so far."""
@@ -164,9 +168,18 @@ class Looks:
                     f"{', '.join(sorted(values))}"
                 )
             self.rows.append({"step": state.step, **values})
+            self._tell()
             is_best = self._config.keep == "best" and self.best_step == state.step
             if is_best and self._writes:
                 write_file(self._file(state.step), _weights(state))
+
+    def _tell(self) -> None:
+        """The looks so far, for who watches the run."""
+        if self._writes and self.rows:
+            make_folder(self._folder)
+            write_file(
+                self._folder / LOOKS, json.dumps(self.rows, indent=1, sort_keys=True).encode()
+            )
 
     @property
     def best_step(self) -> int:

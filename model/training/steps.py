@@ -289,7 +289,9 @@ class Stepper:
         self._state, self._processes, self._known, self._good = state, processes, known, good
         self._device = next(backbone.transformer.parameters()).device
         self._slots = processes.share_of(config.batch_pairs)
-        self._batches = Ahead(lambda one: data.looked_up(one.items), self._order(), config.encoded.ahead)
+        self._batches = Ahead(
+            lambda one: data.looked_up(one.items), self._order(), config.encoded.ahead
+        )
         self._waited = 0.0
 
     def __enter__(self) -> Self:

@@ -269,9 +269,7 @@ def test_features_come_onto_the_token_grid() -> None:
 
 
 @pytest.mark.parametrize("features", ["unet_self", "ip_kv"])
-def test_pairs_are_taken_apart(
-    backbones: dict[str, SdxlBackbone], features: str
-) -> None:
+def test_pairs_are_taken_apart(backbones: dict[str, SdxlBackbone], features: str) -> None:
     backbone = backbones[features]
     batch = encode_pairs(backbone, [make_sample(i, 2) for i in range(3)])
     assert len(batch.references.embeds) == (2 if features == "unet_self" else 0)

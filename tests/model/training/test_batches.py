@@ -39,11 +39,16 @@ def test_rows_find_what_webdataset_reads(pair_samples: list[Sample]) -> None:
         assert (a.images.complexity == b.images.complexity).all()
 
 
+def tokens_near(mask: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Tokens that a mask touches, and a ring around them."""
+    return prior_tokens(pool_to_grid(mask, grid), grid, 0.0, 1)
+
+
 def test_loser_is_the_winner_away_from_the_repainted_region(backbone: FluxBackbone) -> None:
     repainted, ranked = make_sample(0, 2), make_sample(1, 2, "rank")
     batch = encode_pairs(backbone, [repainted, ranked])
     prior = torch.from_numpy(repainted.images.prior).float()[None]
-    near = prior_tokens(pool_to_grid(prior, backbone.grid), backbone.grid, 0.0, 1)[0].bool()
+    near = tokens_near(prior, backbone.grid)[0].bool()
     assert 0 < near.sum() < len(near)
     assert torch.equal(batch.win_BNC[0, ~near], batch.lose_BNC[0, ~near])
     assert not torch.equal(batch.win_BNC[0, near], batch.lose_BNC[0, near])
@@ -54,7 +59,7 @@ def test_loser_is_the_winner_away_from_the_repainted_region(backbone: FluxBackbo
 def test_m_prior_may_hold_touched_tokens_and_a_ring() -> None:
     prior = torch.zeros(1, 32, 32)
     prior[0, 17, 9] = 1
-    near = prior_tokens(pool_to_grid(prior, (4, 4)), (4, 4), 0.0, 1).view(4, 4)
+    near = tokens_near(prior, (4, 4)).view(4, 4)
     want = torch.zeros(4, 4)
     want[1:4, 0:3] = 1
     assert torch.equal(near, want)
@@ -70,7 +75,7 @@ def test_m_prior_goes_by_the_share_that_is_covered(backbone: FluxBackbone) -> No
     sample = make_sample(0, 2)
     wide = encode_pairs(backbone, [sample], focus=FocusConfig(prior_cover=0.0, prior_ring=1))
     mask = torch.from_numpy(sample.images.prior)[None].float()
-    assert torch.equal(wide.priors.prior_BN, prior_tokens(pool_to_grid(mask, backbone.grid), backbone.grid, 0.0, 1))
+    assert torch.equal(wide.priors.prior_BN, tokens_near(mask, backbone.grid))
     assert wide.priors.prior_BN.sum() > encode_pairs(backbone, [sample]).priors.prior_BN.sum()
 
 

@@ -256,7 +256,9 @@ def test_data_never_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     def slow(_: Any, batch: PairBatch, noise: Any, sigma_B: Tensor, *__: Any, **___: Any) -> Any:
         time.sleep(0.3)
         error_BN = torch.zeros(2 * len(batch), batch.win_BNC.shape[1])
-        return StepOutput(Loss(torch.zeros(()), 0 * sigma_B), sigma_B, error_BN, error_BN, None, None)
+        return StepOutput(
+            Loss(torch.zeros(()), 0 * sigma_B), sigma_B, error_BN, error_BN, None, None
+        )
 
     monkeypatch.setattr(steps, "backward_step", slow)
     folder = EncodedFolder(tmp_path / "encoded", encoder_of(backbone), 2**30)
