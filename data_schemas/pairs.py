@@ -66,7 +66,7 @@ SIGNS: dict[str, int] = {"win": 1, "same": 0, "lose": -1}
 """Which picture shows a subject better: the winner, neither, the loser."""
 
 
-def signs_of(source: PairSource, mode: str, num_subjects: int) -> tuple[int, ...]:
+def signs_of(source: str, mode: str, num_subjects: int) -> tuple[int, ...]:
     """The sign of each subject's region: 1 where the winner shows it right and the loser fails, -1
     the other way round, 0 where they do not differ so. The pairs of other sources have one sign."""
     if source != "failure":
@@ -74,12 +74,12 @@ def signs_of(source: PairSource, mode: str, num_subjects: int) -> tuple[int, ...
     return tuple(SIGNS[word] for word in mode.split())
 
 
-def is_mixed(source: PairSource, mode: str) -> bool:
+def is_mixed(source: str, mode: str) -> bool:
     """Whether each picture has a subject that the other fails at: no picture is the better one."""
     return source == "failure" and {"win", "lose"} <= set(mode.split())
 
 
-def turned_mode(source: PairSource, mode: str) -> str:
+def turned_mode(source: str, mode: str) -> str:
     """The mode of a pair with winner and loser exchanged: what each shows of a mixed pair stays as
     it is; else whoever exchanges them says that the signs were wrong."""
     if not is_mixed(source, mode):

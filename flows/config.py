@@ -297,6 +297,13 @@ class TrainRun(_Train, Run):
     )
 
 
+class EncodeRun(_Train, Run):
+    """`encode`: a dataset version -> its pictures and prompts as a training reads them."""
+
+    root: Root
+    version: Version = "latest"
+
+
 class FocusMapsRun(_Train, Run):
     """`focus-maps`: a dataset version -> pictures of its focus maps and the premise's check."""
 

@@ -44,6 +44,7 @@ GROUPS = {
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": run.demo,
     "build-dataset": run.build_dataset,
+    "encode": run.encode,
     "train": run.train,
     "evaluate": run.evaluate,
     "measure": measure_pictures.measure,

@@ -153,7 +153,10 @@ class Backbone(Protocol):
         ...
 
     def encode_references(self, images: Sequence[Tensor], masks: Sequence[Tensor]) -> References:
-        """Per reference slot: images (B, 3, h, w) in [-1, 1] and masks (B, h, w) in {0, 1}."""
+        """Per reference slot: images (B, 3, h, w) in [-1, 1] and masks (B, h, w) in {0, 1}.
+
+        A backbone may take one more argument, `count`: of how many references these are some (None:
+        they are all). Then training encodes each reference once, whatever it stands beside."""
         ...
 
     def encode_prompts(self, prompts: Sequence[str]) -> Prompts: ...

@@ -30,7 +30,7 @@ from focusdpo.model.correspondence import unet_blocks, unwrap
 from focusdpo.model.focus import FocusMaps, FocusPriors, branch_weights, focus_maps
 from focusdpo.model.focus_config import FocusConfig, NoiseConfig, PremiseConfig
 from focusdpo.model.noise import draw_noise
-from focusdpo.model.training.batches import PairBatch, PairData, encode_pairs
+from focusdpo.model.training.batches import PairBatch, PairData
 from focusdpo.model.training.config import TrainConfig
 from focusdpo.store.local import write_whole
 
@@ -375,8 +375,8 @@ class PairMaps:
 
     def __init__(self, backbone: Backbone, data: PairData, config: TrainConfig, path: Path) -> None:
         self._backbone, self._config, self._path = backbone, config, path
-        self._sample = data.sample(data.groups()[-1][0])
-        self._batch = encode_pairs(backbone, [self._sample], focus=config.focus)
+        item = data.groups()[-1][0]
+        self._sample, self._batch = data.sample(item), data.batch([item])
         self._arrays: Arrays = {}
 
     def draw(self, phase: str) -> None:

@@ -76,7 +76,8 @@ class KLCodec(nn.Module):
 
     autoencoder: Any
 
-    def __init__(self, autoencoder: nn.Module) -> None:
+    def __init__(self, autoencoder: Any) -> None:
+        """An AutoencoderKL, or what stands for one that is not loaded yet."""
         super().__init__()
         self.autoencoder = autoencoder
 

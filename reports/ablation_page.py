@@ -356,9 +356,7 @@ def write_ablation_report(folder: Path, ablation: Ablation) -> Path:
         write_whole(folder / CURVES, curves_svg(charts))
         text += f"\n![Validation metrics along each training]({CURVES})\n"
     if grid is not None:
-        write_whole(
-            folder / PICTURES, mark_png(encode_png(np.asarray(labelled_sheet(grid))))
-        )
+        write_whole(folder / PICTURES, mark_png(encode_png(np.asarray(labelled_sheet(grid)))))
         text += f"\n![References of held-out scenes, below them each arm's pictures]({PICTURES})\n"
     write_whole(folder / MARKDOWN, text.encode())
     write_whole(folder / PAGE, page)

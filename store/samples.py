@@ -19,6 +19,8 @@ from focusdpo.store.cache import RemoteShard, ShardCache
 from focusdpo.store.local import Files
 
 FOLDER = "shards"
+ENCODED = "encoded"
+"""Beside it: what trainings keep of encoded pictures, unless they are told another folder."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from focusdpo.flows.config import (
     AblateRun,
     BuildRun,
     DemoRun,
+    EncodeRun,
     EvaluateRun,
     RetrainRun,
     RoundsRun,
@@ -140,6 +141,30 @@ def _told_seconds(seconds: float | None) -> str:
     if seconds is None:
         return "its time is not known, nothing of the kind was made before"
     return f"about {seconds:.1f} s of model computation"
+
+
+def encode(run: EncodeRun) -> dict[str, Any]:
+    """Encode the pictures and prompts of a dataset version before a training: it then loads neither
+    text encoders nor autoencoder, and needs their memory for nothing.
+
+    What is encoded already is left as it is; `train` does the same by itself with what is missing.
+    """
+    from focusdpo.flows.train.encode import encode_dataset
+
+    say_licences(run.family)
+    with Bars() as watch:
+        outcome = encode_dataset(run, watch)
+    say(
+        f"{counted(outcome.pairs, 'pair')} of version {outcome.version} in {outcome.folder}: "
+        f"{outcome.made} pictures, references and prompts encoded now in {outcome.seconds:.0f} s"
+    )
+    if outcome.missing:
+        say(
+            f"{counted(outcome.missing, 'pair')} found no room and will be encoded while training: "
+            "raise train.encoded.gib or free some space"
+        )
+    told = outcome.as_dict()
+    return Incomplete(told) if outcome.missing else told
 
 
 def train(run: TrainRun, prefect: PREFECT = None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from focusdpo.flows.build.worth import training_warnings
 from focusdpo.flows.config import TrainRun
 from focusdpo.flows.jobs import TRAINED, Event, Exhibit, Job, Steps, Table, Text
 from focusdpo.flows.settings import save_config
+from focusdpo.flows.train.encode import encoded_folder
 from focusdpo.flows.wiring import build_part, suite
 from focusdpo.model.training import parallel
 from focusdpo.pipeline.upkeep.garbage import reading
@@ -26,6 +27,7 @@ from focusdpo.store.provenance import licence_of
 from focusdpo.store.versions import DatasetVersion, open_version
 
 if TYPE_CHECKING:  # torch is loaded when a run starts
+    from focusdpo.model.training.config import TrainConfig
     from focusdpo.model.training.steps import ReferenceErrors
     from focusdpo.store.samples import Sample
 
@@ -109,6 +111,9 @@ def _train(
             f"{run.root}: version {version.id} has no pair in its training split; build from more "
             "subjects, or lower shard.val_share"
         )
+    from focusdpo.model.training.trackers import require_trackers
+
+    require_trackers(run.train.trackers)
     if pairs:
         samples = some(samples, run.train.source, pairs)
     if parallel.is_first():
@@ -122,21 +127,17 @@ def _train(
     if parallel.num_launched() > 1 and is_remote(run.out):
         # The first one may have fetched what all go on from.
         parallel.meet(next(backbone.transformer.parameters()).device)
+    config = _with_looks(run, version)
     validate = None
-    if run.train.validation.every:
+    if config.validation.every and isinstance(run.family, str):
         from focusdpo.evaluation.validation import Validator, check_metric
 
-        if not isinstance(run.family, str):
-            raise UserError(
-                "train.validation.every: validation paints individuals of the pocket world; with "
-                "checkpoints set it to 0 and compare adapters with `focusdpo evaluate`"
-            )
-        check_metric(run.train.validation.metric)
-        validate = Validator(suite(run.family), run.train.validation.scenes, watch)
+        check_metric(config.validation.metric)
+        validate = Validator(suite(run.family), config.validation.scenes, watch)
     result = training.train(
         backbone,
         samples,
-        run.train,
+        config,
         out.folder,
         dataset_version=version.id,
         licences=_licences(run, version.manifest),
@@ -144,6 +145,8 @@ def _train(
         reference_errors=reference_errors,
         progress=watch,
         saved=out.send,
+        encoded=encoded_folder(run),
+        held_out=version.samples("val"),
     )
     return TrainOutcome(
         out=run.out,
@@ -179,6 +182,57 @@ def some(samples: Sequence[Sample], source: str, count: int) -> list[Sample]:
     own.sort(key=lambda sample: stable_hash("some", sample.row.pair_id))
     chosen = {sample.row.pair_id for sample in own[:count]}
     return [sample for sample in samples if sample.row.pair_id in chosen]
+
+
+LOOK_EVERY, PREVIEW_EVERY = 100, 250
+"""Steps between looks and between sample pictures with checkpoints, where nothing is said."""
+
+
+def _with_looks(run: TrainRun, version: DatasetVersion) -> TrainConfig:
+    """The training's settings with what null means for this suite and this version. UserError for
+    looks at a validation split without pairs, and for a metric that checkpoints do not have."""
+    config, pocket = run.train, isinstance(run.family, str)
+    looks, previews = config.validation, config.previews
+    every, shown = looks.every, previews.every
+    if shown is None:
+        shown = 0 if pocket else PREVIEW_EVERY
+    if every is None:
+        every = 0 if pocket or not version.rows_of("val") else LOOK_EVERY
+        if not every and (looks.patience or looks.keep == "best"):
+            raise UserError(
+                "train.validation: patience and keep=best need looks; set train.validation.every"
+                + ("" if pocket else ", and build with shard.val_share above 0")
+            )
+        if not every and not pocket:
+            log.warning(
+                "%s: version %s has no pair in its validation split, so that no held-out loss is "
+                "told while training; build with shard.val_share above 0",
+                run.root,
+                version.id,
+            )
+    elif every and not pocket and not version.rows_of("val"):
+        raise UserError(
+            f"train.validation.every: {run.root}: version {version.id} has no pair in its "
+            "validation split; build with shard.val_share above 0, or set it to 0"
+        )
+    if every and not pocket:
+        _check_pair_metric(looks.metric)
+    return config.model_copy(
+        update={
+            "validation": looks.model_copy(update={"every": every}),
+            "previews": previews.model_copy(update={"every": shown}),
+        }
+    )
+
+
+def _check_pair_metric(name: str) -> None:
+    from focusdpo.model.training.held_out_pairs import METRICS
+
+    if name not in METRICS:
+        raise UserError(
+            f"train.validation.metric '{name}': with checkpoints pairs are measured, not pictures: "
+            f"expected {' or '.join(METRICS)}"
+        )
 
 
 class Train(Job[TrainRun, TrainOutcome]):

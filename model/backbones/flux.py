@@ -143,8 +143,10 @@ class FluxBackbone:
     def decode(self, latents_BNC: Tensor) -> Tensor:
         return self.codec.decode_latents(unpack(latents_BNC.float(), self.grid)).clamp(-1, 1)
 
-    def encode_references(self, images: Sequence[Tensor], masks: Sequence[Tensor]) -> References:
-        framed = self._framed(images, masks)
+    def encode_references(
+        self, images: Sequence[Tensor], masks: Sequence[Tensor], count: int | None = None
+    ) -> References:
+        framed = self._framed(images, masks, count or len(images))
         grids = tuple(self._grid_of((i.shape[-2], i.shape[-1])) for i, _ in framed)
         slots = zip(framed, grids, strict=True)
         return References(
@@ -154,9 +156,10 @@ class FluxBackbone:
         )
 
     def _framed(
-        self, images: Sequence[Tensor], masks: Sequence[Tensor]
+        self, images: Sequence[Tensor], masks: Sequence[Tensor], count: int
     ) -> list[tuple[Tensor, Tensor]]:
-        """Per reference slot, what the transformer is shown of pictures and masks."""
+        """Per reference slot, what the transformer is shown of pictures and masks where there are
+        `count` references."""
         return [self._frame(image, mask) for image, mask in zip(images, masks, strict=True)]
 
     def _resized(self, images_BCHW: Tensor, masks_BHW: Tensor) -> tuple[Tensor, Tensor]:

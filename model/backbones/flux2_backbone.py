@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.backbone import Grid, Prompts, References
 from focusdpo.model.backbones.flux import FluxBackbone, SamplingConfig
-from focusdpo.model.backbones.offload import PromptCache, lent
+from focusdpo.model.backbones.offload import Deferred, PromptCache, lent
 from focusdpo.model.correspondence import unwrap
 from focusdpo.model.tokens import PATCH
 
@@ -34,7 +34,7 @@ class QwenPrompts:
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: nn.Module | Deferred,
         tokenizer: Any,
         *,
         device: str,
@@ -47,7 +47,6 @@ class QwenPrompts:
         self._device, self._layers, self._max_tokens = device, tuple(layers), max_tokens
         self._offload = offload
         self._known = PromptCache(cache_mib)
-        encoder.to("cpu" if offload else device)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> Prompts:
@@ -113,7 +112,7 @@ class Flux2Codec(nn.Module):
 
     autoencoder: Any
 
-    def __init__(self, autoencoder: nn.Module) -> None:
+    def __init__(self, autoencoder: Any) -> None:
         super().__init__()
         self.autoencoder = autoencoder
 
@@ -149,7 +148,7 @@ class Flux2KleinBackbone(FluxBackbone):
     def __init__(
         self,
         transformer: nn.Module,
-        autoencoder: nn.Module,
+        autoencoder: nn.Module | Deferred,
         encode_prompts: Callable[[Sequence[str]], Prompts],
         scheduler: Any,
         *,

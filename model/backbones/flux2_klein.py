@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.backbones.flux_config import (
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from focusdpo.model.backbones.flux2_backbone import Flux2KleinBackbone, QwenPrompts
+    from focusdpo.model.backbones.offload import Deferred
 
 FIELD = "models.backbone.base"
 PARTS = {
@@ -195,44 +196,48 @@ def _require_memory(config: Flux2KleinConfig, folder: Path, device: str) -> None
     require_memory(needed, device, "models.backbone", advice)
 
 
-def _load_models(
-    config: Flux2KleinConfig, folder: Path, device: str
-) -> tuple[nn.Module, nn.Module]:
+def _load_models(config: Flux2KleinConfig, folder: Path, device: str) -> tuple[nn.Module, Deferred]:
     from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 
-    from focusdpo.model.backbones.offload import DTYPES
+    from focusdpo.model.backbones.offload import DTYPES, Deferred
 
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
     transformer: nn.Module = Flux2Transformer2DModel.from_pretrained(
         folder / "transformer", dtype=DTYPES[config.dtype], **options
     )
-    autoencoder: nn.Module = AutoencoderKLFlux2.from_pretrained(
-        folder / "vae", dtype=DTYPES[config.vae_dtype], **options
-    )
-    for module in (transformer, autoencoder):
-        module.to(device).eval().requires_grad_(False)
-    return transformer, autoencoder
+    transformer.to(device).eval().requires_grad_(False)
+
+    def autoencoder() -> nn.Module:
+        model: Any = AutoencoderKLFlux2.from_pretrained(
+            folder / "vae", dtype=DTYPES[config.vae_dtype], **options
+        )
+        return cast("nn.Module", model.to(device))
+
+    return transformer, Deferred(autoencoder)
 
 
 def _load_prompts(config: Flux2KleinConfig, folder: Path, device: str) -> QwenPrompts:
     from transformers import Qwen2TokenizerFast, Qwen3ForCausalLM
 
     from focusdpo.model.backbones.flux2_backbone import QwenPrompts
-    from focusdpo.model.backbones.offload import DTYPES
+    from focusdpo.model.backbones.offload import DTYPES, Deferred
 
-    whole: Any = Qwen3ForCausalLM.from_pretrained(
-        folder / "text_encoder",
-        dtype=DTYPES[config.dtype],
-        use_safetensors=True,
-        local_files_only=True,
-    )
-    encoder = whole.model.eval().requires_grad_(False)
-    # Layers above the last one that is read, and the word head, would only take memory. One more
-    # layer stays: the state behind the very last one is normalised.
-    encoder.layers = encoder.layers[: max(config.text_layers) + 1]
-    encoder.config.num_hidden_layers = len(encoder.layers)
+    def encoder() -> nn.Module:
+        whole: Any = Qwen3ForCausalLM.from_pretrained(
+            folder / "text_encoder",
+            dtype=DTYPES[config.dtype],
+            use_safetensors=True,
+            local_files_only=True,
+        )
+        read = whole.model
+        # Layers above the last one that is read, and the word head, would only take memory. One
+        # more layer stays: the state behind the very last one is normalised.
+        read.layers = read.layers[: max(config.text_layers) + 1]
+        read.config.num_hidden_layers = len(read.layers)
+        return cast("nn.Module", read.to("cpu" if config.offload else device))
+
     return QwenPrompts(
-        encoder,
+        Deferred(encoder),
         Qwen2TokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True),
         device=device,
         layers=config.text_layers,

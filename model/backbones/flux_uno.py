@@ -164,22 +164,22 @@ def build(config: FluxUnoConfig, device: str) -> FluxUnoBackbone:
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 
     from focusdpo.model.backbones.flux_uno_backbone import FluxUnoBackbone, LentCodec
-    from focusdpo.model.backbones.offload import DTYPES
+    from focusdpo.model.backbones.offload import DTYPES, Deferred
 
     for check in checks(config).values():
         check()
     base = locate(config.base, BASE)
     advice = "Set models.backbone.offload to true, quantise to 4bit, or take a larger GPU"
     require_memory(_device_bytes(config), device, "models.backbone", advice)
-    autoencoder = AutoencoderKL.from_pretrained(
-        base / "vae", dtype=DTYPES[config.vae_dtype], local_files_only=True
-    )
+    options: dict[str, Any] = {"dtype": DTYPES[config.vae_dtype], "local_files_only": True}
+    autoencoder = Deferred(lambda: AutoencoderKL.from_pretrained(base / "vae", **options))
+    channels = read_json(base / "vae" / "config.json", BASE)["block_out_channels"]
     transformer = _transformer(config, base, device)
-    for module in (transformer, autoencoder):
-        module.eval().requires_grad_(False)
+    transformer.eval().requires_grad_(False)
     return FluxUnoBackbone(
         transformer,
         LentCodec(autoencoder, device, config.offload),
+        2 ** len(channels),
         _prompts(config, base, device),
         FlowMatchEulerDiscreteScheduler.from_pretrained(base / "scheduler", local_files_only=True),
         config,
@@ -243,13 +243,11 @@ def _prompts(config: FluxUnoConfig, base: Path, device: str) -> FluxPrompts:
     from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
     from focusdpo.model.backbones.flux_uno_backbone import FluxPrompts
-    from focusdpo.model.backbones.offload import DTYPES
+    from focusdpo.model.backbones.offload import DTYPES, Deferred
 
     options = {"dtype": DTYPES[config.dtype], "local_files_only": True, "use_safetensors": True}
-    clip = CLIPTextModel.from_pretrained(base / "text_encoder", **options)
-    t5 = T5EncoderModel.from_pretrained(base / "text_encoder_2", **options)
-    for module in (clip, t5):
-        module.eval().requires_grad_(False)
+    clip = Deferred(lambda: CLIPTextModel.from_pretrained(base / "text_encoder", **options))
+    t5 = Deferred(lambda: T5EncoderModel.from_pretrained(base / "text_encoder_2", **options))
     files = [f for n in ("text_encoder", "text_encoder_2") for f in weight_files(base / n, BASE)]
     settings = (config.dtype, str(config.max_text_tokens), *_small_files(base))
     return FluxPrompts(

@@ -22,7 +22,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.backbone import Prompts, tell_prompt
 from focusdpo.model.backbones.flux import FluxBackbone, SamplingConfig
 from focusdpo.model.backbones.flux_config import FluxUnoConfig, middle_blocks
-from focusdpo.model.backbones.offload import DTYPES, PromptCache, lent
+from focusdpo.model.backbones.offload import DTYPES, Deferred, PromptCache, lent
 from focusdpo.model.backbones.uno_lora import uno_targets
 from focusdpo.model.tokens import KLCodec
 from focusdpo.store.local import make_folder, write_whole
@@ -38,9 +38,9 @@ class FluxPrompts:
 
     def __init__(
         self,
-        clip: nn.Module,
+        clip: nn.Module | Deferred,
         clip_tokenizer: Any,
-        t5: nn.Module,
+        t5: nn.Module | Deferred,
         t5_tokenizer: Any,
         *,
         device: str,
@@ -150,7 +150,7 @@ _AT_ONCE = 4
 class LentCodec(KLCodec):
     """FLUX.1's autoencoder, a few images at a time; with `offload` on the CPU between calls."""
 
-    def __init__(self, autoencoder: nn.Module, device: str, offload: bool) -> None:
+    def __init__(self, autoencoder: nn.Module | Deferred, device: str, offload: bool) -> None:
         super().__init__(autoencoder)
         self._device, self._offload = device, offload
 
@@ -173,13 +173,13 @@ class FluxUnoBackbone(FluxBackbone):
         self,
         transformer: nn.Module,
         codec: LentCodec,
+        token_pixels: int,
         encode_prompts: Callable[[Sequence[str]], Prompts],
         scheduler: Any,
         config: FluxUnoConfig,
         fingerprint: str,
     ) -> None:
         core: Any = transformer
-        factor = 2 ** (len(codec.autoencoder.config.block_out_channels) - 1)
         side = config.reference_side(1)
         super().__init__(
             transformer,
@@ -188,7 +188,7 @@ class FluxUnoBackbone(FluxBackbone):
             image_size=config.image_size,
             reference_size=(side, side),
             default_blocks=config.blocks or middle_blocks(core.config.num_layers),
-            token_pixels=2 * factor,
+            token_pixels=token_pixels,
             sampling=SamplingConfig(steps=config.steps, guidance=1, strength=config.strength),
         )
         self.fingerprint = fingerprint
@@ -198,10 +198,10 @@ class FluxUnoBackbone(FluxBackbone):
         self._scheduler, self._config = scheduler, config
 
     def _framed(
-        self, images: Sequence[Tensor], masks: Sequence[Tensor]
+        self, images: Sequence[Tensor], masks: Sequence[Tensor], count: int
     ) -> list[tuple[Tensor, Tensor]]:
         """Their long side becomes what UNO gives to so many references."""
-        long_side = self._config.reference_side(len(images))
+        long_side = self._config.reference_side(count)
         slots = zip(images, masks, strict=True)
         return [frame(image, mask, long_side, self.token_pixels) for image, mask in slots]
 

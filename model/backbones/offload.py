@@ -1,10 +1,12 @@
-"""What waits on the CPU: models between two uses, and prompts that were encoded before."""
+"""What waits: models on the disk until they are needed and on the CPU between two uses, and prompts
+that were encoded before."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +15,31 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 """What settings call torch's types."""
 
 
+class Deferred:
+    """A model that is loaded when something is first asked of it, and stands for it from then on.
+    Encoders are: a training whose pictures and prompts are all encoded never loads them. Their
+    files are looked at before, as those of every model."""
+
+    def __init__(self, load: Callable[[], nn.Module]) -> None:
+        self._load = load
+        self._loaded: nn.Module | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The model itself, frozen, in evaluation mode."""
+        if self._loaded is None:
+            self._loaded = self._load().eval().requires_grad_(False)
+        return self._loaded
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
+
+
 @contextmanager
-def lent(device: str | torch.device, *modules: nn.Module, back: bool = True) -> Iterator[None]:
+def lent(device: str | torch.device, *modules: Any, back: bool = True) -> Iterator[None]:
     """Inside, the modules are on `device`; with `back` they go home to the CPU afterwards."""
     for module in modules:
         module.to(device)

@@ -21,7 +21,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from focusdpo.model import adapter
 from focusdpo.model.backbone import FeatureConfig, Grid, Prediction, Prompts, References
-from focusdpo.model.backbones.offload import DTYPES, lent
+from focusdpo.model.backbones.offload import DTYPES, Deferred, lent
 from focusdpo.model.backbones.sdxl_conditioning import ImageTokens, SdxlText, framed, resized
 from focusdpo.model.backbones.sdxl_config import CHANNELS, KV_TARGETS, MULTIPLE, SdxlIpAdapterConfig
 from focusdpo.model.backbones.sdxl_features import FeatureReader, alike
@@ -42,14 +42,16 @@ def _at_once(size: Sequence[int]) -> int:
 class SdxlBackbone:
     """Fits the `Backbone` protocol with diffusers' UNet2DConditionModel and IP-Adapter's attention
     processors in it; `transformer` is that UNet. The UNet's own image projection is replaced by one
-    that passes image tokens through, for references are encoded once, before training."""
+    that passes image tokens through, for references are encoded once, before training.
+
+    `autoencoder`, `text` (a `SdxlText`) and `image_tokens` (an `ImageTokens`) may be `Deferred`."""
 
     def __init__(
         self,
         unet: nn.Module,
-        autoencoder: nn.Module,
-        text: SdxlText,
-        image_tokens: ImageTokens,
+        autoencoder: nn.Module | Deferred,
+        text: Any,
+        image_tokens: Any,
         scheduler: Any,
         config: SdxlIpAdapterConfig,
         fingerprint: str,
@@ -72,7 +74,7 @@ class SdxlBackbone:
         return next(self.transformer.parameters()).device
 
     @contextmanager
-    def _on_device(self, module: nn.Module, needed: bool = True) -> Iterator[None]:
+    def _on_device(self, module: Any, needed: bool = True) -> Iterator[None]:
         """Inside, a module that waits on the CPU (`offload`) is where the UNet is."""
         with lent(self.device, module) if self.config.offload and needed else nullcontext():
             yield
@@ -80,20 +82,23 @@ class SdxlBackbone:
     @torch.no_grad()
     def encode_images(self, images_BCHW: Tensor) -> Tensor:
         batches = torch.split(images_BCHW.to(self.device), _at_once(images_BCHW.shape[2:]))
-        with self._on_device(self.codec):
+        with self._on_device(self.codec.autoencoder):
             return pack(torch.cat([self.codec.encode_latents(batch) for batch in batches]))
 
     @torch.no_grad()
     def decode(self, latents_BNC: Tensor) -> Tensor:
         batches = torch.split(unpack(latents_BNC.float(), self.grid), _at_once(self.image_size))
-        with self._on_device(self.codec):
+        with self._on_device(self.codec.autoencoder):
             images = torch.cat([self.codec.decode_latents(batch) for batch in batches])
         return images.clamp(-1, 1)
 
-    def encode_references(self, images: Sequence[Tensor], masks: Sequence[Tensor]) -> References:
+    def encode_references(
+        self, images: Sequence[Tensor], masks: Sequence[Tensor], count: int | None = None
+    ) -> References:
         """Per reference slot: images (B, 3, h, w) in [-1, 1] and masks (B, h, w) in {0, 1}, laid on
         white. With unet_self the `tokens` are latents and `embeds` the image tokens; with ip_kv
-        the `tokens` are the image tokens themselves, and every one counts."""
+        the `tokens` are the image tokens themselves, and every one counts. What becomes of one does
+        not depend on how many there are (`count`)."""
         shown, embeds = self._shown(images, masks)
         if self.config.features == "ip_kv":
             ones = tuple(e.new_ones(e.shape[:2], dtype=torch.float32) for e in embeds)
@@ -310,33 +315,51 @@ def load(
 ) -> SdxlBackbone:
     """The backbone, frozen and in evaluation mode, from checkpoints that were checked; `encoder` is
     the folder of CLIP's vision tower."""
-    dtype = DTYPES[config.dtype]
-    pipeline = StableDiffusionXLPipeline.from_pretrained(
+    rest = "cpu" if config.offload else device
+    pipeline = _pipeline(config, "unet")
+    unet, resampler = with_adapter(pipeline, adapter_file, config.scale)
+    unet.to(device).eval().requires_grad_(False)
+
+    def text() -> nn.Module:
+        loaded = _pipeline(config, "text_encoder", "text_encoder_2")
+        return SdxlText(
+            (loaded.tokenizer, loaded.tokenizer_2),
+            (loaded.text_encoder, loaded.text_encoder_2),
+            zero_empty=loaded.config.force_zeros_for_empty_prompt,
+            cache_mib=config.prompt_cache_mib,
+        ).to(rest)
+
+    def image_tokens() -> nn.Module:
+        tower = CLIPVisionModelWithProjection.from_pretrained(
+            encoder, dtype=DTYPES[config.dtype], use_safetensors=True, local_files_only=True
+        )
+        return ImageTokens(tower, resampler).to(rest)
+
+    encoders: Any = (
+        Deferred(lambda: _pipeline(config, "vae").vae.to(rest)),
+        Deferred(text),
+        Deferred(image_tokens),
+    )
+    if config.policy == "adapter_kv":
+        adapter.choose(unet, KV_TARGETS)
+    return SdxlBackbone(unet, *encoders, pipeline.scheduler, config, fingerprint)
+
+
+_MODELS = ("unet", "vae", "text_encoder", "text_encoder_2")
+
+
+def _pipeline(config: SdxlIpAdapterConfig, *wanted: str) -> Any:
+    """SDXL's pipeline with these of its models alone."""
+    absent: dict[str, Any] = {name: None for name in _MODELS if name not in wanted}
+    return StableDiffusionXLPipeline.from_pretrained(
         locate(config.base, "models.backbone.base"),
-        dtype={"vae": DTYPES[config.vae_dtype], "default": dtype},
+        dtype={"vae": DTYPES[config.vae_dtype], "default": DTYPES[config.dtype]},
         variant=config.variant,
         use_safetensors=True,
         local_files_only=True,
         add_watermarker=False,
+        **absent,
     )
-    tower = CLIPVisionModelWithProjection.from_pretrained(
-        encoder, dtype=dtype, use_safetensors=True, local_files_only=True
-    )
-    pipeline.register_modules(image_encoder=tower)
-    unet, resampler = with_adapter(pipeline, adapter_file, config.scale)
-    text = SdxlText(
-        (pipeline.tokenizer, pipeline.tokenizer_2),
-        (pipeline.text_encoder, pipeline.text_encoder_2),
-        zero_empty=pipeline.config.force_zeros_for_empty_prompt,
-        cache_mib=config.prompt_cache_mib,
-    )
-    images = ImageTokens(tower, resampler)
-    rest = "cpu" if config.offload else device
-    for module, where in ((unet, device), (pipeline.vae, rest), (text, rest), (images, rest)):
-        module.to(where).eval().requires_grad_(False)
-    if config.policy == "adapter_kv":
-        adapter.choose(unet, KV_TARGETS)
-    return SdxlBackbone(unet, pipeline.vae, text, images, pipeline.scheduler, config, fingerprint)
 
 
 def with_adapter(pipeline: Any, path: Path, scale: float) -> tuple[Any, nn.Module]:
@@ -346,7 +369,8 @@ def with_adapter(pipeline: Any, path: Path, scale: float) -> tuple[Any, nn.Modul
     for name, tensor in load_file(path).items():
         part, _, rest = name.partition(".")
         weights[part][rest] = tensor
-    pipeline.load_ip_adapter([weights], subfolder=[None], weight_name=[None])
+    # `load_ip_adapter` would want the image encoder beside it.
+    pipeline.unet._load_ip_adapter_weights([weights])
     pipeline.set_ip_adapter_scale(scale)
     resampler: nn.Module = pipeline.unet.encoder_hid_proj.image_projection_layers[0]
     pipeline.unet.encoder_hid_proj = GivenTokens()

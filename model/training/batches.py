@@ -1,4 +1,4 @@
-"""Samples -> batches of pairs, encoded once.
+"""Samples -> batches of pairs, of what was encoded once.
 
 Fields are decoded by `data_schemas.shards` alone (PNG and JSON, never a
 pickle). Which pairs make up step s is a function of (seed, s), so a resumed run needs no replay.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -25,7 +25,15 @@ from focusdpo.model.backbone import Backbone, Grid, Prompts, References, TensorR
 from focusdpo.model.focus import FocusPriors, pool_to_grid
 from focusdpo.model.focus_config import FocusConfig
 from focusdpo.model.patch_quality import PatchQuality, patch_quality
+from focusdpo.model.training.ahead import Ahead
 from focusdpo.model.training.config import PatchConfig, digest
+from focusdpo.model.training.encoded import (
+    Encodings,
+    Entry,
+    join_prompts,
+    join_references,
+    key_of,
+)
 from focusdpo.store.samples import Sample
 
 log = logging.getLogger(__name__)
@@ -33,7 +41,9 @@ log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int, Mapping[str, float]], None]
 """Called with a phase's name, how many are done, how many there are, and figures to show."""
 
-_ENCODE_AT_ONCE = 16
+_ALL = slice(None)
+_READ_AHEAD = 8
+_PROMPTS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -68,35 +78,9 @@ class PairBatch(TensorRecord):
         return replace(both, detail_BN=torch.cat([self.priors.detail_BN, self.lose_detail_BN]))
 
 
-def join(batches: Sequence[PairBatch]) -> PairBatch:
-    """Batches laid end to end. UserError where their shapes differ."""
-    first = batches[0]
-    shapes = [[tuple(t.shape[1:]) for t in batch.tensors()] for batch in batches]
-    for batch, shape in zip(batches, shapes, strict=True):
-        if shape != shapes[0]:
-            raise UserError(
-                f"pairs {first.keys[0]} and {batch.keys[0]} differ in image or reference sizes; "
-                "build the dataset with one size"
-            )
-    joined = map(torch.cat, zip(*(batch.tensors() for batch in batches), strict=True))
-    keys = tuple(key for batch in batches for key in batch.keys)
-    return replace(first.each(lambda _: next(joined)), keys=keys)
-
-
-def _images(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:
-    """uint8 (H, W, 3) each -> (B, 3, H, W) in [-1, 1]."""
-    pixels = torch.from_numpy(np.stack(arrays)).to(device)
-    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def _masks(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.stack(arrays)).to(device).float()
-
-
-def prior_tokens(prior_BHW: Tensor, grid: Grid, cover: float, ring: int) -> Tensor:
-    """M_prior {0, 1} (B, N): tokens of which the region covers at least `cover` (0: any pixel), and
-    `ring` rings of tokens around them."""
-    share_BN = pool_to_grid(prior_BHW, grid)
+def prior_tokens(share_BN: Tensor, grid: Grid, cover: float, ring: int) -> Tensor:
+    """M_prior {0, 1} (B, N) from the share of each token that the region covers: tokens of which it
+    covers at least `cover` (0: any pixel), and `ring` rings of tokens around them."""
     inside_BN = ((share_BN >= cover) & (share_BN > 0)).float()
     if not ring:
         return inside_BN
@@ -104,15 +88,110 @@ def prior_tokens(prior_BHW: Tensor, grid: Grid, cover: float, ring: int) -> Tens
     return F.max_pool2d(inside_B1hw, 2 * ring + 1, stride=1, padding=ring).flatten(1)
 
 
-def _check_sizes(backbone: Backbone, samples: Sequence[ShardSample]) -> None:
-    for sample in samples:
-        size = sample.images.win.shape[:2]
-        if size != backbone.image_size:
+def _check_size(backbone: Backbone, sample: ShardSample) -> None:
+    size = sample.images.win.shape[:2]
+    if size != backbone.image_size:
+        raise UserError(
+            f"pair {sample.pair.id} is {size[0]} x {size[1]} pixels, the backbone paints "
+            f"{backbone.image_size[0]} x {backbone.image_size[1]}: build the dataset with "
+            "the preset that you train with"
+        )
+
+
+_MAPS = ("share", "subjects", "detail", "lose_detail")
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """A pair's entries, on the CPU."""
+
+    pair: Entry
+    """Its maps on the token grid, and the keys of what follows."""
+    win: Entry
+    lose: Entry
+    references: tuple[Entry, ...]
+    prompt: Entry
+
+    @property
+    def shapes(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Of all that a batch lays side by side."""
+        entries = (self.pair, self.win, self.lose, *self.references, self.prompt)
+        return [
+            (name, tuple(tensor.shape))
+            for entry in entries
+            for name, tensor in sorted(entry.tensors.items(), key=lambda item: item[0])
+        ]
+
+
+def encode_pair(encodings: Encodings, grid: Grid, sample: ShardSample) -> EncodedPair:
+    """What is known of a pair is found, the rest encoded."""
+    images, pair = sample.images, sample.pair
+    win_key, win = encodings.picture(images.win)
+    lose_key, lose = encodings.picture(images.lose)
+    keys, references = encodings.references(images.references, images.reference_masks)
+    (prompt,) = encodings.texts([pair.prompt])
+    maps = Entry(
+        {
+            "share": _on_tokens([images.prior], grid)[0],
+            "subjects": _on_tokens(images.masks, grid),
+            "detail": _on_tokens([images.complexity], grid)[0],
+            "lose_detail": _on_tokens([images.lose_complexity], grid)[0],
+        },
+        {
+            "id": pair.id,
+            "source": pair.source,
+            "mode": pair.mode,
+            "prompt": pair.prompt,
+            "win": win_key,
+            "lose": lose_key,
+            "references": " ".join(keys),
+        },
+    )
+    return EncodedPair(maps, win, lose, tuple(references), prompt)
+
+
+def _on_tokens(maps: Sequence[np.ndarray], grid: Grid) -> Tensor:
+    """Maps (H, W) -> the mean of each on every token (R, N)."""
+    return pool_to_grid(torch.from_numpy(np.stack(maps)).float(), grid)
+
+
+def lay_out(pairs: Sequence[EncodedPair], grid: Grid, focus: FocusConfig) -> PairBatch:
+    """Pairs with equally many references as a batch on the CPU. UserError where sizes differ.
+
+    Where a loser is a repainted winner, its latents outside the repainted region are the winner's:
+    an autoencoder smears the region over its surroundings, and those differences say nothing."""
+    for other in pairs[1:]:
+        if other.shapes != pairs[0].shapes:
             raise UserError(
-                f"pair {sample.pair.id} is {size[0]} x {size[1]} pixels, the backbone paints "
-                f"{backbone.image_size[0]} x {backbone.image_size[1]}: build the dataset with "
-                "the preset that you train with"
+                f"pairs {pairs[0].pair.about['id']} and {other.pair.about['id']} differ in image "
+                "or reference sizes; build the dataset with one size"
             )
+    maps = {name: torch.stack([one.pair.tensors[name] for one in pairs]) for name in _MAPS}
+    win_BNC, lose_BNC = (
+        torch.stack([getattr(one, name).tensors["latents"] for one in pairs])
+        for name in ("win", "lose")
+    )
+    aligned_B = torch.tensor([one.pair.about["source"] == "disrupt" for one in pairs])
+    keep_BN = prior_tokens(maps["share"], grid, 0.0, 1).bool() | ~aligned_B.unsqueeze(1)
+    return PairBatch(
+        keys=tuple(one.pair.about["id"] for one in pairs),
+        win_BNC=win_BNC,
+        lose_BNC=torch.where(keep_BN.unsqueeze(2), lose_BNC, win_BNC),
+        priors=FocusPriors(
+            prior_BN=prior_tokens(maps["share"], grid, focus.prior_cover, focus.prior_ring),
+            subjects_BRN=(maps["subjects"] >= 0.5).float(),
+            detail_BN=maps["detail"],
+        ),
+        lose_detail_BN=maps["lose_detail"],
+        prompts=join_prompts([one.prompt for one in pairs]),
+        references=join_references([one.references for one in pairs]),
+        signs_BR=torch.tensor([_signs(one) for one in pairs]).float(),
+    )
+
+
+def _signs(one: EncodedPair) -> tuple[int, ...]:
+    about = one.pair.about
+    return signs_of(about["source"], about["mode"], len(one.references))
 
 
 @torch.no_grad()
@@ -123,55 +202,31 @@ def encode_pairs(
     focus: FocusConfig | None = None,
 ) -> PairBatch:
     """Samples of equal R and sizes -> a batch on the backbone's device, float32; with `patches`,
-    their patch quality by the base; `focus` says which tokens M_prior holds.
+    their patch quality by the base; `focus` says which tokens M_prior holds. Nothing is kept."""
+    encodings = Encodings(backbone)
+    for sample in samples:
+        _check_size(backbone, sample)
+    pairs = [encode_pair(encodings, backbone.grid, sample) for sample in samples]
+    batch = _moved(lay_out(pairs, backbone.grid, focus or FocusConfig()), backbone)
+    return batch if patches is None else replace(batch, quality=_quality(backbone, batch, patches))
 
-    Where a loser is a repainted winner, its latents outside the repainted region are the winner's:
-    an autoencoder smears the region over its surroundings, and those differences say nothing."""
+
+def _moved(batch: PairBatch, backbone: Backbone) -> PairBatch:
     device = next(backbone.transformer.parameters()).device
-    _check_sizes(backbone, samples)
-    images = [sample.images for sample in samples]
-    num = range(len(samples[0].pair.subject_ids))
-    grid = backbone.grid
-    win_BNC = backbone.encode_images(_images([i.win for i in images], device)).float()
-    lose_BNC = backbone.encode_images(_images([i.lose for i in images], device)).float()
-    prior_BHW = _masks([i.prior for i in images], device)
-    aligned_B = torch.tensor([s.pair.source == "disrupt" for s in samples], device=device)
-    keep_BN = prior_tokens(prior_BHW, grid, 0.0, 1).bool() | ~aligned_B.unsqueeze(1)
-    focus = focus or FocusConfig()
-    subjects = [pool_to_grid(_masks([i.masks[r] for i in images], device), grid) for r in num]
-    lose_BNC = torch.where(keep_BN.unsqueeze(2), lose_BNC, win_BNC)
-    prompts = backbone.encode_prompts([sample.pair.prompt for sample in samples])
-    references = backbone.encode_references(
-        [_images([i.references[r] for i in images], device) for r in num],
-        [_masks([i.reference_masks[r] for i in images], device) for r in num],
-    )
-    return PairBatch(
-        keys=tuple(sample.pair.id for sample in samples),
-        win_BNC=win_BNC,
-        lose_BNC=lose_BNC,
-        priors=FocusPriors(
-            prior_BN=prior_tokens(prior_BHW, grid, focus.prior_cover, focus.prior_ring),
-            subjects_BRN=(torch.stack(subjects, dim=1) >= 0.5).float(),
-            detail_BN=pool_to_grid(_masks([i.complexity for i in images], device), grid),
-        ),
-        lose_detail_BN=pool_to_grid(_masks([i.lose_complexity for i in images], device), grid),
-        prompts=prompts,
-        references=references,
-        signs_BR=torch.tensor(
-            [signs_of(s.pair.source, s.pair.mode, len(num)) for s in samples], device=device
-        ).float(),
-        quality=None
-        if patches is None
-        else patch_quality(backbone, win_BNC, lose_BNC, prompts, references, patches),
-    )
+    return batch.each(lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def _quality(backbone: Backbone, batch: PairBatch, patches: PatchConfig) -> PatchQuality:
+    given = (batch.win_BNC, batch.lose_BNC, batch.prompts, batch.references)
+    return patch_quality(backbone, *given, patches)
 
 
 class PairData:
     """Pairs of a dataset version, for one backbone.
 
     `source` keeps the pairs of one source alone, `mixed` those too in which neither picture is the
-    better one, `patches` adds patch quality, `focus` says which tokens M_prior holds. Batches are
-    encoded when they are asked for, unless `encode` has done it before."""
+    better one, `patches` adds patch quality, `focus` says which tokens M_prior holds; `encodings`
+    has what was encoded before, and keeps what is encoded."""
 
     def __init__(
         self,
@@ -182,9 +237,10 @@ class PairData:
         mixed: bool = False,
         patches: PatchConfig | None = None,
         focus: FocusConfig | None = None,
+        encodings: Encodings | None = None,
     ) -> None:
-        self._backbone = backbone
-        self._patches, self._focus = patches, focus
+        self._backbone, self._grid = backbone, backbone.grid
+        self._patches, self._focus = patches, focus or FocusConfig()
         own = [sample for sample in samples if source in ("both", sample.row.source)]
         if not own:
             raise UserError(
@@ -198,7 +254,8 @@ class PairData:
                 "better one. Train with objective instance_dpo, or build with "
                 "pair.max_failure_per_scene above 0."
             )
-        self._cache: dict[int, PairBatch] = {}
+        self._encodings = encodings or Encodings(backbone)
+        self._qualities: dict[int, PatchQuality] = {}
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -218,37 +275,127 @@ class PairData:
             groups[sample.row.num_subjects].append(item)
         return [groups[num] for num in sorted(groups)]
 
-    def batch(self, items: Sequence[int]) -> PairBatch:
-        """A batch on the backbone's device."""
-        if all(item in self._cache for item in items):
-            return join([self._cache[item] for item in items])
-        return self._encoded(items)
-
     def sample(self, item: int) -> ShardSample:
         """The pair as it lies in its shard."""
         return self._samples[item].read()
 
-    def encode(self, cache_mib: int, progress: Progress | None = None) -> None:
-        """Encodes all pairs and keeps them, or none if they take more than `cache_mib`."""
-        used, done = 0, 0
-        for chunk in self._chunks():
-            batch = self._encoded(chunk)
-            used += sum(t.numel() * t.element_size() for t in batch.tensors())
-            if used > cache_mib * 2**20:
-                log.info("encoded pairs exceed train.cache_mib: encoding batches as they come")
-                self._cache.clear()
-                return
-            for row, item in enumerate(chunk):
-                self._cache[item] = batch.take(slice(row, row + 1))
-            done += len(chunk)
-            if progress:
-                progress("encode pairs", done, len(self._samples), {})
+    def batch(self, items: Sequence[int]) -> PairBatch:
+        """A batch on the backbone's device."""
+        return self.finished(items, self.looked_up(items))
 
-    def _encoded(self, items: Sequence[int]) -> PairBatch:
-        samples = [self.sample(item) for item in items]
-        return encode_pairs(self._backbone, samples, self._patches, self._focus)
+    def looked_up(self, items: Sequence[int]) -> PairBatch | list[EncodedPair | ShardSample]:
+        """What can be had of a batch without a model, to be called in any thread: all of it, in
+        pinned memory where the backbone is on a GPU; else, of each pair, what was found or read."""
+        parts: list[EncodedPair | ShardSample] = []
+        for item in items:
+            parts.append(self._found(item) or self.sample(item))
+        found = [part for part in parts if isinstance(part, EncodedPair)]
+        return self._laid_out(found) if len(found) == len(parts) else parts
 
-    def _chunks(self) -> Iterator[list[int]]:
-        for group in self.groups():
-            for start in range(0, len(group), _ENCODE_AT_ONCE):
-                yield group[start : start + _ENCODE_AT_ONCE]
+    def finished(
+        self, items: Sequence[int], ahead: PairBatch | list[EncodedPair | ShardSample]
+    ) -> PairBatch:
+        """The batch of `items` of which `looked_up` gave `ahead`: what is missing is encoded."""
+        if not isinstance(ahead, PairBatch):
+            ahead = self._laid_out(
+                [
+                    part if isinstance(part, EncodedPair) else self._encoded(item, part)
+                    for item, part in zip(items, ahead, strict=True)
+                ]
+            )
+        batch = _moved(ahead, self._backbone)
+        if self._patches is None:
+            return batch
+        return replace(batch, quality=self._qualities_of(items, batch))
+
+    def _laid_out(self, pairs: Sequence[EncodedPair]) -> PairBatch:
+        batch = lay_out(pairs, self._grid, self._focus)
+        on_gpu = next(self._backbone.transformer.parameters()).device.type == "cuda"
+        return batch.each(lambda tensor: tensor.pin_memory()) if on_gpu else batch
+
+    def _key(self, item: int) -> str:
+        return key_of("pair", self._samples[item].row.checksum, self._grid)
+
+    def _found(self, item: int) -> EncodedPair | None:
+        """A pair of which all entries are there."""
+        find = self._encodings.find
+        if (pair := find(self._key(item))) is None:
+            return None
+        about = pair.about
+        names = (about["win"], about["lose"], *about["references"].split())
+        entries = [find(name) for name in (*names, key_of("prompt", about["prompt"]))]
+        present = [entry for entry in entries if entry is not None]
+        if len(present) < len(entries):
+            return None
+        win, lose, *references, prompt = present
+        return EncodedPair(pair, win, lose, tuple(references), prompt)
+
+    @torch.no_grad()
+    def _encoded(self, item: int, sample: ShardSample) -> EncodedPair:
+        _check_size(self._backbone, sample)
+        pair = encode_pair(self._encodings, self._grid, sample)
+        self._encodings.keep(self._key(item), pair.pair)
+        return pair
+
+    def _qualities_of(self, items: Sequence[int], batch: PairBatch) -> PatchQuality:
+        """Patch quality of a batch's pairs, each measured once and alone: on what it stands beside
+        it must not depend, or a resumed run would differ."""
+        assert self._patches is not None
+        for row, item in enumerate(items):
+            if item not in self._qualities:
+                one = batch.take(slice(row, row + 1))
+                self._qualities[item] = _quality(self._backbone, one, self._patches)
+        parts = zip(*(self._qualities[item].tensors() for item in items), strict=True)
+        joined = map(torch.cat, parts)
+        return self._qualities[items[0]].each(lambda _: next(joined))
+
+    def measure(self, progress: Progress | None = None) -> None:
+        """The patch quality of all pairs, where it is asked for: by the base alone, so before there
+        is a policy, and before processes must run each pass together."""
+        order = iter([[item] for group in self.groups() for item in group])
+        if self._patches is None:
+            return
+        with Ahead(self.looked_up, order, _READ_AHEAD) as batches:
+            for done, (items, ahead) in enumerate(batches, 1):
+                self.finished(items, ahead)
+                if progress:
+                    progress("measure patches", done, len(self), {})
+
+    def encode(self, progress: Progress | None = None, share: slice = _ALL) -> None:
+        """Encodes what is not known yet of `share` of the pairs, as far as there is room for it;
+        what their batches need is then found. Shards are read ahead. The rest waits until it is
+        wanted."""
+        items = [item for group in self.groups() for item in group]
+        if not self._encodings.keeps:
+            return
+        self._encode_prompts([self._samples[item].row.prompt for item in items[share]])
+        wanted = [item for item in items[share] if not self._is_known(item)]
+        with Ahead(self.sample, iter(wanted), _READ_AHEAD) as samples:
+            for done, (item, sample) in enumerate(samples, 1):
+                self._encoded(item, sample)
+                if progress:
+                    progress("encode pairs", done, len(wanted), {})
+                if not self._is_known(item):
+                    log.info("no room for more than %d of %d encoded pairs", done, len(wanted))
+                    return
+
+    @torch.no_grad()
+    def _encode_prompts(self, texts: Sequence[str]) -> None:
+        """All new ones one after the other: text encoders that wait elsewhere come once."""
+        known = self._encodings.has
+        new = [text for text in dict.fromkeys(texts) if not known(key_of("prompt", text))]
+        for start in range(0, len(new), _PROMPTS_AT_ONCE):
+            self._encodings.texts(new[start : start + _PROMPTS_AT_ONCE])
+
+    def missing(self) -> int:
+        """How many pairs could not be had without encoding."""
+        return sum(not self._is_known(item) for item in range(len(self)))
+
+    def _is_known(self, item: int) -> bool:
+        """Whether a pair's batch would find all of it."""
+        known = self._encodings.has
+        if not known(self._key(item)) or (pair := self._encodings.find(self._key(item))) is None:
+            return False
+        about = pair.about
+        names = (about["win"], about["lose"], *about["references"].split())
+        return all(map(known, (*names, key_of("prompt", about["prompt"]))))

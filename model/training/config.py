@@ -131,14 +131,22 @@ class GuardConfig(StrictModel):
 
 
 class ValidationConfig(StrictModel):
-    """Painting scenes of validation individuals while training, and what follows from it."""
+    """Looking at what is not trained on: the loss of pairs of the validation split and, with the
+    pocket suite, painted scenes of validation individuals; and what follows from it."""
 
-    every: int = Field(0, ge=0, description="steps between looks; 0: never")
+    every: int | None = Field(
+        None,
+        ge=0,
+        description="steps between looks; 0: never; null: 100 with checkpoints, never with the "
+        "pocket suite",
+    )
     metric: str = Field(
         "score",
-        description="what counts, higher is better: score (identity + leakage margin), identity or "
-        "leakage_margin, each less the base's",
+        description="what counts, higher is better. Pocket suite: score (identity + leakage "
+        "margin), identity or leakage_margin, each less the base's. Checkpoints: score (how far "
+        "the held-out loss has fallen below the base's) or held_out_accuracy",
     )
+    pairs: int = Field(64, ge=1, description="pairs of the validation split that are measured")
     patience: int = Field(
         0, ge=0, description="stop after this many looks without a better one; 0: never"
     )
@@ -146,6 +154,41 @@ class ValidationConfig(StrictModel):
         "last", description="the adapter is that of the last step, or of the best look"
     )
     scenes: int = Field(96, ge=1, description="validation scenes painted at each look")
+
+
+class PreviewConfig(StrictModel):
+    """Sample pictures of fixed scenes with fixed seeds while training, base beside policy."""
+
+    every: int | None = Field(
+        None,
+        ge=0,
+        description="steps between sheets of pictures; 0: never; null: 250 with checkpoints, never "
+        "with the pocket suite",
+    )
+    scenes: int = Field(
+        4, ge=1, description="scenes on a sheet, of the validation split where it has any"
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="decides their noise")
+
+
+Tracker = Literal["wandb", "trackio", "mlflow"]
+
+
+class EncodedConfig(StrictModel):
+    """Where encoded pictures and prompts are kept, so that they are encoded once."""
+
+    folder: str = Field(
+        "auto",
+        description="keeps them on disk, shared between runs: a folder; none; auto: `encoded` in "
+        "the dataset's root, or in this machine's cache where the root is at an address, for "
+        "checkpoints; none for the embedded models, which encode faster than a disk reads",
+    )
+    gib: float = Field(
+        100.0,
+        gt=0,
+        description="GiB that the folder may take; what no run has used for longest goes first",
+    )
+    ahead: int = Field(4, ge=1, description="forward passes whose pairs are read ahead")
 
 
 class TrainConfig(StrictModel):
@@ -190,17 +233,26 @@ class TrainConfig(StrictModel):
     save_every: int = Field(50, ge=1, description="steps between checkpoints")
     log_every: int = Field(10, ge=1, description="steps between log lines")
     tensorboard: bool = Field(True, description="also write curves for TensorBoard")
-    cache_mib: int = Field(
-        2048, ge=0, description="keep encoded pairs in memory up to this size; beyond, encode anew"
+    trackers: tuple[Tracker, ...] = Field(
+        (), description="also send curves and sample pictures there, by accelerate's trackers"
     )
+    tracker_project: str = Field("focusdpo", description="what trackers file the run under")
+    cache_mib: int = Field(
+        2048,
+        ge=0,
+        description="keep encoded pairs in main memory up to this size; beyond, read them from "
+        "`encoded.folder`, or encode anew",
+    )
+    encoded: EncodedConfig = Field(EncodedConfig(), description="what is kept on disk")
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="what is minimised")
     focus: FocusConfig = Field(FocusConfig(), description="where and when the loss looks")
     noise: NoiseConfig = Field(NoiseConfig(), description="noise levels")
     lora: LoraConfig = Field(LoraConfig(), description="the policy")
     guards: GuardConfig = Field(GuardConfig(), description="when to warn or stop")
     validation: ValidationConfig = Field(
-        ValidationConfig(), description="looking at unseen scenes while training"
+        ValidationConfig(), description="looking at unseen pairs and scenes while training"
     )
+    previews: PreviewConfig = Field(PreviewConfig(), description="sample pictures while training")
 
     @model_validator(mode="after")
     def _micro_divides(self) -> TrainConfig:
@@ -213,7 +265,7 @@ class TrainConfig(StrictModel):
     @model_validator(mode="after")
     def _validation_happens(self) -> TrainConfig:
         looks = self.validation
-        if (looks.patience or looks.keep == "best") and not looks.every:
+        if (looks.patience or looks.keep == "best") and looks.every == 0:
             raise ValueError("validation.patience and keep=best need validation.every above 0")
         return self
 
@@ -224,6 +276,8 @@ class TrainConfig(StrictModel):
         and `shard`, which say where and in what order the same sums are made: a run that met the
         end of a card's memory goes on in another manner, or on more processes."""
         left_out = {"save_every", "log_every", "tensorboard", "memory", "shard"}
+        left_out |= {"cache_mib", "encoded"}  # where the same bits come from
+        left_out |= {"previews", "trackers", "tracker_project"}
         if self.schedule == "constant":
             left_out.add("steps")
         return digest(self.model_dump(mode="json", exclude=left_out))

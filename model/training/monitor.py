@@ -28,6 +28,7 @@ from focusdpo.model.objectives import implicit_accuracy
 from focusdpo.model.step import StepOutput
 from focusdpo.model.training.batches import PairBatch
 from focusdpo.model.training.config import GuardConfig
+from focusdpo.model.training.trackers import Trackers
 from focusdpo.store.local import write_whole
 
 NUM_BUCKETS = 10
@@ -143,8 +144,11 @@ def bucket_rows(step: int, table: Table) -> list[dict[str, float]]:
 class Monitor:
     """Gathers rows and writes them for a report: `steps.parquet` and `buckets.parquet`."""
 
-    def __init__(self, out_dir: Path, *, start: int, tensorboard: bool) -> None:
+    def __init__(
+        self, out_dir: Path, *, start: int, tensorboard: bool, trackers: Trackers | None = None
+    ) -> None:
         """Goes on after `start` steps: rows of later steps, from a killed run, are dropped."""
+        self._trackers = trackers
         self._out_dir = out_dir
         self._parts = out_dir / "metrics"
         self._parts.mkdir(parents=True, exist_ok=True)
@@ -160,11 +164,27 @@ class Monitor:
         row = {"step": step, **scalars} | {name: mean_present(v) for name, v in table.items()}
         self._rows["steps"].append(row)
         self._rows["buckets"] += bucket_rows(step, table)
-        if self._writer is not None:
-            for name, value in row.items():
-                if name != "step" and value == value:
-                    self._writer.add_scalar(f"train/{name}", value, step)
+        self._show("train", step, row)
         return row
+
+    def add_look(self, row: Mapping[str, float]) -> None:
+        """What a look at validation found, for who watches."""
+        self._show("validation", int(row["step"]), row)
+
+    def add_sheet(self, step: int, pixels: NDArray[np.uint8]) -> None:
+        """Sample pictures (H, W, 3), for who watches."""
+        if self._writer is not None:
+            self._writer.add_image("samples", pixels, step, dataformats="HWC")
+        if self._trackers is not None:
+            self._trackers.picture("samples", pixels, step)
+
+    def _show(self, group: str, step: int, row: Mapping[str, float]) -> None:
+        values = {f"{group}/{n}": v for n, v in row.items() if n != "step" and v == v}
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+        if self._trackers is not None:
+            self._trackers.log(values, step)
 
     def flush(self) -> None:
         """Writes the rows since the last flush as parts; call before a checkpoint."""
@@ -192,7 +212,10 @@ class Monitor:
         return tables["steps"].to_pylist()
 
     def close(self) -> None:
-        """Lets go of the TensorBoard file."""
+        """Lets go of the TensorBoard file and of trackers."""
+        if self._trackers is not None:
+            self._trackers.close()
+            self._trackers = None
         if self._writer is not None:
             self._writer.close()
             self._writer = None

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import platform
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.adapter import CARD, WEIGHTS, AdapterCard, remove_policy, save_adapter
 from focusdpo.model.backbone import Backbone
-from focusdpo.model.focus_levels import PairMaps
+from focusdpo.model.focus_levels import PairMaps, spread
 from focusdpo.model.step import resolve_precision
 from focusdpo.model.training.batches import PairData, Progress
 from focusdpo.model.training.checkpoint import (
@@ -32,8 +33,11 @@ from focusdpo.model.training.checkpoint import (
     save_checkpoint,
 )
 from focusdpo.model.training.config import TrainConfig, digest
+from focusdpo.model.training.encoded import EncodedFolder, Encodings
+from focusdpo.model.training.held_out_pairs import HeldOutPairs
 from focusdpo.model.training.monitor import Monitor, mean_present
 from focusdpo.model.training.parallel import Processes, Sharding, shard_base, sharding_of
+from focusdpo.model.training.previews import Previews
 from focusdpo.model.training.run_state import (
     Looks,
     RunState,
@@ -43,6 +47,7 @@ from focusdpo.model.training.run_state import (
     resolved_lora,
 )
 from focusdpo.model.training.steps import KnownErrors, ReferenceErrors, Stepper
+from focusdpo.model.training.trackers import Trackers
 from focusdpo.store.keys import BESIDE, digests_in, require_whole, sealed, unsealed
 from focusdpo.store.local import make_folder, write_whole
 from focusdpo.store.samples import Sample
@@ -62,10 +67,14 @@ def train(
     reference_errors: ReferenceErrors | None = None,
     progress: Progress | None = None,
     saved: Callable[[], None] | None = None,
+    encoded: Path | None = None,
+    held_out: Sequence[Sample] = (),
 ) -> TrainResult:
     """Trains an adapter on pairs of a dataset version into `out_dir`.
     `validate` is called where `config.validation` asks for it; `reference_errors` is shared by runs
-    of one process that differ in their objective alone; `saved` is called after each checkpoint.
+    of one process that differ in their objective alone; `saved` is called after each checkpoint;
+    `encoded` is the folder that keeps what encoders make, shared by runs; `held_out` are pairs that
+    are looked at and not trained on.
 
     Started again with the same settings it goes on from the newest checkpoint, or returns at once
     when it is done. The backbone is left without an adapter; one that `config.shard` shared out
@@ -81,14 +90,15 @@ def train(
     config = config.model_copy(update={"mixed_precision": precision})
     objective = config.objective
     patches = objective.patch if objective.definition.quality else None
-    data = PairData(
-        backbone,
-        samples,
-        source=config.source,
-        mixed=config.objective.definition.instances,
-        patches=patches,
-        focus=config.focus,
-    )
+    encodings = encodings_of(backbone, config, encoded)
+    kind: dict[str, Any] = {
+        "source": config.source,
+        "mixed": objective.definition.instances,
+        "patches": patches,
+        "focus": config.focus,
+        "encodings": encodings,
+    }
+    data = PairData(backbone, samples, **kind)
     identity = {
         "config": config.identity(),
         "base": backbone.fingerprint,
@@ -105,7 +115,12 @@ def train(
             again = f"remove {out_dir / SUMMARY} and run the same command again: it writes it anew"
             require_whole(out_dir, summary, again)
             return result_of(out_dir, summary, resumed_from=summary["steps"])
-    data.encode(config.cache_mib, progress)
+    looked_at = _chosen(held_out, config.validation.pairs, config.source)
+    unseen = None
+    if config.validation.every and looked_at:
+        unseen = PairData(backbone, looked_at, **kind)
+    for one in filter(None, (data, unseen)):
+        _encode(one, processes, shared=encoded is not None, progress=progress)
     known = reference_errors or ReferenceErrors(0)
     try:
         run = _Run(
@@ -119,13 +134,46 @@ def train(
             processes=processes,
             known=known.of(identity["base"], identity["pairs"], config),
             saved=saved,
+            scenes=_chosen(held_out or samples, config.previews.scenes),
+            unseen=unseen,
         )
-        run.prepare(validate, sharding)
-        return run.go(progress)
+        with encodings.in_place():
+            run.prepare(validate, sharding)
+            return run.go(progress)
     finally:
         remove_policy(backbone.transformer)
         if config.gradient_checkpointing:
             cast("Any", backbone.transformer).disable_gradient_checkpointing()
+
+
+def _chosen(samples: Sequence[Sample], count: int, source: str = "both") -> list[Sample]:
+    """So many of them, as evenly as may be over their numbers of subjects, always the same ones."""
+    groups: dict[int, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        if source in ("both", sample.row.source):
+            groups[sample.row.num_subjects].append(sample)
+    return spread(groups, count)
+
+
+def encodings_of(backbone: Backbone, config: TrainConfig, folder: Path | None) -> Encodings:
+    """What is known of a backbone's encodings, in main memory and in `folder`."""
+    disk = None
+    if folder is not None:
+        limit = int(config.encoded.gib * 2**30)
+        disk = EncodedFolder(folder, digest(backbone.fingerprint), limit)
+    return Encodings(backbone, config.cache_mib * 2**20, disk)
+
+
+def _encode(
+    data: PairData, processes: Processes, *, shared: bool, progress: Progress | None
+) -> None:
+    """All pairs; with a folder that processes share each encodes its part first, and then what it
+    does not find there."""
+    if shared and processes.num > 1:
+        data.encode(progress, slice(processes.index, None, processes.num))
+        processes.wait()
+    data.encode(progress)
+    data.measure(progress)
 
 
 @dataclass(kw_only=True)
@@ -142,6 +190,9 @@ class _Run:
     processes: Processes
     known: KnownErrors
     saved: Callable[[], None] | None
+    scenes: Sequence[Sample]
+    """Of which sample pictures are painted."""
+    unseen: PairData | None
 
     def prepare(self, validate: Validate | None, sharding: Sharding | None) -> None:
         """Policy, optimiser and looks as the newest checkpoint has them, else fresh."""
@@ -153,7 +204,13 @@ class _Run:
         if config.gradient_checkpointing:
             cast("Any", backbone.transformer).enable_gradient_checkpointing()
         self._state = RunState(backbone, config)
-        self._looks = Looks(config.validation, validate, out_dir, writes=processes.is_main)
+        self._looks = Looks(
+            config.validation, self._measures(validate), out_dir, writes=processes.is_main
+        )
+        shown = [one.read() for one in self.scenes] if config.previews.every else []
+        self._previews = Previews(
+            backbone, shown, config.previews, out_dir, writes=processes.is_main
+        )
         newest = newest_checkpoint(self._checkpoints)
         if newest is not None:
             require_same(newest.meta.get("identity", {}), identity, out_dir)
@@ -170,6 +227,13 @@ class _Run:
             backbone, self.data, config, self._state, processes, self.known, good=self._good
         )
 
+    def _measures(self, validate: Validate | None) -> Validate | None:
+        """`validate`, and the loss of unseen pairs where there are any."""
+        if self.unseen is None:
+            return validate
+        pairs = HeldOutPairs(self.backbone, self.unseen, self.config)
+        return pairs if validate is None else lambda: {**pairs(), **validate()}
+
     @property
     def _checkpoints(self) -> Path:
         return self.out_dir / "checkpoints"
@@ -182,14 +246,25 @@ class _Run:
             make_folder(out_dir)
             text = json.dumps(self.config.model_dump(mode="json"), indent=2)
             write_whole(out_dir / "config.json", text.encode())
-            monitor = Monitor(out_dir, start=state.step, tensorboard=self.config.tensorboard)
+            trackers = None
+            if self.config.trackers:
+                settings = self.config.model_dump(mode="json")
+                names, project = self.config.trackers, self.config.tracker_project
+                trackers = Trackers(names, out_dir, project, settings)
+            monitor = Monitor(
+                out_dir,
+                start=state.step,
+                tensorboard=self.config.tensorboard,
+                trackers=trackers,
+            )
         try:
             if self._paints:
                 args = (self.backbone, self.data, self.config)
                 maps = PairMaps(*args, out_dir / "focus.safetensors")
                 maps.draw("start")
-            while self._goes_on():
-                self._one_step(monitor, progress)
+            with self._stepper:
+                while self._goes_on():
+                    self._one_step(monitor, progress)
             state.use_average()
             if self._paints:
                 self._looks.use_best(state)
@@ -217,9 +292,16 @@ class _Run:
         look = self._looks.due(step)
         if look and self._paints:
             self._looks.look(state)
+        sheet = None
+        if self._paints and self._previews.due(step, config.steps):
+            sheet = self._previews.paint(state)
         if monitor is None:
             return
         row = monitor.add(step, table, scalars)
+        if look:
+            monitor.add_look(self._looks.rows[-1])
+        if sheet is not None:
+            monitor.add_sheet(step, sheet)
         if look or step % config.save_every == 0 or step == config.steps:
             monitor.flush()
             self._save()

@@ -3,6 +3,7 @@ at validation scenes."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +18,10 @@ from focusdpo.model.backbone import Backbone
 from focusdpo.model.training.checkpoint import Checkpoint
 from focusdpo.model.training.config import LoraConfig, TrainConfig, ValidationConfig
 from focusdpo.model.training.monitor import Guard
-from focusdpo.store.local import write_whole
+from focusdpo.store.local import make_folder, write_whole
 
+LOOKS = "looks.json"
+"""In the run's folder: a row per look, while it runs; run.json has them when it is done."""
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -124,8 +127,8 @@ def require_not_past(taken: int, wanted: int, where: Path) -> None:
 
 
 Validate = Callable[[], Mapping[str, float]]
-"""Paints validation scenes with the weights that are in place and measures them; higher is better
-for `ValidationConfig.metric`."""
+"""Measures the weights that are in place on what is not trained on; higher is better for
+`ValidationConfig.metric`."""
 
 
 class Looks:
@@ -149,10 +152,11 @@ class Looks:
     def restore(self, rows: list[dict[str, Any]]) -> None:
         """The looks that a checkpoint tells of."""
         self.rows = [dict(row) for row in rows]
+        self._tell()
 
     def due(self, step: int) -> bool:
         """Whether the scenes are looked at after `step`."""
-        return self._config.every > 0 and step % self._config.every == 0
+        return bool(self._config.every) and step % (self._config.every or 1) == 0
 
     def look(self, state: RunState) -> None:
         """Measure the present weights, and keep them if they are the best so far."""
@@ -165,9 +169,18 @@ class Looks:
                     f"{', '.join(sorted(values))}"
                 )
             self.rows.append({"step": state.step, **values})
+            self._tell()
             is_best = self._config.keep == "best" and self.best_step == state.step
             if is_best and self._writes:
                 write_whole(self._file(state.step), _weights(state))
+
+    def _tell(self) -> None:
+        """The looks so far, for who watches the run."""
+        if self._writes and self.rows:
+            make_folder(self._folder)
+            write_whole(
+                self._folder / LOOKS, json.dumps(self.rows, indent=1, sort_keys=True).encode()
+            )
 
     @property
     def best_step(self) -> int:

@@ -16,9 +16,10 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ from focusdpo.model.step import (
     needs_reference,
     pair_step,
 )
+from focusdpo.model.training.ahead import Ahead
 from focusdpo.model.training.batches import PairBatch, PairData
 from focusdpo.model.training.config import TrainConfig, digest
 from focusdpo.model.training.monitor import Table, mean_present, observe
@@ -257,8 +259,20 @@ class KnownErrors:
             self._known[place] = error_BN
 
 
+@dataclass(frozen=True)
+class _Micro:
+    """A pass of one step."""
+
+    step: int
+    slots: range
+    items: list[int]
+    last: bool
+    """Whether the step ends with it."""
+
+
 class Stepper:
-    """Takes optimiser steps. UserError where the processes do not divide a step's pairs."""
+    """Takes optimiser steps; what they need is read ahead. To be used in a `with`. UserError where
+    the processes do not divide a step's pairs."""
 
     def __init__(
         self,
@@ -275,11 +289,40 @@ class Stepper:
         self._state, self._processes, self._known, self._good = state, processes, known, good
         self._device = next(backbone.transformer.parameters()).device
         self._slots = processes.share_of(config.batch_pairs)
-        self._schedule = Schedule(data.groups(), config.batch_pairs, config.seed)
+        self._batches = Ahead(
+            lambda one: data.looked_up(one.items), self._order(), config.encoded.ahead
+        )
+        self._waited = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stops reading ahead."""
+        self._batches.__exit__()
+
+    def _order(self) -> Iterator[_Micro]:
+        """This process's passes, from the next step to the last."""
+        config, local = self._config, len(self._slots)
+        schedule = Schedule(self._data.groups(), config.batch_pairs, config.seed)
+        micro = min(config.micro_pairs or local, local)
+        for step in range(self._state.step, config.steps):
+            items = schedule.items(step)
+            for start in range(0, local, micro):
+                slots = self._slots[start : start + micro]
+                yield _Micro(step, slots, [items[slot] for slot in slots], start + micro >= local)
+
+    def _next(self) -> tuple[_Micro, PairBatch]:
+        """The next pass and its pairs; the time it takes is time that training waits for data."""
+        started = time.perf_counter()
+        one, ahead = next(self._batches)
+        batch = self._data.finished(one.items, ahead)
+        self._waited += time.perf_counter() - started
+        return one, batch
 
     def take(self) -> tuple[int, Table, dict[str, float]]:
         """One step: its number, a row per pair of all processes, and figures of the whole."""
-        started = time.perf_counter()
+        started, self._waited = time.perf_counter(), 0.0
         state, config = self._state, self._config
         state.optimizer.zero_grad(set_to_none=True)
         loss, table, num_subjects = self._backward()
@@ -304,22 +347,20 @@ class Stepper:
             "num_subjects": float(num_subjects),
             "skipped": float(skipped),
             "seconds": time.perf_counter() - started,
+            "data_seconds": self._waited,
         }
         return step, table, scalars
 
     def _backward(self) -> tuple[float, Table, int]:
         """Gradients of this process's share of the step, in micro-batches."""
-        items = self._schedule.items(self._state.step)
         local = len(self._slots)
-        micro = min(self._config.micro_pairs or local, local)
-        loss, tables, num_subjects = 0.0, [], 0
-        for start in range(0, local, micro):
-            slots = self._slots[start : start + micro]
-            batch = self._data.batch([items[slot] for slot in slots])
-            value, table = self._micro(slots, batch, len(slots) / local)
+        loss, tables, num_subjects, last = 0.0, [], 0, False
+        while not last:
+            one, batch = self._next()
+            value, table = self._micro(one.slots, batch, len(one.slots) / local)
             loss += value
             tables.append(table)
-            num_subjects = batch.priors.subjects_BRN.shape[1]
+            num_subjects, last = batch.priors.subjects_BRN.shape[1], one.last
         joined = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
         return loss, joined, num_subjects
 

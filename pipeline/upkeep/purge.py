@@ -53,6 +53,7 @@ from focusdpo.store.manifests import (
     table_bytes,
     without,
 )
+from focusdpo.store.samples import ENCODED
 from focusdpo.store.samples import FOLDER as SHARDS
 from focusdpo.store.versions import open_version, pair_counts
 
@@ -241,8 +242,11 @@ def _shard_entries(
 
 
 def _shown(store: Store, plan: PurgePlan) -> Iterator[str]:
-    """Pictures for people, and the pocket world's own folders."""
+    """Pictures for people, the pocket world's own folders, and encoded pictures: these do not tell
+    whose they are, and are made again when they are wanted."""
     yield FIRST_PICTURES
+    for path in store.files.listing(ENCODED):
+        yield f"{ENCODED}/{path}"
     for path in store.files.listing(WORLD):
         if path.partition("/")[0] in plan.subjects:
             yield f"{WORLD}/{path}"

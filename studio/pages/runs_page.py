@@ -12,7 +12,6 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.studio.run_reading import (
     OVERLAID,
     RunFolder,
-    adapter_of,
     is_of,
     overlaid,
     standing,

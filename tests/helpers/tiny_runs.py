@@ -35,4 +35,4 @@ def stop_at(step: int) -> Any:
 def table_rows(run: Path, name: str = "steps") -> list[dict[str, str]]:
     """A table that a run left, without times."""
     table = pq.read_table(run / f"{name}.parquet").to_pylist()
-    return [{k: repr(v) for k, v in row.items() if k != "seconds"} for row in table]
+    return [{k: repr(v) for k, v in row.items() if not k.endswith("seconds")} for row in table]

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 KINDS = ("flux-uno", "sdxl-ip-adapter", "flux2-klein")
 
 
-def _backbone(kind: str, folder: Path) -> BaseModel:
+def backbone_config(kind: str, folder: Path) -> BaseModel:
     if kind == "flux-uno":
         base, uno = tiny_flux.make_flux(folder / "flux"), tiny_flux.make_uno(folder / "uno")
         return tiny_flux.tiny_config(base, uno)
@@ -44,7 +44,7 @@ def models(kind: str, folder: Path) -> dict[str, Any]:
     sam2 = tiny_detectors.write_sam2_folder(folder / "sam2")
     return {
         "device": "cpu",
-        "backbone": _backbone(kind, folder).model_dump(mode="json"),
+        "backbone": backbone_config(kind, folder).model_dump(mode="json"),
         "segmenter": _segmenter(detector, sam),
         "judge_segmenter": _segmenter(detector, sam2),
         "identity": {

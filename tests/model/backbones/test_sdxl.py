@@ -106,7 +106,7 @@ def test_prompts_are_diffusers_prompts(
 
 def test_without_trained_zeros_the_unconditional_prompt_is_the_empty_text(folder: Path) -> None:
     backbone = build(tiny_config(folder), "cpu")
-    backbone._text._zero_empty = False
+    backbone._text.model._zero_empty = False
     given = backbone.encode_prompts(PROMPTS)
     empty = backbone.encode_prompts(["", ""])
     assert torch.equal(backbone._text.doubled(given).embeds_BTD[:2], empty.embeds_BTD)
@@ -125,10 +125,10 @@ def test_a_prompt_is_encoded_once_and_alone(backbone: SdxlBackbone) -> None:
     together = backbone.encode_prompts(["a dog on grass", "a cat"])
     assert not backbone._text.missing(["a cat"])
     assert torch.equal(backbone.encode_prompts(["a cat"]).embeds_BTD, together.embeds_BTD[1:])
-    cache, backbone._text._known = backbone._text._known, PromptCache(0)
+    cache, backbone._text.model._known = backbone._text.model._known, PromptCache(0)
     backbone.encode_prompts(["a cat"])
     assert backbone._text.missing(["a cat"])
-    backbone._text._known = cache
+    backbone._text.model._known = cache
 
 
 def test_time_ids_are_diffusers_time_ids(pipeline: StableDiffusionXLPipeline) -> None:

@@ -15,8 +15,10 @@ from pair_samples import make_sample, shards_of, write_pairs
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.shards import decode, encode
 from focusdpo.model.backbones.flux import FluxBackbone
+from focusdpo.model.focus import pool_to_grid
 from focusdpo.model.focus_config import FocusConfig
-from focusdpo.model.training.batches import PairData, encode_pairs, join, prior_tokens
+from focusdpo.model.training.batches import PairData, encode_pairs, prior_tokens
+from focusdpo.model.training.encoded import Encodings
 from focusdpo.model.training.steps import Schedule
 from focusdpo.pipeline.shard import row_of
 from focusdpo.store.artefacts import Store
@@ -37,11 +39,16 @@ def test_rows_find_what_webdataset_reads(pair_samples: list[Sample]) -> None:
         assert (a.images.complexity == b.images.complexity).all()
 
 
+def tokens_near(mask: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Tokens that a mask touches, and a ring around them."""
+    return prior_tokens(pool_to_grid(mask, grid), grid, 0.0, 1)
+
+
 def test_loser_is_the_winner_away_from_the_repainted_region(backbone: FluxBackbone) -> None:
     repainted, ranked = make_sample(0, 2), make_sample(1, 2, "rank")
     batch = encode_pairs(backbone, [repainted, ranked])
     prior = torch.from_numpy(repainted.images.prior).float()[None]
-    near = prior_tokens(prior, backbone.grid, 0.0, 1)[0].bool()
+    near = tokens_near(prior, backbone.grid)[0].bool()
     assert 0 < near.sum() < len(near)
     assert torch.equal(batch.win_BNC[0, ~near], batch.lose_BNC[0, ~near])
     assert not torch.equal(batch.win_BNC[0, near], batch.lose_BNC[0, near])
@@ -52,7 +59,7 @@ def test_loser_is_the_winner_away_from_the_repainted_region(backbone: FluxBackbo
 def test_m_prior_may_hold_touched_tokens_and_a_ring() -> None:
     prior = torch.zeros(1, 32, 32)
     prior[0, 17, 9] = 1
-    near = prior_tokens(prior, (4, 4), 0.0, 1).view(4, 4)
+    near = tokens_near(prior, (4, 4)).view(4, 4)
     want = torch.zeros(4, 4)
     want[1:4, 0:3] = 1
     assert torch.equal(near, want)
@@ -63,11 +70,12 @@ def test_m_prior_goes_by_the_share_that_is_covered(backbone: FluxBackbone) -> No
     prior = torch.zeros(1, 32, 32)
     prior[0, 0:4, 0:4], prior[0, 0:8, 8:12], prior[0, 0:8, 16:24] = 1, 1, 1
     for cover, want in ((0.0, [1, 1, 1, 0]), (0.5, [0, 1, 1, 0]), (1.0, [0, 0, 1, 0])):
-        assert prior_tokens(prior, (4, 4), cover, 0)[0, :4].tolist() == want
+        share = pool_to_grid(prior, (4, 4))
+        assert prior_tokens(share, (4, 4), cover, 0)[0, :4].tolist() == want
     sample = make_sample(0, 2)
     wide = encode_pairs(backbone, [sample], focus=FocusConfig(prior_cover=0.0, prior_ring=1))
     mask = torch.from_numpy(sample.images.prior)[None].float()
-    assert torch.equal(wide.priors.prior_BN, prior_tokens(mask, backbone.grid, 0.0, 1))
+    assert torch.equal(wide.priors.prior_BN, tokens_near(mask, backbone.grid))
     assert wide.priors.prior_BN.sum() > encode_pairs(backbone, [sample]).priors.prior_BN.sum()
 
 
@@ -84,14 +92,14 @@ def test_token_maps_are_the_images_means(backbone: FluxBackbone) -> None:
 def test_cached_or_not_a_batch_is_the_same(
     backbone: FluxBackbone, pair_samples: list[Sample], cache_mib: int
 ) -> None:
-    data = PairData(backbone, pair_samples)
-    data.encode(cache_mib)
+    data = PairData(backbone, pair_samples, encodings=Encodings(backbone, cache_mib * 2**20))
+    data.encode()
     items = data.groups()[1][:3]
     want = encode_pairs(backbone, [data.sample(item) for item in items])
     got = data.batch(items)
     assert got.keys == want.keys
     for a, b in zip(got.tensors(), want.tensors(), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+        assert torch.equal(a, b)
 
 
 def test_the_samples_that_are_given_count_and_no_others(
@@ -129,7 +137,7 @@ def test_batches_of_unlike_shapes_are_refused(
     data = PairData(backbone, pair_samples)
     one, two = (group[0] for group in data.groups())
     with pytest.raises(UserError, match="differ in image or reference sizes"):
-        join([data.batch([one]), data.batch([two])])
+        data.batch([one, two])
 
 
 @given(
@@ -182,7 +190,7 @@ def test_a_damaged_shard_is_named(backbone: FluxBackbone, tmp_path: Path, change
     if change == "missing":
         path.unlink()
     with pytest.raises(UserError, match="two.tar is damaged: .* --repair"):
-        PairData(backbone, samples).encode(cache_mib=100)
+        PairData(backbone, samples, encodings=Encodings(backbone, 2**20)).encode()
 
 
 class _Bomb:
@@ -198,8 +206,8 @@ def test_a_pickle_in_a_shard_is_not_opened(backbone: FluxBackbone, tmp_path: Pat
     store = Store(LocalFiles(tmp_path))
     (place,) = write_samples(store.files, "shards/bomb.tar", [(one.pair.id, fields)])
     sample = Sample(row_of(one.pair, "0" * 16, "train", "bomb.tar", place), store)
-    data = PairData(backbone, [sample])
-    data.encode(cache_mib=100)
+    data = PairData(backbone, [sample], encodings=Encodings(backbone, 2**20))
+    data.encode()
     assert data.keys() == [one.pair.id]
 
 
