@@ -107,7 +107,10 @@ class Build(Job[BuildRun, BuildResult]):
             builder.plan_again()
             try:
                 for stage in STAGES:
-                    for title, chunk in self._chunks(stage, watch):
+                    chunks = list(self._chunks(stage, watch))
+                    if chunks and STAGES[stage].roles:
+                        builder.parts.keep_only(STAGES[stage].roles)
+                    for title, chunk in chunks:
                         with about(stage=stage):
                             try:
                                 made = steps.step("stage", title, chunk)
@@ -119,6 +122,7 @@ class Build(Job[BuildRun, BuildResult]):
                             first_pictures(builder)
             finally:
                 self.executor.close()
+                builder.parts.keep_only(())
             # Those skipped because of one that failed are not told again.
             failures = [
                 f"{one.stage} of partition {one.partition}: {one.message}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,10 @@ from focusdpo.store.provenance import licence_of
 from focusdpo.store.versions import DatasetVersion, open_version
 
 if TYPE_CHECKING:  # torch is loaded when a run starts
+    from focusdpo.model.training.batches import PairData
+    from focusdpo.model.training.config import TrainConfig
     from focusdpo.model.training.steps import ReferenceErrors
+    from focusdpo.store.samples import Sample
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +107,7 @@ def _train(
         for line in training_warnings(version, run.train.steps, run.train.batch_pairs):
             log.warning("%s: %s", run.root, line)
         save_config(run, out.folder / "run.yaml")
+    from focusdpo.model.settle import settle
     from focusdpo.model.training import run as training
 
     parallel.take_place()
@@ -122,10 +126,16 @@ def _train(
             )
         check_metric(run.train.validation.metric)
         validate = Validator(suite(run.family), run.train.validation.scenes, watch)
+    config = settle(
+        backbone,
+        functools.partial(_pairs, backbone, samples, run.train),
+        run.train,
+        out.folder,
+    )
     result = training.train(
         backbone,
         samples,
-        run.train,
+        config,
         out.folder,
         dataset_version=version.id,
         licences=_licences(run, version.manifest),
@@ -149,6 +159,14 @@ def _train(
         stopped=result.stopped,
         validation=list(result.validation),
     )
+
+
+def _pairs(backbone: Any, samples: Sequence[Sample], config: TrainConfig) -> PairData:
+    """The pairs of a run, as training reads them."""
+    from focusdpo.model.training.batches import PairData
+
+    patches = config.objective.patch if config.objective.definition.quality else None
+    return PairData(backbone, samples, source=config.source, patches=patches, focus=config.focus)
 
 
 class Train(Job[TrainRun, TrainOutcome]):

@@ -182,6 +182,7 @@ def build(config: Flux2KleinConfig, device: str) -> Flux2KleinBackbone:
             strength=config.strength,
         ),
         fingerprint=fingerprint(config),
+        lends_prompts=config.offload,
     )
 
 

@@ -116,7 +116,7 @@ class Flux2KleinConfig(StrictModel):
         (512, 512), description="height and width of painted images, pixels, whole tokens (16)"
     )
     reference_size: int = Field(
-        512, gt=0, description="side of the square that references are brought to, whole tokens"
+        512, gt=0, description="long side that references are brought to, whole tokens"
     )
     steps: int | None = Field(
         None, ge=1, description="Euler steps; null: 4 for a distilled checkpoint, 50 for a base one"

@@ -31,8 +31,8 @@ from focusdpo.model.noise import seeded_noise
 from focusdpo.model.tokens import KLCodec, mask_to_tokens, pack, unpack
 from focusdpo.store.checkpoints import locate
 
-_PIXELS_AT_ONCE = 4 * 2**20
-"""Through the autoencoder: some 10 GB in float32."""
+_PIXELS_AT_ONCE = 2**20
+"""Through the autoencoder: some 2.5 GB in float32."""
 
 
 def _at_once(size: Sequence[int]) -> int:
@@ -62,6 +62,7 @@ class SdxlBackbone:
         self.grid: Grid = (config.image_size[0] // MULTIPLE, config.image_size[1] // MULTIPLE)
         self.noise = DiffusionNoise(scheduler)
         self.lora_targets = config.lora_targets
+        self.lends_prompts = config.offload
         self._text, self._image_tokens, self._scheduler = text, image_tokens, scheduler
         self._dtype = next(unet.parameters()).dtype
         original = config.original_size or config.image_size

@@ -19,6 +19,7 @@ from focusdpo.store.checkpoints import (
     locate,
     num_weights,
     part_files,
+    part_patterns,
     read_header,
     read_json,
     require_class,
@@ -158,15 +159,14 @@ def fingerprint(config: SdxlIpAdapterConfig) -> str:
 def sources(config: SdxlIpAdapterConfig) -> list[tuple[str, str, list[str] | None]]:
     """What `focusdpo fetch` downloads: about 7 GB with variant fp16, 14 GB without; the adapter
     0.85 GB, its image encoder 2.5 GB."""
-    end = f".{config.variant}" if config.variant else ""
     parts = [
         "model_index.json",
         "*/config.json",
         "scheduler/*",
         "tokenizer*/*",
-        f"unet/diffusion_pytorch_model{end}*.safetensors*",
-        f"vae/diffusion_pytorch_model{end}.safetensors",
-        f"text_encoder*/model{end}.safetensors",
+        *part_patterns("unet/diffusion_pytorch_model", config.variant),
+        *part_patterns("vae/diffusion_pytorch_model", config.variant),
+        *part_patterns("text_encoder*/model", config.variant),
     ]
     wanted: list[tuple[str, str, list[str] | None]] = [(_BASE, config.base, parts)]
     adapter = [config.adapter_file]

@@ -25,6 +25,7 @@ from focusdpo.store.checkpoints import (
     locate,
     num_weights,
     part_files,
+    part_patterns,
     read_headers,
     read_json,
     require_class,
@@ -151,10 +152,11 @@ def sources(config: InpainterConfig) -> list[tuple[str, str, list[str] | None]]:
     """What `focusdpo fetch` downloads."""
     if isinstance(config, BackboneInpainterConfig):
         return []
-    small = ["model_index.json", "scheduler/*", "tokenizer/*", "tokenizer_2/*", "*/*.json"]
-    end = f".{config.variant}" if isinstance(config, SdxlInpaintConfig) and config.variant else ""
-    names = [f"{name}/{stem}" for name in _models(config) for stem in _stems(name)]
-    weights = [f"{name}{kind}" for name in names for kind in (f"{end}.safetensors", f"{end}-*")]
+    small = ["model_index.json", "scheduler/*", "tokenizer/*", "tokenizer_2/*", "*/config.json"]
+    variant = _variant(config)
+    weights = [
+        one for name in _models(config) for one in part_patterns(f"{name}/{_stem(name)}", variant)
+    ]
     return [(FIELD, config.source, small + weights)]
 
 
@@ -204,8 +206,8 @@ def _variant(config: FillConfig) -> str | None:
     return config.variant if isinstance(config, SdxlInpaintConfig) else None
 
 
-def _stems(name: str) -> tuple[str, ...]:
-    return ("model",) if name.startswith("text_encoder") else ("diffusion_pytorch_model",)
+def _stem(name: str) -> str:
+    return "model" if name.startswith("text_encoder") else "diffusion_pytorch_model"
 
 
 def _load(config: FillConfig, folder: Path, device: str) -> FillInpainter:

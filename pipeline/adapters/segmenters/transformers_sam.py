@@ -100,6 +100,14 @@ def load_detector(folder: Path, field: str) -> tuple[nn.Module, Any]:
     return model, tokenizer
 
 
+TWICE = {
+    "prompt_encoder.shared_embedding.positional_embedding": "shared_image_embedding"
+    ".positional_embedding"
+}
+"""SAM 2's prompts and pictures share a table of positions: transformers 4 wrote it once where it
+saved from a CPU, and transformers 5 reads both names."""
+
+
 def load_sam(folder: Path, field: str, device: str) -> MaskModel:
     """SAM or SAM 2 by the folder's settings, frozen, in float32. UserError as `load_detector`."""
     from transformers import Sam2Config, Sam2Model, SamModel
@@ -110,7 +118,7 @@ def load_sam(folder: Path, field: str, device: str) -> MaskModel:
     # Folders of the video model hold the image model's settings among their own.
     parts = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
     config = Sam2Config(**{name: about[name] for name in parts if name in about})
-    return TransformersSam2(_load(Sam2Model, folder, field, config=config).to(device))
+    return TransformersSam2(_load(Sam2Model, folder, field, copies=TWICE, config=config).to(device))
 
 
 def _load(cls: Any, folder: Path, field: str, **settings: Any) -> nn.Module:
