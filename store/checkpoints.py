@@ -47,19 +47,26 @@ def locate(source: str, field: str) -> Path:
         raise UserError(
             f"{field}: {source} does not exist; give a folder, a file, or a hub id (owner/name)"
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     name, revision = _split(source)
-    revision = revision or pinned(name)
-    try:
-        return Path(snapshot_download(name, revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError as error:
+    folder = _cached(name, revision or pinned(name) or "main")
+    if folder is None:
         raise UserError(
             f"{field}: {source} is neither a folder here nor in the hub's cache. Download it with "
             f"`focusdpo fetch` and this preset, or on another machine with "
             f"`hf download {name} --local-dir DIR`, and set {field} to DIR"
-        ) from error
+        )
+    return folder
+
+
+def _cached(name: str, revision: str) -> Path | None:
+    """The snapshot of a revision in the hub's cache, by the cache's public layout. The hub's own
+    look-up refuses a snapshot without the files that were left out on purpose; whether those that
+    are read are there, each part's checks say."""
+    own = _pin_file(name).parents[1]
+    ref = own / "refs" / revision
+    commit = ref.read_text().strip() if ref.is_file() else revision
+    folder = own / "snapshots" / commit
+    return folder if folder.is_dir() else None
 
 
 PIN = "focusdpo"

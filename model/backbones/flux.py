@@ -87,7 +87,7 @@ class FluxBackbone:
     sample_guidance: float = 1.0
     """The same when sampling."""
     lends_prompts: bool = False
-    """Whether the text encoder waits on the CPU, and moves for each call that asks for a new text."""
+    """Whether the text encoder waits on the CPU, and comes for each call with a new text."""
     keeps_aspect: bool = False
     """Whether references are shown in their own aspect ratio, not padded to a square."""
     free_keeps_references: bool = False

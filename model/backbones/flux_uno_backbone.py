@@ -192,7 +192,7 @@ class FluxUnoBackbone(FluxBackbone):
         """Their long side becomes what UNO gives to so many references."""
         long_side = self._config.reference_side(len(images))
         slots = zip(images, masks, strict=True)
-        return [frame(image, mask, long_side, self.token_pixels) for image, mask in slots]
+        return [fit_long_side(image, mask, long_side, self.token_pixels) for image, mask in slots]
 
     def sigmas(self, strength: float) -> Tensor:
         """The checkpoint's own schedule as FluxPipeline asks for it, down to 0; with `strength`

@@ -1,16 +1,38 @@
-"""What waits on the CPU: models between two uses, and prompts that were encoded before."""
+"""Room on the device: models that wait on the CPU between two uses, prompts that were encoded
+before, bases in few bits."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 """What settings call torch's types."""
+
+
+def in_few_bits(
+    quantise: str, dtype: str, device: str, *, kept: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Options for a diffusers model's `from_pretrained`: its linear layers but `kept` ones in
+    bitsandbytes' 8 or 4 bits, on the device."""
+    from diffusers import BitsAndBytesConfig
+
+    options: dict[str, Any] = {"load_in_8bit": True}
+    if quantise == "4bit":
+        options = {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_compute_dtype": DTYPES[dtype],
+        }
+    how = BitsAndBytesConfig(llm_int8_skip_modules=list(kept) or None, **options)
+    where = torch.device(device)
+    index = torch.cuda.current_device() if where.index is None else where.index
+    return {"quantization_config": how, "dtype": DTYPES[dtype], "device_map": {"": index}}
 
 
 @contextmanager

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
 from focusdpo.model import adapter
 from focusdpo.model.backbone import FeatureConfig, Grid, Prediction, Prompts, References
-from focusdpo.model.backbones.offload import DTYPES, lent
+from focusdpo.model.backbones.offload import DTYPES, in_few_bits, lent
 from focusdpo.model.backbones.sdxl_conditioning import ImageTokens, SdxlText, framed, resized
 from focusdpo.model.backbones.sdxl_config import CHANNELS, KV_TARGETS, MULTIPLE, SdxlIpAdapterConfig
 from focusdpo.model.backbones.sdxl_features import FeatureReader, alike
@@ -311,9 +311,19 @@ def load(
 ) -> SdxlBackbone:
     """The backbone, frozen and in evaluation mode, from checkpoints that were checked; `encoder` is
     the folder of CLIP's vision tower."""
-    dtype = DTYPES[config.dtype]
+    dtype, base = DTYPES[config.dtype], locate(config.base, "models.backbone.base")
+    given: dict[str, Any] = {}
+    if config.quantise != "none":
+        given["unet"] = UNet2DConditionModel.from_pretrained(
+            base / "unet",
+            variant=config.variant,
+            use_safetensors=True,
+            local_files_only=True,
+            **in_few_bits(config.quantise, config.dtype, device),
+        )
     pipeline = StableDiffusionXLPipeline.from_pretrained(
-        locate(config.base, "models.backbone.base"),
+        base,
+        **given,
         dtype={"vae": DTYPES[config.vae_dtype], "default": dtype},
         variant=config.variant,
         use_safetensors=True,
@@ -333,8 +343,16 @@ def load(
     )
     images = ImageTokens(tower, resampler)
     rest = "cpu" if config.offload else device
-    for module, where in ((unet, device), (pipeline.vae, rest), (text, rest), (images, rest)):
-        module.to(where).eval().requires_grad_(False)
+    if config.quantise == "none":
+        unet.to(device)
+    else:  # its linear layers are there, and may not be moved; the adapter's are new
+        for processor in unet.attn_processors.values():
+            if isinstance(processor, nn.Module):
+                processor.to(device, dtype)
+    for module in (pipeline.vae, text, images):
+        module.to(rest)
+    for module in (unet, pipeline.vae, text, images):
+        module.eval().requires_grad_(False)
     if config.policy == "adapter_kv":
         adapter.choose(unet, KV_TARGETS)
     return SdxlBackbone(unet, pipeline.vae, text, images, pipeline.scheduler, config, fingerprint)

@@ -7,11 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.model.backbones.sdxl_config import ENCODER, PLUS, SdxlIpAdapterConfig, check_scheduler
+from focusdpo.model.backbones.flux_config import check_quantise
+from focusdpo.model.backbones.footprint import (
+    SDXL_ALL,
+    SDXL_CHECKPOINTED,
+    SDXL_LARGEST,
+    Footprint,
+    decoder_bytes,
+    lora_per_rank,
+    weight_bytes,
+)
+from focusdpo.model.backbones.sdxl_config import (
+    ENCODER,
+    KV_TARGETS,
+    LORA_TARGETS,
+    PLUS,
+    SdxlIpAdapterConfig,
+    check_scheduler,
+)
 from focusdpo.store.checkpoints import (
     TensorInfo,
     check_part,
@@ -21,9 +39,11 @@ from focusdpo.store.checkpoints import (
     part_files,
     part_patterns,
     read_header,
+    read_headers,
     read_json,
     require_class,
     require_files,
+    require_memory,
     require_tensors,
 )
 
@@ -140,6 +160,8 @@ def checks(config: SdxlIpAdapterConfig) -> dict[str, Callable[[], str]]:
         "IP-Adapter-Plus": _check_adapter,
         "CLIP image encoder": _check_encoder,
     }
+    if config.quantise != "none":
+        rows["quantise"] = lambda config: check_quantise(config.quantise)
     return {name: partial(check, config) for name, check in rows.items()}
 
 
@@ -184,7 +206,49 @@ def build(config: SdxlIpAdapterConfig, device: str) -> SdxlBackbone:
     from focusdpo.model.backbones.sdxl_backbone import load
 
     files = adapter_path(config), encoder_folder(config)
+    advice = "Set models.backbone.offload to true, quantise to 4bit, or take a larger GPU"
+    require_memory(footprint(config).device, device, "models.backbone", advice)
     return load(config, device, fingerprint(config), *files)
+
+
+def footprint(config: SdxlIpAdapterConfig, references: int = 2) -> Footprint:
+    """What it takes of a machine; how many references there are hardly matters."""
+    base = _base(config)
+    parts = ("unet", "vae", "text_encoder", "text_encoder_2")
+    header = {
+        name: read_headers(part_files(base / name, _BASE, config.variant), _BASE) for name in parts
+    }
+    image = read_header(adapter_path(config), _ADAPTER)
+    keys = {name: about for name, about in image.items() if name.startswith("ip_adapter.")}
+    tower = read_headers(part_files(encoder_folder(config), _ENCODER), _ENCODER)
+    seen = weight_bytes(tower, config.dtype) + weight_bytes(image, config.dtype)
+    seen -= weight_bytes(keys, config.dtype)
+    words = sum(weight_bytes(header[name], config.dtype) for name in parts[2:])
+    vae = weight_bytes(header["vae"], config.vae_dtype)
+    unet = weight_bytes(header["unet"], config.dtype, config.quantise)
+    places = prod(config.image_size) / 64
+    targets = [name for name in LORA_TARGETS if name not in KV_TARGETS]
+    values = sum(sum(about.shape) for about in keys.values())
+    trained = float(sum(prod(about.shape) for about in keys.values()))
+    kv = config.policy == "adapter_kv"
+    both = 1 if config.guidance == 1 else 2
+    return Footprint(
+        device=unet
+        + weight_bytes(keys, config.dtype)
+        + (4 * trained if kv else 0)
+        + (0 if config.offload else words + vae + seen),
+        host=weight_bytes(header["unet"], config.dtype) + words + vae + seen,
+        scratch=0,
+        lora=trained if kv else lora_per_rank(header["unet"], targets) + values,
+        fixed=kv,
+        kept=SDXL_ALL * places,
+        checkpointed=SDXL_CHECKPOINTED * places,
+        largest=SDXL_LARGEST * places,
+        captured=SDXL_CHECKPOINTED * places / 4,
+        painting=both * SDXL_LARGEST * places,
+        decoding=decoder_bytes(max(2**20, prod(config.image_size)), config.vae_dtype)
+        + (max(words, vae, seen) if config.offload else 0),
+    )
 
 
 def adapter_path(config: SdxlIpAdapterConfig) -> Path:
