@@ -143,9 +143,7 @@ def _auto_pairs(
     device = next(backbone.transformer.parameters()).device
     if device.type != "cuda":
         return local
-    widest = max(
-        data.groups(), key=lambda group: data.batch(group[:1]).priors.subjects_BRN.shape[1]
-    )
+    widest = data.groups()[-1]  # of most subjects, so of most references
 
     def fits(count: int) -> bool:
         batch = data.batch([widest[at % len(widest)] for at in range(count)])

@@ -3,8 +3,8 @@
 A source is a local folder or file, or the id of a hub repository ("owner/name" or
 "owner/name@revision") that lies in the hub's cache. Nothing is downloaded but by `fetch`, which
 pins what it got: the commit of the first download is read from then on, whatever is uploaded later
-or downloaded by others. Weights are safetensors; their headers are read with the standard library, so that looking at 24 GB of them
-takes milliseconds and no torch.
+or downloaded by others. Weights are safetensors; their headers are read with the standard library,
+so that looking at 24 GB of them takes milliseconds and no torch.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from focusdpo.model.backbone import FeatureConfig
 from focusdpo.model.focus_config import FocusConfig, NoiseConfig
 from focusdpo.model.objective_registry import OBJECTIVES, Objective, objectives_in_words
 
-
 AUTO_BETA = 0.0
 """`objective.beta` before the data have settled it."""
 AUTO_PAIRS = -1
