@@ -121,15 +121,14 @@ def size_of(source: str, field: str, patterns: Sequence[str] | None = None) -> D
     """What `fetch` would download, by the hub's own list of files; for what lies here whole, by
     the files themselves. UserError as `fetch`."""
     if is_local(source):
-        place = locate(source, field)
-        files = [place] if place.is_file() else _matching(place, patterns)
+        files = local_files(source, field, patterns)
         return Download(sum(file.stat().st_size for file in files), 0)
     from huggingface_hub import constants, snapshot_download
 
     name, revision = _split(source)
     revision = revision or pinned(name)
     if constants.HF_HUB_OFFLINE:
-        files = _matching(locate(source, field), patterns)
+        files = local_files(source, field, patterns)
         return Download(sum(file.stat().st_size for file in files), 0)
     with _hub_errors(field, name, revision):
         allowed = list(patterns or []) or None
@@ -138,6 +137,12 @@ def size_of(source: str, field: str, patterns: Sequence[str] | None = None) -> D
         sum(one.file_size for one in listed),
         sum(one.file_size for one in listed if one.will_download),
     )
+
+
+def local_files(source: str, field: str, patterns: Sequence[str] | None) -> list[Path]:
+    """The wanted files of a source that lie here. UserError as `locate`."""
+    place = locate(source, field)
+    return [place] if place.is_file() else _matching(place, patterns)
 
 
 def _matching(folder: Path, patterns: Sequence[str] | None) -> list[Path]:
