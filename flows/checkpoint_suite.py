@@ -109,6 +109,11 @@ def resident_roles(roles: Iterable[str]) -> set[str]:
     return (wanted - {"generator"}) | ({"backbone"} if painting else set())
 
 
+def holds(models: ModelsConfig) -> bool:
+    """Whether any of its checkpoints is in memory."""
+    return any(one[0] == models for one in _LOADED)
+
+
 def free(models: ModelsConfig, keep: Iterable[str]) -> None:
     """Let go of the checkpoints that no part of the roles `keep` holds."""
     kept = resident_roles(keep)

@@ -19,6 +19,7 @@ from focusdpo.flows.build.sources import find_subjects, require_folder
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.console import about
+from focusdpo.flows.fit.supply import require_fit
 from focusdpo.flows.jobs import (
     PUBLISHED,
     YIELD_DROPPED,
@@ -105,6 +106,8 @@ class Build(Job[BuildRun, BuildResult]):
         outcomes: list[Outcome] = []
         with building(builder.store):
             builder.plan_again()
+            if self.executor is builder and not self.finished():
+                require_fit("build-dataset", self.run.family)
             try:
                 for stage in STAGES:
                     chunks = list(self._chunks(stage, watch))

@@ -13,9 +13,10 @@ from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.flows.build.worth import training_warnings
 from focusdpo.flows.config import TrainRun
+from focusdpo.flows.fit.supply import require_fit
 from focusdpo.flows.jobs import TRAINED, Event, Exhibit, Job, Steps, Table, Text
 from focusdpo.flows.settings import save_config
-from focusdpo.flows.wiring import build_part, suite
+from focusdpo.flows.wiring import build_part, free_parts, suite
 from focusdpo.model.training import parallel
 from focusdpo.pipeline.upkeep.garbage import reading
 from focusdpo.store.addresses import is_remote
@@ -111,6 +112,8 @@ def _train(
     from focusdpo.model.training import run as training
 
     parallel.take_place()
+    free_parts(run.family, {"backbone"})
+    require_fit("train", run.family, run.train)
     backbone = build_part(run.family, "backbone")
     if parallel.num_launched() > 1 and is_remote(run.out):
         # The first one may have fetched what all go on from.

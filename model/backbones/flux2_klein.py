@@ -24,6 +24,7 @@ from focusdpo.model.backbones.footprint import (
     Footprint,
     block_activations,
     decoder_bytes,
+    lent_bytes,
     lora_per_rank,
     weight_bytes,
 )
@@ -237,8 +238,9 @@ def footprint(config: Flux2KleinConfig, references: int = 2) -> Footprint:
         scratch=0,
         lora=lora_per_rank(header["transformer"], lora_targets(counts[1])),
         fixed=False,
-        decoding=decoder_bytes(prod(config.image_size), config.vae_dtype)
-        + (text if config.offload else 0),
+        decoding=lent_bytes(
+            decoder_bytes(prod(config.image_size), config.vae_dtype), 0, text, config.offload
+        ),
         **acts | {"painting": both * acts["painting"]},
     )
 

@@ -30,6 +30,7 @@ from focusdpo.model.backbones.footprint import (
     Footprint,
     block_activations,
     decoder_bytes,
+    lent_bytes,
     lora_per_rank,
     weight_bytes,
 )
@@ -137,8 +138,12 @@ def footprint(config: FluxUnoConfig, references: int = 2) -> Footprint:
         scratch=sizes["transformer"] if merged else 0,
         lora=lora_per_rank(header["transformer"], uno_targets(*counts)),
         fixed=False,
-        decoding=decoder_bytes(4 * prod(config.image_size), config.vae_dtype)
-        + (max(sizes["text_encoder_2"], sizes["vae"]) if config.offload else 0),
+        decoding=lent_bytes(
+            decoder_bytes(4 * prod(config.image_size), config.vae_dtype),
+            sizes["vae"],
+            waits - sizes["vae"],
+            config.offload,
+        ),
         **block_activations(
             tokens,
             about["num_attention_heads"] * about["attention_head_dim"],

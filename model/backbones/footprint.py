@@ -85,6 +85,12 @@ def decoder_bytes(pixels: int, dtype: str) -> float:
     return DECODER * pixels / 2**20 * BYTES[dtype] / BYTES["fp32"]
 
 
+def lent_bytes(decoder: float, autoencoder: float, encoders: float, offload: bool) -> float:
+    """The autoencoder at work; with `offload` its weights come for it, and the encoders for theirs,
+    one after the other."""
+    return max(decoder + autoencoder, encoders) if offload else decoder
+
+
 def weight_bytes(header: Mapping[str, TensorInfo], dtype: str, quantise: str = "none") -> float:
     """Weights in memory; of a quantised model its matrices in few bits, the rest in `dtype`."""
     few = BYTES[dtype if quantise == "none" else quantise]

@@ -19,6 +19,7 @@ from focusdpo.model.backbones.footprint import (
     SDXL_LARGEST,
     Footprint,
     decoder_bytes,
+    lent_bytes,
     lora_per_rank,
     weight_bytes,
 )
@@ -246,8 +247,12 @@ def footprint(config: SdxlIpAdapterConfig, references: int = 2) -> Footprint:
         largest=SDXL_LARGEST * places,
         captured=SDXL_CHECKPOINTED * places / 4,
         painting=both * SDXL_LARGEST * places,
-        decoding=decoder_bytes(max(2**20, prod(config.image_size)), config.vae_dtype)
-        + (max(words, vae, seen) if config.offload else 0),
+        decoding=lent_bytes(
+            decoder_bytes(max(2**20, prod(config.image_size)), config.vae_dtype),
+            vae,
+            max(words, seen),
+            config.offload,
+        ),
     )
 
 

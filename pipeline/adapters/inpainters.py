@@ -126,7 +126,8 @@ def build(config: InpainterConfig, device: str, painter: Inpainter) -> Inpainter
     for check in checks(config).values():
         check()
     folder = locate(config.source, FIELD)
-    _require_memory(config, folder, device)
+    advice = "Set models.inpainter.offload to true, or models.inpainter.kind to backbone"
+    require_memory(device_bytes(config), device, "models.inpainter", advice)
     return TextInpainter(_load(config, folder, device), painter)
 
 
@@ -243,13 +244,14 @@ def _load(config: FillConfig, folder: Path, device: str) -> FillInpainter:
     )
 
 
-def _require_memory(config: FillConfig, folder: Path, device: str) -> None:
-    """UserError when a GPU's free memory cannot hold the weights; offloaded, the largest model."""
+def device_bytes(config: InpainterConfig) -> float:
+    """What the weights take on the device; offloaded, the largest model alone."""
+    if isinstance(config, BackboneInpainterConfig):
+        return 0.0
+    folder = locate(config.source, FIELD)
     parts = list(_models(config))[: 1 if config.offload else None]
     files = [file for name in parts for file in part_files(folder / name, FIELD, _variant(config))]
-    advice = "Set models.inpainter.offload to true, or models.inpainter.kind to backbone"
-    needed = _BYTES[config.dtype] * num_weights(read_headers(files, FIELD))
-    require_memory(needed, device, "models.inpainter", advice)
+    return _BYTES[config.dtype] * num_weights(read_headers(files, FIELD))
 
 
 class FillInpainter:

@@ -108,17 +108,42 @@ TWICE = {
 saved from a CPU, and transformers 5 reads both names."""
 
 
+def look_at_detector(folder: Path, field: str) -> int:
+    """How many tensors a detector's files hold, all of them the model's; on torch's meta device.
+    UserError as `load_detector`."""
+    from transformers import GroundingDinoForObjectDetection
+
+    return _look(GroundingDinoForObjectDetection, folder, field)
+
+
+def look_at_sam(folder: Path, field: str) -> int:
+    """The same of SAM or SAM 2."""
+    cls, settings = _sam_class(folder, field)
+    return _look(cls, folder, field, **settings)
+
+
 def load_sam(folder: Path, field: str, device: str) -> MaskModel:
     """SAM or SAM 2 by the folder's settings, frozen, in float32. UserError as `load_detector`."""
+    cls, settings = _sam_class(folder, field)
+    kind = TransformersSam2 if settings else TransformersSam
+    return kind(_load(cls, folder, field, **settings).to(device))
+
+
+def _sam_class(folder: Path, field: str) -> tuple[Any, dict[str, Any]]:
     from transformers import Sam2Config, Sam2Model, SamModel
 
     about = read_json(folder / "config.json", field)
     if about.get("model_type") == "sam":
-        return TransformersSam(_load(SamModel, folder, field).to(device))
+        return SamModel, {}
     # Folders of the video model hold the image model's settings among their own.
     parts = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
     config = Sam2Config(**{name: about[name] for name in parts if name in about})
-    return TransformersSam2(_load(Sam2Model, folder, field, copies=TWICE, config=config).to(device))
+    return Sam2Model, {"config": config, "copies": TWICE}
+
+
+def _look(cls: Any, folder: Path, field: str, **settings: Any) -> int:
+    model = load_whole(cls, folder, field, device_map="meta", **settings)
+    return len(model.state_dict())
 
 
 def _load(cls: Any, folder: Path, field: str, **settings: Any) -> nn.Module:
