@@ -4,7 +4,6 @@ loaded. Bytes throughout."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -213,5 +212,3 @@ def _with(
     if getattr(part, own, value) == value:
         return None
     return models.model_copy(update={role: part.model_copy(update={own: value})}), train
-
-

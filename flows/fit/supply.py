@@ -110,9 +110,7 @@ def _too_large(
     else:
         values = " ".join(f"--set {name}={_plain(value)}" for name, value in fitting.items())
         advice = f"it fits with {values}"
-    return (
-        f"{demand.device / GIB:.1f} GiB in {demand.when}, and {where} has {room / GIB:.1f}; {advice}"
-    )
+    return f"{demand.device / GIB:.1f} GiB in {demand.when}, and {where} has {room / GIB:.1f}; {advice}"
 
 
 def _plain(value: object) -> str:

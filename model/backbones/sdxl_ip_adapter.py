@@ -49,6 +49,8 @@ from focusdpo.store.checkpoints import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from focusdpo.model.backbones.sdxl_backbone import SdxlBackbone
 
 Shapes = dict[str, tuple[int, ...]]
@@ -427,6 +429,21 @@ def save_ip_adapter(config: SdxlIpAdapterConfig, directory: Path, out: Path) -> 
     out.parent.mkdir(parents=True, exist_ok=True)
     write_file(out, save(tensors))
     return out
+
+
+def with_added_keys(config: SdxlIpAdapterConfig, added: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the start's IP-Adapter file, to whose keys and values something is added;
+    `added`: module of the UNet -> (out, in). UserError for other modules."""
+    from safetensors.torch import load_file
+
+    numbers, tensors = _numbers(config), load_file(adapter_path(config))
+    for name, value in added.items():
+        place, _, kind = name.removesuffix(".0").rpartition(".")
+        key = f"ip_adapter.{numbers.get(place)}.{kind}.weight"
+        if key not in tensors:
+            raise UserError(f"{name} is no key or value of the image adapter")
+        tensors[key] = (tensors[key].float() + value.float()).to(tensors[key].dtype)
+    return tensors
 
 
 def _numbers(config: SdxlIpAdapterConfig) -> dict[str, int]:

@@ -16,7 +16,7 @@ from focusdpo.pipeline.adapters.segmenters.grounded_segmenter import (
     SquareView,
     View,
 )
-from focusdpo.store.checkpoints import load_whole, read_json
+from focusdpo.store.checkpoints import load_whole, read_json, weight_files
 
 
 class TransformersDetector:
@@ -142,8 +142,8 @@ def _sam_class(folder: Path, field: str) -> tuple[Any, dict[str, Any]]:
 
 
 def _look(cls: Any, folder: Path, field: str, **settings: Any) -> int:
-    model = load_whole(cls, folder, field, device_map="meta", **settings)
-    return len(model.state_dict())
+    weight_files(folder, field)  # what is absent or a pickle is said in our words
+    return len(load_whole(cls, folder, field, device_map="meta", **settings).state_dict())
 
 
 def _load(cls: Any, folder: Path, field: str, **settings: Any) -> nn.Module:
