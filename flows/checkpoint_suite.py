@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +93,54 @@ def config_of(models: ModelsConfig, role: str) -> Any:
     raise unknown("part of models", role, (*ROLES, *JUDGES))
 
 
-@functools.lru_cache(maxsize=16)
+_LOADED: dict[tuple[ModelsConfig, str], Any] = {}
+"""What this process has in memory."""
+
+
 def _part(models: ModelsConfig, role: str) -> Any:
+    if (models, role) not in _LOADED:
+        _LOADED[models, role] = _load(models, role)
+    return _LOADED[models, role]
+
+
+def _load(models: ModelsConfig, role: str) -> Any:
     config, module = config_of(models, role), module_of(models, role)
     device = device_of(models.device)
     if role == "inpainter":
         part = module.build(config, device, AdaptedPainter(models, None))
         return Named(part, _fingerprint(models, role))
     return _own_name(role, lambda: module.build(config, device))
+
+
+def resident_roles(roles: Iterable[str]) -> set[str]:
+    """The sections of `models` whose checkpoints the parts of these roles hold: the generator is
+    the backbone, and an inpainter paints swaps with it."""
+    wanted = set(roles)
+    painting = {"generator", "inpainter", "backbone"} & wanted
+    return (wanted - {"generator"}) | ({"backbone"} if painting else set())
+
+
+def holds(models: ModelsConfig) -> bool:
+    """Whether any of its checkpoints is in memory."""
+    return any(one[0] == models for one in _LOADED)
+
+
+def free(models: ModelsConfig, keep: Iterable[str]) -> None:
+    """Let go of the checkpoints that no part of the roles `keep` holds."""
+    kept = resident_roles(keep)
+    gone = [one for one in _LOADED if one[0] == models and one[1] not in kept]
+    for one in gone:
+        del _LOADED[one]
+        if one[1] == "backbone":
+            _IN_PLACE.pop(models, None)
+    if gone:
+        import gc
+
+        import torch
+
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 class Named:

@@ -88,6 +88,14 @@ def _run(program: typer.Typer, name: str, arguments: Sequence[str]) -> None:
     except (UserError, Lost) as error:
         _tell(str(error), 2, "--json" in given)
         sys.exit(2)
+    except RuntimeError as error:
+        from focusdpo.flows.fit import out_of_memory
+
+        if not out_of_memory.out_of_memory(error):
+            raise
+        run = parsed[0].arguments.get("run") if parsed else None
+        _tell(out_of_memory.in_words(error, run), 2, "--json" in given)
+        sys.exit(2)
     except OSError as error:
         if not is_users(error):
             raise

@@ -22,6 +22,7 @@ from focusdpo.store.keys import changed, file_digest, unsealed
 from focusdpo.store.leases import WRITERS, race
 
 if TYPE_CHECKING:
+    from focusdpo.model.training.config import TrainConfig
     from focusdpo.pipeline.upkeep.repair import Mended
     from focusdpo.store.artefacts import Store
 
@@ -38,15 +39,20 @@ class Check:
     told: str
 
 
-def checks(models: ModelsConfig | None = None) -> list[Check]:
+def checks(models: ModelsConfig | None = None, train: TrainConfig | None = None) -> list[Check]:
     """Python, packages that must fit together, weights (the embedded suite's, or every checkpoint
-    that `models` names), disk, memory; and the Prefect server, where PREFECT_API_URL names one."""
+    that `models` names), disk, memory; and the Prefect server, where PREFECT_API_URL names one.
+    With checkpoints, whether a build, a training as `train` says and an evaluation fit this
+    machine."""
     wanted = dict(CHECKS)
     if models is not None:
         from focusdpo.flows.checkpoint_suite import checks as checkpoint_checks
+        from focusdpo.flows.fit import supply
+        from focusdpo.model.training.config import TrainConfig
 
-        del wanted["weights"]
+        del wanted["weights"], wanted["memory"]
         wanted |= {name: _told(check) for name, check in checkpoint_checks(models)}
+        wanted |= dict(supply.checks(models, train or TrainConfig()))
     done = [_guarded(name, check) for name, check in wanted.items()]
     if has_prefect() or os.environ.get("PREFECT_HOME"):
         hush()

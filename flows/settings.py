@@ -57,7 +57,21 @@ def preset_names() -> list[str]:
 
 
 def load_preset(name: str) -> Tree:
-    """A shipped preset by name, or a YAML file by path, as a nested mapping."""
+    """A shipped preset by name, or a YAML file by path, as a nested mapping. One that `extends`
+    another, by name, is laid over it."""
+    tree = _own_tree(name)
+    under = tree.pop("extends", None)
+    if under is None:
+        return tree
+    if under not in preset_names():
+        raise UserError(
+            f"preset '{name}': extends: {under}: no such preset; there are "
+            f"{', '.join(preset_names())}"
+        )
+    return merge(load_preset(under), tree)
+
+
+def _own_tree(name: str) -> Tree:
     if name in preset_names():
         shipped = resources.files("focusdpo.flows").joinpath(f"presets/{name}.yaml")
         return _mapping(shipped.read_bytes(), f"preset '{name}'")

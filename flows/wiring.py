@@ -76,6 +76,11 @@ class Resident:
                 )
         return self._part
 
+    def release(self) -> None:
+        """Let go of the part; its next call loads it again."""
+        with self._lock:
+            self._part = None
+
     def __getattr__(self, name: str) -> Any:
         value = getattr(self.part, name)
         if not callable(value):
@@ -115,6 +120,17 @@ class Parts:
     def fingerprint(self, role: str) -> str:
         """Hash of a part's weights and settings; loads nothing."""
         return self._residents[role].fingerprint
+
+    def keep_only(self, roles: Iterable[str]) -> None:
+        """Free the checkpoints that no part of these roles uses, on the device and in main memory:
+        the models of two stages need not fit side by side. Embedded suites are small, and stay."""
+        if isinstance(self.family, str):
+            return
+        kept = set(roles)
+        for role, resident in self._residents.items():
+            if role not in kept:
+                resident.release()
+        free_parts(self.family, kept)
 
     def load_beside(self, roles: Iterable[str]) -> threading.Thread:
         """Load parts in a thread, while this one waits for something else."""
@@ -220,6 +236,14 @@ def suite(family: Family) -> Suite:
 
 SUITES = {"pocket": "focusdpo.flows.pocket_suite"}
 """Suite -> the module that knows its parts. Importing it loads no model."""
+
+
+def free_parts(family: Family, keep: Iterable[str]) -> None:
+    """Free the loaded checkpoints of a family that none of the roles `keep` uses."""
+    if isinstance(family, ModelsConfig):
+        from focusdpo.flows.checkpoint_suite import free
+
+        free(family, keep)
 
 
 def build_part(family: Family, role: str, *, adapter: str | None = None) -> Any:

@@ -88,7 +88,7 @@ def preference_penalty(logit: Tensor, form: str) -> Tensor:
 
 
 def preference_loss(errors: PairErrors, config: ObjectiveConfig) -> Loss:
-    """mean of -log sigmoid(-beta/2 Delta), or of another form, + eta l_w."""
+    """mean of -log sigmoid(-beta/2 Delta), or of another form, + the anchor on l_w."""
     logit_B = -0.5 * config.beta * preference_delta(errors)
     value = preference_penalty(logit_B, config.form).mean()
     return Loss(_anchored(value, errors.win_B, config), logit_B.detach())
@@ -98,8 +98,8 @@ def token_preference_loss(
     errors: PairErrors, weight_BN: Tensor | None, config: ObjectiveConfig
 ) -> Loss:
     """A sigmoid per token, for pairs whose tokens correspond (method 3.5, row 18): mean over
-    tokens of W (-log sigmoid(-beta/2 Delta_j)) + eta l_w. `errors` are per token, (B, N); the
-    logit that is told is their weighted mean."""
+    tokens of W (-log sigmoid(-beta/2 Delta_j)) + the anchor on l_w. `errors` are per token,
+    (B, N); the logit that is told is their weighted mean."""
     if weight_BN is None:
         weight_BN = torch.ones_like(errors.win_B)
     logit_BN = -0.5 * config.beta * preference_delta(errors)
@@ -209,4 +209,5 @@ def implicit_accuracy(logit_B: Tensor) -> Tensor:
 
 
 def _anchored(value: Tensor, win_B: Tensor, config: ObjectiveConfig) -> Tensor:
-    return value + config.eta * win_B.mean() if config.eta > 0 else value
+    weight = config.anchor_weight
+    return value + weight * win_B.mean() if weight > 0 else value

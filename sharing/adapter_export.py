@@ -22,7 +22,7 @@ from focusdpo.sharing.hub import whole_folder
 if TYPE_CHECKING:
     from focusdpo.model.adapter import AdapterCard
 
-Layout = Literal["diffusers", "uno"]
+Layout = Literal["diffusers", "uno", "comfyui"]
 CARD = "README.md"
 ADAPTER = "adapter.json"
 LORA = "lora_adapter_metadata"
@@ -64,6 +64,11 @@ image = pipe(image=[first, second], prompt="a dog and a cat on a sandy beach").i
 }
 
 
+_COMFYUI = """# ComfyUI: comfyui_lora.safetensors -> models/loras
+# ip_adapter.safetensors, where there is one -> models/ipadapter (ComfyUI_IPAdapter_plus)
+# comfyui_workflow.json: drop it on the page, or POST it to /prompt"""
+
+
 @dataclass(frozen=True)
 class EvaluationTable:
     """An evaluation as a card shows it."""
@@ -83,8 +88,8 @@ def export_adapter(
     uno: str | None = None,
     evaluations: Sequence[Path] = (),
 ) -> Path:
-    """Writes `out`: weights (diffusers' layout, or UNO's, with `uno` joined to UNO's own LoRA),
-    adapter.json and a model card. UserError for a damaged adapter, an evaluation of another one,
+    """Writes `out`: weights (diffusers' layout, ComfyUI's with a workflow, or UNO's, with `uno`
+    joined to UNO's own LoRA), adapter.json and a model card. UserError for a damaged adapter, an evaluation of another one,
     and a layout that does not fit."""
     from focusdpo.model.adapter import read_card, read_weights
 
@@ -103,7 +108,11 @@ def _write_weights(
     from focusdpo.model.adapter import WEIGHTS
 
     backbone = _backbone(adapter)
-    if layout == "uno":
+    if layout == "comfyui":
+        from focusdpo.sharing.comfyui import write_comfyui
+
+        write_comfyui(adapter, folder, backbone)
+    elif layout == "uno":
         from focusdpo.model.backbones.uno_lora import export_uno
 
         export_uno(adapter, folder, uno=uno)
@@ -161,10 +170,11 @@ def _card(
     return environment.from_string(text).render(
         title=f"FocusDPO adapter for {kind}",
         card=card,
+        layout=layout,
         base_name=base if kind == "pocket" else f"{kind} ({base})",
         base_model=base if "/" in base and not base.startswith("/") else "other",
-        load=_LOAD["adapter_kv" if kv else kind],
-        preset=None if kv or layout == "uno" else kind,
+        load=_COMFYUI if layout == "comfyui" else _LOAD["adapter_kv" if kv else kind],
+        preset=None if kv or layout != "diffusers" else kind,
         tables=tables,
         settings=list(_settings(card.train_config)),
     )

@@ -1,9 +1,10 @@
 """Outside weights on disk: where they lie, whether they are whole, what identifies them.
 
 A source is a local folder or file, or the id of a hub repository ("owner/name" or
-"owner/name@revision") that lies in the hub's cache. Nothing is downloaded but by `fetch`. Weights
-are safetensors; their headers are read with the standard library, so that looking at 24 GB of them
-takes milliseconds and no torch.
+"owner/name@revision") that lies in the hub's cache. Nothing is downloaded but by `fetch`, which
+pins what it got: the commit of the first download is read from then on, whatever is uploaded later
+or downloaded by others. Weights are safetensors; their headers are read with the standard library,
+so that looking at 24 GB of them takes milliseconds and no torch.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -45,47 +47,140 @@ def locate(source: str, field: str) -> Path:
         raise UserError(
             f"{field}: {source} does not exist; give a folder, a file, or a hub id (owner/name)"
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     name, revision = _split(source)
-    try:
-        return Path(snapshot_download(name, revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError as error:
+    folder = _cached(name, revision or pinned(name) or "main")
+    if folder is None:
         raise UserError(
             f"{field}: {source} is neither a folder here nor in the hub's cache. Download it with "
             f"`focusdpo fetch` and this preset, or on another machine with "
             f"`hf download {name} --local-dir DIR`, and set {field} to DIR"
-        ) from error
+        )
+    return folder
 
 
-def fetch(source: str, field: str, patterns: Sequence[str] | None = None) -> Path:
-    """Downloads a hub repository (its files that match `patterns`) into the hub's cache; a local
-    source is left alone. UserError that says what to do for a gated or absent repository and for a
-    hub that cannot be reached."""
-    if Path(source).expanduser().exists() or not _is_hub_id(source):
+def _cached(name: str, revision: str) -> Path | None:
+    """The snapshot of a revision in the hub's cache, by the cache's public layout. The hub's own
+    look-up refuses a snapshot without the files that were left out on purpose; whether those that
+    are read are there, each part's checks say."""
+    own = _pin_file(name).parents[1]
+    ref = own / "refs" / revision
+    commit = ref.read_text().strip() if ref.is_file() else revision
+    folder = own / "snapshots" / commit
+    return folder if folder.is_dir() else None
+
+
+PIN = "focusdpo"
+"""A ref in the hub's cache, beside the hub's own: the commit that is read."""
+
+
+def _pin_file(name: str) -> Path:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = repo_folder_name(repo_id=name, repo_type="model")
+    return Path(constants.HF_HUB_CACHE) / folder / "refs" / PIN
+
+
+def pinned(name: str) -> str | None:
+    """The commit of a hub repository that the first `fetch` got; None where none has."""
+    file = _pin_file(name)
+    return file.read_text().strip() if file.is_file() else None
+
+
+def fetch(
+    source: str, field: str, patterns: Sequence[str] | None = None, *, update: bool = False
+) -> Path:
+    """Downloads a hub repository (its files that match `patterns`) into the hub's cache, and pins
+    the commit: later calls keep it, but with `update`. A local source is left alone. UserError
+    that says what to do for a gated or absent repository and for a hub that cannot be reached."""
+    if is_local(source):
         return locate(source, field)
-    import huggingface_hub.errors as hub
     from huggingface_hub import snapshot_download
 
     name, revision = _split(source)
+    wanted = revision or (None if update else pinned(name))
+    with _hub_errors(field, name, wanted):
+        allowed = list(patterns or []) or None
+        folder = Path(snapshot_download(name, revision=wanted, allow_patterns=allowed))
+    if revision is None:
+        _pin_file(name).parent.mkdir(parents=True, exist_ok=True)
+        _pin_file(name).write_text(folder.name)
+    return folder
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """What a source's wanted files take, in bytes."""
+
+    total: int
+    missing: int
+    """Of it, what is not in the cache yet."""
+
+
+def size_of(source: str, field: str, patterns: Sequence[str] | None = None) -> Download:
+    """What `fetch` would download, by the hub's own list of files; for what lies here whole, by
+    the files themselves. UserError as `fetch`."""
+    if is_local(source):
+        files = local_files(source, field, patterns)
+        return Download(sum(file.stat().st_size for file in files), 0)
+    from huggingface_hub import constants, snapshot_download
+
+    name, revision = _split(source)
+    revision = revision or pinned(name)
+    if constants.HF_HUB_OFFLINE:
+        files = local_files(source, field, patterns)
+        return Download(sum(file.stat().st_size for file in files), 0)
+    with _hub_errors(field, name, revision):
+        allowed = list(patterns or []) or None
+        listed = snapshot_download(name, revision=revision, allow_patterns=allowed, dry_run=True)
+    return Download(
+        sum(one.file_size for one in listed),
+        sum(one.file_size for one in listed if one.will_download),
+    )
+
+
+def local_files(source: str, field: str, patterns: Sequence[str] | None) -> list[Path]:
+    """The wanted files of a source that lie here. UserError as `locate`."""
+    place = locate(source, field)
+    return [place] if place.is_file() else _matching(place, patterns)
+
+
+def _matching(folder: Path, patterns: Sequence[str] | None) -> list[Path]:
+    from huggingface_hub.utils import filter_repo_objects
+
+    names = [str(f.relative_to(folder)) for f in sorted(folder.rglob("*")) if f.is_file()]
+    allowed = list(patterns or []) or None
+    return [folder / name for name in filter_repo_objects(names, allow_patterns=allowed)]
+
+
+@contextmanager
+def _hub_errors(field: str, name: str, revision: str | None) -> Iterator[None]:
+    """Inside, what the hub refuses is a UserError that says what to do."""
+    import huggingface_hub.errors as hub
+
     try:
-        return Path(
-            snapshot_download(name, revision=revision, allow_patterns=list(patterns or []) or None)
-        )
+        yield
     except hub.GatedRepoError as error:
         raise UserError(
             f"{field}: {name} is gated. Accept its licence at https://huggingface.co/{name}, then "
             "log in with `hf auth login` or set HF_TOKEN"
         ) from error
     except hub.RevisionNotFoundError as error:
-        raise UserError(f"{field}: {name} has no revision {revision!r}") from error
+        raise UserError(
+            f"{field}: {name} has no revision {revision!r}; `focusdpo fetch --update` takes the "
+            "newest"
+        ) from error
     except hub.RepositoryNotFoundError as error:
         raise UserError(
             f"{field}: the hub has no repository {name}, or your token may not see it; check the "
             "name, or log in with `hf auth login`"
         ) from error
-    except (hub.LocalEntryNotFoundError, hub.HfHubHTTPError, hub.OfflineModeIsEnabled) as error:
+    except (
+        hub.LocalEntryNotFoundError,
+        hub.HfHubHTTPError,
+        hub.OfflineModeIsEnabled,
+        hub.DryRunError,
+    ) as error:
         raise UserError(
             f"{field}: the hub cannot be reached to download {name}. Check the network and that "
             "HF_HUB_OFFLINE is not set, or download it elsewhere with "
@@ -176,9 +271,18 @@ def require_tensors(
     _refuse(missing, more, other, field, what)
 
 
-def load_whole(cls: Any, folder: Path, field: str, *, exact: bool = True, **settings: Any) -> Any:
+def load_whole(
+    cls: Any,
+    folder: Path,
+    field: str,
+    *,
+    exact: bool = True,
+    copies: Mapping[str, str] | None = None,
+    **settings: Any,
+) -> Any:
     """A transformers model from a folder of safetensors. UserError for tensors that are missing, of
-    another shape or, if `exact`, not expected."""
+    another shape or, if `exact`, not expected. `copies`: tensor -> the one that it equals, for
+    those that some files hold once and some twice."""
     model, about = cls.from_pretrained(
         folder,
         local_files_only=True,
@@ -190,7 +294,12 @@ def load_whole(cls: Any, folder: Path, field: str, *, exact: bool = True, **sett
     missing, more, other = (
         sorted(map(str, about[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")
     )
-    _refuse(missing, more if exact else [], other, field, f"{cls.__name__} in {folder}")
+    twice = {name: copies[name] for name in missing if name in copies} if copies else {}
+    absent = [name for name in missing if name not in twice or twice[name] in missing]
+    _refuse(absent, more if exact else [], other, field, f"{cls.__name__} in {folder}")
+    tensors = model.state_dict() if twice else {}
+    for name, source in twice.items():
+        tensors[name].copy_(tensors[source])
     return model
 
 
@@ -262,6 +371,18 @@ def require_files(folder: Path, sets: Iterable[Sequence[str]], field: str) -> No
             f"{field}: {folder} lacks {' or '.join(' + '.join(names) for names in sets)}; download "
             "the folder again (`focusdpo fetch` with this preset)"
         )
+
+
+def part_patterns(stem: str, variant: str | None = None) -> list[str]:
+    """Patterns of just the files that `part_files` reads, for `fetch`: `stem` as in
+    "unet/diffusion_pytorch_model", whole or in shards, without those of other variants."""
+    shard = "?????-of-?????"
+    if variant is None:
+        names = [f"{stem}.safetensors", f"{stem}-{shard}.safetensors"]
+        return [*names, f"{stem}.safetensors.index.json"]
+    names = [f"{stem}.{variant}.safetensors", f"{stem}.{variant}-{shard}.safetensors"]
+    names.append(f"{stem}-{shard}.{variant}.safetensors")
+    return [*names, f"{stem}.safetensors.index.{variant}.json"]
 
 
 def part_files(folder: Path, field: str, variant: str | None = None) -> list[Path]:
@@ -350,6 +471,11 @@ def require_memory(needed: float, device: str, field: str, advice: str) -> None:
             f"{field}: {needed / 2**30:.1f} GiB of weights, and {device} has "
             f"{free / 2**30:.1f} GiB free. {advice}"
         )
+
+
+def is_local(source: str) -> bool:
+    """Whether a source is a path here, and no hub id."""
+    return Path(source).expanduser().exists() or not _is_hub_id(source)
 
 
 def _is_hub_id(source: str) -> bool:

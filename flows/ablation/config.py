@@ -72,7 +72,7 @@ CHOICES: dict[str, Mapping[str, Any]] = {
     "noise: stratified": {"noise.stratified": True},
     "a sigmoid per token": {"objective.form": "tokens"},
     "safeguard 0.5": {"objective.safeguard": 0.5, "objective.safeguard_scope": "pair"},
-    "no anchor": {"objective.eta": 0.0},
+    "no anchor": {"objective.eta": 0.0, "objective.anchor": 0.0},
 }
 """Other readings of FocusDPO (design: doubtful choices), each a change of dotted train settings to
 the one that both maps and the search gave."""
@@ -200,7 +200,7 @@ class AblationConfig(StrictModel):
             return []
         if not VARIANTS[objective].has_beta:
             return [{"lr": lr} for lr in self.search_lr_alone]
-        anchor = shared.eta / shared.beta
+        anchor = shared.eta / shared.beta if shared.eta else 0.0
         return [
             {"lr": lr, "objective.beta": beta, "objective.eta": anchor * beta}
             for lr in self.search_lr

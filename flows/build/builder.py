@@ -22,6 +22,7 @@ from focusdpo.flows.build.stages import STAGES, Work
 from focusdpo.flows.build.yields import gather
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.console import about
+from focusdpo.flows.fit.out_of_memory import out_of_memory
 from focusdpo.flows.wiring import Parts
 from focusdpo.pipeline.audit import Audit, Ruling
 from focusdpo.pipeline.complexity import complexity_map, map_settings
@@ -176,7 +177,8 @@ class Builder:
                     with about(partition=partition):
                         outcome = self._run_unit(stage, partition, wait)
                 except PARTITION_ERRORS as error:
-                    if self.run.strict or disk_is_full(error) or isinstance(error, Lost):
+                    lasting = disk_is_full(error) or out_of_memory(error)
+                    if self.run.strict or lasting or isinstance(error, Lost):
                         raise
                     again = again or not isinstance(error, UserError)
                     log.warning("%s %s failed: %s", stage, partition, error, exc_info=again)

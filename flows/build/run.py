@@ -25,6 +25,7 @@ from focusdpo.flows.build.sources import find_subjects, require_folder
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.console import about
+from focusdpo.flows.fit.supply import require_fit
 from focusdpo.flows.jobs import (
     PUBLISHED,
     YIELD_DROPPED,
@@ -111,9 +112,14 @@ class Build(Job[BuildRun, BuildResult]):
         outcomes: list[Outcome] = []
         with building(builder.store):
             builder.plan_again()
+            if self.executor is builder and not self.finished():
+                require_fit("build-dataset", self.run.family)
             try:
                 for stage in STAGES:
-                    for title, chunk in self._chunks(stage, watch):
+                    chunks = list(self._chunks(stage, watch))
+                    if chunks and STAGES[stage].roles:
+                        builder.parts.keep_only(STAGES[stage].roles)
+                    for title, chunk in chunks:
                         with about(stage=stage):
                             try:
                                 made = steps.step("stage", title, chunk)
@@ -125,6 +131,7 @@ class Build(Job[BuildRun, BuildResult]):
                             first_pictures(builder)
             finally:
                 self.executor.close()
+                builder.parts.keep_only(())
             # Those skipped because of one that failed are not told again.
             failures = [
                 f"{one.stage} of partition {one.partition}: {one.message}"

@@ -80,10 +80,11 @@ class ExportAdapterRun(_Target):
     adapter: Annotated[Path, Option("--adapter")] = Field(
         description="folder or address that `train` wrote"
     )
-    layout: Annotated[Literal["diffusers", "uno"], Option("--layout")] = Field(
+    layout: Annotated[Literal["diffusers", "uno", "comfyui"], Option("--layout")] = Field(
         "diffusers",
         title="Layout",
-        description="diffusers: for load_lora_weights; uno: UNO's own names",
+        description="diffusers: for load_lora_weights; uno: UNO's own names; comfyui: the names of "
+        "the models' authors, with a workflow",
     )
     uno: Annotated[str | None, Option("--uno")] = Field(
         None,

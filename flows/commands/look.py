@@ -17,14 +17,17 @@ from focusdpo.data_schemas.registration import unknown
 from focusdpo.flows.commands.options import SET, Incomplete, run_models, say, without_secret
 from focusdpo.flows.config import GenerateRun, Preset
 from focusdpo.flows.console import working
+from focusdpo.flows.models_config import ModelsConfig
 from focusdpo.flows.settings import (
     Setting,
     described,
+    load_preset,
     merge,
     parse_overrides,
     resolve,
     type_in_words,
 )
+from focusdpo.model.training.config import TrainConfig
 from focusdpo.store.checkpoints import fetch as fetch_source
 
 
@@ -128,7 +131,7 @@ def doctor(
     if repair and root is None:
         raise UserError("--repair needs --root: which dataset is to be mended?")
     with working("checking"):
-        results = checks(run.models if run.suite == "checkpoints" else None)
+        results = checks(*_with_training(run))
         if root is not None:
             results.append(dataset_check(root, repair=repair))
         results += [run_check(folder) for folder in runs]
@@ -143,26 +146,64 @@ def doctor(
     return told if fine else Incomplete(told)
 
 
+def _with_training(run: GenerateRun) -> tuple[ModelsConfig | None, TrainConfig | None]:
+    """The run's checkpoints, and how its preset trains; nothing of the embedded suite."""
+    if run.models is None or run.suite == "pocket":
+        return None, None
+    train = load_preset(run.preset).get("train", {})
+    return run.models, TrainConfig.model_validate(train)
+
+
 class FetchRun(GenerateRun):
     """`fetch`: the checkpoints of a preset."""
 
     preset: Preset = Field("flux-uno", description="a shipped preset, or the path of a YAML file")
 
 
-def fetch(run: FetchRun) -> Mapping[str, Any]:
-    """Download the checkpoints that a preset names; what is there already is left alone.
+def fetch(
+    run: FetchRun,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Tell what would be downloaded, how much, and stop.")
+    ] = False,
+    update: Annotated[
+        bool,
+        typer.Option(
+            "--update", help="Take the newest commits, instead of those that were got first."
+        ),
+    ] = False,
+) -> Mapping[str, Any]:
+    """Download the checkpoints that a preset names; what is there already is left alone, and a
+    repository stays at the commit that was got first.
 
     No other command downloads anything.
     """
-    from focusdpo.flows.checkpoint_suite import sources
+    from focusdpo.flows.fit.supply import cache_room, downloads, require_room
     from focusdpo.store.provenance import notices
 
     if run.models is None or run.suite == "pocket":
         raise UserError(f"preset {run.preset}: the embedded suite; there is nothing to download")
     for line in notices(run.models):
         say(line)
-    places = {}
-    for field, source, patterns in sources(run.models):
-        say(f"{field}: {source}")
-        places[field] = str(fetch_source(source, field, patterns))
-    return {"command": "fetch", "found": places}
+    with working("asking for sizes"):
+        wanted = downloads(run.models)
+    for one in wanted:
+        size = "its size is not known (not here, and the hub cannot be asked)"
+        if one.size is not None:
+            size = f"{one.size.total / 1e9:.2f} GB, {one.size.missing / 1e9:.2f} of it to download"
+        say(f"{one.field}: {one.name}: {size}")
+    known = [one.size for one in wanted if one.size is not None]
+    total, missing = sum(one.total for one in known), sum(one.missing for one in known)
+    folder, free = cache_room()
+    say(
+        f"in all {total / 1e9:.2f} GB, {missing / 1e9:.2f} to download; {folder} has "
+        f"{free / 1e9:.1f} GB free"
+    )
+    sizes = {one.field: None if one.size is None else asdict(one.size) for one in wanted}
+    if plan:
+        return {"command": "fetch", "plan": sizes, "bytes": total, "missing": missing}
+    require_room(wanted)
+    places = {
+        one.field: str(fetch_source(one.name, one.field, one.patterns, update=update))
+        for one in wanted
+    }
+    return {"command": "fetch", "found": places, "bytes": total}

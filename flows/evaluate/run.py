@@ -12,9 +12,11 @@ from focusdpo.evaluation import run as evaluation
 from focusdpo.evaluation.folder import GRID, EvaluateResult
 from focusdpo.evaluation.protocols import Request
 from focusdpo.flows.config import EvaluateRun
+from focusdpo.flows.fit.demand import PAINTING_AND_JUDGING
+from focusdpo.flows.fit.supply import require_fit
 from focusdpo.flows.jobs import Exhibit, Job, Page, Picture, Steps, Table, Text
 from focusdpo.flows.settings import as_yaml
-from focusdpo.flows.wiring import suite
+from focusdpo.flows.wiring import free_parts, suite
 from focusdpo.store.addresses import is_remote
 from focusdpo.store.outputs import holds, local, opened
 
@@ -42,6 +44,9 @@ def request_of(run: EvaluateRun) -> Request:
 
 def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
     """Base against `run.adapter`, written to `run.out`. UserError as `evaluation.run.evaluate`."""
+    if finished(run) is None:
+        free_parts(run.family, PAINTING_AND_JUDGING)
+        require_fit("evaluate", run.family)
     return evaluation.evaluate(request_of(run), watch)
 
 

@@ -15,10 +15,11 @@ from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.data_schemas.scenes import stable_hash
 from focusdpo.flows.build.worth import training_warnings
 from focusdpo.flows.config import TrainRun
+from focusdpo.flows.fit.supply import require_fit
 from focusdpo.flows.jobs import TRAINED, Event, Exhibit, Job, Steps, Table, Text
 from focusdpo.flows.settings import save_config
 from focusdpo.flows.train.encode import encoded_folder
-from focusdpo.flows.wiring import build_part, suite
+from focusdpo.flows.wiring import build_part, free_parts, suite
 from focusdpo.model.training import parallel
 from focusdpo.pipeline.upkeep.garbage import reading
 from focusdpo.store.addresses import is_remote
@@ -27,6 +28,7 @@ from focusdpo.store.provenance import licence_of
 from focusdpo.store.versions import DatasetVersion, open_version
 
 if TYPE_CHECKING:  # torch is loaded when a run starts
+    from focusdpo.model.training.batches import PairData
     from focusdpo.model.training.config import TrainConfig
     from focusdpo.model.training.steps import ReferenceErrors
     from focusdpo.store.samples import Sample
@@ -120,9 +122,12 @@ def _train(
         for line in training_warnings(version, run.train.steps, run.train.batch_pairs):
             log.warning("%s: %s", run.root, line)
         save_config(run, out.folder / "run.yaml")
+    from focusdpo.model.settle import settle
     from focusdpo.model.training import run as training
 
     parallel.take_place()
+    free_parts(run.family, {"backbone"})
+    require_fit("train", run.family, run.train)
     backbone = build_part(run.family, "backbone")
     if parallel.num_launched() > 1 and is_remote(run.out):
         # The first one may have fetched what all go on from.
@@ -134,6 +139,12 @@ def _train(
 
         check_metric(config.validation.metric)
         validate = Validator(suite(run.family), config.validation.scenes, watch)
+    config = settle(
+        backbone,
+        functools.partial(_pairs, backbone, samples, config),
+        config,
+        out.folder,
+    )
     result = training.train(
         backbone,
         samples,
@@ -233,6 +244,21 @@ def _check_pair_metric(name: str) -> None:
             f"train.validation.metric '{name}': with checkpoints pairs are measured, not pictures: "
             f"expected {' or '.join(METRICS)}"
         )
+
+
+def _pairs(backbone: Any, samples: Sequence[Sample], config: TrainConfig) -> PairData:
+    """The pairs of a run, as training reads them."""
+    from focusdpo.model.training.batches import PairData
+
+    patches = config.objective.patch if config.objective.definition.quality else None
+    return PairData(
+        backbone,
+        samples,
+        source=config.source,
+        mixed=config.objective.definition.instances,
+        patches=patches,
+        focus=config.focus,
+    )
 
 
 class Train(Job[TrainRun, TrainOutcome]):

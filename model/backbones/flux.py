@@ -11,11 +11,14 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
+from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.model.backbone import FeatureConfig, Grid, Prediction, Prompts, References
 from focusdpo.model.correspondence import capture_features, unwrap
@@ -83,6 +86,10 @@ class FluxBackbone:
     """Embedded guidance of `predict`, for guidance-distilled transformers."""
     sample_guidance: float = 1.0
     """The same when sampling."""
+    lends_prompts: bool = False
+    """Whether the text encoder waits on the CPU, and comes for each call with a new text."""
+    keeps_aspect: bool = False
+    """Whether references are shown in their own aspect ratio, not padded to a square."""
     free_keeps_references: bool = False
     """Whether classifier-free guidance leaves out the prompt alone, not the references."""
 
@@ -311,3 +318,35 @@ def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     if height % size[0] == 0 and width % size[1] == 0:
         return F.adaptive_avg_pool2d(images, size)
     return F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+
+
+def fit_long_side(
+    images_BCHW: Tensor, masks_BHW: Tensor, long_side: int, multiple: int
+) -> tuple[Tensor, Tensor]:
+    """References in [-1, 1] and their masks, brought to a long side (pixels) by Lanczos and cut in
+    the middle to multiples of `multiple`, with the 8-bit arithmetic of UNO's preprocess_ref (uno/
+    flux/pipeline.py). UserError for an image too thin to keep a token."""
+    height, width = images_BCHW.shape[-2:]
+    scale = long_side / max(height, width)
+    rows, cols = (
+        long_side if side == max(height, width) else int(scale * side) for side in (height, width)
+    )
+    keep_rows, keep_cols = rows // multiple * multiple, cols // multiple * multiple
+    if not keep_rows or not keep_cols:
+        raise UserError(
+            f"a reference of {width} x {height} pixels is too long and thin: at a long side of "
+            f"{long_side} its other side is below {multiple}; pad it to a square"
+        )
+    top, left = (rows - keep_rows) // 2, (cols - keep_cols) // 2
+    cut = (..., slice(top, top + keep_rows), slice(left, left + keep_cols))
+    masks = masks_BHW.float()[:, None]
+    if (rows, cols) == (height, width):
+        return images_BCHW[cut], masks[:, 0][cut]
+    masks = F.interpolate(masks, (rows, cols), mode="bilinear", antialias=True)
+    pixels = ((images_BCHW.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255)
+    shrunk = [
+        np.asarray(Image.fromarray(picture).resize((cols, rows), Image.Resampling.LANCZOS))
+        for picture in pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    ]
+    images = torch.from_numpy(np.stack(shrunk)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return images.to(images_BCHW.device)[cut], masks[:, 0][cut]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.backbone import Grid, Prompts, References
-from focusdpo.model.backbones.flux import FluxBackbone, SamplingConfig
+from focusdpo.model.backbones.flux import FluxBackbone, SamplingConfig, fit_long_side
 from focusdpo.model.backbones.offload import Deferred, PromptCache, lent
 from focusdpo.model.correspondence import unwrap
 from focusdpo.model.tokens import PATCH
@@ -144,6 +144,7 @@ class Flux2KleinBackbone(FluxBackbone):
     first reference: that would tell the model the very subject that a disruption takes away."""
 
     free_keeps_references = True
+    keeps_aspect = True
 
     def __init__(
         self,
@@ -158,6 +159,7 @@ class Flux2KleinBackbone(FluxBackbone):
         token_pixels: int,
         sampling: SamplingConfig,
         fingerprint: str,
+        lends_prompts: bool = False,
     ) -> None:
         super().__init__(
             transformer,
@@ -169,10 +171,13 @@ class Flux2KleinBackbone(FluxBackbone):
             token_pixels=token_pixels,
             sampling=sampling,
         )
-        self.fingerprint = fingerprint
+        self.fingerprint, self.lends_prompts = fingerprint, lends_prompts
         self.lora_targets = lora_targets(len(unwrap(transformer).single_transformer_blocks))
         self.dtype = next(transformer.parameters()).dtype
         self._scheduler = scheduler
+
+    def _resized(self, images_BCHW: Tensor, masks_BHW: Tensor) -> tuple[Tensor, Tensor]:
+        return fit_long_side(images_BCHW, masks_BHW, max(self.reference_size), self.token_pixels)
 
     def _conditions(
         self, prompts: Prompts, references: References, guidance_B: Tensor

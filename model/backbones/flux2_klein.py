@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,14 +14,26 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.backbones.flux_config import (
     Flux2KleinConfig,
     check_blocks,
+    check_quantise,
     check_sides,
     middle_blocks,
+)
+from focusdpo.model.backbones.footprint import (
+    KLEIN_DOUBLE,
+    KLEIN_SINGLE,
+    Footprint,
+    block_activations,
+    decoder_bytes,
+    lent_bytes,
+    lora_per_rank,
     weight_bytes,
 )
 from focusdpo.store.checkpoints import (
+    TensorInfo,
     check_part,
     digest_files,
     locate,
+    read_headers,
     read_json,
     require_class,
     require_files,
@@ -43,6 +57,11 @@ PARTS = {
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 _UNUSED = ("bn.num_batches_tracked", "lm_head.weight")
 """Tensors that a checkpoint may hold or lack: nothing reads them."""
+_KEPT = (
+    "x_embedder", "context_embedder", "time_guidance_embed", "norm_out", "proj_out",
+    "double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation",
+)  # fmt: skip
+"""Layers that all tokens or all blocks pass, never quantised."""
 _TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
 _TEMPLATE = "chat_template.jinja"
 
@@ -77,7 +96,10 @@ def checks(config: Flux2KleinConfig) -> dict[str, Callable[[], str]]:
     def weights(name: str) -> str:
         return check_part(inspect(config).folder / name, PARTS[name], FIELD, unread=_UNUSED)
 
-    return {"pipeline": layout} | {name: partial(weights, name) for name in PARTS}
+    rows = {"pipeline": layout} | {name: partial(weights, name) for name in PARTS}
+    if config.quantise != "none":
+        rows["quantise"] = lambda: check_quantise(config.quantise)
+    return rows
 
 
 def fingerprint(config: Flux2KleinConfig) -> str:
@@ -165,7 +187,8 @@ def build(config: Flux2KleinConfig, device: str) -> Flux2KleinBackbone:
     for check in checks(config).values():
         check()
     checkpoint = inspect(config)
-    _require_memory(config, checkpoint.folder, device)
+    advice = "Set models.backbone.offload to true, quantise to 4bit, or take a larger GPU"
+    require_memory(footprint(config).device, device, "models.backbone", advice)
     folder, steps = checkpoint.folder, config.steps or (4 if checkpoint.is_distilled else 50)
     transformer, autoencoder = _load_models(config, folder, device)
     return Flux2KleinBackbone(
@@ -183,29 +206,73 @@ def build(config: Flux2KleinConfig, device: str) -> Flux2KleinBackbone:
             strength=config.strength,
         ),
         fingerprint=fingerprint(config),
+        lends_prompts=config.offload,
     )
 
 
-def _require_memory(config: Flux2KleinConfig, folder: Path, device: str) -> None:
-    """UserError when a GPU's free memory cannot hold the weights that stay on it."""
-    kinds = {"transformer": config.dtype, "vae": config.vae_dtype}
-    if not config.offload:
-        kinds["text_encoder"] = config.dtype
-    needed = weight_bytes(folder, kinds, FIELD)
-    advice = "Set models.backbone.offload to true, take the 4B checkpoint, or a larger GPU"
-    require_memory(needed, device, "models.backbone", advice)
+def footprint(config: Flux2KleinConfig, references: int = 2) -> Footprint:
+    """What it takes of a machine, with so many references."""
+    from focusdpo.model.backbones.flux2_backbone import lora_targets
+
+    folder = locate(config.base, FIELD)
+    header = {name: read_headers(weight_files(folder / name, FIELD), FIELD) for name in PARTS}
+    about = read_json(folder / "transformer" / "config.json", FIELD)
+    counts = about["num_layers"], about["num_single_layers"]
+    pixels = check_sides({}, read_json(folder / "vae" / "config.json", FIELD))
+    text = _read_layers(config, folder, header["text_encoder"])
+    vae = weight_bytes(header["vae"], config.vae_dtype)
+    whole = weight_bytes(header["transformer"], config.dtype)
+    tokens = prod(config.image_size) + references * config.reference_size**2
+    both = {0: 1, 1: 2}[int(config.guidance > 1)]
+    acts = block_activations(
+        tokens // pixels**2 + config.text_tokens,
+        about["num_attention_heads"] * about["attention_head_dim"],
+        counts,
+        (KLEIN_DOUBLE, KLEIN_SINGLE),
+        len(config.blocks or middle_blocks(counts[0])),
+    )
+    return Footprint(
+        device=weight_bytes(header["transformer"], config.dtype, config.quantise)
+        + vae
+        + (0 if config.offload else text),
+        host=max(whole, weight_bytes(header["text_encoder"], config.dtype)),
+        scratch=0,
+        lora=lora_per_rank(header["transformer"], lora_targets(counts[1])),
+        fixed=False,
+        decoding=lent_bytes(
+            decoder_bytes(prod(config.image_size), config.vae_dtype), 0, text, config.offload
+        ),
+        **acts | {"painting": both * acts["painting"]},
+    )
+
+
+def _read_layers(config: Flux2KleinConfig, folder: Path, header: Mapping[str, TensorInfo]) -> float:
+    """Bytes of the text encoder without the layers above the last one that is read."""
+    read = max(config.text_layers) + 1
+
+    def stays(name: str) -> bool:
+        layer = re.search(r"layers\.(\d+)\.", name)
+        return "lm_head" not in name and (layer is None or int(layer[1]) < read)
+
+    kept = {name: about for name, about in header.items() if stays(name)}
+    return weight_bytes(kept, config.dtype)
 
 
 def _load_models(config: Flux2KleinConfig, folder: Path, device: str) -> tuple[nn.Module, Deferred]:
     from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 
-    from focusdpo.model.backbones.offload import DTYPES, Deferred
+    from focusdpo.model.backbones.offload import DTYPES, Deferred, in_few_bits
 
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+    few = {"dtype": DTYPES[config.dtype]}
+    if config.quantise != "none":
+        few = in_few_bits(config.quantise, config.dtype, device, kept=_KEPT)
     transformer: nn.Module = Flux2Transformer2DModel.from_pretrained(
-        folder / "transformer", dtype=DTYPES[config.dtype], **options
+        folder / "transformer", **few, **options
     )
-    transformer.to(device).eval().requires_grad_(False)
+    if config.quantise == "none":  # else it is there, and may not be moved
+        transformer.to(device)
+    transformer.eval().requires_grad_(False)
 
     def autoencoder() -> nn.Module:
         model: Any = AutoencoderKLFlux2.from_pretrained(

@@ -4,14 +4,12 @@ no torch."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.strict import StrictModel
-from focusdpo.store.checkpoints import num_weights, read_headers, weight_files
 
 MULTIPLE = 16
 """Pixels of a token's side: the autoencoder's factor of 8 times the 2 x 2 packing."""
@@ -116,7 +114,7 @@ class Flux2KleinConfig(StrictModel):
         (512, 512), description="height and width of painted images, pixels, whole tokens (16)"
     )
     reference_size: int = Field(
-        512, gt=0, description="side of the square that references are brought to, whole tokens"
+        512, gt=0, description="long side that references are brought to, whole tokens"
     )
     steps: int | None = Field(
         None, ge=1, description="Euler steps; null: 4 for a distilled checkpoint, 50 for a base one"
@@ -143,6 +141,9 @@ class Flux2KleinConfig(StrictModel):
         "bf16", description="of the transformer and the text encoder"
     )
     vae_dtype: Literal["bf16", "fp32"] = Field("fp32", description="of the autoencoder")
+    quantise: Literal["none", "8bit", "4bit"] = Field(
+        "none", description="bitsandbytes weights of the transformer (QLoRA): needs a GPU"
+    )
     offload: bool = Field(
         False,
         description="the text encoder waits on the CPU and comes to the device only to encode",
@@ -165,19 +166,24 @@ class Flux2KleinConfig(StrictModel):
 
     def result_settings(self) -> str:
         """Those fields that change what is painted or learned, as JSON."""
-        return self.model_dump_json(exclude={"base", "offload", "prompt_cache_mib"})
+        plain = {"quantise"} if self.quantise == "none" else set()
+        return self.model_dump_json(exclude=plain | {"base", "offload", "prompt_cache_mib"})
 
 
-_BYTES = {"bf16": 2, "fp32": 4, "8bit": 1.05, "4bit": 0.55}
-"""Per weight; bitsandbytes keeps scales and the unquantised norms beside its 1 or 0.5."""
+def check_quantise(quantise: str) -> str:
+    """A row of `focusdpo doctor`. UserError without bitsandbytes or a GPU."""
+    import importlib.util
 
+    field = f"models.backbone.quantise: {quantise}"
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"{field} needs bitsandbytes: pip install 'bitsandbytes>=0.45', or set it to none"
+        )
+    import torch
 
-def weight_bytes(base: Path, kinds: Mapping[str, str], field: str) -> float:
-    """What the weights of the folders below `base` take on a device; folder -> kind of number."""
-    return sum(
-        _BYTES[kind] * num_weights(read_headers(weight_files(base / name, field), field))
-        for name, kind in kinds.items()
-    )
+    if not torch.cuda.is_available():
+        raise UserError(f"{field} needs a GPU, and torch sees none; set it to none")
+    return f"{quantise} by bitsandbytes"
 
 
 def middle_blocks(num_double: int) -> tuple[str, ...]:

@@ -11,21 +11,35 @@ import logging
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.backbones.flux_config import (
+    MULTIPLE,
     FluxUnoConfig,
     check_blocks,
+    check_quantise,
     check_sides,
+    middle_blocks,
+)
+from focusdpo.model.backbones.footprint import (
+    FLUX_DOUBLE,
+    FLUX_SINGLE,
+    Footprint,
+    block_activations,
+    decoder_bytes,
+    lent_bytes,
+    lora_per_rank,
     weight_bytes,
 )
-from focusdpo.model.backbones.uno_lora import FILE, check_uno, fuse_uno, uno_file
+from focusdpo.model.backbones.uno_lora import FILE, check_uno, fuse_uno, uno_file, uno_targets
 from focusdpo.store.checkpoints import (
     check_part,
     digest_files,
     locate,
+    read_headers,
     read_json,
     require_class,
     require_files,
@@ -58,8 +72,7 @@ def checks(config: FluxUnoConfig) -> dict[str, Callable[[], str]]:
     if config.uno is not None:
         rows["uno"] = lambda: _check_uno(config)
     if config.quantise != "none":
-        rows["quantise"] = lambda: _check_quantise(config)
-    rows["memory"] = lambda: f"{_device_bytes(config) / 2**30:.1f} GiB of weights on the device"
+        rows["quantise"] = lambda: check_quantise(config.quantise)
     return rows
 
 
@@ -106,29 +119,39 @@ def _check_uno(config: FluxUnoConfig) -> str:
     return f"{file}: rank {rank}, {layers[0]} double and {layers[1]} single blocks"
 
 
-def _check_quantise(config: FluxUnoConfig) -> str:
-    import importlib.util
-
-    field = f"models.backbone.quantise: {config.quantise}"
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            f"{field} needs bitsandbytes: pip install 'bitsandbytes>=0.45', or set it to none"
-        )
-    import torch
-
-    if not torch.cuda.is_available():
-        raise UserError(f"{field} needs a GPU, and torch sees none; set it to none")
-    return f"{config.quantise} by bitsandbytes"
-
-
-def _device_bytes(config: FluxUnoConfig) -> float:
-    """What the weights take on the device."""
-    quantised = config.quantise != "none"
-    kinds = {"transformer": config.quantise if quantised else config.dtype}
-    if not config.offload:
-        kinds |= {"vae": config.vae_dtype, "text_encoder": config.dtype}
-        kinds["text_encoder_2"] = config.dtype
-    return weight_bytes(locate(config.base, BASE), kinds, BASE)
+def footprint(config: FluxUnoConfig, references: int = 2) -> Footprint:
+    """What it takes of a machine, with so many references."""
+    base = locate(config.base, BASE)
+    header = {name: read_headers(weight_files(base / name, BASE), BASE) for name in MODELS}
+    sizes = {name: weight_bytes(header[name], config.dtype) for name in header}
+    sizes["vae"] = weight_bytes(header["vae"], config.vae_dtype)
+    resident = weight_bytes(header["transformer"], config.dtype, config.quantise)
+    waits = sizes["vae"] + sizes["text_encoder"] + sizes["text_encoder_2"]
+    about = read_json(base / "transformer" / "config.json", BASE)
+    counts = about["num_layers"], about["num_single_layers"]
+    side = config.reference_side(references) // MULTIPLE
+    tokens = prod(config.image_size) // MULTIPLE**2 + references * side**2 + config.max_text_tokens
+    merged = config.quantise != "none" and config.uno is not None
+    return Footprint(
+        device=resident + (0 if config.offload else waits),
+        host=max(sizes["transformer"], config.prompt_cache_mib * 2**20 * config.offload + waits),
+        scratch=sizes["transformer"] if merged else 0,
+        lora=lora_per_rank(header["transformer"], uno_targets(*counts)),
+        fixed=False,
+        decoding=lent_bytes(
+            decoder_bytes(4 * prod(config.image_size), config.vae_dtype),
+            sizes["vae"],
+            waits - sizes["vae"],
+            config.offload,
+        ),
+        **block_activations(
+            tokens,
+            about["num_attention_heads"] * about["attention_head_dim"],
+            counts,
+            (FLUX_DOUBLE, FLUX_SINGLE),
+            len(config.blocks or middle_blocks(counts[0])),
+        ),
+    )
 
 
 log = logging.getLogger(__name__)
@@ -170,7 +193,7 @@ def build(config: FluxUnoConfig, device: str) -> FluxUnoBackbone:
         check()
     base = locate(config.base, BASE)
     advice = "Set models.backbone.offload to true, quantise to 4bit, or take a larger GPU"
-    require_memory(_device_bytes(config), device, "models.backbone", advice)
+    require_memory(footprint(config).device, device, "models.backbone", advice)
     options: dict[str, Any] = {"dtype": DTYPES[config.vae_dtype], "local_files_only": True}
     autoencoder = Deferred(lambda: AutoencoderKL.from_pretrained(base / "vae", **options))
     channels = read_json(base / "vae" / "config.json", BASE)["block_out_channels"]
@@ -213,29 +236,13 @@ def _transformer(config: FluxUnoConfig, base: Path, device: str) -> Any:
 
 
 def _quantised(config: FluxUnoConfig, folder: Path, device: str) -> Any:
-    import torch
-    from diffusers import BitsAndBytesConfig, FluxTransformer2DModel
+    from diffusers import FluxTransformer2DModel
 
-    from focusdpo.model.backbones.offload import DTYPES
+    from focusdpo.model.backbones.offload import in_few_bits
 
-    dtype = DTYPES[config.dtype]
-    options: dict[str, Any] = {"load_in_8bit": True}
-    if config.quantise == "4bit":
-        options = {
-            "load_in_4bit": True,
-            "bnb_4bit_quant_type": "nf4",
-            "bnb_4bit_compute_dtype": dtype,
-        }
-    how = BitsAndBytesConfig(llm_int8_skip_modules=list(_KEPT), **options)
-    where = torch.device(device)
-    index = torch.cuda.current_device() if where.index is None else where.index
+    options = in_few_bits(config.quantise, config.dtype, device, kept=_KEPT)
     return FluxTransformer2DModel.from_pretrained(
-        folder,
-        quantization_config=how,
-        dtype=dtype,
-        device_map={"": index},
-        local_files_only=True,
-        use_safetensors=True,
+        folder, local_files_only=True, use_safetensors=True, **options
     )
 
 

@@ -14,13 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.backbone import Prompts, tell_prompt
-from focusdpo.model.backbones.flux import FluxBackbone, SamplingConfig
+from focusdpo.model.backbones.flux import FluxBackbone, SamplingConfig, fit_long_side
 from focusdpo.model.backbones.flux_config import FluxUnoConfig, middle_blocks
 from focusdpo.model.backbones.offload import DTYPES, Deferred, PromptCache, lent
 from focusdpo.model.backbones.uno_lora import uno_targets
@@ -169,6 +167,8 @@ class FluxUnoBackbone(FluxBackbone):
     """References as UNO sees them, diffusers' schedule, guidance embedded: 1 when training, 4 when
     sampling. The weights of `transformer` are the reference policy's."""
 
+    keeps_aspect = True
+
     def __init__(
         self,
         transformer: nn.Module,
@@ -195,6 +195,7 @@ class FluxUnoBackbone(FluxBackbone):
         self.lora_targets = uno_targets(core.config.num_layers, core.config.num_single_layers)
         self.dtype = DTYPES[config.dtype]
         self.train_guidance, self.sample_guidance = config.train_guidance, config.guidance
+        self.lends_prompts = config.offload
         self._scheduler, self._config = scheduler, config
 
     def _framed(
@@ -203,7 +204,7 @@ class FluxUnoBackbone(FluxBackbone):
         """Their long side becomes what UNO gives to so many references."""
         long_side = self._config.reference_side(count)
         slots = zip(images, masks, strict=True)
-        return [frame(image, mask, long_side, self.token_pixels) for image, mask in slots]
+        return [fit_long_side(image, mask, long_side, self.token_pixels) for image, mask in slots]
 
     def sigmas(self, strength: float) -> Tensor:
         """The checkpoint's own schedule as FluxPipeline asks for it, down to 0; with `strength`
@@ -223,35 +224,3 @@ class FluxUnoBackbone(FluxBackbone):
         levels: Tensor = scheduler.sigmas
         first = int(max(steps - min(steps * strength, steps), 0))
         return levels[first:].float().cpu()
-
-
-def frame(
-    images_BCHW: Tensor, masks_BHW: Tensor, long_side: int, multiple: int
-) -> tuple[Tensor, Tensor]:
-    """References in [-1, 1] and their masks, brought to a long side (pixels) by Lanczos and cut in
-    the middle to multiples of `multiple`, with the 8-bit arithmetic of UNO's preprocess_ref (uno/
-    flux/pipeline.py). UserError for an image too thin to keep a token."""
-    height, width = images_BCHW.shape[-2:]
-    scale = long_side / max(height, width)
-    rows, cols = (
-        long_side if side == max(height, width) else int(scale * side) for side in (height, width)
-    )
-    keep_rows, keep_cols = rows // multiple * multiple, cols // multiple * multiple
-    if not keep_rows or not keep_cols:
-        raise UserError(
-            f"a reference of {width} x {height} pixels is too long and thin: at a long side of "
-            f"{long_side} its other side is below {multiple}; pad it to a square"
-        )
-    top, left = (rows - keep_rows) // 2, (cols - keep_cols) // 2
-    cut = (..., slice(top, top + keep_rows), slice(left, left + keep_cols))
-    masks = masks_BHW.float()[:, None]
-    if (rows, cols) == (height, width):
-        return images_BCHW[cut], masks[:, 0][cut]
-    masks = F.interpolate(masks, (rows, cols), mode="bilinear", antialias=True)
-    pixels = ((images_BCHW.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255)
-    shrunk = [
-        np.asarray(Image.fromarray(picture).resize((cols, rows), Image.Resampling.LANCZOS))
-        for picture in pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-    ]
-    images = torch.from_numpy(np.stack(shrunk)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return images.to(images_BCHW.device)[cut], masks[:, 0][cut]

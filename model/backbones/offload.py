@@ -1,10 +1,10 @@
-"""What waits: models on the disk until they are needed and on the CPU between two uses, and prompts
-that were encoded before."""
+"""Room on the device: models on the disk until they are needed and on the CPU between two uses,
+prompts that were encoded before, bases in few bits."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +36,26 @@ class Deferred:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
+
+
+def in_few_bits(
+    quantise: str, dtype: str, device: str, *, kept: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Options for a diffusers model's `from_pretrained`: its linear layers but `kept` ones in
+    bitsandbytes' 8 or 4 bits, on the device."""
+    from diffusers import BitsAndBytesConfig
+
+    options: dict[str, Any] = {"load_in_8bit": True}
+    if quantise == "4bit":
+        options = {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_compute_dtype": DTYPES[dtype],
+        }
+    how = BitsAndBytesConfig(llm_int8_skip_modules=list(kept) or None, **options)
+    where = torch.device(device)
+    index = torch.cuda.current_device() if where.index is None else where.index
+    return {"quantization_config": how, "dtype": DTYPES[dtype], "device_map": {"": index}}
 
 
 @contextmanager

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
 from focusdpo.model import adapter
 from focusdpo.model.backbone import FeatureConfig, Grid, Prediction, Prompts, References
-from focusdpo.model.backbones.offload import DTYPES, Deferred, lent
+from focusdpo.model.backbones.offload import DTYPES, Deferred, in_few_bits, lent
 from focusdpo.model.backbones.sdxl_conditioning import ImageTokens, SdxlText, framed, resized
 from focusdpo.model.backbones.sdxl_config import CHANNELS, KV_TARGETS, MULTIPLE, SdxlIpAdapterConfig
 from focusdpo.model.backbones.sdxl_features import FeatureReader, alike
@@ -31,8 +31,8 @@ from focusdpo.model.noise import seeded_noise
 from focusdpo.model.tokens import KLCodec, mask_to_tokens, pack, unpack
 from focusdpo.store.checkpoints import locate
 
-_PIXELS_AT_ONCE = 4 * 2**20
-"""Through the autoencoder: some 10 GB in float32."""
+_PIXELS_AT_ONCE = 2**20
+"""Through the autoencoder: some 2.5 GB in float32."""
 
 
 def _at_once(size: Sequence[int]) -> int:
@@ -64,6 +64,7 @@ class SdxlBackbone:
         self.grid: Grid = (config.image_size[0] // MULTIPLE, config.image_size[1] // MULTIPLE)
         self.noise = DiffusionNoise(scheduler)
         self.lora_targets = config.lora_targets
+        self.lends_prompts = config.offload
         self._text, self._image_tokens, self._scheduler = text, image_tokens, scheduler
         self._dtype = next(unet.parameters()).dtype
         original = config.original_size or config.image_size
@@ -316,9 +317,19 @@ def load(
     """The backbone, frozen and in evaluation mode, from checkpoints that were checked; `encoder` is
     the folder of CLIP's vision tower."""
     rest = "cpu" if config.offload else device
-    pipeline = _pipeline(config, "unet")
+    dtype = DTYPES[config.dtype]
+    if config.quantise == "none":
+        pipeline = _pipeline(config, "unet")
+    else:
+        pipeline = _pipeline(config, unet=_unet_in_few_bits(config, device))
     unet, resampler = with_adapter(pipeline, adapter_file, config.scale)
-    unet.to(device).eval().requires_grad_(False)
+    if config.quantise == "none":
+        unet.to(device)
+    else:  # its linear layers are there, and may not be moved; the adapter's are new
+        for processor in unet.attn_processors.values():
+            if isinstance(processor, nn.Module):
+                processor.to(device, dtype)
+    unet.eval().requires_grad_(False)
 
     def text() -> nn.Module:
         loaded = _pipeline(config, "text_encoder", "text_encoder_2")
@@ -331,7 +342,7 @@ def load(
 
     def image_tokens() -> nn.Module:
         tower = CLIPVisionModelWithProjection.from_pretrained(
-            encoder, dtype=DTYPES[config.dtype], use_safetensors=True, local_files_only=True
+            encoder, dtype=dtype, use_safetensors=True, local_files_only=True
         )
         return ImageTokens(tower, resampler).to(rest)
 
@@ -348,9 +359,20 @@ def load(
 _MODELS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
-def _pipeline(config: SdxlIpAdapterConfig, *wanted: str) -> Any:
-    """SDXL's pipeline with these of its models alone."""
-    absent: dict[str, Any] = {name: None for name in _MODELS if name not in wanted}
+def _unet_in_few_bits(config: SdxlIpAdapterConfig, device: str) -> nn.Module:
+    loaded: nn.Module = UNet2DConditionModel.from_pretrained(
+        locate(config.base, "models.backbone.base") / "unet",
+        variant=config.variant,
+        use_safetensors=True,
+        local_files_only=True,
+        **in_few_bits(config.quantise, config.dtype, device),
+    )
+    return loaded
+
+
+def _pipeline(config: SdxlIpAdapterConfig, *wanted: str, **given: nn.Module) -> Any:
+    """SDXL's pipeline with these of its models, and those `given`, alone."""
+    rest: dict[str, Any] = {name: None for name in _MODELS if name not in wanted} | given
     return StableDiffusionXLPipeline.from_pretrained(
         locate(config.base, "models.backbone.base"),
         dtype={"vae": DTYPES[config.vae_dtype], "default": DTYPES[config.dtype]},
@@ -358,7 +380,7 @@ def _pipeline(config: SdxlIpAdapterConfig, *wanted: str) -> Any:
         use_safetensors=True,
         local_files_only=True,
         add_watermarker=False,
-        **absent,
+        **rest,
     )
 
 

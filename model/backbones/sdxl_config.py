@@ -134,6 +134,11 @@ class SdxlIpAdapterConfig(StrictModel):
     vae_dtype: Literal["bf16", "fp32"] = Field(
         "fp32", description="of the autoencoder; SDXL's overflows in fp16"
     )
+    quantise: Literal["none", "8bit", "4bit"] = Field(
+        "none",
+        description="bitsandbytes weights of the UNet's linear layers (QLoRA): needs a GPU; "
+        "convolutions and the image adapter stay as they are",
+    )
     offload: bool = Field(
         False,
         description="keep encoders and autoencoder on the CPU, and bring them to the device only "
@@ -165,4 +170,5 @@ class SdxlIpAdapterConfig(StrictModel):
     def result_settings(self) -> str:
         """Those fields that change what is painted or learned, as JSON."""
         places = {"base", "variant", "adapter", "adapter_file", "image_encoder"}
-        return self.model_dump_json(exclude=places | {"offload", "prompt_cache_mib"})
+        plain = {"quantise"} if self.quantise == "none" else set()
+        return self.model_dump_json(exclude=places | plain | {"offload", "prompt_cache_mib"})

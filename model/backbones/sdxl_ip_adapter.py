@@ -7,11 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.model.backbones.sdxl_config import ENCODER, PLUS, SdxlIpAdapterConfig, check_scheduler
+from focusdpo.model.backbones.flux_config import check_quantise
+from focusdpo.model.backbones.footprint import (
+    SDXL_ALL,
+    SDXL_CHECKPOINTED,
+    SDXL_LARGEST,
+    Footprint,
+    decoder_bytes,
+    lent_bytes,
+    lora_per_rank,
+    weight_bytes,
+)
+from focusdpo.model.backbones.sdxl_config import (
+    ENCODER,
+    KV_TARGETS,
+    LORA_TARGETS,
+    PLUS,
+    SdxlIpAdapterConfig,
+    check_scheduler,
+)
 from focusdpo.store.checkpoints import (
     TensorInfo,
     check_part,
@@ -19,14 +38,19 @@ from focusdpo.store.checkpoints import (
     locate,
     num_weights,
     part_files,
+    part_patterns,
     read_header,
+    read_headers,
     read_json,
     require_class,
     require_files,
+    require_memory,
     require_tensors,
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from focusdpo.model.backbones.sdxl_backbone import SdxlBackbone
 
 Shapes = dict[str, tuple[int, ...]]
@@ -139,6 +163,8 @@ def checks(config: SdxlIpAdapterConfig) -> dict[str, Callable[[], str]]:
         "IP-Adapter-Plus": _check_adapter,
         "CLIP image encoder": _check_encoder,
     }
+    if config.quantise != "none":
+        rows["quantise"] = lambda config: check_quantise(config.quantise)
     return {name: partial(check, config) for name, check in rows.items()}
 
 
@@ -158,15 +184,14 @@ def fingerprint(config: SdxlIpAdapterConfig) -> str:
 def sources(config: SdxlIpAdapterConfig) -> list[tuple[str, str, list[str] | None]]:
     """What `focusdpo fetch` downloads: about 7 GB with variant fp16, 14 GB without; the adapter
     0.85 GB, its image encoder 2.5 GB."""
-    end = f".{config.variant}" if config.variant else ""
     parts = [
         "model_index.json",
         "*/config.json",
         "scheduler/*",
         "tokenizer*/*",
-        f"unet/diffusion_pytorch_model{end}*.safetensors*",
-        f"vae/diffusion_pytorch_model{end}.safetensors",
-        f"text_encoder*/model{end}.safetensors",
+        *part_patterns("unet/diffusion_pytorch_model", config.variant),
+        *part_patterns("vae/diffusion_pytorch_model", config.variant),
+        *part_patterns("text_encoder*/model", config.variant),
     ]
     wanted: list[tuple[str, str, list[str] | None]] = [(_BASE, config.base, parts)]
     adapter = [config.adapter_file]
@@ -184,7 +209,53 @@ def build(config: SdxlIpAdapterConfig, device: str) -> SdxlBackbone:
     from focusdpo.model.backbones.sdxl_backbone import load
 
     files = adapter_path(config), encoder_folder(config)
+    advice = "Set models.backbone.offload to true, quantise to 4bit, or take a larger GPU"
+    require_memory(footprint(config).device, device, "models.backbone", advice)
     return load(config, device, fingerprint(config), *files)
+
+
+def footprint(config: SdxlIpAdapterConfig, references: int = 2) -> Footprint:
+    """What it takes of a machine; how many references there are hardly matters."""
+    base = _base(config)
+    parts = ("unet", "vae", "text_encoder", "text_encoder_2")
+    header = {
+        name: read_headers(part_files(base / name, _BASE, config.variant), _BASE) for name in parts
+    }
+    image = read_header(adapter_path(config), _ADAPTER)
+    keys = {name: about for name, about in image.items() if name.startswith("ip_adapter.")}
+    tower = read_headers(part_files(encoder_folder(config), _ENCODER), _ENCODER)
+    seen = weight_bytes(tower, config.dtype) + weight_bytes(image, config.dtype)
+    seen -= weight_bytes(keys, config.dtype)
+    words = sum(weight_bytes(header[name], config.dtype) for name in parts[2:])
+    vae = weight_bytes(header["vae"], config.vae_dtype)
+    unet = weight_bytes(header["unet"], config.dtype, config.quantise)
+    places = prod(config.image_size) / 64
+    targets = [name for name in LORA_TARGETS if name not in KV_TARGETS]
+    values = sum(sum(about.shape) for about in keys.values())
+    trained = float(sum(prod(about.shape) for about in keys.values()))
+    kv = config.policy == "adapter_kv"
+    both = 1 if config.guidance == 1 else 2
+    return Footprint(
+        device=unet
+        + weight_bytes(keys, config.dtype)
+        + (4 * trained if kv else 0)
+        + (0 if config.offload else words + vae + seen),
+        host=weight_bytes(header["unet"], config.dtype) + words + vae + seen,
+        scratch=0,
+        lora=trained if kv else lora_per_rank(header["unet"], targets) + values,
+        fixed=kv,
+        kept=SDXL_ALL * places,
+        checkpointed=SDXL_CHECKPOINTED * places,
+        largest=SDXL_LARGEST * places,
+        captured=SDXL_CHECKPOINTED * places / 4,
+        painting=both * SDXL_LARGEST * places,
+        decoding=lent_bytes(
+            decoder_bytes(max(2**20, prod(config.image_size)), config.vae_dtype),
+            vae,
+            max(words, seen),
+            config.offload,
+        ),
+    )
 
 
 def adapter_path(config: SdxlIpAdapterConfig) -> Path:
@@ -358,6 +429,21 @@ def save_ip_adapter(config: SdxlIpAdapterConfig, directory: Path, out: Path) -> 
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, save(tensors))
     return out
+
+
+def with_added_keys(config: SdxlIpAdapterConfig, added: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the start's IP-Adapter file, to whose keys and values something is added;
+    `added`: module of the UNet -> (out, in). UserError for other modules."""
+    from safetensors.torch import load_file
+
+    numbers, tensors = _numbers(config), load_file(adapter_path(config))
+    for name, value in added.items():
+        place, _, kind = name.removesuffix(".0").rpartition(".")
+        key = f"ip_adapter.{numbers.get(place)}.{kind}.weight"
+        if key not in tensors:
+            raise UserError(f"{name} is no key or value of the image adapter")
+        tensors[key] = (tensors[key].float() + value.float()).to(tensors[key].dtype)
+    return tensors
 
 
 def _numbers(config: SdxlIpAdapterConfig) -> dict[str, int]:

@@ -7,13 +7,23 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from focusdpo.data_schemas.registration import Named
 from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.model.backbone import FeatureConfig
 from focusdpo.model.focus_config import FocusConfig, NoiseConfig
 from focusdpo.model.objective_registry import OBJECTIVES, Objective, objectives_in_words
+
+AUTO_BETA = 0.0
+"""`objective.beta` before the data have settled it."""
+AUTO_PAIRS = -1
+"""`micro_pairs` before the machine has settled it."""
+
+
+def _named(word: str, number: float) -> BeforeValidator:
+    """A word that stands for a number, as settings and JSON have it."""
+    return BeforeValidator(lambda value: number if value == word else value)
 
 
 class PatchConfig(StrictModel):
@@ -41,8 +51,11 @@ class ObjectiveConfig(StrictModel):
         description=f"{objectives_in_words()}. module:name: one of your own "
         "(docs/add_an_objective.md)",
     )
-    beta: float = Field(
-        1000.0, gt=0, description="strength, for errors that are means over tokens and channels"
+    beta: Annotated[float, _named("auto", AUTO_BETA)] = Field(
+        1000.0,
+        ge=0,
+        description="strength, for errors that are means over tokens and channels; auto (0): "
+        "from the spread of the base's errors over the first steps' pairs, told in the log",
     )
     form: Literal["sigmoid", "tokens", "hinge", "ipo"] = Field(
         "sigmoid",
@@ -50,11 +63,18 @@ class ObjectiveConfig(StrictModel):
         "tokens: the same per token, then their weighted mean (for aligned pairs); hinge: "
         "max(0, 1 - h); ipo: (h - 1/2)^2",
     )
+    anchor: float = Field(
+        0.0,
+        ge=0,
+        description="adds the winner's error, weighed as this share of the preference's own pull "
+        "on it at a fresh policy (beta / 4; beta / 2 with hinge and ipo): 0.13 pulls by an eighth "
+        "as much then, and more than the preference once pairs are learned, whatever beta is",
+    )
     eta: float = Field(
         0.0,
         ge=0,
-        description="anchor: adds eta times the winner's error; the preference itself starts by "
-        "pulling on that error with beta / 4",
+        description="an anchor in absolute terms, adds eta times the winner's error: what it "
+        "does depends on beta, so that `anchor` is mostly better; one of the two",
     )
     safeguard: float | None = Field(
         None,
@@ -78,6 +98,30 @@ class ObjectiveConfig(StrictModel):
         if self.form == "tokens" and not self.definition.takes_form:
             raise ValueError(f"form: {self.name} has a loss of its own; leave it sigmoid")
         return self
+
+    @model_validator(mode="after")
+    def _one_anchor(self) -> ObjectiveConfig:
+        if self.anchor and self.eta:
+            raise ValueError(
+                f"anchor {self.anchor} and eta {self.eta} are two statements of one thing; set "
+                "one of them to 0"
+            )
+        if self.eta and self.beta == AUTO_BETA:
+            raise ValueError("eta means nothing before beta is known: with beta auto set anchor")
+        return self
+
+    @property
+    def first_pull(self) -> float:
+        """-d loss / d l_w of the preference alone, per pair, where policy and reference policy
+        agree: beta/2 times the form's slope there. 0 without a preference."""
+        if not self.is_preference:
+            return 0.0
+        return self.beta / (2 if self.form in ("hinge", "ipo") else 4)
+
+    @property
+    def anchor_weight(self) -> float:
+        """What the winner's error is multiplied with as an anchor."""
+        return self.eta + self.anchor * self.first_pull
 
     @property
     def definition(self) -> Objective:
@@ -196,8 +240,11 @@ class TrainConfig(StrictModel):
 
     steps: int = Field(400, ge=1, description="optimiser steps")
     batch_pairs: int = Field(16, ge=1, description="pairs per optimiser step, over all processes")
-    micro_pairs: int = Field(
-        0, ge=0, description="pairs per forward pass; 0: all of a step's pairs at once"
+    micro_pairs: Annotated[int, _named("auto", AUTO_PAIRS)] = Field(
+        0,
+        ge=AUTO_PAIRS,
+        description="pairs per forward pass; 0: all of a step's pairs at once; auto (-1): as many "
+        "as the card has room for, tried out before the first step",
     )
     lr: float = Field(2e-4, gt=0, description="peak learning rate")
     schedule: Literal["constant", "linear", "cosine"] = Field(
@@ -256,7 +303,7 @@ class TrainConfig(StrictModel):
 
     @model_validator(mode="after")
     def _micro_divides(self) -> TrainConfig:
-        if self.micro_pairs and self.batch_pairs % self.micro_pairs:
+        if self.micro_pairs > 0 and self.batch_pairs % self.micro_pairs:
             raise ValueError(
                 f"micro_pairs {self.micro_pairs} must divide batch_pairs {self.batch_pairs}"
             )
@@ -272,12 +319,17 @@ class TrainConfig(StrictModel):
     def identity(self) -> str:
         """Digest of what decides the trajectory: two runs of equal identity may share a folder.
 
-        A run with a constant schedule may be lengthened, so its `steps` stay out. So do `memory`
-        and `shard`, which say where and in what order the same sums are made: a run that met the
-        end of a card's memory goes on in another manner, or on more processes."""
+        A run with a constant schedule may be lengthened, so its `steps` stay out. So do `memory`,
+        `shard`, `gradient_checkpointing` and `micro_pairs`, which say where and in what order the
+        same sums are made: a run that met the end of a card's memory goes on in another manner, or
+        on more processes. A safeguard that looks at all pairs of a pass depends on how many there
+        are."""
         left_out = {"save_every", "log_every", "tensorboard", "memory", "shard"}
         left_out |= {"cache_mib", "encoded"}  # where the same bits come from
         left_out |= {"previews", "trackers", "tracker_project"}
+        left_out.add("gradient_checkpointing")
+        if self.objective.safeguard is None or self.objective.safeguard_scope == "pair":
+            left_out.add("micro_pairs")
         if self.schedule == "constant":
             left_out.add("steps")
         return digest(self.model_dump(mode="json", exclude=left_out))

@@ -25,6 +25,7 @@ from focusdpo.store.checkpoints import (
     locate,
     num_weights,
     part_files,
+    part_patterns,
     read_headers,
     read_json,
     require_class,
@@ -125,7 +126,8 @@ def build(config: InpainterConfig, device: str, painter: Inpainter) -> Inpainter
     for check in checks(config).values():
         check()
     folder = locate(config.source, FIELD)
-    _require_memory(config, folder, device)
+    advice = "Set models.inpainter.offload to true, or models.inpainter.kind to backbone"
+    require_memory(device_bytes(config), device, "models.inpainter", advice)
     return TextInpainter(_load(config, folder, device), painter)
 
 
@@ -151,10 +153,11 @@ def sources(config: InpainterConfig) -> list[tuple[str, str, list[str] | None]]:
     """What `focusdpo fetch` downloads."""
     if isinstance(config, BackboneInpainterConfig):
         return []
-    small = ["model_index.json", "scheduler/*", "tokenizer/*", "tokenizer_2/*", "*/*.json"]
-    end = f".{config.variant}" if isinstance(config, SdxlInpaintConfig) and config.variant else ""
-    names = [f"{name}/{stem}" for name in _models(config) for stem in _stems(name)]
-    weights = [f"{name}{kind}" for name in names for kind in (f"{end}.safetensors", f"{end}-*")]
+    small = ["model_index.json", "scheduler/*", "tokenizer/*", "tokenizer_2/*", "*/config.json"]
+    variant = _variant(config)
+    weights = [
+        one for name in _models(config) for one in part_patterns(f"{name}/{_stem(name)}", variant)
+    ]
     return [(FIELD, config.source, small + weights)]
 
 
@@ -204,8 +207,8 @@ def _variant(config: FillConfig) -> str | None:
     return config.variant if isinstance(config, SdxlInpaintConfig) else None
 
 
-def _stems(name: str) -> tuple[str, ...]:
-    return ("model",) if name.startswith("text_encoder") else ("diffusion_pytorch_model",)
+def _stem(name: str) -> str:
+    return "model" if name.startswith("text_encoder") else "diffusion_pytorch_model"
 
 
 def _load(config: FillConfig, folder: Path, device: str) -> FillInpainter:
@@ -241,13 +244,14 @@ def _load(config: FillConfig, folder: Path, device: str) -> FillInpainter:
     )
 
 
-def _require_memory(config: FillConfig, folder: Path, device: str) -> None:
-    """UserError when a GPU's free memory cannot hold the weights; offloaded, the largest model."""
+def device_bytes(config: InpainterConfig) -> float:
+    """What the weights take on the device; offloaded, the largest model alone."""
+    if isinstance(config, BackboneInpainterConfig):
+        return 0.0
+    folder = locate(config.source, FIELD)
     parts = list(_models(config))[: 1 if config.offload else None]
     files = [file for name in parts for file in part_files(folder / name, FIELD, _variant(config))]
-    advice = "Set models.inpainter.offload to true, or models.inpainter.kind to backbone"
-    needed = _BYTES[config.dtype] * num_weights(read_headers(files, FIELD))
-    require_memory(needed, device, "models.inpainter", advice)
+    return _BYTES[config.dtype] * num_weights(read_headers(files, FIELD))
 
 
 class FillInpainter:

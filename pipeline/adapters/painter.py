@@ -6,7 +6,7 @@ Letters: B images, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -51,7 +51,10 @@ class BackbonePainter:
     """Fits pipeline.parts.Generator and Inpainter with one backbone.
 
     `batch` images are sampled at once; none depends on it beyond rounding. References may have any
-    size: white outside their mask, they are padded to a square as long as the image's longer side.
+    size and are white outside their mask. A backbone that `keeps_aspect` is given them as they are,
+    in batches of one shape; for others they are padded to a square as long as the image's longer
+    side. One whose text encoder waits on the CPU (`lends_prompts`) is told all prompts of a call
+    first, so that the encoder moves once.
     """
 
     def __init__(self, backbone: PaintingBackbone, fingerprint: str, batch: int = 8) -> None:
@@ -72,13 +75,16 @@ class BackbonePainter:
         """One image of the backbone's size per prompt. Raises UserError for unequal numbers of
         references."""
         check_calls(prompts, references, seeds)
-        out: list[Image] = []
-        for part in self._parts(len(prompts)):
-            images, masks = self._slots(references[part])
+        self._tell(prompts)
+        out: dict[int, Image] = {}
+        for part in self._parts(references):
+            images, masks = self._slots([references[at] for at in part])
             with torch.no_grad():
-                painted = self.backbone.generate(prompts[part], images, masks, seeds[part])
-            out += to_arrays(painted)
-        return out
+                painted = self.backbone.generate(
+                    [prompts[at] for at in part], images, masks, [seeds[at] for at in part]
+                )
+            out.update(zip(part, to_arrays(painted), strict=True))
+        return [out[at] for at in range(len(prompts))]
 
     def inpaint(
         self,
@@ -99,26 +105,48 @@ class BackbonePainter:
                     f"of {mask.shape[1]} x {mask.shape[0]}; this backbone paints {width} x "
                     f"{height}, resize them first"
                 )
-        out: list[Image] = []
-        for part in self._parts(len(prompts)):
-            slots, slot_masks = self._slots(references[part])
-            pictures = torch.stack([to_tensor(image) for image in images[part]])
-            regions = torch.stack([torch.from_numpy(np.asarray(m, bool)) for m in masks[part]])
+        self._tell(prompts)
+        out: dict[int, Image] = {}
+        for part in self._parts(references):
+            slots, slot_masks = self._slots([references[at] for at in part])
+            pictures = torch.stack([to_tensor(images[at]) for at in part])
+            regions = torch.stack([torch.from_numpy(np.asarray(masks[at], bool)) for at in part])
             with torch.no_grad():
                 painted = self.backbone.inpaint(
-                    pictures, regions, prompts[part], slots, slot_masks, seeds[part]
+                    pictures,
+                    regions,
+                    [prompts[at] for at in part],
+                    slots,
+                    slot_masks,
+                    [seeds[at] for at in part],
                 )
-            out += to_arrays(painted)
-        return out
+            out.update(zip(part, to_arrays(painted), strict=True))
+        return [out[at] for at in range(len(prompts))]
 
-    def _parts(self, count: int) -> Iterator[slice]:
-        return (slice(at, at + self._batch) for at in range(0, count, self._batch))
+    def _tell(self, prompts: Sequence[str]) -> None:
+        backbone: Any = self.backbone
+        if getattr(backbone, "lends_prompts", False):
+            backbone.encode_prompts(sorted(set(prompts)))
+
+    def _parts(self, references: Sequence[Sequence[ReferenceImage]]) -> Iterator[list[int]]:
+        """Places of at most a batch of calls, whose references can be stacked."""
+        alike: dict[object, list[int]] = {}
+        for at, own in enumerate(references):
+            shapes = tuple(one.mask.shape for one in own) if self._keeps_aspect else None
+            alike.setdefault(shapes, []).append(at)
+        for places in alike.values():
+            for start in range(0, len(places), self._batch):
+                yield places[start : start + self._batch]
+
+    @property
+    def _keeps_aspect(self) -> bool:
+        return bool(getattr(self.backbone, "keeps_aspect", False))
 
     def _slots(
         self, references: Sequence[Sequence[ReferenceImage]]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Per slot: images (B, 3, s, s) in [-1, 1] and masks (B, s, s)."""
-        side = max(self.backbone.image_size)
+        """Per slot: images (B, 3, h, w) in [-1, 1] and masks (B, h, w)."""
+        side = None if self._keeps_aspect else max(self.backbone.image_size)
         images, masks = [], []
         for slot in zip(*references, strict=True):
             prepared = [prepare_reference(reference, side) for reference in slot]
@@ -127,12 +155,14 @@ class BackbonePainter:
         return images, masks
 
 
-def prepare_reference(reference: ReferenceImage, side: int) -> tuple[Tensor, Tensor]:
+def prepare_reference(reference: ReferenceImage, side: int | None) -> tuple[Tensor, Tensor]:
     """White outside the mask, padded to a square, resized: image (3, side, side) in [-1, 1] and
-    mask (side, side) in {0, 1}."""
+    mask (side, side) in {0, 1}; without a side (3, h, w) and (h, w), as large as it is."""
     image = to_tensor(reference.image)
     mask = torch.from_numpy(np.asarray(reference.mask, bool)).float()
     image = torch.where(mask > 0, image, torch.ones(()))
+    if side is None:
+        return image, mask
     height, width = mask.shape
     longer = max(height, width)
     left, top = (longer - width) // 2, (longer - height) // 2

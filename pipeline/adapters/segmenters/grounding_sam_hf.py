@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,7 +15,6 @@ from focusdpo.pipeline.adapters.segmenters.detections import DetectionConfig, to
 from focusdpo.store.checkpoints import (
     digest_files,
     locate,
-    read_headers,
     read_json,
     require_class,
     weight_files,
@@ -63,18 +62,16 @@ def sources(config: GroundingSamHfConfig) -> list[tuple[str, str, list[str] | No
 def checks(config: GroundingSamHfConfig) -> dict[str, Callable[[], str]]:
     """Rows of the health table; each says what was found or raises UserError."""
 
+    from focusdpo.pipeline.adapters.segmenters import transformers_sam as nets
+
     def detector() -> str:
         folder = detector_folder(config)
-        tensors = read_headers(weight_files(folder, _DETECTOR), _DETECTOR)
-        _require_some(tensors, "model.text_projection.weight", folder, _DETECTOR)
-        return f"{DETECTOR_CLASS}, {len(tensors)} tensors, in {folder}"
+        return f"{DETECTOR_CLASS}, {nets.look_at_detector(folder, _DETECTOR)} tensors, in {folder}"
 
     def sam() -> str:
         folder = locate(config.sam, _SAM)
         name = require_class(folder, SAM_CLASSES, _SAM)
-        tensors = read_headers(weight_files(folder, _SAM), _SAM)
-        _require_some(tensors, "mask_decoder.mask_tokens.weight", folder, _SAM)
-        return f"{name}, {len(tensors)} tensors, in {folder}"
+        return f"{name}, {nets.look_at_sam(folder, _SAM)} tensors, in {folder}"
 
     return {"segmenter: Grounding DINO": detector, "segmenter: SAM": sam}
 
@@ -126,10 +123,3 @@ def detector_folder(config: GroundingSamHfConfig) -> Path:
         )
     tokenizer_files(folder, _DETECTOR)
     return folder
-
-
-def _require_some(tensors: Mapping[str, object], name: str, folder: Path, field: str) -> None:
-    """A tensor that every checkpoint of the class holds; all names are compared on loading, where
-    transformers translates older ones."""
-    if name not in tensors:
-        raise UserError(f"{field}: the weights in {folder} are of another model: no tensor {name}")

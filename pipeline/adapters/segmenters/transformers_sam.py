@@ -16,7 +16,7 @@ from focusdpo.pipeline.adapters.segmenters.grounded_segmenter import (
     SquareView,
     View,
 )
-from focusdpo.store.checkpoints import load_whole, read_json
+from focusdpo.store.checkpoints import load_whole, read_json, weight_files
 
 
 class TransformersDetector:
@@ -100,17 +100,50 @@ def load_detector(folder: Path, field: str) -> tuple[nn.Module, Any]:
     return model, tokenizer
 
 
+TWICE = {
+    "prompt_encoder.shared_embedding.positional_embedding": "shared_image_embedding"
+    ".positional_embedding"
+}
+"""SAM 2's prompts and pictures share a table of positions: transformers 4 wrote it once where it
+saved from a CPU, and transformers 5 reads both names."""
+
+
+def look_at_detector(folder: Path, field: str) -> int:
+    """How many tensors a detector's files hold, all of them the model's; on torch's meta device.
+    UserError as `load_detector`."""
+    from transformers import GroundingDinoForObjectDetection
+
+    return _look(GroundingDinoForObjectDetection, folder, field)
+
+
+def look_at_sam(folder: Path, field: str) -> int:
+    """The same of SAM or SAM 2."""
+    cls, settings = _sam_class(folder, field)
+    return _look(cls, folder, field, **settings)
+
+
 def load_sam(folder: Path, field: str, device: str) -> MaskModel:
     """SAM or SAM 2 by the folder's settings, frozen, in float32. UserError as `load_detector`."""
+    cls, settings = _sam_class(folder, field)
+    kind = TransformersSam2 if settings else TransformersSam
+    return kind(_load(cls, folder, field, **settings).to(device))
+
+
+def _sam_class(folder: Path, field: str) -> tuple[Any, dict[str, Any]]:
     from transformers import Sam2Config, Sam2Model, SamModel
 
     about = read_json(folder / "config.json", field)
     if about.get("model_type") == "sam":
-        return TransformersSam(_load(SamModel, folder, field).to(device))
+        return SamModel, {}
     # Folders of the video model hold the image model's settings among their own.
     parts = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
     config = Sam2Config(**{name: about[name] for name in parts if name in about})
-    return TransformersSam2(_load(Sam2Model, folder, field, config=config).to(device))
+    return Sam2Model, {"config": config, "copies": TWICE}
+
+
+def _look(cls: Any, folder: Path, field: str, **settings: Any) -> int:
+    weight_files(folder, field)  # what is absent or a pickle is said in our words
+    return len(load_whole(cls, folder, field, device_map="meta", **settings).state_dict())
 
 
 def _load(cls: Any, folder: Path, field: str, **settings: Any) -> nn.Module:

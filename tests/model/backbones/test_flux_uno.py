@@ -35,9 +35,9 @@ from focusdpo.model.adapter import (
 )
 from focusdpo.model.backbone import References
 from focusdpo.model.backbones import flux_uno
+from focusdpo.model.backbones.flux import fit_long_side
 from focusdpo.model.backbones.flux_uno_backbone import (
     FluxUnoBackbone,
-    frame,
     middle_blocks,
 )
 from focusdpo.model.training.config import LoraConfig, TrainConfig
@@ -255,7 +255,7 @@ def test_framing_is_unos(size: tuple[int, int]) -> None:
         width, height = (side // 16 * 16 for side in picture.size)
         left, top = (picture.width - width) // 2, (picture.height - height) // 2
         picture = picture.crop((left, top, left + width, top + height))
-        framed, mask = frame(images[0], masks[0], 64, 16)
+        framed, mask = fit_long_side(images[0], masks[0], 64, 16)
         wanted = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 127.5 - 1
         torch.testing.assert_close(framed[row], wanted)
         assert mask.shape == (2, height, width)
@@ -263,7 +263,7 @@ def test_framing_is_unos(size: tuple[int, int]) -> None:
 
 def test_a_reference_too_thin_for_a_token_is_refused() -> None:
     with pytest.raises(UserError, match="400 x 20 pixels is too long and thin"):
-        frame(torch.zeros(1, 3, 20, 400), torch.zeros(1, 20, 400), 64, 16)
+        fit_long_side(torch.zeros(1, 3, 20, 400), torch.zeros(1, 20, 400), 64, 16)
 
 
 def test_references_are_told_by_their_place(shared: FluxUnoBackbone) -> None:

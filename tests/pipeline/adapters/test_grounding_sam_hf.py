@@ -343,3 +343,26 @@ def test_a_source_that_is_not_here_names_the_command():
     config = adapter.GroundingSamHfConfig(detector="nobody/nothing-of-the-kind")
     with pytest.raises(UserError, match="focusdpo fetch"):
         adapter.checks(config)["segmenter: Grounding DINO"]()
+
+
+def test_a_sam2_folder_that_was_saved_on_a_cpu_is_whole(folders, segmenter, tmp_path):
+    """Its table of positions is there once, under the name of the pictures' encoder."""
+    folder = shutil.copytree(folders[2], tmp_path / "sam2")
+    own = (folders[0], folders[1], folder)
+    tensors = load_file(folder / "model.safetensors")
+    twin = "prompt_encoder.shared_embedding.positional_embedding"
+    tensors[twin] = tensors["shared_image_embedding.positional_embedding"].clone()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    whole = adapter.build(config_of(own, sam=2), "cpu")
+    del tensors[twin]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    once = adapter.build(config_of(own, sam=2), "cpu")
+    words = [WORDS[0]]
+    for one, other in zip(
+        whole.segment(pictures()[:1], words)[0], once.segment(pictures()[:1], words)[0], strict=True
+    ):
+        assert np.array_equal(one.mask, other.mask) and one.confidence == other.confidence
+    tensors.pop("shared_image_embedding.positional_embedding")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="2 tensors missing"):
+        adapter.build(config_of(own, sam=2), "cpu")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+import tiny_flux
 import torch
 from tiny_backbone import tiny_backbone
 from tiny_flux2 import save_tiny_flux2, tiny_config
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.model.backbones import flux2_klein
-from focusdpo.model.backbones.flux import SamplingConfig
+from focusdpo.model.backbones import flux2_klein, flux_uno
+from focusdpo.model.backbones.flux import SamplingConfig, fit_long_side
 from focusdpo.pipeline.adapters.painter import (
     BackbonePainter,
     PaintingBackbone,
@@ -62,9 +66,13 @@ def pictures() -> list[Image]:
     return [rng.integers(0, 256, (*SIZE, 3)).astype(np.uint8) for _ in range(3)]
 
 
+def shown_side(backbone: PaintingBackbone) -> int | None:
+    return None if getattr(backbone, "keeps_aspect", False) else 96
+
+
 def test_a_picture_is_the_backbones_own(backbone: PaintingBackbone) -> None:
     painted = BackbonePainter(backbone, "f").generate(PROMPTS[:1], references()[:1], [7])
-    prepared = [prepare_reference(one, 96) for one in references()[0]]
+    prepared = [prepare_reference(one, shown_side(backbone)) for one in references()[0]]
     with torch.no_grad():
         direct = backbone.generate(
             PROMPTS[:1], [i[None] for i, _ in prepared], [m[None] for _, m in prepared], [7]
@@ -108,7 +116,7 @@ def test_a_repaint_is_the_backbones_own(backbone: PaintingBackbone) -> None:
     """With and without references; the hole is where the mask is set."""
     painter, hole = BackbonePainter(backbone, "f"), np.zeros(SIZE, bool)
     hole[:, :32] = True
-    shown = [prepare_reference(one, 96) for one in references()[0]]
+    shown = [prepare_reference(one, shown_side(backbone)) for one in references()[0]]
     painted = []
     for row, pairs in (([], []), (references()[0], shown)):
         painted += painter.inpaint(pictures()[:1], [hole], PROMPTS[:1], [row], [5])
@@ -162,3 +170,68 @@ def test_size_generate_and_inpaint_are_all_it_asks_for() -> None:
     mask[:4] = True
     painted = painter.inpaint([white], [mask], ["x"], [[]], [0])[0]
     assert (painted[:4] == 128).all() and (painted[4:] == 255).all()
+
+
+@pytest.fixture(scope="module")
+def uno_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("uno")
+    return tiny_flux.make_flux(folder / "flux"), tiny_flux.make_uno(folder / "lora")
+
+
+def photograph(height: int, width: int) -> ReferenceImage:
+    """A picture that is shown whole."""
+    rng = np.random.default_rng(height)
+    picture = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
+    return ReferenceImage(picture, np.ones((height, width), bool))
+
+
+def test_a_photograph_is_shown_in_its_own_shape_as_uno_does(
+    uno_folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """UNO's preprocess_ref: the long side becomes 64 (one reference), both are cut to tokens."""
+    painter = BackbonePainter(flux_uno.build(tiny_flux.tiny_config(*uno_folders), "cpu"), "f", 4)
+    backbone: Any = painter.backbone
+    shown: list[list[tuple[int, int]]] = []
+    encode = backbone.encode_references
+
+    def watched(images: Any, masks: Any) -> Any:
+        made = encode(images, masks)
+        shown.append(list(made.grids))
+        return made
+
+    monkeypatch.setattr(backbone, "encode_references", watched)
+    wide, tall, square = photograph(768, 1024), photograph(1000, 600), photograph(96, 96)
+    words = ["a cat", "a dog", "a car", "a red cat"]
+    seeds = [1, 2, 3, 4]
+    together = painter.generate(words, [[wide], [tall], [square], [wide]], seeds)
+    assert shown == [[(3, 4)], [(4, 2)], [(4, 4)]]
+    alone = painter.generate(words[1:2], [[tall]], seeds[1:2])[0]
+    assert np.abs(together[1].astype(int) - alone.astype(int)).max() <= 1
+    with_uno = fit_long_side(to_tensor(wide.image)[None], torch.ones(1, 768, 1024), 64, 16)[0]
+    as_painted = backbone.encode_images(with_uno)
+    white = prepare_reference(wide, 64)[0]
+    assert as_painted.shape[1] == 12 and white.shape[1:] == (64, 64)
+
+
+def test_a_text_encoder_that_waits_comes_once_for_a_call(
+    uno_folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_flux.tiny_config(*uno_folders, offload=True)
+    painter = BackbonePainter(flux_uno.build(config, "cpu"), "f", batch=1)
+    moves: list[int] = []
+    encoder: Any = painter.backbone
+    lent = encoder._encode_prompts._t5
+    to = lent.to
+    monkeypatch.setattr(lent, "to", lambda *args, **kw: (moves.append(1), to(*args, **kw))[1])
+    words = ["a cat", "a dog", "a car", "a cat"]
+    painter.generate(words, [[], [], [], []], [1, 2, 3, 4])
+    assert len(moves) == 2  # there and back
+
+
+def test_klein_takes_photographs_as_they_are(flux2: PaintingBackbone) -> None:
+    backbone: Any = flux2
+    made = backbone.encode_references(
+        [to_tensor(photograph(48, 64).image)[None]], [torch.ones(1, 48, 64)]
+    )
+    rows, columns = made.grids[0]
+    assert (rows, columns) == (columns * 3 // 4, columns)

@@ -1,0 +1,1 @@
+"""Whether a command fits a machine: what it takes, what there is, what helps."""

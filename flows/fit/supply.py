@@ -1,0 +1,191 @@
+"""What this machine has, and whether a command fits: at the start of a run, in `doctor` and before a
+download."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.checkpoint_suite import device_of, holds, sources
+from focusdpo.flows.fit.demand import Command, Demand, demand_of, fitting_settings
+from focusdpo.flows.models_config import Family, ModelsConfig
+from focusdpo.model.training.config import TrainConfig
+from focusdpo.store.checkpoints import Download, size_of
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Bytes that are free, and that there are."""
+
+    device: str
+    device_free: float
+    device_total: float
+    """Both 0 without a GPU: models then lie in main memory."""
+    host_free: float
+    host_total: float
+    scratch_free: float
+
+
+def this_machine(device: str) -> Machine:
+    """As it is now."""
+    name, free, total = device_of(device), 0.0, 0.0
+    if name.startswith("cuda"):
+        import torch
+
+        free, total = map(float, torch.cuda.mem_get_info(name))
+    page = os.sysconf("SC_PAGE_SIZE")
+    whole = float(page * os.sysconf("SC_PHYS_PAGES"))
+    scratch = float(shutil.disk_usage(tempfile.gettempdir()).free)
+    return Machine(name, free, total, _available(page), whole, scratch)
+
+
+def _available(page: int) -> float:
+    """Free main memory, with what the system would give back."""
+    try:
+        lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
+    except OSError:
+        return float(page * os.sysconf("SC_AVPHYS_PAGES"))
+    return next(float(one.split()[1]) * 1024 for one in lines if one.startswith("MemAvailable:"))
+
+
+def told(demand: Demand, machine: Machine) -> str:
+    """A demand beside what there is, for one line."""
+    parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in demand.parts.items())
+    where = machine.device if machine.device_total else "main memory"
+    has = machine.device_total if machine.device_total else machine.host_total
+    return (
+        f"{demand.device / GIB:.1f} GiB in {demand.when} ({parts}), {where} has {has / GIB:.1f}; "
+        f"main memory while loading {demand.host / GIB:.1f} of {machine.host_total / GIB:.1f}"
+    )
+
+
+def shortage(
+    demand: Demand,
+    machine: Machine,
+    models: ModelsConfig,
+    train: TrainConfig | None,
+    *,
+    free: bool = True,
+) -> str | None:
+    """What a machine lacks for a demand, and the settings with which it fits; None where it fits.
+    `free`: counted is what is free now, else all that there is."""
+    if machine.device_total:
+        room = machine.device_free if free else machine.device_total
+        if demand.device > room:
+            return _too_large(demand, machine.device, room, models, train)
+        needed, where = demand.host, "main memory"
+    else:
+        needed, where = demand.host + demand.device, "main memory, without a GPU"
+    available = machine.host_free if free else machine.host_total
+    if needed > available:
+        if not machine.device_total:
+            return _too_large(demand, where, available - demand.host, models, train)
+        return (
+            f"{needed / GIB:.1f} GiB of main memory while weights are read, and "
+            f"{available / GIB:.1f} are {'free' if free else 'there'}: end other programs, add "
+            "swap, or take a machine with more"
+        )
+    if demand.scratch > machine.scratch_free:
+        return (
+            f"{demand.scratch / GIB:.1f} GiB of the temporary folder {tempfile.gettempdir()} while "
+            f"the base is quantised, and {machine.scratch_free / GIB:.1f} are free: set TMPDIR to a "
+            "folder with room"
+        )
+    return None
+
+
+def _too_large(
+    demand: Demand, where: str, room: float, models: ModelsConfig, train: TrainConfig | None
+) -> str:
+    fitting = fitting_settings(demand.command, models, train, room)
+    if fitting is None:
+        advice = "none of the settings that save memory suffices: take a larger card"
+    else:
+        values = " ".join(f"--set {name}={_plain(value)}" for name, value in fitting.items())
+        advice = f"it fits with {values}"
+    return f"{demand.device / GIB:.1f} GiB in {demand.when}, and {where} has {room / GIB:.1f}; {advice}"
+
+
+def _plain(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def require_fit(command: Command, family: Family, train: TrainConfig | None = None) -> None:
+    """UserError, before anything is loaded, for a command that this machine has no room for. The
+    embedded suite is small, and what is loaded already has found its room."""
+    if isinstance(family, str) or holds(family):
+        return
+    demand = demand_of(command, family, train)
+    lacking = shortage(demand, this_machine(family.device), family, train)
+    if lacking is not None:
+        raise UserError(f"{command}: {lacking}")
+
+
+def checks(
+    models: ModelsConfig, train: TrainConfig
+) -> Iterator[tuple[str, Callable[[], tuple[bool, str]]]]:
+    """Rows of `focusdpo doctor`: each command against the whole of this machine; and what is
+    still to be downloaded."""
+
+    def command(name: Command) -> Callable[[], tuple[bool, str]]:
+        def look() -> tuple[bool, str]:
+            machine, demand = this_machine(models.device), demand_of(name, models, train)
+            lacking = shortage(demand, machine, models, train, free=False)
+            return lacking is None, lacking or told(demand, machine)
+
+        return look
+
+    names: tuple[Command, ...] = ("build-dataset", "train", "evaluate")
+    for name in names:
+        yield f"fits: {name}", command(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A source of `focusdpo fetch`."""
+
+    field: str
+    name: str
+    patterns: list[str] | None
+    size: Download | None
+    """None where it is not here and the hub cannot be asked."""
+
+
+def downloads(models: ModelsConfig) -> list[Source]:
+    """What `focusdpo fetch` gets, with sizes."""
+    found = []
+    for name, source, patterns in sources(models):
+        size: Download | None
+        try:
+            size = size_of(source, name, patterns)
+        except UserError:
+            size = None
+        found.append(Source(name, source, patterns, size))
+    return found
+
+
+def cache_room() -> tuple[Path, float]:
+    """The hub's cache, and what its disk has free."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE)
+    there = next(place for place in (folder, *folder.parents) if place.is_dir())
+    return folder, float(shutil.disk_usage(there).free)
+
+
+def require_room(wanted: list[Source]) -> None:
+    """UserError for downloads that the disk has no room for."""
+    folder, free = cache_room()
+    missing = sum(one.size.missing for one in wanted if one.size is not None)
+    if missing > free:
+        raise UserError(
+            f"fetch: {missing / 1e9:.1f} GB to download, and {folder} has {free / 1e9:.1f} GB free; "
+            "make room, or set HF_HUB_CACHE to a folder on a larger disk"
+        )

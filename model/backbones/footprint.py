@@ -1,0 +1,111 @@
+"""What a backbone takes of a machine, from the sizes in its files: nothing is loaded, and no torch.
+
+The activations' constants were counted, not fitted: bytes that autograd keeps of a block of the
+full architecture with a LoRA on all its layers, attention fused (tests/model/backbones/
+test_footprint.py counts them again). They are multiples of the block's own input, B tokens of D
+numbers in 16 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+
+from focusdpo.store.checkpoints import TensorInfo
+
+BYTES = {"bf16": 2.0, "fp16": 2.0, "fp32": 4.0, "8bit": 1.05, "4bit": 0.55}
+"""Per weight; bitsandbytes keeps scales beside its 1 or 0.5."""
+HALF = 2
+FLUX_DOUBLE, FLUX_SINGLE = 16.1, 19.1
+KLEIN_DOUBLE, KLEIN_SINGLE = 24.6, 25.1
+"""What a block keeps, in inputs of a block."""
+SDXL_ALL, SDXL_CHECKPOINTED = 0.359 * 2**20, 0.0284 * 2**20
+"""Bytes of an image for each place of its latents."""
+SDXL_LARGEST = 0.010 * 2**20
+PAINTING = 12
+"""A pass without gradient, in inputs of a block."""
+DECODER = 3 * 2**30
+"""Of an autoencoder for a million pixels, in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes, but for `lora`."""
+
+    device: float
+    """Weights that stay on the device."""
+    host: float
+    """Main memory at its fullest: while weights are read, or with what waits there."""
+    scratch: float
+    """Of the temporary folder."""
+    lora: float
+    """Trained numbers per rank; with `fixed` in all."""
+    fixed: bool
+    kept: float
+    """Activations of one image's pass that a backward needs, all of them."""
+    checkpointed: float
+    """The same under gradient checkpointing, without the block in work."""
+    largest: float
+    """Of one image in the block that is computed again."""
+    captured: float
+    """Token features of one image that the focus maps read."""
+    painting: float
+    """Of one picture while it is painted."""
+    decoding: float
+    """Of the autoencoder, for as many pictures as it takes at once."""
+
+    def policy(self, rank: int) -> float:
+        """A LoRA in float32 with its gradient and AdamW's two moments."""
+        return 16 * self.lora * (1 if self.fixed else rank)
+
+    def activations(self, pairs: int, *, checkpointing: bool, sequential: bool) -> float:
+        """Of a pass over pairs, forward and backward."""
+        images = pairs if sequential else 2 * pairs
+        one = self.checkpointed + self.largest if checkpointing else self.kept
+        return images * one + 2 * pairs * self.captured
+
+
+def block_activations(
+    tokens: int, width: int, counts: tuple[int, int], units: tuple[float, float], captured: int
+) -> dict[str, float]:
+    """The activations of one image in a transformer of (double, single) blocks."""
+    unit = float(tokens * width * HALF)
+    return {
+        "kept": unit * sum(n * each for n, each in zip(counts, units, strict=True)),
+        "checkpointed": unit * (sum(counts) + 1),
+        "largest": unit * max(units),
+        "captured": unit * captured,
+        "painting": unit * PAINTING,
+    }
+
+
+def decoder_bytes(pixels: int, dtype: str) -> float:
+    """An autoencoder at work on so many pixels at once."""
+    return DECODER * pixels / 2**20 * BYTES[dtype] / BYTES["fp32"]
+
+
+def lent_bytes(decoder: float, autoencoder: float, encoders: float, offload: bool) -> float:
+    """The autoencoder at work; with `offload` its weights come for it, and the encoders for theirs,
+    one after the other."""
+    return max(decoder + autoencoder, encoders) if offload else decoder
+
+
+def weight_bytes(header: Mapping[str, TensorInfo], dtype: str, quantise: str = "none") -> float:
+    """Weights in memory; of a quantised model its matrices in few bits, the rest in `dtype`."""
+    few = BYTES[dtype if quantise == "none" else quantise]
+    return sum(
+        prod(one.shape) * (few if len(one.shape) == 2 else BYTES[dtype]) for one in header.values()
+    )
+
+
+def lora_per_rank(header: Mapping[str, TensorInfo], targets: Iterable[str]) -> float:
+    """Numbers of a LoRA of rank 1 on the matrices whose modules end so, as peft matches them."""
+    ends = tuple(targets)
+    total = 0
+    for name, about in header.items():
+        module = name.removesuffix(".weight")
+        covered = any(module == end or module.endswith(f".{end}") for end in ends)
+        if covered and name.endswith(".weight") and len(about.shape) == 2:
+            total += sum(about.shape)
+    return total
