@@ -24,11 +24,11 @@ from focusdpo.model.noise import draw_noise
 from focusdpo.model.objectives import image_error, token_error
 from focusdpo.model.step import autocast
 from focusdpo.model.training.batches import PairBatch, PairData
-from focusdpo.model.training.checkpoint import make_folder, write_file
 from focusdpo.model.training.config import AUTO_BETA, AUTO_PAIRS, TrainConfig
 from focusdpo.model.training.parallel import Processes
 from focusdpo.model.training.run_state import resolved_lora
 from focusdpo.model.training.steps import Schedule, backward_step
+from focusdpo.store.local import make_folder, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def settle(
         config = config.model_copy(update={"micro_pairs": int(known["micro_pairs"])})
     if processes.is_main:
         make_folder(out_dir)
-        write_file(out_dir / FILE, (json.dumps(known, sort_keys=True) + "\n").encode())
+        write_whole(out_dir / FILE, (json.dumps(known, sort_keys=True) + "\n").encode())
     return config
 
 

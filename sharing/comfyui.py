@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.adapter import read_card, read_weights
-from focusdpo.model.training.checkpoint import write_file
+from focusdpo.store.local import write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,14 +106,14 @@ def write_comfyui(directory: Path, folder: Path, backbone: Mapping[str, Any]) ->
         slots = _FLUX if kind == "flux-uno" else _KLEIN
         _write(folder / LORA, bfl_tensors(pairs, slots, directory))
     text = json.dumps(workflow(kind, has_image_adapter=(folder / IP_ADAPTER).is_file()), indent=1)
-    write_file(folder / WORKFLOW, (text + "\n").encode())
+    write_whole(folder / WORKFLOW, (text + "\n").encode())
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save
 
     data = {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}
-    write_file(path, save(data, {"format": "pt"}))
+    write_whole(path, save(data, {"format": "pt"}))
 
 
 def lora_pairs(directory: Path) -> dict[str, Pair]:

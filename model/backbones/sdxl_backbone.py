@@ -346,14 +346,18 @@ def load(
         )
         return ImageTokens(tower, resampler).to(rest)
 
-    encoders: Any = (
-        Deferred(lambda: _pipeline(config, "vae").vae.to(rest)),
-        Deferred(text),
-        Deferred(image_tokens),
-    )
+    autoencoder = Deferred(lambda: _pipeline(config, "vae").vae.to(rest))
     if config.policy == "adapter_kv":
         adapter.choose(unet, KV_TARGETS)
-    return SdxlBackbone(unet, *encoders, pipeline.scheduler, config, fingerprint)
+    return SdxlBackbone(
+        unet,
+        autoencoder,
+        Deferred(text),
+        Deferred(image_tokens),
+        pipeline.scheduler,
+        config,
+        fingerprint,
+    )
 
 
 _MODELS = ("unet", "vae", "text_encoder", "text_encoder_2")

@@ -34,7 +34,7 @@ from focusdpo.studio.job_files import Job
 from focusdpo.studio.job_forms import preset_of
 from focusdpo.studio.pages.file_routes import kept_picture
 from focusdpo.studio.pages.subjects_page import members
-from focusdpo.studio.run_reading import Evaluation, adapter_of, read_evaluation
+from focusdpo.studio.run_reading import Evaluation, is_of, read_evaluation
 from focusdpo.studio.shared import Studio
 from focusdpo.studio.views import NavItem, absent, render, studio_of, text_of
 
@@ -141,9 +141,8 @@ def _asked(request: Request) -> dict[str, str]:
     studio = studio_of(request)
     scene = _scene(studio, form)
     if scene is not None and "run" not in form:
-        adapter = adapter_of(scene[0].folder)
         for run in studio.runs().adapters():
-            if (run.path / "adapter").resolve() == adapter:
+            if is_of(scene[0].folder, run.path / "adapter"):
                 form["run"] = run.id
     if form.keys() & {"evaluation", *SLOTS}:
         return form
