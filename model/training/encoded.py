@@ -32,8 +32,8 @@ from torch import Tensor
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.backbone import Backbone, Prompts, References
-from focusdpo.model.training.checkpoint import make_folder
 from focusdpo.store.cache import NO_ROOM
+from focusdpo.store.local import make_folder
 
 log = logging.getLogger(__name__)
 
