@@ -206,8 +206,10 @@ def _start(studio: Studio, form: Mapping[str, str]) -> Job:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    # the last result stays until there is another one
+    _, last, _ = _kept(studio)
     for other in folder.parent.iterdir():
-        if other != folder:
+        if other not in (folder, last.parent):
             shutil.rmtree(other, ignore_errors=True)
     return job
 
@@ -248,8 +250,8 @@ def _kept(studio: Studio) -> tuple[Job | None, Path, Compared | None]:
     """The job that painted last, where, and what; None while there is nothing to see."""
     for job in studio.jobs.list(logs=False):
         folder = Path(job.outputs.get("painting", ""))
-        if job.kind == KIND and folder.parent.is_dir():
-            return job, folder, read_compared(folder)
+        if job.kind == KIND and (made := read_compared(folder)) is not None:
+            return job, folder, made
     return None, Path(), None
 
 
