@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import re
@@ -21,6 +22,7 @@ from focusdpo.pipeline.subjects.ingest import IngestConfig, put_subject
 from focusdpo.pocket.identities import class_names
 from focusdpo.pocket.world_subjects import draw
 from focusdpo.store.artefacts import Store
+from focusdpo.studio.pages import subjects_page
 
 
 @pytest.fixture
@@ -76,6 +78,19 @@ def test_what_is_wrong_is_told_by_its_field(
     assert answer.status_code == 400 and said in answer.text
     assert studio.app.state.studio.jobs.list() == []
     assert not list(studio.root.parent.rglob("shown"))
+
+
+def test_no_file_is_named_after_a_strangers_subject(studio: Client) -> None:
+    """A root from elsewhere whose version has a subject of such a name."""
+    acting = studio.app.state.studio
+    known = next(iter(subjects_page.members(acting).values()))
+    hostile = dataclasses.replace(known, id="../../out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subjects_page, "members", lambda _: {hostile.id: hostile})
+        assert subjects_page.usable(acting) == {}
+        answer = studio.form("/paint/start", run=run_id(studio), subject1=hostile.id)
+        assert answer.status_code == 400 and "is none of them" in answer.text
+    assert not list(studio.root.parent.rglob("out.png"))
 
 
 def test_a_scene_of_an_evaluation_fills_the_form(studio: Client) -> None:
