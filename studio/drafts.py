@@ -290,7 +290,8 @@ class Drafts:
         with self._changing(id) as draft:
             values = {"name": name, "class_name": class_name, "licence": licence}
             kept = {key: clean(key, value) for key, value in values.items()}
-            return self._put(replace(draft, **kept))
+            draft = Draft(draft.id, **kept, pictures=draft.pictures, again=draft.again)
+            return self._put(draft)
 
     def take_up(
         self, name: str, class_name: str, licence: str, pictures: Sequence[Image.Image],

@@ -25,7 +25,7 @@ from focusdpo.studio.guard import CSRF_FIELD
 from focusdpo.studio.job_files import ID, Job
 from focusdpo.studio.job_forms import AWARE, FORMS, asks_own, in_fields, order, own_folder, trained
 from focusdpo.studio.pages.file_routes import kept_picture
-from focusdpo.studio.pages.subjects_page import members
+from focusdpo.studio.pages.subjects_page import usable
 from focusdpo.studio.pictures import Encoded, encode
 from focusdpo.studio.run_reading import find_runs
 from focusdpo.studio.shared import Studio
@@ -153,7 +153,7 @@ def _write_own(acting: Studio, folder: Path) -> None:
     """The subjects of the next version as a folder of pictures. UserError where there is none."""
     if any(one.active for one in acting.jobs.list(logs=False)):
         return  # which may read them; the order is refused
-    there = [one for one in members(acting).values() if one.state != "removed"]
+    there = list(usable(acting).values())
     if not there:
         raise UserError("Who stands in the scenes: there is no subject of your own yet; add one")
     shutil.rmtree(folder, ignore_errors=True)

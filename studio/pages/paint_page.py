@@ -33,7 +33,7 @@ from focusdpo.studio.guard import CSRF_FIELD
 from focusdpo.studio.job_files import Job
 from focusdpo.studio.job_forms import preset_of
 from focusdpo.studio.pages.file_routes import kept_picture
-from focusdpo.studio.pages.subjects_page import members
+from focusdpo.studio.pages.subjects_page import usable
 from focusdpo.studio.run_reading import Evaluation, is_of, read_evaluation
 from focusdpo.studio.shared import Studio
 from focusdpo.studio.views import NavItem, absent, render, studio_of, text_of
@@ -108,7 +108,7 @@ def _page(
         prompt_of_scene=scene and scene[0].prompts.get(scene[1], ""),
         slots=SLOTS,
         runs=studio.runs().adapters(),
-        subjects=members(studio),
+        subjects=usable(studio),
         presets=preset_names(),
         preset=form.get("preset") or studio.config.preset,
         most=MOST_PICTURES,
@@ -205,14 +205,16 @@ def _start(studio: Studio, form: Mapping[str, str]) -> Job:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    # the last result stays until there is another one
+    _, last, _ = _kept(studio)
     for other in folder.parent.iterdir():
-        if other != folder:
+        if other not in (folder, last.parent):
             shutil.rmtree(other, ignore_errors=True)
     return job
 
 
 def _own(studio: Studio, form: Mapping[str, str]) -> list[Reference]:
-    everyone = members(studio)
+    everyone = usable(studio)
     names = [form[slot] for slot in SLOTS if form.get(slot)]
     unknown = [name for name in names if name not in everyone]
     if not names or unknown:
@@ -247,8 +249,8 @@ def _kept(studio: Studio) -> tuple[Job | None, Path, Compared | None]:
     """The job that painted last, where, and what; None while there is nothing to see."""
     for job in studio.jobs.list(logs=False):
         folder = Path(job.outputs.get("painting", ""))
-        if job.kind == KIND and folder.parent.is_dir():
-            return job, folder, read_compared(folder)
+        if job.kind == KIND and (made := read_compared(folder)) is not None:
+            return job, folder, made
     return None, Path(), None
 
 

@@ -144,12 +144,18 @@ def _decide(request: Request, values: dict[str, Any]) -> dict[str, Any]:
     pair = queue.pair(pair_id)
     blind = values.get("blind") is True
     decided = 1
+    decision: Decision
     if wanted == "undo":
         decided = _undo(queue, audit, pair, reviewer, reason=reason, blind=blind)
-    elif not blind and wanted not in DECISIONS:
-        raise UserError(f"decision '{wanted[:20]}': expected one of {', '.join(DECISIONS)}, undo")
     else:
-        decision = blind_decision(wanted, reviewer, pair) if blind else wanted
+        if blind:
+            decision = blind_decision(wanted, reviewer, pair)
+        elif wanted in DECISIONS:
+            decision = wanted
+        else:
+            raise UserError(
+                f"decision '{wanted[:20]}': expected one of {', '.join(DECISIONS)}, undo"
+            )
         audit.record(pair, decision, reviewer, reason=reason, blind=blind)
     reviews = audit.reviews()
     held = [review for review in reviews if review.pair_id == pair.id]

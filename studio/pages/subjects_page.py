@@ -18,6 +18,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.build import sources
 from focusdpo.flows.wiring import vocabulary
 from focusdpo.pipeline.subjects import ingest
+from focusdpo.pipeline.subjects.folders import NAME
 from focusdpo.pipeline.subjects.registered_folders import cut_outs
 from focusdpo.store.keys import image_key
 from focusdpo.studio.columns import Wanted
@@ -81,6 +82,16 @@ def members(studio: Studio) -> dict[str, Member]:
             asdict(entry), state, counts.get(name, 0), added=entry.added, changed=entry.changed
         )
     return dict(sorted(everyone.items()))
+
+
+def usable(studio: Studio) -> dict[str, Member]:
+    """The subjects of the next version that files may be named after: a stranger's root may hold
+    any name."""
+    return {
+        name: one
+        for name, one in members(studio).items()
+        if one.state != "removed" and NAME.fullmatch(name)
+    }
 
 
 def _member(
@@ -194,8 +205,8 @@ def _back_to(name: str) -> Response:
 def _member_of(request: Request) -> Member:
     """The subject of an address that may be changed; 404 for one that is not in the next
     version."""
-    member = members(studio_of(request)).get(request.path_params["subject"])
-    if member is None or member.state == "removed":
+    member = usable(studio_of(request)).get(request.path_params["subject"])
+    if member is None:
         raise absent("no subject of this name is registered")
     return member
 

@@ -169,7 +169,7 @@ def test_curves_grow_while_a_run_goes_on(page: Any, address: str, folder: Path) 
 PAGES = [
     "/", "/subjects", "/subjects/s0", "/scenes", "/scenes/p0", "/pairs", "/pairs/pair0", "/rejects",
     "/rejects?reason=missing_subject", "/focus", "/focus/pair0", "/runs", "/evaluations", "/none",
-    "/review", "/add-subject", "/jobs",
+    "/review", "/add-subject", "/add-subject/several", "/jobs", "/paint", "/paint?subject1=s0",
 ]  # fmt: skip
 
 
@@ -185,6 +185,10 @@ def test_axe_finds_nothing_serious_and_no_page_is_wider_than_its_window(
         for path in ("/runs", "/evaluations"):
             page.goto(address + path)
             more.append(page.get_attribute("tbody a", "href"))
+            if path == "/runs":
+                boxes = page.locator("input[name=run]").all()
+                runs = "&".join(f"run={box.get_attribute('value')}" for box in boxes)
+                more.append(f"/runs/compare?{runs}")
         for path in [*PAGES, *more]:
             page.goto(address + path)
             page.wait_for_load_state("load")

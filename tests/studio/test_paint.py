@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import re
@@ -21,6 +22,7 @@ from focusdpo.pipeline.subjects.ingest import IngestConfig, put_subject
 from focusdpo.pocket.identities import class_names
 from focusdpo.pocket.world_subjects import draw
 from focusdpo.store.artefacts import Store
+from focusdpo.studio.pages import subjects_page
 
 
 @pytest.fixture
@@ -76,6 +78,19 @@ def test_what_is_wrong_is_told_by_its_field(
     assert answer.status_code == 400 and said in answer.text
     assert studio.app.state.studio.jobs.list() == []
     assert not list(studio.root.parent.rglob("shown"))
+
+
+def test_no_file_is_named_after_a_strangers_subject(studio: Client) -> None:
+    """A root from elsewhere whose version has a subject of such a name."""
+    acting = studio.app.state.studio
+    known = next(iter(subjects_page.members(acting).values()))
+    hostile = dataclasses.replace(known, id="../../out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subjects_page, "members", lambda _: {hostile.id: hostile})
+        assert subjects_page.usable(acting) == {}
+        answer = studio.form("/paint/start", run=run_id(studio), subject1=hostile.id)
+        assert answer.status_code == 400 and "is none of them" in answer.text
+    assert not list(studio.root.parent.rglob("out.png"))
 
 
 def test_a_scene_of_an_evaluation_fills_the_form(studio: Client) -> None:
@@ -140,7 +155,8 @@ def test_own_subjects_are_painted_and_the_next_takes_their_place(studio: Client)
     pocket_adapter(studio.root.parent / "data-runs/first/adapter")
     first, second, _ = names(studio)
     folders = []
-    for subjects in ({"subject1": first, "subject2": second}, {"subject1": second}):
+    orders = ({"subject1": first, "subject2": second}, {"subject1": second}, {"subject1": first})
+    for subjects in orders:
         answer = studio.form("/paint/start", run=run_id(studio), count="1", **subjects)
         assert answer.status_code == 303, answer.text
         id = answer.headers["location"].rpartition("/")[2]
@@ -154,5 +170,6 @@ def test_own_subjects_are_painted_and_the_next_takes_their_place(studio: Client)
         made = read_compared(folders[-1])
         assert made is not None and made.names == tuple(subjects.values())
         assert studio.get(f"/jobs/{id}/state").json()["page"] == "/paint"
-    assert not folders[0].parent.exists(), "one result is kept"
+    left = [folder.parent.exists() for folder in folders]
+    assert left == [False, True, True], "the last stays until there is another"
     assert made.prompt in studio.page("/paint").text

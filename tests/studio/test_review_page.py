@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from small_root import small_version
 from studio_walk import browser_page, drop_files, meadow, served
 
 from focusdpo.pipeline.audit import Audit
+from focusdpo.pipeline.subjects.registry import read_registry
 from focusdpo.store.artefacts import Store
 
 pytestmark = needs_browser
+WAIT = 60_000
+"""Milliseconds for what loads models."""
 
 
 @pytest.fixture(scope="module")
@@ -182,3 +186,50 @@ def test_nothing_serious_is_in_the_way_of_anybody(address: str, dark: bool) -> N
                 wide = page.evaluate("document.documentElement.scrollWidth")
                 assert wide <= width, f"{path} is {wide} wide on {width}"
     assert not found
+
+
+def test_all_pairs_at_once_and_one_undo(root: Path, address: str, page: Any) -> None:
+    review(page, address, "reviewer=Everything&show=open")
+    page.click("#bulk summary")
+    expect(page.locator("#bulk-count")).to_have_text("8 pairs are chosen")
+    page.click("[data-all=reject]")
+    expect(page.locator("#messages")).to_contain_text(
+        "8 rejected. Undo takes all of them back.", timeout=WAIT
+    )
+    expect(page.locator("#count")).to_have_text("8 of 8 decided by you")
+    page.keyboard.press("u")
+    expect(page.locator("#messages")).to_contain_text("8 decisions are taken back", timeout=WAIT)
+    expect(page.locator("#count")).to_have_text("0 of 8 decided by you")
+    own = [one for one in Audit(Store.open(root)).reviews() if one.reviewer == "Everything"]
+    assert len(own) == 16 and {one.decision for one in own[8:]} == {"withdraw"}
+
+
+def test_several_subjects_from_a_zip(tmp_path: Path, page: Any) -> None:
+    packed = tmp_path / "mine.zip"
+    with zipfile.ZipFile(packed, "w") as made:
+        for at, name in enumerate(("my star", "ball_2")):
+            picture = meadow(96 + at)
+            picture.save(tmp_path / "0.png")
+            made.write(tmp_path / "0.png", f"mine/{name}/0.png")
+        made.writestr("mine/ball_2/subject.yaml", "class_name: starr")
+        made.writestr("mine/odd/0.png", "no picture")
+    with served(tmp_path / "data") as address:
+        page.goto(f"{address}/add-subject/several")
+        page.set_input_files("#zip", packed)
+        expect(page.locator("#messages")).to_contain_text("odd: left out", timeout=WAIT)
+        page.click("#messages button")
+        expect(page.locator("#drafts li")).to_have_count(2)
+        page.select_option("#all-licence_choice", "CC0-1.0")
+        page.click("#fill")
+        page.click("#save")
+        expect(page.locator("#messages")).to_contain_text("1 saved, 1 not", timeout=WAIT)
+        wrong = page.locator("#drafts li:not([data-saved])")
+        expect(wrong.locator(".said-here")).to_contain_text("Class: the models do not know 'starr'")
+        wrong.locator("input[name=class_name]").fill("star")
+        page.click("#save")
+        expect(page.locator("#messages")).to_contain_text("1 saved", timeout=WAIT)
+        expect(page.locator("#done")).to_be_visible()
+    known = read_registry(Store.open(tmp_path / "data"))
+    assert {name: one.licence for name, one in known.entries.items()} == {
+        "ball_2": "CC0-1.0", "my-star": "CC0-1.0",
+    }  # fmt: skip
