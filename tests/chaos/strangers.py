@@ -107,7 +107,8 @@ class Forger:
         path.symlink_to(self.outside)
 
     def link_of_a_file(self) -> None:
-        names = ("LATEST", "dataset.json", "swept.json")
+        latest = (self.root / "LATEST").read_text().strip()
+        names = ("LATEST", "dataset.json", f"versions/{latest}/manifest.json")
         path = self.root / names[len(self.name) % len(names)]
         path.unlink(missing_ok=True)
         path.symlink_to(self.outside / "victim.txt")

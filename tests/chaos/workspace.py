@@ -22,7 +22,7 @@ from focusdpo.store.artefacts import Store
 from focusdpo.store.versions import open_version
 from focusdpo.studio.drafts import Drafts
 
-from .jobs import HELD_OUT, REPORT, SMALL, SUBJECTS, Job, State, Train, is_of_dataset
+from .jobs import HELD_OUT, REPORT, SMALL, SUBJECTS, Job, State, Train, files_below, is_of_dataset
 from .processes import Running
 from .trials import Outcome, differences, follow
 
@@ -97,6 +97,9 @@ class Workspace(Job):
         super().__init__(work)
         self.kept = work / "kept"
         self._wanted: dict[str, State] = {}
+        self.files: dict[str, int] = {}
+        self.pages: dict[str, int] = {}
+        """Of all there is after a command that nobody disturbed; pages of 4 KiB."""
 
     def arguments(self, scenario: str) -> list[str]:
         return self.words(COMMANDS[scenario].words)
@@ -173,6 +176,9 @@ class Workspace(Job):
                 states.append(self.state())
             assert states[0] == states[1], differences(states[1], states[0])[:5]
             self._wanted[name] = states[0]
+            sizes = [path.stat().st_size for _, path in files_below(self.out)]
+            self.files[name] = len(sizes)
+            self.pages[name] = sum(-(-size // 4096) for size in sizes)
         return self._wanted[name]
 
     def begin(self, name: str) -> None:

@@ -48,7 +48,7 @@ KINDS = {
     "a draft": Kind(r"drafts/[0-9a-f]+/draft\.json", may_go=False),
     "a draft's pictures": Kind(r"drafts/[0-9a-f]+/p0\..*"),
     "a review": Kind(r"root/reviews/.*\.json", may_go=False),
-    "a state of the registry": Kind(r"root/registry/000002\.json", may_go=False),
+    "a state of the registry": Kind(r"root/registry/\d+\.json", may_go=False),
     "what a build brought": Kind(r"root/versions/[^/]*/build\.json", may_go=False),
 }
 WAYS = ("one flipped bit", "truncated", "emptied", "deleted")
@@ -65,6 +65,8 @@ def wounded(trial: Trial, draw: random.Random) -> None:
     way = ways[number // len(KINDS) % len(ways)]
     names = sorted(one for one, _ in files_below(place.out) if re.fullmatch(kind.pattern, one))
     path = place.out / draw.choice(names)
+    if name == "a checkpoint":  # read by a training that has not ended
+        (place.out / "run" / "run.json").unlink()
     whole = path.read_bytes()
     damage_file(path, way, draw)
     trial.fault(f"{way}: {name}", f"{path.relative_to(place.out)} {way}")
