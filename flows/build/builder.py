@@ -112,7 +112,7 @@ class Builder:
         self.subjects = {subject.id: subject for subject in subjects}
         self.backgrounds = tuple(backgrounds)
         self._made: set[str] = set()
-        self._swept = b""
+        self._swept: bytes | None = None
         self.pictures_shown = 0
         """How many pictures the contact sheet of this run has."""
 

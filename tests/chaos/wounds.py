@@ -70,9 +70,9 @@ def wounded(trial: Trial, draw: random.Random) -> None:
     whole = path.read_bytes()
     damage_file(path, way, draw)
     trial.fault(f"{way}: {name}", f"{path.relative_to(place.out)} {way}")
-    doctor = trial.doctor()
-    if doctor.ended() == 0 or not _names(doctor.said(), path):
-        trial.wrong(f"doctor does not name it: {doctor.said()[-400:]}")
+    well, said = trial.doctor()
+    if well or not _names(said, path):
+        trial.wrong(f"doctor does not name it: {said[-400:]}")
     if kind.reader:
         trial.refused(place.run(kind.reader), path.name)
     if kind.mend:
@@ -83,9 +83,9 @@ def wounded(trial: Trial, draw: random.Random) -> None:
         path.write_bytes(whole)
     trial.same(kept)
     if kind.mend or path.exists():
-        after = trial.doctor()
-        if after.ended() != 0:
-            trial.wrong(f"doctor is not content afterwards: {after.said()[-400:]}")
+        well, said = trial.doctor()
+        if not well:
+            trial.wrong(f"doctor is not content afterwards: {said[-400:]}")
 
 
 def damage_file(path: Path, way: str, draw: random.Random) -> None:
@@ -128,7 +128,7 @@ def _mend(trial: Trial, place: Workspace, command: str) -> None:
     for _ in range(4):
         running = place.run(command)
         said = running.said()
-        if running.ended() == 0 and trial.doctor().ended() == 0:
+        if running.ended() == 0 and trial.doctor()[0]:
             return
         if "again into a new folder" in said:
             trial.outcome.advice.append("into a new folder")
