@@ -27,7 +27,7 @@ from typing import BinaryIO, Protocol
 from filelock import FileLock
 
 from focusdpo.data_schemas.environment import is_dead, me
-from focusdpo.data_schemas.errors import Forbidden, Full, UserError
+from focusdpo.data_schemas.errors import Forbidden, Full, TakenAway, UserError
 
 TEMP = ".tmp"
 LOCK = ".lock"
@@ -349,7 +349,7 @@ class LocalFiles:
         try:
             folder.mkdir(parents=not self._is_there, exist_ok=True)
         except FileNotFoundError as error:
-            raise UserError(f"{self.root}: was taken away; {_SAME}") from error
+            raise TakenAway(f"{self.root}: was taken away; {_SAME}") from error
         self._is_there = True
 
     def _place(self, temp: Path, path: str, *, replace: bool) -> bool:
@@ -476,7 +476,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise Forbidden(f"{what}; choose a folder that you may write to") from error
         if error.errno == errno.ENOTDIR:
             raise UserError(f"{path} is, or lies below, a file; choose another folder") from error
-        raise UserError(f"{what}: its folder was taken away; {_SAME}") from error
+        raise TakenAway(f"{what}: its folder was taken away; {_SAME}") from error
 
 
 _SAME = "run the same command again: what was finished is kept"

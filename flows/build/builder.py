@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import TakenAway, UserError
 from focusdpo.data_schemas.pairs import Reject
 from focusdpo.data_schemas.progress import Watch
 from focusdpo.data_schemas.scenes import Scene
@@ -168,7 +168,11 @@ class Builder:
                     with about(partition=partition):
                         outcome = self._run_unit(stage, partition, wait)
                 except PARTITION_ERRORS as error:
-                    if self.run.strict or disk_is_full(error) or isinstance(error, Lost):
+                    if (
+                        self.run.strict
+                        or disk_is_full(error)
+                        or isinstance(error, (Lost, TakenAway))
+                    ):
                         raise
                     again = again or not isinstance(error, UserError)
                     log.warning("%s %s failed: %s", stage, partition, error, exc_info=again)
