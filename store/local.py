@@ -35,7 +35,7 @@ FOREIGN_TEMP_SECONDS = 24 * 3600.0
 """Age from which another machine's unfinished file counts as left behind."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
-GONE = {errno.ENOENT, errno.ENOTDIR}
+GONE = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST}
 _PLAIN_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """No link is followed, and a pipe does not make its reader wait."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -445,11 +445,8 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def make_folder(path: Path) -> None:
     """The folder and those above it; UserError where it cannot be."""
-    try:
-        with disk_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise UserError(f"{path} is, or lies below, a file; choose another folder") from error
+    with disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 def sweep_parts(folder: Path) -> None:
@@ -474,11 +471,12 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise Full(told) from error
         if error.errno in FORBIDDEN:
             raise Forbidden(f"{what}; choose a folder that you may write to") from error
-        if error.errno == errno.ENOTDIR:
-            raise UserError(f"{path} is, or lies below, a file; choose another folder") from error
+        if error.errno != errno.ENOENT:
+            raise UserError(f"{path}: cannot be written: it {_BELOW}") from error
         raise TakenAway(f"{what}: its folder was taken away; {_SAME}") from error
 
 
+_BELOW = "is, or lies below, a file; choose another folder"
 _SAME = "run the same command again: what was finished is kept"
 
 
