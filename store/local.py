@@ -472,11 +472,11 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno in FORBIDDEN:
             raise Forbidden(f"{what}; choose a folder that you may write to") from error
         if error.errno != errno.ENOENT:
-            raise UserError(f"{path}: cannot be written: it {_BELOW}") from error
+            below = "it is, or lies below, a file; choose another folder"
+            raise UserError(f"{path}: cannot be written: {below}") from error
         raise TakenAway(f"{what}: its folder was taken away; {_SAME}") from error
 
 
-_BELOW = "is, or lies below, a file; choose another folder"
 _SAME = "run the same command again: what was finished is kept"
 
 
