@@ -15,6 +15,10 @@ class Full(UserError):
     """A disk without room, or a quota that is reached."""
 
 
+class TakenAway(UserError):
+    """A folder that was there before: somebody has taken it away meanwhile."""
+
+
 class ClusterGone(UserError):
     """The cluster has died under this process: its client's threads are still in it, and may crash
     an interpreter that is taken apart around them."""

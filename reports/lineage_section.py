@@ -13,6 +13,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.evaluation.folder import read_json
 from focusdpo.pipeline.stage import ROLES
 from focusdpo.reports.view import Fact, LineagePart, ModelFact, facts
+from focusdpo.store.keys import BESIDE
 from focusdpo.store.provenance import Family, checkpoint_of, licence_of
 
 AGAIN = "run it again"
@@ -55,7 +56,8 @@ def collect_lineage(
             for name in ("config.yaml", "config.json")
             if (folder / name).is_file()
         ]
-        configs.append((f"{title} run", _text(run)))
+        shown = {name: value for name, value in run.items() if name != BESIDE}
+        configs.append((f"{title} run", _text(shown)))
     return LineagePart(
         facts=tuple(about), models=tuple(models), commands=tuple(commands), configs=tuple(configs)
     )

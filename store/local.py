@@ -27,7 +27,7 @@ from typing import BinaryIO, Protocol
 from filelock import FileLock
 
 from focusdpo.data_schemas.environment import is_dead, me
-from focusdpo.data_schemas.errors import Forbidden, Full, UserError
+from focusdpo.data_schemas.errors import Forbidden, Full, TakenAway, UserError
 
 TEMP = ".tmp"
 LOCK = ".lock"
@@ -35,7 +35,7 @@ FOREIGN_TEMP_SECONDS = 24 * 3600.0
 """Age from which another machine's unfinished file counts as left behind."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
-GONE = {errno.ENOENT, errno.ENOTDIR}
+GONE = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST}
 _PLAIN_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """No link is followed, and a pipe does not make its reader wait."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -349,7 +349,7 @@ class LocalFiles:
         try:
             folder.mkdir(parents=not self._is_there, exist_ok=True)
         except FileNotFoundError as error:
-            raise UserError(f"{self.root}: was taken away; {_SAME}") from error
+            raise TakenAway(f"{self.root}: was taken away; {_SAME}") from error
         self._is_there = True
 
     def _place(self, temp: Path, path: str, *, replace: bool) -> bool:
@@ -445,11 +445,8 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def make_folder(path: Path) -> None:
     """The folder and those above it; UserError where it cannot be."""
-    try:
-        with disk_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise UserError(f"{path} is, or lies below, a file; choose another folder") from error
+    with disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 def sweep_parts(folder: Path) -> None:
@@ -474,9 +471,10 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise Full(told) from error
         if error.errno in FORBIDDEN:
             raise Forbidden(f"{what}; choose a folder that you may write to") from error
-        if error.errno == errno.ENOTDIR:
-            raise UserError(f"{path} is, or lies below, a file; choose another folder") from error
-        raise UserError(f"{what}: its folder was taken away; {_SAME}") from error
+        if error.errno != errno.ENOENT:
+            below = "it is, or lies below, a file; choose another folder"
+            raise UserError(f"{path}: cannot be written: {below}") from error
+        raise TakenAway(f"{what}: its folder was taken away; {_SAME}") from error
 
 
 _SAME = "run the same command again: what was finished is kept"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import TakenAway, UserError
 from focusdpo.data_schemas.pairs import Reject
 from focusdpo.data_schemas.progress import Watch
 from focusdpo.data_schemas.scenes import Scene
@@ -121,7 +121,7 @@ class Builder:
         self.subjects = {subject.id: subject for subject in subjects}
         self.backgrounds = tuple(backgrounds)
         self._made: set[str] = set()
-        self._swept = b""
+        self._swept: bytes | None = None
         self.pictures_shown = 0
         """How many pictures the contact sheet of this run has."""
 
@@ -178,7 +178,7 @@ class Builder:
                         outcome = self._run_unit(stage, partition, wait)
                 except PARTITION_ERRORS as error:
                     lasting = disk_is_full(error) or out_of_memory(error)
-                    if self.run.strict or lasting or isinstance(error, Lost):
+                    if self.run.strict or lasting or isinstance(error, (Lost, TakenAway)):
                         raise
                     again = again or not isinstance(error, UserError)
                     log.warning("%s %s failed: %s", stage, partition, error, exc_info=again)

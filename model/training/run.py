@@ -423,7 +423,7 @@ def read_summary(out_dir: Path) -> dict[str, Any] | None:
         summary["identity"]["config"], summary["steps"], summary["final"], summary["stopped"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is damaged ({error}). Remove it and run the same command again: training "
+            f"{path} is damaged ({error}). Remove {path} and run the same command again: training "
             "goes on from the last checkpoint."
         ) from error
     return dict(summary)

@@ -205,9 +205,10 @@ class Session:
         counts = {name: getattr(self.options, name.replace("-", "_")) for name in SMALL_KINDS}
         if not any(counts.values()):
             return
-        place = Workspace(below(self.work, "workspace"))
+        place = Workspace(self.work / "workspace")  # made once where --work names one
         with closing(place):
-            place.make()
+            if not place.kept.exists():
+                place.make()
             for name, wanted in counts.items():
                 kind = SMALL_KINDS[name]
                 for number in self.numbers(name, wanted):

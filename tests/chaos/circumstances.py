@@ -44,7 +44,7 @@ def full(trial: Trial, draw: random.Random) -> None:
     place = trial.place
     name = trial.outcome.job = list(COMMANDS)[trial.outcome.number % len(COMMANDS)]
     wanted = place.wanted(name)
-    after = pages(place.out)
+    after = place.pages[name]
     with mounted(place.now) as may:
         if not may:
             return
@@ -107,7 +107,7 @@ def taken_away(trial: Trial, draw: random.Random) -> None:
     place = trial.place
     name = trial.outcome.job = JOBS[trial.outcome.number % len(JOBS)]
     wanted = place.wanted(name)
-    usual = sum(1 for _ in files_below(place.out))
+    usual = place.files[name]
     place.lay(name)
     place.begin(name)
     target = place.out / COMMANDS[name].fills
@@ -211,7 +211,7 @@ def signalled(trial: Trial, draw: random.Random) -> None:
     name = trial.outcome.job = JOBS[number % len(JOBS)]
     which = list(SIGNALS)[number // len(JOBS) % 2]
     wanted = place.wanted(name)
-    usual = sum(1 for _ in files_below(place.out))
+    usual = place.files[name]
     place.lay(name)
     place.begin(name)
     running = place.start(name)

@@ -107,7 +107,8 @@ class Forger:
         path.symlink_to(self.outside)
 
     def link_of_a_file(self) -> None:
-        names = ("LATEST", "dataset.json", "swept.json")
+        latest = (self.root / "LATEST").read_text().strip()
+        names = ("LATEST", "dataset.json", f"versions/{latest}/manifest.json")
         path = self.root / names[len(self.name) % len(names)]
         path.unlink(missing_ok=True)
         path.symlink_to(self.outside / "victim.txt")
@@ -117,7 +118,6 @@ FORGERIES = tuple(
     name for name in vars(Forger) if not name.startswith("_") and callable(getattr(Forger, name))
 )
 LOOKS = (
-    ("doctor", "--root", "@root", "--run", "@run", "--run", "@drafts", "--json"),
     ("doctor", "--root", "@root", "--repair", "--json"),
     "gc",
     "dataset purge",
@@ -140,8 +140,8 @@ def hostile(trial: Trial, draw: random.Random) -> None:
     getattr(forger, forgery)()
     shown = forgery.replace("_", " ")
     trial.fault(f"a stranger's {shown}", f"{shown}: {name}")
-    told = False
-    for command in (LOOKS[0], *draw.sample(LOOKS[1:], 2)):
+    told = not trial.doctor()[0]
+    for command in draw.sample(LOOKS, 2):
         running = place.run(command)
         told |= running.ended() != 0
         if running.ended() not in (0, 2, 3) or "Traceback" in running.said():
@@ -220,10 +220,9 @@ def foreign(trial: Trial, draw: random.Random) -> None:
         new = [path for path in root.rglob("*") if path not in before]
         new += [root / "LATEST"]
         trial.refused(running, *(path.name for path in new))
-        if "Traceback" not in running.said() and number % 2:
-            doctor = trial.doctor()
-            if doctor.ended() == 0:
-                trial.wrong(f"doctor does not see it: {doctor.said()[-300:]}")
+        well, said = trial.doctor()
+        if well:
+            trial.wrong(f"doctor does not see it: {said[-300:]}")
         _restore(root, before)
     elif number % 3 == 1:
         what = list(HARMLESS)[number // 3 % len(HARMLESS)]

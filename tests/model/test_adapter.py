@@ -156,7 +156,11 @@ def test_broken_folders_are_named(trained: FluxBackbone, tmp_path: Path) -> None
     assert str(weights) in message()
     weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert "has changed since training" in message()
-    card.write_text(json.dumps(json.loads(text) | {"weights_digest": ""}))
+    changed = json.loads(text) | {"weights_digest": ""}
+    card.write_text(json.dumps(changed))
+    assert f"{card}: damaged" in message() and 'take "blake2b" out' in message()
+    del changed["blake2b"]
+    card.write_text(json.dumps(changed))
     weights.write_bytes(data[:100])
     assert str(weights) in message()
     weights.unlink()
@@ -175,6 +179,7 @@ def test_another_base_is_refused_by_name(trained: FluxBackbone, tmp_path: Path) 
     wide = tiny_backbone(num_heads=4)
     card = json.loads((folder / "adapter.json").read_text())
     card["base_fingerprint"] = wide.fingerprint
+    del card["blake2b"]
     (folder / "adapter.json").write_text(json.dumps(card))
     with pytest.raises(UserError, match="do not fit"):
         load_adapter(wide, folder)

@@ -140,6 +140,7 @@ def test_an_adapter_that_another_program_saved_again_has_changed(
     with pytest.raises(UserError, match=r"has changed since training.*set weights_digest to"):
         export_adapter(copy, tmp_path / "out")
     card = json.loads((copy / "adapter.json").read_text()) | {"weights_digest": ""}
+    del card["blake2b"]
     (copy / "adapter.json").write_text(json.dumps(card))
     export_adapter(copy, tmp_path / "out")
 

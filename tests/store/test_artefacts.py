@@ -21,7 +21,7 @@ from small_disk import small_disk
 from unprivileged import unprivileged
 
 from focusdpo.data_schemas.candidates import Sampled
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import TakenAway, UserError
 from focusdpo.data_schemas.pairs import Reject
 from focusdpo.data_schemas.runs import SCHEMA_VERSION
 from focusdpo.store.artefacts import Store
@@ -482,3 +482,13 @@ def test_looking_for_1500_artefacts_takes_no_second(store: Store) -> None:
     fresh = Store.open(store.root)
     assert all(fresh.has("generate", key) for key in keys * 50)
     assert time.monotonic() - start < 1
+
+
+def test_a_root_that_is_taken_away_does_not_come_back_in_parts(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "root")
+    put(store, 0)
+    (tmp_path / "root").rename(tmp_path / "taken")
+    with pytest.raises(TakenAway, match="root: was taken away; run the same command again"):
+        put(store, 1)
+    assert not (tmp_path / "root").exists()
+    put(Store.open(tmp_path / "root"), 1)
