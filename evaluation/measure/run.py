@@ -401,7 +401,7 @@ def _in_order(
         at = counts.get((one.model, one.scene_id), 0)
         counts[one.model, one.scene_id] = at + 1
         named: dict[str, Any] = {"model": one.model, "scene_id": one.scene_id, "index": at}
-        told = {"image": one.image, "protocol": plan.protocol}
+        told: dict[str, Any] = {"image": one.image, "protocol": plan.protocol}
         judged[one.model].append(replace(kept.judged, **told, **named))
         row = one.row
         where: dict[str, Any] = {"source": str(row.image), "line": row.line, "seed": row.seed}
