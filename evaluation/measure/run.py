@@ -170,6 +170,7 @@ def measure(request: Request, watch: Watch = quiet) -> MeasureResult:
     _refuse(request, request.plan.problems)
     done = finished(request)
     if done is not None:
+        log.info("%s: finished before, nothing to judge", request.out)
         return done
     with opened(request.out, "a measurement") as out:
         return _measure(request, out.folder, out.sending(watch))
