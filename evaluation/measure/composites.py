@@ -173,12 +173,9 @@ def _paste(
     degrees = float(rng.uniform(-TILT, TILT))
     turn = PillowImage.Resampling.BICUBIC
     frame = round(0.25 * max(subject.size))  # what turning brings in from outside
-    subject, shape = (
-        PillowImage.fromarray(np.pad(np.asarray(one), _wide(one, frame), mode=mode)).rotate(
-            degrees, turn
-        )
-        for one, mode in ((subject, "edge"), (shape, "constant"))
-    )
+    wide = np.pad(np.asarray(subject), ((frame, frame), (frame, frame), (0, 0)), mode="edge")
+    subject = PillowImage.fromarray(wide).rotate(degrees, turn)
+    shape = PillowImage.fromarray(np.pad(np.asarray(shape), frame)).rotate(degrees, turn)
     seen = shape.point(lambda value: 255 * (value > 127)).getbbox()
     subject, shape = subject.crop(seen), shape.crop(seen)
     left, top, right, bottom = cell
@@ -192,10 +189,6 @@ def _paste(
     y = top + round((bottom - top - size[1]) * (0.3 + 0.4 * rng.random()))
     picture.paste(subject, (x, y), shape)
     return (x, y, x + size[0], y + size[1])
-
-
-def _wide(image: PillowImage.Image, frame: int) -> list[tuple[int, int]]:
-    return [(frame, frame), (frame, frame), (0, 0)][: np.asarray(image).ndim]
 
 
 def _cut(reference: ReferenceImage) -> tuple[Image, Mask]:

@@ -51,9 +51,9 @@ def write_example(folder: Path, backgrounds: tuple[str, ...]) -> Path:
             first, second = (world.subjects[name].identity for name in scene.subject_ids)
             show = faults[number % len(faults)] if model == "careless" else faults[0]
             seed = stable_hash("example", model, number) % 2**31
-            picture = to_images(render_scenes([show((first, second))], [seed]).images)[0]
+            shown = to_images(render_scenes([show((first, second))], [seed]).images)[0]
             file = f"{model}-{number:02d}.png"
-            _write(folder / file, encode_png(picture))
+            _write(folder / file, encode_png(shown))
             rows.append((file, scene.prompt, ";".join(scene.subject_ids), model, number))
     sink = io.StringIO()
     csv.writer(sink, lineterminator="\n").writerows(rows)

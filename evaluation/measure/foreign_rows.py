@@ -92,8 +92,10 @@ def _pair(
         how = pairing(*ids, (names[BASE], names[model]))
         note = how.note
         if how.scenes:
-            same = ([one for one in own if one.scene_id in how.scenes] for own in (base, other))
-            found = rows(*same, config, metrics)
+            ours, theirs = (
+                [one for one in own if one.scene_id in how.scenes] for own in (base, other)
+            )
+            found = rows(ours, theirs, config, metrics)
         else:
             found = _unpaired(base, other, config, metrics)
     called = {ADAPTER: model, DIFFERENCE: difference_of(model)}

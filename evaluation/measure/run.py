@@ -170,6 +170,7 @@ def measure(request: Request, watch: Watch = quiet) -> MeasureResult:
     _refuse(request, request.plan.problems)
     done = finished(request)
     if done is not None:
+        log.info("%s: finished before, nothing to judge", request.out)
         return done
     with opened(request.out, "a measurement") as out:
         return _measure(request, out.folder, out.sending(watch))
@@ -401,7 +402,7 @@ def _in_order(
         at = counts.get((one.model, one.scene_id), 0)
         counts[one.model, one.scene_id] = at + 1
         named: dict[str, Any] = {"model": one.model, "scene_id": one.scene_id, "index": at}
-        told = {"image": one.image, "protocol": plan.protocol}
+        told: dict[str, Any] = {"image": one.image, "protocol": plan.protocol}
         judged[one.model].append(replace(kept.judged, **told, **named))
         row = one.row
         where: dict[str, Any] = {"source": str(row.image), "line": row.line, "seed": row.seed}

@@ -46,13 +46,23 @@ class Looked:
 class Sight(Protocol):
     """A judge of pictures."""
 
-    fingerprint: str
-    side: int | None
-    """The one size in pixels of what it looks at; None: any."""
-    names: Sequence[str]
-    """What a page says of it, line by line."""
-    published_scr: bool
-    """Whether whole pictures are compared as SCR was published, with DINOv2."""
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def side(self) -> int | None:
+        """The one size in pixels of what it looks at; None: any."""
+        ...
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What a page says of it, line by line."""
+        ...
+
+    @property
+    def published_scr(self) -> bool:
+        """Whether whole pictures are compared as SCR was published, with DINOv2."""
+        ...
 
     def look(self, pictures: Sequence[Image], class_names: Sequence[Sequence[str]]) -> list[Looked]:
         """The instances that count in each picture."""

@@ -41,10 +41,12 @@ def measure(run: MeasureRun, prefect: PREFECT = None) -> dict[str, Any]:
 
 def show(result: Any) -> None:
     """The check of the judge, then the table over all scenes."""
-    from focusdpo.evaluation.measure.fitness import check_lines
+    from focusdpo.evaluation.measure.fitness import check_lines, fit
 
     for line in check_lines(result.check) if result.check else ():
         say(line)
+    if not fit(result.check):
+        say("the judge is not fit for these subjects: read the numbers below with care")
     say(f"{counted(result.pictures, 'picture')} of {counted(result.scenes, 'scene')}")
     for note in result.notes:
         say(f"  {note}")

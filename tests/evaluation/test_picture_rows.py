@@ -187,15 +187,16 @@ def test_multibanana_as_it_is_published(folder: Path) -> None:
 
 
 PLANNED = """
-import resource, sys, time
+import sys, time
 from pathlib import Path
 from focusdpo.evaluation.measure.foreign_plan import plan_pictures
 from focusdpo.evaluation.measure.picture_rows import read_table
 folder = Path(sys.argv[1])
 started = time.process_time()
 plan = plan_pictures(read_table(folder / "many.csv", references=folder / "references"))
-print(len(plan.pictures), len(plan.key), time.process_time() - started,
-      resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+seconds = time.process_time() - started
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(len(plan.pictures), len(plan.key), seconds, int(peak.split()[1]) / 1024)
 """
 
 
