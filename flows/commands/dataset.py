@@ -121,6 +121,8 @@ def import_pairs(
         say(f"left out: {line}")
     for reason, count in result.rejects.items():
         say(f"rejected: {reason}, {counted(count, 'pair')}")
+    for line in result.notes:
+        say(f"note: {line}")
     if result.inverted:
         say(
             f"{counted(result.inverted, 'pair')} in which the loser is more like the references "

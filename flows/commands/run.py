@@ -73,6 +73,8 @@ def _build(run: BuildRun, plan: bool = False, prefect: bool | None = None) -> di
     result = _carry_out(job, prefect)
     for line in [*result.problems, *result.failed]:
         say(f"left out: {line}")
+    for line in result.notes:
+        say(f"note: {line}")
     for line in result.alerts:
         say(line)
     say(
