@@ -102,11 +102,13 @@ def import_pairs(run: ImportRun, tables: Sequence[Path], watch: Watch = quiet) -
         made = []
         for at, (name, members) in enumerate(sorted(partitions.items())):
             watch("import", at, len(partitions), {})
-            if (one := work.partition(name, members)) is not None:
-                made.append(one)
+            if (own := work.partition(name, members)) is not None:
+                made.append(own)
         watch("import", len(partitions), len(partitions), {})
         pairs = [pair for one in made for pair in one.pairs]
-        rejects = Counter(reject.reason for one in made for reject in one.rejects)
+        rejects: Counter[str] = Counter()
+        for partition in made:
+            rejects.update(partition.row.rejects)
         if not pairs:
             told = [*problems.lines, *(f"{n} rejected: {why}" for why, n in rejects.items())]
             raise UserError(f"no pair can be used: {' | '.join(told[:5])}")
@@ -163,7 +165,8 @@ def _place(
         except UserError as error:
             problems.add(str(error))
     subjects = gallery.store(store, run.licence)
-    placed, first = [], {}
+    placed: list[PlacedPair] = []
+    first: dict[str, str] = {}
     for row, places in shown:
         ids = tuple(name for name, _ in places)
         references = tuple(subjects[name].references[at] for name, at in places)
