@@ -18,7 +18,8 @@ FOLDERS = Annotated[
     typer.Argument(
         metavar="DIR...",
         help="A subject's folder of pictures (png, jpg, webp; alpha is the mask; an optional "
-        "subject.yaml says class_name, licence, source, person, consent), or a folder that holds such folders.",
+        "subject.yaml says class_name, licence, source, person, consent), or a folder that holds "
+        "such folders.",
     ),
 ]
 NAMES = Annotated[list[str], typer.Argument(metavar="SUBJECT...", help="Names of subjects.")]
