@@ -39,6 +39,7 @@ from focusdpo.pipeline.score import ScoreConfig
 from focusdpo.pipeline.segment import SegmentConfig
 from focusdpo.pipeline.shard import ShardConfig
 from focusdpo.pipeline.subjects.ingest import IngestConfig
+from focusdpo.pipeline.subjects.near_duplicates import DuplicateConfig
 from focusdpo.pocket.world_subjects import WorldConfig
 from focusdpo.sharing.marks import MarkConfig
 from focusdpo.sharing.pair_records import ImportConfig
@@ -164,6 +165,9 @@ class Stages(BaseModel):
     disrupt: DisruptConfig = Field(DisruptConfig(), description="repaints without a reference")
     score: ScoreConfig = Field(ScoreConfig(), description="identity, leakage, meaning")
     pair: PairConfig = Field(PairConfig(), description="scores -> pairs and rejects")
+    duplicates: DuplicateConfig = Field(
+        DuplicateConfig(), description="pictures that are nearly one"
+    )
     complexity: ComplexityConfig = Field(ComplexityConfig(), description="the map M_d")
     shard: ShardConfig = Field(ShardConfig(), description="pairs -> webdataset shards")
     executor: ExecutorConfig = Field(LocalConfig(), description="where the stages run")

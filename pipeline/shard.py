@@ -107,19 +107,27 @@ def load_images(store: Store, pair: Pair, complexity: Complexity) -> SampleImage
     )
 
 
-def _by_digest(
-    pairs: Sequence[Pair], complexity_config: BaseModel | Mapping[str, Any] | None
-) -> dict[str, Pair]:
+def digest_maker(
+    complexity_config: BaseModel | Mapping[str, Any] | None,
+) -> Callable[[Pair], str]:
+    """What a row's `digest` is made by: of a pair's record and all that its sample depends on."""
     settings = f"{VERSION}/{config_digest(complexity_config)}"
     if SAMPLE_VERSION != 2:  # which went unnamed, as in the digests of datasets that it made
         settings = f"{SAMPLE_VERSION}/{settings}"
+    return lambda pair: digest(f"{settings}/{pair_digest(pair)}".encode())[:16]
+
+
+def _by_digest(
+    pairs: Sequence[Pair], complexity_config: BaseModel | Mapping[str, Any] | None
+) -> dict[str, Pair]:
+    make = digest_maker(complexity_config)
     wanted: dict[str, Pair] = {}
     ids: set[str] = set()
     for pair in pairs:
         if not PAIR_ID.fullmatch(pair.id) or pair.id in ids:
             raise ValueError(f"pair id '{pair.id}' is there twice or has a character of its own")
         ids.add(pair.id)
-        wanted[digest(f"{settings}/{pair_digest(pair)}".encode())[:16]] = pair
+        wanted[make(pair)] = pair
     return wanted
 
 

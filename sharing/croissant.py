@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from focusdpo.data_schemas.shards import IndexRow
+from focusdpo.data_schemas.subjects import Origin
 from focusdpo.store.versions import DatasetVersion
 
 CROISSANT, STATISTICS = "croissant.json", "statistics.json"
@@ -76,10 +77,14 @@ FORMATS = {".parquet": "application/x-parquet", ".tar": "application/x-tar"}
 
 
 def croissant(
-    version: DatasetVersion, folder: Path, licences: Sequence[str], biases: Sequence[str]
+    version: DatasetVersion,
+    folder: Path,
+    licences: Sequence[str],
+    biases: Sequence[str],
+    origins: Mapping[str, Origin],
 ) -> dict[str, Any]:
     """Metadata of a folder that holds `data/*.parquet` and `webdataset/*/*.tar`. `licences` of the
-    subjects' pictures; `biases`: a sentence each."""
+    subjects' pictures; `biases`: a sentence each; `origins`: where subjects come from."""
     files = [path for path in sorted(folder.rglob("*")) if path.suffix in FORMATS]
     tables = [path for path in files if path.suffix == ".parquet"]
     names = Counter(path.name.split("-")[0] for path in tables)
@@ -97,7 +102,7 @@ def croissant(
         "citeAs": f"FocusDPO preference pairs, version {version.id}. Method: {PAPER}",
         "keywords": ["preference optimisation", "subject-driven generation", "focusdpo"],
         "inLanguage": "en",
-        **_responsible(version, biases),
+        **_responsible(version, biases, origins),
         "distribution": [_file(path, folder) for path in files],
         "recordSet": [
             _records(path, folder, stem if names[stem] == 1 else path.stem)
@@ -107,8 +112,12 @@ def croissant(
     }
 
 
-def _responsible(version: DatasetVersion, biases: Sequence[str]) -> dict[str, Any]:
+def _responsible(
+    version: DatasetVersion, biases: Sequence[str], origins: Mapping[str, Origin]
+) -> dict[str, Any]:
     """What one should know before using it."""
+    persons = [name for name, origin in origins.items() if origin.person]
+    sources = sorted({origin.source for origin in origins.values() if origin.source})
     stages = version.manifest["stages"]
     tools = [
         f"{name}: {one['versions']['model']}"
@@ -132,8 +141,11 @@ def _responsible(version: DatasetVersion, biases: Sequence[str]) -> dict[str, An
             "A winner is better than its loser, and not without fault.",
         ],
         "rai:dataBiases": list(biases),
+        "rai:dataCollectionRawData": "; ".join(sources) or "not told",
         "rai:personalSensitiveInformation": [
-            "As far as the owners' pictures show people: those say consent in their subject.yaml."
+            f"{len(persons)} of the subjects are said to be persons; each has consented."
+            if persons
+            else "No subject is said to be a person."
         ],
         "rai:dataSocialImpact": "Personalised generation can imitate what belongs to somebody: "
         "painted pictures are marked, and subjects can be purged from every version.",

@@ -30,6 +30,8 @@ from PIL import Image as PillowImage
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import contact_sheet, encode_png, mark_png
 from focusdpo.data_schemas.shards import IndexRow, ShardSample, Split
+from focusdpo.data_schemas.subjects import Origin
+from focusdpo.pipeline.subjects.ingest import NOT_TOLD, origin_of
 from focusdpo.pipeline.upkeep.garbage import reading
 from focusdpo.reports.dataset_section import REASONS
 from focusdpo.reports.lineage_section import family_of, stage_models
@@ -188,9 +190,18 @@ def card(
         pictures=pictures,
         models=stage_models(manifest, family_of(manifest["config"])),
         licences=sorted(_licences(version).items()),
+        origins=origins(version),
         classes=Counter(word for row in version.rows for word in row.class_names).most_common(10),
         biases=_biases(version),
     )
+
+
+def origins(version: DatasetVersion) -> dict[str, Origin]:
+    """Subject -> where its pictures come from, for those of which that is told."""
+    told = {
+        one["id"]: origin_of(version.store, one["artefact"]) for one in version.manifest["subjects"]
+    }
+    return {name: origin for name, origin in told.items() if origin != NOT_TOLD}
 
 
 def _licences(version: DatasetVersion) -> Counter[str]:
@@ -312,7 +323,7 @@ def _export(found: DatasetVersion, out: Path, allow_unlicensed: bool, marks: boo
         settings = without_paths(found.manifest["config"])
         (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
         (folder / CARD).write_text(card(found, counts, pictures), encoding="utf-8")
-        about = croissant(found, folder, sorted(_licences(found)), _biases(found))
+        about = croissant(found, folder, sorted(_licences(found)), _biases(found), origins(found))
         (folder / CROISSANT).write_text(as_text(about), encoding="utf-8")
         (folder / STATISTICS).write_text(as_text(shard_statistics(found.rows, folder)), "utf-8")
         write_sums(folder)

@@ -6,6 +6,7 @@ What cannot be used is a UserError that names file and line of its row.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,7 +132,10 @@ def _subject_mask(
     return mask
 
 
-def _fitted(array: NDArray[np.generic], side: int) -> NDArray[np.generic]:
+Pixels = TypeVar("Pixels", bound=np.generic)
+
+
+def _fitted(array: NDArray[Pixels], side: int) -> NDArray[Pixels]:
     """Scaled so that the shorter side is `side`, and cropped around the middle; 0: as it is."""
     height, width = array.shape[:2]
     if side in (0, height) and side in (0, width):
@@ -144,7 +148,7 @@ def _fitted(array: NDArray[np.generic], side: int) -> NDArray[np.generic]:
     scaled = np.asarray(PillowImage.fromarray(pixels).resize(fit, how))
     top, left = (fit[1] - side) // 2, (fit[0] - side) // 2
     cut = scaled[top : top + side, left : left + side]
-    return cut > 127 if is_mask else cut
+    return (cut > 127 if is_mask else cut).astype(array.dtype, copy=False)
 
 
 def _size(image: NDArray[np.generic]) -> str:

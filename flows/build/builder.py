@@ -17,6 +17,7 @@ from focusdpo.data_schemas.pairs import Reject
 from focusdpo.data_schemas.progress import Watch
 from focusdpo.data_schemas.scenes import Scene
 from focusdpo.data_schemas.subjects import Subject
+from focusdpo.flows.build.likeness import subject_notes, winners_apart
 from focusdpo.flows.build.plan import Plan, Unit, make_plan, model_of
 from focusdpo.flows.build.stages import STAGES, Work
 from focusdpo.flows.build.yields import gather
@@ -122,6 +123,8 @@ class Builder:
         self.backgrounds = tuple(backgrounds)
         self._made: set[str] = set()
         self._swept: bytes | None = None
+        self.notes: list[str] = []
+        """What somebody should know of the pictures; nothing is left out for it."""
         self.pictures_shown = 0
         """How many pictures the contact sheet of this run has."""
 
@@ -277,7 +280,9 @@ class Builder:
         finished = dict(self.finished())
         self.ruling = Ruling.of(Audit(self.store).reviews())  # some may have come meanwhile
         yields = gather(self.store, self.run, self.partitions, finished, self.ruling)
-        rejects: Counter[str] = Counter()
+        yields, leaking, notes = winners_apart(self.store, self.run, yields)
+        self.notes = [*subject_notes(self.store, self.run, self.subjects, self.parts), *notes]
+        rejects: Counter[str] = Counter(leaking)
         for row in yields.partitions:
             rejects.update(row.rejects)
         if not yields.rows and not yields.pairs:

@@ -25,6 +25,8 @@ from focusdpo.data_schemas.pairs import Pair, Reject
 from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.data_schemas.scenes import Scene, stable_id
 from focusdpo.data_schemas.subjects import Subject
+from focusdpo.flows.build.likeness import winners_apart
+from focusdpo.flows.build.yields import Yields
 from focusdpo.flows.config import ImportRun
 from focusdpo.flows.wiring import Parts, resident_parts, vocabulary
 from focusdpo.pipeline import score, segment
@@ -66,6 +68,8 @@ class Imported:
     subjects: int
     rejects: dict[str, int]
     """Reason -> pairs that were dropped."""
+    notes: list[str]
+    """Of pictures that are nearly one."""
     problems: list[str]
     """Rows that cannot be used, by file and line."""
     inverted: int
@@ -98,22 +102,25 @@ def import_pairs(run: ImportRun, tables: Sequence[Path], watch: Watch = quiet) -
         made = []
         for at, (name, members) in enumerate(sorted(partitions.items())):
             watch("import", at, len(partitions), {})
-            if (one := work.partition(name, members)) is not None:
-                made.append(one)
+            if (own := work.partition(name, members)) is not None:
+                made.append(own)
         watch("import", len(partitions), len(partitions), {})
         pairs = [pair for one in made for pair in one.pairs]
-        rejects = Counter(reject.reason for one in made for reject in one.rejects)
+        rejects: Counter[str] = Counter()
+        for partition in made:
+            rejects.update(partition.row.rejects)
         if not pairs:
             told = [*problems.lines, *(f"{n} rejected: {why}" for why, n in rejects.items())]
             raise UserError(f"no pair can be used: {' | '.join(told[:5])}")
-        version = _publish(run, store, subjects, made, rejects)
+        version, notes = _publish(run, store, subjects, made, rejects)
     return Imported(
         root=run.root,
         version=version.id,
         new=version.new,
-        pairs=len(pairs),
+        pairs=len(version.rows),
         subjects=len({name for pair in pairs for name in pair.subject_ids}),
-        rejects=dict(rejects),
+        rejects=dict(version.manifest["rejects"]),
+        notes=notes,
         problems=problems.lines,
         inverted=sum(np.mean(one.win_identity) < np.mean(one.lose_identity) for one in pairs),
     )
@@ -158,7 +165,8 @@ def _place(
         except UserError as error:
             problems.add(str(error))
     subjects = gallery.store(store, run.licence)
-    placed, first = [], {}
+    placed: list[PlacedPair] = []
+    first: dict[str, str] = {}
     for row, places in shown:
         ids = tuple(name for name, _ in places)
         references = tuple(subjects[name].references[at] for name, at in places)
@@ -373,8 +381,10 @@ def _publish(
     subjects: Mapping[str, Subject],
     made: Sequence[_Made],
     rejects: Mapping[str, int],
-) -> DatasetVersion:
+) -> tuple[DatasetVersion, list[str]]:
     pairs = [pair for one in made for pair in one.pairs]
+    apart, leaking, notes = winners_apart(store, run, Yields([], pairs, [], [], []))
+    pairs = apart.pairs
     shown = {name for pair in pairs for name in pair.subject_ids}
     with store.publishing():
         rows = write_shards(
@@ -385,15 +395,16 @@ def _publish(
             previous=latest_rows(store),
             complexity_config=map_settings(run.complexity),
         )
-        return publish(
+        version = publish(
             store,
             rows,
             subjects=[subjects[name] for name in sorted(shown)],
             artefacts=[item for one in made for item in one.artefacts],
             config=run.model_dump(mode="json"),
-            rejects=rejects,
+            rejects={**rejects, **leaking},
             partitions=[one.row for one in made],
         )
+        return version, notes
 
 
 def _bytes(row: TableRow, name: str) -> bytes:

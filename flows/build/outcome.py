@@ -52,6 +52,8 @@ class BuildResult:
     """Until the first stage began: reading subjects, planning, and the start of Prefect where it is
     used, beside which models are loaded."""
     wall_seconds: float
+    notes: tuple[str, ...] = ()
+    """Of pictures that are nearly one."""
     alerts: tuple[str, ...] = ()
     """What somebody should look at; the build itself is whole."""
 

@@ -186,6 +186,7 @@ class Build(Job[BuildRun, BuildResult]):
             failed=list(failures),
             problems=self.problems,
             rejects=dict(manifest.get("rejects", {})),
+            notes=tuple(self.builder.notes),
             model_seconds=round(sum(one.seconds for one in outcomes), 3),
             load_seconds=round(load_seconds, 3),
             start_seconds=round(begun - self.started, 3),

@@ -18,7 +18,8 @@ FOLDERS = Annotated[
     typer.Argument(
         metavar="DIR...",
         help="A subject's folder of pictures (png, jpg, webp; alpha is the mask; an optional "
-        "subject.yaml says class_name and licence), or a folder that holds such folders.",
+        "subject.yaml says class_name, licence, source, person, consent), or a folder that holds "
+        "such folders.",
     ),
 ]
 NAMES = Annotated[list[str], typer.Argument(metavar="SUBJECT...", help="Names of subjects.")]
@@ -121,6 +122,8 @@ def import_pairs(
         say(f"left out: {line}")
     for reason, count in result.rejects.items():
         say(f"rejected: {reason}, {counted(count, 'pair')}")
+    for line in result.notes:
+        say(f"note: {line}")
     if result.inverted:
         say(
             f"{counted(result.inverted, 'pair')} in which the loser is more like the references "

@@ -82,6 +82,8 @@ def _build(run: BuildRun, plan: bool = False, prefect: bool | None = None) -> di
     result = _carry_out(job, prefect)
     for line in [*result.problems, *result.failed]:
         say(f"left out: {line}")
+    for line in result.notes:
+        say(f"note: {line}")
     say(
         f"dataset {result.version}{SUFFIX[result.new]}: {counted(result.pairs, 'pair')} in "
         f"{result.root}; {result.model_seconds:.1f} s of model computation, "

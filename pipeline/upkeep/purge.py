@@ -21,6 +21,7 @@ from focusdpo.data_schemas.shards import IndexRow
 from focusdpo.data_schemas.tables import to_parquet
 from focusdpo.pipeline.audit import Audit
 from focusdpo.pipeline.subjects import registry
+from focusdpo.pipeline.subjects.near_duplicates import HASHES
 from focusdpo.pipeline.upkeep.garbage import (
     Reached,
     alone,
@@ -247,6 +248,7 @@ def _shown(store: Store, plan: PurgePlan) -> Iterator[str]:
     yield FIRST_PICTURES
     for path in store.files.listing(ENCODED):
         yield f"{ENCODED}/{path}"
+    yield HASHES  # made anew by the next build
     for path in store.files.listing(WORLD):
         if path.partition("/")[0] in plan.subjects:
             yield f"{WORLD}/{path}"

@@ -10,10 +10,10 @@ from pair_samples import make_sample
 from focusdpo.data_schemas.candidates import Disrupted, Sampled, Scored
 from focusdpo.data_schemas.pairs import Pair, Reject
 from focusdpo.data_schemas.scenes import Scene
-from focusdpo.data_schemas.subjects import Reference
+from focusdpo.data_schemas.subjects import Origin, Reference
 from focusdpo.pipeline.complexity import complexity_map
 from focusdpo.pipeline.shard import ShardConfig, write_shards
-from focusdpo.pipeline.subjects.ingest import put_subject
+from focusdpo.pipeline.subjects.ingest import NOT_TOLD, put_subject
 from focusdpo.store.artefacts import Store
 from focusdpo.store.keys import content_key, image_key
 from focusdpo.store.versions import DatasetVersion, publish
@@ -22,7 +22,11 @@ WORDS = ("cat", "dog")
 
 
 def small_version(
-    root: Path, *, scenes: int = 5, prompt: str = "a cat and a dog"
+    root: Path,
+    *,
+    scenes: int = 5,
+    prompt: str = "a cat and a dog",
+    origin: Origin = NOT_TOLD,
 ) -> DatasetVersion:
     """Two subjects; per scene two sampled candidates (one of them complete), one disrupted of the
     first subject, one pair, and one reject of the second candidate."""
@@ -35,6 +39,7 @@ def small_version(
             class_name=word,
             pictures=[(samples[0].images.references[r], samples[0].images.reference_masks[r])],
             licence="MIT",
+            origin=origin if r == 0 else NOT_TOLD,
         )
         for r, word in enumerate(WORDS)
     ]

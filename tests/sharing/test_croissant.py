@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from small_root import small_version
 
+from focusdpo.data_schemas.subjects import Origin
 from focusdpo.sharing.dataset_export import export_dataset
 from focusdpo.store.versions import DatasetVersion
 
@@ -71,3 +72,15 @@ def test_statistics_are_those_of_each_shard(version: DatasetVersion, exported: P
         assert one["margin"]["mean"] == pytest.approx(np.mean(margins), abs=1e-6)
         assert one["margin"]["high"] == pytest.approx(max(margins), abs=1e-6)
         assert one["by_class"] == {"cat": len(own), "dog": len(own)}
+
+
+def test_cards_tell_of_sources_and_persons(tmp_path: Path) -> None:
+    version = small_version(
+        tmp_path / "data", origin=Origin(source="our | studio", person=True, consent="Ada, 2026")
+    )
+    export_dataset(version.store.root, tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text("utf-8")
+    (row,) = [line for line in text.splitlines() if line.startswith("| s0 |")]
+    assert "Ada, 2026" in row and row.count("|") - row.count("\\|") == 5
+    metadata = mlcroissant.Dataset(str(tmp_path / "out" / "croissant.json")).metadata
+    assert "1 of the subjects" in metadata.personal_sensitive_information[0]

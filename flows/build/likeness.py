@@ -1,0 +1,89 @@
+"""What a build tells of pictures that are nearly one, and what it keeps out of validation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from focusdpo.data_schemas.images import decode_png
+from focusdpo.data_schemas.shards import IndexRow
+from focusdpo.data_schemas.subjects import Subject
+from focusdpo.flows.build.yields import Yields
+from focusdpo.flows.config import BuildRun, ImportRun
+from focusdpo.flows.wiring import Parts
+from focusdpo.pipeline.complexity import map_settings
+from focusdpo.pipeline.segment import embed_references
+from focusdpo.pipeline.shard import digest_maker, split_of
+from focusdpo.pipeline.subjects.near_duplicates import (
+    Winner,
+    compare_winners,
+    identity_notes,
+    reference_notes,
+)
+from focusdpo.store.artefacts import Store
+from focusdpo.store.manifests import latest_id, read_manifest
+from focusdpo.store.samples import read_fields
+
+LEAKING = "near_duplicate"
+"""A reject: a validation pair whose winner training nearly shows as well."""
+
+
+def winners_apart(
+    store: Store, run: BuildRun | ImportRun, yields: Yields
+) -> tuple[Yields, dict[str, int], list[str]]:
+    """The pairs without those of validation whose winner training nearly shows as well, how many
+    that were by reason, and notes. Partitions keep their counts: they are looked at again in the
+    next build, when the pair of training may be gone."""
+    make = digest_maker(map_settings(run.complexity))
+    winners = [
+        Winner(
+            pair.id,
+            pair.scene_id,
+            make(pair),
+            split_of(pair.partition, run.shard) == "val",
+            partial(store.image, pair.win_image),
+        )
+        for pair in yields.pairs
+    ]
+    winners += [
+        Winner(row.pair_id, row.scene_id, row.digest, row.split == "val", partial(_win, store, row))
+        for row in yields.rows
+    ]
+    alike = compare_winners(store.files, winners, run.duplicates)
+    if not alike.leaking or run.duplicates.keep_in_validation:
+        return yields, {}, alike.notes
+    apart = replace(
+        yields,
+        pairs=[pair for pair in yields.pairs if pair.id not in alike.leaking],
+        rows=[row for row in yields.rows if row.pair_id not in alike.leaking],
+    )
+    return apart, {LEAKING: len(alike.leaking)}, alike.notes
+
+
+def _win(store: Store, row: IndexRow) -> NDArray[np.uint8]:
+    return decode_png(read_fields(store, row)["win.png"], f"{row.shard}: {row.pair_id}, win.png")
+
+
+def subject_notes(
+    store: Store, run: BuildRun, subjects: Mapping[str, Subject], parts: Parts
+) -> list[str]:
+    """Of references that are nearly one, and subjects that may be one; looked at when there are new
+    ones. Where a cluster computes, this process loads no encoder and the second is left out."""
+    latest = latest_id(store)
+    before = [] if latest is None else read_manifest(store, latest)["subjects"]
+    known = {(one["id"], one["digest"]) for one in before}
+    new = [one for one in subjects.values() if (one.id, one.digest) not in known]
+    if not new:
+        return []
+    notes = reference_notes(store, list(subjects.values()), run.duplicates)
+    if run.executor.kind == "ray" or run.duplicates.identity == 1:
+        return notes
+    words = {one.class_name for one in new}
+    looked = {name: one for name, one in subjects.items() if one.class_name in words}
+    vectors = embed_references(looked, store.image, parts.identity)
+    names = {name: one.class_name for name, one in looked.items()}
+    return notes + identity_notes(vectors, names, run.duplicates)
