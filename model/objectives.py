@@ -179,10 +179,9 @@ def region_safeguard(
 ) -> Tensor:
     """`safeguard_scale` per region (B, R), of the slopes of errors that are means over tokens."""
     product_BR = region_means((win_slope_BNC * lose_slope_BNC).sum(2), region_BRN)
-    norms = (
-        region_means(slope.square().sum(2), region_BRN) for slope in (win_slope_BNC, lose_slope_BNC)
-    )
-    norm_BR, _ = better_first(*norms, signs_BR)
+    win_norm_BR = region_means(win_slope_BNC.square().sum(2), region_BRN)
+    lose_norm_BR = region_means(lose_slope_BNC.square().sum(2), region_BRN)
+    norm_BR, _ = better_first(win_norm_BR, lose_norm_BR, signs_BR)
     if scope == "pair":
         return _safe_share(product_BR, norm_BR, mu)
     signed_BR = (signs_BR != 0).to(norm_BR)

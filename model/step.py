@@ -223,9 +223,10 @@ def _instance_loss(
     ref_better_BR, ref_worse_BR = better_first(ref_win_BR, ref_lose_BR, signs_BR)
     scale_B = None
     if objective.safeguard is not None:
-        slopes = error_slope(passes.policy.output_BNC, passes.target_BNC, None).chunk(2)
-        scope = objective.safeguard_scope
-        scale_BR = region_safeguard(*slopes, region_BRN, signs_BR, objective.safeguard, scope)
+        slope_BNC = error_slope(passes.policy.output_BNC, passes.target_BNC, None)
+        win_BNC, lose_BNC = slope_BNC.chunk(2)
+        mu, scope = objective.safeguard, objective.safeguard_scope
+        scale_BR = region_safeguard(win_BNC, lose_BNC, region_BRN, signs_BR, mu, scope)
         worse_BR, scale_B = scale_gradient(worse_BR, scale_BR), scale_BR.mean(1)
     errors = RegionErrors(better_BR, worse_BR, ref_better_BR, ref_worse_BR, (signs_BR != 0).float())
     loss: Loss = objective.definition.losing()(errors, objective)

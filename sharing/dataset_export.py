@@ -27,8 +27,9 @@ from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.data_schemas.images import contact_sheet, encode_png, mark_png
+from focusdpo.data_schemas.pairs import is_mixed
 from focusdpo.data_schemas.shards import IndexRow, ShardSample, Split
 from focusdpo.data_schemas.subjects import Origin
 from focusdpo.pipeline.subjects.ingest import NOT_TOLD, origin_of
@@ -254,6 +255,13 @@ def _biases(version: DatasetVersion) -> list[str]:
         f"{disrupted / len(rows):.0%} of the losers were made by repainting a winner, so outside "
         "the region `prior` both pictures are the same; the others are the worse of two samples."
     )
+    mixed = sum(is_mixed(row.source, row.mode) for row in rows)
+    if mixed:
+        told.append(
+            f"{counted(mixed, 'pair')} of source failure {'is' if mixed == 1 else 'are'} mixed: "
+            "either picture shows right a subject that the other fails at (`mode` says which), so "
+            "neither is the better one; leave them out of a preference over whole pictures."
+        )
     reviews = sum((version.manifest.get("reviews") or {}).values())
     told.append(
         f"People rejected or exchanged {reviews} pairs; all else was decided by models."

@@ -21,7 +21,9 @@ from focusdpo.flows.config import (
     EvaluateRun,
     FocusMapsRun,
     GenerateRun,
+    NoiseLevelsRun,
     RetrainRun,
+    RoundsRun,
     StudioRun,
     TrainRun,
 )
@@ -36,7 +38,10 @@ from focusdpo.flows.settings import (
     resolve,
 )
 
-RUNS = (BuildRun, TrainRun, FocusMapsRun, EvaluateRun, AblateRun, DemoRun, RetrainRun)
+RUNS = (
+    *(BuildRun, TrainRun, FocusMapsRun, NoiseLevelsRun, EvaluateRun, AblateRun, DemoRun),
+    *(RetrainRun, RoundsRun),
+)
 REQUIRED = {"root": "r", "out": "o", "adapter": "a"}
 
 

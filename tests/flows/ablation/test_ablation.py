@@ -437,6 +437,7 @@ def test_the_scorers_choose_the_best_picture_and_the_judge_has_no_say() -> None:
         seen(0), seen(1, complete=False, identity=0.9), seen(2, leakage_margin=0.3),
         seen(3, leakage_margin=float("nan"), identity=0.6),
     ]  # fmt: skip
-    records = [scene_record("base", 1, 0.1 * at, index=at, scene_id="s") for at in range(4)]
+    like = scene_record("base", 1, 0.5)
+    records = [dataclasses.replace(like, index=at, scene_id="s") for at in range(4)]
     chosen, views_of_them = best_pictures(records, views)
     assert [one.index for one in chosen] == [2] == [one.index for one in views_of_them]
