@@ -199,18 +199,34 @@ class TrainConfig(StrictModel):
     micro_pairs: int = Field(
         0, ge=0, description="pairs per forward pass; 0: all of a step's pairs at once"
     )
+    optimiser: Literal["adamw", "adamw8bit", "adafactor", "prodigy", "muon"] = Field(
+        "adamw",
+        description="adamw: torch's, fused; adamw8bit: bitsandbytes' with 8-bit moments, at the "
+        "same lr; adafactor: transformers', hardly any memory, at the same lr; prodigy: finds its "
+        "own rate, lr is a factor on it: 1; muon: torch's, for matrices, at adamw's lr",
+    )
     lr: float = Field(2e-4, gt=0, description="peak learning rate")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="learning rate after warm-up; the last two end at zero"
     )
     warmup: int = Field(20, ge=0, description="steps of linear warm-up")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's")
+    weight_decay: float = Field(0.01, ge=0, description="the optimiser's")
     grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights; 0: none")
     mixed_precision: Literal["auto", "no", "bf16"] = Field(
         "auto",
         description="autocast; errors are float32 in any case. auto: bf16 where the device has "
         "instructions for it (without them it is many times slower)",
+    )
+    tf32: bool = Field(
+        True,
+        description="TF32 on GPUs for backward passes, and for forward passes that run in bf16 "
+        "anyway: what decides (features, errors) stays as exact as mixed_precision says",
+    )
+    compile: bool = Field(
+        False,
+        description="torch.compile of the transformer's repeated blocks: minutes at the start, for "
+        "long runs on a GPU. Where it fails, or computes something else, the run goes on without",
     )
     gradient_checkpointing: bool = Field(False, description="less memory, about 50 % more time")
     memory: Literal["joint", "sequential"] = Field(
@@ -261,6 +277,15 @@ class TrainConfig(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _prodigy_finds_its_rate(self) -> TrainConfig:
+        if self.optimiser == "prodigy" and self.lr < 0.1:
+            raise ValueError(
+                f"optimiser prodigy finds its own rate, and lr {self.lr:g} is a factor on it; set "
+                "lr to 1"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _validation_happens(self) -> TrainConfig:
         looks = self.validation
         if (looks.patience or looks.keep == "best") and looks.every == 0:
@@ -270,12 +295,12 @@ class TrainConfig(StrictModel):
     def identity(self) -> str:
         """Digest of what decides the trajectory: two runs of equal identity may share a folder.
 
-        A run with a constant schedule may be lengthened, so its `steps` stay out. So do `memory`
-        and `shard`, which say where and in what order the same sums are made: a run that met the
-        end of a card's memory goes on in another manner, or on more processes."""
+        A run with a constant schedule may be lengthened, so its `steps` stay out. So do `memory`,
+        `shard`, `compile` and `tf32`, which say where and how the same sums are made: a run that
+        met the end of a card's memory goes on in another manner, or on more processes."""
         left_out = {"save_every", "log_every", "tensorboard", "memory", "shard"}
         left_out |= {"cache_mib", "encoded"}  # where the same bits come from
-        left_out |= {"previews", "trackers", "tracker_project"}
+        left_out |= {"previews", "trackers", "tracker_project", "compile", "tf32"}
         if self.schedule == "constant":
             left_out.add("steps")
         return digest(self.model_dump(mode="json", exclude=left_out))

@@ -165,8 +165,8 @@ class EncodedFolder:
         if not self._full:
             self._full = True
             log.warning(
-                "%s: no room for more (%s). What is there stays, the rest is encoded when it is wanted; "
-                "raise train.encoded.gib, free some space or set train.encoded.folder",
+                "%s: no room for more (%s). What is there stays, the rest is encoded when it is "
+                "wanted; raise train.encoded.gib, free some space or set train.encoded.folder",
                 self._top,
                 why,
             )
