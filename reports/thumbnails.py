@@ -32,16 +32,16 @@ _STOPS = np.array(
 """Dark blue to pale yellow, evenly, and the same to the colour-blind."""
 
 
-def picture(image: NDArray[np.uint8] | Image.Image, alt: str) -> Picture:
-    """Encodes an RGB image (H, W, 3) or a grey one (H, W)."""
+def picture(image: NDArray[np.uint8] | Image.Image, alt: str, largest: int = LARGEST) -> Picture:
+    """Encodes an RGB image (H, W, 3) or a grey one (H, W), of at most `largest` pixels a side."""
     pil = image if isinstance(image, Image.Image) else Image.fromarray(image)
     pil = pil.convert("RGB")
     out = io.BytesIO()
     if max(pil.size) <= PIXEL_ART:
         pil.save(out, "PNG", optimize=True)
         return _made(out, "image/png", pil, alt)
-    if max(pil.size) > LARGEST:
-        pil.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    if max(pil.size) > largest:
+        pil.thumbnail((largest, largest), Image.Resampling.LANCZOS)
     pil.save(out, "JPEG", quality=85, optimize=True)
     return _made(out, "image/jpeg", pil, alt)
 

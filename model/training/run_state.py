@@ -36,7 +36,7 @@ def resolved_lora(backbone: Backbone, config: LoraConfig) -> LoraConfig:
 
 
 class RunState:
-    """LoRA weights, the optimiser's state, averaged weights, the guard and how many steps were taken."""
+    """LoRA weights, the optimiser's state, averaged weights, guard, and steps taken."""
 
     def __init__(self, backbone: Backbone, config: TrainConfig) -> None:
         self.step = 0
