@@ -335,13 +335,10 @@ def load(
         )
         return ImageTokens(tower, resampler).to(rest)
 
-    encoders: Any = (
-        Deferred(lambda: _pipeline(config, "vae").vae.to(rest)),
-        Deferred(text),
-        Deferred(image_tokens),
-    )
+    autoencoder = Deferred(lambda: _pipeline(config, "vae").vae.to(rest))
     if config.policy == "adapter_kv":
         adapter.choose(unet, KV_TARGETS)
+    encoders = autoencoder, Deferred(text), Deferred(image_tokens)
     return SdxlBackbone(unet, *encoders, pipeline.scheduler, config, fingerprint)
 
 

@@ -357,7 +357,7 @@ def join_prompts(entries: Sequence[Entry], device: torch.device | None = None) -
 def join_references(pairs: Sequence[Sequence[Entry]]) -> References:
     """The references' entries of each of B pairs as one batch on the CPU; their shapes agree."""
     per_pair = [_slots(entries) for entries in pairs]
-    fields = {
+    fields: dict[str, Any] = {
         name: tuple(
             torch.stack(tensors) for tensors in zip(*(one[name] for one in per_pair), strict=True)
         )

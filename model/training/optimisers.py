@@ -38,7 +38,8 @@ def build_optimiser(config: TrainConfig, parameters: Mapping[str, nn.Parameter])
     """The optimiser that `config` names, over all parameters. UserError where it is not installed
     or does not take them."""
     require_optimiser(config.optimiser)
-    values, common = list(parameters.values()), {"weight_decay": config.weight_decay}
+    values: list[Any] = list(parameters.values())
+    common: dict[str, Any] = {"weight_decay": config.weight_decay}
     if config.optimiser == "adamw":
         fused = values[0].device.type in ("cpu", "cuda")
         return torch.optim.AdamW(values, lr=config.lr, fused=fused, **common)
