@@ -8,8 +8,8 @@ Shapes: B pairs, 2B images (winners, then losers), N target tokens, C channels.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,13 +70,34 @@ def resolve_precision(device: torch.device, precision: Precision) -> Literal["no
     return "bf16"
 
 
-def autocast(device: torch.device, precision: Precision) -> Autocast:
-    """What to wrap forward passes in."""
+def autocast(device: torch.device, precision: Precision, tf32: bool = False) -> Autocast:
+    """What to wrap forward passes in. Those in float32 are left as exact as they are asked for, for
+    matches are decided by their features; `tf32` is for the products that bf16 leaves out."""
     if resolve_precision(device, precision) == "no":
         return nullcontext
     # Norms keep float32 weights under autocast, as they should; torch says so once per process.
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
-    return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+
+    @contextmanager
+    def cast() -> Iterator[None]:
+        with torch.autocast(device.type, dtype=torch.bfloat16), tensor_cores(device, tf32):
+            yield
+
+    return cast
+
+
+@contextmanager
+def tensor_cores(device: torch.device, tf32: bool) -> Iterator[None]:
+    """Inside, float32 products on a GPU may round their factors to TF32."""
+    if not tf32 or device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def pair_step(

@@ -33,17 +33,23 @@ _STOPS = np.array(
 """Dark blue to pale yellow, evenly, and the same to the colour-blind."""
 
 
-def picture(image: NDArray[np.uint8] | Image.Image, alt: str, *, painted: bool = False) -> Picture:
-    """Encodes an RGB image (H, W, 3) or a grey one (H, W); one that a model `painted` says so, as
-    IPTC's DigitalSourceType in XMP."""
+def picture(
+    image: NDArray[np.uint8] | Image.Image,
+    alt: str,
+    largest: int = LARGEST,
+    *,
+    painted: bool = False,
+) -> Picture:
+    """Encodes an RGB image (H, W, 3) or a grey one (H, W), of at most `largest` pixels a side; one
+    that a model `painted` says so, as IPTC's DigitalSourceType in XMP."""
     pil = image if isinstance(image, Image.Image) else Image.fromarray(image)
     pil = pil.convert("RGB")
     out = io.BytesIO()
     if max(pil.size) <= PIXEL_ART:
         pil.save(out, "PNG", optimize=True)
         return _made(mark_png(out.getvalue(), painted), "image/png", pil, alt)
-    if max(pil.size) > LARGEST:
-        pil.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    if max(pil.size) > largest:
+        pil.thumbnail((largest, largest), Image.Resampling.LANCZOS)
     marks = {"xmp": XMP} if painted else {}
     pil.save(out, "JPEG", quality=85, optimize=True, **marks)
     return _made(out.getvalue(), "image/jpeg", pil, alt)

@@ -9,18 +9,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.tables import arrow_table
 from focusdpo.evaluation.folder import read_json, read_object
 from focusdpo.reports.metric_texts import in_sentence, metric_info, time_of
-from focusdpo.reports.thumbnails import read_focus
+from focusdpo.reports.thumbnails import picture, read_focus
 from focusdpo.reports.view import (
     Bucket,
     BucketChart,
     Fact,
     Line,
     LineChart,
+    Picture,
     Role,
     TrainingPart,
     facts,
@@ -36,9 +38,11 @@ def look_charts(run: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Line
     """Metrics of every look less the base's, with the step that the adapter holds; nothing where
     training did not look."""
     metric = _settings(config).get("metric", "score")
-    gains = tuple(dict.fromkeys((metric, *_GAINS)))
+    gains = tuple(name for name in dict.fromkeys((metric, *_GAINS)) if name not in _PAIRS)
+    painted = any("identity" in row for row in _rows(run))
+    score = "identity + leakage margin" if painted else "how far the held-out loss has fallen"
     found = (
-        ("What should rise", "Less the base's. Score: identity + leakage margin.", gains),
+        ("What should rise", f"Less the base's. Score: {score}.", gains),
         (
             "What should not rise",
             "Shares of subjects or scenes, less the base's.",
@@ -51,7 +55,70 @@ def look_charts(run: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Line
             ("copy_paste",),
         ),
     )
-    return tuple(chart for one in found if (chart := _look_chart(run, *one)) is not None)
+    charts = [chart for one in found if (chart := _look_chart(run, *one)) is not None]
+    return (*charts, *_pair_charts(run))
+
+
+_PAIRS: dict[str, tuple[str, str, float, str]] = {
+    "held_out_loss": (
+        "Held-out loss",
+        "Of pairs that training does not see, over the same noise at every look. It should fall; "
+        "where it rises while the training loss falls, pairs are learned by heart.",
+        math.log(2),
+        "log 2",
+    ),
+    "held_out_accuracy": (
+        "Held-out accuracy",
+        "Share of unseen pairs whose winner the policy favours more than the reference policy.",
+        0.5,
+        "chance",
+    ),
+}
+"""Metric -> title, what it shows, a level and its name."""
+
+
+def _pair_charts(run: Mapping[str, Any]) -> tuple[LineChart, ...]:
+    """What looks found on pairs of the validation split."""
+    charts, step = [], run.get("adapter_step")
+    for name, (title, explain, level, label) in _PAIRS.items():
+        points = [(row["step"], row[name]) for row in _rows(run) if name in row]
+        if points:
+            x, y = zip(*points, strict=True)
+            charts.append(
+                LineChart(
+                    title=title,
+                    explain=explain,
+                    x_label="step",
+                    lines=(Line(name=title, x=x, y=y, role="adapter"),),
+                    level=level,
+                    level_label=label,
+                    dots=True,
+                    mark=None if step is None else float(step),
+                    mark_label="adapter",
+                )
+            )
+    return tuple(charts)
+
+
+SHEETS = 4
+"""Sheets of sample pictures in a report: from the first to the last."""
+
+
+def sheets_of(train_dir: Path) -> tuple[Picture, ...]:
+    """Sample pictures that a run painted, base beside policy; evenly over it where it has many."""
+    files = sorted((train_dir / "samples").glob("step-*.png"))
+    if len(files) > SHEETS:
+        files = [files[round(at * (len(files) - 1) / (SHEETS - 1))] for at in range(SHEETS)]
+    return tuple(_sheet(file) for file in files)
+
+
+def _sheet(file: Path) -> Picture:
+    step = int(file.stem.rpartition("-")[2])
+    try:
+        with Image.open(file) as image:
+            return picture(image, f"Samples after step {step}", largest=1280)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error}); remove it") from error
 
 
 def _look_chart(
@@ -122,6 +189,8 @@ def _settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _title(name: str) -> str:
+    if name in _PAIRS:
+        return _PAIRS[name][0]
     return "Score" if name == "score" else metric_info(name).title
 
 
@@ -329,6 +398,7 @@ def collect_training(train_dir: Path) -> TrainingPart:
         buckets=bucket_charts(buckets) if buckets else (),
         focus=read_focus(train_dir / "focus.safetensors"),
         notes=(*_notes(steps), *look_notes(run, config)),
+        sheets=sheets_of(train_dir),
     )
 
 

@@ -246,6 +246,8 @@ class TrainingPart:
     looks: tuple[LineChart, ...] = ()
     """Validation metrics over steps, where training looked."""
     notes: tuple[str, ...] = ()
+    sheets: tuple[Picture, ...] = ()
+    """Sample pictures while training, base beside policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

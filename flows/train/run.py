@@ -113,8 +113,10 @@ def _train(
             f"{run.root}: version {version.id} has no pair in its training split; build from more "
             "subjects, or lower shard.val_share"
         )
+    from focusdpo.model.training.optimisers import require_optimiser
     from focusdpo.model.training.trackers import require_trackers
 
+    require_optimiser(run.train.optimiser)
     require_trackers(run.train.trackers)
     if pairs:
         samples = some(samples, run.train.source, pairs)

@@ -246,18 +246,34 @@ class TrainConfig(StrictModel):
         description="pairs per forward pass; 0: all of a step's pairs at once; auto (-1): as many "
         "as the card has room for, tried out before the first step",
     )
+    optimiser: Literal["adamw", "adamw8bit", "adafactor", "prodigy", "muon"] = Field(
+        "adamw",
+        description="adamw: torch's, fused; adamw8bit: bitsandbytes' with 8-bit moments, at the "
+        "same lr; adafactor: transformers', hardly any memory, at the same lr; prodigy: finds its "
+        "own rate, lr is a factor on it: 1; muon: torch's, for matrices, at adamw's lr",
+    )
     lr: float = Field(2e-4, gt=0, description="peak learning rate")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="learning rate after warm-up; the last two end at zero"
     )
     warmup: int = Field(20, ge=0, description="steps of linear warm-up")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's")
+    weight_decay: float = Field(0.01, ge=0, description="the optimiser's")
     grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights; 0: none")
     mixed_precision: Literal["auto", "no", "bf16"] = Field(
         "auto",
         description="autocast; errors are float32 in any case. auto: bf16 where the device has "
         "instructions for it (without them it is many times slower)",
+    )
+    tf32: bool = Field(
+        True,
+        description="TF32 on GPUs for backward passes, and for forward passes that run in bf16 "
+        "anyway: what decides (features, errors) stays as exact as mixed_precision says",
+    )
+    compile: bool = Field(
+        False,
+        description="torch.compile of the transformer's repeated blocks: minutes at the start, for "
+        "long runs on a GPU. Where it fails, or computes something else, the run goes on without",
     )
     gradient_checkpointing: bool = Field(False, description="less memory, about 50 % more time")
     memory: Literal["joint", "sequential"] = Field(
@@ -310,6 +326,15 @@ class TrainConfig(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _prodigy_finds_its_rate(self) -> TrainConfig:
+        if self.optimiser == "prodigy" and self.lr < 0.1:
+            raise ValueError(
+                f"optimiser prodigy finds its own rate, and lr {self.lr:g} is a factor on it; set "
+                "lr to 1"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _validation_happens(self) -> TrainConfig:
         looks = self.validation
         if (looks.patience or looks.keep == "best") and looks.every == 0:
@@ -320,13 +345,13 @@ class TrainConfig(StrictModel):
         """Digest of what decides the trajectory: two runs of equal identity may share a folder.
 
         A run with a constant schedule may be lengthened, so its `steps` stay out. So do `memory`,
-        `shard`, `gradient_checkpointing` and `micro_pairs`, which say where and in what order the
-        same sums are made: a run that met the end of a card's memory goes on in another manner, or
-        on more processes. A safeguard that looks at all pairs of a pass depends on how many there
-        are."""
+        `shard`, `compile`, `tf32`, `gradient_checkpointing` and `micro_pairs`, which say where, how
+        and in what order the same sums are made: a run that met the end of a card's memory goes on
+        in another manner, or on more processes. A safeguard that looks at all pairs of a pass
+        depends on how many there are."""
         left_out = {"save_every", "log_every", "tensorboard", "memory", "shard"}
         left_out |= {"cache_mib", "encoded"}  # where the same bits come from
-        left_out |= {"previews", "trackers", "tracker_project"}
+        left_out |= {"previews", "trackers", "tracker_project", "compile", "tf32"}
         left_out.add("gradient_checkpointing")
         if self.objective.safeguard is None or self.objective.safeguard_scope == "pair":
             left_out.add("micro_pairs")

@@ -165,8 +165,8 @@ class EncodedFolder:
         if not self._full:
             self._full = True
             log.warning(
-                "%s: no room for more (%s). What is there stays, the rest is encoded when it is wanted; "
-                "raise train.encoded.gib, free some space or set train.encoded.folder",
+                "%s: no room for more (%s). What is there stays, the rest is encoded when it is "
+                "wanted; raise train.encoded.gib, free some space or set train.encoded.folder",
                 self._top,
                 why,
             )
@@ -357,7 +357,7 @@ def join_prompts(entries: Sequence[Entry], device: torch.device | None = None) -
 def join_references(pairs: Sequence[Sequence[Entry]]) -> References:
     """The references' entries of each of B pairs as one batch on the CPU; their shapes agree."""
     per_pair = [_slots(entries) for entries in pairs]
-    fields = {
+    fields: dict[str, Any] = {
         name: tuple(
             torch.stack(tensors) for tensors in zip(*(one[name] for one in per_pair), strict=True)
         )

@@ -87,7 +87,7 @@ class HeldOutPairs:
             noise_BNC.to(self._device),
             sigma_B.to(self._device),
             config,
-            autocast(self._device, config.mixed_precision),
+            autocast(self._device, config.mixed_precision, config.tf32),
             self._reference.get(first),
         )
         self._reference.setdefault(first, output.ref_error_BN)

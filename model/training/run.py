@@ -23,6 +23,7 @@ import torch
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.adapter import CARD, WEIGHTS, AdapterCard, remove_policy, save_adapter
 from focusdpo.model.backbone import Backbone
+from focusdpo.model.compiled import release_blocks
 from focusdpo.model.focus_levels import PairMaps, spread
 from focusdpo.model.step import resolve_precision
 from focusdpo.model.training.batches import PairData, Progress
@@ -141,6 +142,8 @@ def train(
             run.prepare(validate, sharding)
             return run.go(progress)
     finally:
+        if config.compile:
+            release_blocks(backbone.transformer)
         remove_policy(backbone.transformer)
         if config.gradient_checkpointing:
             cast("Any", backbone.transformer).disable_gradient_checkpointing()
@@ -226,6 +229,8 @@ class _Run:
         self._stepper = Stepper(
             backbone, self.data, config, self._state, processes, self.known, good=self._good
         )
+        if config.compile:
+            self._stepper.compile()
 
     def _measures(self, validate: Validate | None) -> Validate | None:
         """`validate`, and the loss of unseen pairs where there are any."""
@@ -335,6 +340,8 @@ class _Run:
             "guard": self._state.guard.state,
             "looks": self._looks.rows,
         }
+        if numbers := self._state.numbers():
+            meta["optimiser"] = numbers
         save_checkpoint(self._checkpoints, self._state.step, self._state.tensors(), meta)
         self._looks.forget_older()
         if self.saved is not None:

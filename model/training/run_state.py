@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from focusdpo.data_schemas.errors import UserError
@@ -18,11 +17,18 @@ from focusdpo.model.backbone import Backbone
 from focusdpo.model.training.checkpoint import Checkpoint
 from focusdpo.model.training.config import LoraConfig, TrainConfig, ValidationConfig
 from focusdpo.model.training.monitor import Guard
+from focusdpo.model.training.optimisers import (
+    build_optimiser,
+    restore_state,
+    state_numbers,
+    state_tensors,
+)
 from focusdpo.store.local import make_folder, write_whole
 
 LOOKS = "looks.json"
 """In the run's folder: a row per look, while it runs; run.json has them when it is done."""
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_OPTIMISER = "adam."
+"""Begins the names of its tensors, whichever it is: checkpoints are older than the choice."""
 
 
 def resolved_lora(backbone: Backbone, config: LoraConfig) -> LoraConfig:
@@ -31,19 +37,14 @@ def resolved_lora(backbone: Backbone, config: LoraConfig) -> LoraConfig:
 
 
 class RunState:
-    """LoRA weights, AdamW's moments, averaged weights, the guard and the number of steps taken."""
+    """LoRA weights, the optimiser's state, averaged weights, guard, and steps taken."""
 
     def __init__(self, backbone: Backbone, config: TrainConfig) -> None:
         self.step = 0
         self.guard = Guard(config.guards)
         add_policy(backbone.transformer, resolved_lora(backbone, config.lora), seed=config.seed)
         self.parameters = policy_parameters(backbone.transformer)
-        self.optimizer = torch.optim.AdamW(
-            list(self.parameters.values()),
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            fused=next(iter(self.parameters.values())).device.type in ("cpu", "cuda"),
-        )
+        self.optimizer = build_optimiser(config, self.parameters)
         self._decay = config.ema
         self._config = config
         self._average = {n: p.detach().clone() for n, p in self.parameters.items()}
@@ -79,11 +80,14 @@ class RunState:
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
             tensors[f"lora/{name}"] = parameter
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"adam.{key}/{name}"] = value
             if self._decay:
                 tensors[f"ema/{name}"] = self._average[name]
-        return tensors
+        own = state_tensors(self.optimizer, self.parameters)
+        return tensors | {f"{_OPTIMISER}{name}": tensor for name, tensor in own.items()}
+
+    def numbers(self) -> dict[str, Any]:
+        """What the optimiser remembers beside tensors; AdamW nothing."""
+        return state_numbers(self.optimizer, self.parameters)
 
     def restore(self, saved: Checkpoint) -> None:
         """Becomes the state that was saved. UserError if the checkpoint is of another shape."""
@@ -93,11 +97,13 @@ class RunState:
                 parameter.data.copy_(saved.tensors[f"lora/{name}"])
                 if self._decay:
                     self._average[name].copy_(saved.tensors[f"ema/{name}"])
-                self.optimizer.state[parameter] = {
-                    key: saved.tensors[f"adam.{key}/{name}"].to(parameter.device)
-                    for key in _MOMENTS
-                    if f"adam.{key}/{name}" in saved.tensors
-                }
+            own = {
+                name.removeprefix(_OPTIMISER): tensor
+                for name, tensor in saved.tensors.items()
+                if name.startswith(_OPTIMISER)
+            }
+            numbers = saved.meta.get("optimiser", {})
+            restore_state(self.optimizer, self.parameters, own, numbers)
         except (KeyError, RuntimeError, TypeError) as error:
             raise UserError(
                 f"checkpoint {saved.path} does not fit this run ({error}). Remove the folder, or "

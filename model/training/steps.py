@@ -28,6 +28,7 @@ from torch import Tensor
 from focusdpo.data_schemas.scenes import stable_hash
 from focusdpo.model.adapter import reference_policy
 from focusdpo.model.backbone import Backbone, FeatureConfig, Prediction
+from focusdpo.model.compiled import compile_blocks
 from focusdpo.model.noise import draw_noise
 from focusdpo.model.objectives import Loss, token_error
 from focusdpo.model.step import (
@@ -39,6 +40,7 @@ from focusdpo.model.step import (
     judge,
     needs_reference,
     pair_step,
+    tensor_cores,
 )
 from focusdpo.model.training.ahead import Ahead
 from focusdpo.model.training.batches import PairBatch, PairData
@@ -118,7 +120,8 @@ def backward_step(
     if config.memory == "sequential" and config.objective.definition.losers:
         return _sequential(*inputs, share)
     output = pair_step(*inputs)
-    (output.loss.value * share).backward()
+    with tensor_cores(noise_BNC.device, config.tf32):
+        (output.loss.value * share).backward()
     return _without_gradient(output)
 
 
@@ -158,10 +161,12 @@ def _sequential(
     output = judge(passes, error_BN, batch, sigma_B, config)
     (slope_BN,) = torch.autograd.grad(output.loss.value * share, error_BN)
     win_slope_BN, lose_slope_BN = slope_BN.chunk(2)
-    torch.autograd.backward(token_error(kept.output_BNC, win.target_BNC), win_slope_BN)
+    with tensor_cores(noise_BNC.device, config.tf32):
+        torch.autograd.backward(token_error(kept.output_BNC, win.target_BNC), win_slope_BN)
     del kept
     again = lose.predict(None)
-    torch.autograd.backward(token_error(again.output_BNC, lose.target_BNC), lose_slope_BN)
+    with tensor_cores(noise_BNC.device, config.tf32):
+        torch.autograd.backward(token_error(again.output_BNC, lose.target_BNC), lose_slope_BN)
     return _without_gradient(output)
 
 
@@ -380,9 +385,24 @@ class Stepper:
             noise_BNC.to(self._device),
             sigma_B.to(self._device),
             config,
-            autocast(self._device, config.mixed_precision),
+            autocast(self._device, config.mixed_precision, config.tf32),
             self._known.get(place),
             share=share,
         )
         self._known.put(place, output.ref_error_BN)
         return (output.loss.value * share).item(), observe(output, batch, config.focus)
+
+    def compile(self) -> bool:
+        """Compiles the transformer's blocks, where the next step's first pass then gives the same
+        loss; whether it did."""
+        one = next(self._order())
+        batch = self._data.batch(one.items)
+
+        def trial() -> float:
+            known, self._known = self._known, ReferenceErrors(0).of("", "", self._config)
+            loss, _ = self._micro(one.slots, batch, 1.0)
+            self._known = known
+            self._state.optimizer.zero_grad(set_to_none=True)
+            return loss
+
+        return compile_blocks(self._backbone.transformer, trial)

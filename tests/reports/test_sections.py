@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from browsing import CHROMIUM, page_of
 from evaluated import HOSTILE, agreement_row, evaluation_folder, scene_record
+from PIL import Image
 from small_root import small_version
 
 from focusdpo.data_schemas.errors import UserError
@@ -210,7 +211,34 @@ def test_looks_are_drawn_with_the_step_that_the_adapter_holds(tmp_path: Path) ->
         "Validation ended training at step 60 of 400: the last look was no better than one before.",
     )
     page = write_report(tmp_path / "report.html", train_dir=tmp_path).read_text()
-    assert "Validation scenes while training" in page and part.notes[0] in page
+    assert "Validation while training" in page and part.notes[0] in page
+
+
+def test_unseen_pairs_and_sample_pictures_are_shown(tmp_path: Path) -> None:
+    rows = [
+        {"step": 100, "score": 0.1, "held_out_loss": 0.59, "held_out_accuracy": 0.7},
+        {"step": 200, "score": 0.05, "held_out_loss": 0.64, "held_out_accuracy": 0.65},
+    ]
+    looks = {"every": 100, "keep": "best", "metric": "held_out_accuracy"}
+    run = {"validation": rows, "adapter_step": 100, "stopped": False}
+    folder = _run_folder(tmp_path, run, validation=looks)
+    (folder / "samples").mkdir()
+    for step in range(100, 800, 100):
+        sheet = Image.new("RGB", (1064, 600), (step // 4, 0, 0))
+        sheet.save(folder / "samples" / f"step-{step:06d}.png")
+    part = collect_training(folder)
+    drawn = {chart.title: chart for chart in part.looks}
+    assert set(drawn) == {"What should rise", "Held-out loss", "Held-out accuracy"}
+    assert [line.name for line in drawn["What should rise"].lines] == ["Score"]
+    loss = drawn["Held-out loss"]
+    assert (loss.lines[0].y, loss.mark) == ((0.59, 0.64), 100.0)
+    assert loss.level == pytest.approx(np.log(2))
+    told = {fact.label: fact.note for fact in part.facts}
+    assert told["adapter of step"] == "best of 2 looks by held-out accuracy"
+    steps = [picture.alt for picture in part.sheets]
+    assert steps == [f"Samples after step {step}" for step in (100, 300, 500, 700)]
+    page = write_report(tmp_path / "report.html", train_dir=folder).read_text()
+    assert "Samples while training" in page and "Samples after step 700" in page
 
 
 def test_a_run_to_its_last_step_says_so(tmp_path: Path) -> None:
@@ -227,7 +255,7 @@ def test_a_run_that_did_not_look_shows_no_looks(tmp_path: Path) -> None:
     assert part.looks == ()
     assert "adapter of step" not in {fact.label for fact in part.facts}
     page = write_report(tmp_path / "report.html", train_dir=tmp_path).read_text()
-    assert "Validation scenes while training" not in page and "<h3>Curves" not in page
+    assert "Validation while training" not in page and "<h3>Curves" not in page
 
 
 def test_skipped_steps_are_told_with_their_reason(tmp_path: Path) -> None:

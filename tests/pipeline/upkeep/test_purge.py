@@ -76,6 +76,13 @@ def contents(root: Path) -> dict[str, bytes]:
     return found
 
 
+def test_encoded_pictures_go_too(store: Store) -> None:
+    """They do not tell whose they are, so all go; a training makes the others' again."""
+    store.files.write("encoded/e1/aa.safetensors", b"latents of an ant")
+    purge(store, ["ant"], now=NOW)
+    assert store.files.listing("encoded") == {}
+
+
 def test_no_byte_of_their_pictures_is_left(store: Store) -> None:
     needles = pictures_of(store, "bee")
     assert len(needles) >= 6 + 2 * 2 * 6, "three looks, and winners and losers of six sets"

@@ -1,0 +1,55 @@
+"""torch.compile of a transformer's repeated blocks, which falls back to what it was."""
+
+from __future__ import annotations
+
+import logging
+import math
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from focusdpo.model.correspondence import unwrap
+
+log = logging.getLogger(__name__)
+
+_FAILURES = (RuntimeError, OSError, subprocess.SubprocessError, ValueError)
+"""What compilers and their tools raise; dynamo's and inductor's own are RuntimeErrors."""
+_CLOSE = 0.02
+"""Largest difference of the trial's losses, as a share: rounding apart they are one computation."""
+
+
+def compile_blocks(transformer: nn.Module, trial: Callable[[], float]) -> bool:
+    """Compiles each repeated block in place, where a trial then gives what it gave before. Else the
+    blocks are as they were, and the log says why, once; whether they are compiled now.
+
+    `trial` is a training step that changes nothing; its loss."""
+    expected = trial()
+    core: Any = unwrap(transformer)
+    try:
+        core.compile_repeated_blocks()
+        found = trial()
+    except torch.OutOfMemoryError:
+        release_blocks(transformer)
+        raise
+    except _FAILURES as error:
+        why = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    else:
+        if math.isclose(found, expected, rel_tol=_CLOSE, abs_tol=1e-6):
+            return True
+        why = f"a compiled step has loss {found:.6g}, one that is not has {expected:.6g}"
+    release_blocks(transformer)
+    log.warning(
+        "train.compile: the blocks are not compiled, training goes on without (%s). Set "
+        "train.compile=false to leave the attempt out",
+        why,
+    )
+    return False
+
+
+def release_blocks(transformer: nn.Module) -> None:
+    """The blocks are as they were before they were compiled."""
+    for module in transformer.modules():
+        module._compiled_call_impl = None
