@@ -16,6 +16,7 @@ from focusdpo.evaluation.comparison import paired_texts
 from focusdpo.flows.commands.options import PREFECT, Incomplete, say
 from focusdpo.flows.config import AblateRun, BuildRun, DemoRun, EvaluateRun, RetrainRun, TrainRun
 from focusdpo.flows.console import Bars, working
+from focusdpo.flows.fit import cost
 from focusdpo.flows.jobs import Job, ResultT
 from focusdpo.flows.models_config import Family
 from focusdpo.flows.prefect.reachable import require_home
@@ -126,6 +127,8 @@ def told_plan(job: Any) -> dict[str, Any]:
         say(f"  {line}")
     if told.causes:
         say(f"in all {_told_seconds(told.seconds)}")
+        for line in cost.build_lines(job, known=told.seconds is not None):
+            say(f"  {line}")
     plan = {"command": "build-dataset", "root": job.run.root, **told.as_dict()}
     return Incomplete(plan) if job.problems else plan
 
@@ -136,9 +139,23 @@ def _told_seconds(seconds: float | None) -> str:
     return f"about {seconds:.1f} s of model computation"
 
 
-def train(run: TrainRun, prefect: PREFECT = None) -> dict[str, Any]:
+COST = Annotated[
+    bool,
+    typer.Option("--plan", help="Tell passes, operations, memory and hours, and stop."),
+]
+
+
+def _told_cost(command: str, planned: cost.Cost) -> dict[str, Any]:
+    for line in planned.lines():
+        say(line)
+    return {"command": command, "plan": asdict(planned)}
+
+
+def train(run: TrainRun, plan: COST = False, prefect: PREFECT = None) -> dict[str, Any]:
     from focusdpo.flows.train.run import Train
 
+    if plan:
+        return _told_cost("train", cost.train_cost(run))
     say_licences(run.family)
     outcome = _carry_out(Train(run), prefect)
     say(
@@ -160,11 +177,13 @@ train.__doc__ = f"""Train an adapter on a dataset version.
     """
 
 
-def evaluate(run: EvaluateRun, prefect: PREFECT = None) -> dict[str, Any]:
+def evaluate(run: EvaluateRun, plan: COST = False, prefect: PREFECT = None) -> dict[str, Any]:
     """Compare the base model with an adapter on individuals that neither has seen, through a judge
     that the dataset never used."""
     from focusdpo.flows.evaluate.run import Evaluate
 
+    if plan:
+        return _told_cost("evaluate", cost.evaluate_cost(run))
     say_licences(run.family)
     result = _carry_out(Evaluate(run), prefect)
     show_rows(result)
