@@ -37,6 +37,15 @@ def build_dataset(
         bool,
         typer.Option("--plan", help="Tell what would be computed, why and how much, and stop."),
     ] = False,
+    first: Annotated[
+        int | None,
+        typer.Option(
+            "--first",
+            min=1,
+            metavar="N",
+            help="Build about N scenes, show what each threshold keeps of them, propose, and stop.",
+        ),
+    ] = None,
     prefect: PREFECT = None,
 ) -> dict[str, Any]:
     """Make preference pairs from subjects: compose, generate, segment, describe, disrupt, score,
@@ -44,10 +53,27 @@ def build_dataset(
 
     Only what is missing is computed; run it again after a stop, a new subject or a changed setting.
     """
+    if first is not None:
+        return _look_first(run, first)
     told = _build(run, plan, prefect)
     if not plan:
         show_next(run.root, told["version"])
     return told
+
+
+def _look_first(run: BuildRun, scenes: int) -> dict[str, Any]:
+    from focusdpo.flows.build.thresholds import look_first
+    from focusdpo.flows.runner import PlainSteps
+
+    say_licences(run.family)
+    with Bars() as watch:
+        decisions = look_first(run, scenes, PlainSteps(), watch)
+    for decision in decisions:
+        for line in decision.lines():
+            say(line)
+    say("nothing was changed: give what you take with --set, or write it into a preset")
+    told = [decision.as_dict() for decision in decisions]
+    return {"command": "build-dataset", "first": scenes, "decisions": told}
 
 
 def show_next(root: str, version: str) -> None:
