@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.model.adapter import read_card, read_weights
-from focusdpo.model.training.checkpoint import write_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,6 +82,8 @@ def write_comfyui(directory: Path, folder: Path, backbone: Mapping[str, Any]) ->
     """Writes LoRA and workflow, for SDXL also an IP-Adapter file with what was learned of the image
     adapter. `backbone`: its settings in the run. UserError for an adapter of no LoRA, for layers
     that the authors' layout has no place for, and for the embedded world."""
+    from focusdpo.model.training.checkpoint import write_file
+
     kind = str(backbone.get("kind", "pocket"))
     if kind not in ("flux-uno", "flux2-klein", "sdxl-ip-adapter"):
         raise UserError(
@@ -112,12 +112,16 @@ def write_comfyui(directory: Path, folder: Path, backbone: Mapping[str, Any]) ->
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save
 
+    from focusdpo.model.training.checkpoint import write_file
+
     data = {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}
     write_file(path, save(data, {"format": "pt"}))
 
 
 def lora_pairs(directory: Path) -> dict[str, Pair]:
     """Module -> A and B of an adapter folder, alpha / rank multiplied into B."""
+    from focusdpo.model.adapter import read_card, read_weights
+
     card = read_card(directory)
     tensors = read_weights(directory, card)
     scale = card.lora.alpha / card.lora.rank
@@ -222,6 +226,7 @@ def _write_image_adapter(
     """The start's IP-Adapter file with what the LoRA adds to its keys and values: ComfyUI keeps
     these apart from the UNet, so that no LoRA file reaches them. Returns the UNet's layers per down
     block."""
+    from focusdpo.model.adapter import read_card
     from focusdpo.model.backbones.sdxl_config import SdxlIpAdapterConfig
     from focusdpo.model.backbones.sdxl_ip_adapter import (
         fingerprint,
