@@ -89,8 +89,8 @@ def export_adapter(
     evaluations: Sequence[Path] = (),
 ) -> Path:
     """Writes `out`: weights (diffusers' layout, ComfyUI's with a workflow, or UNO's, with `uno`
-    joined to UNO's own LoRA), adapter.json and a model card. UserError for a damaged adapter, an evaluation of another one,
-    and a layout that does not fit."""
+    joined to UNO's own LoRA), adapter.json and a model card. UserError for a damaged adapter, an
+    evaluation of another one, and a layout that does not fit."""
     from focusdpo.model.adapter import read_card, read_weights
 
     card = read_card(adapter)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.model.adapter import read_card, read_weights
 from focusdpo.store.local import write_whole
 
 if TYPE_CHECKING:
@@ -118,6 +117,8 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def lora_pairs(directory: Path) -> dict[str, Pair]:
     """Module -> A and B of an adapter folder, alpha / rank multiplied into B."""
+    from focusdpo.model.adapter import read_card, read_weights
+
     card = read_card(directory)
     tensors = read_weights(directory, card)
     scale = card.lora.alpha / card.lora.rank
@@ -222,6 +223,7 @@ def _write_image_adapter(
     """The start's IP-Adapter file with what the LoRA adds to its keys and values: ComfyUI keeps
     these apart from the UNet, so that no LoRA file reaches them. Returns the UNet's layers per down
     block."""
+    from focusdpo.model.adapter import read_card
     from focusdpo.model.backbones.sdxl_config import SdxlIpAdapterConfig
     from focusdpo.model.backbones.sdxl_ip_adapter import (
         fingerprint,

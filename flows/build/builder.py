@@ -134,6 +134,16 @@ class Builder:
         scenes = compose(list(self.subjects.values()), self.backgrounds, self.run.compose)
         return {name: tuple(own) for name, own in by_partition(scenes).items()}
 
+    def keep_first(self, scenes: int) -> None:
+        """From now on only the first partitions count that hold so many scenes together."""
+        kept: dict[str, tuple[Scene, ...]] = {}
+        for name, own in self.partitions.items():
+            if sum(map(len, kept.values())) >= scenes:
+                break
+            kept[name] = own
+        self.__dict__["partitions"] = kept
+        self.__dict__.pop("plan", None)
+
     @functools.cached_property
     def ruling(self) -> Ruling:
         """What reviews come to, as they were when first asked, or last published."""

@@ -109,29 +109,8 @@ class Build(Job[BuildRun, BuildResult]):
         builder, begun = self.builder, time.perf_counter()
         if self.settled is not None:
             return self._ended(begun, self.settled, new=False)
-        outcomes: list[Outcome] = []
         with building(builder.store):
-            builder.plan_again()
-            if self.executor is builder and not self.finished():
-                require_fit("build-dataset", self.run.family)
-            try:
-                for stage in STAGES:
-                    chunks = list(self._chunks(stage, watch))
-                    if chunks and STAGES[stage].roles:
-                        builder.parts.keep_only(STAGES[stage].roles)
-                    for title, chunk in chunks:
-                        with about(stage=stage):
-                            try:
-                                made = steps.step("stage", title, chunk)
-                            except ChunkFailed as failed:
-                                made = failed.outcomes
-                            _log(made)
-                        outcomes += made
-                        if stage == "generate":
-                            first_pictures(builder)
-            finally:
-                self.executor.close()
-                builder.parts.keep_only(())
+            outcomes = self.compute(steps, watch)
             # Those skipped because of one that failed are not told again.
             failures = [
                 f"{one.stage} of partition {one.partition}: {one.message}"
@@ -142,6 +121,34 @@ class Build(Job[BuildRun, BuildResult]):
                 raise UserError("every partition failed:\n  " + "\n  ".join(failures[:5]))
             version = steps.step("publish", "publish", self._publish)
         return self._ended(begun, version.manifest, version.new, outcomes, failures)
+
+    def compute(self, steps: Steps, watch: Watch = quiet) -> list[Outcome]:
+        """Stage after stage what is missing of the builder's partitions; models of other stages are
+        freed on the way."""
+        builder = self.builder
+        outcomes: list[Outcome] = []
+        builder.plan_again()
+        if self.executor is builder and builder.missing_roles():
+            require_fit("build-dataset", self.run.family)
+        try:
+            for stage in STAGES:
+                chunks = list(self._chunks(stage, watch))
+                if chunks and STAGES[stage].roles:
+                    builder.parts.keep_only(STAGES[stage].roles)
+                for title, chunk in chunks:
+                    with about(stage=stage):
+                        try:
+                            made = steps.step("stage", title, chunk)
+                        except ChunkFailed as failed:
+                            made = failed.outcomes
+                        _log(made)
+                    outcomes += made
+                    if stage == "generate":
+                        first_pictures(builder)
+        finally:
+            self.executor.close()
+            builder.parts.keep_only(())
+        return outcomes
 
     def _chunks(
         self, stage: str, watch: Watch

@@ -25,6 +25,7 @@ from focusdpo.flows.config import (
     TrainRun,
 )
 from focusdpo.flows.console import Bars, working
+from focusdpo.flows.fit import cost
 from focusdpo.flows.jobs import Job, ResultT
 from focusdpo.flows.models_config import Family
 from focusdpo.flows.prefect.reachable import require_home
@@ -45,6 +46,15 @@ def build_dataset(
         bool,
         typer.Option("--plan", help="Tell what would be computed, why and how much, and stop."),
     ] = False,
+    first: Annotated[
+        int | None,
+        typer.Option(
+            "--first",
+            min=1,
+            metavar="N",
+            help="Build about N scenes, show what each threshold keeps of them, propose, and stop.",
+        ),
+    ] = None,
     prefect: PREFECT = None,
 ) -> dict[str, Any]:
     """Make preference pairs from subjects: compose, generate, segment, describe, disrupt, score,
@@ -52,10 +62,27 @@ def build_dataset(
 
     Only what is missing is computed; run it again after a stop, a new subject or a changed setting.
     """
+    if first is not None:
+        return _look_first(run, first)
     told = _build(run, plan, prefect)
     if not plan:
         show_next(run.root, told["version"])
     return told
+
+
+def _look_first(run: BuildRun, scenes: int) -> dict[str, Any]:
+    from focusdpo.flows.build.thresholds import look_first
+    from focusdpo.flows.runner import PlainSteps
+
+    say_licences(run.family)
+    with Bars() as watch:
+        decisions = look_first(run, scenes, PlainSteps(), watch)
+    for decision in decisions:
+        for line in decision.lines():
+            say(line)
+    say("nothing was changed: give what you take with --set, or write it into a preset")
+    told = [decision.as_dict() for decision in decisions]
+    return {"command": "build-dataset", "first": scenes, "decisions": told}
 
 
 def show_next(root: str, version: str) -> None:
@@ -135,6 +162,8 @@ def told_plan(job: Any) -> dict[str, Any]:
         say(f"  {line}")
     if told.causes:
         say(f"in all {_told_seconds(told.seconds)}")
+        for line in cost.build_lines(job, known=told.seconds is not None):
+            say(f"  {line}")
     plan = {"command": "build-dataset", "root": job.run.root, **told.as_dict()}
     return Incomplete(plan) if job.problems else plan
 
@@ -169,9 +198,23 @@ def encode(run: EncodeRun) -> dict[str, Any]:
     return Incomplete(told) if outcome.missing else told
 
 
-def train(run: TrainRun, prefect: PREFECT = None) -> dict[str, Any]:
+COST = Annotated[
+    bool,
+    typer.Option("--plan", help="Tell passes, operations, memory and hours, and stop."),
+]
+
+
+def _told_cost(command: str, planned: cost.Cost) -> dict[str, Any]:
+    for line in planned.lines():
+        say(line)
+    return {"command": command, "plan": asdict(planned)}
+
+
+def train(run: TrainRun, plan: COST = False, prefect: PREFECT = None) -> dict[str, Any]:
     from focusdpo.flows.train.run import Train
 
+    if plan:
+        return _told_cost("train", cost.train_cost(run))
     say_licences(run.family)
     outcome = _carry_out(Train(run), prefect)
     say(
@@ -193,11 +236,13 @@ train.__doc__ = f"""Train an adapter on a dataset version.
     """
 
 
-def evaluate(run: EvaluateRun, prefect: PREFECT = None) -> dict[str, Any]:
+def evaluate(run: EvaluateRun, plan: COST = False, prefect: PREFECT = None) -> dict[str, Any]:
     """Compare the base model with an adapter on individuals that neither has seen, through a judge
     that the dataset never used."""
     from focusdpo.flows.evaluate.run import Evaluate
 
+    if plan:
+        return _told_cost("evaluate", cost.evaluate_cost(run))
     say_licences(run.family)
     result = _carry_out(Evaluate(run), prefect)
     show_rows(result)

@@ -1,5 +1,5 @@
-"""What this machine has, and whether a command fits: at the start of a run, in `doctor` and before a
-download."""
+"""What this machine has, and whether a command fits: at the start of a run, in `doctor`, and before
+a download."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ def shortage(
     if demand.scratch > machine.scratch_free:
         return (
             f"{demand.scratch / GIB:.1f} GiB of the temporary folder {tempfile.gettempdir()} while "
-            f"the base is quantised, and {machine.scratch_free / GIB:.1f} are free: set TMPDIR to a "
-            "folder with room"
+            f"the base is quantised, and {machine.scratch_free / GIB:.1f} are free: set TMPDIR to "
+            "a folder with room"
         )
     return None
 
@@ -110,7 +110,8 @@ def _too_large(
     else:
         values = " ".join(f"--set {name}={_plain(value)}" for name, value in fitting.items())
         advice = f"it fits with {values}"
-    return f"{demand.device / GIB:.1f} GiB in {demand.when}, and {where} has {room / GIB:.1f}; {advice}"
+    needs = f"{demand.device / GIB:.1f} GiB in {demand.when}"
+    return f"{needs}, and {where} has {room / GIB:.1f}; {advice}"
 
 
 def _plain(value: object) -> str:
@@ -186,6 +187,6 @@ def require_room(wanted: list[Source]) -> None:
     missing = sum(one.size.missing for one in wanted if one.size is not None)
     if missing > free:
         raise UserError(
-            f"fetch: {missing / 1e9:.1f} GB to download, and {folder} has {free / 1e9:.1f} GB free; "
-            "make room, or set HF_HUB_CACHE to a folder on a larger disk"
+            f"fetch: {missing / 1e9:.1f} GB to download, and {folder} has {free / 1e9:.1f} GB "
+            "free; make room, or set HF_HUB_CACHE to a folder on a larger disk"
         )

@@ -23,6 +23,7 @@ from focusdpo.model.backbones.footprint import (
     KLEIN_SINGLE,
     Footprint,
     block_activations,
+    block_flops,
     decoder_bytes,
     lent_bytes,
     lora_per_rank,
@@ -222,11 +223,13 @@ def footprint(config: Flux2KleinConfig, references: int = 2) -> Footprint:
     text = _read_layers(config, folder, header["text_encoder"])
     vae = weight_bytes(header["vae"], config.vae_dtype)
     whole = weight_bytes(header["transformer"], config.dtype)
-    tokens = prod(config.image_size) + references * config.reference_size**2
-    both = {0: 1, 1: 2}[int(config.guidance > 1)]
+    image = (prod(config.image_size) + references * config.reference_size**2) // pixels**2
+    width = about["num_attention_heads"] * about["attention_head_dim"]
+    distilled = bool(read_json(folder / "model_index.json", FIELD).get("is_distilled"))
+    both = 1 if distilled else 2  # with guidance
     acts = block_activations(
-        tokens // pixels**2 + config.text_tokens,
-        about["num_attention_heads"] * about["attention_head_dim"],
+        image + config.text_tokens,
+        width,
         counts,
         (KLEIN_DOUBLE, KLEIN_SINGLE),
         len(config.blocks or middle_blocks(counts[0])),
@@ -242,6 +245,8 @@ def footprint(config: Flux2KleinConfig, references: int = 2) -> Footprint:
         decoding=lent_bytes(
             decoder_bytes(prod(config.image_size), config.vae_dtype), 0, text, config.offload
         ),
+        flops=block_flops(header["transformer"], image, config.text_tokens, width, sum(counts)),
+        passes=both * (config.steps or (4 if distilled else 50)),
         **acts | {"painting": both * acts["painting"]},
     )
 

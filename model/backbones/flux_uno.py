@@ -29,6 +29,7 @@ from focusdpo.model.backbones.footprint import (
     FLUX_SINGLE,
     Footprint,
     block_activations,
+    block_flops,
     decoder_bytes,
     lent_bytes,
     lora_per_rank,
@@ -130,7 +131,8 @@ def footprint(config: FluxUnoConfig, references: int = 2) -> Footprint:
     about = read_json(base / "transformer" / "config.json", BASE)
     counts = about["num_layers"], about["num_single_layers"]
     side = config.reference_side(references) // MULTIPLE
-    tokens = prod(config.image_size) // MULTIPLE**2 + references * side**2 + config.max_text_tokens
+    image = prod(config.image_size) // MULTIPLE**2 + references * side**2
+    width = about["num_attention_heads"] * about["attention_head_dim"]
     merged = config.quantise != "none" and config.uno is not None
     return Footprint(
         device=resident + (0 if config.offload else waits),
@@ -144,9 +146,11 @@ def footprint(config: FluxUnoConfig, references: int = 2) -> Footprint:
             waits - sizes["vae"],
             config.offload,
         ),
+        flops=block_flops(header["transformer"], image, config.max_text_tokens, width, sum(counts)),
+        passes=config.steps,
         **block_activations(
-            tokens,
-            about["num_attention_heads"] * about["attention_head_dim"],
+            image + config.max_text_tokens,
+            width,
             counts,
             (FLUX_DOUBLE, FLUX_SINGLE),
             len(config.blocks or middle_blocks(counts[0])),

@@ -52,6 +52,11 @@ class Footprint:
     """Token features of one image that the focus maps read."""
     painting: float
     """Of one picture while it is painted."""
+    flops: float
+    """Operations (not bytes) of one image's forward pass: products of matrices, two a
+    multiply-add."""
+    passes: int
+    """Forward passes of a picture that is painted."""
     decoding: float
     """Of the autoencoder, for as many pictures as it takes at once."""
 
@@ -78,6 +83,31 @@ def block_activations(
         "captured": unit * captured,
         "painting": unit * PAINTING,
     }
+
+
+def block_flops(
+    header: Mapping[str, TensorInfo], image: int, text: int, width: int, blocks: int
+) -> float:
+    """A forward pass over image and text tokens through double and single blocks: the text's
+    matrices see text, the image's see the image, a single block's see both; modulation is left
+    out."""
+    total = 4.0 * (image + text) ** 2 * width * blocks
+    for name, about in header.items():
+        if len(about.shape) != 2 or "norm" in name or "transformer_blocks." not in name:
+            continue
+        tokens = image
+        if name.startswith("single_"):
+            tokens = image + text
+        elif ".add_" in name or "to_add_out" in name or "ff_context" in name:
+            tokens = text
+        total += 2.0 * tokens * prod(about.shape)
+    return total
+
+
+def sdxl_flops(places: float) -> float:
+    """A forward pass of SDXL's UNet for so many places of its latents; counted at 512 to 1024
+    pixels, to 1 %."""
+    return places * (3.805e8 + 2017 * places)
 
 
 def decoder_bytes(pixels: int, dtype: str) -> float:

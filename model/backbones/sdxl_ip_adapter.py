@@ -21,6 +21,7 @@ from focusdpo.model.backbones.footprint import (
     decoder_bytes,
     lent_bytes,
     lora_per_rank,
+    sdxl_flops,
     weight_bytes,
 )
 from focusdpo.model.backbones.sdxl_config import (
@@ -249,6 +250,8 @@ def footprint(config: SdxlIpAdapterConfig, references: int = 2) -> Footprint:
         largest=SDXL_LARGEST * places,
         captured=SDXL_CHECKPOINTED * places / 4,
         painting=both * SDXL_LARGEST * places,
+        flops=sdxl_flops(places),
+        passes=both * config.steps,
         decoding=lent_bytes(
             decoder_bytes(max(2**20, prod(config.image_size)), config.vae_dtype),
             vae,

@@ -247,7 +247,8 @@ def _sdxl(folder: Path, pipeline: str, unet: dict[str, Any], variants: tuple[str
         second = folder / "text_encoder_2", "CLIPTextModelWithProjection", CLIP_BIG_G
         _clip_text(*second, f"model{end}", dtype)
     about = {"_class_name": "EulerDiscreteScheduler", "prediction_type": "epsilon",
-             "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}  # fmt: skip
+             "beta_start": 0.00085, "beta_end": 0.012,
+             "beta_schedule": "scaled_linear"}  # fmt: skip
     _json(folder / "scheduler" / "scheduler_config.json", about)
     for name in ("tokenizer", "tokenizer_2"):
         _tokenizer(folder / name)
@@ -304,9 +305,9 @@ def write_parts(cache: Path) -> None:
         SwinConfig,
     )
 
-    swin: dict[str, Any] = {"window_size": 7, "out_features": ["stage2", "stage3", "stage4"]}
     base = SwinConfig(embed_dim=128, depths=[2, 2, 18, 2], num_heads=[4, 8, 16, 32],
-                      image_size=384, window_size=12, out_features=swin["out_features"])  # fmt: skip
+                      image_size=384, window_size=12,
+                      out_features=["stage2", "stage3", "stage4"])  # fmt: skip
     for size, config in (
         ("tiny", GroundingDinoConfig()),
         ("base", GroundingDinoConfig(backbone_config=base)),
@@ -316,7 +317,8 @@ def write_parts(cache: Path) -> None:
         _tokenizer(folder)
         (folder / "vocab.txt").write_text("[PAD]\n")
     huge = {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16,
-            "global_attn_indexes": [7, 15, 23, 31], "mlp_dim": 5120, "output_channels": 256}  # fmt: skip
+            "global_attn_indexes": [7, 15, 23, 31], "mlp_dim": 5120,
+            "output_channels": 256}  # fmt: skip
     folder = _folder(cache, "facebook/sam-vit-huge")
     _transformers(folder, "SamModel", SamConfig(vision_config=huge), "F32")
     hiera = {

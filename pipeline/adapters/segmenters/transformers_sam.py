@@ -16,7 +16,12 @@ from focusdpo.pipeline.adapters.segmenters.grounded_segmenter import (
     SquareView,
     View,
 )
-from focusdpo.store.checkpoints import load_whole, read_json, weight_files
+from focusdpo.store.checkpoints import (
+    load_whole,
+    read_headers,
+    read_json,
+    weight_files,
+)
 
 
 class TransformersDetector:
@@ -142,7 +147,7 @@ def _sam_class(folder: Path, field: str) -> tuple[Any, dict[str, Any]]:
 
 
 def _look(cls: Any, folder: Path, field: str, **settings: Any) -> int:
-    weight_files(folder, field)  # what is absent or a pickle is said in our words
+    read_headers(weight_files(folder, field), field)  # what is absent, cut off or a pickle
     return len(load_whole(cls, folder, field, device_map="meta", **settings).state_dict())
 
 
