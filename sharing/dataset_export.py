@@ -26,7 +26,7 @@ from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, in_english
 from focusdpo.data_schemas.images import contact_sheet, encode_png
 from focusdpo.data_schemas.shards import IndexRow, ShardSample, Split
 from focusdpo.pipeline.upkeep.garbage import reading
@@ -161,6 +161,7 @@ def card(
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["code"] = code
     environment.filters["one_line"] = one_line
+    environment.filters["in_english"] = in_english
     return environment.from_string(text).render(
         manifest=manifest,
         splits=splits,

@@ -34,7 +34,9 @@ def result(out: str) -> EvaluateResult:
         for metric, values in means.items()
         for model, mean in zip(("base", "adapter", "adapter - base"), values, strict=True)
     ]
-    return EvaluateResult(out, "run/adapter", rows, 20, 1.0, False)
+    return EvaluateResult(
+        out=out, adapter="run/adapter", rows=rows, scenes=20, seconds=1.0, resumed=False
+    )
 
 
 def test_a_row_per_metric_with_its_verdict() -> None:
