@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+
 
 class UserError(ValueError):
     """Bad input: the message names the file or field, what was expected and what to do."""
@@ -29,8 +32,14 @@ def run_doctor(root: object) -> str:
     return f"Run `focusdpo doctor --root {root} --repair`"
 
 
+_SAME = {"fish", "sheep", "deer"}
+NUMBERS = {2: "two", 3: "three", 4: "four"}
+
+
 def plural(noun: str) -> str:
-    """Of a regular noun, as in subjects, boxes, entries."""
+    """Of a regular noun, as in subjects, boxes, entries, and of animals that are many as one."""
+    if noun in _SAME:
+        return noun
     if noun.endswith(("s", "x", "z", "ch", "sh")):
         return f"{noun}es"
     if noun.endswith("y") and noun[-2:-1] not in {"a", "e", "i", "o", "u", ""}:
@@ -41,3 +50,21 @@ def plural(noun: str) -> str:
 def counted(count: int, noun: str) -> str:
     """As in "1 shard", "2 shards", "0 shards"."""
     return f"{count} {noun if count == 1 else plural(noun)}"
+
+
+_AN = re.compile(r"\b(a) (?=[aeiou]|hour)(?!uni|use|euro|one\b)", re.IGNORECASE)
+
+
+def in_english(prompt: str) -> str:
+    """A prompt as people are shown it: "two dogs and an airplane on sand" for "a dog, a dog and a
+    airplane on sand", which is how prompts are made, stored and read by models."""
+    head, on, ground = prompt.partition(" on ")
+    things = re.split(r", | and ", head)
+    counts = Counter(things)
+    if len(counts) < len(things) <= 4 and all(one.startswith("a ") for one in things):
+        named = [
+            thing if count == 1 else f"{NUMBERS[count]} {plural(thing[2:])}"
+            for thing, count in counts.items()
+        ]
+        head = " and ".join([", ".join(named[:-1]), named[-1]] if named[1:] else named)
+    return _AN.sub(r"\1n ", f"{head}{on}{ground}")

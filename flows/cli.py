@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code."""
     given = sys.argv[1:] if arguments is None else arguments
     protect()
-    with Interrupts(), _heard(given):
+    with Interrupts(to_the_end=arguments is None), _heard(given):
         from focusdpo.flows.program import app
 
         _run(app, "focusdpo", given)
@@ -118,10 +118,14 @@ def _tell(message: str, code: int, as_json: bool) -> None:
 
 
 class Interrupts:
-    """For the length of a block, Ctrl-C ends this process. To be entered in the main thread."""
+    """For the length of a block, Ctrl-C ends this process. To be entered in the main thread.
 
-    def __init__(self) -> None:
+    `to_the_end`: also while the interpreter is taken apart after it, when others, as Prefect, may
+    take seconds to store what they know."""
+
+    def __init__(self, *, to_the_end: bool = False) -> None:
         self.stopping = False
+        self._to_the_end = to_the_end
 
     def __enter__(self) -> Interrupts:
         self._handler = signal.getsignal(signal.SIGINT)
@@ -145,6 +149,10 @@ class Interrupts:
         if self.stopping:  # whatever the interrupt was turned into on its way here
             sys.stdout.flush()
             leave()
+        if self._to_the_end:
+            sys.stdout.flush()
+            self.stopping = True  # nothing is left that could end in order
+            return
         signal.set_wakeup_fd(self._wakeup)
         signal.signal(signal.SIGINT, self._handler)
         os.close(self._write)

@@ -82,6 +82,8 @@ class Page:
 
     key: str
     path: Path
+    png: bytes | None = None
+    """What stands for it where it cannot be reached from."""
 
 
 Exhibit = Text | Table | Picture | Page

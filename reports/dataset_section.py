@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from focusdpo.data_schemas.candidates import Disrupted, Sampled, Scored
+from focusdpo.data_schemas.errors import in_english
 from focusdpo.data_schemas.pairs import SIGNS, Reject
 from focusdpo.data_schemas.scenes import Scene, stable_hash
 from focusdpo.reports.thumbnails import overlay, picture
@@ -97,7 +98,7 @@ def pair_card(dataset: DatasetVersion, records: Records, row: IndexRow) -> PairC
     repainted = records.repainted(pair.lose_id)
     return PairCard(
         id=pair.id,
-        prompt=pair.prompt,
+        prompt=in_english(pair.prompt),
         source=pair.source,
         mode=pair.mode,
         win=picture(images.win, f"winner: {words}", painted=True),
@@ -149,7 +150,7 @@ def reject_card(records: Records, reject: Reject) -> RejectCard:
     )
     return RejectCard(
         candidate_id=reject.candidate_id,
-        prompt=scene.prompt if scene else "",
+        prompt=in_english(scene.prompt) if scene else "",
         source=reject.source,
         reason=reject.reason,
         detail=reject.detail,

@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from focusdpo.data_schemas.errors import UserError, run_doctor
 from focusdpo.data_schemas.runs import SCHEMA_VERSION
-from focusdpo.store.keys import parsed
+from focusdpo.store.keys import digest, parsed
 from focusdpo.store.local import LOCK, TEMP, Files, LocalFiles
 
 URL = re.compile(r"([a-z][a-z0-9+.-]+):(/+)(.*)", re.DOTALL)
@@ -112,12 +116,88 @@ def files_of(root: str | Path) -> Files:
     return RemoteFiles(medium(f"{name}://{rest}", config), config)
 
 
-def open_root(root: str | Path, *, create: bool) -> Files:
-    """The files of the root, which is made when absent and `create`.
+class Unwritten:
+    """A root of which nothing is written or removed: what is written stays in this process."""
+
+    def __init__(self, below: Files) -> None:
+        self._below, self._own = below, dict[str, bytes]()
+        self.root, self.local = below.root, below.local
+
+    def address(self, path: str) -> str:
+        return self._below.address(path)
+
+    def exists(self, path: str) -> bool:
+        return path in self._own or self._below.exists(path)
+
+    def size(self, path: str) -> int:
+        return len(self._own[path]) if path in self._own else self._below.size(path)
+
+    def names(self, path: str) -> list[str]:
+        start = f"{path}/" if path else ""
+        own = {one.removeprefix(start).partition("/")[0] for one in self._inside(path)}
+        return sorted(own | set(self._below.names(path)))
+
+    def listing(self, path: str) -> dict[str, int]:
+        own = {one.removeprefix(f"{path}/"): len(self._own[one]) for one in self._inside(path)}
+        return dict(sorted({**self._below.listing(path), **own}.items()))
+
+    def below(self, path: str) -> list[str]:
+        own = {one.removeprefix(f"{path}/") for one in self._inside(path)}
+        return sorted(own | set(self._below.below(path)))
+
+    def read(self, path: str, offset: int = 0, size: int = -1) -> bytes:
+        if path not in self._own:
+            return self._below.read(path, offset, size)
+        return self._own[path][offset : None if size < 0 else offset + size]
+
+    @contextmanager
+    def create(self, path: str, *, replace: bool = True, sync: bool = True) -> Iterator[BinaryIO]:
+        sink = io.BytesIO()
+        yield sink
+        self.write(path, sink.getvalue(), replace=replace)
+
+    def write(self, path: str, data: bytes, *, replace: bool = True, sync: bool = True) -> bool:
+        stays = not replace and self.exists(path)
+        if not stays:
+            self._own[path] = data
+        return not stays
+
+    def tagged(self, path: str) -> tuple[bytes, str] | None:
+        if path not in self._own:
+            return self._below.tagged(path)
+        return self._own[path], digest(self._own[path])
+
+    def swap(self, path: str, data: bytes, tag: str | None, *, sync: bool = True) -> str | None:
+        now = self.tagged(path)
+        if (None if now is None else now[1]) != tag:
+            return None
+        self._own[path] = data
+        return digest(data)
+
+    def age(self, path: str) -> float | None:
+        """Not told: on a disk one has to write to know what time it is there."""
+        return None
+
+    def remove(self, path: str, tag: str | None = None) -> None:
+        self._own.pop(path, None)
+
+    def prune(self, path: str) -> None:
+        return
+
+    def clean(self) -> int:
+        return 0
+
+    def _inside(self, path: str) -> list[str]:
+        return [one for one in self._own if not path or one.startswith(f"{path}/")]
+
+
+def open_root(root: str | Path, *, create: bool, write: bool = True) -> Files:
+    """The files of the root, which is made when absent and `create`; without `write` in this
+    process's memory alone.
 
     UserError for a root of another schema version, a folder that holds something else, or no root.
     """
-    files = files_of(root)
+    files = files_of(root) if write else Unwritten(files_of(root))
     if files.local is not None and files.local.exists() and not files.local.is_dir():
         raise UserError(f"{root}: a file, not a dataset root; choose a folder")
     if not files.exists(HEADER):

@@ -182,11 +182,12 @@ class Store:
         self._far = Remembered(files) if files.local is None else None
 
     @classmethod
-    def open(cls, root: str | Path, *, create: bool = True) -> Store:
-        """The store at `root`, a path or URL, made when absent and `create`. UserError for a root
+    def open(cls, root: str | Path, *, create: bool = True, write: bool = True) -> Store:
+        """The store at `root`, a path or URL, made when absent and `create`; without `write`
+        nothing there is changed, and what is stored is gone with the process. UserError for a root
         of another schema version, what holds something else, or no root."""
-        files = open_root(root, create=create)
-        if create and (removed := files.clean() + leases.clean(files)):
+        files = open_root(root, create=create, write=write)
+        if create and write and (removed := files.clean() + leases.clean(files)):
             log.info("%s: removed %d unfinished files of a stopped run", root, removed)
         return cls(files)
 

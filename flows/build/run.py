@@ -53,9 +53,10 @@ class Build(Job[BuildRun, BuildResult]):
     name = "build-dataset"
     config = BuildRun
 
-    def __init__(self, run: BuildRun) -> None:
+    def __init__(self, run: BuildRun, *, write: bool = True) -> None:
         """Open the root, read the subjects, compose scenes, plan. Loads no model but, for a
-        photograph that shows no uniform background and was not seen before, the segmenter.
+        photograph that shows no uniform background and was not seen before, the segmenter. Without
+        `write` for its plan alone: nothing is stored.
 
         UserError when no subject is usable, or with `strict` at the first that is not.
         """
@@ -63,7 +64,7 @@ class Build(Job[BuildRun, BuildResult]):
         self.started = time.perf_counter()
         if run.subjects is not None:
             require_folder(run.subjects)
-        store = Store.open(run.root)
+        store = Store.open(run.root, write=write)
         refuse_unfinished(store)
         parts = resident_parts(run.family, painting_adapter(run))
         subjects, self.problems = find_subjects(run, store)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from focusdpo.pipeline.subjects.registry import (
     read_registry,
     settings_digest,
 )
+from focusdpo.store.addresses import Unwritten
 from focusdpo.store.artefacts import Store
 from focusdpo.store.keys import config_digest
 from focusdpo.store.manifests import latest_id, partitions_of, read_manifest
@@ -39,7 +42,8 @@ def find_subjects(run: BuildRun, store: Store) -> tuple[list[Subject], list[str]
     registry = None if run.subjects is not None else read_registry(store)
     if registry is not None:
         return registered_subjects(run, store, registry)
-    found = read_folder(run, store, subject_folder(run, store), strict=run.strict)
+    with subject_folder(run, store) as folder:
+        found = read_folder(run, store, folder, strict=run.strict)
     for line in notes_by_kind([one for one in found.problems if not one.fatal]):
         log.warning("%s", line)
     return found.subjects, [f"{one.subject}: {one.message}" for one in found.problems if one.fatal]
@@ -91,17 +95,25 @@ def require_folder(subjects: str) -> Path:
     return folder
 
 
-def subject_folder(run: BuildRun, store: Store) -> Path:
-    """Where the subjects lie: as given, or individuals of the pocket world below the root."""
+@contextmanager
+def subject_folder(run: BuildRun, store: Store) -> Iterator[Path]:
+    """Where the subjects lie: as given, or individuals of the pocket world below the root. Where
+    nothing is written there, these lie in a folder that goes away."""
     if run.subjects is not None:
-        return require_folder(run.subjects)
+        yield require_folder(run.subjects)
+        return
     from focusdpo.pocket.world_subjects import export
 
+    if isinstance(store.files, Unwritten):
+        with tempfile.TemporaryDirectory(prefix="focusdpo-world-") as temp:
+            export(Path(temp), run.world)
+            yield Path(temp)
+        return
     # Below a local root; a remote one cannot hold a folder that is read picture by picture.
     name = config_digest(run.world)
     folder = (store.files.local or Path.home() / ".focusdpo" / "world" / name) / "subjects"
     export(folder, run.world)
-    return folder
+    yield folder
 
 
 def registered_subjects(

@@ -12,7 +12,9 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import operator
 import sys
+import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -167,8 +169,13 @@ def _more(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 
 def _typer_type(annotation: Any) -> Any:
-    """A field's type in typer's terms: what may be repeated is a list."""
+    """A field's type in typer's terms: what may be repeated is a list; what checks a value is the
+    model's, and no name of a type."""
     inner = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Annotated:
+        return _typer_type(inner[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return functools.reduce(operator.or_, map(_typer_type, inner))
     if typing.get_origin(annotation) is tuple and inner[-1] is Ellipsis:
         return list[inner[0]]  # type: ignore[valid-type]
     return annotation

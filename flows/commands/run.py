@@ -44,7 +44,9 @@ def build_dataset(
     run: BuildRun,
     plan: Annotated[
         bool,
-        typer.Option("--plan", help="Tell what would be computed, why and how much, and stop."),
+        typer.Option(
+            "--plan", help="Tell what would be computed, why and how much; nothing is written."
+        ),
     ] = False,
     first: Annotated[
         int | None,
@@ -100,7 +102,7 @@ def _build(run: BuildRun, plan: bool = False, prefect: bool | None = None) -> di
     from focusdpo.store.versions import open_version
 
     say_licences(run.family)
-    job = Build(run)
+    job = Build(run, write=not plan)
     show_plan(job.counts, len(job.builder.subjects))
     if plan:
         return told_plan(job)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import asdict
+from typing import Any
 
 from focusdpo.data_schemas.errors import counted
 from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.evaluation import run as evaluation
 from focusdpo.evaluation.folder import GRID, EvaluateResult
-from focusdpo.evaluation.protocols import Request
+from focusdpo.evaluation.protocols import ADAPTER, BASE, Request
 from focusdpo.flows.config import EvaluateRun
 from focusdpo.flows.fit.demand import PAINTING_AND_JUDGING
 from focusdpo.flows.fit.supply import require_fit
 from focusdpo.flows.jobs import Exhibit, Job, Page, Picture, Steps, Table, Text
 from focusdpo.flows.settings import as_yaml
 from focusdpo.flows.wiring import free_parts, suite
+from focusdpo.reports.evaluation_section import metric_rows
+from focusdpo.reports.metric_texts import DASH, difference_text, mean_text
+from focusdpo.reports.view import Interval, Unit
 from focusdpo.store.addresses import is_remote
 from focusdpo.store.outputs import holds, local, opened
 
@@ -84,15 +87,16 @@ class Evaluate(Job[EvaluateRun, EvaluateResult]):
 
     def exhibits(self, result: EvaluateResult) -> Iterator[Exhibit]:
         yield Text("evaluation", "base against adapter", summary(result))
-        yield Table("evaluation-rows", "every group", [asdict(row) for row in result.rows])
+        yield Table("evaluation-rows", "every metric and group", verdicts(result))
+        sheet = None
         if holds(result.out, GRID):
-            grid = local(result.out, GRID) / GRID
-            yield Picture("evaluation-sheet", "what base and adapter painted", grid.read_bytes())
+            sheet = (local(result.out, GRID) / GRID).read_bytes()
+            yield Picture("evaluation-sheet", "what base and adapter painted", sheet)
         if is_remote(result.out):
             hint = f"`focusdpo report --evaluate {result.out}` writes the page on any machine."
             yield Text("report", "the report", hint)
         else:
-            yield Page("report", local(result.out) / REPORT)
+            yield Page("report", local(result.out) / REPORT, sheet)
 
 
 def _report(out: str) -> None:
@@ -103,16 +107,37 @@ def _report(out: str) -> None:
         write_report(output.folder / REPORT, evaluate_dir=output.folder)
 
 
+def verdicts(result: EvaluateResult) -> list[dict[str, Any]]:
+    """A row per metric and group, as the report judges them."""
+    return [
+        {
+            "metric": row.title,
+            "group": row.group,
+            BASE: _mean(row.base, row.unit),
+            ADAPTER: _mean(row.adapter, row.unit),
+            "adapter - base": difference_text(row.difference, row.unit) if row.difference else DASH,
+            "better": row.better,
+            "verdict": row.verdict,
+            "scenes": row.scenes,
+        }
+        for row in metric_rows(result.rows)
+    ]
+
+
+def _mean(interval: Interval | None, unit: Unit) -> str:
+    return DASH if interval is None else mean_text(interval, unit)
+
+
 def summary(result: EvaluateResult) -> str:
-    """The rows over all scenes as Markdown."""
+    """The metrics over all scenes as Markdown, each with its verdict."""
+    names = ("metric", BASE, ADAPTER, "adapter - base", "verdict", "scenes")
     lines = [
-        "| metric | model | mean | 95 % interval | scenes |",
-        "| --- | --- | --- | --- | --- |",
+        f"| {' | '.join(names)} |",
+        f"|{' --- |' * len(names)}",
         *(
-            f"| {row.metric} | {row.model} | {row.mean:.4f} | {row.low:.4f} to {row.high:.4f} "
-            f"| {row.scenes} |"
-            for row in result.rows
-            if row.group == "all"
+            f"| {' | '.join(str(row[name]) for name in names)} |"
+            for row in verdicts(result)
+            if row["group"] == "all"
         ),
     ]
     protocol = result.rows[0].protocol if result.rows else "-"

@@ -313,6 +313,9 @@ def _table_words(premise: Mapping[str, Any]) -> str:
     )
 
 
+ALONE = "all pairs show one subject alone,\nso there is no other reference"
+
+
 def _draw_curves(figure: Any, grid: Any, premise: Mapping[str, Any]) -> None:
     rows = premise["configured"]
     lines = [(_name(row, rows), row, COLOURS[row["branch"]]) for row in rows]
@@ -341,9 +344,16 @@ def _draw_curves(figure: Any, grid: Any, premise: Mapping[str, Any]) -> None:
         axes = figure.add_subplot(grid[0, column])
         for words, row, colour in shown:
             _line(axes, premise["sigmas"], row, metric, words, colour)
+        axes.set_title(title, fontsize=10)
+        if not any(row[metric]["pairs"] for _, row, _ in shown):
+            axes.text(
+                *(0.5, 0.5, f"nothing to show:\n{ALONE if metric == 'confusion' else 'no pairs'}"),
+                **{"ha": "center", "va": "center", "transform": axes.transAxes, "fontsize": 9},
+            )
+            axes.set_axis_off()
+            continue
         for name, style in levels.items():
             _level(axes, premise["sigmas"], name, style, shown)
-        axes.set_title(title, fontsize=10)
         axes.set_xlabel("noise level σ (denoising goes right)", fontsize=9)
         axes.set_xlim(1, 0)
         axes.set_ylim(0, 1)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, in_english
 from focusdpo.data_schemas.images import encode_png
 from focusdpo.flows.config import GenerateRun
 from focusdpo.flows.generate.hosts import Hosts, is_same_origin, is_wildcard
@@ -145,7 +145,7 @@ def examples(folder: Path) -> list[tuple[str, list[Any]]]:
         words = [word for _, word in chosen]
         blank = [None] * (3 - count)
         files: list[str | None] = [file for file, _ in chosen]
-        made.append((title, [*files, *blank, *words, *blank, text.format(*words)]))
+        made.append((title, [*files, *blank, *words, *blank, in_english(text.format(*words))]))
     return made
 
 
@@ -191,6 +191,7 @@ def serve(config: DemoAppConfig) -> None:
             footer_links=[],
             ssr_mode=False,
             share=False,
+            quiet=True,
             app_kwargs={"middleware": [_policy(config.host)]},
         )
 
@@ -215,7 +216,7 @@ def build(config: DemoAppConfig) -> tuple[Any, tempfile.TemporaryDirectory[str]]
                         gradio.File(
                             label=f"{label}: picture",
                             file_types=[".png", ".jpg", ".jpeg", ".webp", ".gif"],
-                            height=130,
+                            height=170,
                             elem_id=f"file-{at}",
                         )
                     )

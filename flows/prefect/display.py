@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,13 @@ def display(exhibit: Exhibit) -> None:
         case Table(key, title, rows):
             shown = [{name: _shortened(value) for name, value in row.items()} for row in rows]
             artifacts.create_table_artifact(shown, key=key, description=title)
-        case Page(key, path):
-            artifacts.create_link_artifact(
-                address_of(path), link_text=path.name, key=key, description=str(path)
-            )
+        case Page(key, path, png):
+            if (address := address_of(path)) is not None:
+                artifacts.create_link_artifact(
+                    address, link_text=path.name, key=key, description=str(path)
+                )
+                return
+            artifacts.create_markdown_artifact(in_words(path, png), key=key, description=str(path))
 
 
 def _shortened(value: Any) -> Any:
@@ -47,14 +51,23 @@ def _shortened(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def address_of(path: Path) -> str:
-    """Where a browser finds a file of ours: below FOCUSDPO_REPORTS_URL where that is set, else the
-    file, which only a browser on the same machine opens."""
+def in_words(path: Path, png: bytes | None) -> str:
+    """Markdown for a page that is not served: no browser follows a link from http to a file."""
+    shown = f"![{path.name}]({as_address(png)})\n\n" if png else ""
+    return (
+        f"{shown}`{path.resolve()}` on {socket.gethostname()}: open it there. With "
+        f"`{REPORTS}`, the address under which the worker's folder is served, a link stands here.\n"
+    )
+
+
+def address_of(path: Path) -> str | None:
+    """Where a browser finds a file of ours: below FOCUSDPO_REPORTS_URL. None where that is not set,
+    or the file lies elsewhere."""
     whole, base = path.resolve(), os.environ.get(REPORTS)
     here = Path.cwd().resolve()
     if base and whole.is_relative_to(here):
         return f"{base.rstrip('/')}/{whole.relative_to(here).as_posix()}"
-    return whole.as_uri()
+    return None
 
 
 def as_address(png: bytes) -> str:

@@ -1,4 +1,4 @@
-// Flip comparison of pairs, and opening what is folded before printing. The page works without it.
+// Flip comparison of pairs; what is detail is folded on phones, and opened before printing. The page works without it.
 (function () {
   "use strict";
   var root = document.documentElement;
@@ -42,6 +42,9 @@
         flipAll();
       }
     });
+  }
+  if (window.matchMedia("(max-width: 720px)").matches) {
+    document.querySelectorAll("details.fold").forEach(function (item) { item.open = false; });
   }
   window.addEventListener("beforeprint", function () {
     document.querySelectorAll("details").forEach(function (item) { item.open = true; });

@@ -6,13 +6,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from small_root import small_version
 from tiny_backbone import tiny_backbone
 
 from focusdpo.flows.cli import main
+from focusdpo.flows.focus import focus_figures
 from focusdpo.flows.focus import run as focusing
 from focusdpo.model.adapter import (
     AdapterCard,
@@ -90,6 +93,19 @@ def test_writes_everything_and_the_same_again(
     assert len(premise["pairs"]["ids"]) == min(3, len(rows))
     best = premise["best"]["rise"]
     assert best["rise"] == max(r["rise"] for r in premise["table"] if r["branch"] == "winner")
+    assert_each_plot_shows_something(premise)
+
+
+def assert_each_plot_shows_something(premise: dict[str, Any]) -> None:
+    """Without pairs of several subjects, too: then the fourth says why it has no lines."""
+    for pairs in (3, 0):
+        for row in premise["configured"]:
+            row["confusion"]["pairs"] = pairs
+        figure = Figure()
+        focus_figures._draw_curves(figure, figure.add_gridspec(1, 4), premise)
+        texts = [[text.get_text() for text in axes.texts] for axes in figure.axes]
+        assert [bool(axes.lines) for axes in figure.axes] == [True, True, True, pairs > 0]
+        assert any(focus_figures.ALONE in text for text in texts[3]) == (pairs == 0)
 
 
 def test_an_adapter_is_shown_beside_the_base(

@@ -101,6 +101,44 @@ def test_nothing_holds_it_up(wait: str, then: str) -> None:
     interrupted(process)
 
 
+def test_while_prefects_server_starts(command: list[str], tmp_path: Path) -> None:
+    environment = {name: "" for name in os.environ if name.startswith("PREFECT_")}
+    process = start([*command, "--prefect"], **environment)
+    wait_for(process, "waiting for Prefect's server")
+    time.sleep(0.5)
+    interrupted(process)
+
+
+@pytest.mark.slow
+def test_while_a_flow_of_prefect_computes(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "waits").write_text("600")
+    environment = {name: "" for name in os.environ if name.startswith("PREFECT_")}
+    waiting = {"TOY_SUITE": "toy_waiting", "TOY_WAITS": str(tmp_path / "waits")}
+    process = start([*command, "--prefect"], **environment, **waiting)
+    wait_for(process, "compose: ")
+    time.sleep(2)
+    interrupted(process)
+
+
+ENDING = """
+import atexit, sys, time
+from focusdpo.flows.cli import main
+def end():
+    sys.stderr.write("ending\\n")
+    time.sleep(60)
+atexit.register(end)
+sys.argv = ["focusdpo", "--version"]
+main()
+"""
+
+
+def test_while_the_interpreter_is_taken_apart() -> None:
+    """As by what Prefect has still to store when all is done."""
+    process = start([sys.executable, "-c", ENDING])
+    wait_for(process, "ending")
+    interrupted(process)
+
+
 def test_a_command_that_ignores_interrupts_goes_on_ignoring_them() -> None:
     """As one that a script has put into the background."""
     code = (

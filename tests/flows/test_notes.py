@@ -12,12 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from in_process import run
 from PIL import Image
 from toy_root import TOY_CLI, Toy
 
 from focusdpo.flows.build.sources import notes_by_kind
 from focusdpo.flows.cli import JOBS
 from focusdpo.flows.console import WAITING, Notes, waiting
+from focusdpo.flows.program import COMMANDS
+from focusdpo.model.objective_registry import OBJECTIVES
 from focusdpo.pipeline.subjects.ingest import Problem
 
 Capture = pytest.CaptureFixture[str]
@@ -133,3 +136,12 @@ def test_what_a_build_leaves_out_is_said_once(toy: Toy) -> None:
     assert ended.returncode == 3, said
     assert said.count("empty") == 1 + said.count(str(Path("subjects/empty"))), said
     assert "Traceback" not in said
+
+
+def test_help_is_for_people(capsys: Capture) -> None:
+    """No type of Python's in it; and `train` names every objective."""
+    for words in COMMANDS:
+        code, out, _ = run([*words.split(), "--help"], capsys)
+        assert code == 0 and "typing." not in out and "Annotated" not in out, words
+        if words == "train":
+            assert [name for name in OBJECTIVES if f"{name}:" not in out] == []

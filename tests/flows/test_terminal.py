@@ -178,6 +178,34 @@ def test_versions_by_the_beginning_of_their_id(toy: Toy, capsys: Capture) -> Non
         open_version(toy.root, first[:4])
 
 
+def state(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """All that lies in a folder, with its time."""
+    return {
+        str(path.relative_to(folder)): (
+            path.lstat().st_mtime_ns,
+            path.read_bytes() if path.is_file() else b"",
+        )
+        for path in [folder, *sorted(folder.rglob("*"))]
+    }
+
+
+def test_a_plan_writes_nothing(toy: Toy, toy_made: Path, capsys: Capture) -> None:
+    """Not even a root, or the individuals of the world; and it tells what the build does."""
+    before = state(toy.root.parent)
+    code, fresh, _ = run([*toy.arguments, "--plan"], capsys)
+    assert code == 0 and "to compute: compose 6" in fresh
+    code, _, err = run(["build-dataset", "--root", str(toy.root), "--plan"], capsys)
+    assert code == 2 and "subjects is usable" in err, "the toy suite has no word for them"
+    assert state(toy.root.parent) == before
+    shutil.copytree(toy_made, toy.root)
+    toy.add(yellow=("square", 60.0))
+    before = state(toy.root.parent)
+    code, more, _ = run([*toy.arguments, "--plan"], capsys)
+    assert code == 0 and "yellow" in more
+    assert state(toy.root.parent) == before
+    assert run(toy.arguments, capsys)[1].splitlines()[0] == more.splitlines()[0]
+
+
 def test_a_plan_that_leaves_subjects_out_has_code_3(toy: Toy, capsys: Capture) -> None:
     (toy.subjects / "red" / "0.png").write_bytes(b"")
     (toy.subjects / "red" / "1.png").write_bytes(b"")

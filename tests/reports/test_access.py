@@ -61,6 +61,24 @@ def test_axe_finds_nothing_serious(report: Path, width: int, dark: bool) -> None
 
 
 @needs_browser
+def test_detail_is_folded_on_a_phone_and_open_on_a_desk(report: Path) -> None:
+    heights = {}
+    for width in (390, 1280):
+        with page_of(report, width=width) as page:
+            folds = page.locator("details.fold")
+            assert folds.count() >= 8
+            assert page.locator("details.fold[open]").count() == (folds.count() * (width > 390))
+            closed = page.evaluate("document.documentElement.scrollHeight")
+            for fold in folds.all():
+                fold.evaluate("one => { one.open = true; }")
+            heights[width] = closed, page.evaluate("document.documentElement.scrollHeight")
+    assert heights[390][0] < heights[390][1] / 2
+    assert heights[1280][0] == heights[1280][1]
+    with page_of(report, width=390, java_script_enabled=False) as page:
+        assert page.locator("details.fold:not([open])").count() == 0
+
+
+@needs_browser
 def test_axe_finds_nothing_serious_in_an_ablation(tmp_path: Path) -> None:
     ablation = make_ablation()
     write_pictures(tmp_path, ablation)

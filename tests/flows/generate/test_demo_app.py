@@ -294,6 +294,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         finally:
             process.terminate()
             process.wait(timeout=30)
+        assert "share" not in (folder / "log").read_text(), "Gradio's word on public links"
 
 
 def choose(shown: Page, at: int, file: Path, word: str) -> None:

@@ -37,7 +37,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that has seen one night of retrain."""
     folder = tmp_path_factory.mktemp("ui") / "team"
     helpers = str(Path(toy_deployments.__file__).parent)
-    extra = {"PYTHONPATH": helpers, "PREFECT_LOGGING_EXTRA_LOGGERS": "focusdpo"}
+    extra = {
+        "PYTHONPATH": helpers,
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "focusdpo",
+        "FOCUSDPO_REPORTS_URL": "https://reports.example/team",
+    }
     with running_server(folder, OMP_NUM_THREADS="1", **extra) as made:
         toy_deployments.bring(folder, **toy_deployments.HUES)
         subprocess.run(
@@ -105,7 +109,7 @@ def test_the_run_its_artefacts_and_pictures_are_seen(
     look(
         page,
         address(server, f"artifacts/artifact/{artefact(server, 'evaluation-rows')['id']}"),
-        until=says("identity", "adapter - base"),
+        until=says("identity", "adapter - base", "verdict"),
         shot=tmp_path / "rows.png",
     )
     look(
