@@ -197,7 +197,7 @@ def open_root(root: str | Path, *, create: bool, write: bool = True) -> Files:
 
     UserError for a root of another schema version, a folder that holds something else, or no root.
     """
-    files = files_of(root) if write else Unwritten(files_of(root))
+    files: Files = files_of(root) if write else Unwritten(files_of(root))
     if files.local is not None and files.local.exists() and not files.local.is_dir():
         raise UserError(f"{root}: a file, not a dataset root; choose a folder")
     if not files.exists(HEADER):
