@@ -19,6 +19,8 @@ from focusdpo.flows.config import (
     DemoRun,
     EvaluateRun,
     FocusMapsRun,
+    GenerateRun,
+    ImportRun,
     RetrainRun,
     StudioRun,
     TrainRun,
@@ -34,7 +36,10 @@ from focusdpo.flows.settings import (
     resolve,
 )
 
-RUNS = (BuildRun, TrainRun, FocusMapsRun, EvaluateRun, AblateRun, DemoRun, RetrainRun)
+RUNS = (
+    *(BuildRun, TrainRun, FocusMapsRun, EvaluateRun, AblateRun, DemoRun, RetrainRun),
+    ImportRun,
+)
 REQUIRED = {"root": "r", "out": "o", "adapter": "a"}
 
 
@@ -196,8 +201,8 @@ def test_an_absent_preset_names_those_there_are() -> None:
 
 def test_a_preset_may_hold_every_section_of_every_run() -> None:
     own = {"preset", "root", "out", "adapter", "version", "subjects", "strict", "protocol", "data"}
-    own |= {"split", "pair_id", "pairs"}
-    fields = {name for model in RUNS for name in model.model_fields} - own
+    own |= {"split", "pair_id", "pairs", "licence"}
+    fields = {name for model in (*RUNS, GenerateRun) for name in model.model_fields} - own
     assert fields == set(SECTIONS)
 
 
