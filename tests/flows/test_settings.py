@@ -21,6 +21,7 @@ from focusdpo.flows.config import (
     EvaluateRun,
     FocusMapsRun,
     GenerateRun,
+    ImportRun,
     NoiseLevelsRun,
     RetrainRun,
     RoundsRun,
@@ -40,7 +41,7 @@ from focusdpo.flows.settings import (
 
 RUNS = (
     *(BuildRun, TrainRun, FocusMapsRun, NoiseLevelsRun, EvaluateRun, AblateRun, DemoRun),
-    *(RetrainRun, RoundsRun),
+    *(RetrainRun, RoundsRun, ImportRun),
 )
 REQUIRED = {"root": "r", "out": "o", "adapter": "a"}
 
@@ -246,8 +247,8 @@ def test_an_absent_preset_names_those_there_are() -> None:
 
 def test_a_preset_may_hold_every_section_of_every_run() -> None:
     own = {"preset", "root", "out", "adapter", "version", "subjects", "strict", "protocol", "data"}
-    own |= {"split", "pair_id", "pairs"}
-    fields = {name for model in RUNS for name in model.model_fields} - own
+    own |= {"split", "pair_id", "pairs", "licence"}
+    fields = {name for model in (*RUNS, GenerateRun) for name in model.model_fields} - own
     assert fields == set(SECTIONS)
 
 
