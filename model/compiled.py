@@ -19,7 +19,7 @@ _FAILURES = (RuntimeError, OSError, subprocess.SubprocessError, ValueError)
 """What compilers and their tools raise; dynamo's and inductor's own are RuntimeErrors."""
 _CLOSE = {"loss": 0.02, "winner's error": 0.02, "gradient norm": 0.1}
 """Figure of the trial -> its largest difference, as a share: rounding apart it is one computation.
-The loss alone would not tell: policy and reference policy are equal at the start, right or wrong."""
+The loss alone would not tell: policy and reference policy start equal, right or wrong."""
 
 
 def compile_blocks(transformer: nn.Module, trial: Callable[[], dict[str, float]]) -> bool:
