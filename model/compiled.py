@@ -17,15 +17,16 @@ log = logging.getLogger(__name__)
 
 _FAILURES = (RuntimeError, OSError, subprocess.SubprocessError, ValueError)
 """What compilers and their tools raise; dynamo's and inductor's own are RuntimeErrors."""
-_CLOSE = 0.02
-"""Largest difference of the trial's losses, as a share: rounding apart they are one computation."""
+_CLOSE = {"loss": 0.02, "winner's error": 0.02, "gradient norm": 0.1}
+"""Figure of the trial -> its largest difference, as a share: rounding apart it is one computation.
+The loss alone would not tell: policy and reference policy start equal, right or wrong."""
 
 
-def compile_blocks(transformer: nn.Module, trial: Callable[[], float]) -> bool:
+def compile_blocks(transformer: nn.Module, trial: Callable[[], dict[str, float]]) -> bool:
     """Compiles each repeated block in place, where a trial then gives what it gave before. Else the
     blocks are as they were, and the log says why, once; whether they are compiled now.
 
-    `trial` is a training step that changes nothing; its loss."""
+    `trial` is a training step that changes nothing, and tells the figures of `_CLOSE`."""
     expected = trial()
     core: Any = unwrap(transformer)
     try:
@@ -37,9 +38,14 @@ def compile_blocks(transformer: nn.Module, trial: Callable[[], float]) -> bool:
     except _FAILURES as error:
         why = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
     else:
-        if math.isclose(found, expected, rel_tol=_CLOSE, abs_tol=1e-6):
+        other = [
+            f"a compiled step has {name} {found[name]:.6g}, one that is not has {value:.6g}"
+            for name, value in expected.items()
+            if not math.isclose(found[name], value, rel_tol=_CLOSE[name], abs_tol=1e-6)
+        ]
+        if not other:
             return True
-        why = f"a compiled step has loss {found:.6g}, one that is not has {expected:.6g}"
+        why = "; ".join(other)
     release_blocks(transformer)
     log.warning(
         "train.compile: the blocks are not compiled, training goes on without (%s). Set "

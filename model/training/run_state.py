@@ -151,6 +151,8 @@ class Looks:
         """`writes`: this is the process that keeps the best weights."""
         if config.every and validate is None:
             raise ValueError("train.validation.every is set and no `validate` was given")
+        if not config.every and (config.patience or config.keep == "best"):
+            raise UserError("train.validation: patience and keep=best need every above 0")
         self._config, self._validate, self._folder = config, validate, folder
         self._writes = writes
         self.rows: list[dict[str, float]] = []

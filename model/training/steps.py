@@ -393,16 +393,23 @@ class Stepper:
         return (output.loss.value * share).item(), observe(output, batch, config.focus)
 
     def compile(self) -> bool:
-        """Compiles the transformer's blocks, where the next step's first pass then gives the same
-        loss; whether it did."""
-        one = next(self._order())
+        """Compiles the transformer's blocks, where the next step's first pass then gives the same;
+        whether it did."""
+        one = next(self._order(), None)
+        if one is None:  # no step is left
+            return False
         batch = self._data.batch(one.items)
 
-        def trial() -> float:
+        def trial() -> dict[str, float]:
             known, self._known = self._known, ReferenceErrors(0).of("", "", self._config)
-            loss, _ = self._micro(one.slots, batch, 1.0)
-            self._known = known
+            try:
+                loss, table = self._micro(one.slots, batch, 1.0)
+            finally:
+                self._known = known
+            gradients = [p.grad for p in self._state.parameters.values() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients).item()
             self._state.optimizer.zero_grad(set_to_none=True)
-            return loss
+            error = mean_present(table["win_error"])
+            return {"loss": loss, "winner's error": error, "gradient norm": norm}
 
         return compile_blocks(self._backbone.transformer, trial)

@@ -246,7 +246,7 @@ def test_a_metric_that_is_not_measured_is_named_with_those_that_are(
 @pytest.mark.parametrize("wish", [{"patience": 2}, {"keep": "best"}])
 def test_consequences_need_looks(wish: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="need validation.every above 0"):
-        settings(**wish)
+        settings(every=0, **wish)
     assert settings(every=1, **wish)
 
 
