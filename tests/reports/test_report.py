@@ -184,14 +184,18 @@ def _headline(part: EvaluationPart) -> Headline:
 
 def test_headline_says_what_the_intervals_allow(data: ReportData) -> None:
     undecided = _headline(_with_difference(data, -0.01, 0.03)).text
-    assert undecided.startswith("Matched identity and leakage margin are undecided: +0.010")
-    assert undecided.endswith("both intervals hold zero.")
+    assert undecided.startswith(
+        "Failed subjects, matched identity and leakage margin are undecided: +1.0 pp"
+    )
+    assert undecided.endswith("all intervals hold zero.")
     assert "improves" not in undecided
     better = _headline(_with_difference(data, 0.01, 0.03))
     assert "improves matched identity by +0.020 [+0.010, +0.030]" in better.text
+    assert "; the adapter worsens failed subjects by +2.0 pp" in better.text
     assert "Worse: confusion rate, missing rate, duplicate rate, pattern error," in better.detail
     worse = _headline(_with_difference(data, -0.03, -0.01)).text
-    assert worse.startswith("The adapter worsens matched identity by")
+    assert worse.startswith("The adapter improves failed subjects by \N{MINUS SIGN}2.0 pp")
+    assert "; the adapter worsens matched identity by" in worse
     assert "and leakage margin by \N{MINUS SIGN}0.020" in worse
 
 

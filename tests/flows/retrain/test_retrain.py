@@ -240,7 +240,7 @@ def test_the_rule(comparison: Comparison, rule: dict[str, Any], promote: bool, w
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"metric": "beauty"}, "metric 'beauty': there are identity"),
+        ({"metric": "beauty"}, "metric 'beauty': there are failed, identity"),
         ({"group": "some"}, "group 'some': there are all"),
         ({"epsilon": 0.1}, "belongs to rule not_worse"),
     ],
@@ -259,7 +259,7 @@ def test_the_command_tells_the_decision(team: Team, capsys: pytest.CaptureFixtur
              "train.lora.rank=4", "train.objective.name=sft", "train.tensorboard=false",
              "train.mixed_precision=no", "held_out.singles=4", "held_out.pairs=8",
              "held_out.same_class_pairs=0", "held_out.triples=0", "evaluate.resamples=200",
-             "compose.variants=1")  # fmt: skip
+             "compose.variants=1", "retrain.metric=identity")  # fmt: skip
     command = ["retrain", "--out", str(team.models), "--subjects", str(team.subjects)]
     for one in given:
         command += ["--set", one]
