@@ -13,7 +13,6 @@ Masks are in pixels of the view, which is the picture, made smaller where it is 
 from __future__ import annotations
 
 import functools
-import io
 import logging
 import os
 import re
@@ -36,7 +35,6 @@ from PIL import Image, ImageFilter
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import (
-    DECODE_ERRORS,
     Picture,
     decode_mask,
     encode_png,
@@ -144,8 +142,6 @@ def _instances(view: Array, run: GenerateRun, class_name: str) -> list[Mask]:
 
 
 LONGEST_SHOWN = 80
-LARGEST_SIDE = 2048
-"""Of a drawn mask; a view is smaller."""
 
 
 def shown_name(name: str) -> str:
@@ -165,19 +161,6 @@ def read_named(file: Path, name: str, run: GenerateRun) -> Picture:
         return read_picture(file, min_side=run.ingest.min_side, max_pixels=run.ingest.max_pixels)
     except UserError as error:
         raise UserError(str(error).replace(str(file), name)) from error
-
-
-def drawn_mask(data: bytes) -> Mask:
-    """A mask as a page's canvas sends it: PNG, white where the subject is."""
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            if max(image.size) > LARGEST_SIDE:
-                raise UserError("the mask is larger than any view; load the page again")
-            return np.asarray(image.convert("RGB").getchannel(0)) > 127
-    except UserError:
-        raise
-    except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
-        raise UserError("the mask did not arrive whole; try again") from error
 
 
 DRAFT = "draft.json"

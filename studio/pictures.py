@@ -12,8 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.images import DECODE_ERRORS
 from focusdpo.reports.thumbnails import Array, Mask, border, heat, resized
 
+LARGEST_SIDE = 2048
+"""Of a drawn mask; a view is smaller."""
 KEPT_BYTES = 96 * 2**20
 PIXEL_ART = 128
 """Pictures up to this side stay exact: they are enlarged with hard pixels."""
@@ -113,3 +117,16 @@ def encode_exact(image: Array) -> Encoded:
     sink = io.BytesIO()
     Image.fromarray(image).save(sink, "PNG", compress_level=1)
     return Encoded(sink.getvalue(), "image/png")
+
+
+def drawn_mask(data: bytes) -> Mask:
+    """A mask as a page's canvas sends it: PNG, white where the subject is."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            if max(image.size) > LARGEST_SIDE:
+                raise UserError("the mask is larger than any view; load the page again")
+            return np.asarray(image.convert("RGB").getchannel(0)) > 127
+    except UserError:
+        raise
+    except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
+        raise UserError("the mask did not arrive whole; try again") from error

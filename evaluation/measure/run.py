@@ -49,7 +49,7 @@ from focusdpo.evaluation.measure.judging import (
     know,
 )
 from focusdpo.evaluation.measure.picture_rows import Problem
-from focusdpo.evaluation.measure.references import cut_outs, scaled, show_references
+from focusdpo.evaluation.measure.reference_pictures import cut_outs, scaled, show_references
 from focusdpo.evaluation.measure.sight import Sight, require_size
 from focusdpo.evaluation.photographs import read_photograph
 from focusdpo.evaluation.protocols import ADAPTER, EvaluateConfig

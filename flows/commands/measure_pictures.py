@@ -8,8 +8,8 @@ from focusdpo.data_schemas.errors import counted
 from focusdpo.evaluation.protocols import BASE
 from focusdpo.flows.commands.options import PREFECT, Incomplete, say
 from focusdpo.flows.commands.run import say_licences
-from focusdpo.flows.config import MeasureRun
 from focusdpo.flows.console import Bars
+from focusdpo.flows.measure.config import MeasureRun
 from focusdpo.flows.runner import carry_out
 
 FIRST_FEW = 12

@@ -24,7 +24,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import encode_png
 from focusdpo.evaluation.folder import write_whole
 from focusdpo.evaluation.measure.run import MeasureResult
-from focusdpo.flows.config import MeasureRun
+from focusdpo.flows.measure.config import MeasureRun
 from focusdpo.flows.measure.run import Measure
 from focusdpo.flows.runner import carry_out
 from focusdpo.flows.settings import resolve

@@ -15,8 +15,8 @@ from focusdpo.evaluation.measure.picture_folder import read_folder
 from focusdpo.evaluation.measure.picture_rows import PictureTable, read_table
 from focusdpo.evaluation.measure.public_layouts import read_layout
 from focusdpo.evaluation.measure.run import MeasureResult, Request
-from focusdpo.flows.config import MeasureRun
 from focusdpo.flows.jobs import Exhibit, Job, Page, Steps, Table, Text
+from focusdpo.flows.measure.config import MeasureRun
 from focusdpo.flows.measure.judges import judge_of
 from focusdpo.flows.settings import as_yaml
 from focusdpo.flows.wiring import vocabulary

@@ -20,8 +20,9 @@ from focusdpo.data_schemas.images import decode_png, encode_png
 from focusdpo.flows.models_config import Family
 from focusdpo.flows.wiring import resident_parts, takes_points, vocabulary
 from focusdpo.pipeline.parts import Image, Labels, Mask, Points
-from focusdpo.studio.drafts import ID, Draft, DraftPicture, Drafts, drawn_mask, shown_name
+from focusdpo.studio.drafts import ID, Draft, DraftPicture, Drafts, shown_name
 from focusdpo.studio.guard import body, json_body, pieces, text
+from focusdpo.studio.pictures import drawn_mask
 from focusdpo.studio.views import NavItem, absent, render, studio_of
 
 MOST_POINTS = 32

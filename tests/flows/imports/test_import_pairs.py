@@ -20,9 +20,9 @@ from tiny_runs import SETTINGS, table_rows
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows import wiring
-from focusdpo.flows.build.imported import import_pairs
 from focusdpo.flows.cli import main
 from focusdpo.flows.config import ImportRun
+from focusdpo.flows.imports.run import import_pairs
 from focusdpo.model.training.config import TrainConfig
 from focusdpo.model.training.run import train
 from focusdpo.pipeline.upkeep.repair import damages

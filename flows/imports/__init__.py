@@ -1,0 +1,1 @@
+"""Pairs made elsewhere, as a dataset version."""
