@@ -211,7 +211,7 @@ class Session:
                 place.make()
             for name, wanted in counts.items():
                 kind = SMALL_KINDS[name]
-                for number in self.numbers(name, wanted):
+                for number in self.numbers(name, wanted) if wanted else ():
                     outcome = Outcome("any", number, "", name)
                     started = time.monotonic()
                     draw = random.Random(f"{self.options.seed}/{name}/{number}")
