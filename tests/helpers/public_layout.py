@@ -18,6 +18,7 @@ from focusdpo.model.backbones.sdxl_ip_adapter import PLUS, image_keys
 from focusdpo.model.backbones.uno_lora import uno_shapes
 from focusdpo.pipeline.adapters.clip_scorer import expected_shapes
 from focusdpo.pipeline.adapters.dino import timm_shapes
+from focusdpo.store.checkpoints import read_header
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 Shapes = Mapping[str, tuple[int, ...]]
@@ -341,12 +342,26 @@ def write_parts(cache: Path) -> None:
     folder = _folder(cache, "facebook/dinov2-base")
     config = Dinov2Config(image_size=518, patch_size=14)
     _transformers(folder, "Dinov2Model", config, "F32")
+    file = folder / "model.safetensors"
+    named = {_public_dinov2(name): one.shape for name, one in read_header(file, "test").items()}
+    write_sparse(file, named)
     folder = _folder(cache, "timm/vit_base_patch32_clip_224.openai")
     mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
     settings = {"model_cfg": CLIP_B32, "preprocess_cfg": {"mean": mean, "std": std}}
     _json(folder / "open_clip_config.json", settings)
     write_sparse(folder / "open_clip_model.safetensors", expected_shapes(CLIP_B32))
     _tokenizer(folder)
+
+
+def _public_dinov2(name: str) -> str:
+    """The public file is older than transformers 5, which calls its attention otherwise."""
+    for ours, public in (
+        ("q", "attention.query"),
+        ("k", "attention.key"),
+        ("v", "attention.value"),
+    ):
+        name = name.replace(f"attention.{ours}_proj.", f"attention.{public}.")
+    return name.replace("attention.o_proj.", "attention.output.dense.")
 
 
 def write_cache(cache: Path) -> Path:
