@@ -111,13 +111,13 @@ def import_pairs(
 
     Rows that cannot be used are told by file and line and left out; the exit code is 3 then.
     """
-    from focusdpo.flows.imports import run as imports
+    from focusdpo.flows.imports.run import import_pairs
 
     if size is not None:
         imports = run.imports.model_copy(update={"size": size})
         run = run.model_copy(update={"imports": imports})
     with Bars() as watch:
-        result = imports.import_pairs(run, tables, watch)
+        result = import_pairs(run, tables, watch)
     for line in result.problems:
         say(f"left out: {line}")
     for reason, count in result.rejects.items():
