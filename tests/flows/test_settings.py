@@ -28,6 +28,7 @@ from focusdpo.flows.config import (
     StudioRun,
     TrainRun,
 )
+from focusdpo.flows.measure.config import MeasureRun
 from focusdpo.flows.settings import (
     as_yaml,
     changes,
@@ -41,7 +42,7 @@ from focusdpo.flows.settings import (
 
 RUNS = (
     *(BuildRun, TrainRun, FocusMapsRun, NoiseLevelsRun, EvaluateRun, AblateRun, DemoRun),
-    *(RetrainRun, RoundsRun, ImportRun),
+    *(RetrainRun, RoundsRun, ImportRun, MeasureRun),
 )
 REQUIRED = {"root": "r", "out": "o", "adapter": "a"}
 
