@@ -44,7 +44,7 @@ RUNS = (
     *(BuildRun, TrainRun, FocusMapsRun, NoiseLevelsRun, EvaluateRun, AblateRun, DemoRun),
     *(RetrainRun, RoundsRun, ImportRun, MeasureRun),
 )
-REQUIRED = {"root": "r", "out": "o", "adapter": "a"}
+REQUIRED = {"root": "r", "out": "o", "adapter": "a", "pictures": "p"}
 
 
 def given_for(model: type) -> dict[str, object]:
