@@ -128,8 +128,8 @@ class Run(BaseModel):
         out = getattr(self, "out", None)
         if isinstance(out, str) and "://" in out and not self.sends:
             raise ValueError(
-                f"out={out}: this command writes to a local folder; only train, evaluate and "
-                "retrain take an address as `out`"
+                f"out={out}: this command writes to a local folder; only train, evaluate, "
+                "measure and retrain take an address as `out`"
             )
         return self
 

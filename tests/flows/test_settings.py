@@ -61,7 +61,7 @@ def test_every_preset_is_valid_for_every_run(name: str, model: type) -> None:
 @pytest.mark.parametrize("out", ["s3://b/x", "file:///b/x"])
 @pytest.mark.parametrize("model", [m for m in RUNS if "out" in m.model_fields])
 def test_who_takes_an_address_as_out(model: type, out: str) -> None:
-    if model in (TrainRun, EvaluateRun, RetrainRun):
+    if model in (TrainRun, EvaluateRun, MeasureRun, RetrainRun):
         assert resolve(model, {**given_for(model), "out": out}).out == out
     else:
         with pytest.raises(UserError, match=f"out={out}: this command writes to a local folder"):
@@ -248,7 +248,8 @@ def test_an_absent_preset_names_those_there_are() -> None:
 
 def test_a_preset_may_hold_every_section_of_every_run() -> None:
     own = {"preset", "root", "out", "adapter", "version", "subjects", "strict", "protocol", "data"}
-    own |= {"split", "pair_id", "pairs", "licence"}
+    own |= {"split", "pair_id", "pairs", "licence", "pictures", "references", "within", "lite"}
+    own |= {"layout", "first", "check"}
     fields = {name for model in (*RUNS, GenerateRun) for name in model.model_fields} - own
     assert fields == set(SECTIONS)
 
@@ -256,7 +257,7 @@ def test_a_preset_may_hold_every_section_of_every_run() -> None:
 def test_every_field_tells_what_it_is() -> None:
     silent = [
         f"{model.__name__}.{name}"
-        for model in vars(config).values()
+        for model in (*vars(config).values(), MeasureRun)
         if isinstance(model, type) and hasattr(model, "model_fields")
         for name, field in model.model_fields.items()
         if not field.description
