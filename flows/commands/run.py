@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from focusdpo.data_schemas.errors import counted
 from focusdpo.evaluation.comparison import paired_texts
+from focusdpo.flows.commands import cost
 from focusdpo.flows.commands.options import PREFECT, Incomplete, say
 from focusdpo.flows.config import (
     AblateRun,
@@ -25,7 +26,6 @@ from focusdpo.flows.config import (
     TrainRun,
 )
 from focusdpo.flows.console import Bars, working
-from focusdpo.flows.fit import cost
 from focusdpo.flows.jobs import Job, ResultT
 from focusdpo.flows.models_config import Family
 from focusdpo.flows.prefect.reachable import require_home

@@ -12,9 +12,9 @@ import tiny_suite
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from focusdpo.flows.commands import cost
 from focusdpo.flows.commands.run import train
 from focusdpo.flows.config import TrainRun
-from focusdpo.flows.fit import cost
 from focusdpo.flows.fit.demand import footprint
 from focusdpo.flows.models_config import ModelsConfig
 
