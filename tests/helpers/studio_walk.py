@@ -32,9 +32,11 @@ def served(root: Path, *options: str) -> Iterator[str]:
     )  # fmt: skip
     try:
         assert process.stdout is not None
-        line = process.stdout.readline()
-        found = re.search(r"http://\S+/", line)
-        assert found, line + process.stdout.read()
+        said = ""
+        while not (found := re.search(r"http://\S+/", said)):  # what it loads comes before
+            line = process.stdout.readline()
+            assert line, said
+            said += line
         yield found[0].rstrip("/")
     finally:
         process.terminate()
