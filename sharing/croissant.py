@@ -201,7 +201,7 @@ def shard_statistics(rows: Sequence[IndexRow], folder: Path) -> dict[str, Any]:
 
 def _shards(rows: Sequence[IndexRow], folder: Path) -> Iterator[Mapping[str, Any]]:
     for path in sorted((folder / "webdataset").rglob("*.tar")):
-        own = [row for row in rows if row.shard == path.name]
+        own = [row for row in rows if row.shard == path.name.partition("-")[2]]
         yield {
             "file": path.relative_to(folder).as_posix(),
             "pairs": len(own),

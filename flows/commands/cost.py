@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from focusdpo.data_schemas.errors import counted
 from focusdpo.flows.checkpoint_suite import device_of
 from focusdpo.flows.config import EvaluateRun, TrainRun
 from focusdpo.flows.fit.demand import evaluate_demand, footprint, train_demand
@@ -71,10 +72,11 @@ def train_cost(run: TrainRun) -> Cost:
         flops = own.flops * (passes + left * images * BACKWARD)
         machine = this_machine(run.family.device)
         memory = told(train_demand(run.family, config), machine)
-    what = f"{left} of {config.steps} steps of {config.batch_pairs} pairs ({objective.name})"
+    pairs = counted(config.batch_pairs, "pair")
+    what = f"{left} of {counted(config.steps, 'step')} of {pairs} ({objective.name})"
     if seconds:
         hours = left * median(seconds) / 3600
-        by = f"by the median of {len(seconds)} steps of this run"
+        by = f"by the median of {counted(len(seconds), 'step')} of this run"
         return Cost(what, passes, flops, (hours, hours), by, memory)
     return Cost(what, passes, flops, *_hours(run.family, flops), memory)
 
@@ -93,7 +95,8 @@ def evaluate_cost(run: EvaluateRun) -> Cost:
         else held.singles + held.pairs + held.same_class_pairs + held.triples
     )
     pictures = 2 * scenes * plan.per_scene
-    what = f"{scenes} scenes, {pictures} pictures by base and adapter ({run.protocol})"
+    painted = counted(pictures, "picture")
+    what = f"{counted(scenes, 'scene')}, {painted} by base and adapter ({run.protocol})"
     own = None if isinstance(run.family, str) else footprint(run.family)
     if own is None or isinstance(run.family, str):
         return Cost(what, pictures, None, None, "the embedded generator: seconds", "")

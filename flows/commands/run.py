@@ -189,7 +189,8 @@ def encode(run: EncodeRun) -> dict[str, Any]:
         outcome = encode_dataset(run, watch)
     say(
         f"{counted(outcome.pairs, 'pair')} of version {outcome.version} in {outcome.folder}: "
-        f"{outcome.made} pictures, references and prompts encoded now in {outcome.seconds:.0f} s"
+        f"{counted(outcome.made, 'picture')}, references and prompts encoded now in "
+        f"{outcome.seconds:.0f} s"
     )
     if outcome.missing:
         say(

@@ -34,6 +34,7 @@ from focusdpo.pipeline.score import score
 from focusdpo.pipeline.segment import segment
 from focusdpo.pipeline.stage import chunks, read_references
 from focusdpo.pipeline.upkeep.garbage import reading
+from focusdpo.store.local import make_folder, write_whole
 from focusdpo.store.versions import DatasetVersion, lineage_of
 
 RESULT = "levels.json"
@@ -88,8 +89,8 @@ def measure_levels(run: NoiseLevelsRun, watch: Watch = quiet) -> LevelsOutcome:
             out=run.out, version=version.id, rows=rows, decided=decided_between(rows)
         )
     out = Path(run.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "pictures.png").write_bytes(encode_png(painter.sheet()))
+    make_folder(out)
+    write_whole(out / "pictures.png", encode_png(painter.sheet()))
     write_json(out / RESULT, json.loads(json.dumps(outcome.as_dict())))
     return outcome
 

@@ -189,8 +189,8 @@ def some(samples: Sequence[Sample], source: str, count: int) -> list[Sample]:
     ]
     if len(own) < count:
         raise UserError(
-            f"{count} pairs of source '{source}' were asked for, and the training split has "
-            f"{len(own)}: build from more subjects or scenes, or ask for fewer"
+            f"{counted(count, 'pair')} of source '{source}' were asked for, and the training split "
+            f"has {len(own)}: build from more subjects or scenes, or ask for fewer"
         )
     own.sort(key=lambda sample: stable_hash("some", sample.row.pair_id))
     chosen = {sample.row.pair_id for sample in own[:count]}

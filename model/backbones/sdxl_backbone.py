@@ -59,6 +59,7 @@ class SdxlBackbone:
         self.transformer = unet
         self.config = config
         self.fingerprint = fingerprint
+        self._autoencoder = autoencoder
         self.codec = KLCodec(autoencoder)
         self.image_size = config.image_size
         self.grid: Grid = (config.image_size[0] // MULTIPLE, config.image_size[1] // MULTIPLE)
@@ -83,13 +84,13 @@ class SdxlBackbone:
     @torch.no_grad()
     def encode_images(self, images_BCHW: Tensor) -> Tensor:
         batches = torch.split(images_BCHW.to(self.device), _at_once(images_BCHW.shape[2:]))
-        with self._on_device(self.codec.autoencoder):
+        with self._on_device(self._autoencoder):
             return pack(torch.cat([self.codec.encode_latents(batch) for batch in batches]))
 
     @torch.no_grad()
     def decode(self, latents_BNC: Tensor) -> Tensor:
         batches = torch.split(unpack(latents_BNC.float(), self.grid), _at_once(self.image_size))
-        with self._on_device(self.codec.autoencoder):
+        with self._on_device(self._autoencoder):
             images = torch.cat([self.codec.decode_latents(batch) for batch in batches])
         return images.clamp(-1, 1)
 

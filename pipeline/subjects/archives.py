@@ -105,7 +105,7 @@ class Archive:
                         raise UserError(f"{where}: larger than {most} bytes")
                     if self._left < 0:
                         raise UserError(
-                            f"{self._shown}: more than {LARGEST_WHOLE // 2**30} GiB unpacked; "
+                            f"{self._shown}: more than {LARGEST_WHOLE / 2**30:.3g} GiB unpacked; "
                             "split it"
                         )
         except UserError:

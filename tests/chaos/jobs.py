@@ -18,6 +18,7 @@ from .processes import Launcher
 
 TIMES = {
     *("seconds", "created", "started", "decided", "promoted", "machine", "wall_seconds"),
+    "data_seconds",
     *("digests", "purged"),
 }
 """Fields that tell when, how fast and where: not what. A manifest's digests are of such files."""

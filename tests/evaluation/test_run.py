@@ -73,7 +73,7 @@ def test_one_model_at_a_time(held_out: HeldOut, panel: PocketPanel, tmp_path: Pa
     names = painted(
         panel, tmp_path, watch=lambda what, done, total, _: told.append((what, done, total))
     )
-    assert told[-1] == ("paint some arm", 20, 20) and len(told) == 4
+    assert told[-1] == ("paint some arm", 20, 20) and len(told) == 5
     measured = panel.measure("some arm", tmp_path, names, quiet)
     records, views = measured.judged, measured.beside
     assert [(one.scene_id, one.index) for one in records] == [

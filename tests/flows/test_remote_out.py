@@ -85,7 +85,7 @@ def training(root: Path, out: str | Path, watch: Any = None) -> TrainOutcome:
 def rows(run: Path, name: str) -> list[dict[str, str]]:
     """A table without times."""
     table = pq.read_table(run / f"{name}.parquet").to_pylist()
-    return [{k: repr(v) for k, v in row.items() if k != "seconds"} for row in table]
+    return [{k: repr(v) for k, v in row.items() if not k.endswith("seconds")} for row in table]
 
 
 def outcome(run: Path) -> tuple[Any, ...]:

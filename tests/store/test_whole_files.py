@@ -24,7 +24,10 @@ ELSEWHERE = {
     "pocket": "weights and pictures of the embedded world, made by their recipes",
     "sharing": "a whole folder, renamed when it is done",
     "model/training/checkpoint.py": "a whole folder, renamed when it is done",
+    "model/training/encoded.py": "a copy that is kept: a full disk ends the keeping, not the run",
+    "pipeline/subjects/registered_folders.py": "a folder that is made for the purpose",
     "studio/drafts.py": "an upload that has come whole, and a temporary folder",
+    "studio/pages/several_page.py": "uploads on their way into a draft",
 }
 """Where files may be written or renamed otherwise, and why."""
 

@@ -191,7 +191,7 @@ def test_what_fetch_downloads() -> None:
     config = SdxlIpAdapterConfig(variant="fp16")
     base, adapter = sources(config)
     assert base[:2] == ("models.backbone.base", "stabilityai/stable-diffusion-xl-base-1.0")
-    assert "unet/diffusion_pytorch_model.fp16*.safetensors*" in (base[2] or [])
+    assert "unet/diffusion_pytorch_model.fp16.safetensors" in (base[2] or [])
     assert adapter[1] == "h94/IP-Adapter"
     assert adapter[2] == [
         "sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors",
