@@ -67,7 +67,8 @@ def test_statistics_are_those_of_each_shard(version: DatasetVersion, exported: P
     for one in told:
         data = (exported / one["file"]).read_bytes()
         assert (one["bytes"], one["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
-        own = [row for row in version.rows if row.shard == Path(one["file"]).name]
+        own = [row for row in version.rows if row.shard == Path(one["file"]).name.partition("-")[2]]
+        assert len(own) == one["pairs"] > 0
         margins = [row.margin for row in own]
         assert one["margin"]["mean"] == pytest.approx(np.mean(margins), abs=1e-6)
         assert one["margin"]["high"] == pytest.approx(max(margins), abs=1e-6)

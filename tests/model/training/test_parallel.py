@@ -117,7 +117,9 @@ def test_a_run_follows_the_course_of_one_process(two: Path, single: Path, name: 
     """changed: two steps whole and joint, two in shares and sequential, the last two as before."""
     for ours, theirs in zip(rows(two / name), rows(single), strict=True):
         for column, value in theirs.items():
-            assert ours[column] == pytest.approx(value, rel=2e-3, abs=1e-5, nan_ok=True), column
+            # A logit is beta times a difference of errors that are nearly equal here.
+            close = 5e-5 if column == "logit" else 1e-5
+            assert ours[column] == pytest.approx(value, rel=2e-3, abs=close, nan_ok=True), column
     ours, theirs = (load_file(folder / WEIGHTS) for folder in (two / name, single))
     assert ours.keys() == theirs.keys()
     for key, value in theirs.items():
