@@ -26,9 +26,14 @@ def compile_blocks(transformer: nn.Module, trial: Callable[[], Tensor]) -> bool:
     blocks are as they were, and the log says why, once; whether they are compiled now.
 
     `trial` is a training step that changes nothing; its gradient, flat."""
+    from torch._dynamo import config as dynamo  # takes a second
+
     expected = trial()
     core: Any = unwrap(transformer)
     try:
+        # The maps hook into blocks for some passes alone: else a pass that was compiled without a
+        # hook would stand for those with one.
+        dynamo.skip_nnmodule_hook_guards = False
         core.compile_repeated_blocks()
         found = trial()
     except torch.OutOfMemoryError:
