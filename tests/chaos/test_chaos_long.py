@@ -70,7 +70,6 @@ def test_a_small_workspace_is_struck_by_every_kind(tmp_path: Path) -> None:
     counts = {
         **{"hostile": 3, "foreign": 3, "not-finite": 6, "wounds": 20, "full": 10},
         **{"read-only": 4, "taken-away": 3, "beside": 4, "clocks": 4, "signals": 6},
-        "databases": 1,
     }
     given = [word for kind, count in counts.items() for word in (f"--{kind}", str(count))]
     trials = disturb(tmp_path, "--kills", "0", *given)
