@@ -26,7 +26,7 @@ from focusdpo.data_schemas.shards import IndexRow
 from focusdpo.data_schemas.tables import arrow_table, from_parquet, to_parquet
 from focusdpo.store import tars
 from focusdpo.store.artefacts import Store
-from focusdpo.store.keys import DIGEST, KEY, SHARD, digest, parsed
+from focusdpo.store.keys import DIGEST, KEY, SHARD, STAGE, digest, parsed
 
 LATEST = "LATEST"
 MANIFEST = "manifest.json"
@@ -343,6 +343,11 @@ def rows_of(store: Store, version: str, name: str, row_type: type[R]) -> list[R]
     for shard in {row.shard for row in rows if isinstance(row, IndexRow)}:
         if not SHARD.fullmatch(shard):
             raise UserError(f"{where}: no shard can be called {shard[:80]!r}")
+    for row in rows:
+        if isinstance(row, Artefact) and not (
+            STAGE.fullmatch(row.stage) and KEY.fullmatch(row.key)
+        ):
+            raise UserError(f"{where}: no artefact can be called {f'{row.stage}/{row.key}'!r:.80}")
     return rows
 
 
@@ -357,14 +362,17 @@ def reviewed_of(store: Store, version: str) -> list[ReviewedPair]:
 
 
 def lineage_columns(store: Store, version: str, columns: Sequence[str] | None) -> Any:
-    """A version's lineage, or some of its columns, as an Arrow table; None when it has none."""
+    """A version's lineage, or some of its columns, as an Arrow table; None when it has none.
+    UserError when it is not readable, or names what no artefact can be called."""
     import pyarrow as pa
 
     data = _table_data(store, version, LINEAGE)
     if data is None:
         return None
     try:
-        return arrow_table(data, columns)
+        table = arrow_table(data, columns)
+        _refuse_names(table, f"{store.root}/versions/{version}/{LINEAGE}")
+        return table
     except (pa.ArrowException, OSError) as error:
         if _is_damaged(store, version, LINEAGE, data):
             raise damaged_file(store, version, LINEAGE) from error
@@ -372,6 +380,19 @@ def lineage_columns(store: Store, version: str, columns: Sequence[str] | None) -
             f"{store.root}/versions/{version}/{LINEAGE}: not a readable Parquet table ({error}); "
             "build again with another setting, or remove the version"
         ) from error
+
+
+def _refuse_names(table: Any, where: str) -> None:
+    """Stages and keys become paths. Hundreds of thousands of rows: by columns."""
+    import pyarrow.compute as pc
+
+    for column, name in (("stage", STAGE), ("key", KEY)):
+        if column not in table.column_names:
+            continue
+        fits = pc.match_substring_regex(table[column], f"^(?:{name.pattern})$").fill_null(False)
+        if not pc.all(fits).as_py():
+            wrong = table[column].filter(pc.invert(fits))[0].as_py()
+            raise UserError(f"{where}: no artefact can be called {wrong!r:.80}, its {column}")
 
 
 def _table_data(store: Store, version: str, name: str) -> bytes | None:

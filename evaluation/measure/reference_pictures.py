@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from focusdpo.evaluation.measure.sight import Sight
 from focusdpo.evaluation.run import tile
 from focusdpo.pipeline.parts import Image, ReferenceImage
 from focusdpo.pipeline.subjects.cutouts import find_subject
+from focusdpo.pipeline.subjects.ingest import with_mask
 
 
 def cut_outs(
@@ -58,18 +58,10 @@ def _cut_out(
 
 
 def _masked(picture: Picture, file: Path, mask: Path) -> Picture:
-    drawn = read_picture(mask)
-    if drawn.image.shape != picture.image.shape:
-        sizes = [f"{one.image.shape[1]} x {one.image.shape[0]}" for one in (drawn, picture)]
-        raise UserError(
-            f"{mask}: a mask of {sizes[0]} pixels for a picture of {sizes[1]}, {file.name}; save "
-            "both with one size"
-        )
-    light = drawn.image.max(axis=2)
-    alpha = light if drawn.alpha is None else np.minimum(light, drawn.alpha)
-    if not (alpha > 127).any():
+    masked = with_mask(picture, file, read_picture(mask), mask)
+    if masked.alpha is None or not (masked.alpha > 127).any():
         raise UserError(f"{mask}: the mask is empty; it is white where the subject is")
-    return replace(picture, alpha=alpha)
+    return masked
 
 
 def show_references(out: Path, name: str, pictures: list[ReferenceImage]) -> list[str]:

@@ -265,7 +265,12 @@ def _read(file: Path, mask: Path | None, config: IngestConfig) -> Picture:
     if mask is None:
         return picture
     stay_inside(mask, file.parent)
-    drawn = read_picture(mask, **limits)
+    return with_mask(picture, file, read_picture(mask, **limits), mask)
+
+
+def with_mask(picture: Picture, file: Path, drawn: Picture, mask: Path) -> Picture:
+    """A picture with a drawn mask's lightness as its alpha. UserError, which names the files, where
+    their sizes differ."""
     if drawn.image.shape != picture.image.shape:
         sizes = [f"{one.image.shape[1]} x {one.image.shape[0]}" for one in (drawn, picture)]
         raise UserError(

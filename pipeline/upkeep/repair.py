@@ -176,6 +176,7 @@ def _refuse_unreadable(store: Store, name: str, cures: Mapping[str, bytes]) -> N
         return
     if read_manifest(store, name).get("digests"):
         open_version(store, name)  # whole as it is, it may be a stranger's
+        lineage_columns(store, name, ["stage", "key"])
         return
     try:
         open_version(store, name)

@@ -219,7 +219,8 @@ def foreign(trial: Trial, draw: random.Random) -> None:
         running = place.run("build-dataset")
         new = [path for path in root.rglob("*") if path not in before]
         new += [root / "LATEST"]
-        trial.refused(running, *(path.name for path in new))
+        if running.ended() != 0:  # a build does not read what it has no use for; doctor does
+            trial.refused(running, *(path.name for path in new))
         well, said = trial.doctor()
         if well:
             trial.wrong(f"doctor does not see it: {said[-300:]}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import re
 import resource
 import shutil
@@ -498,10 +497,3 @@ def test_pocket_subjects_writes_a_folder_that_build_dataset_takes(
     (mine / "x.txt").write_text("x")
     code, _, err = run(["pocket", "subjects", str(mine)], capsys)
     assert code == 2 and (mine / "x.txt").exists()
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_root_that_cannot_be_written(toy: Toy, capsys: Capture) -> None:
-    toy.root.mkdir(mode=0o500)
-    code, _, err = run(toy.arguments, capsys)
-    assert code == 2 and str(toy.root) in err

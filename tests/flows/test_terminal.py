@@ -211,3 +211,10 @@ def test_a_plan_that_leaves_subjects_out_has_code_3(toy: Toy, capsys: Capture) -
     (toy.subjects / "red" / "1.png").write_bytes(b"")
     code, out, _ = run([*toy.arguments, "--plan"], capsys)
     assert code == 3 and "left out: red" in out
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_root_that_cannot_be_written(toy: Toy, capsys: Capture) -> None:
+    toy.root.mkdir(mode=0o500)
+    code, _, err = run(toy.arguments, capsys)
+    assert code == 2 and str(toy.root) in err

@@ -43,7 +43,7 @@ def test_the_deployments_are_there_with_their_limits(server: Server) -> None:
         assert isinstance(options, dict) and options["collision_strategy"] == "ENQUEUE"
         assert one["enforce_parameter_schema"] is True
     schedules = [s for one in found.values() for s in one["schedules"]]
-    assert schedules and not any(one["active"] for one in schedules)
+    assert len(schedules) == len(found) and not any(one["active"] for one in schedules)
     assert found["ablate"]["entrypoint"] == "focusdpo.flows.prefect.deployments:ablate"
     assert [one["name"] for one in server.get("automations/filter", {})] == [SILENT]
 
