@@ -120,9 +120,7 @@ def test_an_artefact_of_a_lineage_leads_nowhere_outside(root: Path) -> None:
     told[0] = dataclasses.replace(told[0], stage="../..", key="victim")
     forge(root, lambda _: None, lineage=to_parquet(told, Artefact))
     store = Store.open(root)
-    with pytest.raises(
-        UserError, match=r"lineage.parquet: no artefact can be called '../../victim'"
-    ):
+    with pytest.raises(UserError, match="lineage.parquet: no artefact can be called"):
         lineage_of(open_version(root))
     assert [one.stage for one in damages(root)] == ["versions"], "doctor tells of it"
     with pytest.raises(UserError, match="no artefact can be called"):
