@@ -25,7 +25,7 @@ from contextlib import AbstractContextManager
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from focusdpo.flows.terminal import heard, printable, protect
+from focusdpo.flows.terminal import LOADS, heard, printable, protect
 
 if TYPE_CHECKING:
     import typer
@@ -44,7 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with Interrupts(to_the_end=arguments is None), _heard(given):
         from focusdpo.flows.program import app
 
-        _run(app, "focusdpo", given)
+        try:
+            _run(app, "focusdpo", given)
+        except SystemExit as ended:
+            if arguments is None and _loads():
+                leave_at_once(ended.code if isinstance(ended.code, int) else bool(ended.code))
+            raise
 
 
 def _heard(given: Sequence[str]) -> AbstractContextManager[None]:
@@ -101,6 +106,11 @@ def _run(program: typer.Typer, name: str, arguments: Sequence[str]) -> None:
             raise
         _tell(in_words(error), 2, "--json" in given)
         sys.exit(2)
+
+
+def _loads() -> bool:
+    """A model is still being loaded beside this thread."""
+    return any(thread.name.startswith(LOADS) for thread in threading.enumerate())
 
 
 def leave_at_once(code: int) -> NoReturn:

@@ -18,6 +18,9 @@ from typing import TextIO
 
 UNSAFE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """Control characters but tab and newline, and those that turn the direction of writing."""
+LOADS = "loads"
+"""How the names of threads begin that load models beside the main one: a process does not end in
+order while one runs, for the interpreter cannot stop it inside a library (the process aborts)."""
 GONE = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.ECONNRESET}
 
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol, cast
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.console import waiting
 from focusdpo.flows.models_config import Family, ModelsConfig
+from focusdpo.flows.terminal import LOADS
 from focusdpo.pipeline.adapters.checked import Checked
 from focusdpo.pipeline.parts import (
     Captioner,
@@ -142,7 +143,7 @@ class Parts:
                 except UserError as error:  # told when the part is used
                     log.info("%s: not loaded ahead: %s", role, error)
 
-        thread = threading.Thread(target=load, name="load-parts", daemon=True)
+        thread = threading.Thread(target=load, name=f"{LOADS} parts", daemon=True)
         thread.start()
         return thread
 

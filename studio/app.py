@@ -21,6 +21,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import BaseRoute
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.terminal import LOADS
 from focusdpo.studio import views
 from focusdpo.studio.config import StudioConfig
 from focusdpo.studio.guard import Guard, Keys, PatientProtocol
@@ -91,7 +92,9 @@ def serve(config: StudioConfig, *, open_browser: bool = False) -> None:
         )
         address = _address(config)
         typer.echo(f"studio of {config.root}: {address} (stop with Ctrl-C)")
-        threading.Thread(target=app.state.studio.warm, daemon=True).start()
+        threading.Thread(
+            target=app.state.studio.warm, name=f"{LOADS} the studio's models", daemon=True
+        ).start()
         if open_browser:
             threading.Timer(0.5, webbrowser.open, [address]).start()
         server.run(sockets=[listener])

@@ -121,7 +121,15 @@ def taken_away(trial: Trial, draw: random.Random) -> None:
             target.rename(place.now / "taken")
             trial.fault("its folder is taken away", f"{name} after {share:.2f} of its files")
         if running.wait() != 0:
-            trial.refused(running, "taken away", "o such file", "missing", "absent", "no dataset")
+            trial.refused(
+                running,
+                "taken away",
+                "o such file",
+                "o such version",
+                "missing",
+                "absent",
+                "no dataset",
+            )
     kept = place.kept / COMMANDS[name].fills
     if name == "build-dataset" and not (target / "registry").exists():
         shutil.copytree(kept / "registry", target / "registry", dirs_exist_ok=True)

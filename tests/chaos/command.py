@@ -174,7 +174,8 @@ def run(arguments: list[str]) -> None:
         sys.addaudithook(Calls(folder, kill_at, "CHAOS_CALLS" in os.environ))
     if jump := os.environ.get("CHAOS_JUMP"):
         jump_clock(*map(float, jump.split(":")))
-    main(arguments)
+    sys.argv[1:] = arguments
+    main()
 
 
 def serve() -> None:

@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -218,3 +219,32 @@ def test_a_root_that_cannot_be_written(toy: Toy, capsys: Capture) -> None:
     toy.root.mkdir(mode=0o500)
     code, _, err = run(toy.arguments, capsys)
     assert code == 2 and str(toy.root) in err
+
+
+LOADING = """
+import sys, threading, types, torch
+from focusdpo.flows import cli, wiring
+
+computes = threading.Event()
+
+def build(*args, **kwargs):
+    rows = torch.randn(512, 512)
+    while True:
+        computes.set()
+        rows = torch.tanh(rows @ rows)
+
+sys.modules["endless"] = types.SimpleNamespace(build=build, fingerprint=lambda *_: "endless")
+wiring.SUITES["pocket"] = "endless"
+wiring.Parts("pocket").load_beside(["generator"])
+computes.wait()
+sys.argv = ["focusdpo", "inspect", "nowhere"]
+cli.main()
+"""
+
+
+def test_an_error_while_models_load_beside_ends_with_its_line_and_code() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", LOADING], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == 2, ended
+    assert ended.stderr.splitlines()[-1].startswith("error: nowhere")
