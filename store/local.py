@@ -338,25 +338,42 @@ class LocalFiles:
         """A name for an unfinished file of this process, which is gone afterwards."""
         with self._writing():
             temp = Path(self._at(f"{TEMP}/{me()}~{next(_numbers)}"))
-            self._make_temp(temp.parent)
+            self._make_folder(temp.parent)
             try:
                 yield temp
+            except FileNotFoundError as error:
+                if str(error.filename) == str(temp):
+                    raise self._taken_away() from error
+                raise
             finally:
                 temp.unlink(missing_ok=True)
 
-    def _make_temp(self, folder: Path) -> None:
+    def _make_folder(self, folder: Path) -> None:
         """With the root the first time: one that is taken away then does not come back in parts."""
+        if not self._is_there:
+            self._root.mkdir(parents=True, exist_ok=True)
+            self._is_there = True
+        if folder == self._root:
+            if not folder.is_dir():
+                raise self._taken_away()
+            return
         try:
-            folder.mkdir(parents=not self._is_there, exist_ok=True)
-        except FileNotFoundError as error:
-            raise TakenAway(f"{self.root}: was taken away; {_SAME}") from error
-        self._is_there = True
+            folder.mkdir(exist_ok=True)
+        except FileNotFoundError:
+            self._make_folder(folder.parent)
+            try:
+                folder.mkdir(exist_ok=True)
+            except FileNotFoundError as error:
+                raise self._taken_away() from error
+
+    def _taken_away(self) -> TakenAway:
+        return TakenAway(f"{self.root}: was taken away; {_SAME}")
 
     def _place(self, temp: Path, path: str, *, replace: bool) -> bool:
         """Give a finished file its name. Its folder is not synced: when power fails, the file is
         there whole or not at all, and what is not there is built again."""
         target = Path(self._at(path))
-        target.parent.mkdir(parents=True, exist_ok=True)
+        self._make_folder(target.parent)
         if replace:
             os.replace(temp, target)  # noqa: PTH105
             return True
@@ -364,6 +381,8 @@ class LocalFiles:
             os.link(temp, target)
         except FileExistsError:
             return False
+        except FileNotFoundError:
+            raise
         except OSError:
             return self._place_locked(temp, target)
         return True

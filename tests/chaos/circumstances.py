@@ -245,7 +245,7 @@ def signalled(trial: Trial, draw: random.Random) -> None:
     trial.goes_on(name, wanted)
 
 
-PREFECT_SECONDS = 120.0
+PREFECT_SECONDS = 300.0
 
 
 def prefect_database(trial: Trial, draw: random.Random) -> None:

@@ -491,4 +491,23 @@ def test_a_root_that_is_taken_away_does_not_come_back_in_parts(tmp_path: Path) -
     with pytest.raises(TakenAway, match="root: was taken away; run the same command again"):
         put(store, 1)
     assert not (tmp_path / "root").exists()
+    with pytest.raises(TakenAway, match="root: was taken away"):
+        store.files.write("dataset.json", b"{}")
+    assert not (tmp_path / "root").exists()
     put(Store.open(tmp_path / "root"), 1)
+
+
+def test_a_root_that_is_taken_away_in_the_middle_of_a_file_does_not_either(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "root")
+    put(store, 0)
+    for path in ("stages/new/file", "file"):
+        with (
+            pytest.raises(TakenAway, match="root: was taken away; run the same command again"),
+            store.files.create(path) as sink,
+        ):
+            sink.write(b"half")
+            (tmp_path / "root").rename(tmp_path / path.replace("/", "-"))
+        assert not (tmp_path / "root").exists()
+        (tmp_path / path.replace("/", "-")).rename(tmp_path / "root")
+    with pytest.raises(FileNotFoundError), store.files.create("other"):
+        (tmp_path / "nowhere").read_bytes()
