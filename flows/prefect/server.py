@@ -128,7 +128,11 @@ def require_whole(database: Path) -> None:
     try:
         with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as look:
             look.set_progress_handler(lambda: time.monotonic() > end, 10_000)
-            found = str(look.execute("PRAGMA quick_check(1)").fetchone()[0])
+            tables = {name for (name,) in look.execute("SELECT name FROM sqlite_master")}
+            if tables and "alembic_version" not in tables:
+                found = "another program's"
+            else:
+                found = str(look.execute("PRAGMA quick_check(1)").fetchone()[0])
     except sqlite3.OperationalError as error:
         if "interrupted" in str(error) or "locked" in str(error):
             return  # our time was up, or another command's server is writing
@@ -151,6 +155,7 @@ class _Server(threading.Thread):
         self.url = f"http://{HOST}:{port}/api"
         self._port, self._log_file, self._login = port, log_file, login
         self._given_up = False
+        self._was_up = False
 
     def run(self) -> None:
         for _ in range(1 + DEATHS):
@@ -168,7 +173,8 @@ class _Server(threading.Thread):
                 break
             log.warning("Prefect's server was killed (signal %d)", -code)
         self._given_up = True
-        log.error("Prefect's server stays away; %s tells why", self._log_file)
+        if self._was_up:  # else who waits for it tells
+            log.error("Prefect's server stays away; %s tells why", self._log_file)
 
     def wait_until_up(self) -> None:
         """UserError when it does not answer in time."""
@@ -177,6 +183,7 @@ class _Server(threading.Thread):
             try:
                 with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
                     if answer.status == 200:
+                        self._was_up = True
                         return
             except (urllib.error.URLError, OSError):
                 pass  # not up yet

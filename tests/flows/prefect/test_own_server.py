@@ -90,7 +90,7 @@ def test_its_command_is_let_in_and_nobody_else(own: Own) -> None:
         assert "access-control-allow-origin" not in headers
 
 
-@pytest.mark.parametrize("damage", ["no database", "cut", "a page"])
+@pytest.mark.parametrize("damage", ["no database", "cut", "a page", "another program's"])
 def test_a_damaged_database_ends_the_command_at_once(
     damage: str, toy: Toy, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,6 +98,8 @@ def test_a_damaged_database_ends_the_command_at_once(
     home.mkdir()
     database = home / "prefect.db"
     with sqlite3.connect(database) as made:
+        if damage != "another program's":
+            made.execute("create table alembic_version (version_num text)")
         made.execute("create table flow_run (id integer primary key, name text)")
         made.executemany("insert into flow_run (name) values (?)", [("x" * 99,)] * 999)
     made.close()
@@ -106,7 +108,7 @@ def test_a_damaged_database_ends_the_command_at_once(
         data[:64] = b"not a database at all" + bytes(43)
     elif damage == "cut":
         del data[len(data) // 2 :]
-    else:
+    elif damage == "a page":
         data[3 * 4096 : 4 * 4096] = bytes(4096)
     database.write_bytes(data)
     with pytest.MonkeyPatch.context() as patch:
