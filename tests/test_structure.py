@@ -10,9 +10,12 @@ import subprocess
 import sys
 import tomllib
 from collections import Counter, defaultdict
+from fnmatch import fnmatch
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 TOOL: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]
@@ -71,6 +74,13 @@ def circle(imports: dict[str, set[str]]) -> list[str]:
     except CycleError as error:
         return [str(name) for name in error.args[1]]
     return []
+
+
+def test_every_folder_of_tests_is_gone_through(request: pytest.FixtureRequest) -> None:
+    """pytest passes over folders of some names, `build` among them, and says nothing."""
+    passed_over = request.config.getini("norecursedirs")
+    folders = {part for path in (ROOT / "tests").rglob("test_*.py") for part in path.parts}
+    assert [name for name in folders if any(fnmatch(name, one) for one in passed_over)] == []
 
 
 def test_no_module_imports_itself_through_others() -> None:

@@ -50,17 +50,6 @@ def test_kills_lose_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert json.loads(found.read_text())["trials"] == told["trials"]
 
 
-def test_a_bucket_in_trouble_loses_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = tmp_path / "chaos.json"
-    given = ["--kills", "0", "--bucket", "2", "--work", str(tmp_path / "w"), "--json", str(found)]
-    assert main(given) == 0, capsys.readouterr().out
-    told = json.loads(found.read_text())["trials"]
-    assert [one["kinds"] for one in told] == [["requests refused"], ["cut before it is done"]]
-    assert all("LATEST" in one["moments"][0] for one in told)
-
-
 def test_kinds_of_trouble_with_a_bucket_come_in_turn() -> None:
     drawn = [draw_fault(random.Random(number), number, 30) for number in range(14)]
     assert [one.kind for one in drawn] == [*KINDS, *KINDS]

@@ -16,7 +16,7 @@ from PIL import Image
 from focusdpo.flows.generate.inference import read_about
 from focusdpo.store.versions import open_version
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 SMALL = [
     "--set",

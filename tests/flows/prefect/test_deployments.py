@@ -11,7 +11,7 @@ from prefect_server import ROOT, Server, running_server
 from focusdpo.flows.prefect.setup import SILENT
 from focusdpo.store.versions import open_version
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SMALL = {
     "world": {"subjects": 3, "references": 1},

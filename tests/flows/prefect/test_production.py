@@ -26,7 +26,7 @@ from focusdpo.flows.prefect.gpu_slot import GPU_LIMIT
 from focusdpo.flows.prefect.setup import ON_PUBLISH, ON_TRAINED, SILENT
 from focusdpo.flows.retrain.promotion import read_promoted
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 TOKEN = "/hooks/a-secret-token"
 
@@ -308,6 +308,7 @@ def test_a_run_without_heartbeats_is_crashed_by_the_server(tmp_path: Path) -> No
         assert "no heartbeat for 60 s" in crashed["state"]["message"]
 
 
+@pytest.mark.alone
 def test_orchestration_costs_at_most_5_percent_of_8_partitions_of_a_minute(tmp_path: Path) -> None:
     """Scaled down: what stands beside the model does not depend on how long the model takes. The
     model sleeps, so it takes no processor time from Prefect. Other work on the machine does: so the

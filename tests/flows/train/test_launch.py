@@ -65,7 +65,6 @@ def launch(
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 @pytest.mark.parametrize("config", ["ddp.yaml", "fsdp2.yaml"])
 def test_two_processes_learn_what_one_learns(
     root: Path, single: Path, tmp_path: Path, config: str
@@ -84,7 +83,6 @@ def test_two_processes_learn_what_one_learns(
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_pairs_that_do_not_divide_are_refused(root: Path, tmp_path: Path) -> None:
     done = launch("ddp.yaml", root, tmp_path / "run", "--set", "train.batch_pairs=3")
     assert done.returncode != 0
@@ -104,7 +102,6 @@ def test_configurations_are_accelerates(path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_two_processes_go_on_from_what_one_machine_sent(
     root: Path, single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
