@@ -40,7 +40,9 @@ def below(s3: S3Server, root: str) -> dict[str, bytes]:
     return {
         key: data
         for key, data in found.items()
-        if not key.startswith(".") and not (key.startswith("stages/") and key.endswith(".json"))
+        if not key.startswith(".")
+        and key.rpartition("/")[2] not in ("metrics.prom", "build.json")
+        and not (key.startswith("stages/") and key.endswith(".json"))
     }
 
 
@@ -68,8 +70,8 @@ def run_here(toy: Toy, root: str, capsys: Capture) -> dict[str, object]:
 
 def same(one: dict[str, bytes], other: dict[str, bytes]) -> None:
     """Equal byte for byte, but for what tells when, how long and into which root."""
-    told = {"manifest.json", "build.json", "config.yaml", "lineage.parquet", "metrics.prom"}
-    told.add("twin.tar")  # the first four once more
+    told = {"manifest.json", "config.yaml", "lineage.parquet"}
+    told.add("twin.tar")  # these once more
     assert one.keys() == other.keys()
     assert [k for k in one if one[k] != other[k] and k.rpartition("/")[2] not in told] == []
 
