@@ -46,11 +46,9 @@ LIGHT = (
     *("flows.build.", "flows.retrain.", "flows.commands.", "flows.config", "flows.cli"),
 )
 LIGHT_TOO = (
-    *(
-        "pipeline.adapters.segmenters.grounding_sam",
-        "pipeline.adapters.segmenters.grounding_sam_hf",
-    ),
-    *("model.backbones.sdxl_ip_adapter", "pocket.parts"),
+    "pipeline.adapters.segmenters.grounding_sam",
+    "pipeline.adapters.segmenters.grounding_sam_hf",
+    "model.backbones.sdxl_ip_adapter",
 )
 """Settings and checks of heavy parts."""
 HEAVY_FOR_A_REASON = (
