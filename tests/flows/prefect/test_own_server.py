@@ -117,5 +117,5 @@ def test_a_damaged_database_ends_the_command_at_once(
     lines = [line for line in err.splitlines() if not line.endswith(" ...")]
     assert code == 2 and len(lines) == 1, err
     assert str(database) in lines[0] and "move it away" in lines[0]
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     assert database.read_bytes() == data, "it is the user's"
