@@ -82,13 +82,6 @@ def test_two_processes_learn_what_one_learns(
     assert ("the base lies in shares over 2 processes" in done.stderr) == (config == "fsdp2.yaml")
 
 
-@pytest.mark.slow
-def test_pairs_that_do_not_divide_are_refused(root: Path, tmp_path: Path) -> None:
-    done = launch("ddp.yaml", root, tmp_path / "run", "--set", "train.batch_pairs=3")
-    assert done.returncode != 0
-    assert "train.batch_pairs 3 must be a multiple of the number of processes, 2" in done.stderr
-
-
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_configurations_are_accelerates(path: Path) -> None:
     """accelerate refuses unknown keys of a configuration."""
