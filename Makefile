@@ -34,7 +34,7 @@ test: $(STAMP) lint types  ## lint, types, and all quick tests
 
 test-slow: $(STAMP)  ## tests that take minutes, or use the trained weights at length
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not alone" $(PARALLEL) $(IN_ORDER)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and alone"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and alone" $$(grep -rl 'mark\.alone' tests)
 
 lint: $(STAMP)  ## ruff's rules and layout, and who may import whom
 	$(BIN)/ruff check .
