@@ -36,12 +36,12 @@ pytestmark = pytest.mark.timeout(1200)
 
 def test_kills_lose_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = tmp_path / "chaos.json"
-    given = ["--kills", "3", "--fresh", "0", "--work", str(tmp_path / "w"), "--json", str(found)]
+    given = ["--kills", "1", "--fresh", "0", "--work", str(tmp_path / "w"), "--json", str(found)]
     assert main(given) == 0, capsys.readouterr().out
     told = json.loads(found.read_text())
     struck = [kind for one in told["trials"] for kind in one["kinds"]]
     moments = [moment for one in told["trials"] for moment in one["moments"]]
-    assert len(struck) >= 3 and len(moments) == len(struck)
+    assert len(struck) >= 1 and len(moments) == len(struck)
     assert not any(one["lost"] or one["twice"] or one["half_visible"] for one in told["trials"])
     assert "computed twice: 0." in capsys.readouterr().out
     # The same call goes on behind them: there is nothing left to do.
