@@ -5,9 +5,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import signal
-import subprocess
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +13,7 @@ import pytest
 import toy_suite
 import toy_world
 from plain_build import execute, prepare
-from toy_root import TOY_CLI, Toy
+from toy_root import Toy
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.pairs import Pair
@@ -187,23 +184,6 @@ def test_the_cause_of_a_full_disk_is_found_behind_another_error() -> None:
     except UserError as error:
         assert builder_module.disk_is_full(error)
     assert not builder_module.disk_is_full(UserError("else"))
-
-
-def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(toy: Toy, tmp_path: Path) -> None:
-    build(toy)
-    undisturbed = toy.files("stages") | toy.files("shards")
-    toy.root = tmp_path / "killed"
-    command = [*TOY_CLI, *toy.arguments]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(toy.root.glob("stages/generate/*/*.tar")) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    result = build(toy)
-    assert result.whole
-    assert (toy.files("stages") | toy.files("shards")) == undisturbed
 
 
 def test_every_pair_leads_back_to_pictures_in_the_store(toy: Toy) -> None:
