@@ -1,5 +1,5 @@
-"""build-dataset on a bucket gives the bytes of a local build: alone, failed by its store, and beside
-another builder. Kills there are struck by tests/chaos."""
+"""build-dataset on a bucket gives the bytes of a local build: alone, failed by its store, and
+beside another builder. Kills there are struck by tests/chaos."""
 
 from __future__ import annotations
 
