@@ -68,7 +68,6 @@ def launch(
 def said_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """What a run that ended well says with --json; the first process alone speaks."""
     assert done.returncode == 0, done.stderr[-6000:]
-    assert done.stdout.count("adapter ") == 1
     (said,) = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return dict(said)
 
@@ -86,7 +85,7 @@ def test_two_processes_with_shares_of_the_base_learn_what_one_learns(
 ) -> None:
     done = launch("fsdp2.yaml", root, tmp_path / "run")
     assert said_of(done)["steps"] == 3
-    assert SHARES in done.stderr
+    assert done.stdout.count("adapter ") == 1 and SHARES in done.stderr
     same_weights(tmp_path / "run", single)
 
 
