@@ -1,13 +1,13 @@
-"""The toy suite in workers of a Ray cluster: a generator that takes a core's time
-(RAY_SUITE_CPU_SECONDS a picture), notes what it paints, and meets with accidents where files in the
-folder RAY_SUITE ask for them.
+"""The toy suite in workers of a Ray cluster: a generator that takes its time (RAY_SUITE_SECONDS a
+picture) or a core's (RAY_SUITE_CPU_SECONDS), notes what it paints, and meets with accidents where
+files in the folder RAY_SUITE ask for them.
 
     calls    a line per picture: process, seed
-    hold     who has painted a picture waits until this file is gone
     loads    a line per model that a process loads: process, role
     die      the next process that paints takes this file away, then kills itself
     poison   whoever paints the square alone kills itself
     refuse   the square alone cannot be painted, and whoever brought it can mend that
+    hold     who has painted a picture waits before the next until this file is gone
 """
 
 from __future__ import annotations
@@ -34,17 +34,21 @@ fingerprint = toy_suite.fingerprint
 class Painter(toy_world.Generator):
     """Paints what the toy's generator paints."""
 
+    begun = False
+
     def __init__(self, folder: Path) -> None:
         super().__init__(faults=toy_suite.GENERATOR.faults)
         self.folder = folder
 
     def one(self, prompt: str, references: Sequence[ReferenceImage], seed: int) -> Image:
+        while self.begun and (self.folder / "hold").exists():
+            time.sleep(0.1)
+        self.begun = True
+        time.sleep(float(os.environ.get("RAY_SUITE_SECONDS", "0")))
         compute(float(os.environ.get("RAY_SUITE_CPU_SECONDS", "0")))
         self._accident(prompt)
         with (self.folder / "calls").open("a") as calls:
             calls.write(f"{os.getpid()} {seed}\n")
-        while (self.folder / "hold").exists():
-            time.sleep(0.1)
         return super().one(prompt, references, seed)
 
     def _accident(self, prompt: str) -> None:

@@ -94,7 +94,7 @@ def test_a_node_dies_and_the_run_finishes(
     cluster: RayCluster, toy: Toy, accidents: Path, tmp_path: Path
 ) -> None:
     doomed = cluster.add(resources={"doomed": 1})
-    # A third worker; all are held at their first picture until each has one.
+    # A third worker; each is held behind its first picture until all have painted one.
     (accidents / "hold").touch()
     wanted = {"default": {"workers": 3}}
     command = arguments(toy, executor(cluster.address, accidents, resources=wanted))

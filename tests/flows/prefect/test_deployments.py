@@ -58,18 +58,19 @@ def test_the_bare_name_is_refused(server: Server) -> None:
 @pytest.mark.parametrize(
     ("name", "run"),
     [
-        ("build-dataset", {"root": "x", "nonsense": 1}),
-        ("build-dataset", {"root": "x", "pair": {"min_dropp": 1}}),
-        ("build-dataset", {"root": "x", "pair": {"min_drop": "lots"}}),
-        ("ablate", {"out": "x", "ablation": {"seedz": 1}}),
-        ("retrain", {"out": "x", "retrain": {"min_pairs": 1}}),
+        ("build-dataset/build-dataset", {"root": "x", "nonsense": 1}),
+        ("build-dataset/build-dataset", {"root": "x", "pair": {"min_dropp": 1}}),
+        ("build-dataset/build-dataset", {"root": "x", "pair": {"min_drop": "lots"}}),
+        ("ablate/ablate", {"out": "x", "ablation": {"seedz": 1}}),
+        ("retrain/retrain", {"out": "x", "retrain": {"min_pairs": 1}}),
     ],
 )
 def test_wrong_parameters_are_refused_before_anything_runs(
     server: Server, name: str, run: dict[str, object]
 ) -> None:
     """By the server, whoever asks."""
-    (wanted,) = server.get("deployments/filter", {"deployments": {"name": {"any_": [name]}}})
+    own = {"deployments": {"name": {"any_": [name.partition("/")[2]]}}}
+    (wanted,) = server.get("deployments/filter", own)
     with pytest.raises(urllib.error.HTTPError) as refused:
         server.post(f"deployments/{wanted['id']}/create_flow_run", {"parameters": {"run": run}})
     assert refused.value.code == 409 and b"Validation failed" in refused.value.read()
@@ -96,3 +97,6 @@ def test_all_three_flows_run_for_real(server: Server) -> None:
     assert (server.folder / "runs/one-evaluated/report.html").is_file()
     keys = {one["key"] for one in server.get("artifacts/filter", {})}
     assert {"dataset", "adapter", "evaluation", "report"} <= keys
+    # The same build again: nothing is computed, nothing published.
+    server.run("build-dataset/build-dataset", root="data", **SMALL)
+    assert open_version(str(server.folder / "data")).id == version.id
