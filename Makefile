@@ -9,6 +9,8 @@ DEMO ?= demo
 # fixtures (a built dataset, a server) are made once.
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist loadfile
+# By their number of tests the longest files would come last, and one process work alone in the end.
+IN_ORDER := --no-loadscope-reorder
 export HF_HUB_OFFLINE := 1
 
 .PHONY: help setup demo test test-slow lint types format docs bench chaos clean
@@ -31,8 +33,8 @@ test: $(STAMP) lint types  ## lint, types, and all quick tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-slow: $(STAMP)  ## tests that take minutes, or use the trained weights at length
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not alone" $(PARALLEL)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and alone"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not alone" $(PARALLEL) $(IN_ORDER)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and alone" $$(grep -rl 'mark\.alone' tests)
 
 lint: $(STAMP)  ## ruff's rules and layout, and who may import whom
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="focusdpo-tests-")
 
 import shutil
+import sys
 from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -38,6 +39,14 @@ settings.load_profile("busy machine")
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["PREFECT_HOME"], ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_browser_is_left() -> Iterator[None]:
+    """A file's tests share a browser; Playwright's event loop must not meet another file's."""
+    yield
+    if "browsing" in sys.modules:
+        sys.modules["browsing"].close()
 
 
 @pytest.fixture(scope="session")

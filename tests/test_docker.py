@@ -281,33 +281,6 @@ def test_deployments_enter_the_package() -> None:
     assert set(PROJECT["scripts"]) == {"focusdpo"}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "command",
-    [
-        ("prefect", "server", "start"),
-        ("prefect", "server", "database", "upgrade"),
-        ("prefect", "deploy"),
-        ("prefect", "worker", "start"),
-        ("focusdpo", "prefect-setup"),
-    ],
-)
-def test_a_program_knows_the_options_that_the_entrypoint_gives(command: tuple[str, ...]) -> None:
-    script = re.sub(r"\\\n\s*", " ", ENTRYPOINT.read_text("utf-8"))
-    words = " (?:--no-prompt )?".join(command)
-    calls = re.findall(rf"^\s*(?:\S+\) )?(?:exec )?{words}(.*)$", script, re.MULTILINE)
-    assert calls
-    ended = subprocess.run(
-        [str(PROGRAMS / command[0]), *command[1:], "--help"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "200"},
-    )
-    assert ended.returncode == 0, ended.stderr
-    for option in re.findall(r"--[a-z-]+", " ".join(calls)):
-        assert option in ended.stdout, f"{' '.join(command)} has no {option}"
-
-
 # The entrypoint
 
 

@@ -108,7 +108,8 @@ def _build(run: BuildRun, plan: bool = False, prefect: bool | None = None) -> di
         return told_plan(job)
     if job.finished():
         say("nothing is missing: no model is loaded and no engine started")
-    result = _carry_out(job, prefect)
+    with Bars() as watch:
+        result = carry_out(job, watch, prefect=prefect)
     for line in [*result.problems, *result.failed]:
         say(f"left out: {line}")
     for line in result.notes:

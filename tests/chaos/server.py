@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+from processes import free_ports
 
 from focusdpo.flows.prefect.server import QUIET
 
@@ -29,18 +30,12 @@ START_SECONDS = 600.0
 KINDS = ("server killed", "network cut", "network silent", "command killed", "child killed")
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
 @dataclass
 class Server:
     """A Prefect server with a database of its own, which may be killed and started again."""
 
     home: Path
-    port: int = field(default_factory=free_port)
+    port: int = field(default_factory=lambda: free_ports(1)[0])
     _process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

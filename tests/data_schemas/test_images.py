@@ -326,10 +326,10 @@ def test_a_huge_picture_is_refused_from_its_header(tmp_path: Path, side: int) ->
     rows = (b"\0" + bytes((side + 7) // 8)) * side
     path = tmp_path / "bomb.png"
     path.write_bytes(png_bytes(side, side, 1, 0, rows))
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(UserError, match="bomb.png: .*megapixels, at most 50"):
         read_picture(path)
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
     run = subprocess.run(
         [sys.executable, "-c", BOMB, str(path)], capture_output=True, text=True, check=True
     )
@@ -346,12 +346,12 @@ def test_a_ribbon_is_refused_from_its_header_wherever_pictures_are_read(
     path = tmp_path / "ribbon.png"
     path.write_bytes(png_bytes(*size, 8, 2, b""))
     data = path.read_bytes()
-    start = time.monotonic()
+    start = time.process_time()
     for read in (lambda: read_picture(path), lambda: decode_png(data, "ribbon.png"),
                  lambda: decode_mask(data, "ribbon.png"), lambda: read_about(path)):  # fmt: skip
         with pytest.raises(UserError, match=r"ribbon\.png: .*at most 16384 a side are read"):
             read()
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
 
 
 def picture_bytes(kind: str) -> bytes:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import in_process
 import numpy as np
 import pytest
 import tiny_suite
@@ -18,17 +18,10 @@ PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "data" / "dreambooth"
 SUBJECTS = ("dog", "cat", "rc_car")
 
 
-def focusdpo(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "focusdpo.flows.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def told(*arguments: str | Path) -> dict[str, Any]:
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
     """What a command says last; it must have ended well."""
-    run = focusdpo(*arguments, "--json")
-    assert run.returncode == 0, run.stdout + run.stderr
-    found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
-    return found
+    return lambda *arguments: in_process.told([str(one) for one in arguments], capsys)
 
 
 @pytest.fixture(scope="module", params=tiny_suite.KINDS)
@@ -50,7 +43,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_doctor_passes(preset: Path) -> None:
+def test_doctor_passes(preset: Path, told: Callable[..., dict[str, Any]]) -> None:
     checks = told("doctor", "--preset", preset)["checks"]
     assert all(check["ok"] for check in checks)
     assert {check["name"].partition(":")[0] for check in checks} >= {
@@ -59,7 +52,9 @@ def test_doctor_passes(preset: Path) -> None:
 
 
 @pytest.mark.slow
-def test_subjects_to_an_evaluated_adapter(preset: Path, photographs: Path, tmp_path: Path) -> None:
+def test_subjects_to_an_evaluated_adapter(
+    preset: Path, photographs: Path, tmp_path: Path, told: Callable[..., dict[str, Any]]
+) -> None:
     common = ("--preset", preset, "--no-prefect")
     root, adapter = tmp_path / "root", tmp_path / "train" / "adapter"
     build = ("build-dataset", "--root", root, "--subjects", photographs, *common)

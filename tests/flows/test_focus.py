@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -163,14 +161,3 @@ def test_a_split_without_pairs_is_told(
     other = "val" if there == {"train"} else "train"
     code, _, err = run([*command(tmp_path, version, "out"), "--split", other], capsys)
     assert code == 2 and f"no pair in split '{other}'" in err
-
-
-def test_help_loads_nothing_heavy() -> None:
-    code = (
-        "import sys\nfrom focusdpo.flows.cli import main\n"
-        "try: main(['focus-maps', '--help'])\n"
-        "except SystemExit: pass\n"
-        "assert not {'torch', 'matplotlib'} & set(sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0 and "--adapter" in done.stdout, done.stderr

@@ -38,7 +38,7 @@ def interrupted(process: subprocess.Popen[str]) -> str:
     assert process.returncode == 130, errors
     assert errors.endswith(MESSAGE + "\n") and "Traceback" not in errors
     assert errors.count(MESSAGE) == 1
-    assert took < SECONDS + 1, "one second is for a busy machine"
+    assert took < SECONDS + 3, "three seconds are for a busy machine"
     return errors
 
 

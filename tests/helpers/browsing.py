@@ -13,10 +13,33 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+_STARTED: list[tuple[Playwright, Browser]] = []
+
+
+def chromium() -> Browser:
+    """The browser that the tests of a file share; `close` ends it."""
+    if not _STARTED:
+        playwright = sync_playwright().start()
+        root = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--disable-gpu", *root]
+        )
+        _STARTED.append((playwright, browser))
+    return _STARTED[0][1]
+
+
+def close() -> None:
+    """End the browser, and with it the event loop that Playwright runs in this thread."""
+    while _STARTED:
+        playwright, browser = _STARTED.pop()
+        browser.close()
+        playwright.stop()
 
 
 @contextmanager
@@ -31,32 +54,31 @@ def page_of(
 ) -> Iterator[Page]:
     """The page, loaded. What it throws or logs as an error fails the test, where it is ours; a file
     may log nothing at all and ask for nothing but itself."""
-    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
     of_a_file = isinstance(where, Path)
     wrong: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        page = browser.new_page(
-            viewport={"width": width, "height": height},
-            color_scheme="dark" if dark else "light",
-            reduced_motion="reduce",
-            **more,
-        )
-        page.on("pageerror", lambda error: wrong.append(str(error)))
+    page = chromium().new_page(
+        viewport={"width": width, "height": height},
+        color_scheme="dark" if dark else "light",
+        reduced_motion="reduce",
+        **more,
+    )
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on(
+        "console",
+        lambda said: wrong.append(said.text) if of_a_file or said.type == "error" else None,
+    )
+    if of_a_file:
         page.on(
-            "console",
-            lambda said: wrong.append(said.text) if of_a_file or said.type == "error" else None,
+            "request",
+            lambda asked: (
+                None if asked.url.startswith(("file:", "data:")) else wrong.append(asked.url)
+            ),
         )
-        if of_a_file:
-            page.on(
-                "request",
-                lambda asked: (
-                    None if asked.url.startswith(("file:", "data:")) else wrong.append(asked.url)
-                ),
-            )
+    try:
         page.goto(where.as_uri() if isinstance(where, Path) else where)
         yield page
-        browser.close()
+    finally:
+        page.close()
     if ours:
         assert wrong == [], wrong
 

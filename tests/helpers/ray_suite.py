@@ -7,6 +7,7 @@ files in the folder RAY_SUITE ask for them.
     die      the next process that paints takes this file away, then kills itself
     poison   whoever paints the square alone kills itself
     refuse   the square alone cannot be painted, and whoever brought it can mend that
+    hold     who has painted a picture waits before the next until this file is gone
 """
 
 from __future__ import annotations
@@ -33,11 +34,16 @@ fingerprint = toy_suite.fingerprint
 class Painter(toy_world.Generator):
     """Paints what the toy's generator paints."""
 
+    begun = False
+
     def __init__(self, folder: Path) -> None:
         super().__init__(faults=toy_suite.GENERATOR.faults)
         self.folder = folder
 
     def one(self, prompt: str, references: Sequence[ReferenceImage], seed: int) -> Image:
+        while self.begun and (self.folder / "hold").exists():
+            time.sleep(0.1)
+        self.begun = True
         time.sleep(float(os.environ.get("RAY_SUITE_SECONDS", "0")))
         compute(float(os.environ.get("RAY_SUITE_CPU_SECONDS", "0")))
         self._accident(prompt)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from browsing import CHROMIUM
+from browsing import chromium
 from PIL import Image
 
 SIDE = 320
@@ -48,24 +48,20 @@ def browser_page(
     *, width: int = 1180, height: int = 820, dark: bool = False, complaints: list[str] | None = None
 ) -> Iterator[Any]:
     """A tab; what a developer would see as an error goes to `complaints`."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+    page = chromium().new_page(
+        viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light"
+    )
+    page.set_default_timeout(60_000)
+    if complaints is not None:
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on(
+            "console",
+            lambda said: complaints.append(said.text) if said.type == "error" else None,
         )
-        page = browser.new_page(
-            viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light"
-        )
-        page.set_default_timeout(60_000)
-        if complaints is not None:
-            page.on("pageerror", lambda error: complaints.append(str(error)))
-            page.on(
-                "console",
-                lambda said: complaints.append(said.text) if said.type == "error" else None,
-            )
+    try:
         yield page
-        browser.close()
+    finally:
+        page.close()
 
 
 def bring_pictures(folder: Path, count: int = 4) -> dict[str, tuple[str, list[Path]]]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.adapter import add_policy, policy_parameters, reference_policy
 from focusdpo.model.backbones.flux import FluxBackbone
 from focusdpo.model.noise import draw_noise
@@ -136,6 +137,11 @@ def validation_input() -> tuple[PairBatch, Tensor, Tensor]:
 def main(out: Path, samples: list[Sample]) -> None:
     dist.init_process_group("gloo")
     found = {}
+    refused = "nothing"
+    try:
+        Processes(torch.device("cpu")).share_of(3)
+    except UserError as error:
+        refused = str(error)
     for way in WAYS:
         for checkpointing in (False, True):
             for memory in ("joint", "sequential"):
@@ -153,6 +159,7 @@ def main(out: Path, samples: list[Sample]) -> None:
     looks = {"every": 0}
     run(samples, out / "patches", shard="full", objective=patches, cache_mib=0, validation=looks)
     if dist.get_rank() == 0:
+        (out / "refused").write_text(refused)
         save_file(
             {name: value.contiguous() for name, value in found.items()}, out / "found.safetensors"
         )

@@ -365,11 +365,15 @@ def start_writer(root: Path, first: int = 0) -> subprocess.Popen[str]:
     return writer
 
 
-def kill(writer: subprocess.Popen[str]) -> int:
-    """Kill -9; the last number that the writer reported as stored."""
+def kill(writer: subprocess.Popen[str], least: int = -1) -> int:
+    """Kill -9, when the writer has reported `least`; the last number that it reported as stored."""
+    assert writer.stdout is not None
+    last = -1
+    while last < least:
+        last = int(writer.stdout.readline())
     writer.send_signal(signal.SIGKILL)
     told = writer.communicate()[0].split()
-    return int(told[-1]) if told else -1
+    return int(told[-1]) if told else last
 
 
 def test_kill_9_leaves_only_whole_artefacts(tmp_path: Path) -> None:
@@ -404,8 +408,7 @@ def test_a_living_writers_unfinished_work_is_left_alone(tmp_path: Path) -> None:
     while time.monotonic() < end:
         Store.open(root)
     assert writer.poll() is None, "the writer died"
-    last = kill(writer)
-    assert last > 0
+    kill(writer, 1)
     assert Store.open(root).corrupt() == []
 
 
@@ -422,11 +425,9 @@ def test_an_old_file_of_another_machine_is_cleaned_a_young_one_is_not(store: Sto
 def test_two_writers_of_the_same_keys_agree(tmp_path: Path) -> None:
     root = tmp_path / "root"
     writers = [start_writer(root) for _ in range(2)]
-    time.sleep(0.7)
-    last = min(kill(writer) for writer in writers)
+    last = min(kill(writer, 5) for writer in writers)
     store = Store.open(root)
     assert store.corrupt() == []
-    assert last > 0
     for number in range(last):
         assert len(store.read("generate", key_of(number), Sampled)) == 4
 
@@ -478,10 +479,10 @@ def test_threads_may_share_a_store(store: Store) -> None:
 
 def test_looking_for_1500_artefacts_takes_no_second(store: Store) -> None:
     keys = [put(store, number, images=1, side=4) for number in range(30)]
-    start = time.monotonic()
+    start = time.process_time()
     fresh = Store.open(store.root)
     assert all(fresh.has("generate", key) for key in keys * 50)
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_a_root_that_is_taken_away_does_not_come_back_in_parts(tmp_path: Path) -> None:

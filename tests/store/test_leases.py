@@ -102,7 +102,7 @@ def test_of_many_who_ask_at_once_one_gets_it(files: Files) -> None:
 
 def test_a_holder_that_lives_is_never_taken_over(files: Files) -> None:
     """It renews: nobody sees it unchanged for long."""
-    mine = Leases(files, LeaseConfig(seconds=1.2, renewals=6)).ask(NAME, WHAT)
+    mine = Leases(files, LeaseConfig(seconds=2.0, renewals=20)).ask(NAME, WHAT)
     assert isinstance(mine, Lease)
     asker = Leases(files)
     until = time.monotonic() + 2.5
@@ -272,7 +272,7 @@ def test_who_waits_for_one_that_fails_does_the_work(files: Files) -> None:
 
 def test_a_store_that_fails_for_a_while_loses_no_lease(s3: S3Server) -> None:
     files = files_of(f"s3://{BUCKET}/{uuid.uuid4().hex}")
-    mine = Leases(files, LeaseConfig(seconds=2, renewals=4)).ask(NAME, WHAT)
+    mine = Leases(files, LeaseConfig(seconds=6, renewals=12)).ask(NAME, WHAT)
     assert isinstance(mine, Lease)
     for faults in ({"refuse": 3}, {"cut": 2}, {"cut": 2, "late": True}):
         s3.fail(**faults)

@@ -77,7 +77,7 @@ def test_who_guesses_tokens_is_not_heard_and_nobody_waits_for_him(tmp_path: Path
     assert told.count(401) <= MOST_GUESSES and told.count(429) >= 60 - MOST_GUESSES
     refused = asked.post("/login", data={"token": TOKEN})
     assert refused.status_code == 429 and refused.headers["retry-after"] == "60"
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 30
 
 
 @pytest.mark.parametrize(
@@ -104,15 +104,15 @@ def test_who_stops_in_the_middle_of_a_request_is_let_go(
         while not server.started:
             time.sleep(0.01)
         try:
-            with socket.create_connection(listener.getsockname(), timeout=8) as visitor:
+            with socket.create_connection(listener.getsockname(), timeout=30) as visitor:
                 visitor.sendall(sent)
                 start = time.monotonic()
                 while visitor.recv(4096):
                     pass
-            assert 0.5 < time.monotonic() - start < 6
+            assert 0.5 < time.monotonic() - start < 25
             ask = urllib.request.build_opener(urllib.request.ProxyHandler({}))
             port = listener.getsockname()[1]
-            assert ask.open(f"http://127.0.0.1:{port}/login", timeout=8).status == 200
+            assert ask.open(f"http://127.0.0.1:{port}/login", timeout=30).status == 200
         finally:
             server.should_exit = True
             thread.join()

@@ -129,10 +129,6 @@ def test_stop_again_ends_what_does_not_listen(jobs: Jobs) -> None:
 RESTART = """
 import sys
 from pathlib import Path
-from focusdpo.pipeline.subjects.ingest import IngestConfig, ingest
-from focusdpo.sharing.dataset_export import check_licences
-from focusdpo.store.artefacts import Store
-from focusdpo.store.versions import open_version
 from focusdpo.studio.job_files import Jobs
 print(Jobs(Path(sys.argv[1])).start("build", "b", "here", [sys.argv[2]],
       program=(sys.executable, "-c")).id)
@@ -143,12 +139,17 @@ def test_a_job_outlives_the_studio_that_started_it(jobs: Jobs, tmp_path: Path) -
     import subprocess
 
     command = [sys.executable, "-c", RESTART, str(tmp_path / "jobs")]
-    code = "import time; time.sleep(2); print('{\"pairs\": 1}')"
+    go = tmp_path / "go"
+    code = (
+        f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.05)\n"
+        "print('{\"pairs\": 1}')"
+    )
     begun = subprocess.run([*command, code], capture_output=True, text=True, check=True)
     id = begun.stdout.strip()
     assert running(jobs, id).state == "running", "that studio is gone, this one sees it"
     with pytest.raises(UserError, match="a job is at work"):
         start(jobs, "pass")
+    go.touch()
     assert ended(jobs, id).result == {"pairs": 1}
 
 

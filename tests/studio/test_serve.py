@@ -11,20 +11,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from in_process import run
 from small_root import small_version
 from studio_walk import served
-
-COMMAND = (sys.executable, "-m", "focusdpo.flows.cli", "studio")
-
-
-def run(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *options],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, **environment},
-    )
 
 
 def get(address: str) -> tuple[int, str]:
@@ -32,13 +21,6 @@ def get(address: str) -> tuple[int, str]:
     asked = urllib.request.Request(address, headers={"accept": "text/html"})
     with opener.open(asked, timeout=60) as answer:
         return answer.status, answer.read().decode()
-
-
-def test_it_serves_and_names_its_port(tmp_path: Path) -> None:
-    small_version(tmp_path / "root", scenes=2)
-    with served(tmp_path / "root") as address:
-        status, page = get(f"{address}/")
-    assert status == 200 and "2 pairs of 2 subjects" in page
 
 
 def test_the_token_is_never_printed(tmp_path: Path) -> None:
@@ -57,28 +39,35 @@ def test_the_token_is_never_printed(tmp_path: Path) -> None:
         (["--host", "no-such-host.invalid", "--token", "x" * 20], "cannot be had"),
     ],
 )
-def test_what_cannot_be_served_is_told(tmp_path: Path, options: list[str], said: str) -> None:
-    ended = run("--root", str(tmp_path / "root"), *options)
-    assert ended.returncode == 2 and said in ended.stderr and "Traceback" not in ended.stderr
+def test_what_cannot_be_served_is_told(
+    tmp_path: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, errors = run(["studio", "--root", str(tmp_path / "root"), *options], capsys)
+    assert code == 2 and said in errors and "Traceback" not in errors
 
 
-def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
+def test_a_port_that_is_taken_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        ended = run("--root", str(tmp_path / "root"), "--port", str(taken.getsockname()[1]))
-    assert ended.returncode == 2 and "another program listens there" in ended.stderr
+        port = str(taken.getsockname()[1])
+        code, _, errors = run(["studio", "--root", str(tmp_path / "root"), "--port", port], capsys)
+    assert code == 2 and "another program listens there" in errors
 
 
-def test_a_folder_of_something_else_is_told(tmp_path: Path) -> None:
+def test_a_folder_of_something_else_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "thesis.tex").write_text("hours of work")
-    ended = run("--root", str(tmp_path), "--port", "0")
-    assert ended.returncode == 2 and "not a FocusDPO dataset root" in ended.stderr
+    code, _, errors = run(["studio", "--root", str(tmp_path), "--port", "0"], capsys)
+    assert code == 2 and "not a FocusDPO dataset root" in errors
 
 
-def test_ctrl_c_ends_it(tmp_path: Path) -> None:
+def test_it_serves_names_its_port_and_ctrl_c_ends_it(tmp_path: Path) -> None:
+    small_version(tmp_path / "root", scenes=2)
+    command = [sys.executable, "-m", "focusdpo.flows.cli", "studio"]
     process = subprocess.Popen(
-        [*COMMAND, "--root", str(tmp_path / "root"), "--port", "0"],
+        [*command, "--root", str(tmp_path / "root"), "--port", "0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -86,7 +75,8 @@ def test_ctrl_c_ends_it(tmp_path: Path) -> None:
     )
     assert process.stdout is not None
     address = process.stdout.readline().split(" (")[0].rpartition(" ")[2]
-    assert get(address)[0] == 200
+    status, page = get(address)
+    assert status == 200 and "2 pairs of 2 subjects" in page
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert "Traceback" not in said

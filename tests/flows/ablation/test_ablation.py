@@ -366,15 +366,17 @@ def test_a_killed_worker_ends_plain_calls_with_advice(folder: Path, tmp_path: Pa
 
 
 def command(folder: Path, out: Path) -> list[str]:
+    """Of few cells."""
     own = ["ablate", "--preset", str(folder / "preset.yaml"), "--root", str(folder / "root")]
-    return [*toy_root.TOY_CLI, *own, "--out", str(out), "--no-prefect"]
+    few = [word for k, v in SMALL.items() for word in ("--set", f"ablation.{k}={json.dumps(v)}")]
+    return [*toy_root.TOY_CLI, *own, *few, "--out", str(out), "--no-prefect"]
 
 
 @pytest.mark.slow
-def test_kill_minus_9_and_the_same_command_again(
-    folder: Path, outcome: AblateOutcome, record: Ablation, tmp_path: Path
-) -> None:
+def test_kill_minus_9_and_the_same_command_again(folder: Path, tmp_path: Path) -> None:
     """Two workers, killed with their parent, then one; the undisturbed run had none at all."""
+    outcome = ablate(settings(folder, folder / "undisturbed", **SMALL))
+    record = read_ablation(Path(outcome.out) / "ablation.json")
     environment = os.environ | {"TOY_SUITE": "toy_trainer", "OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(command(folder, tmp_path), env=environment, start_new_session=True)
     deadline = time.monotonic() + 400

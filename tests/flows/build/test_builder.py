@@ -5,9 +5,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import signal
-import subprocess
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +13,7 @@ import pytest
 import toy_suite
 import toy_world
 from plain_build import execute, prepare
-from toy_root import TOY_CLI, Toy
+from toy_root import Toy
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.pairs import Pair
@@ -62,8 +59,8 @@ def test_two_roots_get_the_same_bytes(toy: Toy, tmp_path: Path) -> None:
     assert one == other
 
 
+@pytest.mark.usefixtures("built")
 def test_a_new_subject_computes_its_own_partitions_and_keeps_every_shard(toy: Toy) -> None:
-    build(toy)
     before = toy.files("shards")
     toy.add(yellow=("square", 60.0))
     result = build(toy)
@@ -72,8 +69,8 @@ def test_a_new_subject_computes_its_own_partitions_and_keeps_every_shard(toy: To
     assert before.items() <= after.items() and len(after) > len(before)
 
 
+@pytest.mark.usefixtures("built")
 def test_a_changed_setting_computes_what_depends_on_it(toy: Toy) -> None:
-    build(toy)
     assert build(toy, pair={"min_drop": 0.2}).made == {"pair": 6}
     assert build(toy, score={"crop_margin": 0.2}).made == {"score": 6, "pair": 6}
     disrupted = build(toy, disrupt={"dilate": 4}).made
@@ -189,25 +186,8 @@ def test_the_cause_of_a_full_disk_is_found_behind_another_error() -> None:
     assert not builder_module.disk_is_full(UserError("else"))
 
 
-def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(toy: Toy, tmp_path: Path) -> None:
-    build(toy)
-    undisturbed = toy.files("stages") | toy.files("shards")
-    toy.root = tmp_path / "killed"
-    command = [*TOY_CLI, *toy.arguments]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(toy.root.glob("stages/generate/*/*.tar")) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    result = build(toy)
-    assert result.whole
-    assert (toy.files("stages") | toy.files("shards")) == undisturbed
-
-
+@pytest.mark.usefixtures("built")
 def test_every_pair_leads_back_to_pictures_in_the_store(toy: Toy) -> None:
-    build(toy)
     version = open_version(str(toy.root))
     for key in version.store.keys("pair"):
         for pair in version.store.read("pair", key, Pair):

@@ -42,11 +42,11 @@ def building_on(stage: str) -> set[str]:
     return names
 
 
+@pytest.mark.usefixtures("built")
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_is_computed_again_with_all_that_build_on_it(
     toy: Toy, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build(toy)
     monkeypatch.setattr(STAGES[stage].module, "VERSION", STAGES[stage].version + 1)
     assert build(toy).made == dict.fromkeys(sorted(building_on(stage), key=list(STAGES).index), 6)
     assert build(toy).made == {}
@@ -78,8 +78,8 @@ def test_all_shards_are_written_again_from_what_is_stored(
     assert not build(toy).new
 
 
+@pytest.mark.usefixtures("built")
 def test_subjects_are_read_again(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    build(toy)
     store = Store.open(str(toy.root))
     before = set(store.keys(ingest.STAGE))
     monkeypatch.setattr(ingest, "VERSION", ingest.VERSION + 1)

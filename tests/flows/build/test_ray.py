@@ -26,7 +26,7 @@ from focusdpo.flows.config import BuildRun
 from focusdpo.flows.settings import merge, resolve
 
 ray = pytest.importorskip("ray")
-pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +94,10 @@ def test_a_node_dies_and_the_run_finishes(
     cluster: RayCluster, toy: Toy, accidents: Path, tmp_path: Path
 ) -> None:
     doomed = cluster.add(resources={"doomed": 1})
-    # A third worker; each takes 9 s for a partition, so that all three have one.
-    slow = {"RAY_SUITE": str(accidents), "RAY_SUITE_SECONDS": "3"}
+    # A third worker; each is held behind its first picture until all have painted one.
+    (accidents / "hold").touch()
     wanted = {"default": {"workers": 3}}
-    command = arguments(toy, executor(cluster.address, accidents, env=slow, resources=wanted))
+    command = arguments(toy, executor(cluster.address, accidents, resources=wanted))
     log = tmp_path / "log"
     with log.open("w") as sink:
         run = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, text=True)
@@ -105,6 +105,7 @@ def test_a_node_dies_and_the_run_finishes(
             wait_for(lambda: painters(accidents) == 3, 400)
             assert run.poll() is None
             cluster.kill(doomed)
+            (accidents / "hold").unlink()
             assert run.wait(timeout=500) == 0, log.read_text()
         finally:
             run.kill()
@@ -175,8 +176,8 @@ def test_what_stops_a_local_build_stops_this_one(
 def test_a_dead_cluster_is_told(toy: Toy, accidents: Path) -> None:
     with ray_cluster() as mortal:
         mortal.add()
-        slow = {"RAY_SUITE": str(accidents), "RAY_SUITE_SECONDS": "3"}
-        given = executor(mortal.address, accidents, env=slow, silent_seconds=5)
+        (accidents / "hold").touch()
+        given = executor(mortal.address, accidents, silent_seconds=5)
         command = arguments(toy, given)
         run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
@@ -210,6 +211,7 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.alone
 def test_two_workers_beside_one(toy: Toy, accidents: Path) -> None:
     env = {"RAY_SUITE": str(accidents), "RAY_SUITE_CPU_SECONDS": "0.1"}
     given = executor("local", accidents, env=env)

@@ -1,11 +1,9 @@
-"""build-dataset on a bucket gives the bytes of a local build: alone, failed by its store, killed,
-and beside another builder."""
+"""build-dataset on a bucket gives the bytes of a local build: alone, failed by its store, and
+beside another builder. Kills there are struck by tests/chaos."""
 
 from __future__ import annotations
 
 import json
-import random
-import signal
 import subprocess
 import time
 import uuid
@@ -40,7 +38,9 @@ def below(s3: S3Server, root: str) -> dict[str, bytes]:
     return {
         key: data
         for key, data in found.items()
-        if not key.startswith(".") and not (key.startswith("stages/") and key.endswith(".json"))
+        if not key.startswith(".")
+        and key.rpartition("/")[2] not in ("metrics.prom", "build.json")
+        and not (key.startswith("stages/") and key.endswith(".json"))
     }
 
 
@@ -68,8 +68,8 @@ def run_here(toy: Toy, root: str, capsys: Capture) -> dict[str, object]:
 
 def same(one: dict[str, bytes], other: dict[str, bytes]) -> None:
     """Equal byte for byte, but for what tells when, how long and into which root."""
-    told = {"manifest.json", "build.json", "config.yaml", "lineage.parquet", "metrics.prom"}
-    told.add("twin.tar")  # the first four once more
+    told = {"manifest.json", "config.yaml", "lineage.parquet"}
+    told.add("twin.tar")  # these once more
     assert one.keys() == other.keys()
     assert [k for k in one if one[k] != other[k] and k.rpartition("/")[2] not in told] == []
 
@@ -102,31 +102,7 @@ def test_a_bucket_gets_the_bytes_of_a_local_root(
     assert not [secret for secret in SECRETS if secret in page.read_text() + err]
 
 
-def test_kill_9_then_again_gives_the_undisturbed_bytes(
-    s3: S3Server, root: str, toy: Toy, local: dict[str, bytes], capsys: Capture
-) -> None:
-    chance = random.Random(1)
-    seen = 0
-    for _ in range(3):
-        process = run(toy, root)
-        wanted = seen + chance.randint(3, 12)
-        until = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < until:
-            seen = sum(key.endswith(".tar") for key in below(s3, root))
-            if seen >= wanted:
-                break
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    before = {key for key in below(s3, root) if key.startswith("stages")}
-    result = run_here(toy, root, capsys)
-    made = sum(result["made"].values())  # type: ignore[attr-defined]
-    stages = [key for key in below(s3, root) if key.startswith("stages") and "subjects" not in key]
-    assert made == len(stages) - len([key for key in before if "subjects" not in key])
-    same(below(s3, root), local)
-
-
-@pytest.mark.parametrize("tars", [0, 5, 25])
+@pytest.mark.parametrize("tars", [0, 25])
 def test_a_store_that_stays_away_ends_the_build_without_a_version(
     s3: S3Server, root: str, toy: Toy, local: dict[str, bytes], tars: int,
     monkeypatch: pytest.MonkeyPatch, capsys: Capture,

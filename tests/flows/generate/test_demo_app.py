@@ -8,7 +8,6 @@ import io
 import json
 import os
 import re
-import socket
 import struct
 import subprocess
 import sys
@@ -25,6 +24,7 @@ import yaml
 from browsing import needs_browser, page_of, serious
 from PIL import Image
 from playwright.sync_api import Page, expect
+from processes import free_ports
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -266,9 +266,7 @@ def test_the_spaces_files_agree_with_the_package() -> None:
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """space/app.py as a Space runs it, with the adapter beside it."""
     folder = tmp_path_factory.mktemp("space")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     environment = {
         "GRADIO_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "1", "NO_PROXY": "*",
         "GRADIO_TEMP_DIR": str(folder / "gradio"),
@@ -281,7 +279,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         url = f"http://127.0.0.1:{port}/"
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            for _ in range(240):
+            for _ in range(600):
                 assert process.poll() is None, (folder / "log").read_text()
                 try:
                     with opener.open(url, timeout=5) as answer:

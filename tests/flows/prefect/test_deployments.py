@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.error
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,7 @@ from prefect_server import ROOT, Server, running_server
 from focusdpo.flows.prefect.setup import SILENT
 from focusdpo.store.versions import open_version
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SMALL = {
     "world": {"subjects": 3, "references": 1},
@@ -67,15 +68,12 @@ def test_the_bare_name_is_refused(server: Server) -> None:
 def test_wrong_parameters_are_refused_before_anything_runs(
     server: Server, name: str, run: dict[str, object]
 ) -> None:
-    ended = server.prefect(
-        "deployment",
-        "run",
-        name,
-        "--param",
-        f"run={json.dumps(run)}",
-        check=False,
-    )
-    assert ended.returncode != 0 and "Validation failed" in ended.stdout + ended.stderr
+    """By the server, whoever asks."""
+    own = {"deployments": {"name": {"any_": [name.partition("/")[2]]}}}
+    (wanted,) = server.get("deployments/filter", own)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        server.post(f"deployments/{wanted['id']}/create_flow_run", {"parameters": {"run": run}})
+    assert refused.value.code == 409 and b"Validation failed" in refused.value.read()
 
 
 def test_all_three_flows_run_for_real(server: Server) -> None:

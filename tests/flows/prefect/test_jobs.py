@@ -181,6 +181,7 @@ def test_bad_input_fails_the_flow_without_a_retry(server: None, toy: Toy) -> Non
     assert [one.run_count for one in publish] == [1]
 
 
+@pytest.mark.slow
 def test_an_ablation_is_a_flow_with_a_task_per_cell_that_is_missing(
     server: None, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import pytest
 from topology import PASSWORD, Topology
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 DATASET = "s3://focusdpo/dataset"
 SMALL = {

@@ -23,6 +23,7 @@ from focusdpo.flows.train import run
 from focusdpo.store.outputs import local
 
 CONFIGS = Path(flows.__file__).with_name("accelerate")
+SHARES = "the base lies in shares over 2 processes"
 WEIGHTS = "adapter/pytorch_lora_weights.safetensors"
 SETTINGS = {"steps": 3, "batch_pairs": 2, "save_every": 2, "mixed_precision": "no", "warmup": 1}
 
@@ -64,31 +65,28 @@ def launch(
     )
 
 
-@pytest.mark.slow
-@pytest.mark.alone
-@pytest.mark.parametrize("config", ["ddp.yaml", "fsdp2.yaml"])
-def test_two_processes_learn_what_one_learns(
-    root: Path, single: Path, tmp_path: Path, config: str
-) -> None:
-    done = launch(config, root, tmp_path / "run")
+def said_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """What a run that ended well says with --json; the first process alone speaks."""
     assert done.returncode == 0, done.stderr[-6000:]
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    (said,) = [json.loads(line) for line in lines]  # the first process alone speaks
-    assert said["steps"] == 3
-    assert done.stdout.count("adapter ") == 1
-    ours, theirs = (load_file(folder / WEIGHTS) for folder in (tmp_path / "run", single))
+    (said,) = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return dict(said)
+
+
+def same_weights(run: Path, single: Path) -> None:
+    ours, theirs = (load_file(folder / WEIGHTS) for folder in (run, single))
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-5)
-    assert ("the base lies in shares over 2 processes" in done.stderr) == (config == "fsdp2.yaml")
 
 
 @pytest.mark.slow
-@pytest.mark.alone
-def test_pairs_that_do_not_divide_are_refused(root: Path, tmp_path: Path) -> None:
-    done = launch("ddp.yaml", root, tmp_path / "run", "--set", "train.batch_pairs=3")
-    assert done.returncode != 0
-    assert "train.batch_pairs 3 must be a multiple of the number of processes, 2" in done.stderr
+def test_two_processes_with_shares_of_the_base_learn_what_one_learns(
+    root: Path, single: Path, tmp_path: Path
+) -> None:
+    done = launch("fsdp2.yaml", root, tmp_path / "run")
+    assert said_of(done)["steps"] == 3
+    assert done.stdout.count("adapter ") == 1 and SHARES in done.stderr
+    same_weights(tmp_path / "run", single)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -104,11 +102,11 @@ def test_configurations_are_accelerates(path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_two_processes_go_on_from_what_one_machine_sent(
     root: Path, single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first process fetches and sends; the other waits for it and reads the same folder."""
+    """They learn what one learns. The first process fetches and sends; the other waits for it and
+    reads the same folder."""
     with s3_server() as server:
         server.make_bucket("launched")
         for name, value in server.environment.items():
@@ -117,9 +115,7 @@ def test_two_processes_go_on_from_what_one_machine_sent(
             monkeypatch.setenv("FOCUSDPO_OUTPUTS_DIR", str(tmp_path / machine))
             more = ("--set", f"train.steps={steps}")
             done = launch("ddp.yaml", root, "s3://launched/run", *more)
-            assert done.returncode == 0, done.stderr[-6000:]
-        (said,) = [json.loads(x) for x in done.stdout.splitlines() if x.startswith("{")]
+            said = said_of(done)
+            assert SHARES not in done.stderr
         assert (said["resumed_from"], said["adapter"]) == (2, "s3://launched/run/adapter")
-        ours, theirs = load_file(local("s3://launched/run") / WEIGHTS), load_file(single / WEIGHTS)
-    for name, value in theirs.items():
-        torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-5)
+        same_weights(local("s3://launched/run"), single)

@@ -223,6 +223,12 @@ def test_one_process_alone() -> None:
     assert torch.equal(value, torch.tensor([0.3]))
 
 
+def test_pairs_that_do_not_divide_are_refused(two: Path) -> None:
+    assert (two / "refused").read_text() == (
+        "train.batch_pairs 3 must be a multiple of the number of processes, 2"
+    )
+
+
 def test_where_and_how_a_run_computes_is_not_its_identity() -> None:
     """A run that met the end of memory goes on in another manner; older runs go on as they are."""
     config = TrainConfig()
