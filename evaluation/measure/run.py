@@ -141,6 +141,10 @@ class MeasureResult:
     check: tuple[FaultFound, ...]
     """What the judge found of planted faults; () where it was not asked."""
 
+    def called(self, model: str) -> str:
+        """A model, or a difference of two, by the names that people gave."""
+        return " - ".join(self.names.get(one, one) for one in model.split(" - "))
+
     def of(self, metric: str, group: str = "all") -> dict[str, EvalRow]:
         """A model's name -> its row of a metric."""
         return {
