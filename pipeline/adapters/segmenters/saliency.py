@@ -69,6 +69,11 @@ class SaliencySegmenter:
         """The regions of each image, the largest first, whatever the words are."""
         return [regions(self._map(image), image.shape[:2]) for image in images]
 
+    def look(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Bare forward pass of one normalised picture (1, 3, SIDE, SIDE) -> (SIDE, SIDE)."""
+        plane: NDArray[np.float32] = self._session.run(None, {self._input: batch})[0]
+        return plane.reshape(SIDE, SIDE)
+
     def _map(self, image: Image) -> NDArray[np.float32]:
         """(SIDE, SIDE), 0 to 1."""
         small = np.asarray(
@@ -77,7 +82,7 @@ class SaliencySegmenter:
         scaled = small / max(float(small.max()), 1.0)
         pixels = (scaled - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
         batch = pixels.transpose(2, 0, 1)[None].astype(np.float32)
-        plane = self._session.run(None, {self._input: batch})[0].reshape(SIDE, SIDE)
+        plane = self.look(batch)
         low, high = float(plane.min()), float(plane.max())
         if high - low < FLAT:
             return np.zeros_like(plane)
