@@ -94,5 +94,5 @@ def scaled(image: Image, side: int) -> Image:
     if factor >= 1:
         return image
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    small = PillowImage.fromarray(image).resize(size, PillowImage.Resampling.LANCZOS)
+    small = PillowImage.fromarray(image).resize(size, PillowImage.Resampling.HAMMING)
     return np.asarray(small)

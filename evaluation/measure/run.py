@@ -396,7 +396,7 @@ def _read(work: _Work, planned: PlannedPicture) -> Image | UserError:
     except UserError as error:
         return error
     shown = scaled(picture, work.request.measure.shown_side)
-    write_whole(work.out / planned.image, encode_png(shown))
+    write_whole(work.out / planned.image, encode_png(shown, effort=1))
     return picture
 
 
