@@ -113,16 +113,17 @@ def paint(folder: Path, dataset: Path, segmenter: Any, count: int) -> Path:
 
 def lite_rate(weights: Path, dataset: Path, count: int, size: int) -> list[BenchFigure]:
     """The figures of `count` pictures in slices of `size`."""
-    segmenter = SaliencySegmenter(weights / SALIENCY, "WEIGHTS")
-    encoder = ImageEncoder(weights / ENCODER, "WEIGHTS")
-    parts: Any = (Checked("segmenter", segmenter), Checked("encoder", encoder), None)
+    segmenter: Any = SaliencySegmenter(weights / SALIENCY, "WEIGHTS")
+    encoder: Any = ImageEncoder(weights / ENCODER, "WEIGHTS")
+    regions: Any = Checked("segmenter", segmenter)
+    features: Any = Checked("encoder", encoder)
     config, passes = EvaluateConfig(), Passes()
-    sight = PhotographSight(*parts, config, ("the small judge",))
+    sight = PhotographSight(regions, features, None, config, ("the small judge",))
     whole, bare, told = Spent(), Spent(), 0
     with tempfile.TemporaryDirectory() as scratch:
         table = paint(Path(scratch), dataset, segmenter, count)
-        segmenter.look = passes.watched(segmenter.look)  # type: ignore[method-assign]
-        encoder.looker.look = passes.watched(encoder.looker.look)  # type: ignore[method-assign]
+        segmenter.look = passes.watched(segmenter.look)
+        encoder.looker.look = passes.watched(encoder.looker.look)
         head, *lines = table.read_text().splitlines()
         for start in range(0, count, size):
             part = table.with_name(f"part-{start:05}.csv")

@@ -15,8 +15,10 @@ Letters: R subjects, P references of a subject, D embedding width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from focusdpo.evaluation.dreambench_metrics import whole_cosines
 from focusdpo.evaluation.measure.sight import PSR, SCR, Box, Sight
@@ -114,7 +116,7 @@ def scores_as_published(cosines: Mapping[str, Sequence[float]]) -> dict[str, flo
     """Every metric of `PUBLISHED` of one picture; NaN for what was not compared."""
     whole, crops = (np.array(cosines.get(id, ()), dtype=np.float64) for id in (SCR, PSR))
 
-    def mean(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
+    def mean(values: NDArray[np.floating[Any]]) -> float:
         return float(values.mean()) if values.size else float("nan")
 
     below = {f"whole_scr_{round(100 * level)}": mean(1.0 * (whole < level)) for level in LEVELS}
