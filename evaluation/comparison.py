@@ -110,11 +110,14 @@ def paired_texts(rows: Sequence[EvalRow], group: str = "all") -> list[PairedText
     return [text(metric, own) for (metric, name), own in by_model(rows).items() if name == group]
 
 
+def _asks_for(count: int, scene: EvalScene) -> bool:
+    return len(scene.subject_ids) == count
+
+
 GROUPS: dict[str, Callable[[EvalScene], bool]] = {
     "all": lambda scene: True,
     "1 subject": lambda scene: len(scene.subject_ids) == 1,
-    "2 subjects": lambda scene: len(scene.subject_ids) == 2,
-    "3 subjects": lambda scene: len(scene.subject_ids) == 3,
+    **{f"{count} subjects": partial(_asks_for, count) for count in range(2, 11)},
     "same class": lambda scene: len(set(scene.class_names)) < len(scene.class_names),
     "held-out classes": lambda scene: scene.held_out,
 }

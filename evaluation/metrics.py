@@ -230,11 +230,12 @@ def copy_guard(
     `masks[i]` (H, W) is subject i's instance in `picture` (H, W, 3), None when it is missing;
     `thumbs[i]` are `thumb`s of its references. NaN when nobody was found.
     """
-    best = [
-        max(copied(thumb(picture, mask), one) for one in own)
+    there = [
+        (thumb(picture, mask), own)
         for mask, own in zip(masks, thumbs, strict=True)
         if mask is not None
     ]
+    best = [max(copied(seen, one) for one in own) for seen, own in there]
     return nan_mean(np.array(best))
 
 

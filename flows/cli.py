@@ -30,7 +30,7 @@ from focusdpo.flows.terminal import LOADS, heard, printable, protect
 if TYPE_CHECKING:
     import typer
 
-JOBS = ("demo", "build-dataset", "train", "evaluate", "retrain", "rounds", "ablate")
+JOBS = ("demo", "build-dataset", "train", "evaluate", "measure", "retrain", "rounds", "ablate")
 
 MESSAGE = "stopped; what was finished is kept: run it again"
 CODE = 130

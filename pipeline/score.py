@@ -111,17 +111,17 @@ def crop_on_white(image: Image, mask: Mask, margin: float) -> Image:
     `margin` is the border as a share of the box's longer side. An empty mask gives the whole
     picture white.
     """
-    white: Image = np.where(mask[..., None], image, 255).astype(np.uint8)
-    if not mask.any():
-        return white
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not rows.size:
+        return np.full_like(image, 255)
     top, left = int(rows[0]), int(columns[0])
     height, width = int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left
     side = max(height, width)
     side += 2 * round(margin * side)
     square = np.full((side, side, 3), 255, dtype=np.uint8)
     y, x = (side - height) // 2, (side - width) // 2
-    square[y : y + height, x : x + width] = white[top : top + height, left : left + width]
+    box = np.s_[top : top + height, left : left + width]
+    square[y : y + height, x : x + width] = np.where(mask[box][..., None], image[box], 255)
     return square
 
 

@@ -39,10 +39,11 @@ _UNITS: dict[str, Unit] = {
 def metric_info(name: str) -> MetricInfo:
     """What the tables of metrics say of it; an unknown one goes by its name and is not judged."""
     from focusdpo.evaluation.dreambench_metrics import BENCH_METRICS
-    from focusdpo.evaluation.measure.judging import FOREIGN_METRICS, SCR_METRICS
+    from focusdpo.evaluation.measure.judging import FOREIGN_METRICS
+    from focusdpo.evaluation.measure.published import PUBLISHED_METRICS
     from focusdpo.evaluation.metrics import METRICS
 
-    tables = (METRICS, BENCH_METRICS, FOREIGN_METRICS, SCR_METRICS)
+    tables = (METRICS, BENCH_METRICS, FOREIGN_METRICS, PUBLISHED_METRICS)
     metric = next((table[name] for table in tables if name in table), None)
     if metric is None:
         return MetricInfo(name.replace("_", " "), "", "number", "neither")

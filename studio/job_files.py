@@ -65,6 +65,9 @@ PHASES = {
     "measure base": "Judging what the base painted",
     "measure adapter": "Judging what the adapter painted",
     "look at photographs": "Looking at the subjects' pictures",
+    "look at references": "Looking at the subjects' pictures",
+    "check the judge": "Looking for the faults that were planted",
+    "judge": "Judging the pictures",
 }
 """What a phase does, in words."""
 STOPPING = "stopping"

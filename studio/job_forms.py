@@ -4,17 +4,19 @@ anything starts."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from focusdpo.data_schemas.errors import UserError, counted
+from focusdpo.evaluation.measure.run import PARTS
 from focusdpo.flows.commands.export import ExportAdapterRun, ExportDatasetRun
 from focusdpo.flows.commands.options import arguments_of
 from focusdpo.flows.config import BuildRun, EvaluateRun, Run, TrainRun
+from focusdpo.flows.measure.config import EXAMPLE, MeasureRun
 from focusdpo.flows.settings import (
     choices_of,
     field_at,
@@ -28,6 +30,7 @@ from focusdpo.studio.config import OWN as STATE
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MOST_SETTINGS, LONGEST_SETTING = 100, 500
+LONGEST_PATH = 400
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,10 @@ class Input:
     """Choices; "" lets the preset decide."""
     number: bool = False
     check: bool = False
+    hint: str = "first-try"
+    """What stands in an empty text."""
+    most: int = 64
+    """Characters of a text."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,8 @@ class Form:
     """Input -> the dotted setting that has a place of its own. Its label and its choices are the
     setting's."""
     own: tuple[Input, ...] = ()
+    at_first: Mapping[str, str] = field(default_factory=dict)
+    """What is filled in before there was a job of its kind."""
 
     @property
     def has_preset(self) -> bool:
@@ -68,17 +77,17 @@ class Form:
         return (*self.own, *(self._input(name, path) for name, path in self.settings.items()))
 
     def _input(self, name: str, path: str) -> Input:
-        field = field_at(self.model, path)
-        about = field.description or name
-        choices = choices_of(field)
-        check = field.annotation is bool
-        label = field.title or (about if check else re.split("[;:,.]", about)[0])
+        setting = field_at(self.model, path)
+        about = setting.description or name
+        choices = choices_of(setting)
+        check = setting.annotation is bool
+        label = setting.title or (about if check else re.split("[;:,.]", about)[0])
         return Input(
             name,
             label[:1].upper() + label[1:],
             path,
             options=("", *choices) if choices and self.has_preset else choices,
-            number=field.annotation is int,
+            number=setting.annotation is int,
             check=check,
         )
 
@@ -86,6 +95,9 @@ class Form:
 NAMED, CHOSEN = Input("name", "Name of the run"), Input("run", "Training run")
 HELD_OUT, OWN = "individuals that nothing has seen", "my own subjects"
 SCENES = Input("scenes", "Who stands in the scenes", options=(HELD_OUT, OWN))
+PICTURES = Input("pictures", "Table or folder of pictures", hint=EXAMPLE, most=LONGEST_PATH)
+REFERENCES = Input("references", "Folder of the subjects", hint="", most=LONGEST_PATH)
+"""Where the table names them alone."""
 AWARE = Input("aware", "Train without the decisions that no build has taken in", check=True)
 FORMS = {
     "build": Form(
@@ -115,6 +127,16 @@ FORMS = {
             "same_class": "held_out.same_class_pairs",
         },
         own=(CHOSEN, SCENES),
+    ),
+    "measure": Form(
+        "measure",
+        MeasureRun,
+        "Measure",
+        "Pictures from any model: which subjects are missing, doubled or in another's looks. The "
+        f"preset decides who judges; “{EXAMPLE}” is a table that ships.",
+        {"check": "check", "layout": "layout"},
+        own=(NAMED, PICTURES, REFERENCES),
+        at_first={"check": "yes"},
     ),
     "export": Form(
         "export adapter",
@@ -164,11 +186,13 @@ def order(
     *,
     root: str,
     runs: Path,
+    others: Sequence[Path] = (),
     version: str | None = None,
     waiting: int = 0,
 ) -> Order:
-    """What a filled form asks for; `version`: the newest; `waiting`: decisions that it has not
-    taken in. UserError names the field or setting that is wrong."""
+    """What a filled form asks for; `others`: folders that may be read beside `runs`; `version`: the
+    newest; `waiting`: decisions that it has not taken in. UserError names the field or setting that
+    is wrong."""
     if kind not in FORMS:
         raise UserError(f"no job is called '{kind[:20]}'; there are {', '.join(FORMS)}")
     about = FORMS[kind]
@@ -177,7 +201,8 @@ def order(
             f"{counted(waiting, 'decision')} of reviewers {'is' if waiting == 1 else 'are'} not in "
             f"the dataset yet: build first, or tick “{AWARE.label}”"
         )
-    title, given, outputs = _place(kind, form, root, runs, version)
+    reach = Reach(runs, others)
+    title, given, outputs = _place(kind, form, root, reach, version)
     values = {
         one.path: "true" if one.check else _value(one, form[one.name].strip())
         for one in about.inputs
@@ -190,7 +215,10 @@ def order(
         return Order(kind, title, [*words, *arguments_of(about.model, filled), "--json"], outputs)
     settings = [*(f"{path}={value}" for path, value in values.items()), *_lines(form)]
     preset = preset_of(form)
-    resolve(about.model, merge({"preset": preset, **parse_overrides(settings)}, given))
+    run = resolve(about.model, merge({"preset": preset, **parse_overrides(settings)}, given))
+    if isinstance(run, MeasureRun):
+        for name in ("references", "within", "lite"):
+            reach.check(name, getattr(run, name))
     prefect = "--prefect" if form.get("prefect") else "--no-prefect"
     arguments = [*arguments_of(about.model, {**given, "preset": preset})]
     arguments += [part for line in settings for part in ("--set", line)]
@@ -198,11 +226,12 @@ def order(
 
 
 def _place(
-    kind: str, form: Mapping[str, str], root: str, runs: Path, version: str | None
+    kind: str, form: Mapping[str, str], root: str, reach: Reach, version: str | None
 ) -> tuple[str, dict[str, Any], dict[str, str]]:
     """What a job is called, what it works on and where it writes (options of its command), and what
     it makes."""
     given: dict[str, Any]
+    runs = reach.runs
     if kind == "build":
         return "build-dataset", {"root": root}, {"root": root}
     if kind == "share":
@@ -222,6 +251,15 @@ def _place(
                 f"Name of the run: {name} is there and is no training run; choose another"
             )
         return f"train {name}", {"root": root, "out": str(folder)}, {"run": str(folder)}
+    if kind == "measure":
+        name = _run_name(form.get("name", ""))
+        folder = runs / name
+        if folder.exists() and not (folder / PARTS).is_dir():
+            raise UserError(
+                f"Name of the run: {name} is there and is no measurement; choose another"
+            )
+        given = {"out": str(folder), **_asked_pictures(form, reach)}
+        return f"measure {name}", given, {"evaluation": str(folder)}
     name = _chosen_run(form, runs)
     adapter, evaluation = str(runs / name / "adapter"), evaluation_of(runs, name)
     _value(SCENES, form.get(SCENES.name, "") or HELD_OUT)
@@ -240,6 +278,49 @@ def _place(
         "evaluate": tuple(str(one) for one in there if (one / "run.json").exists()),
     }
     return f"export {name}", given, {"export": out}
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What a form may have read: the folders that the studio knows."""
+
+    runs: Path
+    """Names are relative to this one."""
+    others: Sequence[Path] = ()
+
+    def path(self, label: str, text: str) -> Path:
+        """What a text names. UserError for what is absent, or elsewhere."""
+        path = (self.runs / text).resolve()
+        if not text.isprintable() or len(text) > LONGEST_PATH or not self._holds(path):
+            there = ", ".join(str(one) for one in (self.runs, *self.others))
+            raise UserError(
+                f"{label}: '{text[:80]}' lies in no folder of this studio ({there}); put it there, "
+                "or start the studio with --runs DIR"
+            )
+        if not path.exists():
+            raise UserError(f"{label}: there is no {path}")
+        return path
+
+    def check(self, label: str, value: str | None) -> None:
+        """The same of a setting, which is relative to where the studio was started."""
+        if value is not None:
+            self.path(label, str(Path(value).expanduser().absolute()))
+
+    def _holds(self, path: Path) -> bool:
+        tops = [one.resolve() for one in (self.runs, *self.others)]
+        inner = [path.relative_to(top) for top in tops if path.is_relative_to(top)]
+        return any(not any(part.startswith(".") for part in one.parts) for one in inner)
+
+
+def _asked_pictures(form: Mapping[str, str], reach: Reach) -> dict[str, str]:
+    """Table or folder, and the subjects' folder where one is told."""
+    text = form.get(PICTURES.name, "").strip() or EXAMPLE
+    if text == EXAMPLE and not (reach.runs / EXAMPLE).exists():
+        return {"pictures": EXAMPLE}
+    asked = {"pictures": str(reach.path(PICTURES.label, text))}
+    if subjects := form.get(REFERENCES.name, "").strip():
+        asked["references"] = str(reach.path(REFERENCES.label, subjects))
+    return asked
 
 
 def in_fields(kind: str, message: str) -> str:

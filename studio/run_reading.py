@@ -20,6 +20,7 @@ from typing import Any
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.evaluations import EvalScene
 from focusdpo.evaluation.folder import ROWS, RUN, SCENES, EvaluationFolder, read_object
+from focusdpo.evaluation.measure.foreign_plan import PROTOCOL as FOREIGN
 from focusdpo.evaluation.metrics import METRICS
 from focusdpo.evaluation.protocols import ADAPTER, BASE
 from focusdpo.reports.evaluation_section import metric_rows
@@ -38,7 +39,10 @@ from focusdpo.studio.config import StudioConfig, runs_folder
 DEPTH = 4
 """How far below a folder of --runs."""
 MOST_FOLDERS = 20_000
-SKIPPED = {"stages", "shards", "versions", "checkpoints", "tensorboard", "metrics", "pictures"}
+SKIPPED = {
+    *("stages", "shards", "versions", "checkpoints", "tensorboard", "metrics", "pictures"),
+    "parts",
+}
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,27 @@ def find_runs(config: StudioConfig) -> Found:
                 one = _folder(top, path, True, "README.md")
                 exports.setdefault(one.id, one)
     return Found(_newest(training), _newest(evaluations), _newest(exports))
+
+
+MOST_TABLES = 100
+TABLES = (".csv", ".jsonl", ".parquet")
+
+
+def find_tables(config: StudioConfig) -> list[str]:
+    """Tables and folders of pictures that a measurement may be of, in the studio's folders: what
+    lies in no run."""
+    own = runs_folder(config)
+    found: list[str] = []
+    for top in dict.fromkeys([own, *(one.absolute() for one in config.runs)]):
+        for path, names in _folders(top):
+            if names & {RUN, ROWS, "config.json", "dataset.json"}:
+                continue
+            there = [path / name for name in sorted(names) if name.endswith(TABLES)]
+            there += [path] if "references" in names and not there else []
+            found += [
+                str(one.relative_to(own)) if one.is_relative_to(own) else str(one) for one in there
+            ]
+    return list(dict.fromkeys(found))[:MOST_TABLES]
 
 
 def _newest(found: dict[str, RunFolder]) -> tuple[RunFolder, ...]:
@@ -251,6 +276,16 @@ class Evaluation:
     def prompts(self) -> Mapping[str, str]:
         return self.left.prompts
 
+    @property
+    def measured(self) -> bool:
+        """Whether the pictures came from elsewhere: nothing can paint their scenes again."""
+        return self.protocol.partition("/")[0] == FOREIGN
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """base, adapter, ... -> what the model is called."""
+        return self.left.names if self.folder.finished else {BASE: BASE, ADAPTER: ADAPTER}
+
     def references(self, subject: str) -> tuple[str, ...]:
         """A subject's pictures, by their paths below the folder."""
         known = self.left.subjects.get(subject)
@@ -270,8 +305,15 @@ class Evaluation:
         return -change if metric_info(metric).better == "lower" else change
 
     def ordered(self, metric: str, *, best_first: bool = False) -> list[str]:
-        """Scenes by what the adapter changed: the worst first; those without a number last."""
+        """Scenes by what the adapter changed, or by what it did where it stands alone: the worst
+        first; those without a number last."""
         changes = {scene: self.change(scene, metric) for scene in self.scenes}
+        if not any(BASE in models for models in self.scenes.values()):
+            lower = metric_info(metric).better == "lower"
+            changes = {
+                scene: float(getattr(models[ADAPTER], metric)) * (-1 if lower else 1)
+                for scene, models in self.scenes.items()
+            }
         sign = -1 if best_first else 1
 
         def rank(scene: str) -> tuple[bool, float, str]:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from focusdpo.data_schemas.strict import StrictModel
 
-LayoutName = Literal["xversebench-single", "xversebench-multi", "multibanana"]
+LayoutName = Literal["xversebench-single", "xversebench-multi", "multibanana", "scr", "psrbench"]
 """Public benchmarks whose folders are read (`public_layouts.LAYOUTS`)."""
 
 

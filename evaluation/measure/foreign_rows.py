@@ -12,11 +12,12 @@ from focusdpo.data_schemas.evaluations import EvalScene, ForeignScores
 from focusdpo.data_schemas.runs import EvalRow
 from focusdpo.evaluation.comparison import GROUPS, rows, scene_means
 from focusdpo.evaluation.measure.foreign_plan import pairing
-from focusdpo.evaluation.measure.judging import FOREIGN_METRICS, SCR, SCR_METRICS
+from focusdpo.evaluation.measure.judging import FOREIGN_METRICS
+from focusdpo.evaluation.measure.published import PUBLISHED, PUBLISHED_METRICS
 from focusdpo.evaluation.metrics import bootstrap
 from focusdpo.evaluation.protocols import ADAPTER, BASE, DIFFERENCE, EvaluateConfig
 
-_BESIDE = ("extra", "delta_own", "delta_other", *SCR_METRICS)
+_BESIDE = ("extra", "delta_own", "delta_other", *PUBLISHED_METRICS)
 """Metrics that `ForeignScores` has."""
 
 
@@ -43,16 +44,15 @@ def foreign_rows(
     names: Mapping[str, str],
     config: EvaluateConfig,
     *,
-    whole: bool,
+    published: Sequence[str],
 ) -> tuple[list[EvalRow], list[str]]:
     """The rows of every model beside the first, and what must stand beside them. `judged` and
-    `scores`: model -> records, in the order of `names`. `whole`: whether SCR as published can be
-    told."""
+    `scores`: model -> records, in the order of `names`. `published`: the public protocols that
+    were told."""
     table: list[EvalRow] = []
     notes: list[str] = []
     protocols = {judged_protocol(judged): list(FOREIGN_METRICS)}
-    if whole:
-        protocols[SCR] = list(SCR_METRICS)
+    protocols |= {id: list(PUBLISHED[id]) for id in published}
     for protocol, metrics in protocols.items():
         pictures = {
             model: [

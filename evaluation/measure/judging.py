@@ -5,8 +5,8 @@ Letters: R subjects, n instances, D embedding width; S is references by instance
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,7 +15,8 @@ from focusdpo.data_schemas.scenes import Scene
 from focusdpo.evaluation.dreambench_metrics import BENCH_METRICS
 from focusdpo.evaluation.measure.config import MeasureConfig
 from focusdpo.evaluation.measure.foreign_plan import PROTOCOL
-from focusdpo.evaluation.measure.sight import Looked, Sight
+from focusdpo.evaluation.measure.published import cosines_as_published, scores_as_published
+from focusdpo.evaluation.measure.sight import PSR, SCR, Box, Looked, Sight
 from focusdpo.evaluation.metrics import METRICS, Metric, judged_scene, nan_mean, thumb
 from focusdpo.evaluation.protocols import EvaluateConfig
 from focusdpo.pipeline.matching import (
@@ -28,13 +29,9 @@ from focusdpo.pipeline.matching import (
 )
 from focusdpo.pipeline.parts import Image, Mask, ReferenceImage, Vectors
 
-SCR = "scr/whole-picture"
-"""SCR as published (arXiv 2603.26078): DINOv2 cosine of the whole picture and a reference."""
-LEVELS = (0.4, 0.5, 0.6)
 _NEVER = -1e6
 _AT_PLACE = 10.0
 """Outweighs looks and words."""
-Box = tuple[int, int, int, int]
 
 FOREIGN_METRICS: dict[str, Metric] = {
     **{
@@ -61,15 +58,6 @@ FOREIGN_METRICS: dict[str, Metric] = {
     **{name: METRICS[name] for name in ("scr_40", "scr_50", "scr_60", "copy_paste")},
 }  # fmt: skip
 """Every metric of the protocol, in the order of its table."""
-SCR_METRICS: dict[str, Metric] = {
-    f"whole_scr_{round(100 * level)}": Metric(
-        f"SCR@{level:g}, whole picture", "lower", "share",
-        f"Subjects whose references have a cosine below {level:g} to the whole picture, as SCR was "
-        "published; scenes of several subjects lower it by themselves.",
-    )
-    for level in LEVELS
-}  # fmt: skip
-"""Of the protocol `SCR`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,27 +66,31 @@ class Known:
 
     vectors: Vectors
     """(pictures, D) of the subject in each."""
-    whole: Vectors | None
-    """(pictures, D) of the whole pictures."""
     thumbs: tuple[ReferenceImage, ...]
+    published: Mapping[str, Vectors] = field(default_factory=dict)
+    """Public protocol -> (pictures, D) of what it compares pictures with."""
 
     def without(self, picture: int) -> Known:
         """The same, less one of its pictures."""
         kept = [at for at in range(len(self.vectors)) if at != picture]
         return Known(
             self.vectors[kept],
-            None if self.whole is None else self.whole[kept],
             tuple(self.thumbs[at] for at in kept),
+            {protocol: own[kept] for protocol, own in self.published.items()},
         )
 
 
-def know(pictures: Sequence[ReferenceImage], sight: Sight) -> Known:
+def know(
+    pictures: Sequence[ReferenceImage],
+    sight: Sight,
+    published: Mapping[str, Vectors] | None = None,
+) -> Known:
     """A subject from its references, of any sizes."""
     images, masks = [one.image for one in pictures], [one.mask for one in pictures]
     return Known(
         vectors=sight.embed(images, masks),
-        whole=sight.whole(images) if sight.published_scr else None,
         thumbs=tuple(thumb(image, mask) for image, mask in zip(images, masks, strict=True)),
+        published=published or {},
     )
 
 
@@ -118,26 +110,30 @@ class ToJudge:
 
 
 def judge_pictures(
-    items: Sequence[ToJudge], sight: Sight, config: EvaluateConfig, own: MeasureConfig
+    items: Sequence[ToJudge],
+    sight: Sight,
+    config: EvaluateConfig,
+    own: MeasureConfig,
+    protocols: Sequence[str] = (),
 ) -> list[tuple[EvalScene, ForeignScores]]:
-    """Both records of each picture; model, index and image are left to the caller."""
+    """Both records of each picture, with the scores of public `protocols`; model, index and image
+    are left to the caller."""
     if not items:
         return []
     pictures = [item.picture for item in items]
-    looks = sight.look(pictures, [item.scene.class_names for item in items])
+    words = [item.scene.class_names for item in items]
+    looks = sight.look(pictures, words)
     fits = sight.fits(pictures, [item.scene.prompt for item in items])
-    whole = sight.whole(pictures) if sight.published_scr else None
-    return [
-        _records(item, looked, fit, None if whole is None else whole[at], config, own)
-        for at, (item, looked, fit) in enumerate(zip(items, looks, fits, strict=True))
-    ]
+    known = [[one.published for one in item.known] for item in items]
+    cosines = cosines_as_published(protocols, pictures, words, known, sight)
+    return [_records(*told, config, own) for told in zip(items, looks, fits, cosines, strict=True)]
 
 
 def _records(
     item: ToJudge,
     looked: Looked,
     fit: float,
-    whole: Vectors | None,
+    cosines: Mapping[str, tuple[float, ...]],
     config: EvaluateConfig,
     own: MeasureConfig,
 ) -> tuple[EvalScene, ForeignScores]:
@@ -165,8 +161,6 @@ def _records(
     lost = failed(similarity, given, claim=config.claim, least=config.least_identity)
     places = at_places(similarity, given, absent=0.0)
     own_gap, other_gap = _delta(places, item.known)
-    cosines = _whole_cosines(whole, item.known)
-    below = {f"whole_scr_{round(100 * level)}": _share_below(cosines, level) for level in LEVELS}
     return judged, ForeignScores(
         model="",
         scene_id=item.scene.id,
@@ -179,8 +173,9 @@ def _records(
         places=tuple(tuple(float(value) for value in row) for row in places),
         delta_own=own_gap,
         delta_other=other_gap,
-        whole=cosines,
-        **below,
+        whole=cosines.get(SCR, ()),
+        crops=cosines.get(PSR, ()),
+        **scores_as_published(cosines),
     )
 
 
@@ -229,18 +224,3 @@ def _in_common(a: Known, b: Known) -> float:
         return float(table.mean())
     different = ~np.eye(len(table), dtype=np.bool_)
     return float(table[different].mean()) if different.any() else 1.0
-
-
-def _whole_cosines(whole: Vectors | None, known: Sequence[Known]) -> tuple[float, ...]:
-    if whole is None:
-        return ()
-    wide = whole.astype(np.float64)
-    return tuple(
-        float((one.whole.astype(np.float64) @ wide).mean())
-        for one in known
-        if one.whole is not None
-    )
-
-
-def _share_below(values: Sequence[float], level: float) -> float:
-    return float(np.mean([value < level for value in values])) if values else float("nan")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,18 @@ from focusdpo.pipeline.subjects.cutouts import find_subject
 from focusdpo.pipeline.subjects.ingest import with_mask
 
 
+@dataclass(frozen=True, slots=True)
+class CutOut:
+    """A reference, and the photograph that it is from."""
+
+    subject: ReferenceImage
+    photograph: Image
+    """(H, W, 3) as it was brought, background and all."""
+
+
 def cut_outs(
     subject: Asked, sight: Sight, config: MeasureConfig, problems: list[Problem], notes: list[str]
-) -> list[ReferenceImage]:
+) -> list[CutOut]:
     """The usable references of a subject; what is wrong with the others goes to `problems`, what
     its owner should know to `notes`."""
     return list(_read_all(subject, sight, config, problems, notes))
@@ -29,13 +39,13 @@ def cut_outs(
 
 def _read_all(
     subject: Asked, sight: Sight, config: MeasureConfig, problems: list[Problem], notes: list[str]
-) -> Iterator[ReferenceImage]:
+) -> Iterator[CutOut]:
     for file, mask in zip(subject.references, subject.masks, strict=True):
         try:
             picture = read_picture(file)
             if mask is not None:
                 picture = _masked(picture, file, mask)
-            yield _cut_out(subject, picture, file, sight, config, notes)
+            yield CutOut(_cut_out(subject, picture, file, sight, config, notes), picture.image)
         except UserError as error:
             problems.append(Problem(f"subject '{subject.name}'", str(error)))
 
@@ -84,5 +94,5 @@ def scaled(image: Image, side: int) -> Image:
     if factor >= 1:
         return image
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    small = PillowImage.fromarray(image).resize(size, PillowImage.Resampling.LANCZOS)
+    small = PillowImage.fromarray(image).resize(size, PillowImage.Resampling.HAMMING)
     return np.asarray(small)

@@ -18,8 +18,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.evaluations import EvalScene, ForeignScores
 from focusdpo.data_schemas.images import encode_png
@@ -49,17 +47,24 @@ from focusdpo.evaluation.measure.judging import (
     know,
 )
 from focusdpo.evaluation.measure.picture_rows import Problem
-from focusdpo.evaluation.measure.reference_pictures import cut_outs, scaled, show_references
+from focusdpo.evaluation.measure.public_layouts import LAYOUTS, quarter_of
+from focusdpo.evaluation.measure.published import known_as_published, not_told, wanted
+from focusdpo.evaluation.measure.reference_pictures import (
+    CutOut,
+    cut_outs,
+    scaled,
+    show_references,
+)
 from focusdpo.evaluation.measure.sight import Sight, require_size
 from focusdpo.evaluation.photographs import read_photograph
 from focusdpo.evaluation.protocols import ADAPTER, EvaluateConfig
-from focusdpo.pipeline.parts import Image, ReferenceImage
+from focusdpo.pipeline.parts import Image
 from focusdpo.pipeline.stage import chunks
 from focusdpo.store.keys import config_digest
 from focusdpo.store.outputs import holds, local, opened
 from focusdpo.store.provenance import machine, packages
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same pictures and settings would give other numbers."""
 PARTS = "parts"
 KEEP_EVERY = 10.0
@@ -97,7 +102,10 @@ class Request:
             mode="json", exclude={"resamples", "level", "seed", "batch"}
         )
         own = self.measure.model_dump(mode="json", exclude={"composites", "seed"})
-        return {"version": VERSION, "judge": self.judge, "evaluate": judging, "measure": own}
+        return {
+            "version": VERSION, "judge": self.judge, "evaluate": judging, "measure": own,
+            "published": wanted(self.plan.layout),
+        }  # fmt: skip
 
     @functools.cached_property
     def key(self) -> str:
@@ -132,6 +140,10 @@ class MeasureResult:
     """Rows, pictures and references that could not be used, and why."""
     check: tuple[FaultFound, ...]
     """What the judge found of planted faults; () where it was not asked."""
+
+    def called(self, model: str) -> str:
+        """A model, or a difference of two, by the names that people gave."""
+        return " - ".join(self.names.get(one, one) for one in model.split(" - "))
 
     def of(self, metric: str, group: str = "all") -> dict[str, EvalRow]:
         """A model's name -> its row of a metric."""
@@ -186,15 +198,26 @@ class _Work:
     problems: list[Problem]
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def published(self) -> tuple[str, ...]:
+        """The public protocols that its judge can tell."""
+        asked = wanted(self.request.plan.layout)
+        return tuple(protocol for protocol in asked if protocol in self.sight.published)
+
     def known(self, todo: Sequence[PlannedPicture], watch: Watch) -> dict[str, Known]:
         """Every subject's references shown; those embedded whom some picture still needs."""
         plan, found = self.request.plan, {}
         needed = {one.name for picture in todo for one in picture.row.subjects}
         about: dict[str, Any] = {}
         for number, (name, subject) in enumerate(plan.subjects.items(), 1):
-            pictures = self.references(name)
+            found_in = self.references(name)
+            pictures = [one.subject for one in found_in]
             if pictures and name in needed:
-                found[name] = know(pictures, self.sight)
+                photographs = [one.photograph for one in found_in]
+                told = known_as_published(
+                    self.published, photographs, subject.class_name, self.sight
+                )
+                found[name] = know(pictures, self.sight, told)
             files = show_references(self.out, name, pictures)
             about[name] = {"class_name": subject.class_name, "pictures": files}
             watch("look at references", number, len(plan.subjects), {})
@@ -203,7 +226,7 @@ class _Work:
         _refuse(self.request, self.problems)
         return found
 
-    def references(self, name: str) -> list[ReferenceImage]:
+    def references(self, name: str) -> list[CutOut]:
         """A subject's cut-outs."""
         subject = self.request.plan.subjects[name]
         return cut_outs(subject, self.sight, self.request.measure, self.problems, self.notes)
@@ -228,7 +251,7 @@ def _measure(request: Request, out: Path, watch: Watch) -> MeasureResult:
     _judge_all(work, todo, known, parts, watch)
     judged, scores = _in_order(work, parts)
     rows, notes = foreign_rows(
-        judged, scores, plan.names, request.evaluate, whole=sight.published_scr
+        judged, scores, plan.names, request.evaluate, published=work.published
     )
     write_whole(
         out / SCENES, to_parquet([one for own in judged.values() for one in own], EvalScene)
@@ -276,7 +299,9 @@ def _check(work: _Work, watch: Watch) -> tuple[FaultFound, ...]:
     """Planted faults, of the subjects that stand in the pictures."""
     request, unused = work.request, list[Problem]()
     quiet_work = replace(work, problems=unused, notes=[])
-    references = {name: quiet_work.references(name) for name in request.plan.subjects}
+    references = {
+        name: [one.subject for one in quiet_work.references(name)] for name in request.plan.subjects
+    }
     usable = {name: own for name, own in references.items() if own}
     casts = dict.fromkeys(scene.subject_ids for scene in request.plan.scenes.values())
     return check_sight(
@@ -311,7 +336,11 @@ def _judge_all(
                 continue
             items.append((planned, _to_judge(request.plan, planned, picture, known)))
         records = judge_pictures(
-            [item for _, item in items], work.sight, request.evaluate, request.measure
+            [item for _, item in items],
+            work.sight,
+            request.evaluate,
+            request.measure,
+            work.published,
         )
         for (planned, item), (judged, scores) in zip(items, records, strict=True):
             shown = _scaled_boxes(judged, item.picture, request.measure.shown_side)
@@ -362,22 +391,13 @@ def _ready(
 
 def _read(work: _Work, planned: PlannedPicture) -> Image | UserError:
     try:
-        picture = _quarter(read_photograph(planned.row.image), planned.row.quarter)
+        picture = quarter_of(read_photograph(planned.row.image), planned.row.quarter)
         require_size(work.sight, picture)
     except UserError as error:
         return error
     shown = scaled(picture, work.request.measure.shown_side)
-    write_whole(work.out / planned.image, encode_png(shown))
+    write_whole(work.out / planned.image, encode_png(shown, effort=1))
     return picture
-
-
-def _quarter(picture: Image, number: int | None) -> Image:
-    """One of the four pictures of a grid of 2 x 2, row by row; all of it for None."""
-    if number is None:
-        return picture
-    height, width = picture.shape[0] // 2, picture.shape[1] // 2
-    top, left = number // 2 * height, number % 2 * width
-    return np.ascontiguousarray(picture[top : top + height, left : left + width])
 
 
 def _scaled_boxes(judged: EvalScene, picture: Image, side: int) -> EvalScene:
@@ -417,10 +437,11 @@ def _in_order(
 def _about_judge(work: _Work) -> list[str]:
     config = work.request.evaluate
     found = [f"judge: {name}" for name in work.sight.names]
-    if not work.sight.published_scr:
-        found.append("SCR as published needs DINOv2 on whole pictures: not measured by this judge")
+    layout = work.request.plan.layout
     return [
         *found,
+        *not_told(layout, work.published),
+        *([LAYOUTS[layout].absent] if layout else []),
         "failed: missing, doubled, in another's looks, or identity below "
         f"{config.least_identity:g}",
     ]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.evaluation.dreambench_metrics import detect, embed, embed_masked
+from focusdpo.evaluation.dreambench_metrics import by_size, detect, embed, embed_masked
 from focusdpo.evaluation.protocols import EvaluateConfig
 from focusdpo.pipeline.parts import (
     Detection,
@@ -28,6 +28,11 @@ from focusdpo.pipeline.parts import (
 )
 
 Words = NDArray[np.float64]
+Box = tuple[int, int, int, int]
+"""x0, y0, x1, y1 in pixels."""
+SCR = "scr/whole-picture"
+PSR = "psrbench/subject-consistency"
+"""Protocols as they were published (`published.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +65,8 @@ class Sight(Protocol):
         ...
 
     @property
-    def published_scr(self) -> bool:
-        """Whether whole pictures are compared as SCR was published, with DINOv2."""
+    def published(self) -> Sequence[str]:
+        """Ids of the public protocols that it can tell as they were published."""
         ...
 
     def look(self, pictures: Sequence[Image], class_names: Sequence[Sequence[str]]) -> list[Looked]:
@@ -84,6 +89,10 @@ class Sight(Protocol):
         """(B, D) of whole pictures; None where nothing compares them."""
         ...
 
+    def boxes(self, pictures: Sequence[Image], words: Sequence[str]) -> list[list[Box]]:
+        """All that the segmenter finds for one word in each picture, surest first."""
+        ...
+
 
 class PhotographSight:
     """A segmenter, an identity encoder, and CLIP where there is one."""
@@ -98,10 +107,10 @@ class PhotographSight:
         config: EvaluateConfig,
         names: Sequence[str],
         *,
-        published_scr: bool = False,
+        published: Sequence[str] = (),
     ) -> None:
         self._segmenter, self._identity, self._clip = segmenter, identity, clip
-        self._config, self.names, self.published_scr = config, names, published_scr
+        self._config, self.names, self.published = config, names, published
         parts = (segmenter, identity, *([clip] if clip else []))
         self.fingerprint = " ".join(part.fingerprint for part in parts)
 
@@ -141,6 +150,17 @@ class PhotographSight:
         encode: Any = getattr(self._identity, "embed_whole", None)
         return None if encode is None else embed(encode, pictures, self._config.batch)
 
+    def boxes(self, pictures: Sequence[Image], words: Sequence[str]) -> list[list[Box]]:
+        """As `Sight.boxes`."""
+
+        def found(part: list[int]) -> list[list[Box]]:
+            made = self._segmenter.segment(
+                [pictures[at] for at in part], [(words[at],) for at in part]
+            )
+            return [[one.box for one in own] for own in made]
+
+        return by_size(pictures, self._config.batch, found)
+
 
 def _looked(own: Sequence[Detection], vectors: Vectors, class_names: Sequence[str]) -> Looked:
     """A detector that reads words bars all others; one that reads none gives ''."""
@@ -155,7 +175,7 @@ class PocketSight:
     """The embedded world's judge."""
 
     names = ("the pocket suite's judge",)
-    published_scr = False
+    published = ()
 
     def __init__(self, judge: Judge, clip: TextImageEncoder, config: EvaluateConfig, side: int):
         self._judge, self._clip, self._config, self.side = judge, clip, config, side
@@ -199,6 +219,10 @@ class PocketSight:
     def whole(self, pictures: Sequence[Image]) -> Vectors | None:
         """Nothing: its encoder knows instances alone."""
         return None
+
+    def boxes(self, pictures: Sequence[Image], words: Sequence[str]) -> list[list[Box]]:
+        """Nothing: it reads no words."""
+        return [[] for _ in pictures]
 
 
 def require_size(sight: Sight, image: Image) -> None:

@@ -12,9 +12,6 @@ from focusdpo.flows.console import Bars
 from focusdpo.flows.measure.config import MeasureRun
 from focusdpo.flows.runner import carry_out
 
-FIRST_FEW = 12
-"""Problems that are told line by line; run.json has them all."""
-
 
 def measure(run: MeasureRun, prefect: PREFECT = None) -> dict[str, Any]:
     """Measure pictures from any model: which subjects are missing, doubled or in another's looks,
@@ -23,7 +20,7 @@ def measure(run: MeasureRun, prefect: PREFECT = None) -> dict[str, Any]:
     What cannot be measured is left out by name, and the exit code is then 3. The same command goes
     on after a stop.
     """
-    from focusdpo.flows.measure.run import REPORT, Measure
+    from focusdpo.flows.measure.run import FIRST_FEW, REPORT, Measure
 
     if run.lite is None:
         say_licences(run.family)

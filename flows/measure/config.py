@@ -11,6 +11,9 @@ from focusdpo.evaluation.protocols import EvaluateConfig
 from focusdpo.flows.config import Address, Run
 from focusdpo.flows.settings import Option
 
+EXAMPLE = "example"
+"""As `pictures`: the table that ships, written beside the results."""
+
 
 class MeasureRun(Run):
     """`measure`: pictures from any model -> who failed, with intervals, in `out`."""
@@ -36,6 +39,7 @@ class MeasureRun(Run):
     )
     layout: Annotated[LayoutName | None, Option("--layout")] = Field(
         None,
+        title="Public benchmark",
         description="--pictures is a folder of results of this public benchmark; --references is "
         "then the benchmark's own folder",
     )

@@ -88,8 +88,17 @@ def _photographs(
         parts["clip"],
         config,
         names,
-        published_scr=named["identity"]["kind"] == "dinov2",
+        published=_told(str(named["segmenter"]["kind"]), str(named["identity"]["kind"])),
     )
+
+
+def _told(segmenter: str, identity: str) -> tuple[str, ...]:
+    """The public protocols that these parts tell as they were published."""
+    from focusdpo.evaluation.measure.sight import PSR, SCR
+
+    if identity == "dinov2":
+        return (SCR,)
+    return (PSR,) if identity == "dino" and segmenter.startswith("grounding-sam") else ()
 
 
 def _pocket(models: Suite, config: EvaluateConfig) -> Sight:

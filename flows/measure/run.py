@@ -9,23 +9,27 @@ from pathlib import Path
 
 from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.data_schemas.progress import Watch, quiet
+from focusdpo.data_schemas.runs import EvalRow
 from focusdpo.evaluation.measure import run as measurement
+from focusdpo.evaluation.measure.fitness import check_lines
 from focusdpo.evaluation.measure.foreign_plan import plan_pictures
 from focusdpo.evaluation.measure.picture_folder import read_folder
 from focusdpo.evaluation.measure.picture_rows import PictureTable, read_table
 from focusdpo.evaluation.measure.public_layouts import read_layout
 from focusdpo.evaluation.measure.run import MeasureResult, Request
 from focusdpo.flows.jobs import Exhibit, Job, Page, Steps, Table, Text
-from focusdpo.flows.measure.config import MeasureRun
+from focusdpo.flows.measure.config import EXAMPLE, MeasureRun
 from focusdpo.flows.measure.judges import judge_of
 from focusdpo.flows.settings import as_yaml
 from focusdpo.flows.wiring import vocabulary
+from focusdpo.reports.metric_texts import DASH, bounds, mean_text, metric_info
+from focusdpo.reports.view import Interval, Unit
 from focusdpo.store.addresses import is_remote
 from focusdpo.store.outputs import holds, local, opened
 
 REPORT = "report.html"
-EXAMPLE = "example"
-"""As `pictures`: the table that ships, written beside the results."""
+FIRST_FEW = 12
+"""Problems that are told line by line; run.json has them all."""
 
 
 def table_of(run: MeasureRun) -> PictureTable:
@@ -105,7 +109,9 @@ class Measure(Job[MeasureRun, MeasureResult]):
         return not result.resumed
 
     def exhibits(self, result: MeasureResult) -> Iterator[Exhibit]:
-        yield Table("measure-rows", "every group", [asdict(row) for row in result.rows])
+        yield Text("measurement", "who failed", summary(result))
+        rows = [{**asdict(row), "model": result.called(row.model)} for row in result.rows]
+        yield Table("measurement-rows", "every metric and group", rows)
         if is_remote(result.out):
             hint = f"`focusdpo report --evaluate {result.out}` writes the page on any machine."
             yield Text("report", "the report", hint)
@@ -114,6 +120,29 @@ class Measure(Job[MeasureRun, MeasureResult]):
 
     def left_out(self, result: MeasureResult) -> str:
         return f"{counted(len(result.left_out), 'problem')}" if result.left_out else ""
+
+
+def summary(result: MeasureResult) -> str:
+    """Every metric over all scenes as Markdown, a column per model; then the check of the judge and
+    what is to be known."""
+    names = list(result.names.values())
+    heads = [name.replace("|", "\\|") for name in names]
+    lines = [f"| metric | {' | '.join(heads)} |", "| --- |" + " --- |" * len(names)]
+    for metric in dict.fromkeys(row.metric for row in result.rows if row.group == "all"):
+        own, info = result.of(metric), metric_info(metric)
+        cells = [_cell(own.get(name), info.unit) for name in names]
+        lines.append(f"| {info.title} | {' | '.join(cells)} |")
+    head = [f"{counted(result.pictures, 'picture')} of {counted(result.scenes, 'scene')}"]
+    head += [*result.notes, *(f"left out: {one}" for one in result.left_out[:FIRST_FEW])]
+    checked = ["```", *check_lines(result.check), "```", ""] if result.check else []
+    return "\n".join(["  \n".join(head), "", *checked, *lines])
+
+
+def _cell(row: EvalRow | None, unit: Unit) -> str:
+    if row is None:
+        return DASH
+    interval = Interval(mean=row.mean, low=row.low, high=row.high)
+    return f"{mean_text(interval, unit)} {bounds(interval, unit)}".rstrip()
 
 
 def _report(out: str) -> None:

@@ -46,6 +46,7 @@ class ImageEncoder:
         network.reset_classifier(0)
         network.eval().requires_grad_(False)
         looker = Looker(network, MEAN, STD, preprocess.SIDE, device="cpu", dtype="float32")
+        self.looker = looker
         self._instances: Stream[tuple[Image, Mask]] = Stream(
             looker,
             lambda one: preprocess.instance(one[0], one[1], MARGIN, "official"),

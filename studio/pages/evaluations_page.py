@@ -116,8 +116,8 @@ def evaluation(request: Request) -> Response:
 
 def _scene(main: Evaluation, beside: list[Evaluation], scene: str, metric: str) -> SceneRow:
     shown = [
-        _shown(main, scene, model, model, metric)
-        for model in ("base", "adapter")
+        _shown(main, scene, model, name, metric)
+        for model, name in main.names.items()
         if model in main.scenes[scene]
     ]
     shown += [

@@ -27,7 +27,7 @@ from focusdpo.studio.job_forms import AWARE, FORMS, asks_own, in_fields, order, 
 from focusdpo.studio.pages.file_routes import kept_picture
 from focusdpo.studio.pages.subjects_page import usable
 from focusdpo.studio.pictures import Encoded, encode
-from focusdpo.studio.run_reading import find_runs
+from focusdpo.studio.run_reading import find_runs, find_tables
 from focusdpo.studio.shared import Studio
 from focusdpo.studio.views import NavItem, absent, render, studio_of
 
@@ -59,6 +59,7 @@ async def start(request: Request) -> Response:
                 form,
                 root=acting.config.root,
                 runs=runs,
+                others=[one.absolute() for one in acting.config.runs],
                 version=acting.latest(),
                 waiting=acting.waiting() if kind == "train" else 0,
             )
@@ -146,6 +147,7 @@ def _page(
         folder=str(runs),
         waiting=acting.waiting(),
         aware=AWARE.name,
+        tables=find_tables(acting.config),
     )
 
 
@@ -171,7 +173,7 @@ def _filled(
 ) -> dict[str, Mapping[str, str]]:
     """What stands in each form: what was just sent, else what the last job of its kind had, so that
     a second build does not fall back to the preset without a word."""
-    found: dict[str, Mapping[str, str]] = {name: {} for name in FORMS}
+    found: dict[str, Mapping[str, str]] = {name: one.at_first for name, one in FORMS.items()}
     for job in reversed(jobs):
         found[job.kind] = job.form
     if form is not None and kind in found:
@@ -217,6 +219,15 @@ def summary(job: Job) -> str:
         return f"{made['objective']}, {made['steps']} steps on {made['pairs']} pairs"
     if job.kind == "evaluate" and "scenes" in made:
         return f"{made['scenes']} scenes painted by base and adapter"
+    if job.kind == "measure" and "pictures" in made:
+        shares = {one["model"]: one["mean"] for one in made["rows"] if one["metric"] == "failed"}
+        told = [f"{name} {shares[id]:.1%}" for id, name in made["names"].items() if id in shares]
+        unfit = made["check"] and not all(one["ok"] for one in made["check"])
+        return (
+            f"{made['pictures']} pictures of {made['scenes']} scenes; failed subjects: "
+            f"{', '.join(told)}"
+            + ("; the judge is not fit for these subjects: see what it says" if unfit else "")
+        )
     if job.kind == "paint" and "prompt" in made:
         return f"Painted by base and adapter: {made['prompt']}"
     if job.kind in ("export", "share") and "out" in made:

@@ -111,3 +111,23 @@ def test_the_check_stands_beside_the_results(tmp_path: Path) -> None:
     assert faults["swapped"].confused > 0.6 and faults["swapped"].found > faults["in place"].found
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Is the judge fit" in page and "replaced" in page
+
+
+def test_exhibits_speak_of_the_models_by_their_names(tmp_path: Path) -> None:
+    from focusdpo.flows.jobs import Page, Table, Text
+    from focusdpo.flows.measure.config import MeasureRun
+    from focusdpo.flows.measure.run import Measure
+    from focusdpo.flows.runner import carry_out
+    from focusdpo.flows.settings import resolve
+
+    table = fp.write_rows(tmp_path, {"good|one": [RIGHT] * 2, "bad": [DOUBLED, MISSING]})
+    given = {"pictures": str(table), "references": str(tmp_path / "references")}
+    job = Measure(resolve(MeasureRun, {**given, "out": str(tmp_path / "out"), **SETTINGS}))
+    result = carry_out(job, lambda *told: None, prefect=False)
+    told, rows, page = job.exhibits(result)
+    assert isinstance(told, Text) and isinstance(rows, Table) and isinstance(page, Page)
+    assert "| metric | good\\|one | bad |" in told.markdown
+    (failed,) = (line for line in told.markdown.splitlines() if line.startswith("| Failed"))
+    assert "0.0" in failed and "50.0" in failed
+    assert {row["model"] for row in rows.rows} == {"good|one", "bad", "bad - good|one"}
+    assert page.path.is_file() and job.changed(result) and job.finished()

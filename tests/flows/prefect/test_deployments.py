@@ -38,7 +38,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def test_the_deployments_are_there_with_their_limits(server: Server) -> None:
     found = {str(one["name"]): one for one in server.get("deployments/filter", {})}
-    assert set(found) == {"build-dataset", "train", "evaluate", "retrain", "rounds", "ablate"}
+    assert set(found) == {
+        "build-dataset", "train", "evaluate", "measure", "retrain", "rounds", "ablate"
+    }  # fmt: skip
     for one in found.values():
         options = one["concurrency_options"]
         assert isinstance(options, dict) and options["collision_strategy"] == "ENQUEUE"
@@ -63,6 +65,7 @@ def test_the_bare_name_is_refused(server: Server) -> None:
         ("build-dataset/build-dataset", {"root": "x", "pair": {"min_drop": "lots"}}),
         ("ablate/ablate", {"out": "x", "ablation": {"seedz": 1}}),
         ("retrain/retrain", {"out": "x", "retrain": {"min_pairs": 1}}),
+        ("measure/measure", {"pictures": "x", "out": "y", "layout": "psr-bench"}),
     ],
 )
 def test_wrong_parameters_are_refused_before_anything_runs(
@@ -76,7 +79,7 @@ def test_wrong_parameters_are_refused_before_anything_runs(
     assert refused.value.code == 409 and b"Validation failed" in refused.value.read()
 
 
-def test_all_three_flows_run_for_real(server: Server) -> None:
+def test_the_flows_run_for_real(server: Server) -> None:
     server.run("build-dataset/build-dataset", root="data", **SMALL)
     # Relative paths are those of the folder that was deployed from.
     version = open_version(str(server.folder / "data"))
@@ -95,8 +98,11 @@ def test_all_three_flows_run_for_real(server: Server) -> None:
     rows = json.loads((server.folder / "runs/one-evaluated/rows.json").read_text())
     assert {row["model"] for row in rows} == {"base", "adapter", "adapter - base"}
     assert (server.folder / "runs/one-evaluated/report.html").is_file()
+    server.run("measure/measure", pictures="example", out="runs/measured")
+    table = json.loads((server.folder / "runs/measured/rows.json").read_text())
+    assert {row["mean"] for row in table if row["metric"] == "failed" and row["group"] == "all"}
     keys = {one["key"] for one in server.get("artifacts/filter", {})}
-    assert {"dataset", "adapter", "evaluation", "report"} <= keys
+    assert {"dataset", "adapter", "evaluation", "measurement", "report"} <= keys
     # The same build again: nothing is computed, nothing published.
     server.run("build-dataset/build-dataset", root="data", **SMALL)
     assert open_version(str(server.folder / "data")).id == version.id
