@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from focusdpo.data_schemas.candidates import Disrupted, Instance, Sampled, Scored
+from focusdpo.data_schemas.candidates import Disrupted, Instance, Sampled, Scored, Screened
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import decode_png
 from focusdpo.data_schemas.pairs import Pair, Reject
@@ -24,6 +24,7 @@ from focusdpo.data_schemas.scenes import Scene
 from focusdpo.data_schemas.shards import IndexRow, ShardSample
 from focusdpo.data_schemas.tables import arrow_table, to_parquet
 from focusdpo.pipeline.audit import SWAPPED, is_swapped, original_id, swapped
+from focusdpo.pipeline.score import SCREENED
 from focusdpo.pipeline.subjects.near_duplicates import (
     DuplicateConfig,
     near_apart,
@@ -77,6 +78,16 @@ class PartitionRecords:
     def scored(self) -> Mapping[str, Scored]:
         """By candidate."""
         return {score.candidate_id: score for score in self._read("score", Scored)}
+
+    @functools.cached_property
+    def screened(self) -> Mapping[str, Screened]:
+        """What a filter of unsafe pictures said, by candidate; nothing where a build had none."""
+        key = self.keys.get("score")
+        if key is None or not self.store.has("score", key):
+            return {}
+        if f"{SCREENED}.parquet" not in self.store.artefact("score", key).files:
+            return {}
+        return {one.candidate_id: one for one in self._read("score", Screened, SCREENED)}
 
     @functools.cached_property
     def pairs(self) -> tuple[Pair, ...]:
