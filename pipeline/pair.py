@@ -113,7 +113,7 @@ def pair(
     )
     output: StageOutput[Pair] = StageOutput([])
     refused = {one.candidate_id: one for one in screened if one.refused}
-    output.rejects += [_unsafe(one, config) for one in refused.values()]
+    output.rejects.extend(_unsafe(one, config) for one in refused.values())
     for scene in scenes:
         own = [c for c in sampled if c.scene_id == scene.id and c.id not in refused]
         if config.max_disrupt_per_scene:

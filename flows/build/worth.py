@@ -42,7 +42,7 @@ REMEDIES: Mapping[Reason, str] = {
     "no_failed_candidate": "the generator does this scene right: there is nothing to learn from it",
     "unsafe_picture": "the filter of unsafe pictures refused them: where it errs, raise "
     "models.safety.threshold, or do without (models.safety=null)",
-    "surplus": "a scene has its quota: raise the source's pair.max_..._per_scene",
+    "surplus": "a scene has its quota: raise pair.max_disrupt_per_scene, or the same of its source",
 }
 
 
