@@ -80,8 +80,8 @@ def code_changes(stage: str, then: Mapping[str, str], now: Mapping[str, str]) ->
     if then.get("code") != now.get("code"):
         yield f"code of {stage}: version {then.get('code')} -> {now.get('code')}"
     if then.get("model") != now.get("model"):
-        both = (roles_in(stage, one.get("model") or "") for one in (then, now))
-        yield f"model of {stage} ({', '.join(max(both, key=len))})"
+        before, after = (roles_in(stage, one.get("model") or "") for one in (then, now))
+        yield f"model of {stage} ({', '.join(after if len(after) > len(before) else before)})"
 
 
 def lines(told: DatasetDiff) -> Iterator[str]:

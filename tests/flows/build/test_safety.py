@@ -3,21 +3,27 @@ build without one is the same to the byte."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from plain_build import execute, prepare
 from studio_client import Client
+from tiny_encoders import pictures
+from tiny_filter import save_filter_folder
 from toy_root import Toy
 
 from focusdpo.data_schemas.candidates import Disrupted, Sampled, Screened
 from focusdpo.flows import wiring
 from focusdpo.flows.config import BuildRun
-from focusdpo.flows.settings import resolve
+from focusdpo.flows.models_config import ModelsConfig
+from focusdpo.flows.settings import merge, parse_overrides, preset_names, resolve
 from focusdpo.flows.wiring import Meter, Resident
 from focusdpo.pipeline.adapters.checked import Checked
 from focusdpo.pipeline.score import SCREENED
 from focusdpo.store.artefacts import Store
+from focusdpo.store.provenance import licence_of
 from focusdpo.store.versions import open_version
 
 
@@ -45,6 +51,65 @@ class WithFilter(wiring.Parts):
         self._residents["safety"] = Resident("safety", NoBlue.fingerprint, lambda: part, meter)
 
 
+PRESETS = [name for name in preset_names() if name.partition("-")[0] in ("flux", "flux2", "sdxl")]
+OUTSIDE = """
+from typing import Literal
+import numpy as np
+from pydantic import BaseModel
+
+class Brightness(BaseModel, frozen=True, extra="forbid"):
+    kind: Literal["brightness:Brightness"] = "brightness:Brightness"
+    threshold: float = 0.5
+
+def checks(config): return {"brightness": lambda: "there"}
+def sources(config): return []
+def fingerprint(config): return f"brightness-{config.threshold}"
+
+class Filter:
+    def __init__(self, config):
+        self.threshold, self.fingerprint = config.threshold, fingerprint(config)
+    def unsafe(self, images):
+        return np.array([image.mean() / 255 for image in images])
+
+def build(config, device): return Filter(config)
+"""
+BACKBONE = {"kind": "flux2-klein", "base": "nobody/nothing"}
+
+
+def test_the_filter_that_is_named_is_built_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The registered one, and one from a package outside."""
+    (tmp_path / "brightness.py").write_text(OUTSIDE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registered = {"source": str(save_filter_folder(tmp_path / "filter"))}
+    for section in (registered, {"kind": "brightness:Brightness", "threshold": 0.9}):
+        models = ModelsConfig.model_validate(
+            {"device": "cpu", "backbone": BACKBONE, "safety": section}
+        )
+        part = wiring.build_part(models, "safety")
+        assert isinstance(part, Checked) and part.threshold == section.get("threshold", 0.5)
+        assert part.fingerprint == wiring.fingerprint_of(models, "safety")
+        assert part.unsafe(pictures(2)).shape == (2,)
+        wiring.free_parts(models, ())
+    with pytest.raises(ValueError, match="no safety 'image-clasifier'; did you mean"):
+        ModelsConfig.model_validate({"backbone": BACKBONE, "safety": {"kind": "image-clasifier"}})
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_for_photographs_have_one_and_can_do_without(preset: str) -> None:
+    given = {"root": "data", "preset": preset}
+    models = resolve(BuildRun, given).models
+    assert models is not None and models.safety.source == "Falconsai/nsfw_image_detection"
+    assert "Apache-2.0" in licence_of(models, "safety")
+    without = resolve(BuildRun, merge(given, parse_overrides(["models.safety=null"]))).models
+    assert without is not None and without.safety is None
+    stricter = resolve(BuildRun, merge(given, parse_overrides(["models.safety.threshold=0.2"])))
+    assert stricter.models is not None and stricter.models.safety.threshold == 0.2
+    pocket = resolve(BuildRun, {"root": "data", "preset": "pocket"})
+    assert not wiring.Parts(pocket.family).has("safety")
+
+
 def test_refused_pictures_are_in_no_pair(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     run = resolve(BuildRun, toy.tree())
     plain = execute(prepare(run))
@@ -61,15 +126,15 @@ def test_refused_pictures_are_in_no_pair(toy: Toy, monkeypatch: pytest.MonkeyPat
         assert max(_blue(np.asarray(images.win)), _blue(np.asarray(images.lose))) <= 0.02
     new = set(store.keys("score")) - {name.rpartition("/")[2][:-4] for name in before}
     screened = [one for key in new for one in store.read("score", key, Screened, SCREENED)]
-    pictures = [
+    shown = [
         one
         for stage, kind in (("generate", Sampled), ("disrupt", Disrupted))
         for key in store.keys(stage)
         for one in store.read(stage, key, kind)
     ]
     refused = {one.candidate_id for one in screened if one.refused}
-    assert {one.candidate_id for one in screened} == {one.id for one in pictures}
-    assert refused == {one.id for one in pictures if _blue(store.image(one.image)) > 0.02}
+    assert {one.candidate_id for one in screened} == {one.id for one in shown}
+    assert refused == {one.id for one in shown if _blue(store.image(one.image)) > 0.02}
     assert made.rejects["unsafe_picture"] == len(refused) > 0
     page = Client(toy.root).page("/rejects?reason=unsafe_picture").text
     assert "Refused as unsafe: show it" in page and "models.safety.threshold" in page
