@@ -88,3 +88,16 @@ class Scored:
     sampled candidates."""
     complete: bool
     """Every subject was found exactly once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Screened:
+    """What the filter of unsafe pictures said of a candidate, where a run has one."""
+
+    candidate_id: str
+    scene_id: str
+    unsafe: float
+    """How sure it is that the picture is unsafe, in [0, 1]."""
+    threshold: float
+    refused: bool
+    """Unsafe by the threshold or more: the candidate is in no pair."""

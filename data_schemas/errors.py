@@ -52,7 +52,9 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun if count == 1 else plural(noun)}"
 
 
-_AN = re.compile(r"\b(a) (?=[aeiou]|hour)(?!uni|use|euro|one\b)", re.IGNORECASE)
+_YOU = r"uni(?![dmn])|u[krst][aeiou]|ufo|u\b|eu|ewe|on[ec]e?\b"
+"""Begins with a vowel and is spoken with a consonant: unit, utensil, U-shaped, ewe, one, once."""
+_AN = re.compile(rf"\b(a) (?=[aeiou]|hour)(?!{_YOU})", re.IGNORECASE)
 
 
 def in_english(prompt: str) -> str:

@@ -20,6 +20,7 @@ Reason = Literal[
     "small_margin",  # rank: best and worst are too close
     "no_right_candidate",  # failure: no candidate shows every subject once, like itself
     "no_failed_candidate",  # failure: no candidate lacks, doubles or confuses a subject
+    "unsafe_picture",  # the filter of unsafe pictures refused the candidate
     "surplus",  # more pairs than the scene's quota; the best were kept
 ]
 

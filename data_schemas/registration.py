@@ -107,19 +107,21 @@ class Named:
 
 class OfKind:
     """Marks a section whose field `kind` names the model that it is: one of a registry, or
-    `module:Name` of a model from outside. `kind` may be left out where one model is registered."""
+    `module:Name` of a model from outside. `kind` may be left out where one model is registered.
+    An `optional` section may be None."""
 
-    def __init__(self, models: Registry[type[BaseModel]]) -> None:
-        self.models = models
+    def __init__(self, models: Registry[type[BaseModel]], *, optional: bool = False) -> None:
+        self.models, self._optional = models, optional
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         known = tuple(self.models.values())
         several = Annotated[Union[known], Field(discriminator="kind")]  # type: ignore[valid-type]  # noqa: UP007
+        schema = handler.generate_schema(several if len(known) > 1 else known[0])
         return core_schema.no_info_wrap_validator_function(
             self._read,
-            handler.generate_schema(several if len(known) > 1 else known[0]),
+            core_schema.nullable_schema(schema) if self._optional else schema,
             serialization=core_schema.wrap_serializer_function_ser_schema(
                 lambda model, dump: dump(model), schema=core_schema.any_schema()
             ),

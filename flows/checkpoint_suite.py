@@ -25,6 +25,11 @@ def module_of(models: ModelsConfig, role: str) -> Any:
     return importlib.import_module(kinds.module(config_of(models, role).kind))
 
 
+def named_roles(models: ModelsConfig) -> tuple[str, ...]:
+    """The sections that name a part, judges included; an optional one may name none."""
+    return tuple(role for role in (*ROLES, *JUDGES) if getattr(models, role) is not None)
+
+
 @functools.lru_cache(maxsize=8)
 def device_of(wanted: str) -> str:
     """The device that `models.device` names. UserError when it is not there."""
@@ -211,7 +216,7 @@ class AdaptedPainter:
 def checks(models: ModelsConfig) -> Iterator[tuple[str, Callable[[], str]]]:
     """Rows of `focusdpo doctor`: name and what finds out; each raises UserError or tells."""
     yield "device", lambda: device_of(models.device)
-    for role in (*ROLES, *JUDGES):
+    for role in named_roles(models):
         config = config_of(models, role)
         for name, check in module_of(models, role).checks(config).items():
             yield f"{role}: {name}", functools.partial(_own_name, role, check)
@@ -232,7 +237,7 @@ def _renamed(role: str, text: str) -> str:
 def sources(models: ModelsConfig) -> list[tuple[str, str, list[str] | None]]:
     """What `focusdpo fetch` downloads: setting, source, file patterns; each source once."""
     found: dict[tuple[str, str], tuple[str, str, list[str] | None]] = {}
-    for role in (*ROLES, *JUDGES):
+    for role in named_roles(models):
         config = config_of(models, role)
         for field, source, patterns in module_of(models, role).sources(config):
             found.setdefault((source, str(patterns)), (_renamed(role, field), source, patterns))

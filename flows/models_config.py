@@ -45,6 +45,9 @@ PARTS: dict[str, Registry[type[BaseModel]]] = {
             "class-name": "focusdpo.pipeline.adapters.captioner:ClassNameConfig",
             "vlm": "focusdpo.pipeline.adapters.captioner:VlmConfig",
         },
+        "safety": {
+            "image-classifier": "focusdpo.pipeline.adapters.safety_filter:ImageClassifierConfig",
+        },
     }.items()
 }
 """Role -> kind -> the class of its settings."""
@@ -92,6 +95,9 @@ class ModelsConfig(BaseModel):
     )
     captioner: Annotated[Any, OfKind(PARTS["captioner"])] = Field(
         ClassNameConfig(), description="what an instance is called when it is repainted"
+    )
+    safety: Annotated[Any, OfKind(PARTS["safety"], optional=True)] = Field(
+        None, description="refuses unsafe candidates, so that no pair shows one; null: none does"
     )
     judge_segmenter: Annotated[Any, OfKind(PARTS["segmenter"])] = Field(
         GroundingSamHfConfig(detector="IDEA-Research/grounding-dino-base"),

@@ -26,6 +26,7 @@ from focusdpo.pipeline.parts import (
     IdentityEncoder,
     Inpainter,
     PointSegmenter,
+    SafetyFilter,
     Segmenter,
     TextImageEncoder,
 )
@@ -102,13 +103,16 @@ class Parts:
     """The models of a suite by role."""
 
     ROLES = ("generator", "inpainter", "segmenter", "identity", "clip", "captioner")
+    OPTIONAL = ("safety",)
+    """What checkpoints may be named for; embedded suites have none."""
 
     def __init__(self, family: Family, adapter: str | None = None) -> None:
         """`adapter`: a folder that `train` wrote, for the generator."""
         self.family = family
         self._adapted = {} if adapter is None else {"generator": {"adapter": adapter}}
         self.meter = Meter()
-        self._residents = {role: self._resident(role) for role in self.ROLES}
+        named = (role for role in self.OPTIONAL if getattr(family, role, None) is not None)
+        self._residents = {role: self._resident(role) for role in (*self.ROLES, *named)}
 
     def _resident(self, role: str) -> Resident:
         models = suite(self.family)
@@ -122,6 +126,10 @@ class Parts:
         """Hash of a part's weights and settings; loads nothing."""
         return self._residents[role].fingerprint
 
+    def has(self, role: str) -> bool:
+        """Whether there is a part of this role."""
+        return role in self._residents
+
     def keep_only(self, roles: Iterable[str]) -> None:
         """Free the checkpoints that no part of these roles uses, on the device and in main memory:
         the models of two stages need not fit side by side. Embedded suites are small, and stay."""
@@ -133,13 +141,17 @@ class Parts:
                 resident.release()
         free_parts(self.family, kept)
 
+    def load(self, role: str) -> None:
+        """Load a part now; it is kept."""
+        _ = self._residents[role].part
+
     def load_beside(self, roles: Iterable[str]) -> threading.Thread:
         """Load parts in a thread, while this one waits for something else."""
 
         def load() -> None:
             for role in roles:
                 try:
-                    _ = self._residents[role].part
+                    self.load(role)
                 except UserError as error:  # told when the part is used
                     log.info("%s: not loaded ahead: %s", role, error)
 
@@ -172,6 +184,11 @@ class Parts:
     @property
     def clip(self) -> TextImageEncoder:
         return cast(TextImageEncoder, self._residents["clip"])
+
+    @property
+    def safety(self) -> SafetyFilter | None:
+        """None where no filter of unsafe pictures is named."""
+        return cast(SafetyFilter | None, self._residents.get("safety"))
 
     @property
     def captioner(self) -> Captioner:

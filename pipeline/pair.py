@@ -19,7 +19,14 @@ from itertools import combinations
 
 import numpy as np
 
-from focusdpo.data_schemas.candidates import Described, Disrupted, Instance, Sampled, Scored
+from focusdpo.data_schemas.candidates import (
+    Described,
+    Disrupted,
+    Instance,
+    Sampled,
+    Scored,
+    Screened,
+)
 from focusdpo.data_schemas.pairs import SIGNS, Pair, PairSource, Reject
 from focusdpo.data_schemas.scenes import Scene, stable_id
 from focusdpo.data_schemas.subjects import ImageKey, Subject
@@ -83,8 +90,11 @@ def pair(
     prefix: str,
     *,
     reference: ReferenceChoice,
+    screened: Sequence[Screened] = (),
 ) -> StageOutput[Pair]:
     """The pairs of one partition by scene (disrupt first), and the rejects.
+
+    What the filter of unsafe pictures refused is in no pair, nor is what was made from it.
 
     `reference` is the generate stage's choice. New pictures are the union masks of rank and failure
     pairs, named "<pair id>-<place of the subject>", and the priors of failures, "<pair id>-prior".
@@ -102,10 +112,16 @@ def pair(
         reference=reference,
     )
     output: StageOutput[Pair] = StageOutput([])
+    refused = {one.candidate_id: one for one in screened if one.refused}
+    output.rejects.extend(_unsafe(one, config) for one in refused.values())
     for scene in scenes:
-        own = [candidate for candidate in sampled if candidate.scene_id == scene.id]
+        own = [c for c in sampled if c.scene_id == scene.id and c.id not in refused]
         if config.max_disrupt_per_scene:
-            repaints = [d for d in disrupted if d.scene_id == scene.id]
+            repaints = [
+                d
+                for d in disrupted
+                if d.scene_id == scene.id and not {d.id, d.parent_id} & refused.keys()
+            ]
             _disrupt_pairs(own, repaints, context, output)
         if config.max_rank_per_scene:
             _rank_pairs(scene, own, context, output)
@@ -113,6 +129,18 @@ def pair(
             _failure_pairs(scene, own, context, output)
     log.info("pair %s: %d pairs, %d rejects", prefix, len(output.records), len(output.rejects))
     return output
+
+
+def _unsafe(screened: Screened, config: PairConfig) -> Reject:
+    """Of the first source that would have used the candidate."""
+    source: PairSource = "failure"
+    if config.max_disrupt_per_scene:
+        source = "disrupt"
+    elif config.max_rank_per_scene:
+        source = "rank"
+    detail = f"unsafe by {screened.unsafe:.3f} > {screened.threshold:.3f}"
+    why: Why = ("unsafe_picture", detail)
+    return _reject(screened.scene_id, screened.candidate_id, source, why)
 
 
 def _disrupt_pairs(

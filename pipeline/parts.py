@@ -128,6 +128,19 @@ class TextImageEncoder(Part, Protocol):
     def embed_texts(self, texts: Sequence[str]) -> Vectors: ...
 
 
+class SafetyFilter(Part, Protocol):
+    """Tells which pictures people should not be shown."""
+
+    @property
+    def threshold(self) -> float:
+        """A picture is refused when it is unsafe by so much or more."""
+        ...
+
+    def unsafe(self, images: Sequence[Image]) -> Vectors:
+        """(B,) in [0, 1]: how sure it is that each is unsafe."""
+        ...
+
+
 class Captioner(Part, Protocol):
     """Words for an instance."""
 

@@ -14,7 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from focusdpo.data_schemas.candidates import Disrupted, Instance, Kind, Sampled, Scored
+from focusdpo.data_schemas.candidates import (
+    Disrupted,
+    Instance,
+    Kind,
+    Sampled,
+    Scored,
+    Screened,
+)
 from focusdpo.data_schemas.scenes import Scene
 from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.data_schemas.subjects import Subject
@@ -23,6 +30,7 @@ from focusdpo.pipeline.parts import (
     IdentityEncoder,
     Image,
     Mask,
+    SafetyFilter,
     TextImageEncoder,
     Vectors,
 )
@@ -30,6 +38,8 @@ from focusdpo.pipeline.segment import all_pictures, embed_in_chunks, embed_refer
 from focusdpo.pipeline.stage import ImageReader, StageOutput, chunks, read_mask
 
 VERSION = 1
+SCREENED = "screened"
+"""The table of what the filter of unsafe pictures said."""
 ABSENT = -1.0
 """The similarity of every reference to an instance that is not there."""
 
@@ -72,8 +82,10 @@ def score(
     identity: IdentityEncoder,
     clip: TextImageEncoder,
     config: ScoreConfig,
+    safety: SafetyFilter | None = None,
 ) -> StageOutput[Scored]:
-    """A `Scored` for every candidate, sampled first, in the orders given; no new pictures."""
+    """A `Scored` for every candidate, sampled first, in the orders given; no new pictures. With a
+    filter also the table `SCREENED`, a `Screened` for each."""
     candidates = _gather(scenes, sampled, disrupted, instances, images)
     tables = identity_tables(
         [candidate.scene.subject_ids for candidate in candidates],
@@ -102,7 +114,30 @@ def score(
             )
         )
     log.info("score: %d candidates", len(records))
-    return StageOutput(records)
+    output = StageOutput(records)
+    if safety is not None:
+        output.more[SCREENED] = (Screened, _screened(candidates, safety, config.batch))
+    return output
+
+
+def _screened(candidates: Sequence[_Candidate], safety: SafetyFilter, batch: int) -> list[Screened]:
+    """What the filter says of each whole picture."""
+    limit = float(safety.threshold)
+    records = []
+    for part in chunks(candidates, batch):
+        shares = safety.unsafe([candidate.picture for candidate in part])
+        records += [
+            Screened(
+                candidate_id=candidate.id,
+                scene_id=candidate.scene.id,
+                unsafe=float(share),
+                threshold=limit,
+                refused=bool(share >= limit),
+            )
+            for candidate, share in zip(part, shares, strict=True)
+        ]
+    log.info("score: %d of %d refused as unsafe", sum(r.refused for r in records), len(records))
+    return records
 
 
 def crop_on_white(image: Image, mask: Mask, margin: float) -> Image:

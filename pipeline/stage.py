@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,8 @@ ROLES: dict[str, tuple[str, ...]] = {
     "pair": (),
 }
 """Stage, in the order in which they run -> the models it uses, in the order of its fingerprint."""
+OPTIONAL: dict[str, tuple[str, ...]] = {"score": ("safety",)}
+"""Models that a run may be without; behind the others in the fingerprint of a stage."""
 Record = TypeVar("Record")
 Item = TypeVar("Item")
 
@@ -46,6 +48,14 @@ class StageOutput(Generic[Record]):
     images: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
     """`member(name)` -> new picture, uint8; its key in records is `image_key(prefix, name)`."""
     rejects: list[Reject] = field(default_factory=list)
+    more: dict[str, tuple[type, list[Any]]] = field(default_factory=dict)
+    """Further tables by name: the class of their records, and these."""
+
+
+def roles_in(stage: str, fingerprint: str) -> tuple[str, ...]:
+    """The models behind a stage's recorded fingerprint."""
+    roles = ROLES.get(stage, ())
+    return roles + OPTIONAL.get(stage, ()) if fingerprint.count("+") >= len(roles) > 0 else roles
 
 
 def member(name: str) -> str:

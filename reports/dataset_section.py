@@ -144,8 +144,10 @@ def reject_card(records: Records, reject: Reject) -> RejectCard:
     parent = records.sampled.get(disrupted.parent_id) if disrupted else None
     candidate = disrupted or records.sampled.get(reject.candidate_id)
     words = ((candidate, "rejected candidate"), (parent, "what it was made from"))
+    # A report is given away: what was refused as unsafe is counted in it and not shown.
+    hidden = reject.reason == "unsafe_picture"
     image, against = (
-        picture(records.store.image(one.image), alt, painted=True) if one else None
+        picture(records.store.image(one.image), alt, painted=True) if one and not hidden else None
         for one, alt in words
     )
     return RejectCard(
@@ -176,6 +178,8 @@ REASONS = {
     "small_margin": "best and worst are too close",
     "no_right_candidate": "no candidate of the scene shows every subject right",
     "no_failed_candidate": "no candidate of the scene fails at a subject",
+    "unsafe_picture": "the filter of unsafe pictures refused the candidate",
+    "near_duplicate": "kept out of validation: training shows nearly the same winner",
     "surplus": "more than the scene's quota; the best were kept",
     "review: rejected": "reviewers decided that it teaches nothing",
     "review: contested": "reviewers do not agree about it",

@@ -11,7 +11,7 @@ import yaml
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.evaluation.folder import read_json
-from focusdpo.pipeline.stage import ROLES
+from focusdpo.pipeline.stage import roles_in
 from focusdpo.reports.view import Fact, LineagePart, ModelFact, facts
 from focusdpo.store.keys import BESIDE
 from focusdpo.store.provenance import Family, checkpoint_of, licence_of
@@ -111,7 +111,7 @@ def stage_models(manifest: Mapping[str, Any], family: Family) -> list[ModelFact]
     adapter = ((manifest.get("config") or {}).get("generate") or {}).get("adapter")
     for stage, entry in (manifest.get("stages") or {}).items():
         fingerprints = str((entry.get("versions") or {}).get("model") or "")
-        roles = ROLES.get(stage, ())
+        roles = roles_in(stage, fingerprints)
         names = fingerprints.split("+") if fingerprints else []
         if len(names) != len(roles):
             roles = tuple(f"model {i + 1}" for i in range(len(names)))

@@ -100,13 +100,21 @@ def _pair_charts(run: Mapping[str, Any]) -> tuple[LineChart, ...]:
     return tuple(charts)
 
 
+SAMPLES, LOOKS = "samples", "looks.json"
+"""Of a running training: its sheets of sample pictures, and what its looks found."""
 SHEETS = 4
 """Sheets of sample pictures in a report: from the first to the last."""
 
 
+def sheet_files(train_dir: Path) -> list[Path]:
+    """Sheets of sample pictures, in the order of their steps: plain files, no links."""
+    found = (train_dir / SAMPLES).glob("step-*.png")
+    return sorted(file for file in found if file.is_file() and not file.is_symlink())
+
+
 def sheets_of(train_dir: Path) -> tuple[Picture, ...]:
     """Sample pictures that a run painted, base beside policy; evenly over it where it has many."""
-    files = sorted((train_dir / "samples").glob("step-*.png"))
+    files = sheet_files(train_dir)
     if len(files) > SHEETS:
         files = [files[round(at * (len(files) - 1) / (SHEETS - 1))] for at in range(SHEETS)]
     return tuple(_sheet(file) for file in files)

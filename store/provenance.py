@@ -90,6 +90,7 @@ BY_KIND = {
     "dino": "Apache-2.0 (DINO)",
     "dinov2": "Apache-2.0 (DINOv2)",
     "clip": "MIT (OpenAI CLIP)",
+    "image-classifier": "see the filter's own card (Falconsai/nsfw_image_detection: Apache-2.0)",
     "vlm": "see the captioner's own card (SmolVLM: Apache-2.0)",
 }
 """Of the public checkpoints that a kind is made for; whoever brings other weights knows theirs."""

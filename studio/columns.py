@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, in_english
 from focusdpo.data_schemas.shards import IndexRow
 from focusdpo.data_schemas.tables import arrow_table
 
@@ -46,7 +46,7 @@ class Wanted:
     split: str = ""
     num_subjects: int | None = None
     text: str = ""
-    """Part of the prompt or of the id."""
+    """Part of the prompt, as it is stored or as pages show it, or of the id."""
     score: str = "margin"
     low: float | None = None
     high: float | None = None
@@ -215,13 +215,25 @@ class PairColumns:
         return values
 
     def _with(self, text: str) -> NDArray[np.bool_]:
+        import pyarrow as pa
         import pyarrow.compute as pc
 
-        def has(column: str) -> NDArray[np.bool_]:
-            matches = pc.match_substring(self.table[column], text, ignore_case=True)
+        def has(column: Any) -> NDArray[np.bool_]:
+            matches = pc.match_substring(column, text, ignore_case=True)
             return np.array(matches.to_pylist(), np.bool_)
 
-        return has("prompt") | has("pair_id")
+        coded, shown = self._prompts
+        stored = pa.array(coded.names, pa.string())
+        named = (has(stored) | has(shown))[coded.values]
+        return np.asarray(named | has(self.table["pair_id"]), np.bool_)
+
+    @functools.cached_property
+    def _prompts(self) -> tuple[Codes, Any]:
+        """The prompts, and each as pages show it."""
+        import pyarrow as pa
+
+        coded = Codes(self.table["prompt"])
+        return coded, pa.array(map(in_english, coded.names), pa.string())
 
     def _sorted(self, places: Rows, sort: str) -> Rows:
         if sort == "id":  # as the index is written

@@ -87,7 +87,7 @@ class Form:
             label[:1].upper() + label[1:],
             path,
             options=("", *choices) if choices and self.has_preset else choices,
-            number=setting.annotation is int,
+            number=setting.annotation in (int, int | None),
             check=check,
         )
 
@@ -112,7 +112,11 @@ FORMS = {
         TrainRun,
         "Train",
         "Pairs become an adapter. The same name again goes on.",
-        {"objective": "train.objective.name", "steps": "train.steps"},
+        {
+            "objective": "train.objective.name",
+            "steps": "train.steps",
+            "previews": "train.previews.every",
+        },
         own=(NAMED, AWARE),
     ),
     "evaluate": Form(

@@ -19,7 +19,7 @@ from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.evaluations import EvalScene
-from focusdpo.evaluation.folder import ROWS, RUN, SCENES, EvaluationFolder, read_object
+from focusdpo.evaluation.folder import ROWS, RUN, SCENES, EvaluationFolder, read_json, read_object
 from focusdpo.evaluation.measure.foreign_plan import PROTOCOL as FOREIGN
 from focusdpo.evaluation.metrics import METRICS
 from focusdpo.evaluation.protocols import ADAPTER, BASE
@@ -27,11 +27,15 @@ from focusdpo.reports.evaluation_section import metric_rows
 from focusdpo.reports.metric_texts import metric_info
 from focusdpo.reports.thumbnails import read_focus
 from focusdpo.reports.training_section import (
+    LOOKS,
+    SAMPLES,
     bucket_charts,
     collect_training,
     curve_charts,
     look_charts,
     read_columns,
+    sheet_files,
+    sheets_of,
 )
 from focusdpo.reports.view import Fact, LineChart, MetricRow, Role, TrainingPart
 from focusdpo.studio.config import StudioConfig, runs_folder
@@ -41,7 +45,7 @@ DEPTH = 4
 MOST_FOLDERS = 20_000
 SKIPPED = {
     *("stages", "shards", "versions", "checkpoints", "tensorboard", "metrics", "pictures"),
-    "parts",
+    *("parts", SAMPLES),
 }
 
 
@@ -178,19 +182,34 @@ def standing(folder: RunFolder) -> Standing:
     config = _small(folder, "config.json")
     run = _small(folder, "run.json")
     parts = _parts(folder.path, "steps")
+    seen = (len(parts), len(sheet_files(folder.path)), _stamp(folder.path / LOOKS))
     steps = int(run.get("steps") or (parts[-1][0] if parts else 0))
     return Standing(
         objective=str(run.get("objective") or (config.get("objective") or {}).get("name", "?")),
         steps=steps,
         wanted=config.get("steps"),
         finished=bool(run),
-        stamp=f"{steps}-{len(parts)}-{bool(run)}",
+        stamp="-".join(map(str, (steps, *seen, bool(run)))),
     )
 
 
 def _small(folder: RunFolder, name: str) -> Mapping[str, Any]:
     """A JSON object of the run; empty where there is none yet."""
     return read_object(folder.path / name, "run the same command again", default={})
+
+
+def _looks(folder: RunFolder) -> Sequence[Mapping[str, float]]:
+    """What a running training has found at its looks."""
+    path = folder.path / LOOKS
+    looks = read_json(path, "remove it; the next look writes it anew", default=[])
+    try:
+        return [_numbers(one) for one in looks]
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: expected a list of looks with their steps; remove it") from error
+
+
+def _numbers(look: Mapping[str, Any]) -> dict[str, float]:
+    return {"step": look["step"]} | {name: float(value) for name, value in look.items()}
 
 
 def training_part(folder: RunFolder) -> TrainingPart:
@@ -210,7 +229,8 @@ def training_part(folder: RunFolder) -> TrainingPart:
         charts=curve_charts(steps, config) if steps else (),
         buckets=bucket_charts(buckets) if buckets else (),
         focus=read_focus(path / "focus.safetensors"),
-        looks=look_charts({}, config),
+        looks=look_charts({"validation": _looks(folder)}, config),
+        sheets=sheets_of(path),
         notes=("Curves grow whenever the run saves a checkpoint.",),
     )
 

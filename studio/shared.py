@@ -7,14 +7,17 @@ import contextlib
 import functools
 import threading
 import time
+from collections.abc import Iterable
 
 from starlette.exceptions import HTTPException
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.shards import IndexRow
+from focusdpo.data_schemas.subjects import ImageKey
 from focusdpo.flows.config import GenerateRun
 from focusdpo.flows.settings import resolve
 from focusdpo.pipeline.audit import Audit
+from focusdpo.pipeline.subjects.near_duplicates import picture_hash
 from focusdpo.pipeline.subjects.registry import Registry, read_registry
 from focusdpo.store.addresses import HEADER, files_of
 from focusdpo.store.artefacts import Store
@@ -50,6 +53,7 @@ class Studio:
         self._runs: tuple[float, Found | None] = (-LOOK_AGAIN, None)
         self._audit: Audit | None = None
         self._queue: tuple[str, Queue] | None = None
+        self._hashes: dict[ImageKey, int] = {}
         self.drafts.clean()
         # A folder that holds something else is told now, not at the first look.
         self.store()
@@ -116,6 +120,20 @@ class Studio:
         if row is None:
             raise HTTPException(404, f"version {dataset.id} has no pair '{pair_id}'")
         return dataset, row
+
+    def picture_hash(self, key: ImageKey) -> int | None:
+        """The perceptual hash of a stored picture, which its key names for good; None where it is
+        gone or damaged, which its own page says."""
+        if key not in self._hashes:
+            try:
+                self._hashes[key] = picture_hash(self.needed_store().image(key))
+            except (UserError, FileNotFoundError):
+                return None
+        return self._hashes[key]
+
+    def not_hashed(self, keys: Iterable[ImageKey]) -> int:
+        """How many of these pictures are not hashed yet."""
+        return sum(key not in self._hashes for key in keys)
 
     def registry(self) -> Registry | None:
         """Who is in the next version."""

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from focusdpo.data_schemas.candidates import Disrupted, Instance, Sampled, Scored
+from focusdpo.data_schemas.candidates import Disrupted, Instance, Sampled, Scored, Screened
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import decode_png
 from focusdpo.data_schemas.pairs import Pair, Reject
@@ -22,9 +23,21 @@ from focusdpo.data_schemas.runs import Artefact
 from focusdpo.data_schemas.scenes import Scene
 from focusdpo.data_schemas.shards import IndexRow, ShardSample
 from focusdpo.data_schemas.tables import arrow_table, to_parquet
-from focusdpo.pipeline.audit import is_swapped, original_id, swapped
+from focusdpo.pipeline.audit import SWAPPED, is_swapped, original_id, swapped
+from focusdpo.pipeline.score import SCREENED
+from focusdpo.pipeline.subjects.near_duplicates import (
+    DuplicateConfig,
+    near_apart,
+    remembered,
+)
 from focusdpo.store.artefacts import Store
-from focusdpo.store.manifests import PARTITIONS, PartitionRow, lineage_columns, read_manifest
+from focusdpo.store.manifests import (
+    PARTITIONS,
+    PartitionRow,
+    lineage_columns,
+    read_manifest,
+    reviewed_of,
+)
 from focusdpo.store.samples import FOLDER, read_fields, read_sample
 from focusdpo.store.versions import DatasetVersion
 from focusdpo.studio.columns import LazyRows, ListCodes, PairColumns, numbers
@@ -65,6 +78,16 @@ class PartitionRecords:
     def scored(self) -> Mapping[str, Scored]:
         """By candidate."""
         return {score.candidate_id: score for score in self._read("score", Scored)}
+
+    @functools.cached_property
+    def screened(self) -> Mapping[str, Screened]:
+        """What a filter of unsafe pictures said, by candidate; nothing where a build had none."""
+        key = self.keys.get("score")
+        if key is None or not self.store.has("score", key):
+            return {}
+        if f"{SCREENED}.parquet" not in self.store.artefact("score", key).files:
+            return {}
+        return {one.candidate_id: one for one in self._read("score", Screened, SCREENED)}
 
     @functools.cached_property
     def pairs(self) -> tuple[Pair, ...]:
@@ -146,6 +169,52 @@ class Dataset:
             if pair.id == original_id(row.pair_id):
                 return swapped(pair) if is_swapped(row.pair_id) else pair
         return None
+
+    @functools.cached_property
+    def duplicates(self) -> DuplicateConfig:
+        """When two pictures counted as one in its build."""
+        try:
+            return DuplicateConfig.model_validate(self.manifest["config"].get("duplicates", {}))
+        except (ValidationError, KeyError):
+            return DuplicateConfig()  # made by another version, whose settings had other names
+
+    @functools.cached_property
+    def winner_hashes(self) -> dict[int, int]:
+        """Place of a pair -> perceptual hash of its winner, for those that the last build left."""
+        known = remembered(self.store.files)
+        digests = self.pairs.table["digest"].to_pylist()
+        return {at: known[one] for at, one in enumerate(digests) if one in known}
+
+    @functools.cached_property
+    def winners_alike(self) -> list[tuple[int, int]]:
+        """Places of pairs of two scenes whose winners are nearly one."""
+        places = list(self.winner_hashes)
+        scenes = self.pairs.table["scene_id"].to_pylist()
+        found = near_apart(
+            list(self.winner_hashes.values()), [scenes[at] for at in places], self.duplicates.bits
+        )
+        return [(places[i], places[j]) for i, j in found]
+
+    def left_out(self) -> list[Pair]:
+        """Pairs that the stages made, that reviews left in, and that the version has not: those
+        kept out of validation. From partitions that have fewer pairs than they brought."""
+        there = Counter(self.pairs.table["partition"].to_pylist())
+        ruled = {
+            one.pair_id for one in reviewed_of(self.store, self.id) if one.verdict != "swapped"
+        }
+        short = [
+            name
+            for name, count in zip(self.partitions.names, self.partitions.pairs, strict=True)
+            if there[name] < count
+        ]
+        return [
+            pair
+            for name in short
+            for pair in self.records(name).pairs
+            if pair.id not in ruled
+            and self.pairs.find(pair.id) is None
+            and self.pairs.find(f"{pair.id}{SWAPPED}") is None
+        ]
 
     def _sample(self, pair_id: str) -> ShardSample:
         """A pair's pictures, from its shard. KeyError for none of this version."""

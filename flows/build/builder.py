@@ -163,7 +163,9 @@ class Builder:
     def missing_roles(self) -> list[str]:
         """The models that this run will use, in the order in which it will."""
         stages = [stage for stage, (_, absent) in self.plan.counts().items() if absent]
-        return list(dict.fromkeys(role for name in stages for role in STAGES[name].roles))
+        return list(
+            dict.fromkeys(role for name in stages for role in STAGES[name].used(self.parts))
+        )
 
     def chunks(self, stage: str) -> list[list[str]]:
         """The partitions of a stage that are missing, in tasks."""
@@ -231,7 +233,7 @@ class Builder:
         self.parts.meter.take()
         output = STAGES[stage].run(self._work(unit))
         seconds = self.parts.meter.take()
-        more: dict[str, tuple[type, Sequence[Any]]] = {}
+        more: dict[str, tuple[type, Sequence[Any]]] = {**output.more}
         if output.rejects or stage == "pair":
             more["rejects"] = (Reject, output.rejects)
         self.store.commit(

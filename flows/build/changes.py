@@ -12,6 +12,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun
 from focusdpo.pipeline.dataset_diff import DatasetDiff, diff, differences
+from focusdpo.pipeline.stage import roles_in
 from focusdpo.store.artefacts import Store
 from focusdpo.store.manifests import full_id, latest_id, versions_of
 
@@ -79,7 +80,8 @@ def code_changes(stage: str, then: Mapping[str, str], now: Mapping[str, str]) ->
     if then.get("code") != now.get("code"):
         yield f"code of {stage}: version {then.get('code')} -> {now.get('code')}"
     if then.get("model") != now.get("model"):
-        yield f"model of {stage} ({', '.join(STAGES[stage].roles)})"
+        before, after = (roles_in(stage, one.get("model") or "") for one in (then, now))
+        yield f"model of {stage} ({', '.join(after if len(after) > len(before) else before)})"
 
 
 def lines(told: DatasetDiff) -> Iterator[str]:

@@ -13,7 +13,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
@@ -78,6 +78,8 @@ class Brought:
     partitions: int
     stage_seconds: dict[str, float]
     """Model computation of the whole version, by stage."""
+    notes: list[str] = field(default_factory=list)
+    """What the build told of pictures that are nearly one."""
 
     @property
     def share(self) -> float | None:
@@ -100,7 +102,8 @@ def record(result: BuildResult, alert: YieldAlertConfig) -> BuildResult:
     if result.new or first:
         message = dropped(brought, list(_past(store, brought.parent, alert.builds)), alert)
         alerts = () if message is None else (message,)
-        store.files.write(f"versions/{brought.version}/{BUILD}", sealed(asdict(brought)))
+        kept = replace(brought, notes=[*result.notes])
+        store.files.write(f"versions/{brought.version}/{BUILD}", sealed(asdict(kept)))
     for line in alerts:
         log.warning("%s: %s", result.root, line)
     store.files.write(FILE, metrics(result, brought, bool(alerts)))
@@ -169,6 +172,18 @@ def _kept(store: Store, version: str) -> Brought | None:
     except (ValueError, TypeError) as error:
         where = f"{store.root}/{path}"
         raise UserError(f"{where}: damaged ({error}); remove it, it is made anew") from error
+
+
+def told(store: Store, version: str) -> list[str]:
+    """What the last build that had anything to tell said of pictures that are nearly one: a build
+    without new subjects does not look at them again."""
+    earlier: str | None = version
+    while earlier is not None:
+        brought = _kept(store, earlier)
+        if brought is None or brought.notes:
+            return [] if brought is None else list(brought.notes)
+        earlier = brought.parent
+    return []
 
 
 def metrics(result: BuildResult, brought: Brought, alerted: bool) -> bytes:

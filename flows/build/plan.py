@@ -109,4 +109,4 @@ def scene_inputs(scenes: Sequence[Scene]) -> tuple[str, ...]:
 
 def model_of(stage: Stage, parts: Parts) -> str:
     """The fingerprints of a stage's models."""
-    return "+".join(parts.fingerprint(role) for role in stage.roles)
+    return "+".join(parts.fingerprint(role) for role in stage.used(parts))

@@ -134,8 +134,8 @@ class Build(Job[BuildRun, BuildResult]):
         try:
             for stage in STAGES:
                 chunks = list(self._chunks(stage, watch))
-                if chunks and STAGES[stage].roles:
-                    builder.parts.keep_only(STAGES[stage].roles)
+                if chunks and (roles := STAGES[stage].used(builder.parts)):
+                    builder.parts.keep_only(roles)
                 for title, chunk in chunks:
                     with about(stage=stage):
                         try:

@@ -10,7 +10,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from focusdpo.data_schemas.candidates import Described, Disrupted, Instance, Sampled, Scored
+from focusdpo.data_schemas.candidates import (
+    Described,
+    Disrupted,
+    Instance,
+    Sampled,
+    Scored,
+    Screened,
+)
 from focusdpo.data_schemas.pairs import Pair
 from focusdpo.data_schemas.scenes import Scene
 from focusdpo.data_schemas.strict import key_values
@@ -18,7 +25,7 @@ from focusdpo.data_schemas.subjects import Subject
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.wiring import Parts
 from focusdpo.pipeline import compose, describe, disrupt, generate, pair, score, segment
-from focusdpo.pipeline.stage import ROLES, StageOutput
+from focusdpo.pipeline.stage import OPTIONAL, ROLES, StageOutput
 from focusdpo.store.artefacts import Store
 
 
@@ -45,6 +52,12 @@ class Work:
             self._read[stage] = self.store.read(stage, self.keys[stage], record)
         return self._read[stage]
 
+    def screened(self) -> list[Screened]:
+        """What the filter of unsafe pictures said; nothing without one."""
+        if self.parts.safety is None:
+            return []
+        return self.store.read("score", self.keys["score"], Screened, score.SCREENED)
+
     @functools.cached_property
     def images(self) -> Callable[[str], Any]:
         """Pictures by key, each decoded once: scorers ask for a reference again and again."""
@@ -66,6 +79,11 @@ class Stage:
     settings: Callable[[BuildRun], Mapping[str, Any]]
     """Everything of the configuration that its result depends on."""
     run: Callable[[Work], StageOutput[Any]]
+
+    def used(self, parts: Parts) -> tuple[str, ...]:
+        """The models that it uses of these parts, in the order of its fingerprint."""
+        more = OPTIONAL.get(self.name, ())
+        return (*self.roles, *(role for role in more if parts.has(role)))
 
     @property
     def version(self) -> int:
@@ -150,6 +168,7 @@ def _score(work: Work) -> StageOutput[Scored]:
         work.parts.identity,
         work.parts.clip,
         work.run.score,
+        work.parts.safety,
     )
 
 
@@ -166,6 +185,7 @@ def _pair(work: Work) -> StageOutput[Pair]:
         work.run.pair,
         work.prefix,
         reference=work.run.generate.reference,
+        screened=work.screened(),
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from focusdpo.data_schemas.errors import counted
 from focusdpo.data_schemas.pairs import Reason
 from focusdpo.data_schemas.shards import IndexRow
+from focusdpo.flows.build.likeness import LEAKING
 from focusdpo.pipeline.audit import Audit, Ruling, original_id
 from focusdpo.store.manifests import reviewed_of
 from focusdpo.store.versions import DatasetVersion
@@ -21,6 +22,8 @@ MANY_LOOKS = 100
 NUMBERS = {1: "one subject", 2: "two subjects", 3: "three subjects"}
 LISTED_SUBJECTS = 12
 REASONS_TOLD = 3
+ALWAYS_TOLD: tuple[Reason, ...] = ("unsafe_picture",)
+"""However rare."""
 REMEDIES: Mapping[Reason, str] = {
     "missing_subject": "the generator or the segmenter does not know the subject by its word: try "
     "another class_name, or more seeds (generate.candidates)",
@@ -37,7 +40,9 @@ REMEDIES: Mapping[Reason, str] = {
     "pair.rank_margin",
     "no_right_candidate": "more seeds (generate.candidates), or a lower pair.min_winner_identity",
     "no_failed_candidate": "the generator does this scene right: there is nothing to learn from it",
-    "surplus": "a scene has its quota: raise the source's pair.max_..._per_scene",
+    "unsafe_picture": "the filter of unsafe pictures refused them: where it errs, raise "
+    "models.safety.threshold, or do without (models.safety=null)",
+    "surplus": "a scene has its quota: raise pair.max_disrupt_per_scene, or the same of its source",
 }
 
 
@@ -74,7 +79,10 @@ def worth_lines(worth: Worth) -> Iterator[str]:
     if worth.pairs:
         yield f"  pairs with {in_numbers(worth.by_num_subjects)}"
         yield f"  pairs by subject: {_by_subject(worth.by_subject)}"
-    for reason, count in list(worth.rejects.items())[:REASONS_TOLD]:
+    top = list(worth.rejects)[:REASONS_TOLD]
+    told = [*top, *(name for name in ALWAYS_TOLD if name in worth.rejects and name not in top)]
+    for reason in told:
+        count = worth.rejects[reason]
         yield f"  {count} rejected, {reason}: {remedy(reason)}"
 
 
@@ -100,6 +108,8 @@ def remedy(reason: str) -> str:
     """The setting or act that helps against a reason for rejects."""
     if reason.startswith("review: "):
         return "reviewers decided so"
+    if reason == LEAKING:
+        return "training shows such a winner; duplicates.keep_in_validation=true keeps them"
     return REMEDIES[reason]  # type: ignore[index]
 
 

@@ -121,7 +121,7 @@ def _compare(run: PaintRun, adapted: Generator) -> dict[str, Any]:
     with working("loading the generator, painting and judging"):
         both = SideBySide(Generator(adapted.run), adapted)
         made = compare(both, run.prompt, subjects, _seeds(run), run.out)
-    say(f"{run.out}: {made.prompt}")
+    say(f"{run.out}: {in_english(made.prompt)}")
     for model in MODELS:
         for one in made.sides[model]:
             identity, margin = _figure(one.identity), _figure(one.leakage_margin)

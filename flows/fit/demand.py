@@ -7,10 +7,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from focusdpo.flows.checkpoint_suite import JUDGES, ROLES, config_of, module_of, resident_roles
+from focusdpo.flows.checkpoint_suite import (
+    JUDGES,
+    config_of,
+    module_of,
+    named_roles,
+    resident_roles,
+)
 from focusdpo.flows.models_config import ModelsConfig
 from focusdpo.model.backbones.footprint import Footprint
 from focusdpo.model.training.config import TrainConfig
+from focusdpo.pipeline.stage import OPTIONAL
 from focusdpo.pipeline.stage import ROLES as STAGE_ROLES
 from focusdpo.store.checkpoints import local_files
 
@@ -79,12 +86,12 @@ def _at_work(models: ModelsConfig, role: str) -> float:
         config = config_of(models, role)
         half = 2 if getattr(config, "dtype", "") == "bfloat16" else 1
         return SEGMENTING * getattr(config, "mask_batch", 1) / half
-    return SCORING if role in ("identity", "clip", "judge_identity") else 0.0
+    return SCORING if role in ("identity", "clip", "safety", "judge_identity") else 0.0
 
 
 def _together(command: Command, models: ModelsConfig, when: str, roles: set[str]) -> Demand:
     """Parts that are in memory at one time, one of them at work."""
-    parts = {role: weights_of(models, role) for role in (*ROLES, *JUDGES) if role in roles}
+    parts = {role: weights_of(models, role) for role in named_roles(models) if role in roles}
     parts = {role: size for role, size in parts.items() if size}
     work = max((_at_work(models, role) for role in roles), default=0.0)
     parts |= {"at work": SLACK * work, "CUDA": CONTEXT}
@@ -102,7 +109,11 @@ def _host(models: ModelsConfig, roles: set[str]) -> tuple[float, float]:
 
 def build_demand(models: ModelsConfig) -> Demand:
     """The stage that takes most; parts of other stages are freed."""
-    stages = {name: resident_roles(roles) for name, roles in STAGE_ROLES.items() if roles}
+    stages = {
+        name: resident_roles((*roles, *OPTIONAL.get(name, ()))) & set(named_roles(models))
+        for name, roles in STAGE_ROLES.items()
+        if roles
+    }
     demands = [
         _together("build-dataset", models, f"stage {name}", roles) for name, roles in stages.items()
     ]

@@ -119,6 +119,14 @@ def _measures(inputs: Sequence[Any], values: Vectors) -> None:
     _nan_or_finite("measures", values)
 
 
+def _shares(inputs: Sequence[Any], values: Vectors) -> None:
+    _as_many(inputs, values)
+    _finite("shares", np.asarray(values))
+    low, high = (np.min(values), np.max(values)) if len(values) else (0.0, 1.0)
+    if low < -ROUNDING or high > 1 + ROUNDING:
+        raise Faulty(f"gave shares from {low:.4g} to {high:.4g}, expected 0 to 1")
+
+
 def _captions(inputs: Sequence[Any], captions: Sequence[str]) -> None:
     _as_many(inputs, captions)
     if not all(isinstance(caption, str) and caption.strip() for caption in captions):
@@ -138,6 +146,7 @@ CHECKS: dict[str, Callable[[Any, Any], None]] = {
     "look": _seen,
     "hue": _measures,
     "pattern": _measures,
+    "unsafe": _shares,
     "caption": _captions,
 }
 """Method of `pipeline.parts` -> what its first argument and its result are put to."""

@@ -104,6 +104,11 @@ def near(hashes: Sequence[int], most: int) -> list[tuple[int, int]]:
     return sorted(found)
 
 
+def near_apart(hashes: Sequence[int], scenes: Sequence[str], most: int) -> list[tuple[int, int]]:
+    """`near` without those of one scene, which are meant to be alike."""
+    return [(i, j) for i, j in near(hashes, most) if scenes[i] != scenes[j]]
+
+
 def reference_notes(
     store: Store, subjects: Sequence[Subject], config: DuplicateConfig
 ) -> list[str]:
@@ -174,10 +179,9 @@ def compare_winners(
     hashes = _hashes(files, winners)
     leaking: set[str] = set()
     alike: set[str] = set()
-    for i, j in near([hashes[one.digest] for one in winners], config.bits):
+    scenes = [one.scene_id for one in winners]
+    for i, j in near_apart([hashes[one.digest] for one in winners], scenes, config.bits):
         a, b = winners[i], winners[j]
-        if a.scene_id == b.scene_id:
-            continue
         if a.validation == b.validation:
             alike |= {a.pair_id, b.pair_id}
         else:
@@ -199,7 +203,7 @@ def compare_winners(
 
 def _hashes(files: Files, winners: Sequence[Winner]) -> dict[str, int]:
     """Digest of the pair -> hash; those that are remembered are not read."""
-    known = _remembered(files)
+    known = remembered(files)
     made = {
         one.digest: known[one.digest] if one.digest in known else picture_hash(one.read())
         for one in winners
@@ -210,7 +214,8 @@ def _hashes(files: Files, winners: Sequence[Winner]) -> dict[str, int]:
     return made
 
 
-def _remembered(files: Files) -> dict[str, int]:
+def remembered(files: Files) -> dict[str, int]:
+    """Digest of the pair -> hash of its winner, as the last build left them."""
     try:
         rows = from_parquet(files.read(HASHES), WinnerHash, HASHES)
         return {row.digest: int(row.hash, 16) for row in rows}

@@ -14,11 +14,12 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, in_english
 from focusdpo.data_schemas.images import read_picture
 from focusdpo.flows.build.preview import FIRST
 from focusdpo.flows.settings import preset_names
 from focusdpo.pipeline.subjects.registered_folders import write_folder
+from focusdpo.reports.training_section import sheet_files
 from focusdpo.store.addresses import is_remote
 from focusdpo.studio.config import StudioConfig, runs_folder
 from focusdpo.studio.guard import CSRF_FIELD
@@ -36,7 +37,7 @@ ENDED_WELL = ("done", "incomplete")
 NOT_KEPT = (CSRF_FIELD, AWARE.name)
 """Of a form; what was agreed to once is asked again."""
 MOST_FIELDS, LARGEST_FIELD = 40, 64 * 1024
-MOST_PICTURES, LARGEST_SHOWN = 6, 1200
+MOST_PICTURES, MOST_SHEETS, LARGEST_SHOWN = 6, 2, 1200
 
 
 def page(request: Request) -> Response:
@@ -200,7 +201,7 @@ def _told(job: Job, config: StudioConfig) -> dict[str, Any]:
         "warnings": job.warnings,
         "pictures": [
             f"/jobs/{job.id}/pictures/{name}?{path.stat().st_mtime_ns}"
-            for name, path in list(_pictures(job).items())[-MOST_PICTURES:]
+            for name, path in list(_pictures(job).items())[-_most(job) :]
         ],
         "summary": summary(job),
         "page": _page_of(job, config),
@@ -229,7 +230,7 @@ def summary(job: Job) -> str:
             + ("; the judge is not fit for these subjects: see what it says" if unfit else "")
         )
     if job.kind == "paint" and "prompt" in made:
-        return f"Painted by base and adapter: {made['prompt']}"
+        return f"Painted by base and adapter: {in_english(made['prompt'])}"
     if job.kind in ("export", "share") and "out" in made:
         return f"Written to {made['out']}"
     return ""
@@ -255,7 +256,8 @@ def _page_of(job: Job, config: StudioConfig) -> str:
 
 def _pictures(job: Job) -> dict[str, Path]:
     """The pictures that a job has made so far, by a name for their address: the first ones of a
-    build, and what an evaluation paints, the newest last. Plain files, no links."""
+    build, what an evaluation paints, and a training's sheets, those from before it went on too; the
+    newest last. Plain files, no links."""
     folder = job.outputs.get("evaluation")
     found: dict[str, Path] = {}
     if folder is not None:
@@ -264,6 +266,8 @@ def _pictures(job: Job) -> dict[str, Path]:
         }
     elif job.kind == "build" and not is_remote(job.root):
         found = {FIRST: Path(job.root) / FIRST}
+    elif "run" in job.outputs:
+        return {path.name: path for path in sheet_files(Path(job.outputs["run"]))}
     began = datetime.datetime.fromisoformat(job.started).timestamp()
     there = {
         name: path
@@ -286,6 +290,11 @@ def picture(request: Request) -> Response:
     response = kept_picture(request, f"{path.name}-{stamp}", (str(path), stamp), make)
     response.headers["cache-control"] = "private, no-cache"
     return response
+
+
+def _most(job: Job) -> int:
+    """Pictures that its page shows; a sheet is many in one."""
+    return MOST_SHEETS if "run" in job.outputs else MOST_PICTURES
 
 
 def _files(job: Job) -> list[Path]:

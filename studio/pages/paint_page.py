@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, in_english
 from focusdpo.data_schemas.images import read_picture
 from focusdpo.evaluation.metrics import METRICS
 from focusdpo.evaluation.protocols import MODELS
@@ -183,7 +183,7 @@ def _start(studio: Studio, form: Mapping[str, str]) -> Job:
         "adapter": str(run.path / "adapter"),
         "reference": tuple(map(str, files)),
         "class_name": tuple(one.class_name for one in shown),
-        "prompt": " ".join(form.get("prompt", "").split()) or None,
+        "prompt": _prompt(form, scene),
         "seed": int(seed),
         "count": int(count),
         "compare": True,
@@ -211,6 +211,13 @@ def _start(studio: Studio, form: Mapping[str, str]) -> Job:
         if other not in (folder, last.parent):
             shutil.rmtree(other, ignore_errors=True)
     return job
+
+
+def _prompt(form: Mapping[str, str], scene: tuple[Evaluation, str] | None) -> str | None:
+    """What to paint; a scene's prompt that was left as it was shown, as the evaluation had it."""
+    text = " ".join(form.get("prompt", "").split())
+    stored = scene[0].prompts.get(scene[1], "") if scene is not None else ""
+    return stored if text and text == in_english(stored) else text or None
 
 
 def _own(studio: Studio, form: Mapping[str, str]) -> list[Reference]:

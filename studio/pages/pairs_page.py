@@ -12,9 +12,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from focusdpo.data_schemas.pairs import Pair
 from focusdpo.data_schemas.shards import IndexRow
 from focusdpo.reports.dataset_section import MODES
 from focusdpo.studio.columns import SCORES, SORTS, PairColumns, Wanted
+from focusdpo.studio.shared import Studio
 from focusdpo.studio.version_reading import Dataset
 from focusdpo.studio.views import (
     NavItem,
@@ -30,6 +32,7 @@ from focusdpo.studio.views import (
 
 NAV = (NavItem("Pairs", "/pairs"),)
 PAGE = 24
+MOST_LEFT_OUT = 24
 MOST_CHOICES = 500
 """A longer list of subjects is offered as a field with suggestions cut to so many."""
 
@@ -124,6 +127,44 @@ def pair(request: Request) -> Response:
     )
 
 
+def alike(request: Request) -> Response:
+    """Winners of two scenes that are nearly one, and what was kept out of validation."""
+    studio = studio_of(request)
+    dataset = studio.needed_dataset()
+    places = dataset.winners_alike
+    page = page_of(request, len(places), PAGE)
+    shown = places[page.start : page.stop]
+    rows = dataset.pairs.rows([at for both in shown for at in both])
+    return render(
+        request,
+        "alike.html.j2",
+        dataset=dataset,
+        page=page,
+        pairs=list(zip(rows[::2], rows[1::2], strict=True)),
+        left_out=_left_out(studio, dataset),
+        not_looked=len(dataset.pairs) - len(dataset.winner_hashes),
+        kept=dataset.duplicates.keep_in_validation,
+    )
+
+
+def _left_out(studio: Studio, dataset: Dataset) -> list[tuple[Pair, IndexRow | None]]:
+    """Pairs that were kept out of validation, each with a pair of training that shows nearly the
+    same winner."""
+    training = dataset.pairs.split.are("train")
+    known = [(at, one) for at, one in dataset.winner_hashes.items() if training[at]]
+    found = []
+    for pair in dataset.left_out()[:MOST_LEFT_OUT]:
+        own = studio.picture_hash(pair.win_image)
+        near = (
+            at
+            for at, one in known
+            if own is not None and (one ^ own).bit_count() <= dataset.duplicates.bits
+        )
+        at = next(near, None)
+        found.append((pair, None if at is None else dataset.pairs.row(at)))
+    return found
+
+
 def _repainted(dataset: Dataset, row: IndexRow) -> tuple[str, ...]:
     """Subjects that were painted anew without their reference."""
     record = dataset.pair(row)
@@ -157,4 +198,4 @@ def _neighbours(pairs: PairColumns, wanted: Wanted, at: int) -> dict[str, Any]:
 
 
 def routes() -> list[BaseRoute]:
-    return [Route("/pairs", grid), Route("/pairs/{pair}", pair)]
+    return [Route("/pairs", grid), Route("/pairs/{pair}", pair), Route("/alike", alike)]

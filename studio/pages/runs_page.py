@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -20,6 +23,8 @@ from focusdpo.studio.run_reading import (
 from focusdpo.studio.views import NavItem, absent, render, studio_of
 
 NAV = (NavItem("Training", "/runs"),)
+EVENTS = "tensorboard"
+"""The folder of a run with its curves for TensorBoard."""
 
 
 def runs(request: Request) -> Response:
@@ -31,6 +36,7 @@ def runs(request: Request) -> Response:
         runs=[(run, standing(run)) for run in studio.runs().training],
         waiting=studio.waiting(),
         most=len(OVERLAID),
+        tensorboard=[_tensorboard(folder) for folder in _parents(studio.runs().training)],
     )
 
 
@@ -45,6 +51,7 @@ def run(request: Request) -> Response:
         part=training_part(folder),
         evaluations=_evaluations(request, folder),
         can_paint=(folder.path / "adapter").is_dir(),
+        tensorboard=_tensorboard(folder.path / EVENTS) if _has_events(folder) else "",
     )
 
 
@@ -81,6 +88,19 @@ def _folder(request: Request) -> RunFolder:
     if run is None:
         raise absent(f"no training run '{request.path_params['run']}' in the folders of --runs")
     return run
+
+
+def _has_events(run: RunFolder) -> bool:
+    return (run.path / EVENTS).is_dir()
+
+
+def _parents(runs: Sequence[RunFolder]) -> list[Path]:
+    """Folders below which TensorBoard finds the curves of all runs that wrote any."""
+    return list(dict.fromkeys(run.path.parent for run in runs if _has_events(run)))
+
+
+def _tensorboard(folder: Path) -> str:
+    return shlex.join(("tensorboard", "--logdir", str(folder)))
 
 
 def _evaluations(request: Request, folder: RunFolder) -> list[RunFolder]:

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from focusdpo.data_schemas.candidates import Disrupted, Instance, Sampled, Scored
+from focusdpo.data_schemas.candidates import Disrupted, Instance, Sampled, Scored, Screened
 from focusdpo.data_schemas.pairs import Reject
 from focusdpo.data_schemas.scenes import Scene
 from focusdpo.pipeline.audit import SWAPPED
@@ -36,6 +36,8 @@ class Candidate:
     instances: tuple[Instance, ...]
     """Of a disrupted one, those of its parent."""
     scored: Scored | None
+    screened: Screened | None
+    """None where the build had no filter of unsafe pictures."""
     prior: str = ""
     repainted: tuple[str, ...] = ()
     mode: str = ""
@@ -161,6 +163,7 @@ class _Maker:
             seed=candidate.seed,
             instances=tuple(places),
             scored=self.records.scored.get(candidate.id),
+            screened=self.records.screened.get(candidate.id),
             pairs=self._pairs(candidate.id),
             rejects=tuple(reject for reject in self.rejects if reject.candidate_id == candidate.id),
             **more,

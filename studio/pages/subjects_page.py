@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,9 +16,11 @@ from starlette.routing import BaseRoute, Route
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.build import sources
+from focusdpo.flows.build.outcome import told
 from focusdpo.flows.wiring import vocabulary
 from focusdpo.pipeline.subjects import ingest
 from focusdpo.pipeline.subjects.folders import NAME
+from focusdpo.pipeline.subjects.near_duplicates import DuplicateConfig, near
 from focusdpo.pipeline.subjects.registered_folders import cut_outs
 from focusdpo.store.keys import image_key
 from focusdpo.studio.columns import Wanted
@@ -32,6 +34,8 @@ NAV = (NavItem("Subjects", "/subjects"),)
 PAGE = 36
 SHOWN_PAIRS = 12
 SHOWN_SETS = 30
+MOST_HASHED, MOST_ALIKE = 300, 60
+"""New references that a page hashes unasked, and pairs of nearly equal ones that it shows."""
 STATES = {
     "new": "registered, not built yet",
     "changed": "changed since the last build",
@@ -113,6 +117,10 @@ def gallery(request: Request) -> Response:
         and state in ("", member.state)
     ]
     page = page_of(request, len(chosen), PAGE)
+    studio = studio_of(request)
+    all_of_them = bool(text_of(request, "alike"))
+    alike, not_looked = references_alike(studio, everyone.values(), all_of_them=all_of_them)
+    latest = studio.latest()
     states = {name: sum(member.state == name for member in everyone.values()) for name in STATES}
     return render(
         request,
@@ -124,7 +132,46 @@ def gallery(request: Request) -> Response:
         state=state,
         states={name: count for name, count in states.items() if count},
         words=STATES,
+        alike=alike,
+        not_looked=not_looked,
+        told=[] if latest is None else told(studio.needed_store(), latest),
+        most=MOST_ALIKE,
     )
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Two references that are nearly one picture: of a subject, or of two."""
+
+    subjects: tuple[str, str]
+    pictures: tuple[str, str]
+
+    @property
+    def within(self) -> bool:
+        return self.subjects[0] == self.subjects[1]
+
+
+def references_alike(
+    studio: Studio, everyone: Iterable[Member], *, all_of_them: bool
+) -> tuple[list[Alike], int]:
+    """References of the next version that are nearly one, and how many pictures were not looked at:
+    a page hashes `MOST_HASHED` new ones, unless all of them are asked for."""
+    owners = [
+        (one.id, key) for one in everyone if one.state != "removed" for key, _ in one.pictures
+    ]
+    left = studio.not_hashed(key for _, key in owners)
+    if left > MOST_HASHED and not all_of_them:
+        return [], left
+    dataset = studio.dataset()
+    bits = (DuplicateConfig() if dataset is None else dataset.duplicates).bits
+    hashed = [
+        (owner, value) for owner in owners if (value := studio.picture_hash(owner[1])) is not None
+    ]
+    found = []
+    for i, j in near([value for _, value in hashed], bits):
+        (a, first), (b, second) = hashed[i][0], hashed[j][0]
+        found.append(Alike((a, b), (first, second)))
+    return found, 0
 
 
 def subject(request: Request) -> Response:

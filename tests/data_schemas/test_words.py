@@ -30,6 +30,8 @@ def test_numbers() -> None:
         ("a cat, a dog and a bus on snow", "a cat, a dog and a bus on snow"),
         ("a unicorn beside an owl", "a unicorn beside an owl"),
         ("two dogs on a orange sofa, and a cat", "two dogs on an orange sofa, and a cat"),
+        ("a ukulele, a U-shaped vase and a urn", "a ukulele, a U-shaped vase and an urn"),
+        ("a unidentified umbrella on a used ewe", "an unidentified umbrella on a used ewe"),
         ("", ""),
     ],
 )

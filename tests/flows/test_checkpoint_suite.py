@@ -14,6 +14,10 @@ import pytest
 import tiny_suite
 from PIL import Image
 
+from focusdpo.data_schemas.candidates import Screened
+from focusdpo.pipeline.score import SCREENED
+from focusdpo.store.artefacts import Store
+
 PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "data" / "dreambooth"
 SUBJECTS = ("dog", "cat", "rc_car")
 
@@ -47,7 +51,7 @@ def test_doctor_passes(preset: Path, told: Callable[..., dict[str, Any]]) -> Non
     checks = told("doctor", "--preset", preset)["checks"]
     assert all(check["ok"] for check in checks)
     assert {check["name"].partition(":")[0] for check in checks} >= {
-        "backbone", "inpainter", "segmenter", "identity", "clip", "judge_segmenter"
+        "backbone", "inpainter", "segmenter", "identity", "clip", "safety", "judge_segmenter"
     }  # fmt: skip
 
 
@@ -62,6 +66,12 @@ def test_subjects_to_an_evaluated_adapter(
     assert made["pairs"] > 0 and not made["failed"]
     again = told(*build)
     assert again["version"] == made["version"] and again["model_seconds"] == 0
+    screened = [
+        one
+        for key in Store.open(root).keys("score")
+        for one in Store.open(root).read("score", key, Screened, SCREENED)
+    ]
+    assert screened and all(0 < one.unsafe < 1 and not one.refused for one in screened)
 
     trained = told("train", "--root", root, "--out", tmp_path / "train", *common)
     assert trained["steps"] == 2 and np.isfinite(trained["final"]["loss"])

@@ -7,6 +7,7 @@ from typing import Any
 
 import tiny_detectors
 import tiny_encoders
+import tiny_filter
 import tiny_flux
 import tiny_flux2
 import tiny_sdxl
@@ -56,6 +57,11 @@ def models(kind: str, folder: Path) -> dict[str, Any]:
             "source": str(tiny_encoders.save_dinov2_folder(folder / "dinov2")),
         },
         "clip": {"kind": "clip", "source": str(tiny_encoders.save_clip_folder(folder / "clip"))},
+        # Random weights refuse anything: none is as sure as that.
+        "safety": {
+            "source": str(tiny_filter.save_filter_folder(folder / "filter")),
+            "threshold": 1.0,
+        },
     }
 
 

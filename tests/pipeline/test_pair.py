@@ -7,7 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from focusdpo.data_schemas.candidates import Described, Disrupted, Instance, Sampled, Scored
+from focusdpo.data_schemas.candidates import (
+    Described,
+    Disrupted,
+    Instance,
+    Sampled,
+    Scored,
+    Screened,
+)
 from focusdpo.data_schemas.pairs import is_mixed, signs_of
 from focusdpo.data_schemas.strict import key_values
 from focusdpo.pipeline.audit import swapped
@@ -83,7 +90,7 @@ class Bench:
             )
         )
 
-    def pair(self, config=ROOM):
+    def pair(self, config=ROOM, screened=()):
         described = [
             Described(instance=i, caption=f"{i.class_name} at rest")
             for i in self.instances
@@ -101,6 +108,7 @@ class Bench:
             config,
             "pair/k",
             reference="first",
+            screened=screened,
         )
 
 
@@ -315,6 +323,41 @@ def test_a_mixed_pair_has_a_sign_per_subject_and_turns_with_its_pictures(bench):
     output = bench.pair(FAILURES.model_copy(update={"max_mixed_per_scene": 0}))
     assert output.records == []
     assert reasons(output, "failure")[0][1] == "no_right_candidate"
+
+
+def test_what_is_refused_as_unsafe_is_in_no_pair_whoever_made_it(bench):
+    """Neither a refused picture, nor a repaint of one, nor a refused repaint; each is a reject of
+    its own, told once."""
+    for name, identity in (("a", 0.9), ("b", 0.6), ("c", 0.8), ("d", 0.5)):
+        bench.sample(name, (identity, identity))
+    bench.disrupt("a-1", "a", (0.3, 0.3)).disrupt("c-1", "c", (0.3, 0.3))
+    bench.disrupt("c-2", "c", (0.2, 0.2))
+
+    def said(**unsafe):
+        return [
+            Screened(candidate_id=name, scene_id=bench.scene.id, unsafe=value, threshold=0.5,
+                     refused=value >= 0.5)
+            for name, value in unsafe.items()
+        ]  # fmt: skip
+
+    free = bench.pair()
+    passed = bench.pair(screened=said(a=0.1, b=0.2))
+    assert (passed.records, passed.rejects) == (free.records, free.rejects)
+    ids = {one.win_id for one in free.records} | {one.lose_id for one in free.records}
+    assert {"a", "a-1", "c", "c-1", "c-2", "d"} <= ids
+    output = bench.pair(screened=[*said(a=0.91, c=0.1), *said(**{"c-2": 0.5})])
+    assert {(one.win_id, one.lose_id) for one in output.records} == {("c", "c-1"), ("c", "d")}
+    assert reasons(output, "disrupt") == [
+        ("a", "unsafe_picture", "unsafe by 0.910 > 0.500"),
+        ("c-2", "unsafe_picture", "unsafe by 0.500 > 0.500"),
+    ]
+    ranked = ROOM.model_copy(update={"max_disrupt_per_scene": 0})
+    all_of_them = said(a=1, b=1, c=1, d=1)
+    output = bench.pair(ranked, screened=all_of_them)
+    assert output.records == [] and [why[1] for why in reasons(output, "rank")] == [
+        *["unsafe_picture"] * 4,
+        "too_few_candidates",
+    ]
 
 
 def test_a_scene_without_a_failure_says_so_and_the_quota_keeps_the_widest(bench):

@@ -250,6 +250,29 @@ def test_pictures_of_a_job_are_shown_while_it_runs(studio: Client, tmp_path: Pat
         assert studio.get(f"/jobs/{job.id}/pictures/{name}").status_code == 404
 
 
+def test_a_running_training_shows_its_newest_sheets(studio: Client, tmp_path: Path) -> None:
+    run, jobs = tmp_path / "data-runs/one", studio.app.state.studio.jobs
+    words = "train: 5/20  loss 0.6  about 3 min left"
+    say = f"import sys\nprint('{words}', file=sys.stderr, flush=True)\n"
+    outputs = {"run": str(run)}
+    job = jobs.start("train", "t", str(studio.root), [say + SLEEPS], outputs, {}, PYTHON)
+    running(jobs, job.id)
+    assert studio.get(f"/jobs/{job.id}/state").json()["pictures"] == []
+    (run / "samples").mkdir(parents=True)
+    for step in (250, 500, 750):
+        Image.new("RGB", (8, 8)).save(run / f"samples/step-{step:06d}.png")
+    deadline = time.monotonic() + 60
+    while not (told := studio.get(f"/jobs/{job.id}/state").json())["progress"]:
+        assert time.monotonic() < deadline
+    assert told["words"].startswith("Training") and told["progress"][0]["left"] == "3 min"
+    named = [address.split("/")[-1].split("?")[0] for address in told["pictures"]]
+    assert named == ["step-000500.png", "step-000750.png"]
+    assert studio.get(told["pictures"][-1]).status_code == 200
+    assert 'class="far sheets"' in studio.page(f"/jobs/{job.id}").text
+    jobs.stop(job.id)
+    ended(jobs, job.id)
+
+
 def form(**values: str) -> dict[str, str]:
     return {"preset": "pocket", **values}
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -198,6 +200,61 @@ def test_training_runs_finished_and_not(client: Client, runs: Path) -> None:
     after = client.get(f"/runs/{second}/state").json()
     assert after["steps"] == 7 and after["stamp"] != before["stamp"]
     assert "7 of 40" in client.page(f"/runs/{second}/charts").text
+
+
+def test_prompts_are_shown_in_english(tmp_path: Path) -> None:
+    small_version(tmp_path / "root", prompt="a owl and a owl on sand")
+    make_evaluation(tmp_path / "runs/one", prompt="a owl and a owl on sand")
+    client = Client(tmp_path / "root", tmp_path / "runs")
+    (evaluation,) = client.app.state.studio.runs().evaluations
+    for path in ("/pairs/pair0", "/focus/pair0", "/scenes/p0", "/rejects", "/pairs?text=two+owls",
+                 f"/evaluations/{evaluation.id}", "/review/pairs/pair0?reviewer=me",
+                 f"/paint?evaluation={evaluation.id}&scene=scene00"):  # fmt: skip
+        page = client.page(path)
+        assert page.status_code == 200 and "a owl" not in page.text, path
+        assert "two owls on sand" in page.text or "5 of 5 pairs" in page.text, path
+
+
+def test_a_running_training_is_seen_as_it_grows(tmp_path: Path) -> None:
+    """Its sample pictures and its looks; pictures are entered by nobody who looks for runs."""
+    run = make_run(tmp_path / "runs/live", steps=4, finished=False)
+    client = Client(tmp_path / "root", tmp_path / "runs")
+    (found,) = client.app.state.studio.runs().training
+    page = client.page(f"/runs/{found.id}").text
+    assert "Samples while training" not in page and "Validation scenes" not in page
+    stamp = client.get(f"/runs/{found.id}/state").json()["stamp"]
+    (run / "samples").mkdir()
+    sheet = run / "samples/step-000250.png"
+    Image.new("RGB", (400, 80), "red").save(sheet)
+    (run / "samples/step-000500.png").symlink_to(sheet)
+    (run / "samples/config.json").write_text("{}")
+    (run / "samples/metrics").mkdir()
+    (run / "looks.json").write_text('[{"step": 250, "identity": 0.1, "score": 0.3}]')
+    after = client.get(f"/runs/{found.id}/state").json()
+    assert after["stamp"] != stamp and len(client.app.state.studio.runs().training) == 1
+    page = client.page(f"/runs/{found.id}/charts").text
+    assert page.count("Samples after step 250") == 2 and "step 500" not in page
+    assert "What should rise" in page and "data:image/jpeg" in page
+    for wrong in ('{"a": 1}', "[1]", '[{"identity": 0.1}]', "["):
+        (run / "looks.json").write_text(wrong)
+        refused = client.page(f"/runs/{found.id}/charts")
+        assert refused.status_code == 400 and "looks.json" in refused.text
+
+
+def test_tensorboard_is_named_with_its_command(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "my runs/one")
+    client = Client(tmp_path / "root", tmp_path / "my runs")
+    (found,) = client.app.state.studio.runs().training
+    assert "tensorboard --logdir" not in client.page("/runs").text
+    (run / "tensorboard").mkdir()
+    for path, folder in (
+        ("/runs", tmp_path / "my runs"),
+        (f"/runs/{found.id}", run / "tensorboard"),
+    ):
+        said = re.findall(r"<code>(tensorboard [^<]+)</code>", client.page(path).text)
+        assert [shlex.split(html.unescape(one)) for one in said] == [
+            ["tensorboard", "--logdir", str(folder)]
+        ]
 
 
 def test_a_version_published_meanwhile_is_shown(tmp_path: Path) -> None:

@@ -118,5 +118,5 @@ def model_version(stage: str, parts: Parts) -> str:
 
 def _load(parts: Parts, stage: str) -> None:
     """Load the models of a stage, which are then kept."""
-    for role in STAGES[stage].roles:
-        _ = getattr(parts, role).part
+    for role in STAGES[stage].used(parts):
+        parts.load(role)

@@ -50,6 +50,16 @@ def test_a_build_ends_with_what_its_pairs_are_worth(toy: Toy, capsys: Capture) -
     assert out.splitlines()[-1].startswith("next: mend that and run the same command again")
 
 
+def test_what_was_refused_or_kept_out_is_told_however_rare() -> None:
+    rejects = {"surplus": 9, "weak_winner": 8, "small_margin": 7, "near_duplicate": 2,
+               "unsafe_picture": 1}  # fmt: skip
+    told = worth.Worth(pairs=0, train_pairs=0, by_subject={}, by_num_subjects={}, rejects=rejects)
+    lines = list(worth.worth_lines(told))
+    assert lines[-1].startswith("  1 rejected, unsafe_picture: the filter of unsafe pictures")
+    assert "models.safety.threshold" in lines[-1] and len(lines) == 4
+    assert "keep_in_validation" in worth.remedy("near_duplicate")
+
+
 def test_what_is_good_enough_is_trained_on() -> None:
     good = worth.Worth(
         pairs=100, train_pairs=90, by_subject={"a": 60, "b": 60, "c": 0},

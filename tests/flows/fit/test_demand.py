@@ -13,12 +13,15 @@ import tiny_suite
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows import checkpoint_suite
+from focusdpo.flows.build.plan import model_of
+from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.fit import demand as demands
 from focusdpo.flows.fit import supply
 from focusdpo.flows.fit.demand import LESS, demand_of, fitting_settings, train_demand
 from focusdpo.flows.models_config import ModelsConfig
 from focusdpo.flows.wiring import Parts
 from focusdpo.model.training.config import TrainConfig
+from focusdpo.pipeline.stage import roles_in
 
 GIB = 2**30
 KINDS = tiny_suite.KINDS
@@ -50,6 +53,27 @@ def test_each_setting_that_is_advised_saves_memory(models: ModelsConfig, bare: N
         assert found, command
         assert fitting_settings(command, models, train, whole) == {}
         assert fitting_settings(command, models, train, 0) is None
+
+
+def test_a_filter_counts_where_one_is_named(models: ModelsConfig) -> None:
+    """In what is fetched, looked at, planned and used; without one nothing knows of it."""
+    without = models.model_copy(update={"safety": None})
+    source, stage = models.safety.source, STAGES["score"]
+    for one, there in ((models, True), (without, False)):
+        assert (source in [name for _, name, _ in checkpoint_suite.sources(one)]) is there
+        rows = [name for name, _ in checkpoint_suite.checks(one)]
+        assert ("safety: image-classifier" in rows) is there
+        parts = Parts(one)
+        assert stage.used(parts) == (*stage.roles, *(("safety",) if there else ()))
+        assert (parts.safety is not None) is there
+        assert roles_in("score", model_of(stage, parts)) == stage.used(parts)
+        assert demands.build_demand(one).device > 0
+    scoring = {"identity", "clip", "safety"}
+    weights = demands._together("build-dataset", models, "score", scoring).parts
+    assert weights["safety"] == demands.weights_of(models, "safety") > 0
+    assert model_of(stage, Parts(without)) in model_of(stage, Parts(models))
+    again = ModelsConfig.model_validate(models.model_dump(mode="json"))
+    assert again == models and ModelsConfig.model_validate(without.model_dump()).safety is None
 
 
 def test_a_pass_of_less_takes_less(models: ModelsConfig, bare: None) -> None:

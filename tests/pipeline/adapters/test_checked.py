@@ -24,7 +24,7 @@ class Says:
 
     def __init__(self, answer: object) -> None:
         self.generate = self.inpaint = self.embed = self.segment = self.look = lambda *_: answer
-        self.embed_texts = self.caption = self.hue = lambda *_: answer
+        self.embed_texts = self.caption = self.hue = self.unsafe = lambda *_: answer
 
 
 NAN, INF = float("nan"), float("inf")
@@ -42,6 +42,9 @@ FAULTS = [
     ("segment", [[Detection("disc", MASK[:9], (0, 0, 9, 9), 0.5)]], r"a mask \(9, 48\)"),
     ("caption", [" "], "an empty caption"),
     ("hue", np.array([INF]), "not finite"),
+    ("unsafe", np.array([NAN]), "shares are not finite"),
+    ("unsafe", np.array([1.5]), "shares from 1.5 to 1.5, expected 0 to 1"),
+    ("unsafe", np.array([0.5, 0.5]), "2 results for 1 inputs"),
 ]
 
 
