@@ -66,9 +66,12 @@ image = pipe(image=[first, second], prompt="a dog and a cat on a sandy beach").i
 }
 
 _KLEIN = 'pipe.load_lora_weights("THIS_FOLDER")'
+_FROM_FILE = 'weight_name="pytorch_lora_weights.safetensors")'
 _LOAD_LOKR = {  # whose pipelines take LoRAs alone, and whose models take both
-    "flux-uno": 'pipe.transformer.load_lora_adapter("THIS_FOLDER", prefix="transformer")',
-    "sdxl-ip-adapter": 'pipe.unet.load_lora_adapter("THIS_FOLDER", prefix="unet")',
+    "flux-uno": f"""pipe.transformer.load_lora_adapter(
+    "THIS_FOLDER", prefix="transformer", {_FROM_FILE}""",
+    "sdxl-ip-adapter": f"""pipe.unet.load_lora_adapter(
+    "THIS_FOLDER", prefix="unet", {_FROM_FILE}""",
 }
 
 

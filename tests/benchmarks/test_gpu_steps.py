@@ -13,17 +13,18 @@ from exact import to_double
 from tiny_bench import tiny_bench
 from torch import nn
 
-from benchmarks import gpu_steps, step_cost
-from benchmarks.device import Flops, Trace, attempt, device_facts, limited, require_device
-from benchmarks.full_size_models import lora_config, random_backbone, random_batch
-from benchmarks.gpu_config import (
+from benchmarks import step_cost
+from benchmarks.gpu import gpu_steps
+from benchmarks.gpu.device import Flops, Trace, attempt, device_facts, limited, require_device
+from benchmarks.gpu.full_size_models import lora_config, random_backbone, random_batch
+from benchmarks.gpu.gpu_config import (
     STRAIGHTFORWARD,
     GpuBenchConfig,
     ModelName,
     Row,
     Setting,
 )
-from benchmarks.gpu_steps import frozen_copy, straightforward_dpo
+from benchmarks.gpu.gpu_steps import frozen_copy, straightforward_dpo
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.adapter import add_policy, policy_parameters
 from focusdpo.model.backbone import Backbone
@@ -31,7 +32,7 @@ from focusdpo.model.noise import draw_noise
 from focusdpo.model.step import pair_step
 from focusdpo.model.training.config import ObjectiveConfig, TrainConfig
 
-MODELS: tuple[ModelName, ...] = ("flux", "sdxl")
+MODELS: tuple[ModelName, ...] = ("flux", "sdxl", "klein")
 FLOPS = (Flops(10, 12), Flops(9, 0))
 
 

@@ -31,13 +31,17 @@ def settings(**changes: Any) -> TrainConfig:
     return TrainConfig.model_validate(base | changes)
 
 
-@pytest.mark.parametrize("name", RATES)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*((name, "lora") for name in RATES), ("adamw", "dora"), ("adamw", "lokr"), ("muon", "lokr")],
+)
 def test_an_optimiser_goes_on_to_the_bit(
-    name: str, pair_samples: list[Sample], tmp_path: Path
+    name: str, kind: str, pair_samples: list[Sample], tmp_path: Path
 ) -> None:
     if name == "adamw8bit":
         pytest.importorskip("bitsandbytes")
-    config = settings(optimiser=name, lr=RATES[name])
+    lora = SETTINGS["lora"] | {"kind": kind}
+    config = settings(optimiser=name, lr=RATES[name], lora=lora)
     train(tiny_backbone(), pair_samples, config, tmp_path / "whole")
     with pytest.raises(Interrupted):
         train(tiny_backbone(), pair_samples, config, tmp_path / "parts", progress=stop_at(6))
@@ -64,6 +68,11 @@ def test_an_optimiser_that_is_not_there_is_told_of(
 def test_prodigy_with_adamws_rate_would_stand_still() -> None:
     with pytest.raises(ValidationError, match="set lr to 1"):
         settings(optimiser="prodigy", lr=1e-4)
+
+
+def test_muon_has_no_use_for_lengths_of_rows() -> None:
+    with pytest.raises(ValidationError, match="muon takes matrices alone, and a DoRA has"):
+        settings(optimiser="muon", lora={"kind": "dora"})
 
 
 @pytest.mark.slow

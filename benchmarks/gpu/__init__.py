@@ -1,0 +1,1 @@
+"""What `--gpu` measures: training steps of full-size models, and builds, on this machine's device."""
