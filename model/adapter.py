@@ -198,7 +198,7 @@ def _require_whole(transformer: nn.Module) -> None:
 @torch.no_grad()
 def _measure_rows(transformer: nn.Module) -> None:
     """A DoRA's lengths of rows, once more in float32: as a pass computes them, so that a fresh one
-    gives what the base gives, bit for bit, on a base in 16 bits as well."""
+    gives what the reference policy gives, bit for bit, on a base in 16 bits as well."""
     for layer in _layers(transformer):
         layer.lora_magnitude_vector[NAME].update_layer(
             base_layer=layer.get_base_layer(),
