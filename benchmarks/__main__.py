@@ -168,8 +168,8 @@ def _bench_scoring(count: int, repeats: int, as_json: bool) -> None:
 
 
 def _bench_gpu(out: Path, overrides: list[str], repeats: int | None, as_json: bool) -> None:
-    from benchmarks.gpu.step_table import measure_gpu
     from benchmarks.gpu.gpu_config import GpuBenchConfig
+    from benchmarks.gpu.step_table import measure_gpu
 
     given = {} if repeats is None else {"repeats": repeats}
     settings = resolve(GpuBenchConfig, {**given, **parse_overrides(overrides)})
@@ -180,9 +180,7 @@ def _bench_gpu(out: Path, overrides: list[str], repeats: int | None, as_json: bo
     finish({"command": "bench", "gpu": measured.as_dict()}, as_json)
 
 
-def _bench_build(
-    out: Path, preset: str, overrides: list[str], scenes: int, as_json: bool
-) -> None:
+def _bench_build(out: Path, preset: str, overrides: list[str], scenes: int, as_json: bool) -> None:
     from benchmarks.gpu.build_rate import measure_build
     from focusdpo.flows.config import BuildRun
 

@@ -6,9 +6,9 @@ diffusers' matrices in one (queries, keys and values; in a single block the feed
 their LoRAs stand side by side: A's rows one below the other, B block-diagonal, ranks add up.
 
 A Kronecker product of some of a matrix's rows is none of the whole, so that a LoKr keeps diffusers'
-names, in LyCORIS' spelling (`lycoris_transformer_blocks_0_attn_to_q.lokr_w1`), by which ComfyUI finds
-the rows itself. A DoRA is refused: ComfyUI divides by the lengths of the base's rows, a DoRA by those
-of the changed ones.
+names, in LyCORIS' spelling (`lycoris_transformer_blocks_0_attn_to_q.lokr_w1`), by which ComfyUI
+finds the rows itself. A DoRA is refused: ComfyUI divides by the lengths of the base's rows, a DoRA
+by those of the changed ones.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ def write_comfyui(directory: Path, folder: Path, backbone: Mapping[str, Any]) ->
     form = read_card(directory).lora.kind
     if form == "dora":
         raise UserError(
-            f"{directory}: a DoRA, which ComfyUI computes in another way (it divides by the lengths "
-            "of the base's rows, not of the changed ones); take layout diffusers, or train with "
+            f"{directory}: a DoRA, which ComfyUI computes in another way (it divides by the "
+            "lengths of the base's rows, not of the changed ones); take layout diffusers, or train with "
             "lora.kind lora or lokr"
         )
     if form == "lokr":

@@ -1,1 +1,1 @@
-"""What `--gpu` measures: training steps of full-size models, and builds, on this machine's device."""
+"""What `--gpu` measures: full-size models' training steps, and builds, on this device."""

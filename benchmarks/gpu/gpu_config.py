@@ -178,8 +178,8 @@ class GpuBenchConfig(StrictModel):
     )
     quantised: Literal["auto", "yes", "no"] = Field(
         "auto",
-        description="also measure FLUX and Klein on a 4-bit base (nf4), with the fewest pairs; auto: "
-        "where bitsandbytes is installed",
+        description="also measure FLUX and Klein on a 4-bit base (nf4), with the fewest pairs; "
+        "auto: where bitsandbytes is installed",
     )
     limits: bool = Field(
         True, description="also run within 48 GiB and 24 GiB, where they are promised"

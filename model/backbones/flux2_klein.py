@@ -19,8 +19,7 @@ from focusdpo.model.backbones.flux_config import (
     middle_blocks,
 )
 from focusdpo.model.backbones.footprint import (
-    KLEIN_DOUBLE,
-    KLEIN_SINGLE,
+    KLEIN,
     Footprint,
     block_activations,
     block_flops,
@@ -231,7 +230,7 @@ def footprint(config: Flux2KleinConfig, references: int = 2) -> Footprint:
         image + config.text_tokens,
         width,
         counts,
-        (KLEIN_DOUBLE, KLEIN_SINGLE),
+        KLEIN,
         len(config.blocks or middle_blocks(counts[0])),
     )
     return Footprint(

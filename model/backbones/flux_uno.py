@@ -25,8 +25,7 @@ from focusdpo.model.backbones.flux_config import (
     middle_blocks,
 )
 from focusdpo.model.backbones.footprint import (
-    FLUX_DOUBLE,
-    FLUX_SINGLE,
+    FLUX,
     Footprint,
     block_activations,
     block_flops,
@@ -152,7 +151,7 @@ def footprint(config: FluxUnoConfig, references: int = 2) -> Footprint:
             image + config.max_text_tokens,
             width,
             counts,
-            (FLUX_DOUBLE, FLUX_SINGLE),
+            FLUX,
             len(config.blocks or middle_blocks(counts[0])),
         ),
     )

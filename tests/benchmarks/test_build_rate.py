@@ -59,7 +59,9 @@ def test_a_build_is_timed_by_stage(kind: str, tmp_path: Path, capsys: Capture) -
     code, shown, err = run(capsys, *given, "--out", str(out))
     assert code == 0, err
     told = json.loads(shown.splitlines()[-1])["build"]
-    assert [row["stage"] for row in told["stages"]] == [name for name in STAGES if name != "compose"]
+    assert [row["stage"] for row in told["stages"]] == [
+        name for name in STAGES if name != "compose"
+    ]
     painted = told["stages"][0]
     assert painted["pictures"] == 2 * told["scenes"] and painted["per_hour"] > 0
     assert told["facts"]["device"] == "cpu"

@@ -1,5 +1,5 @@
-"""DoRA and LoKr given away: diffusers' own loaders read them back as the matrices that were trained;
-layouts without a form for them refuse."""
+"""DoRA and LoKr given away: diffusers' own loaders read them back as the matrices that were
+trained; layouts without a form for them refuse."""
 
 from __future__ import annotations
 
