@@ -179,6 +179,8 @@ def add_policy(transformer: nn.Module, config: LoraConfig, *, seed: int) -> None
         parameter.data = parameter.data.float()
     if config.kind == "lokr":
         _require_whole(transformer)
+        for layer in _layers(transformer):
+            layer.eval()  # else peft draws at each pass whether a layer is left out
     if config.kind == "dora":
         _measure_rows(transformer)
 

@@ -104,8 +104,8 @@ def write_comfyui(directory: Path, folder: Path, backbone: Mapping[str, Any]) ->
     if form == "dora":
         raise UserError(
             f"{directory}: a DoRA, which ComfyUI computes in another way (it divides by the "
-            "lengths of the base's rows, not of the changed ones); take layout diffusers, or train with "
-            "lora.kind lora or lokr"
+            "lengths of the base's rows, not of the changed ones); take layout diffusers, or "
+            "train with lora.kind lora or lokr"
         )
     if form == "lokr":
         _write_lokr(directory, folder, backbone)

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map_only
 from benchmarks.gpu import gpu_config
 from benchmarks.gpu.full_size_models import random_backbone, random_batch
 from benchmarks.gpu.gpu_config import GpuBenchConfig, ModelName
-from focusdpo.model.adapter import add_policy, policy_parameters
+from focusdpo.model.adapter import add_policy
 from focusdpo.model.backbones import sdxl_backbone
 from focusdpo.model.step import autocast
 from focusdpo.model.training.config import LoraConfig, TrainConfig
@@ -95,8 +95,10 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
     monkeypatch.setattr(F, "layer_norm", in_float32(F.layer_norm))
     monkeypatch.setattr(F, "group_norm", in_float32(F.group_norm))
-    # Looks at values, of which there are none; the pictures here are squares already.
+    # Both look at values, of which there are none. Pictures here are squares already, and what a
+    # batch repeats is alike.
     monkeypatch.setattr(sdxl_backbone, "framed", lambda image, mask, crop: (image, mask))
+    monkeypatch.setattr(sdxl_backbone, "alike", lambda copies, tensors: copies)
 
 
 def counted_step(
@@ -104,11 +106,10 @@ def counted_step(
     model: ModelName,
     *,
     blocks: tuple[int, int] | None = None,
-    kind: str = "lora",
     **train: Any,
 ) -> float:
-    """The most bytes that a step of one pair takes beside weights, adapter and its gradients; a
-    transformer's with so many (double, single) blocks."""
+    """The most bytes that a step of one pair with two references takes beside weights and adapter;
+    `blocks`: of a transformer with so many (double, single) blocks."""
     as_on_a_gpu(monkeypatch)
     if blocks is not None:
         names = ("num_layers", "num_single_layers")
@@ -116,7 +117,7 @@ def counted_step(
         monkeypatch.setitem(gpu_config.FULL, model, fewer)
     config = GpuBenchConfig(device="cpu", image_size=1024 if model == "sdxl" else 512)
     backbone: Any = random_backbone(model, config, "bf16", "meta")
-    lora = LoraConfig(kind=kind, rank=RANK, alpha=RANK, targets=tuple(backbone.lora_targets))  # type: ignore[arg-type]
+    lora = LoraConfig(rank=RANK, alpha=RANK, targets=tuple(backbone.lora_targets))
     settings = TrainConfig(lora=lora, mixed_precision="bf16", **train)
     with torch.device("meta"):
         add_policy(backbone.transformer, lora, seed=0)
@@ -132,8 +133,7 @@ def counted_step(
         cast = autocast(torch.device("cpu"), "bf16")
         with LiveBytes(list(backbone.transformer.parameters())) as live:
             backward_step(backbone, batch, noise_BNC, sigma_B, settings, cast)
-        gradients = sum(4 * p.numel() for p in policy_parameters(backbone.transformer).values())
-    return float(live.most - gradients)
+    return float(live.most)
 
 
 def _give_sizes(model: nn.Module) -> None:
