@@ -32,6 +32,7 @@ from focusdpo.model.backbones.footprint import (
     decoder_bytes,
     lent_bytes,
     lora_per_rank,
+    rows_bytes,
     weight_bytes,
 )
 from focusdpo.model.backbones.uno_lora import FILE, check_uno, fuse_uno, uno_file, uno_targets
@@ -147,6 +148,7 @@ def footprint(config: FluxUnoConfig, references: int = 2) -> Footprint:
         ),
         flops=block_flops(header["transformer"], image, config.max_text_tokens, width, sum(counts)),
         passes=config.steps,
+        rows=rows_bytes(5 * width),  # a single block's output: attention and feed-forward
         **block_activations(
             image + config.max_text_tokens,
             width,

@@ -30,10 +30,12 @@ class Units:
     """Beside what is kept, in the last block's forward: peft's float32 copies, the feed-forward."""
     again: float
     """A checkpointed block that is computed again and differentiated."""
+    dora: float
+    """A DoRA's activations over a LoRA's."""
 
 
-FLUX = Units(20.2, 22.2, 25.7, 46.6)
-KLEIN = Units(28.4, 26.2, 21.4, 45.6)
+FLUX = Units(20.2, 22.2, 25.7, 46.6, 1.2)
+KLEIN = Units(28.4, 26.2, 21.4, 45.6, 1.5)
 SDXL_ALL, SDXL_CHECKPOINTED = 0.359 * 2**20, 0.0284 * 2**20
 """Bytes of an image for each place of its latents."""
 SDXL_LARGEST = 0.010 * 2**20
@@ -73,6 +75,10 @@ class Footprint:
     """Forward passes of a picture that is painted."""
     decoding: float
     """Of the autoencoder, for as many pictures as it takes at once."""
+    dora: float = 1.5
+    """A DoRA's activations over a LoRA's (not bytes)."""
+    rows: float = 0.0
+    """While a DoRA's lengths of rows are computed."""
 
     def policy(self, rank: int) -> float:
         """A LoRA in float32 with its gradient and AdamW's two moments."""
@@ -83,6 +89,11 @@ class Footprint:
         images = pairs if sequential else 2 * pairs
         one = self.checkpointed + self.largest if checkpointing else self.kept
         return images * one + 2 * pairs * self.captured
+
+
+def rows_bytes(widest: int) -> float:
+    """peft sends a unit matrix as wide as the layer's input through A and B; counted."""
+    return 6.0 * widest**2
 
 
 def block_activations(
@@ -97,6 +108,7 @@ def block_activations(
         "largest": unit * units.again,
         "captured": unit * captured,
         "painting": unit * PAINTING,
+        "dora": units.dora,
     }
 
 

@@ -25,7 +25,7 @@ from benchmarks.gpu.gpu_config import GpuBenchConfig, ModelName
 from focusdpo.model.adapter import add_policy
 from focusdpo.model.backbones import sdxl_backbone
 from focusdpo.model.step import autocast
-from focusdpo.model.training.config import LoraConfig, TrainConfig
+from focusdpo.model.training.config import AdapterKind, LoraConfig, TrainConfig
 from focusdpo.model.training.steps import backward_step
 
 RANK = 32
@@ -106,6 +106,7 @@ def counted_step(
     model: ModelName,
     *,
     blocks: tuple[int, int] | None = None,
+    kind: AdapterKind = "lora",
     **train: Any,
 ) -> float:
     """The most bytes that a step of one pair with two references takes beside weights and adapter;
@@ -117,7 +118,7 @@ def counted_step(
         monkeypatch.setitem(gpu_config.FULL, model, fewer)
     config = GpuBenchConfig(device="cpu", image_size=1024 if model == "sdxl" else 512)
     backbone: Any = random_backbone(model, config, "bf16", "meta")
-    lora = LoraConfig(rank=RANK, alpha=RANK, targets=tuple(backbone.lora_targets))
+    lora = LoraConfig(kind=kind, rank=RANK, alpha=RANK, targets=tuple(backbone.lora_targets))
     settings = TrainConfig(lora=lora, mixed_precision="bf16", **train)
     with torch.device("meta"):
         add_policy(backbone.transformer, lora, seed=0)

@@ -18,6 +18,7 @@ from focusdpo.model.backbones.footprint import (
     Footprint,
     Units,
     block_activations,
+    rows_bytes,
 )
 
 pytestmark = pytest.mark.slow
@@ -48,6 +49,16 @@ def test_a_transformers_step_takes_what_its_footprint_says(
         monkeypatch, model, blocks=blocks, gradient_checkpointing=checkpointing, memory=memory
     )
     assert taken == pytest.approx(said, rel=0.1)
+
+
+@pytest.mark.parametrize(("model", "units", "wide"), [("flux", FLUX, 5), ("klein", KLEIN, 4)])
+def test_a_dora_takes_what_is_said_of_it(
+    model: Literal["flux", "klein"], units: Units, wide: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = footprint(**block_activations(TOKENS, 3072, (1, 1), units, captured=1))
+    said = own.activations(1, checkpointing=False, sequential=False)
+    taken = counted_step(monkeypatch, model, blocks=(1, 1), kind="dora")
+    assert taken == pytest.approx(own.dora * said + rows_bytes(wide * 3072), rel=0.1)
 
 
 @pytest.mark.parametrize(("checkpointing", "memory"), MANNERS)
