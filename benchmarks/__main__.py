@@ -17,7 +17,7 @@ from benchmarks.measuring import BenchFigure
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.cli import run_program
 from focusdpo.flows.commands.options import JSON, SET, finish, say
-from focusdpo.flows.settings import parse_overrides, resolve
+from focusdpo.flows.settings import merge, parse_overrides, resolve
 
 BUSY = 0.9
 """Share of the bare forward rate that scoring files should keep."""
@@ -43,10 +43,20 @@ def bench(
         bool,
         typer.Option(
             "--gpu",
-            help="Instead: training steps of FLUX.1-dev and SDXL in full size, with random "
-            "weights, on this machine's GPU.",
+            help="Instead: training steps of FLUX.1-dev, SDXL and FLUX.2 Klein in full size, with "
+            "random weights, on this machine's GPU.",
         ),
     ] = False,
+    build: Annotated[
+        int | None,
+        typer.Option(
+            "--build",
+            min=1,
+            metavar="SCENES",
+            help="With --gpu: a build of so many scenes with a preset's checkpoints instead, in "
+            "pictures an hour by stage. Needs `--set subjects=FOLDER`, and what `fetch` downloads.",
+        ),
+    ] = None,
     scoring: Annotated[
         int | None,
         typer.Option(
@@ -95,13 +105,23 @@ def bench(
 
     Settings are build-dataset's; a smaller world is quicker: `--set world.subjects=8`.
 
-    With --gpu: step time, MFU and peak memory of sft, dpo and focus_dpo at 512 px with two
+    With --gpu --build N: pictures an hour by stage of a build of N scenes; settings are then
+    build-dataset's.
+
+    With --gpu alone: step time, MFU and peak memory of sft, dpo and focus_dpo at 512 px with two
     references, beside a straightforward implementation. Settings are then those of
     docs/gpu_bench.md, as in `--set pairs=[1,2]`; both files in --out are written anew.
     """
+    if build is not None:
+        if not gpu or prefect:
+            raise UserError("--build goes with --gpu, and without --prefect")
+        _bench_build(out, preset, set_, build, json)
+        return
     if gpu:
         if preset != "pocket" or prefect:
-            raise UserError("--gpu builds no dataset: leave --preset and --prefect out")
+            raise UserError(
+                "--gpu builds no dataset without --build: leave --preset and --prefect out"
+            )
         _bench_gpu(out, set_, repeats, json)
         return
     if scoring is not None:
@@ -148,8 +168,8 @@ def _bench_scoring(count: int, repeats: int, as_json: bool) -> None:
 
 
 def _bench_gpu(out: Path, overrides: list[str], repeats: int | None, as_json: bool) -> None:
-    from benchmarks.gpu import measure_gpu
-    from benchmarks.gpu_config import GpuBenchConfig
+    from benchmarks.gpu.gpu_config import GpuBenchConfig
+    from benchmarks.gpu.step_table import measure_gpu
 
     given = {} if repeats is None else {"repeats": repeats}
     settings = resolve(GpuBenchConfig, {**given, **parse_overrides(overrides)})
@@ -158,6 +178,16 @@ def _bench_gpu(out: Path, overrides: list[str], repeats: int | None, as_json: bo
     for promise in measured.promises():
         say(promise.line)
     finish({"command": "bench", "gpu": measured.as_dict()}, as_json)
+
+
+def _bench_build(out: Path, preset: str, overrides: list[str], scenes: int, as_json: bool) -> None:
+    from benchmarks.gpu.build_rate import measure_build
+    from focusdpo.flows.config import BuildRun
+
+    tree = merge({"preset": preset, "root": str(out / "dataset")}, parse_overrides(overrides))
+    measured = measure_build(out, resolve(BuildRun, tree), scenes, Path(preset).stem, say)
+    say(f"\nwritten: {out / 'gpu_build.md'} and gpu_build.json")
+    finish({"command": "bench", "build": measured.as_dict()}, as_json)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,5 +1,5 @@
-"""The policy: one LoRA on the transformer of the backbone, or whole matrices of it; the reference
-policy is the same weights without.
+"""The policy: one LoRA (or DoRA, or LoKr) on the transformer of the backbone, or whole matrices of
+it; the reference policy is the same weights without.
 
 A backbone asks for it by naming the modules on its transformer (`choose`); `model.adapter` then
 adds, removes and switches these layers as it does LoRA layers.
@@ -89,14 +89,22 @@ def chosen(transformer: nn.Module) -> tuple[str, ...]:
     return names
 
 
-def add_copies(transformer: nn.Module, targets: tuple[str, ...]) -> None:
-    """Puts trainable copies in place. UserError for other targets than the chosen ones: rank and
-    targets of a LoRA mean nothing here."""
+def add_copies(transformer: nn.Module, config: LoraConfig) -> None:
+    """Puts trainable copies in place. UserError for other targets than the chosen ones and for a
+    kind: rank, targets and kind of a LoRA mean nothing here."""
     names = chosen(transformer)
-    if targets and set(targets) != set(names):
+    trains = (
+        f"this backbone trains {' and '.join(names)} themselves (models.backbone.policy is "
+        "adapter_kv)"
+    )
+    if config.targets and set(config.targets) != set(names):
         raise UserError(
-            f"lora.targets {list(targets)}: this backbone trains {' and '.join(names)} themselves "
-            "(models.backbone.policy is adapter_kv); leave lora.targets empty, or set policy: lora"
+            f"lora.targets {list(config.targets)}: {trains}; leave lora.targets empty, or set "
+            "policy: lora"
+        )
+    if config.kind != "lora":
+        raise UserError(
+            f"lora.kind {config.kind}: {trains}; leave lora.kind lora, or set policy: lora"
         )
     for name, module in list(transformer.named_modules()):
         if name.endswith(tuple(f".{suffix}" for suffix in names)):
@@ -132,29 +140,36 @@ def _layers(transformer: nn.Module) -> list[Any]:
     return [module for module in transformer.modules() if isinstance(module, kinds)]
 
 
-def add_policy(transformer: nn.Module, config: LoraConfig, *, seed: int) -> None:
-    """Adds a LoRA that changes nothing yet (its B is zero) and freezes everything else; or, where
-    the backbone asks for it (`model.adapter`), trainable copies of some layers.
-
-    Its start depends on `seed` alone. Weights are float32 whatever the base's type."""
+def _peft_config(config: LoraConfig) -> Any:
+    """What peft calls each kind."""
     import peft
 
+    targets = list(config.targets)
+    if config.kind == "lokr":
+        return peft.LoKrConfig(r=config.rank, alpha=config.alpha, target_modules=targets)  # type: ignore[arg-type]
+    return peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]
+        target_modules=targets,
+        init_lora_weights=True,
+        use_dora=config.kind == "dora",
+    )
+
+
+def add_policy(transformer: nn.Module, config: LoraConfig, *, seed: int) -> None:
+    """Adds an adapter that changes nothing yet (a LoRA's B is zero) and freezes everything else;
+    or, where the backbone asks for it (`model.adapter`), trainable copies of some layers.
+
+    Its start depends on `seed` alone. Weights are float32 whatever the base's type. UserError for
+    targets that are not there and a base that the kind cannot be laid on."""
     transformer.requires_grad_(False)
     if chosen(transformer):
-        add_copies(transformer, config.targets)
+        add_copies(transformer, config)
         return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            cast("Any", transformer).add_adapter(
-                peft.LoraConfig(
-                    r=config.rank,
-                    lora_alpha=config.alpha,
-                    target_modules=list(config.targets),
-                    init_lora_weights=True,
-                ),
-                adapter_name=NAME,
-            )
+            cast("Any", transformer).add_adapter(_peft_config(config), adapter_name=NAME)
         except ValueError as error:
             raise UserError(
                 f"lora.targets {list(config.targets)}: {error}. "
@@ -162,6 +177,37 @@ def add_policy(transformer: nn.Module, config: LoraConfig, *, seed: int) -> None
             ) from error
     for parameter in policy_parameters(transformer).values():
         parameter.data = parameter.data.float()
+    if config.kind == "lokr":
+        _require_whole(transformer)
+        for layer in _layers(transformer):
+            layer.eval()  # else peft draws at each pass whether a layer is left out
+    if config.kind == "dora":
+        _measure_rows(transformer)
+
+
+def _require_whole(transformer: nn.Module) -> None:
+    """UserError where a covered layer does not keep its weight as rows and columns."""
+    for layer in _layers(transformer):
+        base = layer.get_base_layer()
+        if base.weight.shape != (base.out_features, base.in_features):
+            remove_policy(transformer)
+            raise UserError(
+                "lora.kind lokr makes a whole matrix beside each of the base's, and this base is "
+                "in 4 bits; set models.backbone.quantise to none or 8bit, or lora.kind to lora"
+            )
+
+
+@torch.no_grad()
+def _measure_rows(transformer: nn.Module) -> None:
+    """A DoRA's lengths of rows, once more in float32: as a pass computes them, so that a fresh one
+    gives what the reference policy gives, bit for bit, on a base in 16 bits as well."""
+    for layer in _layers(transformer):
+        layer.lora_magnitude_vector[NAME].update_layer(
+            base_layer=layer.get_base_layer(),
+            lora_A=layer.lora_A[NAME].weight,
+            lora_B=layer.lora_B[NAME].weight,
+            scaling=layer.scaling[NAME],
+        )
 
 
 def remove_policy(transformer: nn.Module) -> None:
@@ -179,7 +225,7 @@ def policy_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
     return {
         name: parameter
         for name, parameter in sorted(transformer.named_parameters())
-        if f".{NAME}." in name
+        if f".{NAME}." in f"{name}."
     }
 
 
@@ -203,14 +249,18 @@ def reference_policy(transformer: nn.Module) -> Iterator[None]:
 
 
 def set_scale(transformer: nn.Module, scale: float) -> None:
-    """Multiplies what the LoRA adds by `scale` (1: as trained)."""
+    """Multiplies what the adapter adds by `scale` (1: as trained). UserError for a DoRA, which
+    replaces its rows' lengths and adds nothing that could be scaled."""
     for layer in _layers(transformer):
+        if scale != 1 and NAME in getattr(layer, "lora_magnitude_vector", {}):
+            raise UserError(f"a DoRA has no scale but 1, and {scale:g} is asked for")
         layer.set_scale(NAME, scale)
 
 
 def _short_name(name: str) -> str:
-    """Module path without peft's adapter name: `x.lora_A.policy.weight` -> `x.lora_A.weight`."""
-    return name.replace(f".{NAME}.", ".")
+    """Module path without peft's adapter name: `x.lora_A.policy.weight` -> `x.lora_A.weight`,
+    `x.lokr_w1.policy` -> `x.lokr_w1`."""
+    return f"{name}.".replace(f".{NAME}.", ".").removesuffix(".")
 
 
 def _prefix(transformer: nn.Module) -> str:

@@ -28,6 +28,8 @@ ADAPTER = "adapter.json"
 LORA = "lora_adapter_metadata"
 """Where a weights file tells diffusers rank and alpha."""
 IP_ADAPTER = "ip_adapter.safetensors"
+_SCALED = (".lora_B.weight", ".lokr_w1", ".lokr_w1_a")
+"""The factors that a scale goes into: one of a layer's each."""
 _KEPT = ("objective", "lora", "noise", "focus")
 """Sections of the training's settings that a card tells; `adapter.json` has all."""
 _LOAD = {
@@ -61,6 +63,15 @@ pipe = Flux2KleinPipeline.from_pretrained("black-forest-labs/FLUX.2-klein-base-4
 pipe.load_lora_weights("THIS_FOLDER")
 image = pipe(image=[first, second], prompt="a dog and a cat on a sandy beach").images[0]""",
     "pocket": "",  # no diffusers pipeline fits it as it is
+}
+
+_KLEIN = 'pipe.load_lora_weights("THIS_FOLDER")'
+_FROM_FILE = 'weight_name="pytorch_lora_weights.safetensors")'
+_LOAD_LOKR = {  # whose pipelines take LoRAs alone, and whose models take both
+    "flux-uno": f"""pipe.transformer.load_lora_adapter(
+    "THIS_FOLDER", prefix="transformer", {_FROM_FILE}""",
+    "sdxl-ip-adapter": f"""pipe.unet.load_lora_adapter(
+    "THIS_FOLDER", prefix="unet", {_FROM_FILE}""",
 }
 
 
@@ -131,8 +142,8 @@ def _write_weights(
 
 
 def _write_scaled(adapter: Path, folder: Path, card: AdapterCard) -> None:
-    """The LoRA's scale, alpha / rank, multiplied into its B: who loads the tensors alone, without
-    the metadata that says alpha, gets the adapter that was trained."""
+    """The adapter's scale, alpha / rank, multiplied into a factor of each layer: who loads the
+    tensors alone, without the metadata that says alpha, gets the adapter that was trained."""
     from safetensors import safe_open
     from safetensors.torch import save
 
@@ -143,11 +154,11 @@ def _write_scaled(adapter: Path, folder: Path, card: AdapterCard) -> None:
         metadata = dict(file.metadata() or {})
         names = list(file.keys())
         tensors = {
-            name: file.get_tensor(name) * (scale if ".lora_B." in name else 1) for name in names
+            name: file.get_tensor(name) * (scale if name.endswith(_SCALED) else 1) for name in names
         }
     if LORA in metadata:  # absent where another program has saved the file again
         told = json.loads(metadata[LORA])
-        told |= {name: rank for name in told if name.endswith("lora_alpha")}
+        told |= {name: rank for name in told if name.endswith(("lora_alpha", ".alpha"))}
         metadata[LORA] = json.dumps(told, sort_keys=True)
     data = save(tensors, metadata)
     (folder / WEIGHTS).write_bytes(data)
@@ -167,13 +178,17 @@ def _card(
     environment.filters["code"] = code
     environment.filters["one_line"] = one_line  # what users wrote is shown as text
     kv = backbone.get("policy") == "adapter_kv"
+    load = _COMFYUI if layout == "comfyui" else _LOAD["adapter_kv" if kv else kind]
+    if layout == "diffusers" and card.lora.kind == "lokr":
+        load = load.replace('pipe.load_lora_weights("THIS_FOLDER")', _LOAD_LOKR.get(kind, _KLEIN))
     return environment.from_string(text).render(
         title=f"FocusDPO adapter for {kind}",
         card=card,
         layout=layout,
         base_name=base if kind == "pocket" else f"{kind} ({base})",
         base_model=base if "/" in base and not base.startswith("/") else "other",
-        load=_COMFYUI if layout == "comfyui" else _LOAD["adapter_kv" if kv else kind],
+        load=load,
+        adapter={"lora": "LoRA", "dora": "DoRA", "lokr": "LoKr"}[card.lora.kind],
         preset=None if kv or layout != "diffusers" else kind,
         tables=tables,
         settings=list(_settings(card.train_config)),

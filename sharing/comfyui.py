@@ -4,6 +4,11 @@ Forest Labs' for FLUX, Stability's for SDXL), the scale multiplied in, and a wor
 ComfyUI adds `lora_B lora_A` to the weight of the same name. Where the authors keep several of
 diffusers' matrices in one (queries, keys and values; in a single block the feed-forward as well),
 their LoRAs stand side by side: A's rows one below the other, B block-diagonal, ranks add up.
+
+A Kronecker product of some of a matrix's rows is none of the whole, so that a LoKr keeps diffusers'
+names, in LyCORIS' spelling (`lycoris_transformer_blocks_0_attn_to_q.lokr_w1`), by which ComfyUI
+finds the rows itself. A DoRA is refused: ComfyUI divides by the lengths of the base's rows, a DoRA
+by those of the changed ones.
 """
 
 from __future__ import annotations
@@ -93,15 +98,28 @@ def write_comfyui(directory: Path, folder: Path, backbone: Mapping[str, Any]) ->
             f"{directory}: no LoRA but an image adapter (policy adapter_kv); layout diffusers "
             "writes it as an IP-Adapter file, which ComfyUI's IP-Adapter nodes read as well"
         )
-    pairs = lora_pairs(directory)
-    if kind == "sdxl-ip-adapter":
+    from focusdpo.model.adapter import read_card
+
+    form = read_card(directory).lora.kind
+    if form == "dora":
+        raise UserError(
+            f"{directory}: a DoRA, which ComfyUI computes in another way (it divides by the "
+            "lengths of the base's rows, not of the changed ones); take layout diffusers, or "
+            "train with lora.kind lora or lokr"
+        )
+    if form == "lokr":
+        _write_lokr(directory, folder, backbone)
+    elif kind == "sdxl-ip-adapter":
+        pairs = lora_pairs(directory)
         image = {name: pair for name, pair in pairs.items() if ".processor." in name}
         layers = 2
         if image:
-            layers = _write_image_adapter(directory, folder / IP_ADAPTER, backbone, image)
+            added = {name: up @ down for name, (down, up) in image.items()}
+            layers = _write_image_adapter(directory, folder / IP_ADAPTER, backbone, added)
         plain = {name: pair for name, pair in pairs.items() if name not in image}
         _write(folder / LORA, sdxl_tensors(plain, layers))
     else:
+        pairs = lora_pairs(directory)
         slots = _FLUX if kind == "flux-uno" else _KLEIN
         _write(folder / LORA, bfl_tensors(pairs, slots, directory))
     text = json.dumps(workflow(kind, has_image_adapter=(folder / IP_ADAPTER).is_file()), indent=1)
@@ -113,6 +131,60 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
     data = {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}
     write_whole(path, save(data, {"format": "pt"}))
+
+
+def _write_lokr(directory: Path, folder: Path, backbone: Mapping[str, Any]) -> None:
+    """A LoKr in LyCORIS' layout, and what it adds to SDXL's image adapter as a file of its own."""
+    factors = lokr_factors(directory)
+    image = {name: own for name, own in factors.items() if ".processor." in name}
+    if image:
+        added = {name: _kronecker(own) for name, own in image.items()}
+        _write_image_adapter(directory, folder / IP_ADAPTER, backbone, added)
+    plain = {name: own for name, own in factors.items() if name not in image}
+    _write(folder / LORA, lycoris_tensors(plain))
+
+
+Factors = dict[str, "Tensor"]
+"""`lokr_w1`, `lokr_w2` of a layer, each whole or as `_a` and `_b`; the scale in the first."""
+
+
+def lokr_factors(directory: Path) -> dict[str, Factors]:
+    """Module -> factors of a LoKr's folder."""
+    from focusdpo.model.adapter import read_card, read_weights
+
+    card = read_card(directory)
+    scale = card.lora.alpha / card.lora.rank
+    found: dict[str, Factors] = {}
+    for name, tensor in sorted(read_weights(directory, card).items()):
+        module, _, factor = name.rpartition(".")
+        first = factor in ("lokr_w1", "lokr_w1_a")
+        found.setdefault(module, {})[factor] = scale * tensor if first else tensor
+    return found
+
+
+def lycoris_tensors(factors: Mapping[str, Factors]) -> dict[str, Tensor]:
+    """A LoKr by LyCORIS' names. Its readers multiply alpha / rank again where a factor is in two
+    parts: alpha is the rank."""
+    import torch
+
+    found: dict[str, Tensor] = {}
+    for module, own in factors.items():
+        key = f"lycoris_{module.replace('.', '_')}"
+        found |= {f"{key}.{name}": tensor for name, tensor in own.items()}
+        ranks = [len(tensor) for name, tensor in own.items() if name.endswith("_b")]
+        found[f"{key}.alpha"] = torch.tensor(float(ranks[0] if ranks else 1))
+    return found
+
+
+def _kronecker(factors: Factors) -> Tensor:
+    """(out, in) of what a LoKr adds to a layer."""
+    import torch
+
+    first, second = (
+        factors[name] if name in factors else factors[f"{name}_a"] @ factors[f"{name}_b"]
+        for name in ("lokr_w1", "lokr_w2")
+    )
+    return torch.kron(first, second)
 
 
 def lora_pairs(directory: Path) -> dict[str, Pair]:
@@ -218,11 +290,11 @@ def _sdxl_name(name: str, layers: int) -> str:
 
 
 def _write_image_adapter(
-    directory: Path, out: Path, backbone: Mapping[str, Any], pairs: Mapping[str, Pair]
+    directory: Path, out: Path, backbone: Mapping[str, Any], added: Mapping[str, Tensor]
 ) -> int:
-    """The start's IP-Adapter file with what the LoRA adds to its keys and values: ComfyUI keeps
-    these apart from the UNet, so that no LoRA file reaches them. Returns the UNet's layers per down
-    block."""
+    """The start's IP-Adapter file with what the adapter adds to its keys and values, (out, in) by
+    module: ComfyUI keeps these apart from the UNet, so that no LoRA file reaches them. Returns the
+    UNet's layers per down block."""
     from focusdpo.model.adapter import read_card
     from focusdpo.model.backbones.sdxl_config import SdxlIpAdapterConfig
     from focusdpo.model.backbones.sdxl_ip_adapter import (
@@ -238,7 +310,6 @@ def _write_image_adapter(
             f"{directory}: trained on base {card.base_fingerprint}, this configuration is "
             f"{fingerprint(config)}; use the checkpoints and settings of the run"
         )
-    added = {name: up @ down for name, (down, up) in pairs.items()}
     _write(out, with_added_keys(config, added))
     return int(unet_config(config)["layers_per_block"])
 

@@ -138,6 +138,8 @@ def train_demand(models: ModelsConfig, train: TrainConfig, references: int = 2) 
         checkpointing=train.gradient_checkpointing,
         sequential=train.memory == "sequential" and train.objective.definition.losers,
     )
+    if train.lora.kind == "dora":
+        passing = own.dora * passing + own.rows
     parts = {
         "backbone": own.device,
         "policy and optimiser": own.policy(train.lora.rank),

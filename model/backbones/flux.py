@@ -126,7 +126,7 @@ class FluxBackbone:
         digest = hashlib.blake2b(digest_size=16)
         for module in (unwrap(self.transformer), self.codec):
             for name, value in sorted(module.state_dict().items()):
-                if ".lora_" not in name:
+                if ".lora_" not in name and ".lokr_" not in name:
                     digest.update(name.replace(".base_layer", "").encode())
                     digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
         probe = self.encode_prompts(["a object and a object on object"])

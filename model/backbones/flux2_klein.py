@@ -19,14 +19,14 @@ from focusdpo.model.backbones.flux_config import (
     middle_blocks,
 )
 from focusdpo.model.backbones.footprint import (
-    KLEIN_DOUBLE,
-    KLEIN_SINGLE,
+    KLEIN,
     Footprint,
     block_activations,
     block_flops,
     decoder_bytes,
     lent_bytes,
     lora_per_rank,
+    rows_bytes,
     weight_bytes,
 )
 from focusdpo.store.checkpoints import (
@@ -231,7 +231,7 @@ def footprint(config: Flux2KleinConfig, references: int = 2) -> Footprint:
         image + config.text_tokens,
         width,
         counts,
-        (KLEIN_DOUBLE, KLEIN_SINGLE),
+        KLEIN,
         len(config.blocks or middle_blocks(counts[0])),
     )
     return Footprint(
@@ -246,6 +246,7 @@ def footprint(config: Flux2KleinConfig, references: int = 2) -> Footprint:
             decoder_bytes(prod(config.image_size), config.vae_dtype), 0, text, config.offload
         ),
         flops=block_flops(header["transformer"], image, config.text_tokens, width, sum(counts)),
+        rows=rows_bytes(4 * width),
         passes=both * (config.steps or (4 if distilled else 50)),
         **acts | {"painting": both * acts["painting"]},
     )

@@ -25,14 +25,14 @@ from focusdpo.model.backbones.flux_config import (
     middle_blocks,
 )
 from focusdpo.model.backbones.footprint import (
-    FLUX_DOUBLE,
-    FLUX_SINGLE,
+    FLUX,
     Footprint,
     block_activations,
     block_flops,
     decoder_bytes,
     lent_bytes,
     lora_per_rank,
+    rows_bytes,
     weight_bytes,
 )
 from focusdpo.model.backbones.uno_lora import FILE, check_uno, fuse_uno, uno_file, uno_targets
@@ -148,11 +148,12 @@ def footprint(config: FluxUnoConfig, references: int = 2) -> Footprint:
         ),
         flops=block_flops(header["transformer"], image, config.max_text_tokens, width, sum(counts)),
         passes=config.steps,
+        rows=rows_bytes(5 * width),  # a single block's output: attention and feed-forward
         **block_activations(
             image + config.max_text_tokens,
             width,
             counts,
-            (FLUX_DOUBLE, FLUX_SINGLE),
+            FLUX,
             len(config.blocks or middle_blocks(counts[0])),
         ),
     )

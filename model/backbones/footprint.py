@@ -1,9 +1,9 @@
 """What a backbone takes of a machine, from the sizes in its files: nothing is loaded, and no torch.
 
-The activations' constants were counted, not fitted: bytes that autograd keeps of a block of the
-full architecture with a LoRA on all its layers, attention fused (tests/model/backbones/
-test_footprint.py counts them again). They are multiples of the block's own input, B tokens of D
-numbers in 16 bits.
+The activations' constants were counted, not fitted: the most bytes alive in a training step of the
+full architecture with a LoRA on the default layers, under bf16's autocast, attention fused
+(tests/model/backbones/test_footprint.py counts them again, without a GPU). They are multiples of
+the block's own input, B tokens of D numbers in 16 bits.
 """
 
 from __future__ import annotations
@@ -17,9 +17,25 @@ from focusdpo.store.checkpoints import TensorInfo
 BYTES = {"bf16": 2.0, "fp16": 2.0, "fp32": 4.0, "8bit": 1.05, "4bit": 0.55}
 """Per weight; bitsandbytes keeps scales beside its 1 or 0.5."""
 HALF = 2
-FLUX_DOUBLE, FLUX_SINGLE = 16.1, 19.1
-KLEIN_DOUBLE, KLEIN_SINGLE = 24.6, 25.1
-"""What a block keeps, in inputs of a block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """Of a transformer's blocks, in inputs of a block."""
+
+    double: float
+    single: float
+    """What they keep for the backward."""
+    passing: float
+    """Beside what is kept, in the last block's forward: peft's float32 copies, the feed-forward."""
+    again: float
+    """A checkpointed block that is computed again and differentiated."""
+    dora: float
+    """A DoRA's activations over a LoRA's."""
+
+
+FLUX = Units(20.2, 22.2, 25.7, 46.6, 1.2)
+KLEIN = Units(28.4, 26.2, 21.4, 45.6, 1.5)
 SDXL_ALL, SDXL_CHECKPOINTED = 0.359 * 2**20, 0.0284 * 2**20
 """Bytes of an image for each place of its latents."""
 SDXL_LARGEST = 0.010 * 2**20
@@ -47,7 +63,7 @@ class Footprint:
     checkpointed: float
     """The same under gradient checkpointing, without the block in work."""
     largest: float
-    """Of one image in the block that is computed again."""
+    """Of one image in the block that is computed again, with its gradients."""
     captured: float
     """Token features of one image that the focus maps read."""
     painting: float
@@ -59,6 +75,10 @@ class Footprint:
     """Forward passes of a picture that is painted."""
     decoding: float
     """Of the autoencoder, for as many pictures as it takes at once."""
+    dora: float = 1.5
+    """A DoRA's activations over a LoRA's (not bytes)."""
+    rows: float = 0.0
+    """While a DoRA's lengths of rows are computed."""
 
     def policy(self, rank: int) -> float:
         """A LoRA in float32 with its gradient and AdamW's two moments."""
@@ -71,17 +91,24 @@ class Footprint:
         return images * one + 2 * pairs * self.captured
 
 
+def rows_bytes(widest: int) -> float:
+    """peft sends a unit matrix as wide as the layer's input through A and B; counted."""
+    return 6.0 * widest**2
+
+
 def block_activations(
-    tokens: int, width: int, counts: tuple[int, int], units: tuple[float, float], captured: int
+    tokens: int, width: int, counts: tuple[int, int], units: Units, captured: int
 ) -> dict[str, float]:
     """The activations of one image in a transformer of (double, single) blocks."""
     unit = float(tokens * width * HALF)
+    double, single = counts
     return {
-        "kept": unit * sum(n * each for n, each in zip(counts, units, strict=True)),
+        "kept": unit * (double * units.double + single * units.single + units.passing),
         "checkpointed": unit * (sum(counts) + 1),
-        "largest": unit * max(units),
+        "largest": unit * units.again,
         "captured": unit * captured,
         "painting": unit * PAINTING,
+        "dora": units.dora,
     }
 
 

@@ -151,6 +151,11 @@ def export_uno(directory: Path, out: Path, *, uno: str | None = None) -> Path:
 
     directory, out = Path(directory), Path(out)
     card = read_card(directory)
+    if card.lora.kind != "lora":
+        raise UserError(
+            f"{directory}: the adapter is of kind {card.lora.kind}, and UNO's code adds products "
+            "of two matrices (LoRA) alone; take layout diffusers, or train with lora.kind lora"
+        )
     tensors = read_weights(directory, card)
     slots = _policy_slots(directory, tensors, card.lora.alpha / card.lora.rank)
     whole = {} if uno is None else _whole_uno(uno_file(uno, "uno"), slots)

@@ -7,7 +7,13 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from focusdpo.data_schemas.registration import Named
 from focusdpo.data_schemas.strict import StrictModel
@@ -139,14 +145,30 @@ class ObjectiveConfig(StrictModel):
         return self.name == "patch_dpo" and self.patch.form == "released"
 
 
+AdapterKind = Literal["lora", "dora", "lokr"]
+"""What is trained; `model.adapter` makes peft's layers of it."""
+
+
 class LoraConfig(StrictModel):
     """The policy: one low-rank adapter on the backbone's transformer."""
 
+    kind: AdapterKind = Field(
+        "lora",
+        description="lora: W + BA, exported to every layout; dora: its rows' lengths trained apart "
+        "from their directions (arXiv 2402.09353), for diffusers; lokr: a Kronecker product "
+        "(arXiv 2309.14859), for diffusers and ComfyUI, its rank that of the larger factor",
+    )
     rank: int = Field(16, ge=1, description="rank")
     alpha: float = Field(16.0, gt=0, description="scale is alpha / rank")
     targets: tuple[str, ...] = Field(
         (), description="module name suffixes; empty: the backbone's default"
     )
+
+    @model_serializer(mode="wrap")
+    def _lora_is_not_told(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Runs, cards and digests are older than the choice: a LoRA's keep their bytes."""
+        told: dict[str, Any] = dump(self)
+        return {name: one for name, one in told.items() if (name, one) != ("kind", "lora")}
 
 
 class GuardConfig(StrictModel):
@@ -322,6 +344,15 @@ class TrainConfig(StrictModel):
         if self.micro_pairs > 0 and self.batch_pairs % self.micro_pairs:
             raise ValueError(
                 f"micro_pairs {self.micro_pairs} must divide batch_pairs {self.batch_pairs}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _muon_takes_matrices(self) -> TrainConfig:
+        if self.optimiser == "muon" and self.lora.kind == "dora":
+            raise ValueError(
+                "optimiser muon takes matrices alone, and a DoRA has lengths of rows beside them; "
+                "set optimiser to adamw, or lora.kind to lora"
             )
         return self
 

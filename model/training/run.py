@@ -225,6 +225,11 @@ class _Run:
         if processes.is_main:
             prune_checkpoints(self._checkpoints)
         if sharding is not None:
+            if config.lora.kind == "dora":
+                raise UserError(
+                    "lora.kind dora measures the base's rows, of which each process has a share "
+                    "here; set train.shard to none, or lora.kind to lora"
+                )
             shard_base(backbone.transformer, self._state.parameters.values(), sharding)
         self._stepper = Stepper(
             backbone, self.data, config, self._state, processes, self.known, good=self._good

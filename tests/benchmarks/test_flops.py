@@ -11,19 +11,19 @@ from tiny_bench import tiny_bench
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.device import FlopCounter, Flops, peak_flops, predict_flops, step_flops
-from benchmarks.full_size_models import (
+from benchmarks.gpu.device import FlopCounter, Flops, peak_flops, predict_flops, step_flops
+from benchmarks.gpu.full_size_models import (
     image_flops,
     lora_config,
     random_backbone,
     random_batch,
 )
-from benchmarks.gpu_config import GpuBenchConfig, ModelName
+from benchmarks.gpu.gpu_config import GpuBenchConfig, ModelName
 from focusdpo.model.adapter import add_policy
 from focusdpo.model.backbone import Backbone
 from focusdpo.model.training.batches import PairBatch
 
-MODELS: tuple[ModelName, ...] = ("flux", "sdxl")
+MODELS: tuple[ModelName, ...] = ("flux", "sdxl", "klein")
 
 
 def torch_counts(backbone: Backbone, batch: PairBatch) -> Flops:

@@ -13,8 +13,8 @@ import yaml
 from tiny_bench import SMALL, tiny_bench
 
 from benchmarks.__main__ import main
-from benchmarks.gpu import COLUMNS, GIB, GpuBench, Promise, measure_gpu
-from benchmarks.gpu_config import STRAIGHTFORWARD, GpuBenchConfig, Row
+from benchmarks.gpu.gpu_config import STRAIGHTFORWARD, GpuBenchConfig, Row
+from benchmarks.gpu.step_table import COLUMNS, GIB, GpuBench, Promise, measure_gpu
 
 Capture = pytest.CaptureFixture[str]
 H100 = {"device": "NVIDIA H100 80GB HBM3", "device_gib": 79.1}

@@ -13,17 +13,18 @@ from exact import to_double
 from tiny_bench import tiny_bench
 from torch import nn
 
-from benchmarks import gpu_steps, step_cost
-from benchmarks.device import Flops, Trace, attempt, device_facts, limited, require_device
-from benchmarks.full_size_models import lora_config, random_backbone, random_batch
-from benchmarks.gpu_config import (
+from benchmarks import step_cost
+from benchmarks.gpu import gpu_steps
+from benchmarks.gpu.device import Flops, Trace, attempt, device_facts, limited, require_device
+from benchmarks.gpu.full_size_models import lora_config, random_backbone, random_batch
+from benchmarks.gpu.gpu_config import (
     STRAIGHTFORWARD,
     GpuBenchConfig,
     ModelName,
     Row,
     Setting,
 )
-from benchmarks.gpu_steps import frozen_copy, straightforward_dpo
+from benchmarks.gpu.gpu_steps import frozen_copy, straightforward_dpo
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.adapter import add_policy, policy_parameters
 from focusdpo.model.backbone import Backbone
@@ -31,7 +32,7 @@ from focusdpo.model.noise import draw_noise
 from focusdpo.model.step import pair_step
 from focusdpo.model.training.config import ObjectiveConfig, TrainConfig
 
-MODELS: tuple[ModelName, ...] = ("flux", "sdxl")
+MODELS: tuple[ModelName, ...] = ("flux", "sdxl", "klein")
 FLOPS = (Flops(10, 12), Flops(9, 0))
 
 
@@ -66,6 +67,7 @@ def by_method(rows: list[Row]) -> dict[str, Row]:
         # FLUX.1-dev's and SDXL base 1.0's published weights have so many.
         ("flux", 11_901_408_320),
         ("sdxl", 2_567_463_684),
+        ("klein", 3_875_544_576),
     ],
 )
 def test_full_size_is_the_public_size(model: ModelName, parameters: int) -> None:
@@ -132,8 +134,9 @@ def test_without_bitsandbytes_it_says_so() -> None:
 def in_float64(backbone: Backbone) -> None:
     """The model computes in float64."""
     backbone.transformer.double()
-    if hasattr(backbone, "_dtype"):
-        backbone._dtype = torch.float64
+    for name in ("_dtype", "dtype"):
+        if isinstance(getattr(backbone, name, None), torch.dtype):
+            setattr(backbone, name, torch.float64)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -357,7 +360,7 @@ def test_the_quantised_base_is_measured_with_one_pair() -> None:
         ({"image_size": 500}, "multiple of 32"),
         ({"pairs": (0,)}, "at least 1"),
         ({"pair": 1}, "Extra inputs"),
-        ({"models": ("sd3",)}, "'flux' or 'sdxl'"),
+        ({"models": ("sd3",)}, "'flux', 'sdxl' or 'klein'"),
     ],
 )
 def test_wrong_settings_are_named(changes: dict[str, Any], message: str) -> None:

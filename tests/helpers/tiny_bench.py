@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.gpu_config import GpuBenchConfig
+from benchmarks.gpu.gpu_config import GpuBenchConfig
 
 SMALL: dict[str, Any] = {
     "device": "cpu",

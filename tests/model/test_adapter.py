@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -23,8 +24,9 @@ from focusdpo.model.adapter import (
     set_scale,
 )
 from focusdpo.model.backbones.flux import FluxBackbone
+from focusdpo.model.step import autocast
 from focusdpo.model.training.batches import encode_pairs
-from focusdpo.model.training.config import LoraConfig
+from focusdpo.model.training.config import AdapterKind, LoraConfig
 
 LORA = LoraConfig(rank=3, alpha=6.0, targets=("to_q", "to_out.0", "proj_mlp"))
 
@@ -36,17 +38,17 @@ def velocity(backbone: FluxBackbone) -> Tensor:
     return backbone.predict(batch.win_BNC, sigma, batch.prompts, batch.references).output_BNC
 
 
-def train_a_little(backbone: FluxBackbone) -> None:
-    add_policy(backbone.transformer, LORA, seed=1)
+def train_a_little(backbone: FluxBackbone, kind: AdapterKind = "lora") -> None:
+    add_policy(backbone.transformer, LORA.model_copy(update={"kind": kind}), seed=1)
     generator = torch.Generator().manual_seed(2)
     for parameter in policy_parameters(backbone.transformer).values():
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
 
 
-def saved(backbone: FluxBackbone, directory: Path) -> Path:
+def saved(backbone: FluxBackbone, directory: Path, kind: AdapterKind = "lora") -> Path:
     fingerprint = tiny_backbone().fingerprint
     card = AdapterCard(
-        lora=LORA,
+        lora=LORA.model_copy(update={"kind": kind}),
         base_fingerprint=fingerprint,
         dataset_version="v1",
         objective="focus_dpo",
@@ -63,18 +65,36 @@ def trained(backbone: FluxBackbone) -> FluxBackbone:
     return backbone
 
 
-def test_a_fresh_policy_is_the_base(backbone: FluxBackbone) -> None:
+@pytest.mark.parametrize("kind", get_args(AdapterKind))
+def test_a_fresh_policy_is_the_base(backbone: FluxBackbone, kind: AdapterKind) -> None:
     base = velocity(backbone)
-    add_policy(backbone.transformer, LORA, seed=0)
+    add_policy(backbone.transformer, LORA.model_copy(update={"kind": kind}), seed=0)
     assert torch.equal(velocity(backbone), base)
     remove_policy(backbone.transformer)
     assert torch.equal(velocity(backbone), base)
     assert not policy_parameters(backbone.transformer)
 
 
-def test_reference_policy_is_the_base_and_thaws_nothing(backbone: FluxBackbone) -> None:
+@pytest.mark.parametrize("kind", get_args(AdapterKind))
+def test_a_fresh_policy_is_the_reference_policy_in_16_bits(
+    backbone: FluxBackbone, kind: AdapterKind
+) -> None:
+    """On a base in bfloat16 under autocast, as on a GPU: a DoRA's lengths of rows are not rounded
+    to the base's type, or the first loss would not be log 2."""
+    backbone.transformer.to(torch.bfloat16)
+    add_policy(backbone.transformer, LORA.model_copy(update={"kind": kind}), seed=0)
+    with autocast(torch.device("cpu"), "bf16")():
+        policy = velocity(backbone)
+    with autocast(torch.device("cpu"), "bf16")(), reference_policy(backbone.transformer):
+        assert torch.equal(velocity(backbone), policy)
+
+
+@pytest.mark.parametrize("kind", get_args(AdapterKind))
+def test_reference_policy_is_the_base_and_thaws_nothing(
+    backbone: FluxBackbone, kind: AdapterKind
+) -> None:
     base = velocity(backbone)
-    train_a_little(backbone)
+    train_a_little(backbone, kind)
     flags = [p.requires_grad for p in backbone.transformer.parameters()]
     policy = velocity(backbone)
     assert not torch.equal(policy, base)
@@ -119,6 +139,32 @@ def test_saved_and_loaded_is_the_same_policy(trained: FluxBackbone, tmp_path: Pa
     load_adapter(other, tmp_path, scale=0.5)
     assert not torch.equal(velocity(other), policy)
     assert not any(p.requires_grad for p in other.transformer.parameters())
+
+
+@pytest.mark.parametrize("kind", ["dora", "lokr"])
+def test_other_kinds_come_back_and_tell_what_they_are(
+    backbone: FluxBackbone, kind: AdapterKind, tmp_path: Path
+) -> None:
+    train_a_little(backbone, kind)
+    policy = velocity(backbone)
+    saved(backbone, tmp_path, kind)
+    other = tiny_backbone()
+    base, fingerprint = velocity(other), other.fingerprint
+    assert load_adapter(other, tmp_path).lora.kind == kind
+    assert torch.equal(velocity(other), policy)
+    del other.fingerprint
+    assert other.fingerprint == fingerprint, "an adapter on top does not count"
+    remove_policy(other.transformer)
+    assert torch.equal(velocity(other), base)
+    if kind == "dora":
+        with pytest.raises(UserError, match="a DoRA has no scale but 1, and 0.5"):
+            load_adapter(other, tmp_path, scale=0.5)
+
+
+def test_a_lora_s_card_and_digest_have_the_bytes_of_before_there_were_kinds() -> None:
+    assert LORA.model_dump(mode="json").keys() == {"rank", "alpha", "targets"}
+    assert LoraConfig(kind="lokr").model_dump()["kind"] == "lokr"
+    assert LoraConfig.model_validate_json(LoraConfig(kind="dora").model_dump_json()).kind == "dora"
 
 
 def test_diffusers_own_loader_reads_it(trained: FluxBackbone, tmp_path: Path) -> None:

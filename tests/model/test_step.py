@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from focusdpo.model.backbones.flux import FluxBackbone
 from focusdpo.model.focus_config import FocusConfig, NoiseConfig
 from focusdpo.model.noise import add_noise, draw_noise, velocity_target
 from focusdpo.model.objectives import PairErrors, image_error, preference_loss, token_error
-from focusdpo.model.step import StepOutput, autocast, pair_step
+from focusdpo.model.step import StepOutput, autocast, pair_step, tensor_cores
 from focusdpo.model.training.batches import PairBatch, encode_pairs
 from focusdpo.model.training.config import (
     LoraConfig,
@@ -34,6 +35,19 @@ from focusdpo.model.training.config import (
 from focusdpo.model.training.monitor import PER_PAIR, bucket_rows, observe
 
 NAMES = ("focus_dpo", "dpo", "dpo_prior", "patch_dpo", "sft")
+
+
+def test_tf32_rounds_nothing_that_decides() -> None:
+    """Backward passes alone, and what a pass in bf16 leaves in float32; on a GPU."""
+    before = torch.get_float32_matmul_precision()
+    with tensor_cores(torch.device("cuda"), True):
+        assert torch.get_float32_matmul_precision() == "high"
+    with tensor_cores(torch.device("cuda"), False):
+        assert torch.get_float32_matmul_precision() == before
+    with tensor_cores(torch.device("cpu"), True):
+        assert torch.get_float32_matmul_precision() == before
+    assert torch.get_float32_matmul_precision() == before != "high"
+    assert autocast(torch.device("cuda"), "no", tf32=True) is nullcontext
 
 
 def config(name: str = "focus_dpo", **focus: Any) -> TrainConfig:

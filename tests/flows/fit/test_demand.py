@@ -95,6 +95,13 @@ def test_a_pass_of_less_takes_less(models: ModelsConfig, bare: None) -> None:
     ranks = [
         train_demand(models, TrainConfig.model_validate({"lora": {"rank": r}})) for r in (4, 8)
     ]
+    plain, dora = (  # of so many pairs that the autoencoder is not what takes most
+        train_demand(
+            models, TrainConfig.model_validate({"batch_pairs": 4096, "lora": {"kind": kind}})
+        )
+        for kind in ("lora", "dora")
+    )
+    assert dora.parts["at work"] > plain.parts["at work"]
     assert ranks[1].parts["policy and optimiser"] == 2 * ranks[0].parts["policy and optimiser"]
 
 

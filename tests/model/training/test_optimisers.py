@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from pydantic import ValidationError
 from tiny_backbone import tiny_backbone
 from tiny_runs import SETTINGS, Interrupted, stop_at, table_rows
@@ -23,6 +25,7 @@ from focusdpo.model.training.optimisers import require_optimiser
 from focusdpo.model.training.run import train
 from focusdpo.store.samples import Sample
 
+PRESETS = Path(__file__).parents[3] / "flows" / "presets"
 RATES = {"adamw": 1e-3, "adamw8bit": 1e-3, "adafactor": 1e-3, "prodigy": 1.0, "muon": 1e-3}
 
 
@@ -31,13 +34,17 @@ def settings(**changes: Any) -> TrainConfig:
     return TrainConfig.model_validate(base | changes)
 
 
-@pytest.mark.parametrize("name", RATES)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*((name, "lora") for name in RATES), ("adamw", "dora"), ("adamw", "lokr"), ("muon", "lokr")],
+)
 def test_an_optimiser_goes_on_to_the_bit(
-    name: str, pair_samples: list[Sample], tmp_path: Path
+    name: str, kind: str, pair_samples: list[Sample], tmp_path: Path
 ) -> None:
     if name == "adamw8bit":
         pytest.importorskip("bitsandbytes")
-    config = settings(optimiser=name, lr=RATES[name])
+    lora = SETTINGS["lora"] | {"kind": kind}
+    config = settings(optimiser=name, lr=RATES[name], lora=lora)
     train(tiny_backbone(), pair_samples, config, tmp_path / "whole")
     with pytest.raises(Interrupted):
         train(tiny_backbone(), pair_samples, config, tmp_path / "parts", progress=stop_at(6))
@@ -48,6 +55,20 @@ def test_an_optimiser_goes_on_to_the_bit(
     assert table_rows(tmp_path / "parts") == table_rows(tmp_path / "whole")
     table = pq.read_table(tmp_path / "whole" / "steps.parquet").to_pylist()
     assert table[-1]["loss"] < table[0]["loss"]
+
+
+@pytest.mark.parametrize("preset", ["flux-uno", "flux2-klein", "sdxl-ip-adapter"])
+def test_a_preset_tells_a_rate_for_every_optimiser(preset: str) -> None:
+    """In one comment, each rate one that the settings take."""
+    text = (PRESETS / f"{preset}.yaml").read_text()
+    train = yaml.safe_load(text)["train"]
+    comment = " ".join(re.findall(r"^  # (.*)", text.split("\ntrain:")[1], re.MULTILINE))
+    named = dict(re.findall(r"(adamw8bit|adafactor|muon|prodigy) (\d[.\de-]*\d)", comment))
+    named["adamw"] = train["lr"]
+    assert named.keys() == set(get_args(TrainConfig.model_fields["optimiser"].annotation))
+    for name, rate in named.items():
+        config = TrainConfig.model_validate(train | {"optimiser": name, "lr": float(rate)})
+        assert config.lr == (1 if name == "prodigy" else train["lr"])
 
 
 @pytest.mark.parametrize(
@@ -64,6 +85,11 @@ def test_an_optimiser_that_is_not_there_is_told_of(
 def test_prodigy_with_adamws_rate_would_stand_still() -> None:
     with pytest.raises(ValidationError, match="set lr to 1"):
         settings(optimiser="prodigy", lr=1e-4)
+
+
+def test_muon_has_no_use_for_lengths_of_rows() -> None:
+    with pytest.raises(ValidationError, match="muon takes matrices alone, and a DoRA has"):
+        settings(optimiser="muon", lora={"kind": "dora"})
 
 
 @pytest.mark.slow

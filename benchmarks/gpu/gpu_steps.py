@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.device import (
+from benchmarks.gpu.device import (
     Flops,
     Step,
     Trace,
@@ -31,13 +31,13 @@ from benchmarks.device import (
     synchronised,
     timed,
 )
-from benchmarks.full_size_models import (
+from benchmarks.gpu.full_size_models import (
     image_flops,
     lora_config,
     random_backbone,
     random_batch,
 )
-from benchmarks.gpu_config import (
+from benchmarks.gpu.gpu_config import (
     STATE,
     STRAIGHTFORWARD,
     Base,

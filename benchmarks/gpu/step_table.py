@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.gpu_config import STRAIGHTFORWARD, GpuBenchConfig, Row
+from benchmarks.gpu.gpu_config import STRAIGHTFORWARD, GpuBenchConfig, Row
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.store.provenance import machine, packages
 
@@ -19,7 +19,7 @@ GIB = 2**30
 STEP_RATIO, MAPS_SHARE, MFU = 1.03, 0.01, 0.40
 CARDS = {("flux", "bf16"): 48, ("flux", "nf4"): 24, ("sdxl", "bf16"): 24}
 """GiB of the card that one pair with gradient checkpointing is promised to fit on."""
-NAMES = {"flux": "FLUX.1-dev", "sdxl": "SDXL"}
+NAMES = {"flux": "FLUX.1-dev", "sdxl": "SDXL", "klein": "FLUX.2 Klein"}
 _MFU_ON = ("H100", "H200", "GH200")
 """Devices of one and the same peak, for which the MFU is promised."""
 _TERMS: dict[str, Any] = {
@@ -283,12 +283,12 @@ def measure_gpu(out: Path, settings: GpuBenchConfig, told: Callable[[str], None]
     """Measures and writes `gpu_bench.json` and `gpu_bench.md` into `out`, anew after every row, so
     that a run that is stopped leaves what it has; `told` gets a line per row. UserError without a
     CUDA device, and for nf4 without bitsandbytes, before anything is built."""
-    from benchmarks.device import device_facts, peak_flops, require_device
+    from benchmarks.gpu.device import device_facts, peak_flops, require_device
 
     require_device(settings.device)
     if settings.quantised == "yes" and find_spec("bitsandbytes") is None:
         raise UserError("quantised=yes needs bitsandbytes: pip install bitsandbytes")
-    from benchmarks.gpu_steps import bench_rows
+    from benchmarks.gpu.gpu_steps import bench_rows
 
     facts = {**machine(), **packages(), **device_facts(settings.device)}
     given = settings.peak_tflops

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from focusdpo.data_schemas.strict import StrictModel
 
-ModelName = Literal["flux", "sdxl"]
+ModelName = Literal["flux", "sdxl", "klein"]
 Objective = Literal["sft", "dpo", "focus_dpo"]
 Base = Literal["bf16", "fp32", "nf4"]
 STRAIGHTFORWARD = "straightforward dpo"
@@ -30,6 +30,18 @@ FULL: dict[str, dict[str, Any]] = {
         "pooled_projection_dim": 768,
         "guidance_embeds": True,
         "axes_dims_rope": (16, 56, 56),
+    },
+    # transformer/config.json of black-forest-labs/FLUX.2-klein-base-4B: 3.88 B parameters.
+    "klein": {
+        "patch_size": 1,
+        "in_channels": 128,
+        "num_layers": 5,
+        "num_single_layers": 20,
+        "attention_head_dim": 128,
+        "num_attention_heads": 24,
+        "joint_attention_dim": 7680,
+        "guidance_embeds": False,
+        "axes_dims_rope": (32, 32, 32, 32),
     },
     # unet/config.json of stabilityai/stable-diffusion-xl-base-1.0: 2.567 B parameters.
     "sdxl": {
@@ -60,6 +72,15 @@ TINY: dict[str, dict[str, Any]] = {
         "joint_attention_dim": 64,
         "pooled_projection_dim": 64,
         "axes_dims_rope": (8, 12, 12),
+    },
+    "klein": {
+        **FULL["klein"],
+        "num_layers": 3,
+        "num_single_layers": 2,
+        "attention_head_dim": 32,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 64,
+        "axes_dims_rope": (8, 8, 8, 8),
     },
     "sdxl": {
         **FULL["sdxl"],
@@ -132,7 +153,9 @@ class GpuBenchConfig(StrictModel):
     """Settings of `python -m benchmarks --gpu`; `--set FIELD=VALUE` changes one."""
 
     models: tuple[ModelName, ...] = Field(
-        ("flux", "sdxl"), min_length=1, description="architectures: FLUX.1-dev, SDXL"
+        ("flux", "sdxl", "klein"),
+        min_length=1,
+        description="architectures: FLUX.1-dev, SDXL, FLUX.2 Klein (base, 4B)",
     )
     scale: Literal["full", "tiny"] = Field(
         "full", description="tiny: a few 100,000 weights, to try the command out"
@@ -155,8 +178,8 @@ class GpuBenchConfig(StrictModel):
     )
     quantised: Literal["auto", "yes", "no"] = Field(
         "auto",
-        description="also measure FLUX on a 4-bit base (nf4), with the fewest pairs; auto: where "
-        "bitsandbytes is installed",
+        description="also measure FLUX and Klein on a 4-bit base (nf4), with the fewest pairs; "
+        "auto: where bitsandbytes is installed",
     )
     limits: bool = Field(
         True, description="also run within 48 GiB and 24 GiB, where they are promised"
@@ -198,7 +221,7 @@ class GpuBenchConfig(StrictModel):
         wanted = self.quantised == "yes" or (
             self.quantised == "auto" and not self.on_cpu and find_spec("bitsandbytes") is not None
         )
-        return (plain, "nf4") if wanted and model == "flux" else (plain,)
+        return (plain, "nf4") if wanted and model != "sdxl" else (plain,)
 
     def settings(self, model: ModelName, base: Base) -> Iterator[Setting]:
         """All settings of a model: the narrow ones first, should time run out."""

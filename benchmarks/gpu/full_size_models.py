@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.device import Flops, predict_flops
-from benchmarks.gpu_config import Base, GpuBenchConfig, ModelName
+from benchmarks.gpu.device import Flops, predict_flops
+from benchmarks.gpu.gpu_config import Base, GpuBenchConfig, ModelName
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.adapter import LoraConfig, add_policy, remove_policy
 from focusdpo.model.backbone import Backbone, Grid, Prompts
-from focusdpo.model.backbones.flux import FluxBackbone
+from focusdpo.model.backbones.flux import FluxBackbone, SamplingConfig
+from focusdpo.model.backbones.flux2_backbone import Flux2KleinBackbone
 from focusdpo.model.backbones.flux_uno_backbone import middle_blocks
 from focusdpo.model.backbones.sdxl_backbone import SdxlBackbone
 from focusdpo.model.backbones.sdxl_config import SdxlIpAdapterConfig
@@ -165,6 +166,8 @@ def random_backbone(
     prompts = partial(RandomPrompts, device=device, dtype=dtype)
     if model == "sdxl":
         return cast("Backbone", random_sdxl(config, fill, prompts, NoCodec(4)))
+    if model == "klein":
+        return _random_klein(config, fill, prompts)
     return _random_flux(config, fill, prompts)
 
 
@@ -190,6 +193,38 @@ def _random_flux(
     )
     backbone.lora_targets = uno_targets(arch["num_layers"], arch["num_single_layers"])
     return backbone
+
+
+def _random_klein(
+    config: GpuBenchConfig,
+    fill: Callable[[nn.Module], None],
+    prompts: Callable[[tuple[int, int], int], RandomPrompts],
+) -> Flux2KleinBackbone:
+    """Its scheduler only paints, which no training step does."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
+
+    arch = config.architecture("klein")
+    with torch.device("meta"):
+        transformer = Flux2Transformer2DModel(**arch)
+    fill(transformer)
+    backbone = Flux2KleinBackbone(
+        transformer,
+        nn.Identity(),
+        prompts((config.text_tokens, arch["joint_attention_dim"]), _POOLED),
+        FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        image_size=(config.image_size,) * 2,
+        reference_size=(config.reference_size,) * 2,
+        default_blocks=middle_blocks(arch["num_layers"]),
+        token_pixels=FLUX_TOKEN,
+        sampling=SamplingConfig(),
+        fingerprint="random",
+    )
+    backbone.codec = NoCodec(arch["in_channels"] // 4)
+    return backbone
+
+
+_POOLED = 1
+"""Klein reads no pooled embedding."""
 
 
 def materialise(model: nn.Module, base: Base, device: str) -> None:

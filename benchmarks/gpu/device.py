@@ -122,7 +122,7 @@ class FlopCounter(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in _UNKNOWN:
-            raise NotImplementedError(f"benchmarks/device.py has no rule for {func}; write one")
+            raise NotImplementedError(f"benchmarks/gpu/device.py has no rule for {func}; write one")
         out = func(*args, **(kwargs or {}))
         if rule := _RULES.get(func):
             self.total += rule(out, *args, **(kwargs or {}))

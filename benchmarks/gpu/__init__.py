@@ -1,0 +1,1 @@
+"""What `--gpu` measures: full-size models' training steps, and builds, on this device."""

@@ -1,0 +1,146 @@
+"""The memory of a full-size model's training step, counted without a GPU and without its weights.
+
+The step is the real one: forward passes, loss and backward pass of `model.training.steps`, on
+torch's fake tensors, which have sizes and no values. What a GPU does otherwise is put in place:
+attention keeps no scores (fused), and norms are computed in float32 under autocast.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from benchmarks.gpu import gpu_config
+from benchmarks.gpu.full_size_models import random_backbone, random_batch
+from benchmarks.gpu.gpu_config import GpuBenchConfig, ModelName
+from focusdpo.model.adapter import add_policy
+from focusdpo.model.backbones import sdxl_backbone
+from focusdpo.model.step import autocast
+from focusdpo.model.training.config import AdapterKind, LoraConfig, TrainConfig
+from focusdpo.model.training.steps import backward_step
+
+RANK = 32
+
+
+class LiveBytes(TorchDispatchMode):
+    """Adds up the storages that are alive, from now on, and remembers the most."""
+
+    def __init__(self, known: list[Tensor]) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in known}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._see, made)
+        return made
+
+    def _see(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._sizes:
+            self._sizes[storage._cdata] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self._gone, storage._cdata)
+        return tensor
+
+    def _gone(self, place: int) -> None:
+        self.now -= self._sizes.pop(place)
+
+
+class Fused(torch.autograd.Function):
+    """What fused attention keeps: no scores, but their sums."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = torch.empty_like(query)
+        sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, out, sums)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        query, key, value, *_rest = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts in place what autocast and attention do there."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
+        three = (query, key, value)
+        if torch.is_autocast_enabled("cpu"):
+            three = tuple(one.to(torch.bfloat16) for one in three)  # type: ignore[assignment]
+        return Fused.apply(*three)  # type: ignore[no-untyped-call]
+
+    def in_float32(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def normed(*args: Any, **kwargs: Any) -> Tensor:
+            if torch.is_autocast_enabled("cpu"):
+                args, kwargs = tree_map_only(Tensor, Tensor.float, (args, kwargs))
+            return norm(*args, **kwargs)
+
+        return normed
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
+    monkeypatch.setattr(F, "layer_norm", in_float32(F.layer_norm))
+    monkeypatch.setattr(F, "group_norm", in_float32(F.group_norm))
+    # Both look at values, of which there are none. Pictures here are squares already, and what a
+    # batch repeats is alike.
+    monkeypatch.setattr(sdxl_backbone, "framed", lambda image, mask, crop: (image, mask))
+    monkeypatch.setattr(sdxl_backbone, "alike", lambda copies, tensors: copies)
+
+
+def counted_step(
+    monkeypatch: pytest.MonkeyPatch,
+    model: ModelName,
+    *,
+    blocks: tuple[int, int] | None = None,
+    kind: AdapterKind = "lora",
+    **train: Any,
+) -> float:
+    """The most bytes that a step of one pair with two references takes beside weights and adapter;
+    `blocks`: of a transformer with so many (double, single) blocks."""
+    as_on_a_gpu(monkeypatch)
+    if blocks is not None:
+        names = ("num_layers", "num_single_layers")
+        fewer = gpu_config.FULL[model] | dict(zip(names, blocks, strict=True))
+        monkeypatch.setitem(gpu_config.FULL, model, fewer)
+    config = GpuBenchConfig(device="cpu", image_size=1024 if model == "sdxl" else 512)
+    backbone: Any = random_backbone(model, config, "bf16", "meta")
+    lora = LoraConfig(kind=kind, rank=RANK, alpha=RANK, targets=tuple(backbone.lora_targets))
+    settings = TrainConfig(lora=lora, mixed_precision="bf16", **train)
+    with torch.device("meta"):
+        add_policy(backbone.transformer, lora, seed=0)
+    if settings.gradient_checkpointing:
+        backbone.transformer.enable_gradient_checkpointing()
+    encoder = backbone._text._prompts if model == "sdxl" else backbone._encode_prompts
+    encoder = getattr(encoder, "func", encoder)
+    encoder.device = "cpu"
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _give_sizes(backbone.transformer)
+        batch = random_batch(backbone, config, 1)
+        noise_BNC, sigma_B = torch.empty_like(batch.win_BNC), torch.empty(1)
+        cast = autocast(torch.device("cpu"), "bf16")
+        with LiveBytes(list(backbone.transformer.parameters())) as live:
+            backward_step(backbone, batch, noise_BNC, sigma_B, settings, cast)
+    return float(live.most)
+
+
+def _give_sizes(model: nn.Module) -> None:
+    """Fake tensors in place of those on the meta device."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                value = torch.empty(parameter.shape, dtype=parameter.dtype)
+                module._parameters[name] = nn.Parameter(value, parameter.requires_grad)
