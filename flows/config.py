@@ -174,7 +174,7 @@ class Stages(BaseModel):
 
 SECTIONS = tuple(
     sorted(
-        {"suite", "models", "partitions_per_task"}
+        {"suite", "models", "partitions_per_task", "num_processes"}
         | set(Stages.model_fields)
         | {
             "train",
@@ -207,7 +207,19 @@ class ReportConfig(BaseModel):
     rejects: int = Field(18, ge=0, description="rejected pairs with pictures")
 
 
-class _Build(Stages, Run):
+class _Shared(BaseModel):
+    """Work that processes of this machine may share."""
+
+    num_processes: Annotated[int, Option("--num-processes", metavar="N")] = Field(
+        1,
+        ge=0,
+        description="processes of this machine that share the work, each with a card of its own "
+        "(CUDA_VISIBLE_DEVICES says which there are) or a share of the cores; 0: one for each "
+        "visible card. Results are the same (docs/multi_gpu.md)",
+    )
+
+
+class _Build(_Shared, Stages, Run):
     """What the commands share that build a dataset."""
 
     subjects: Annotated[Address | None, Option("--subjects", metavar="DIR")] = Field(
@@ -223,6 +235,15 @@ class _Build(Stages, Run):
     partitions_per_task: int = Field(
         0, ge=0, description="partitions of one task; 0: so many that a stage has about 8 tasks"
     )
+
+    @model_validator(mode="after")
+    def _one_who_shares_out(self) -> _Build:
+        if self.num_processes != 1 and self.executor.kind == "ray":
+            raise ValueError(
+                f"num_processes={self.num_processes} with executor.kind=ray: Ray says how many "
+                "workers there are (executor.resources); leave one of the two out"
+            )
+        return self
 
 
 class _Train(BaseModel):
@@ -339,7 +360,7 @@ class NoiseLevelsRun(Stages, Run):
     levels: LevelsConfig = Field(LevelsConfig(), description="what is painted on, and from where")
 
 
-class EvaluateRun(_Protocol, Run):
+class EvaluateRun(_Shared, _Protocol, Run):
     """`evaluate`: base against adapter by a protocol -> rows and pictures in `out`."""
 
     sends: ClassVar[bool] = True

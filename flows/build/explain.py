@@ -77,7 +77,10 @@ def changed_verdicts(builder: Builder) -> tuple[Mapping[str, Verdict], Mapping[s
     return had, now
 
 
-NOT_ASKED = {"root", "subjects", "strict", "partitions_per_task", "preset", "models", "executor"}
+NOT_ASKED = {
+    *("root", "subjects", "strict", "preset", "models"),
+    *("executor", "num_processes", "partitions_per_task"),
+}
 """Fields of a run that no result depends on: models count by their fingerprints."""
 
 
