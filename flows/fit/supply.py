@@ -135,9 +135,7 @@ def require_fit(
                 many, parts={one: size * processes for one, size in demand.parts.items()}
             )
         if (lacking := shortage(many, machine, family, train)) is not None:
-            lacking = (
-                f"with num_processes={processes}, {lacking}. One process alone fits: give fewer "
-            )
+            lacking = f"with num_processes={processes}, {lacking}. One process fits: give fewer"
     if lacking is not None:
         raise UserError(f"{command}: {lacking}")
 

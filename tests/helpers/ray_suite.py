@@ -1,6 +1,6 @@
-"""The toy suite in workers, of a Ray cluster or of one machine: a generator that takes its time (RAY_SUITE_SECONDS a
-picture) or a core's (RAY_SUITE_CPU_SECONDS), notes what it paints, and meets with accidents where
-files in the folder RAY_SUITE ask for them.
+"""The toy suite in workers, of a Ray cluster or of one machine: a generator that takes its time
+(RAY_SUITE_SECONDS a picture) or a core's (RAY_SUITE_CPU_SECONDS), notes what it paints, and meets
+with accidents where files in the folder RAY_SUITE ask for them.
 
     calls    a line per picture: process, seed
     loads    a line per model that a process loads: process, role
@@ -45,6 +45,8 @@ class Painter(toy_world.Generator):
         self._accident(prompt)
         with (self.folder / "calls").open("a") as calls:
             calls.write(f"{os.getpid()} {seed}\n")
+        if not toy_world.words_of(prompt):  # a scene of the pocket world
+            prompt = " ".join(["disc"] * len(references))
         return super().one(prompt, references, seed)
 
     def _accident(self, prompt: str) -> None:

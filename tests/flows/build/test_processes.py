@@ -1,5 +1,5 @@
-"""A build shared out over processes of this machine: the same version and bytes as one process's,
-whoever dies on the way; Ctrl-C ends all of them."""
+"""A build or an evaluation shared out over processes of this machine: the bytes and rows of one
+process, whoever dies on the way; Ctrl-C ends all of them."""
 
 from __future__ import annotations
 
@@ -29,17 +29,21 @@ def accidents(tmp_path: Path) -> Path:
     return folder
 
 
-def start(toy: Toy, accidents: Path, *more: str, seconds: float = 0) -> subprocess.Popen[str]:
-    """The command in two processes, a group of its own; a picture takes so many seconds."""
+def start(arguments: list[str], accidents: Path, seconds: float = 0) -> subprocess.Popen[str]:
+    """A command, a group of its own; a picture takes so many seconds."""
     about = {"RAY_SUITE": str(accidents), "RAY_SUITE_SECONDS": str(seconds)}
     return subprocess.Popen(
-        [*TOY_CLI, *toy.arguments, "--num-processes", "2", "--json", *more],
+        [*TOY_CLI, *arguments, "--json"],
         env={**os.environ, "TOY_SUITE": "ray_suite", **about},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+
+
+def shared(toy: Toy) -> list[str]:
+    return [*toy.arguments, "--num-processes", "2"]
 
 
 def painters(accidents: Path) -> Counter[int]:
@@ -60,7 +64,7 @@ def wait_for_two(accidents: Path, process: subprocess.Popen[str]) -> list[int]:
 def test_the_version_of_one_process_though_a_worker_is_killed(
     toy: Toy, toy_made: Path, accidents: Path
 ) -> None:
-    run = start(toy, accidents, seconds=0.3)
+    run = start(shared(toy), accidents, seconds=0.3)
     victim, _ = wait_for_two(accidents, run)
     os.kill(victim, signal.SIGKILL)
     out, told = run.communicate(timeout=300)
@@ -82,19 +86,19 @@ def test_a_card_that_is_lost_and_one_that_every_worker_dies_over(toy: Toy, accid
     """A lost card costs no partition; one over which three processes die is left out, alone."""
     (accidents / "lose").touch()
     (accidents / "poison").touch()
-    out, told = start(toy, accidents).communicate(timeout=300)
+    out, told = start(shared(toy), accidents).communicate(timeout=300)
     result = json.loads(out.splitlines()[-1])
     assert "was lost: CUDA error: unspecified launch failure" in told
     assert result["made"]["generate"] == 5 and len(result["failed"]) == 1
     assert "3 processes died over it" in result["failed"][0]
     (accidents / "poison").unlink()
-    again = start(toy, accidents)
+    again = start(shared(toy), accidents)
     out, told = again.communicate(timeout=300)
     assert again.returncode == 0 and json.loads(out.splitlines()[-1])["made"]["generate"] == 1
 
 
 def test_ctrl_c_ends_every_process(toy: Toy, accidents: Path) -> None:
-    run = start(toy, accidents, seconds=30)
+    run = start(shared(toy), accidents, seconds=30)
     team = [run.pid]
     while len(team) < 3:  # the workers load, then paint for half a minute
         assert run.poll() is None, run.communicate()
@@ -110,3 +114,31 @@ def test_ctrl_c_ends_every_process(toy: Toy, accidents: Path) -> None:
     gone, alive = psutil.wait_procs([psutil.Process(p) for p in team if psutil.pid_exists(p)], 2)
     assert not alive, f"{alive} outlived the command; gone are {gone}"
     assert took < 3, "one second is for a busy machine"
+
+
+def test_an_evaluation_of_the_rows_of_one_process_though_a_painter_is_killed(
+    toy: Toy, accidents: Path, tmp_path: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    for name in ("adapter.json", "pytorch_lora_weights.safetensors"):
+        (adapter / name).write_bytes(b"{}")
+    sets = ["held_out.singles=2", "held_out.pairs=6", "held_out.same_class_pairs=0"]
+    sets += ["held_out.triples=0", "evaluate.batch=2", "evaluate.resamples=100"]
+    given = [word for one in sets for word in ("--set", one)]
+    command = ["evaluate", "--adapter", str(adapter), "--no-prefect", *given]
+    _, told = (one := start([*command, "--out", str(tmp_path / "one")], accidents)).communicate()
+    assert one.returncode == 0, told
+    (accidents / "calls").unlink()
+    two = start(
+        [*command, "--out", str(tmp_path / "two"), "--num-processes", "2"], accidents, seconds=0.3
+    )
+    victim, _ = wait_for_two(accidents, two)
+    os.kill(victim, signal.SIGKILL)
+    _, told = two.communicate(timeout=300)
+    assert two.returncode == 0 and "was lost: its process was killed" in told
+    files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*")]
+    same = [path for path in files if path.stem not in ("run", "config", "report")]  # have times
+    assert sum(path.suffix == ".png" and path.parts[0] == "images" for path in same) == 16
+    for path in same:
+        assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
