@@ -68,6 +68,8 @@ class _Context:
     config: PairConfig
     prefix: str
     reference: ReferenceChoice
+    rejected: Mapping[str, Reject]
+    """Disrupted candidates that an earlier stage rejected."""
 
 
 def pair(
@@ -83,10 +85,12 @@ def pair(
     prefix: str,
     *,
     reference: ReferenceChoice,
+    rejected: Sequence[Reject] = (),
 ) -> StageOutput[Pair]:
     """The pairs of one partition by scene (disrupt first), and the rejects.
 
-    `reference` is the generate stage's choice. New pictures are the union masks of rank and failure
+    `reference` is the generate stage's choice; `rejected` are disrupted candidates that an earlier
+    stage rejected. New pictures are the union masks of rank and failure
     pairs, named "<pair id>-<place of the subject>", and the priors of failures, "<pair id>-prior".
     """
     context = _Context(
@@ -100,6 +104,7 @@ def pair(
         config=config,
         prefix=prefix,
         reference=reference,
+        rejected={one.candidate_id: one for one in rejected},
     )
     output: StageOutput[Pair] = StageOutput([])
     for scene in scenes:
@@ -127,6 +132,9 @@ def _disrupt_pairs(
             output.rejects.append(_reject(candidate.scene_id, candidate.id, "disrupt", why))
     made = []
     for other in disrupted:
+        if other.id in context.rejected:
+            output.rejects.append(context.rejected[other.id])
+            continue
         win, lose = context.scored[other.parent_id], context.scored[other.id]
         scene = context.scenes[other.scene_id]
         places = [scene.subject_ids.index(name) for name in other.subject_ids]

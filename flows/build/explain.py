@@ -273,7 +273,8 @@ class _Before:
             pairs = [("compose", then.compose.model_dump(), now.compose.model_dump())]
         else:
             old, new = STAGES[stage].settings(then), STAGES[stage].settings(now)
-            pairs = [(_section(name), old[name], new[name]) for name in new]
+            names = dict.fromkeys([*old, *new])
+            pairs = [(_section(name), old.get(name), new.get(name)) for name in names]
         for name, old, new in pairs:
             yield from (f"setting {text}" for text in differences(name, old, new))
 
@@ -297,7 +298,7 @@ class _Before:
 
 def _section(name: str) -> str:
     """Some stages read one field of another's section."""
-    return "generate.reference" if name == "reference" else name
+    return {"reference": "generate.reference", "extras": "segment.extras"}.get(name, name)
 
 
 @functools.cache

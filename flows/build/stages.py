@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from focusdpo.data_schemas.candidates import Described, Disrupted, Instance, Sampled, Scored
-from focusdpo.data_schemas.pairs import Pair
+from focusdpo.data_schemas.pairs import Pair, Reject
 from focusdpo.data_schemas.scenes import Scene
 from focusdpo.data_schemas.strict import key_values
 from focusdpo.data_schemas.subjects import Subject
@@ -44,6 +44,13 @@ class Work:
             record = STAGES[stage].record
             self._read[stage] = self.store.read(stage, self.keys[stage], record)
         return self._read[stage]
+
+    def rejects(self, stage: str) -> list[Reject]:
+        """What an earlier stage rejected of this partition."""
+        key = self.keys[stage]
+        if "rejects.parquet" not in self.store.artefact(stage, key).files:
+            return []
+        return self.store.read(stage, key, Reject, table="rejects")
 
     @functools.cached_property
     def images(self) -> Callable[[str], Any]:
@@ -140,7 +147,7 @@ def _disrupt(work: Work) -> StageOutput[Disrupted]:
 
 
 def _score(work: Work) -> StageOutput[Scored]:
-    return score.score(
+    made = score.score(
         work.scenes,
         work.subjects,
         work.records("generate"),
@@ -151,6 +158,18 @@ def _score(work: Work) -> StageOutput[Scored]:
         work.parts.clip,
         work.run.score,
     )
+    if work.run.score.find_repaints:  # segmenter and its settings are in the keys of its inputs
+        made.rejects.extend(
+            score.empty_repaints(
+                work.scenes,
+                work.records("disrupt"),
+                work.records("segment"),
+                work.images,
+                work.parts.segmenter,
+                work.run.segment,
+            )
+        )
+    return made
 
 
 def _pair(work: Work) -> StageOutput[Pair]:
@@ -166,6 +185,7 @@ def _pair(work: Work) -> StageOutput[Pair]:
         work.run.pair,
         work.prefix,
         reference=work.run.generate.reference,
+        rejected=work.rejects("score"),
     )
 
 

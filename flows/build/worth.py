@@ -21,6 +21,8 @@ MANY_LOOKS = 100
 NUMBERS = {1: "one subject", 2: "two subjects", 3: "three subjects"}
 LISTED_SUBJECTS = 12
 REASONS_TOLD = 3
+EMPTY: Reason = "empty_repaint"
+"""Told wherever there are some: the inpainter's failure, however few pairs it costs."""
 REMEDIES: Mapping[Reason, str] = {
     "missing_subject": "the generator or the segmenter does not know the subject by its word: try "
     "another class_name, or more seeds (generate.candidates)",
@@ -28,6 +30,9 @@ REMEDIES: Mapping[Reason, str] = {
     "or cut-outs with nothing else in them",
     "weak_winner": "painted subjects are too unlike their pictures: more and sharper pictures, "
     "more seeds (generate.candidates), or a lower pair.min_winner_identity",
+    "empty_repaint": "the inpainter fills holes with background: one made for words paints the "
+    "object (models.inpainter.kind=flux-fill or sdxl-inpaint), and so does a larger hole "
+    "(disrupt.dilate)",
     "no_identity_drop": "the class word alone gives the same look: raise disrupt.dilate, bring "
     "subjects of a look of their own, or lower pair.min_drop",
     "meaning_changed": "winner and loser fit the prompt differently: raise pair.clip_t_tolerance",
@@ -37,7 +42,8 @@ REMEDIES: Mapping[Reason, str] = {
     "pair.rank_margin",
     "no_right_candidate": "more seeds (generate.candidates), or a lower pair.min_winner_identity",
     "no_failed_candidate": "the generator does this scene right: there is nothing to learn from it",
-    "surplus": "a scene has its quota: raise the source's pair.max_..._per_scene",
+    "surplus": "a scene has its quota: raise pair.max_disrupt_per_scene, pair.max_rank_per_scene or "
+    "pair.max_failure_per_scene, whichever source it is",
 }
 
 
@@ -74,8 +80,14 @@ def worth_lines(worth: Worth) -> Iterator[str]:
     if worth.pairs:
         yield f"  pairs with {in_numbers(worth.by_num_subjects)}"
         yield f"  pairs by subject: {_by_subject(worth.by_subject)}"
-    for reason, count in list(worth.rejects.items())[:REASONS_TOLD]:
-        yield f"  {count} rejected, {reason}: {remedy(reason)}"
+    told = list(worth.rejects)[:REASONS_TOLD]
+    if worth.rejects.get(EMPTY) and EMPTY not in told:
+        told.append(EMPTY)
+    judged = worth.pairs + sum(worth.rejects.values())
+    for reason in told:
+        count = worth.rejects[reason]
+        share = f" ({count / judged:.0%} of what was judged)" if reason == EMPTY else ""
+        yield f"  {count} rejected{share}, {reason}: {remedy(reason)}"
 
 
 def in_numbers(by_num_subjects: Mapping[int, int]) -> str:
