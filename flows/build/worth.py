@@ -42,8 +42,8 @@ REMEDIES: Mapping[Reason, str] = {
     "pair.rank_margin",
     "no_right_candidate": "more seeds (generate.candidates), or a lower pair.min_winner_identity",
     "no_failed_candidate": "the generator does this scene right: there is nothing to learn from it",
-    "surplus": "a scene has its quota: raise pair.max_disrupt_per_scene, pair.max_rank_per_scene or "
-    "pair.max_failure_per_scene, whichever source it is",
+    "surplus": "a scene has its quota: raise its source's, pair.max_disrupt_per_scene, "
+    "pair.max_rank_per_scene or pair.max_failure_per_scene",
 }
 
 
