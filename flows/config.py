@@ -236,15 +236,6 @@ class _Build(_Shared, Stages, Run):
         0, ge=0, description="partitions of one task; 0: so many that a stage has about 8 tasks"
     )
 
-    @model_validator(mode="after")
-    def _one_who_shares_out(self) -> _Build:
-        if self.num_processes != 1 and self.executor.kind == "ray":
-            raise ValueError(
-                f"num_processes={self.num_processes} with executor.kind=ray: Ray says how many "
-                "workers there are (executor.resources); leave one of the two out"
-            )
-        return self
-
 
 class _Train(BaseModel):
     train: TrainConfig = Field(TrainConfig(), description="objective, optimiser, focus")

@@ -6,6 +6,7 @@ Actors and not Ray tasks: Ray ends the process of a task that had a GPU, and its
 
 from __future__ import annotations
 
+from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.build.builder import Builder
 from focusdpo.flows.build.cluster.connection import Engine
 from focusdpo.flows.build.cluster.pool import Pool
@@ -18,9 +19,14 @@ class RayExecutor(WorkersExecutor):
     """Hands the partitions of a build to a cluster."""
 
     def __init__(self, builder: Builder) -> None:
-        """Connects to nothing yet."""
+        """Connects to nothing yet. UserError beside `num_processes`."""
         super().__init__(builder)
-        config = builder.run.executor
+        config, processes = builder.run.executor, builder.run.num_processes
+        if processes != 1:
+            raise UserError(
+                f"num_processes={processes} with executor.kind=ray: Ray says how many workers "
+                "there are (executor.resources); leave one of the two out"
+            )
         assert isinstance(config, RayConfig)
         self.config = config
         self.task_partitions = config.task_partitions

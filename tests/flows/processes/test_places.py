@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from plain_build import prepare
+from toy_root import Toy
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.config import BuildRun
@@ -53,10 +55,10 @@ def test_any_number_on_cores_with_a_part_of_them(two_cards: None) -> None:
     assert len(places_of(0, "pocket")) == 1
 
 
-def test_under_a_launcher_or_ray_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, Any] = {"root": "data", "num_processes": 2, "executor": {"kind": "ray"}}
+def test_under_a_launcher_or_ray_it_is_refused(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = resolve(BuildRun, toy.tree(num_processes=2, executor={"kind": "ray"}))
     with pytest.raises(UserError, match=r"num_processes=2 with executor.kind=ray"):
-        resolve(BuildRun, given)
+        prepare(run)
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(UserError, match="a launcher has started 4 processes already"):
         places_of(2, "pocket")
