@@ -269,6 +269,7 @@ class _Before:
         if self._then is None:
             return
         now, then = self._builder.run, self._then
+        pairs: list[tuple[str, Any, Any]]
         if stage == "compose":
             pairs = [("compose", then.compose.model_dump(), now.compose.model_dump())]
         else:
