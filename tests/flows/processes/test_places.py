@@ -12,6 +12,8 @@ from plain_build import prepare
 from toy_root import Toy
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows import cli
+from focusdpo.flows.commands.options import Parsed
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.fit import supply
 from focusdpo.flows.fit.demand import Demand
@@ -84,6 +86,20 @@ def test_what_leaves_a_process_without_its_card() -> None:
     assert not card_is_lost(torch.OutOfMemoryError("CUDA out of memory"))
     assert not card_is_lost(RuntimeError("CUDA error: out of memory"))
     assert not card_is_lost(RuntimeError("the model choked")) and not card_is_lost(None)
+
+
+def test_a_lost_card_ends_a_command_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def job() -> dict[str, Any]:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    def program(given: list[str], *, prog_name: str, obj: list[Any]) -> None:
+        obj.append(Parsed(job, {}, False))
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run_program(program, "focusdpo", ["evaluate"])  # type: ignore[arg-type]
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and "Traceback" not in told
+    assert "the card computes no more" in told and "CUDA_VISIBLE_DEVICES" in told
 
 
 def test_a_process_without_its_card_does_not_fall_back_on_cores(
