@@ -13,6 +13,7 @@ Reason = Literal[
     "missing_subject",  # a subject was not found in the would-be winner
     "duplicate_subject",  # a subject was found more than once in it
     "weak_winner",  # the winner does not keep identity well enough
+    "empty_repaint",  # disrupt: a repainted place shows nothing of its subject's class
     "no_identity_drop",  # the loser keeps identity nearly as well as the winner
     "meaning_changed",  # CLIP-T of winner and loser differ by more than the tolerance
     "background_changed",  # pixels outside the repainted mask differ

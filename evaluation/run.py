@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ from focusdpo.evaluation.protocols import (
     plan_of,
 )
 from focusdpo.pipeline.generate import paint
-from focusdpo.pipeline.parts import Generator, Image
+from focusdpo.pipeline.parts import Generator, Image, ReferenceImage
 from focusdpo.store.keys import BESIDE, changed, digests_in
 from focusdpo.store.local import make_folder, write_whole
 from focusdpo.store.outputs import local, opened
@@ -63,8 +63,50 @@ SHEET_SIDE = 192
 log = logging.getLogger(__name__)
 
 
-def evaluate(request: Request, watch: Watch = quiet) -> EvaluateResult:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """Pictures that are painted in one call."""
+
+    files: tuple[Path, ...]
+    """Where they go."""
+    prompts: tuple[str, ...]
+    references: tuple[tuple[ReferenceImage, ...], ...]
+    seeds: tuple[int, ...]
+
+    def paint(self, generator: Generator) -> None:
+        """Make the files."""
+        pictures = paint(
+            self.prompts, self.references, self.seeds, generator, batch=len(self.files)
+        )
+        for file, picture in zip(self.files, pictures, strict=True):
+            # A picture is whole or absent: a run may be killed at any time.
+            write_whole(file, mark_png(encode_png(picture)))
+
+
+Painting = Callable[[Sequence[Batch]], Iterable[Batch]]
+"""Paints batches; gives each when it is done, in any order."""
+
+
+def painting_by(generator: Callable[[], Generator]) -> Painting:
+    """In this process and in their order; `generator` is called when the first is to be painted."""
+
+    def painting(batches: Sequence[Batch]) -> Iterator[Batch]:
+        painter = generator()
+        for batch in batches:
+            batch.paint(painter)
+            yield batch
+
+    return painting
+
+
+def evaluate(
+    request: Request,
+    watch: Watch = quiet,
+    painting: Callable[[str | None], Painting] | None = None,
+) -> EvaluateResult:
     """Paint, measure, compare; returns at once when this very evaluation is finished already.
+    `painting`: who paints with the adapter in a folder, or with the base alone; without it, this
+    process does.
 
     UserError before anything is painted: for bad data, an adapter that is absent, damaged or made
     for another base, and models that cannot measure what the protocol asks for.
@@ -75,7 +117,11 @@ def evaluate(request: Request, watch: Watch = quiet) -> EvaluateResult:
         log.info("%s: finished before, nothing to paint", request.out)
         return done
     with opened(request.out, "an evaluation") as out:
-        return _evaluate(plan, out.folder, out.sending(watch))
+        return _evaluate(plan, out.folder, out.sending(watch), painting or _here(request))
+
+
+def _here(request: Request) -> Callable[[str | None], Painting]:
+    return lambda adapter: painting_by(lambda: request.models.build("generator", adapter=adapter))
 
 
 def finished(request: Request) -> EvaluateResult | None:
@@ -83,7 +129,9 @@ def finished(request: Request) -> EvaluateResult | None:
     return result_with(request.out, plan_of(request).key)
 
 
-def _evaluate(plan: Plan, out: Path, watch: Watch) -> EvaluateResult:
+def _evaluate(
+    plan: Plan, out: Path, watch: Watch, painting: Callable[[str | None], Painting]
+) -> EvaluateResult:
     started, request = time.perf_counter(), plan.request
     panel = plan.load(watch)
     make_folder(out)
@@ -98,9 +146,7 @@ def _evaluate(plan: Plan, out: Path, watch: Watch) -> EvaluateResult:
             plan.painting_key(model),
             panel,
             plan.per_scene,
-            lambda model=model: request.models.build(  # type: ignore[misc]
-                "generator", adapter=str(local(request.adapter)) if model == ADAPTER else None
-            ),
+            painting(str(local(request.adapter)) if model == ADAPTER else None),
             batch=request.evaluate.batch,
             watch=watch,
         )
@@ -148,7 +194,7 @@ def paint_missing(
     key: str,
     panel: Panel[Any],
     per_scene: int,
-    generator: Callable[[], Generator],
+    painting: Painting,
     *,
     batch: int,
     watch: Watch,
@@ -157,8 +203,8 @@ def paint_missing(
     scene, from the scenes' own seeds: base and adapter get the same noise. Their names below `out`.
 
     Pictures that an earlier run with the same `key` left are kept, those of another key removed;
-    `generator` is called only when some are missing. Batches are those of an uninterrupted run, so
-    that a stop changes no pixel.
+    `painting` is called only when some are missing. Batches are those of an uninterrupted run, so
+    that neither a stop nor who paints which changes a pixel.
     """
     folder = out / "images" / model
     keys = read_object(out / PAINTING, f"remove {out} and run again", default={})
@@ -168,25 +214,28 @@ def paint_missing(
         write_json(out / PAINTING, {**keys, model: key})
     wanted = [(scene, index) for scene in panel.scenes for index in range(per_scene)]
     names = [f"images/{model}/{scene.id}-{index}.png" for scene, index in wanted]
-    painter: Generator | None = None
+    missing = []
     for start in range(0, len(names), batch):
         part = range(start, min(start + batch, len(names)))
-        if all((out / names[at]).exists() for at in part):
-            continue
-        if painter is None:
-            watch(f"paint {model}", start, len(names), {})
-            painter = generator()
-        pictures = paint(
-            [wanted[at][0].prompt for at in part],
-            [[panel.individuals[name].shown for name in wanted[at][0].subject_ids] for at in part],
-            [candidate_seed(wanted[at][0].seed, wanted[at][1]) for at in part],
-            painter,
-            batch=batch,
-        )
-        for at, picture in zip(part, pictures, strict=True):
-            # A picture is whole or absent: a run may be killed at any time.
-            write_whole(out / names[at], mark_png(encode_png(picture)))
-        watch(f"paint {model}", part.stop, len(names), {})
+        if not all((out / names[at]).exists() for at in part):
+            owners = [wanted[at] for at in part]
+            missing.append(
+                Batch(
+                    files=tuple(out / names[at] for at in part),
+                    prompts=tuple(scene.prompt for scene, _ in owners),
+                    references=tuple(
+                        tuple(panel.individuals[name].shown for name in scene.subject_ids)
+                        for scene, _ in owners
+                    ),
+                    seeds=tuple(candidate_seed(scene.seed, index) for scene, index in owners),
+                )
+            )
+    if missing:
+        done = len(names) - sum(len(one.files) for one in missing)
+        watch(f"paint {model}", done, len(names), {})
+        for painted in painting(missing):
+            done += len(painted.files)
+            watch(f"paint {model}", done, len(names), {})
     return names
 
 

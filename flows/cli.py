@@ -94,12 +94,15 @@ def _run(program: typer.Typer, name: str, arguments: Sequence[str]) -> None:
         _tell(str(error), 2, "--json" in given)
         sys.exit(2)
     except RuntimeError as error:
-        from focusdpo.flows.fit import out_of_memory
+        from focusdpo.flows.fit import lost_card, out_of_memory
 
-        if not out_of_memory.out_of_memory(error):
-            raise
         run = parsed[0].arguments.get("run") if parsed else None
-        _tell(out_of_memory.in_words(error, run), 2, "--json" in given)
+        if out_of_memory.out_of_memory(error):
+            _tell(out_of_memory.in_words(error, run), 2, "--json" in given)
+        elif lost_card.card_is_lost(error):
+            _tell(lost_card.in_words(error), 2, "--json" in given)
+        else:
+            raise
         sys.exit(2)
     except OSError as error:
         if not is_users(error):

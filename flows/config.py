@@ -174,7 +174,7 @@ class Stages(BaseModel):
 
 SECTIONS = tuple(
     sorted(
-        {"suite", "models", "partitions_per_task"}
+        {"suite", "models", "partitions_per_task", "num_processes"}
         | set(Stages.model_fields)
         | {
             "train",
@@ -207,7 +207,19 @@ class ReportConfig(BaseModel):
     rejects: int = Field(18, ge=0, description="rejected pairs with pictures")
 
 
-class _Build(Stages, Run):
+class _Shared(BaseModel):
+    """Work that processes of this machine may share."""
+
+    num_processes: Annotated[int, Option("--num-processes", metavar="N")] = Field(
+        1,
+        ge=0,
+        description="processes of this machine that share the work, each with a card of its own "
+        "(CUDA_VISIBLE_DEVICES says which there are) or a share of the cores; 0: one for each "
+        "visible card. Results are the same (docs/multi_gpu.md)",
+    )
+
+
+class _Build(_Shared, Stages, Run):
     """What the commands share that build a dataset."""
 
     subjects: Annotated[Address | None, Option("--subjects", metavar="DIR")] = Field(
@@ -339,7 +351,7 @@ class NoiseLevelsRun(Stages, Run):
     levels: LevelsConfig = Field(LevelsConfig(), description="what is painted on, and from where")
 
 
-class EvaluateRun(_Protocol, Run):
+class EvaluateRun(_Shared, _Protocol, Run):
     """`evaluate`: base against adapter by a protocol -> rows and pictures in `out`."""
 
     sends: ClassVar[bool] = True

@@ -75,6 +75,8 @@ class _Context:
     config: PairConfig
     prefix: str
     reference: ReferenceChoice
+    rejected: Mapping[str, Reject]
+    """Disrupted candidates that an earlier stage rejected."""
 
 
 def pair(
@@ -91,12 +93,14 @@ def pair(
     *,
     reference: ReferenceChoice,
     screened: Sequence[Screened] = (),
+    rejected: Sequence[Reject] = (),
 ) -> StageOutput[Pair]:
     """The pairs of one partition by scene (disrupt first), and the rejects.
 
     What the filter of unsafe pictures refused is in no pair, nor is what was made from it.
 
-    `reference` is the generate stage's choice. New pictures are the union masks of rank and failure
+    `reference` is the generate stage's choice; `rejected` are disrupted candidates that an earlier
+    stage rejected. New pictures are the union masks of rank and failure
     pairs, named "<pair id>-<place of the subject>", and the priors of failures, "<pair id>-prior".
     """
     context = _Context(
@@ -110,6 +114,7 @@ def pair(
         config=config,
         prefix=prefix,
         reference=reference,
+        rejected={one.candidate_id: one for one in rejected},
     )
     output: StageOutput[Pair] = StageOutput([])
     refused = {one.candidate_id: one for one in screened if one.refused}
@@ -155,6 +160,9 @@ def _disrupt_pairs(
             output.rejects.append(_reject(candidate.scene_id, candidate.id, "disrupt", why))
     made = []
     for other in disrupted:
+        if other.id in context.rejected:
+            output.rejects.append(context.rejected[other.id])
+            continue
         win, lose = context.scored[other.parent_id], context.scored[other.id]
         scene = context.scenes[other.scene_id]
         places = [scene.subject_ids.index(name) for name in other.subject_ids]

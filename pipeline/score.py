@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,9 @@ from focusdpo.data_schemas.candidates import (
     Scored,
     Screened,
 )
+from focusdpo.data_schemas.pairs import Reject
 from focusdpo.data_schemas.scenes import Scene
-from focusdpo.data_schemas.strict import StrictModel
+from focusdpo.data_schemas.strict import Later, StrictModel
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.pipeline.matching import Matrix, leakage_margins, similarity_matrix
 from focusdpo.pipeline.parts import (
@@ -31,10 +33,18 @@ from focusdpo.pipeline.parts import (
     Image,
     Mask,
     SafetyFilter,
+    Segmenter,
     TextImageEncoder,
     Vectors,
 )
-from focusdpo.pipeline.segment import all_pictures, embed_in_chunks, embed_references
+from focusdpo.pipeline.segment import (
+    SegmentConfig,
+    all_pictures,
+    embed_in_chunks,
+    embed_references,
+    overlap,
+    usable,
+)
 from focusdpo.pipeline.stage import ImageReader, StageOutput, chunks, read_mask
 
 VERSION = 1
@@ -42,6 +52,8 @@ SCREENED = "screened"
 """The table of what the filter of unsafe pictures said."""
 ABSENT = -1.0
 """The similarity of every reference to an instance that is not there."""
+SHARED = 0.3
+"""Least overlap of an object with the place that was repainted, by the smaller of the two."""
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +68,12 @@ class ScoreConfig(StrictModel):
         description="White border of a CLIP crop, as a share of the box's side.",
     )
     batch: int = Field(default=128, ge=1, description="Most images in one call of an encoder.")
+    find_repaints: Annotated[bool, Later()] = Field(
+        default=False,
+        description="Whether the segmenter looks for an object of the subject's class in each "
+        "repainted place; a repaint that left one empty teaches absence and makes no pair. For "
+        "inpainters that may fill a hole with background, as a generator's own.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +156,48 @@ def _screened(candidates: Sequence[_Candidate], safety: SafetyFilter, batch: int
         ]
     log.info("score: %d of %d refused as unsafe", sum(r.refused for r in records), len(records))
     return records
+
+
+def empty_repaints(
+    scenes: Sequence[Scene],
+    disrupted: Sequence[Disrupted],
+    instances: Sequence[Instance],
+    images: ImageReader,
+    segmenter: Segmenter,
+    config: SegmentConfig,
+) -> list[Reject]:
+    """The disrupted candidates in which a repainted place shows nothing of its subject's class, by
+    the rules of stage segment."""
+    by_id = {scene.id: scene for scene in scenes}
+    masks = {(i.candidate_id, i.subject_id): i.mask for i in instances}
+    rejects = []
+    for part in chunks(disrupted, config.batch):
+        words = [tuple(dict.fromkeys(by_id[one.scene_id].class_names)) for one in part]
+        seen = segmenter.segment([images(one.image) for one in part], words)
+        for one, detections in zip(part, seen, strict=True):
+            scene, there = by_id[one.scene_id], usable(detections, config)
+            empty = []
+            for name in one.subject_ids:
+                word = scene.class_names[scene.subject_ids.index(name)]
+                key = masks[one.parent_id, name]
+                place = read_mask(images, key) if key else None
+                if place is not None and not any(
+                    other.class_name == word and overlap(other.mask, place) >= SHARED
+                    for other in there
+                ):
+                    empty.append(f"no {word} where {name} stood")
+            if empty:
+                detail = f"{len(empty)} of {len(one.subject_ids)}: {', '.join(empty)}"
+                rejects.append(
+                    Reject(
+                        scene_id=scene.id,
+                        candidate_id=one.id,
+                        source="disrupt",
+                        reason="empty_repaint",
+                        detail=detail,
+                    )
+                )
+    return rejects
 
 
 def crop_on_white(image: Image, mask: Mask, margin: float) -> Image:

@@ -171,6 +171,7 @@ REASONS = {
     "missing_subject": "a subject was not found in the would-be winner",
     "duplicate_subject": "a subject was found more than once in it",
     "weak_winner": "the winner does not keep identity well enough",
+    "empty_repaint": "the repaint left a subject's place empty",
     "no_identity_drop": "the loser keeps identity nearly as well",
     "meaning_changed": "CLIP-T of winner and loser differ too much",
     "background_changed": "pixels outside the repainted mask differ",

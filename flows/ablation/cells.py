@@ -271,7 +271,12 @@ def _reference_errors() -> ReferenceErrors:
 def _measure(cell: Cell) -> None:
     """Paint the held-out scenes with what was trained (or the base) and let the judge look."""
     from focusdpo.evaluation.pocket_protocol import PocketPanel
-    from focusdpo.evaluation.run import paint_missing, write_subjects, write_tables
+    from focusdpo.evaluation.run import (
+        paint_missing,
+        painting_by,
+        write_subjects,
+        write_tables,
+    )
     from focusdpo.model.adapter import load_adapter, remove_policy
 
     models, out = suite(cell.suite), cell.folder
@@ -291,7 +296,7 @@ def _measure(cell: Cell) -> None:
             cell.key,
             panel,
             cell.evaluate.images_per_scene,
-            lambda: generator,
+            painting_by(lambda: generator),
             batch=cell.evaluate.batch,
             watch=quiet,
         )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +28,7 @@ from focusdpo.flows.ablation.search import choose, choose_reading
 from focusdpo.flows.build.run import Build
 from focusdpo.flows.config import AblateRun
 from focusdpo.flows.jobs import Exhibit, Job, Page, Pending, Steps, Text
+from focusdpo.flows.processes.places import available_cores
 from focusdpo.flows.settings import save_config
 from focusdpo.pipeline.upkeep.garbage import reading
 from focusdpo.store.versions import DatasetVersion, open_version
@@ -89,13 +89,6 @@ class Workers:
             mp_context=multiprocessing.get_context("spawn"),
             initializer=start_worker,
         )
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class Ablate(Job[AblateRun, AblateOutcome]):

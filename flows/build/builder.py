@@ -23,6 +23,7 @@ from focusdpo.flows.build.stages import STAGES, Work
 from focusdpo.flows.build.yields import gather
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.console import about
+from focusdpo.flows.fit.lost_card import card_is_lost
 from focusdpo.flows.fit.out_of_memory import out_of_memory
 from focusdpo.flows.wiring import Parts
 from focusdpo.pipeline.audit import Audit, Ruling
@@ -77,8 +78,8 @@ def painting_adapter(run: BuildRun) -> str | None:
 
 
 class Executor(Protocol):
-    """Where the stages of a build are computed: in this process (`Builder`), or by the workers of a
-    cluster (flows/build/cluster)."""
+    """Where the stages of a build are computed: in this process (`Builder`), or by workers
+    (flows/build/cluster)."""
 
     def missing_roles(self) -> list[str]:
         """The models that this process will use, in the order in which it will."""
@@ -192,7 +193,7 @@ class Builder:
                     with about(partition=partition):
                         outcome = self._run_unit(stage, partition, wait)
                 except PARTITION_ERRORS as error:
-                    lasting = disk_is_full(error) or out_of_memory(error)
+                    lasting = disk_is_full(error) or out_of_memory(error) or card_is_lost(error)
                     if self.run.strict or lasting or isinstance(error, (Lost, TakenAway)):
                         raise
                     again = again or not isinstance(error, UserError)

@@ -77,7 +77,10 @@ def changed_verdicts(builder: Builder) -> tuple[Mapping[str, Verdict], Mapping[s
     return had, now
 
 
-NOT_ASKED = {"root", "subjects", "strict", "partitions_per_task", "preset", "models", "executor"}
+NOT_ASKED = {
+    *("root", "subjects", "strict", "preset", "models"),
+    *("executor", "num_processes", "partitions_per_task"),
+}
 """Fields of a run that no result depends on: models count by their fingerprints."""
 
 
@@ -266,11 +269,13 @@ class _Before:
         if self._then is None:
             return
         now, then = self._builder.run, self._then
+        pairs: list[tuple[str, Any, Any]]
         if stage == "compose":
             pairs = [("compose", then.compose.model_dump(), now.compose.model_dump())]
         else:
             old, new = STAGES[stage].settings(then), STAGES[stage].settings(now)
-            pairs = [(_section(name), old[name], new[name]) for name in new]
+            names = dict.fromkeys([*old, *new])
+            pairs = [(_section(name), old.get(name), new.get(name)) for name in names]
         for name, old, new in pairs:
             yield from (f"setting {text}" for text in differences(name, old, new))
 
@@ -294,7 +299,7 @@ class _Before:
 
 def _section(name: str) -> str:
     """Some stages read one field of another's section."""
-    return "generate.reference" if name == "reference" else name
+    return {"reference": "generate.reference", "extras": "segment.extras"}.get(name, name)
 
 
 @functools.cache

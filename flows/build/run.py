@@ -77,6 +77,10 @@ class Build(Job[BuildRun, BuildResult]):
             from focusdpo.flows.build.cluster.ray_executor import RayExecutor
 
             self.executor = RayExecutor(self.builder)
+        elif run.num_processes != 1:
+            from focusdpo.flows.build.cluster.process_executor import ProcessExecutor
+
+            self.executor = ProcessExecutor(self.builder)
         self.settled = settled_version(self.builder)
         """Manifest of the newest version when it is just what this run asks for."""
         self.counts: dict[str, tuple[int, int]]

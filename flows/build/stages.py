@@ -18,7 +18,7 @@ from focusdpo.data_schemas.candidates import (
     Scored,
     Screened,
 )
-from focusdpo.data_schemas.pairs import Pair
+from focusdpo.data_schemas.pairs import Pair, Reject
 from focusdpo.data_schemas.scenes import Scene
 from focusdpo.data_schemas.strict import key_values
 from focusdpo.data_schemas.subjects import Subject
@@ -57,6 +57,13 @@ class Work:
         if self.parts.safety is None:
             return []
         return self.store.read("score", self.keys["score"], Screened, score.SCREENED)
+
+    def rejects(self, stage: str) -> list[Reject]:
+        """What an earlier stage rejected of this partition."""
+        key = self.keys[stage]
+        if "rejects.parquet" not in self.store.artefact(stage, key).files:
+            return []
+        return self.store.read(stage, key, Reject, table="rejects")
 
     @functools.cached_property
     def images(self) -> Callable[[str], Any]:
@@ -158,7 +165,7 @@ def _disrupt(work: Work) -> StageOutput[Disrupted]:
 
 
 def _score(work: Work) -> StageOutput[Scored]:
-    return score.score(
+    made = score.score(
         work.scenes,
         work.subjects,
         work.records("generate"),
@@ -170,6 +177,18 @@ def _score(work: Work) -> StageOutput[Scored]:
         work.run.score,
         work.parts.safety,
     )
+    if work.run.score.find_repaints:  # segmenter and its settings are in the keys of its inputs
+        made.rejects.extend(
+            score.empty_repaints(
+                work.scenes,
+                work.records("disrupt"),
+                work.records("segment"),
+                work.images,
+                work.parts.segmenter,
+                work.run.segment,
+            )
+        )
+    return made
 
 
 def _pair(work: Work) -> StageOutput[Pair]:
@@ -186,6 +205,7 @@ def _pair(work: Work) -> StageOutput[Pair]:
         work.prefix,
         reference=work.run.generate.reference,
         screened=work.screened(),
+        rejected=work.rejects("score"),
     )
 
 

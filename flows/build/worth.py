@@ -22,8 +22,9 @@ MANY_LOOKS = 100
 NUMBERS = {1: "one subject", 2: "two subjects", 3: "three subjects"}
 LISTED_SUBJECTS = 12
 REASONS_TOLD = 3
-ALWAYS_TOLD: tuple[Reason, ...] = ("unsafe_picture",)
-"""However rare."""
+EMPTY: Reason = "empty_repaint"
+ALWAYS_TOLD: tuple[Reason, ...] = ("unsafe_picture", EMPTY)
+"""However rare: a filter's word, and an inpainter's failure."""
 REMEDIES: Mapping[Reason, str] = {
     "missing_subject": "the generator or the segmenter does not know the subject by its word: try "
     "another class_name, or more seeds (generate.candidates)",
@@ -31,6 +32,9 @@ REMEDIES: Mapping[Reason, str] = {
     "or cut-outs with nothing else in them",
     "weak_winner": "painted subjects are too unlike their pictures: more and sharper pictures, "
     "more seeds (generate.candidates), or a lower pair.min_winner_identity",
+    "empty_repaint": "the inpainter fills holes with background: one made for words paints the "
+    "object (models.inpainter.kind=flux-fill or sdxl-inpaint), and so does a larger hole "
+    "(disrupt.dilate)",
     "no_identity_drop": "the class word alone gives the same look: raise disrupt.dilate, bring "
     "subjects of a look of their own, or lower pair.min_drop",
     "meaning_changed": "winner and loser fit the prompt differently: raise pair.clip_t_tolerance",
@@ -42,7 +46,8 @@ REMEDIES: Mapping[Reason, str] = {
     "no_failed_candidate": "the generator does this scene right: there is nothing to learn from it",
     "unsafe_picture": "the filter of unsafe pictures refused them: where it errs, raise "
     "models.safety.threshold, or do without (models.safety=null)",
-    "surplus": "a scene has its quota: raise pair.max_disrupt_per_scene, or the same of its source",
+    "surplus": "a scene has its quota: raise its source's, pair.max_disrupt_per_scene, "
+    "pair.max_rank_per_scene or pair.max_failure_per_scene",
 }
 
 
@@ -80,10 +85,12 @@ def worth_lines(worth: Worth) -> Iterator[str]:
         yield f"  pairs with {in_numbers(worth.by_num_subjects)}"
         yield f"  pairs by subject: {_by_subject(worth.by_subject)}"
     top = list(worth.rejects)[:REASONS_TOLD]
-    told = [*top, *(name for name in ALWAYS_TOLD if name in worth.rejects and name not in top)]
+    told = [*top, *(name for name in ALWAYS_TOLD if worth.rejects.get(name) and name not in top)]
+    judged = worth.pairs + sum(worth.rejects.values())
     for reason in told:
         count = worth.rejects[reason]
-        yield f"  {count} rejected, {reason}: {remedy(reason)}"
+        share = f" ({count / judged:.0%} of what was judged)" if reason == EMPTY else ""
+        yield f"  {count} rejected{share}, {reason}: {remedy(reason)}"
 
 
 def in_numbers(by_num_subjects: Mapping[int, int]) -> str:

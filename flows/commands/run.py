@@ -26,7 +26,6 @@ from focusdpo.flows.config import (
     TrainRun,
 )
 from focusdpo.flows.console import Bars, working
-from focusdpo.flows.jobs import Job, ResultT
 from focusdpo.flows.models_config import Family
 from focusdpo.flows.prefect.reachable import require_home
 from focusdpo.flows.prefect.server import hush, prepare
@@ -126,11 +125,6 @@ def _build(run: BuildRun, plan: bool = False, prefect: bool | None = None) -> di
     return _whole(result.as_dict(), result.as_dict())
 
 
-def _carry_out(job: Job[Any, ResultT], prefect: bool | None) -> ResultT:
-    with Bars() as watch:
-        return carry_out(job, watch, prefect=prefect)
-
-
 def _whole(result: Mapping[str, Any], build: Mapping[str, Any]) -> dict[str, Any]:
     """What a command says; its exit code tells whether its build left something out."""
     left_out = build["failed"] or build["problems"]
@@ -220,7 +214,8 @@ def train(run: TrainRun, plan: COST = False, prefect: PREFECT = None) -> dict[st
     if plan:
         return _told_cost("train", cost.train_cost(run))
     say_licences(run.family)
-    outcome = _carry_out(Train(run), prefect)
+    with Bars() as watch:
+        outcome = carry_out(Train(run), watch, prefect=prefect)
     say(
         f"adapter {outcome.adapter}: {outcome.objective}, {counted(outcome.steps, 'step')} on "
         f"{counted(outcome.pairs, 'pair')} in {outcome.seconds:.0f} s"
@@ -248,7 +243,8 @@ def evaluate(run: EvaluateRun, plan: COST = False, prefect: PREFECT = None) -> d
     if plan:
         return _told_cost("evaluate", cost.evaluate_cost(run))
     say_licences(run.family)
-    result = _carry_out(Evaluate(run), prefect)
+    with Bars() as watch:
+        result = carry_out(Evaluate(run), watch, prefect=prefect)
     show_rows(result)
     return dict(result.as_dict())
 
@@ -305,7 +301,8 @@ def ablate(
     """
     from focusdpo.flows.ablation.run import Ablate
 
-    outcome = _carry_out(Ablate(run), prefect)
+    with Bars() as watch:
+        outcome = carry_out(Ablate(run), watch, prefect=prefect)
     for line in outcome.verdict:
         say(line)
     say(
@@ -330,7 +327,8 @@ def retrain(run: RetrainRun, prefect: PREFECT = None) -> dict[str, Any]:
     from focusdpo.flows.retrain.run import Retrain
 
     say_licences(run.family)
-    outcome = _carry_out(Retrain(run), prefect)
+    with Bars() as watch:
+        outcome = carry_out(Retrain(run), watch, prefect=prefect)
     for line in [*outcome.build["problems"], *outcome.build["failed"]]:
         say(f"left out: {line}")
     say(
@@ -352,7 +350,8 @@ def rounds(run: RoundsRun, prefect: PREFECT = None) -> dict[str, Any]:
     from focusdpo.flows.rounds.run import Rounds, table
 
     say_licences(run.family)
-    outcome = _carry_out(Rounds(run), prefect)
+    with Bars() as watch:
+        outcome = carry_out(Rounds(run), watch, prefect=prefect)
     say(f"{'round':<7}{'pairs':>6}  {'metric':<16}{'base':>9}{'adapter':>9}{'adapter - base':>30}")
     for row in table(outcome.rounds):
         change = f"{row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -47,10 +48,17 @@ def request_of(run: EvaluateRun) -> Request:
 
 def evaluate(run: EvaluateRun, watch: Watch = quiet) -> EvaluateResult:
     """Base against `run.adapter`, written to `run.out`. UserError as `evaluation.run.evaluate`."""
-    if finished(run) is None:
-        free_parts(run.family, PAINTING_AND_JUDGING)
-        require_fit("evaluate", run.family)
-    return evaluation.evaluate(request_of(run), watch)
+    with contextlib.ExitStack() as leaving:
+        painting = None
+        if finished(run) is None:
+            free_parts(run.family, PAINTING_AND_JUDGING)
+            if run.num_processes != 1:
+                from focusdpo.flows.evaluate.painters import Painters
+
+                painting = leaving.enter_context(Painters(run)).painting
+            else:
+                require_fit("evaluate", run.family)
+        return evaluation.evaluate(request_of(run), watch, painting)
 
 
 def finished(run: EvaluateRun) -> EvaluateResult | None:

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from focusdpo.data_schemas.errors import UserError
@@ -118,13 +118,24 @@ def _plain(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def require_fit(command: Command, family: Family, train: TrainConfig | None = None) -> None:
+def require_fit(
+    command: Command, family: Family, train: TrainConfig | None = None, *, processes: int = 1
+) -> None:
     """UserError, before anything is loaded, for a command that this machine has no room for. The
-    embedded suite is small, and what is loaded already has found its room."""
+    embedded suite is small, and what is loaded already has found its room. Of several `processes`
+    each has a card, where there are cards, and all share main memory and disk."""
     if isinstance(family, str) or holds(family):
         return
-    demand = demand_of(command, family, train)
-    lacking = shortage(demand, this_machine(family.device), family, train)
+    demand, machine = demand_of(command, family, train), this_machine(family.device)
+    lacking = shortage(demand, machine, family, train)
+    if lacking is None and processes > 1:
+        many = replace(demand, host=demand.host * processes, scratch=demand.scratch * processes)
+        if not machine.device_total:
+            many = replace(
+                many, parts={one: size * processes for one, size in demand.parts.items()}
+            )
+        if (lacking := shortage(many, machine, family, train)) is not None:
+            lacking = f"with num_processes={processes}, {lacking}. One process fits: give fewer"
     if lacking is not None:
         raise UserError(f"{command}: {lacking}")
 

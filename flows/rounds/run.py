@@ -116,7 +116,8 @@ class Rounds(Job[RoundsRun, RoundsOutcome]):
         return RoundsOutcome(out=str(out), rounds=rounds, made=made, wall_seconds=seconds)
 
     def _key(self, before: Sequence[Round]) -> str:
-        settings = self.run.model_dump(mode="json", exclude={"rounds", "out", "executor"})
+        where = {"out", "executor", "num_processes"}
+        settings = self.run.model_dump(mode="json", exclude={"rounds", *where})
         return config_digest({"settings": settings, "before": [one.key for one in before]})
 
     def _make(

@@ -26,7 +26,7 @@ from focusdpo.evaluation.folder import EvaluationFolder, read_pictures
 from focusdpo.evaluation.held_out import HeldOut, HeldOutConfig
 from focusdpo.evaluation.pocket_protocol import PocketPanel
 from focusdpo.evaluation.protocols import PROTOCOLS, EvaluateConfig
-from focusdpo.evaluation.run import paint_missing
+from focusdpo.evaluation.run import paint_missing, painting_by
 from focusdpo.flows import wiring
 from focusdpo.flows.config import EvaluateRun
 from focusdpo.flows.doctor import run_check
@@ -65,7 +65,8 @@ def painted(panel: PocketPanel, out: Path, key: str = "k", watch: Watch = quiet)
     def generator() -> toy_world.Generator:
         return toy_suite.GENERATOR
 
-    return paint_missing(out, "some arm", key, panel, 2, generator, batch=6, watch=watch)
+    by = painting_by(generator)
+    return paint_missing(out, "some arm", key, panel, 2, by, batch=6, watch=watch)
 
 
 def test_one_model_at_a_time(held_out: HeldOut, panel: PocketPanel, tmp_path: Path) -> None:

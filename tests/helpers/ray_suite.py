@@ -1,10 +1,11 @@
-"""The toy suite in workers of a Ray cluster: a generator that takes its time (RAY_SUITE_SECONDS a
-picture) or a core's (RAY_SUITE_CPU_SECONDS), notes what it paints, and meets with accidents where
-files in the folder RAY_SUITE ask for them.
+"""The toy suite in workers, of a Ray cluster or of one machine: a generator that takes its time
+(RAY_SUITE_SECONDS a picture) or a core's (RAY_SUITE_CPU_SECONDS), notes what it paints, and meets
+with accidents where files in the folder RAY_SUITE ask for them.
 
     calls    a line per picture: process, seed
     loads    a line per model that a process loads: process, role
     die      the next process that paints takes this file away, then kills itself
+    lose     the next process that paints takes this file away, and has lost its card from then on
     poison   whoever paints the square alone kills itself
     refuse   the square alone cannot be painted, and whoever brought it can mend that
     hold     who has painted a picture waits before the next until this file is gone
@@ -39,6 +40,7 @@ class Painter(toy_world.Generator):
     def __init__(self, folder: Path) -> None:
         super().__init__(faults=toy_suite.GENERATOR.faults)
         self.folder = folder
+        self.lost = False
 
     def one(self, prompt: str, references: Sequence[ReferenceImage], seed: int) -> Image:
         while self.begun and (self.folder / "hold").exists():
@@ -49,6 +51,8 @@ class Painter(toy_world.Generator):
         self._accident(prompt)
         with (self.folder / "calls").open("a") as calls:
             calls.write(f"{os.getpid()} {seed}\n")
+        if not toy_world.words_of(prompt):  # a scene of the pocket world
+            prompt = " ".join(["disc"] * len(references))
         return super().one(prompt, references, seed)
 
     def _accident(self, prompt: str) -> None:
@@ -56,11 +60,18 @@ class Painter(toy_world.Generator):
             raise UserError("the square was brought without its licence")
         if prompt == ALONE and (self.folder / "poison").exists():
             os.kill(os.getpid(), signal.SIGKILL)
+        if self._takes("die"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.lost = self.lost or self._takes("lose")
+        if self.lost:
+            raise RuntimeError("CUDA error: unspecified launch failure")
+
+    def _takes(self, name: str) -> bool:
         try:
-            (self.folder / "die").unlink()
+            (self.folder / name).unlink()
         except FileNotFoundError:
-            return
-        os.kill(os.getpid(), signal.SIGKILL)
+            return False
+        return True
 
 
 def compute(seconds: float) -> None:

@@ -1,1 +1,1 @@
-"""Stages of build-dataset on a Ray cluster."""
+"""Stages of build-dataset in workers: of a Ray cluster, or processes of this machine."""

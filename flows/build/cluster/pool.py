@@ -8,11 +8,12 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.build.cluster.connection import Engine
 from focusdpo.flows.build.config import StageResources
+from focusdpo.flows.processes.team import Job, Result, Work
 
 log = logging.getLogger(__name__)
 
@@ -23,34 +24,6 @@ SAY_AFTER = 15.0
 
 REASON = 600
 """Letters of a worker's obituary; Ray can go on for pages."""
-
-
-class Divisible(Protocol):
-    """Work for an actor."""
-
-    def each(self) -> Sequence[Any]:
-        """The same work in its smallest parts."""
-        ...
-
-
-Work = TypeVar("Work", bound=Divisible)
-
-
-@dataclass(eq=False)
-class Job(Generic[Work]):
-    """Work, and over how many actors it was lost."""
-
-    work: Work
-    losses: int = 0
-
-
-@dataclass(frozen=True)
-class Result(Generic[Work]):
-    """What came back: the actor's reply, or why there is none."""
-
-    job: Job[Work]
-    reply: Any = None
-    lost: str = ""
 
 
 @dataclass(eq=False)
@@ -79,14 +52,14 @@ class Pool(Generic[Work]):
         self._told = self._looked = 0.0
 
     @property
-    def workers(self) -> int:
+    def size(self) -> int:
         """Actors that are up."""
         return sum(member.up for member in self._members)
 
     def start(self) -> int:
         """Wait until as many actors as there may be are up; how many. UserError as in `results`."""
         wanted = self.request.workers or self._capacity()
-        while self.workers < wanted:
+        while self.size < wanted:
             self._look(wanted)
             for member, ref in self._landed():
                 for _ in self._receive(member, ref):
@@ -120,7 +93,7 @@ class Pool(Generic[Work]):
             self._looked = now
             if self._engine.check():
                 self._grow(min(left, self.request.workers or self._capacity()))
-        if self.workers:
+        if self.size:
             self._alone_since = now
         elif (alone := now - self._alone_since) > self._engine.config.start_seconds:
             raise UserError(f"no worker for {alone:.0f} s. {self._wanting()}")

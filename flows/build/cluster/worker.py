@@ -1,5 +1,6 @@
-"""What a worker of a Ray cluster does: it opens the root, loads the models of a stage once, keeps
-them, and computes the partitions that it is handed. Keys and records travel, pixels do not.
+"""What a worker does, of a Ray cluster or of this machine: it opens the root, loads the models of a
+stage once, keeps them, and computes the partitions that it is handed. Keys and records travel,
+pixels do not.
 
 This module knows no Ray: a worker is an object like any other.
 """
@@ -65,7 +66,7 @@ class Reply:
 
 
 class StageWorker:
-    """A process of the cluster."""
+    """A process that computes."""
 
     def __init__(self, run: BuildRun, root: str, imports: Sequence[str] = ()) -> None:
         self._run, self._root, self._imports = run, root, imports
@@ -117,6 +118,8 @@ def model_version(stage: str, parts: Parts) -> str:
 
 
 def _load(parts: Parts, stage: str) -> None:
-    """Load the models of a stage, which are then kept."""
-    for role in STAGES[stage].used(parts):
+    """Load the models of a stage, which are then kept; those of the last one make room."""
+    roles = STAGES[stage].used(parts)
+    parts.keep_only(roles)
+    for role in roles:
         parts.load(role)

@@ -16,8 +16,9 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.progress import quiet
 from focusdpo.flows import wiring
 from focusdpo.flows.build.cluster.connection import Engine, _fit
-from focusdpo.flows.build.cluster.ray_executor import RayExecutor, absolute
+from focusdpo.flows.build.cluster.ray_executor import RayExecutor
 from focusdpo.flows.build.cluster.worker import StageWorker
+from focusdpo.flows.build.cluster.workers import absolute
 from focusdpo.flows.build.config import RayConfig, Resources, StageResources
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import toy_suite
 from in_process import run
+from plain_build import execute, prepare
 from toy_root import Toy
 
+from focusdpo.data_schemas.images import decode_mask, decode_png
 from focusdpo.data_schemas.pairs import Reason
+from focusdpo.data_schemas.shards import IndexRow
 from focusdpo.flows.build import worth
+from focusdpo.flows.build.explain import explain
+from focusdpo.flows.config import BuildRun
+from focusdpo.flows.settings import resolve
 from focusdpo.pipeline.audit import Audit
-from focusdpo.store.versions import open_version
+from focusdpo.pipeline.parts import Image, Mask, ReferenceImage
+from focusdpo.store.samples import read_fields
+from focusdpo.store.versions import DatasetVersion, open_version
 
 Capture = pytest.CaptureFixture[str]
 
@@ -58,6 +67,63 @@ def test_what_was_refused_or_kept_out_is_told_however_rare() -> None:
     assert lines[-1].startswith("  1 rejected, unsafe_picture: the filter of unsafe pictures")
     assert "models.safety.threshold" in lines[-1] and len(lines) == 4
     assert "keep_in_validation" in worth.remedy("near_duplicate")
+
+
+class Shy:
+    """Leaves every second hole empty, as a generator may that is asked for words alone."""
+
+    fingerprint = "toy"
+
+    def inpaint(
+        self,
+        images: Sequence[Image],
+        masks: Sequence[Mask],
+        prompts: Sequence[str],
+        references: Sequence[Sequence[ReferenceImage]],
+        seeds: Sequence[int],
+    ) -> list[Image]:
+        new = toy_suite.GENERATOR.inpaint(images, masks, prompts, references, seeds)
+        for picture, mask, seed in zip(new, masks, seeds, strict=True):
+            if seed % 2:
+                picture[mask] = 110
+        return list(new)
+
+
+def test_a_repaint_that_left_a_hole_empty_makes_no_pair(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(toy_suite.PARTS, "inpainter", Shy())
+    loose = {"clip_t_tolerance": 2.0, "max_disrupt_per_scene": 64, "min_drop": 0.0}
+
+    def pairs_of(**score: bool) -> DatasetVersion:
+        result = execute(prepare(resolve(BuildRun, toy.tree(pair=loose, score=score))))
+        return open_version(str(toy.root), result.version)
+
+    def is_empty(version: DatasetVersion, row: IndexRow) -> bool:
+        fields = read_fields(version.store, row)
+        lose = decode_png(fields["lose.png"], "lose")
+        masks = [
+            decode_mask(fields[f"mask{place}.png"], "mask") for place in range(row.num_subjects)
+        ]
+        return any((lose[mask] == 110).all() for mask in masks)
+
+    blind, looked = pairs_of(), pairs_of(find_repaints=True)
+    empty = {row.pair_id for row in blind.rows if is_empty(blind, row)}
+    assert (
+        empty
+        and {row.pair_id for row in looked.rows} == {row.pair_id for row in blind.rows} - empty
+    )
+    worth_now = worth.worth_of(looked)
+    count = worth_now.rejects["empty_repaint"]
+    assert count >= len(empty) and "empty_repaint" not in worth.worth_of(blind).rejects
+    share = count / (worth_now.pairs + sum(worth_now.rejects.values()))
+    told = f"{count} rejected ({share:.0%} of what was judged), empty_repaint: "
+    (line,) = [one for one in worth.worth_lines(worth_now) if told in one]
+    assert "models.inpainter.kind=flux-fill" in line
+    # A setting that only one of two builds has among a stage's own is explained, too.
+    job = prepare(resolve(BuildRun, toy.tree(pair={**loose, "max_failure_per_scene": 1})))
+    causes = " ".join(cause.text for cause in explain(job.builder).causes)
+    assert "setting segment.extras None -> True" in causes
 
 
 def test_what_is_good_enough_is_trained_on() -> None:
