@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, in_english
 from focusdpo.data_schemas.images import read_picture
 from focusdpo.flows.build.preview import FIRST
 from focusdpo.flows.settings import preset_names
@@ -196,6 +196,7 @@ def _told(job: Job, config: StudioConfig) -> dict[str, Any]:
         "progress": [{**asdict(one), "share": one.share} for one in job.progress],
         "words": in_fields(job.kind, job.words),
         "warnings": job.warnings,
+        "printed": [in_fields(job.kind, line.strip()) for line in job.printed],
         "pictures": [
             f"/jobs/{job.id}/pictures/{name}?{path.stat().st_mtime_ns}"
             for name, path in list(_pictures(job).items())[-MOST_PICTURES:]
@@ -218,7 +219,7 @@ def summary(job: Job) -> str:
     if job.kind == "evaluate" and "scenes" in made:
         return f"{made['scenes']} scenes painted by base and adapter"
     if job.kind == "paint" and "prompt" in made:
-        return f"Painted by base and adapter: {made['prompt']}"
+        return f"Painted by base and adapter: {in_english(made['prompt'])}"
     if job.kind in ("export", "share") and "out" in made:
         return f"Written to {made['out']}"
     return ""
