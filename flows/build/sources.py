@@ -58,7 +58,7 @@ def notes_by_kind(problems: Sequence[Problem]) -> Iterator[str]:
         kinds.setdefault(re.sub(r"\d+", "0", text if colon else files), []).append(one)
     for first, *others in kinds.values():
         names = dict.fromkeys(other.subject for other in others if other.subject != first.subject)
-        more = f" (so with {counted(len(names), 'subject')} more: {listed([*names])})"
+        more = f" (also of {counted(len(names), 'other subject')}: {listed([*names])})"
         yield f"subject '{first.subject}': {first.message}{more if names else ''}"
 
 

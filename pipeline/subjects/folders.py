@@ -34,7 +34,7 @@ UNSEEN = ("thumbs.db", "desktop.ini")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 LISTED = 3
 """So many files are named in a note, the others counted."""
-CLASSES_LISTED = 40
+CLASSES_LISTED = 60
 PathT = TypeVar("PathT", bound=PurePath)
 
 
@@ -262,7 +262,7 @@ def class_name_of(path: Path, card: SubjectCard, known: Collection[str] | None) 
 
 def known_classes(name: str, known: Collection[str]) -> str:
     """The classes that are near to a word; where none is, all, or as many as can be read."""
-    near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.6)
     if near:
         return f" (near: {', '.join(near)})"
     words = sorted(known)

@@ -190,7 +190,7 @@ def test_every_kind_of_bad_subject_is_told(folder: Path, store: Store, tmp_path:
         "cta": "does not know the class 'cta' (near: cat)",
         "spaced name": "named with letters, digits",
         "007": "write class_name into",
-        "field": "subject.yaml: license: Extra inputs are not permitted; allowed are class_name",
+        "field": "subject.yaml: license: no such field; allowed are class_name",
         "type": "subject.yaml: class_name: Input should be a valid string",
         "yaml": "subject.yaml: not readable YAML",
         "list": "subject.yaml: expected lines such as 'class_name: cat'",
