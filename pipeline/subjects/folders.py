@@ -138,7 +138,8 @@ def doubles(folders: Iterable[Path]) -> dict[str, str]:
     for path in folders:
         same.setdefault(plain_name(path.name), []).append(path.name)
     return {
-        name: f"subjects {names} have the same name but for case and separators; rename one"
+        name: f"subjects {' and '.join(names)} have the same name but for case and separators; "
+        "rename one"
         for names in same.values()
         if len(names) > 1
         for name in names
@@ -179,9 +180,9 @@ def files_of(path: Path) -> SubjectFiles:
     if cards and cards[0].name != CARD:
         notes.append(f"{cards[0].name}: read as {CARD}; rename it")
     if not readable:
-        others = [file.name for file in files if file not in cards][:LISTED]
+        others = [file.name for file in files if file not in cards]
         raise UserError(
-            f"{path}: no picture{f' (only {others})' if others else ''}; put at least one "
+            f"{path}: no picture{f' (only {listed(others)})' if others else ''}; put at least one "
             f".png, .jpg or .webp there{''.join(f' ({note})' for note in notes)}"
         )
     mask_of = {picture: mask for mask, picture in masks.items()}

@@ -234,7 +234,7 @@ def test_what_a_build_came_to_is_told_on_its_page_by_the_forms_fields(studio: Cl
     job = jobs.start("build", "b", str(studio.root), ["; ".join(code)], {}, {}, PYTHON)
     ended(jobs, job.id)
     told = studio.get(f"/jobs/{job.id}/state").json()["printed"]
-    assert "7 rejected, too_few_candidates: raise “Sampled candidates per scene”" in told
+    assert "  7 rejected, too_few_candidates: raise “Sampled candidates per scene”" in told
     assert any("all pairs show a single subject" in line for line in told)
     assert told[-1].endswith("or look at the pairs first")
     assert not [line for line in told if "generate.candidates" in line or "focusdpo" in line]
