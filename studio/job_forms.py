@@ -135,7 +135,7 @@ FORMS = {
 """Kind of job -> its form."""
 SAID = (
     (
-        r"write `licence:` into their subject\.yaml, run `focusdpo subjects update`",
+        r"write `licence:` into their subject\.yaml \(.*?\)",
         "tell it on the page of each subject",
     ),
     (r"or export with (--allow-unlicensed)", r"or tick \1"),
