@@ -41,7 +41,8 @@ def key_values(config: BaseModel) -> dict[str, Any]:
 def first_problem(error: ValidationError) -> str:
     """The first field that is wrong, and how."""
     first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
+    said = "no such field" if first["type"] == "extra_forbidden" else first["msg"]
+    return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {said}"
 
 
 _TAG = "tag:yaml.org,2002:"
@@ -68,7 +69,7 @@ def read_yaml(
     text: str | bytes, where: str, *, texts_only: bool = False, flags: Collection[str] = ()
 ) -> Any:
     """What YAML says. `texts_only`: no value may be a number, a date, true or false, but those of
-    the keys `flags`, which are true or false.
+    the keys `flags`, which are true or false (or yes or no).
 
     UserError that names `where` and the line for other encodings, no YAML, keys that are given
     twice, and values that YAML reads as something else than what is written.
@@ -94,7 +95,7 @@ class _Loader(yaml.SafeLoader):
         elif isinstance(node, yaml.MappingNode):
             self._refuse_twice(node)
             for key, value in node.value:
-                if key.value in self.flags and value.value.lower() in ("true", "false"):
+                if key.value in self.flags and value.tag == f"{_TAG}bool":
                     value.style = "flag"  # any style but None: not checked as a plain text
         return super().construct_object(node, deep)
 

@@ -183,7 +183,7 @@ def _literal(choices: tuple[Any, ...]) -> Column:
 
     def check(value: str) -> str:
         if value not in choices:
-            raise UserError(f"'{value}' is none of {sorted(choices)}")
+            raise UserError(f"'{value}' is none of {', '.join(sorted(choices))}")
         return value
 
     return Column(pa.string(), False, check, check)

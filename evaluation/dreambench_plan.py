@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.data_schemas.evaluations import EvalScene, WholeScores
 from focusdpo.data_schemas.progress import Watch
 from focusdpo.data_schemas.runs import EvalRow
@@ -255,7 +255,7 @@ def _notes(plan: BenchPlan, failures: Mapping[str, tuple[int, int]]) -> tuple[st
     )
     return (
         f"protocol {plan.id}: {bench.sets} {bench.protocol.what}, {len(bench.scenes)} prompts, "
-        f"{plan.per_scene} pictures each, seed {plan.seed}",
+        f"{counted(plan.per_scene, 'picture')} each, seed {plan.seed}",
         (f"DINO, CLIP-I: whole picture and {targets} per subject; " if whole else "")
         + "CLIP-T: whole picture and prompt",
         "instances: segmenter by class words, assigned by word, then identity; confidence at least "

@@ -239,6 +239,8 @@ def read_json(path: Path, again: str, *, default: Any = None) -> Any:
         data = path.read_bytes()
         return unsealed(data) if data.lstrip().startswith(b"{") else parsed(data)
     except FileNotFoundError as error:
+        if not path.parent.is_dir():
+            raise UserError(f"{path.parent}: no such folder; give one that a run wrote") from error
         raise UserError(f"{path}: missing, so this run did not finish; {again}") from error
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {again}") from error

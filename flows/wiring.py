@@ -220,6 +220,10 @@ Vocabulary = tuple[tuple[str, ...], frozenset[str] | None]
 """Backgrounds that prompts name, and the class words that were taught; None: any word."""
 
 
+IN_WORDS = {"clip": "encoder of pictures and texts", "identity": "identity encoder"}
+"""What roles are called where their name alone says little."""
+
+
 class CheckedSuite:
     """A suite whose parts are checked at the border; the bare backbone is for training, which
     watches its own numbers."""
@@ -233,11 +237,11 @@ class CheckedSuite:
     def build(self, role: str, *, adapter: str | None = None) -> Any:
         """As `Suite.build`."""
         name = role.replace("_", "'s ") if role.startswith("judge_") else role
-        if adapter is not None:
-            name += f" with the adapter {adapter}"
-        with waiting(f"loading the {name}"):
+        of = "" if adapter is None else f" with the adapter {adapter}"
+        shown = " ".join(IN_WORDS.get(word, word) for word in name.split())
+        with waiting(f"loading the {shown}{of}"):
             part = self._models.build(role, adapter=adapter)
-        return part if role == "backbone" else Checked(name, part)
+        return part if role == "backbone" else Checked(name + of, part)
 
 
 def suite(family: Family) -> Suite:

@@ -115,10 +115,15 @@ def _write(folder: Path, subject: WorldSubject) -> None:
 
 def scenes_of_world(count: int, seed: int) -> list[tuple[Tensor, str]]:
     """Rendered scenes (3, H, W) in [0, 1] of one to three individuals of the training split, by
-    turns, each with its subjects' class words."""
+    turns, each with its subjects' class words. Where the scenes have room for it, each class is
+    among them."""
     from focusdpo.pocket.world import render_scenes
 
-    people = iter(sample_identities("train", class_names("train"), 3 * count, seed))
+    classes = class_names("train")
+    of_each = [
+        sample_identities("train", [word], 1, seed + at)[0] for at, word in enumerate(classes)
+    ]
+    people = iter([*of_each, *sample_identities("train", classes, 3 * count, seed)])
     found = []
     for number in range(count):
         row = [next(people) for _ in range(1 + number % 3)]

@@ -349,7 +349,8 @@ def check_licences(version: DatasetVersion, allowed: bool) -> list[str]:
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         raise UserError(
             f"{version.store.root}: no licence is stated for {shown}; write `licence:` into their "
-            "subject.yaml, run `focusdpo subjects update` and build again (nothing is computed), "
+            "subject.yaml (then `focusdpo subjects update`, where they are registered) and build "
+            "again (nothing is computed), "
             "or export with --allow-unlicensed, and the card says so"
         )
     return names

@@ -210,8 +210,8 @@ def open_root(root: str | Path, *, create: bool, write: bool = True) -> Files:
             )
         if others and not files.exists(HEADER):
             raise UserError(
-                f"{root}: not a FocusDPO dataset root, but it holds {sorted(others)[:3]}; "
-                "choose an empty or new folder"
+                f"{root}: not a FocusDPO dataset root, but it holds "
+                f"{', '.join(sorted(others)[:3])}; choose an empty or new folder"
             )
         if not create:
             raise UserError(f"{root}: no dataset here; run `focusdpo build-dataset` first")

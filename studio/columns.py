@@ -159,7 +159,9 @@ class PairColumns:
             raise UserError(f"{where}: not a readable Parquet table ({error})") from error
         missing = {f.name for f in dataclasses.fields(IndexRow)} - set(table.column_names)
         if missing:
-            raise UserError(f"{where}: no columns {sorted(missing)}; build the dataset again")
+            raise UserError(
+                f"{where}: no columns {', '.join(sorted(missing))}; build the dataset again"
+            )
         return cls(table)
 
     def __len__(self) -> int:

@@ -1,6 +1,6 @@
 """Subjects that are being added: pictures and masks on disk until they are saved or given up.
 
-<folder>/<draft>/draft.json     name, class, licence, and what is known of each picture
+<folder>/<draft>/draft.json     what was typed, and what is known of each picture
                  <n>.upload     a picture's bytes as they came
                  <n>.view.png   what the page shows
                  <n>.found.png  the mask that `subjects add` would find
@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -30,8 +30,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import (
@@ -44,29 +43,18 @@ from focusdpo.flows.build import sources
 from focusdpo.flows.config import GenerateRun
 from focusdpo.flows.wiring import resident_parts
 from focusdpo.pipeline.subjects.cutouts import StoredMasks, find_subject
-from focusdpo.pipeline.subjects.folders import CARD
+from focusdpo.pipeline.subjects.folders import CARD, SubjectCard
 from focusdpo.pipeline.subjects.folders import NAME as SUBJECT_NAME
 from focusdpo.store.artefacts import Store
 from focusdpo.store.keys import BESIDE, digests_in, require_whole, sealed, unsealed
 from focusdpo.store.local import write_whole
+from focusdpo.studio.pictures import Array, Mask, rescaled, view_of, with_alpha
 
 log = logging.getLogger(__name__)
 
-LARGEST_VIEW = 1024
 POCKET_SIDE = 64
 """Side of the pictures that the pocket segmenter reads."""
 ANY = "object"
-
-Array = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
-
-
-def view_of(picture: Picture) -> Array:
-    """(h, w, 3): what the page shows, its longer side at most `LARGEST_VIEW`."""
-    height, width = picture.image.shape[:2]
-    scale = min(1.0, LARGEST_VIEW / max(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.array(Image.fromarray(picture.image).resize(size, Image.Resampling.BOX))
 
 
 def found_mask(
@@ -82,25 +70,7 @@ def found_mask(
         finder = functools.partial(masks, class_name=class_name)
     _, alpha, note = find_subject(picture, run.ingest.size, run.ingest.tolerance, finder)
     height, width = view_of(picture).shape[:2]
-    return resized(alpha > 127, (height, width)), note
-
-
-def resized(mask: Mask, shape: tuple[int, int]) -> Mask:
-    """The mask at another size, its edge smooth."""
-    if mask.shape == shape:
-        return mask
-    soft = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
-    grey = soft.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
-    if (growth := max(shape) / max(mask.shape)) > 1:
-        grey = grey.filter(ImageFilter.GaussianBlur(growth / 2))  # else steps, as large as pixels
-    return np.asarray(grey) > 127
-
-
-def with_alpha(picture: Picture, mask: Mask) -> Image.Image:
-    """The picture with the mask as its alpha."""
-    shape = picture.image.shape[:2]
-    alpha = resized(mask, (shape[0], shape[1])).astype(np.uint8) * np.uint8(255)
-    return Image.fromarray(np.dstack([picture.image, alpha]), "RGBA")
+    return rescaled(alpha > 127, (height, width)), note
 
 
 class Instances:
@@ -137,7 +107,7 @@ def _instances(view: Array, run: GenerateRun, class_name: str) -> list[Mask]:
     square[top : top + height, left : left + width] = view
     small = Image.fromarray(square).resize((POCKET_SIDE, POCKET_SIDE), Image.Resampling.BOX)
     (detections,) = segmenter.segment([np.array(small)], [words])
-    masks = [resized(detection.mask, (side, side)) for detection in detections]
+    masks = [rescaled(detection.mask, (side, side)) for detection in detections]
     return [mask[top : top + height, left : left + width] for mask in masks]
 
 
@@ -168,7 +138,8 @@ FILES = ("upload", "view.png", "found.png", "mask.png")
 """Endings of a picture's files."""
 ID = re.compile(r"[0-9a-f]{16}")
 PICTURE_ID = re.compile(r"p\d+")
-LONGEST = {"name": 64, "class_name": 60, "licence": 200}
+LONGEST = {"name": 64, "class_name": 60, "licence": 200, "source": 200, "consent": 300}
+"""Texts of a subject, and how long they may be."""
 KEPT_SECONDS = 7 * 24 * 3600.0
 """A draft that nobody has touched for so long is taken away."""
 
@@ -202,6 +173,9 @@ class Draft:
     name: str = ""
     class_name: str = ""
     licence: str = ""
+    source: str = ""
+    person: bool = False
+    consent: str = ""
     pictures: list[DraftPicture] = field(default_factory=list)
     again: bool = False
     """Whether it is a registered subject, taken up again."""
@@ -268,21 +242,21 @@ class Drafts:
             log.warning("%s", error)
             return Draft(id)
 
-    def fill_in(self, id: str, name: str, class_name: str, licence: str) -> Draft:
-        """Keep what was typed. UserError for what is too long or no text."""
+    def fill_in(self, id: str, texts: Mapping[str, str], person: bool | None = None) -> Draft:
+        """Keep what was typed: texts of the fields in LONGEST, and whether it is a person; what is
+        not given stays. UserError for what is too long or no text."""
         with self._changing(id) as draft:
-            values = {"name": name, "class_name": class_name, "licence": licence}
-            kept = {key: clean(key, value) for key, value in values.items()}
-            draft = Draft(draft.id, **kept, pictures=draft.pictures, again=draft.again)
-            return self._put(draft)
+            kept: dict[str, Any] = {key: clean(key, value) for key, value in texts.items()}
+            told = draft.person if person is None else person
+            return self._put(replace(draft, **kept, person=told))
 
     def take_up(
-        self, name: str, class_name: str, licence: str, pictures: Sequence[Image.Image],
+        self, texts: Mapping[str, str], person: bool, pictures: Sequence[Image.Image],
         run: GenerateRun, store: Store,
     ) -> Draft:  # fmt: skip
-        """A draft of a registered subject, from its references."""
+        """A draft of a registered subject, from what is told of it and its references."""
         id = self.new_id()
-        self.fill_in(id, name, class_name, licence)
+        self.fill_in(id, texts, person)
         for at, picture in enumerate(pictures, 1):
             incoming = self.incoming()
             picture.save(incoming, format="PNG")
@@ -372,7 +346,7 @@ class Drafts:
         light = light if drawn.alpha is None else np.minimum(light, drawn.alpha)
         view = decode_mask((self._place(id) / f"{own.id}.found.png").read_bytes())
         height, width = view.shape
-        return self.draw(id, picture, resized(light > 127, (height, width)))
+        return self.draw(id, picture, rescaled(light > 127, (height, width)))
 
     def save(self, id: str, run: GenerateRun, root: str, *, again: bool) -> sources.Done:
         """Register the subject, just as `focusdpo subjects add` (or update) does with a folder of
@@ -382,7 +356,7 @@ class Drafts:
             with tempfile.TemporaryDirectory(dir=self._folder) as temporary:
                 folder = Path(temporary) / draft.name
                 folder.mkdir()
-                card = {"class_name": draft.class_name, "licence": draft.licence}
+                card = {key: getattr(draft, key) for key in SubjectCard.model_fields}
                 text = yaml.safe_dump({key: value for key, value in card.items() if value})
                 (folder / CARD).write_text(text, encoding="utf-8")
                 names = {}
@@ -444,7 +418,7 @@ class Drafts:
 
 def clean(key: str, value: str) -> str:
     """A field of a subject as it is kept. UserError for what is too long or no text."""
-    label = {"name": "Name", "class_name": "Class", "licence": "Licence"}[key]
+    label = "Class" if key == "class_name" else key.capitalize()
     kept = " ".join(value.split())
     if len(kept) > LONGEST[key]:
         raise UserError(f"{label}: {len(kept)} characters; expected at most {LONGEST[key]}")
@@ -468,6 +442,10 @@ IN_WORDS = (
     (
         r"^.*: the generator does not know the class (.*); write a known class_name into .*$",
         r"Class: the models do not know \1; choose one of the list, or write object",
+    ),
+    (
+        r"^.*: a person, and no consent; .*$",
+        "Consent: the pictures show a person; write who consented, to what and when",
     ),
     (r"^.*: its name has no letters; .*$", "Class: the name has no letters; write a class"),
     (

@@ -11,7 +11,7 @@ import json
 import secrets
 import time
 import urllib.parse
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
 
 import h11
@@ -61,7 +61,7 @@ async def json_body(request: Request) -> dict[str, Any]:
     return values
 
 
-def text(values: dict[str, Any], key: str) -> str:
+def text(values: Mapping[str, Any], key: str) -> str:
     """A text, "" where it is absent."""
     value = values.get(key, "")
     if not isinstance(value, str):

@@ -118,6 +118,8 @@ class Job:
     log: str
     """The end of what it said."""
     progress: list[Progress]
+    printed: list[str]
+    """What it printed, a line each, its result not among them."""
     result: Mapping[str, Any]
     """The command's last line; empty before it ended well."""
 
@@ -217,6 +219,7 @@ class Jobs:
             raise UserError(f"{place / JOB}: damaged ({error}); remove {place}") from error
         code = _read(place / ENDED).get("code")
         log = _tail(place / LOG) if logs else ""
+        printed, result = _printed(place / RESULT) if logs else ([], {})
         return Job(
             id=id,
             **{name: values[name] for name in ("kind", "title", "root", "started")},
@@ -226,7 +229,8 @@ class Jobs:
             code=code,
             log="\n".join(log.splitlines()[-SHOWN_LINES:]),
             progress=progress_of(log),
-            result=_result(place / RESULT) if logs and code in (0, 3) else {},
+            printed=printed,
+            result=result if code in (0, 3) else {},
         )
 
     def list(self, *, logs: bool = True) -> list[Job]:
@@ -319,10 +323,11 @@ def _tail(path: Path) -> str:
         return ""
 
 
-def _result(path: Path) -> dict[str, Any]:
+def _printed(path: Path) -> tuple[list[str], dict[str, Any]]:
+    """The lines that a command printed, and its result, {} where it has none yet."""
     lines = _tail(path).splitlines()
     try:
         values = json.loads(lines[-1]) if lines else {}
     except json.JSONDecodeError:
-        return {}
-    return values if isinstance(values, dict) else {}
+        return lines, {}
+    return (lines[:-1], values) if isinstance(values, dict) else (lines, {})

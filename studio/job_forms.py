@@ -161,10 +161,18 @@ FORMS = {
 """Kind of job -> its form."""
 SAID = (
     (
-        r"write `licence:` into their subject\.yaml, run `focusdpo subjects update`",
+        r"write `licence:` into their subject\.yaml \(.*?\)",
         "tell it on the page of each subject",
     ),
     (r"or export with (--allow-unlicensed)", r"or tick \1"),
+    (
+        r"run the same command again (\(.*?\)), or look first: focusdpo report .*",
+        r"start the same job again \1, or look at the pairs first",
+    ),
+    (
+        r"look at the pairs \(focusdpo report .*?\) or train: focusdpo train .*",
+        "look at the pairs, or train",
+    ),
 )
 """What commands say of files, and where the pages have it."""
 
@@ -336,6 +344,8 @@ def in_fields(kind: str, message: str) -> str:
         option = option_of(field_at(about.model, one.path)) if about and one.path else None
         if option is not None:
             message = re.sub(rf"{re.escape(option.flag)}(?![\w-])", f"“{one.label}”", message)
+        elif one.path:
+            message = re.sub(rf"\b{re.escape(one.path)}\b(?!=)", f"“{one.label}”", message)
     return message
 
 

@@ -10,14 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.images import DECODE_ERRORS
+from focusdpo.data_schemas.images import DECODE_ERRORS, Picture
 from focusdpo.reports.thumbnails import Array, Mask, border, heat, resized
 
 LARGEST_SIDE = 2048
 """Of a drawn mask; a view is smaller."""
+LARGEST_VIEW = 1024
 KEPT_BYTES = 96 * 2**20
 PIXEL_ART = 128
 """Pictures up to this side stay exact: they are enlarged with hard pixels."""
@@ -130,3 +131,29 @@ def drawn_mask(data: bytes) -> Mask:
         raise
     except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
         raise UserError("the mask did not arrive whole; try again") from error
+
+
+def view_of(picture: Picture) -> Array:
+    """(h, w, 3): what the page shows, its longer side at most `LARGEST_VIEW`."""
+    height, width = picture.image.shape[:2]
+    scale = min(1.0, LARGEST_VIEW / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.array(Image.fromarray(picture.image).resize(size, Image.Resampling.BOX))
+
+
+def rescaled(mask: Mask, shape: tuple[int, int]) -> Mask:
+    """The mask at another size, its edge smooth."""
+    if mask.shape == shape:
+        return mask
+    soft = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
+    grey = soft.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
+    if (growth := max(shape) / max(mask.shape)) > 1:
+        grey = grey.filter(ImageFilter.GaussianBlur(growth / 2))  # else steps, as large as pixels
+    return np.asarray(grey) > 127
+
+
+def with_alpha(picture: Picture, mask: Mask) -> Image.Image:
+    """The picture with the mask as its alpha."""
+    shape = picture.image.shape[:2]
+    alpha = rescaled(mask, (shape[0], shape[1])).astype(np.uint8) * np.uint8(255)
+    return Image.fromarray(np.dstack([picture.image, alpha]), "RGBA")

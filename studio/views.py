@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from focusdpo.data_schemas.errors import UserError, in_english
+from focusdpo.data_schemas.errors import UserError, in_english, plural
 from focusdpo.flows.terminal import in_words, is_users
 from focusdpo.reports.charts import bucket_chart, forest_row, line_chart
 from focusdpo.reports.metric_texts import bounds, mean_text, number
@@ -30,6 +30,11 @@ from focusdpo.studio.shared import Studio
 def count(value: int) -> str:
     """1234567 as 1 234 567, with spaces that do not break."""
     return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def counted(value: int, noun: str) -> str:
+    """A number and what it counts: "1 shard", "1 234 shards"."""
+    return f"{count(value)} {noun if value == 1 else plural(noun)}"
 
 
 def score(value: float | None, digits: int = 3) -> str:
@@ -79,6 +84,7 @@ def interval(value: Interval | None, unit: Unit, signed: bool = False) -> Markup
 
 FILTERS: dict[str, Callable[..., Any]] = {
     "count": count,
+    "counted": counted,
     "score": score,
     "size": size,
     "words": words,

@@ -74,7 +74,9 @@ def pair_lineage(root: str, version: str, pair_id: str) -> dict[str, Any]:
     row = next((one for one in opened.rows if one.pair_id == pair_id), None)
     if row is None:
         near = [one.pair_id for one in opened.rows[:3]]
-        raise UserError(f"{root}: version {opened.id} has no pair '{pair_id}'; it has {near} ...")
+        raise UserError(
+            f"{root}: version {opened.id} has no pair '{pair_id}'; it has {', '.join(near)}, ..."
+        )
     artefacts = [one for one in lineage_of(opened) if one.partition == row.partition]
     return {
         "root": root,

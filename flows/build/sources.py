@@ -58,7 +58,7 @@ def notes_by_kind(problems: Sequence[Problem]) -> Iterator[str]:
         kinds.setdefault(re.sub(r"\d+", "0", text if colon else files), []).append(one)
     for first, *others in kinds.values():
         names = dict.fromkeys(other.subject for other in others if other.subject != first.subject)
-        more = f" (so with {counted(len(names), 'subject')} more: {listed([*names])})"
+        more = f" (also of {counted(len(names), 'other subject')}: {listed([*names])})"
         yield f"subject '{first.subject}': {first.message}{more if names else ''}"
 
 
@@ -248,7 +248,7 @@ def _subject_folders(folders: Sequence[Path]) -> dict[Path, set[str]]:
         chosen += subjects_within(folder)
     twice = [name for name, count in Counter(one.name for one in set(chosen)).items() if count > 1]
     if twice:
-        raise UserError(f"subjects {sorted(twice)} are given twice; rename or leave one out")
+        raise UserError(f"{' and '.join(sorted(twice))}: given twice; rename or leave one out")
     by_parent: dict[Path, set[str]] = {}
     for one in chosen:
         by_parent.setdefault(one.parent, set()).add(one.name)

@@ -33,7 +33,7 @@ def versions(root: ROOT) -> Mapping[str, Any]:
     rows = versions(root)
     for row in rows:
         say(
-            f"{row['id']}  {row['created']}  {counted(row['pairs'], 'pair'):>13}"
+            f"{row['id']}  {row['created'][:16]}  {counted(row['pairs'], 'pair'):>13}"
             f"  {counted(row['subjects'], 'subject'):>14}  {counted(row['shards'], 'shard'):>12}"
             f"  {size(row['bytes']):>10}"
             + ("  latest" if row["latest"] else "")

@@ -201,6 +201,7 @@ def world_preview(
 ) -> None:
     """Render scenes of the world, with the words of their subjects: what the models learned
     from."""
+    from focusdpo.pocket.classes import class_names
     from focusdpo.pocket.second.recipes.gallery import sheet, world_sheet
     from focusdpo.pocket.world_subjects import scenes_of_world
 
@@ -213,5 +214,8 @@ def world_preview(
         picture.save(out)
     except (OSError, ValueError) as error:
         raise UserError(f"{out}: cannot be written ({error})") from error
-    say(f"{out}: {counted(count, 'scene')}")
-    finish({"command": "pocket world-preview", "out": str(out), "scenes": count}, json)
+    classes = sorted(class_names("train"))
+    say(f"{out}: {counted(count, 'scene')} of the classes that the models were taught:")
+    say(", ".join(classes))
+    told = {"out": str(out), "scenes": count, "classes": classes}
+    finish({"command": "pocket world-preview", **told}, json)

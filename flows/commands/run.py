@@ -154,21 +154,22 @@ def told_plan(job: Any) -> dict[str, Any]:
     told = Explanation(job.counts, [], 0.0, []) if job.settled is not None else explain(job.builder)
     for cause in told.causes:
         work = ", ".join(f"{stage} {count}" for stage, count in cause.partitions.items())
-        say(f"  {cause.text}: {work}; {_told_seconds(cause.seconds)}")
+        say(f"  {cause.text}: {work}{_told_seconds('; ', cause.seconds)}")
     for line in [*told.leaving, *(f"left out: {problem}" for problem in job.problems)]:
         say(f"  {line}")
     if told.causes:
-        say(f"in all {_told_seconds(told.seconds)}")
+        say(f"in all{_told_seconds(' ', told.seconds)}" if told.seconds is not None else UNTIMED)
         for line in cost.build_lines(job, known=told.seconds is not None):
             say(f"  {line}")
     plan = {"command": "build-dataset", "root": job.run.root, **told.as_dict()}
     return Incomplete(plan) if job.problems else plan
 
 
-def _told_seconds(seconds: float | None) -> str:
-    if seconds is None:
-        return "its time is not known, nothing of the kind was made before"
-    return f"about {seconds:.1f} s of model computation"
+UNTIMED = "how long it takes is not known: nothing of the kind was made before"
+
+
+def _told_seconds(before: str, seconds: float | None) -> str:
+    return "" if seconds is None else f"{before}about {seconds:.1f} s of model computation"
 
 
 def encode(run: EncodeRun) -> dict[str, Any]:

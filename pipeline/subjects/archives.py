@@ -64,6 +64,8 @@ class Archive:
             self._members = {_name(one, shown): one for one in self._zip.infolist()}
             if len(self._zip.infolist()) > MOST_MEMBERS:
                 raise UserError(f"{shown}: holds more than {MOST_MEMBERS} files; split it")
+            self.notes: list[str] = []
+            """What is ignored beside subjects."""
             self.subjects = list(self._subjects())
             if not self.subjects:
                 raise UserError(
@@ -123,9 +125,18 @@ class Archive:
             hidden = any(part.startswith((".", "__")) for part in name.parts)
             if not info.is_dir() and not hidden and name.name.lower() not in UNSEEN:
                 by_folder.setdefault(name.parent, []).append(name)
-        for folder, names in by_folder.items():
-            pictures = [name for name in names if is_picture(name)]
-            if not pictures:
+        full = {
+            folder: [one for one in names if is_picture(one)] for folder, names in by_folder.items()
+        }
+        full = {folder: pictures for folder, pictures in full.items() if pictures}
+        for folder, pictures in full.items():
+            names = by_folder[folder]
+            within = sum(folder in other.parents for other in full)
+            if within > 1 or (within and not folder.name):
+                self.notes.append(
+                    f"{listed([one.name for one in pictures])}: ignored, beside the subjects' "
+                    "folders; each subject has a folder of its own"
+                )
                 continue
             masks = masks_among(pictures)
             mask_of = {picture: mask for mask, picture in masks.items()}

@@ -34,7 +34,7 @@ UNSEEN = ("thumbs.db", "desktop.ini")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 LISTED = 3
 """So many files are named in a note, the others counted."""
-CLASSES_LISTED = 40
+CLASSES_LISTED = 60
 PathT = TypeVar("PathT", bound=PurePath)
 
 
@@ -138,7 +138,8 @@ def doubles(folders: Iterable[Path]) -> dict[str, str]:
     for path in folders:
         same.setdefault(plain_name(path.name), []).append(path.name)
     return {
-        name: f"subjects {names} have the same name but for case and separators; rename one"
+        name: f"subjects {' and '.join(names)} have the same name but for case and separators; "
+        "rename one"
         for names in same.values()
         if len(names) > 1
         for name in names
@@ -179,9 +180,9 @@ def files_of(path: Path) -> SubjectFiles:
     if cards and cards[0].name != CARD:
         notes.append(f"{cards[0].name}: read as {CARD}; rename it")
     if not readable:
-        others = [file.name for file in files if file not in cards][:LISTED]
+        others = [file.name for file in files if file not in cards]
         raise UserError(
-            f"{path}: no picture{f' (only {others})' if others else ''}; put at least one "
+            f"{path}: no picture{f' (only {listed(others)})' if others else ''}; put at least one "
             f".png, .jpg or .webp there{''.join(f' ({note})' for note in notes)}"
         )
     mask_of = {picture: mask for mask, picture in masks.items()}
@@ -262,7 +263,7 @@ def class_name_of(path: Path, card: SubjectCard, known: Collection[str] | None) 
 
 def known_classes(name: str, known: Collection[str]) -> str:
     """The classes that are near to a word; where none is, all, or as many as can be read."""
-    near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.6)
     if near:
         return f" (near: {', '.join(near)})"
     words = sorted(known)

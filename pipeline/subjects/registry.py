@@ -159,8 +159,8 @@ def update(
 def describe(
     store: Store, name: str, class_name: str, licence: str, now: str | None = None
 ) -> Changed:
-    """Another class or licence for a registered subject, whose pictures stay what they are.
-    UserError, and nothing is changed, when it is not there."""
+    """Another class or licence for a registered subject; its pictures and what is told of their
+    origin stay. UserError, and nothing is changed, when it is not there."""
 
     def edit(before: Mapping[str, Entry]) -> tuple[dict[str, Entry], tuple[str, ...]]:
         entries = dict(before)
@@ -171,8 +171,9 @@ def describe(
             (store.image(one.image), store.mask(one.mask)) for one in old.subject().references
         ]
         subject = ingest.put_subject(
-            store, id=name, class_name=class_name, pictures=pictures, licence=licence
-        )
+            store, id=name, class_name=class_name, pictures=pictures, licence=licence,
+            origin=ingest.origin_of(store, old.artefact),
+        )  # fmt: skip
         del entries[name]
         _refuse_double(subject, entries)
         entries[name] = dataclasses.replace(

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from focusdpo.data_schemas.errors import counted
+from focusdpo.flows.build.worth import Worth, weaknesses
 from focusdpo.reports.dataset_section import MODES, REASONS
+from focusdpo.studio.job_forms import in_fields
 from focusdpo.studio.run_reading import Found
 from focusdpo.studio.shared import Studio
 from focusdpo.studio.version_reading import Dataset
@@ -48,6 +51,7 @@ def home(request: Request) -> Response:
         next=next((at for at, step in enumerate(steps) if not step.done), None),
         yields={} if dataset is None else yields(dataset),
         rejects={} if dataset is None else _rejects(dataset),
+        weak=[] if dataset is None else [in_fields("build", one) for one in _weak(dataset)],
         reasons=REASONS,
         modes=MODES,
         found=runs,
@@ -57,6 +61,20 @@ def home(request: Request) -> Response:
 def _rejects(dataset: Dataset) -> dict[str, int]:
     counts = dataset.manifest.get("rejects") or {}
     return dict(sorted(counts.items(), key=lambda count: (-count[1], count[0])))
+
+
+def _weak(dataset: Dataset) -> list[str]:
+    """Why a training will learn little from it. Counted from columns: there may be many pairs."""
+    pairs = dataset.pairs
+    sizes, counts = np.unique(pairs.num_subjects, return_counts=True)
+    worth = Worth(
+        pairs=len(pairs),
+        train_pairs=pairs.split.counts.get("train", 0),
+        by_subject={name: dataset.pairs_by_subject.get(name, 0) for name in dataset.subjects},
+        by_num_subjects=dict(zip(sizes.tolist(), counts.tolist(), strict=True)),
+        rejects={},
+    )
+    return list(weaknesses(worth))
 
 
 def yields(dataset: Dataset) -> dict[str, Any]:

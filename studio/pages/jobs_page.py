@@ -199,6 +199,7 @@ def _told(job: Job, config: StudioConfig) -> dict[str, Any]:
         "progress": [{**asdict(one), "share": one.share} for one in job.progress],
         "words": in_fields(job.kind, job.words),
         "warnings": job.warnings,
+        "printed": [in_fields(job.kind, line.rstrip()) for line in job.printed],
         "pictures": [
             f"/jobs/{job.id}/pictures/{name}?{path.stat().st_mtime_ns}"
             for name, path in list(_pictures(job).items())[-_most(job) :]

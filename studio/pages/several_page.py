@@ -77,6 +77,7 @@ def _take(studio: Studio, path: Path, shown: str) -> tuple[int, list[str]]:
     """How many subjects were taken from a zip, and what is to be known of it."""
     taken, messages = 0, []
     with Archive(path, shown) as found:
+        messages += [f"{shown}: {note}" for note in found.notes]
         for subject in found.subjects:
             messages += [f"{shown_name(subject.name)}: {note}" for note in subject.notes]
             taken += _take_one(studio, found, subject, messages)
@@ -118,7 +119,10 @@ def _begin(studio: Studio, id: str, name: str, card: SubjectCard) -> Draft:
     """A draft with what a folder's name and card say."""
     _, classes = vocabulary(studio.run.family)
     word = card.class_name or _class_of(name, classes)
-    return studio.drafts.fill_in(id, suggested(name), word, card.licence)
+    told = {key: getattr(card, key) for key in ("licence", "source", "consent")}
+    return studio.drafts.fill_in(
+        id, {"name": suggested(name), "class_name": word, **told}, card.person
+    )
 
 
 def _class_of(name: str, classes: Collection[str] | None) -> str:

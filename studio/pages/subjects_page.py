@@ -15,6 +15,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.subjects import Origin
 from focusdpo.flows.build import sources
 from focusdpo.flows.build.outcome import told
 from focusdpo.flows.wiring import vocabulary
@@ -195,10 +196,19 @@ def _shown(request: Request, member: Member, *, said: str = "", status: int = 20
         one=member,
         words=STATES,
         said=said,
+        origin=_origin(studio, member),
         classes=sorted(classes or ()),
         licences=LICENCES,
         **(_yields(dataset, member.id) if dataset is not None else _NOTHING),
     )
+
+
+def _origin(studio: Studio, member: Member) -> Origin | str:
+    """What is told of where its pictures come from; what is wrong, where that cannot be read."""
+    try:
+        return ingest.origin_of(studio.needed_store(), member.artefact)
+    except UserError as error:
+        return str(error)
 
 
 async def describe(request: Request) -> Response:
@@ -228,9 +238,11 @@ def take_up(request: Request) -> Response:
     """A draft of the subject: its pictures and masks may be changed there."""
     studio, member = studio_of(request), _member_of(request)
     store = studio.needed_store()
+    origin = ingest.origin_of(store, member.artefact)
+    texts = {"name": member.id, "class_name": member.class_name, "licence": member.licence}
     draft = studio.drafts.take_up(
-        *(member.id, member.class_name, member.licence),
-        *(cut_outs(store, member.pictures), studio.run, store),
+        {**texts, "source": origin.source, "consent": origin.consent},
+        *(origin.person, cut_outs(store, member.pictures), studio.run, store),
     )
     return RedirectResponse(f"/add-subject/{draft.id}", 303)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import BaseRoute, Route
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.images import decode_png, encode_png
+from focusdpo.data_schemas.images import PICTURE_FORMATS, decode_png, encode_png
 from focusdpo.flows.models_config import Family
 from focusdpo.flows.wiring import resident_parts, takes_points, vocabulary
 from focusdpo.pipeline.parts import Image, Labels, Mask, Points
-from focusdpo.studio.drafts import ID, Draft, DraftPicture, Drafts, shown_name
+from focusdpo.studio.drafts import ID, LONGEST, Draft, DraftPicture, Drafts, shown_name
 from focusdpo.studio.guard import body, json_body, pieces, text
 from focusdpo.studio.pictures import drawn_mask
 from focusdpo.studio.views import NavItem, absent, render, studio_of
@@ -142,6 +142,7 @@ def page(request: Request) -> Response:
         most=studio.run.ingest.max_references,
         told=[as_json(draft, picture) for picture in draft.pictures],
         licences=LICENCES,
+        formats={kind: f"image/{kind.lower()}" for kind in PICTURE_FORMATS},
     )
 
 
@@ -214,20 +215,24 @@ def remove(request: Request) -> Response:
 async def fill_in(request: Request) -> Response:
     """Keep what was typed."""
     studio, values = studio_of(request), await json_body(request)
-    draft = await run_in_threadpool(
-        studio.drafts.fill_in,
-        draft_id(request),
-        *(text(values, key) for key in ("name", "class_name", "licence")),
-    )
+    draft = await run_in_threadpool(studio.drafts.fill_in, draft_id(request), *_typed(values))
     return JSONResponse({"name": draft.name, "class_name": draft.class_name})
+
+
+def _typed(values: Mapping[str, Any]) -> tuple[dict[str, str], bool | None]:
+    """The texts of a subject that a request holds, and whether it shows a person. UserError names
+    what is none."""
+    person = values.get("person")
+    if person is not None and not isinstance(person, bool):
+        raise UserError("person: expected true or false")
+    return {key: text(values, key) for key in LONGEST if key in values}, person
 
 
 async def save(request: Request) -> Response:
     """Into the register, as `focusdpo subjects add` does."""
     studio, values = studio_of(request), await json_body(request)
     draft = draft_id(request)
-    fields = (text(values, key) for key in ("name", "class_name", "licence"))
-    await run_in_threadpool(studio.drafts.fill_in, draft, *fields)
+    await run_in_threadpool(studio.drafts.fill_in, draft, *_typed(values))
     root = studio.config.root
 
     def register() -> Any:

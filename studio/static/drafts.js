@@ -34,6 +34,9 @@ function typed(values) {
   return {
     name: values.name, class_name: values.class_name,
     licence: values.licence.trim() || values.licence_choice,
+    source: values.source,
+    person: values.person === "on",
+    consent: values.person === "on" ? values.consent : "",
   };
 }
 

@@ -17,17 +17,21 @@ function phases(rows) {
   }));
 }
 
-// Warnings and pictures are put in place of the old ones only where they changed.
+function lines(id, texts, className = "") {
+  const list = document.getElementById(id);
+  if (list.children.length === texts.length) return;
+  list.replaceChildren(...texts.map((one) => {
+    const line = document.createElement("li");
+    line.className = className;
+    line.textContent = one;
+    return line;
+  }));
+}
+
+// Lines and pictures are put in place of the old ones only where they changed.
 function known(told) {
-  const warnings = document.getElementById("warnings");
-  if (warnings.children.length !== told.warnings.length) {
-    warnings.replaceChildren(...told.warnings.map((one) => {
-      const line = document.createElement("li");
-      line.className = "note";
-      line.textContent = one;
-      return line;
-    }));
-  }
+  lines("printed", told.printed);
+  lines("warnings", told.warnings, "note");
   const shown = document.getElementById("pictures");
   if ([...shown.children].map((one) => one.getAttribute("src")).join() === told.pictures.join()) return;
   document.getElementById("so-far").hidden = !told.pictures.length;

@@ -64,11 +64,24 @@ function finish(count) {
     const again = element("button", { type: "button", textContent: `Show the ${count} that came` });
     again.addEventListener("click", () => location.reload());
     messages.append(element("p", { className: "act-row" }, again));
+    document.getElementById("none")?.remove();
   } else if (!wrong) say("No folder with pictures was found; expected one folder of pictures per subject");
 }
 
+// Folders that are subjects: not those whose pictures lie beside folders of pictures.
+function subjectsAmong(folders) {
+  const full = folders.filter(([, files]) => files.some((one) => PICTURE.test(one.name)));
+  return full.filter(([path, files]) => {
+    const within = full.filter(([other]) => other.startsWith(`${path}/`)).length;
+    if (within < 2) return true;
+    const stray = files.filter((one) => PICTURE.test(one.name)).map((one) => one.name);
+    say(`${path}: ${stray.slice(0, 3).join(", ")}${stray.length > 3 ? ` and ${stray.length - 3} more` : ""}: ignored, beside the subjects' folders; each subject has a folder of its own`);
+    return false;
+  });
+}
+
 async function bringFiles(files) {
-  const folders = [...byFolder(files)];
+  const folders = subjectsAmong([...byFolder(files)]);
   const waiting = say("Reading", true);
   let count = 0;
   for (const [at, [path, own]] of folders.entries()) {

@@ -64,7 +64,7 @@ for (const id of ["files", "camera"]) {
 }
 
 form.addEventListener("change", (event) => {
-  if (["name", "class_name", "licence", "licence_choice"].includes(event.target.name)) {
+  if (["name", "class_name", "licence", "licence_choice", "source", "person", "consent"].includes(event.target.name)) {
     ask("/note", fields()).catch((error) => say(error.message));
   }
 });

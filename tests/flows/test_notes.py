@@ -122,8 +122,8 @@ def test_notes_on_subjects_are_gathered_by_their_kind() -> None:
     ]  # fmt: skip
     problems = [Problem(subject=name, message=text, fatal=False) for name, text in notes]
     assert list(notes_by_kind(problems)) == [
-        "subject 'a': 0.jpg: the whole picture counts (so with 1 subject more: b)",
-        "subject 'c': 300 pictures, the first 16 are used (so with 1 subject more: d)",
+        "subject 'a': 0.jpg: the whole picture counts (also of 1 other subject: b)",
+        "subject 'c': 300 pictures, the first 16 are used (also of 1 other subject: d)",
         "subject 'd': x.heic: ignored, of another kind",
     ]
 

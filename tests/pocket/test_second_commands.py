@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.commands.pocket import app
+from focusdpo.pocket.classes import class_names
+from focusdpo.pocket.world_subjects import scenes_of_world
 
 
 def run(*words: str) -> str:
@@ -26,6 +28,14 @@ def test_the_worlds_preview_shows_scenes_with_their_prompts(tmp_path: Path) -> N
     assert "8 scenes" in told
     with Image.open(tmp_path / "w.png") as sheet:
         assert sheet.size == (8 * 198, 224)
+
+
+def test_the_preview_shows_and_names_every_class_that_was_taught(tmp_path: Path) -> None:
+    taught = set(class_names("train"))
+    drawn = {word for _, row in scenes_of_world(32, 0) for word in row.split(", ")}
+    assert drawn == taught
+    told = run("world-preview", str(tmp_path / "w.png"), "--count", "1")
+    assert set(told.splitlines()[1].split(", ")) == taught
 
 
 def test_the_first_editions_scenes_have_their_words_under_them(tmp_path: Path) -> None:

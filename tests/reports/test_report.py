@@ -255,3 +255,5 @@ def test_unfinished_training_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"run\.json: missing, so this run did not finish"):
         write_report(tmp_path / "report.html", train_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match=r"moved: no such folder; give one that a run wrote"):
+        write_report(tmp_path / "report.html", train_dir=tmp_path / "moved")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from small_root import small_version
 from studio_client import Client
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.build.worth import Worth, next_steps, worth_lines
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.console import time_left
 from focusdpo.flows.settings import resolve
@@ -61,6 +63,7 @@ def test_what_a_command_says_and_gives_is_kept(jobs: Jobs) -> None:
     )
     job = ended(jobs, start(jobs, code).id)
     assert (job.state, job.code, job.result) == ("done", 0, {"pairs": 4})
+    assert job.printed == ["for people"]
     assert job.log.startswith("reading")
     assert [(one.phase, one.done, one.total) for one in job.progress] == [("generate", 10, 10)]
 
@@ -221,6 +224,22 @@ def test_a_command_s_error_speaks_of_the_form(studio: Client, tmp_path: Path) ->
     assert "tick “Export subjects that state no licence" in said
     assert "tell it on the page of each subject and build again" in said
     assert "--" not in said and "`" not in said and "yaml" not in said
+
+
+def test_what_a_build_came_to_is_told_on_its_page_by_the_forms_fields(studio: Client) -> None:
+    worth = Worth(pairs=2, train_pairs=2, by_subject={"a": 1, "b": 1}, by_num_subjects={1: 2},
+                  rejects={"too_few_candidates": 7})  # fmt: skip
+    lines = [*worth_lines(worth), *next_steps(worth, "data")]
+    code = [f"print({line!r})" for line in lines]
+    jobs = studio.app.state.studio.jobs
+    job = jobs.start("build", "b", str(studio.root), ["; ".join(code)], {}, {}, PYTHON)
+    ended(jobs, job.id)
+    told = studio.get(f"/jobs/{job.id}/state").json()["printed"]
+    assert "  7 rejected, too_few_candidates: raise “Sampled candidates per scene”" in told
+    assert any("all pairs show a single subject" in line for line in told)
+    assert told[-1].endswith("or look at the pairs first")
+    assert not [line for line in told if "generate.candidates" in line or "focusdpo" in line]
+    assert html.escape(told[-1], quote=False) in studio.page(f"/jobs/{job.id}").text
 
 
 def test_pictures_of_a_job_are_shown_while_it_runs(studio: Client, tmp_path: Path) -> None:

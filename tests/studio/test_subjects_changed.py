@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 from studio_client import Client
 
+from focusdpo.data_schemas.subjects import Origin
 from focusdpo.pipeline.subjects import registry
-from focusdpo.pipeline.subjects.ingest import IngestConfig, put_subject
+from focusdpo.pipeline.subjects.ingest import IngestConfig, origin_of, put_subject
 from focusdpo.pocket.identities import class_names
 from focusdpo.pocket.world_subjects import draw
 from focusdpo.store.artefacts import Store
@@ -153,6 +154,48 @@ def test_a_zip_becomes_drafts_that_are_saved_one_by_one(studio: Client) -> None:
     assert list(registry.read_registry(Store.open(studio.root)).entries) == [
         "ball_2", "my-star", "one", "two",
     ]  # fmt: skip
+
+
+def origin(studio: Client, name: str) -> Origin:
+    return origin_of(Store.open(studio.root), entry(studio, name).artefact)
+
+
+CONSENT = "Ada, to training, 2026-11-02"
+
+
+def test_a_person_stays_a_person_with_consent_whatever_is_changed(studio: Client) -> None:
+    card = f"class_name: star\nsource: our studio\nperson: true\nconsent: {CONSENT}\n"
+    members = {"ada/0.png": noise(0), "ada/subject.yaml": card.encode()}
+    studio.post("/add-subject/several/zip?name=mine.zip", content=zipped(members))
+    (draft,) = studio.app.state.studio.drafts.list()
+    page = studio.page("/add-subject/several").text
+    assert f'value="{CONSENT}"' in page and 'name="person" checked' in page
+    values = {"name": "ada", "class_name": "star", "licence": "MIT"}
+    assert studio.post(f"/add-subject/{draft.id}/save", json=values).status_code == 200
+    told = Origin(source="our studio", person=True, consent=CONSENT)
+    assert origin(studio, "ada") == told and CONSENT in studio.page("/subjects/ada").text
+    studio.form("/subjects/ada/describe", class_name="bell", licence="of the museum")
+    assert entry(studio, "ada").class_name == "bell" and origin(studio, "ada") == told
+    address = studio.form("/subjects/ada/take-up").headers["location"]
+    values |= {"class_name": "bell", "replace": True}
+    assert studio.post(f"{address}/save", json=values).status_code == 200
+    assert entry(studio, "ada").licence == "MIT" and origin(studio, "ada") == told
+
+
+def test_a_person_is_saved_with_consent_alone(studio: Client) -> None:
+    members = {"ada/0.png": noise(0), "ada/subject.yaml": b"class_name: star\nperson: true\n"}
+    studio.post("/add-subject/several/zip?name=mine.zip", content=zipped(members))
+    (draft,) = studio.app.state.studio.drafts.list()
+    save = f"/add-subject/{draft.id}/save"
+    values = {"name": "ada", "class_name": "star", "licence": "MIT", "source": "", "person": True}
+    answer = studio.post(save, json=values | {"consent": " "})
+    assert (answer.status_code, answer.json()["error"]) == (
+        400, "Consent: the pictures show a person; write who consented, to what and when",
+    )  # fmt: skip
+    assert studio.post(save, json=values | {"consent": "c" * 301}).status_code == 400
+    assert studio.post(save, json=values | {"person": "on"}).status_code == 400
+    assert studio.post(save, json=values | {"consent": CONSENT}).status_code == 200
+    assert origin(studio, "ada") == Origin(person=True, consent=CONSENT)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,16 @@ def test_folders_masks_and_cards_as_in_a_folder(tmp_path: Path) -> None:
         assert [one.name for one in archive.subjects] == ["my-cat"]
 
 
+@pytest.mark.parametrize("root", ["", "root/"])
+def test_a_picture_beside_subjects_is_no_subject(tmp_path: Path, root: str) -> None:
+    members = {"stray.jpg": b"j", "tom/0.png": b"p", "rex/0.png": b"p"}
+    path = packed(tmp_path / "x", **{f"{root}{name}": data for name, data in members.items()})
+    with Archive(path, "mine.zip") as archive:
+        assert [one.name for one in archive.subjects] == ["rex", "tom"]
+        (note,) = archive.notes
+        assert note.startswith("stray.jpg: ignored, beside the subjects' folders")
+
+
 @pytest.mark.parametrize(
     "name", ["../out.png", "tom/../../out.png", "/etc/out.png", "tom\\..\\out.png", "c:out.png"]
 )

@@ -178,19 +178,19 @@ def test_every_kind_of_bad_subject_is_told(folder: Path, store: Store, tmp_path:
     told = messages(result)
     expected = {
         "nothing": "no picture; put at least one .png, .jpg or .webp there",
-        "heic": "no picture (only ['a.heic']); put at least one .png, .jpg or .webp there (a.heic: "
+        "heic": "no picture (only a.heic); put at least one .png, .jpg or .webp there (a.heic: "
         "ignored, HEIC is not read; save as JPEG or PNG)",
         "кот": "named with letters, digits, '-' and '_' (a to z, no accents, no other scripts",
         "猫": "no other scripts",
         "good-again": "has the same pictures as 'good'; remove one of the two folders",
         "cards": "subject.yaml and subject.yml: one card is read; keep subject.yaml",
         "narrow": "a_mask.png: a mask of 64 x 60 pixels for a picture of 64 x 64, a.png",
-        "Twin-1": "subjects ['Twin-1', 'twin_1'] have the same name",
-        "twin_1": "subjects ['Twin-1', 'twin_1'] have the same name",
+        "Twin-1": "subjects Twin-1 and twin_1 have the same name",
+        "twin_1": "subjects Twin-1 and twin_1 have the same name",
         "cta": "does not know the class 'cta' (near: cat)",
         "spaced name": "named with letters, digits",
         "007": "write class_name into",
-        "field": "subject.yaml: license: Extra inputs are not permitted; allowed are class_name",
+        "field": "subject.yaml: license: no such field; allowed are class_name",
         "type": "subject.yaml: class_name: Input should be a valid string",
         "yaml": "subject.yaml: not readable YAML",
         "list": "subject.yaml: expected lines such as 'class_name: cat'",

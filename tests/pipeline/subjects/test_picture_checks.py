@@ -100,7 +100,7 @@ def test_a_person_without_consent_is_refused(card: str, what: str, tmp_path: Pat
 
 
 def test_consent_and_source_are_kept_with_the_pictures(tmp_path: Path) -> None:
-    card = "person: true\nconsent: Ada, to training, 2026-11-02\nsource: our studio\n"
+    card = "person: yes\nconsent: Ada, to training, 2026-11-02\nsource: our studio\n"
     folder = subject_folder(tmp_path / "subjects", card)
     store = Store.open(tmp_path / "root")
     (subject,) = ingest(folder, store, IngestConfig()).subjects
