@@ -45,6 +45,7 @@ from focusdpo.store.addresses import is_remote
 from focusdpo.store.keys import changed, file_digest, parsed, require_whole, sealed, unsealed
 from focusdpo.store.local import write_whole
 from focusdpo.store.outputs import holds, local
+from focusdpo.store.provenance import EVALUATION, require_kind
 
 RUN, ROWS, SUBJECTS, CONFIG = "run.json", "rows.json", "subjects.json", "config.yaml"
 SCENES, SCORER, PHOTOGRAPHS = "scenes.parquet", "scorer.parquet", "photographs.parquet"
@@ -82,6 +83,9 @@ class EvaluationFolder:
     one that is missing, damaged, or names what lies elsewhere."""
 
     path: Path
+
+    def __post_init__(self) -> None:
+        require_kind(self.path, EVALUATION)
 
     @functools.cached_property
     def about(self) -> Mapping[str, Any]:

@@ -57,7 +57,7 @@ from focusdpo.pipeline.parts import Image, ReferenceImage
 from focusdpo.pipeline.stage import chunks
 from focusdpo.store.keys import config_digest
 from focusdpo.store.outputs import holds, local, opened
-from focusdpo.store.provenance import machine, packages
+from focusdpo.store.provenance import EVALUATION, machine, packages, require_own
 
 VERSION = 1
 """Raised whenever the same pictures and settings would give other numbers."""
@@ -173,6 +173,7 @@ def measure(request: Request, watch: Watch = quiet) -> MeasureResult:
         log.info("%s: finished before, nothing to judge", request.out)
         return done
     with opened(request.out, "a measurement") as out:
+        require_own(out.folder, request.out, EVALUATION)
         return _measure(request, out.folder, out.sending(watch))
 
 
