@@ -69,9 +69,7 @@ Version = Annotated[str, Option("--version"), Field(description="dataset version
 Adapter = Annotated[
     Address | None,
     Option("--adapter"),
-    Field(
-        description="an adapter: RUN/adapter of a training run, or its address; none: the base alone"
-    ),
+    Field(description="an adapter, RUN/adapter or its address; none: the base alone"),
 ]
 
 

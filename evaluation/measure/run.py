@@ -157,7 +157,9 @@ def finished(request: Request) -> MeasureResult | None:
     """The result of this very measurement, when it is in its folder already. Loads no model."""
     if not holds(request.out, RUN):
         return None
-    folder = EvaluationFolder(local(request.out, RUN, ROWS))
+    path = local(request.out, RUN, ROWS)
+    require_own(path, request.out, EVALUATION)
+    folder = EvaluationFolder(path)
     if folder.about.get("key") != request.key:
         return None
     return _result(request.out, folder.about, folder.rows, resumed=True)
