@@ -37,7 +37,7 @@ REMEDIES: Mapping[Reason, str] = {
     "pair.rank_margin",
     "no_right_candidate": "more seeds (generate.candidates), or a lower pair.min_winner_identity",
     "no_failed_candidate": "the generator does this scene right: there is nothing to learn from it",
-    "surplus": "a scene has its quota: raise the source's pair.max_..._per_scene",
+    "surplus": "a scene has its quota: raise pair.max_disrupt_per_scene or its source's",
 }
 
 
