@@ -143,8 +143,8 @@ def training_warnings(version: DatasetVersion, steps: int, batch_pairs: int) -> 
         looks = steps * batch_pairs / worth.train_pairs
         many = "; fewer steps (train.steps) may do" if looks > MANY_LOOKS else ""
         yield (
-            f"{counted(steps, 'step')} of {counted(batch_pairs, 'pair')} show each of them "
-            f"{_times(looks)}{many}"
+            f"{counted(steps, 'step')} of {counted(batch_pairs, 'pair')} show{'s' * (steps == 1)} "
+            f"each of them {_times(looks)}{many}"
         )
     waiting = waiting_decisions(version)
     if waiting:
