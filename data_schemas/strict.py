@@ -19,9 +19,10 @@ from focusdpo.data_schemas.errors import UserError
 
 
 class StrictModel(BaseModel):
-    """Unknown fields are refused, and nothing changes after the check."""
+    """Unknown fields and numbers that are not finite are refused, and nothing changes after the
+    check."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Later:
@@ -48,6 +49,8 @@ def first_problem(error: ValidationError) -> str:
 _TAG = "tag:yaml.org,2002:"
 _KINDS = {"bool": "true or false", "int": "a number", "float": "a number", "timestamp": "a date"}
 _OCTAL_OR_SEXAGESIMAL = re.compile(r"[-+]?0[0-9_]+|.*:.*")
+MOST_SHOWN = 40
+"""Characters of a wrong value."""
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -80,6 +83,10 @@ def read_yaml(
         return loader.get_single_data()
     except RecursionError as error:
         raise UserError(f"{where}: not YAML that can be read: nested too deep") from error
+    except UserError:
+        raise
+    except (ValueError, OverflowError) as error:  # a number of 5000 digits, a month 13
+        raise UserError(f"{where}: not YAML that can be read: {error}") from error
     finally:
         loader.dispose()
 
@@ -93,7 +100,7 @@ class _Loader(yaml.SafeLoader):
         if isinstance(node, yaml.ScalarNode) and node.style is None:
             self._check(node)
         elif isinstance(node, yaml.MappingNode):
-            self._refuse_twice(node)
+            self._name_keys(node)
             for key, value in node.value:
                 if key.value in self.flags and value.tag == f"{_TAG}bool":
                     value.style = "flag"  # any style but None: not checked as a plain text
@@ -101,30 +108,34 @@ class _Loader(yaml.SafeLoader):
 
     def _check(self, node: yaml.ScalarNode) -> None:
         kind, text = node.tag.removeprefix(_TAG), node.value
+        shown = text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
         if kind not in _KINDS:
             return
         if self.texts_only:
             raise UserError(
-                f"{self._at(node)}: {text} is read as {_KINDS[kind]}, not as text; quote it: "
-                f'"{text}"'
+                f"{self._at(node)}: {shown} is read as {_KINDS[kind]}, not as text; quote it: "
+                f'"{shown}"'
             )
         if kind == "bool" and text.lower() not in ("true", "false"):
             node.tag = f"{_TAG}str"  # as in YAML 1.2: `no` is a word, and no number of steps
         elif kind in ("int", "float") and _OCTAL_OR_SEXAGESIMAL.fullmatch(text):
             raise UserError(
-                f"{self._at(node)}: {text} is read as {self._number(kind, node):g}; write the "
-                f'number that is meant, or quote it if it is text: "{text}"'
+                f"{self._at(node)}: {shown} is read as {self._number(kind, node):g}; write the "
+                f'number that is meant, or quote it if it is text: "{shown}"'
             )
 
     def _number(self, kind: str, node: yaml.ScalarNode) -> float:
         read = self.construct_yaml_int if kind == "int" else self.construct_yaml_float
         return float(read(node))
 
-    def _refuse_twice(self, node: yaml.MappingNode) -> None:
+    def _name_keys(self, node: yaml.MappingNode) -> None:
+        """Keys are names: what looks like a number is text, and none is given twice."""
         seen: dict[str, yaml.Node] = {}
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                continue
+                raise UserError(f"{self._at(key)}: a list or a mapping where a name is expected")
+            if key.tag != f"{_TAG}merge":
+                key.tag = f"{_TAG}str"
             first = seen.setdefault(key.value, key)
             if first is not key:
                 raise UserError(

@@ -60,6 +60,7 @@ from focusdpo.store.artefacts import Store
 from focusdpo.store.checkpoints import digest_files
 from focusdpo.store.keys import config_digest
 from focusdpo.store.outputs import address_of, local
+from focusdpo.store.provenance import ADAPTER_FOLDER, require_kind
 
 DINO = "dino"
 """The kind of identity encoder that DreamBench's numbers are of."""
@@ -392,6 +393,7 @@ def roles_of(request: Request) -> dict[str, str]:
 
 def adapter_digest(folder: Path) -> str:
     """Of an adapter's weights. UserError where there is none."""
+    require_kind(folder, ADAPTER_FOLDER)
     files = sorted(folder.glob("*.safetensors"))
     if not files or not (folder / "adapter.json").is_file():
         raise UserError(

@@ -45,6 +45,7 @@ from focusdpo.store.addresses import is_remote
 from focusdpo.store.keys import changed, file_digest, parsed, require_whole, sealed, unsealed
 from focusdpo.store.local import write_whole
 from focusdpo.store.outputs import holds, local
+from focusdpo.store.provenance import EVALUATION, require_kind, require_own
 
 RUN, ROWS, SUBJECTS, CONFIG = "run.json", "rows.json", "subjects.json", "config.yaml"
 SCENES, SCORER, PHOTOGRAPHS = "scenes.parquet", "scorer.parquet", "photographs.parquet"
@@ -82,6 +83,9 @@ class EvaluationFolder:
     one that is missing, damaged, or names what lies elsewhere."""
 
     path: Path
+
+    def __post_init__(self) -> None:
+        require_kind(self.path, EVALUATION)
 
     @functools.cached_property
     def about(self) -> Mapping[str, Any]:
@@ -279,7 +283,9 @@ def result_with(where: str, key: str) -> EvaluateResult | None:
     all that it was."""
     if not holds(where, RUN):
         return None
-    folder = EvaluationFolder(local(where, RUN, ROWS))
+    path = local(where, RUN, ROWS)
+    require_own(path, where, EVALUATION)
+    folder = EvaluationFolder(path)
     if folder.about.get("key") != key:
         return None
     if not is_remote(where) and (damaged := changed(folder.path, folder.about)):

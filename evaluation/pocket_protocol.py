@@ -58,6 +58,7 @@ from focusdpo.pipeline.parts import (
 from focusdpo.pipeline.stage import chunks
 from focusdpo.store.keys import config_digest, digest
 from focusdpo.store.outputs import local
+from focusdpo.store.provenance import ADAPTER_FOLDER, require_kind
 
 PROTOCOL = "pocket"
 SCORERS = ("segmenter", "identity", "clip")
@@ -240,6 +241,7 @@ class PocketPlan(Plan):
         self.id, self.seed = protocol_of(held_out), held_out.seed
         self.per_scene = request.evaluate.images_per_scene
         adapter = local(request.adapter)
+        require_kind(adapter, ADAPTER_FOLDER)
         card, weights = adapter / "adapter.json", adapter / "pytorch_lora_weights.safetensors"
         for file in (card, weights):
             if not file.is_file():

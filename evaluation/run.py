@@ -53,7 +53,7 @@ from focusdpo.pipeline.parts import Generator, Image, ReferenceImage
 from focusdpo.store.keys import BESIDE, changed, digests_in
 from focusdpo.store.local import make_folder, write_whole
 from focusdpo.store.outputs import local, opened
-from focusdpo.store.provenance import machine, packages
+from focusdpo.store.provenance import EVALUATION, machine, packages, require_own
 
 PAINTING = "painting.json"
 """Model -> key of the pictures that lie in images/<model>."""
@@ -117,6 +117,7 @@ def evaluate(
         log.info("%s: finished before, nothing to paint", request.out)
         return done
     with opened(request.out, "an evaluation") as out:
+        require_own(out.folder, request.out, EVALUATION)
         return _evaluate(plan, out.folder, out.sending(watch), painting or _here(request))
 
 

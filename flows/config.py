@@ -69,7 +69,7 @@ Version = Annotated[str, Option("--version"), Field(description="dataset version
 Adapter = Annotated[
     Address | None,
     Option("--adapter"),
-    Field(description="folder or address that `train` wrote; none: the base alone"),
+    Field(description="an adapter, RUN/adapter or its address; none: the base alone"),
 ]
 
 
@@ -328,7 +328,7 @@ class FocusMapsRun(_Train, Run):
         description="folder of the figures and numbers"
     )
     adapter: Adapter = Field(
-        None, description="folder or address that `train` wrote: shows it beside the base"
+        None, description="an adapter, RUN/adapter or its address: shows it beside the base"
     )
     split: Annotated[Split, Option("--split")] = Field("train", description="which pairs")
     pair_id: Annotated[str | None, Option("--pair")] = Field(
@@ -356,7 +356,7 @@ class EvaluateRun(_Shared, _Protocol, Run):
 
     sends: ClassVar[bool] = True
     adapter: Annotated[Address, Option("--adapter")] = Field(
-        description="folder or address that `train` wrote"
+        description="the adapter: RUN/adapter of a training run, or its address"
     )
     out: Annotated[Address, Option("--out")] = Field(
         description="folder or address of the evaluation"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from focusdpo.data_schemas.errors import UserError, counted
+from focusdpo.flows.fit.supply import free_memory
 from focusdpo.flows.models_config import ModelsConfig
 from focusdpo.flows.prefect.reachable import named_address, require_home, require_server
 from focusdpo.flows.prefect.server import has_prefect, hush
@@ -206,9 +207,9 @@ def _disk() -> tuple[bool, str]:
 
 
 def _memory() -> tuple[bool, str]:
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    told = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free, {FREE_MEMORY / 2**30:.0f} wanted"
+    now = free_memory() / 2**30
+    told = f"{total / 2**30:.1f} GiB, {FREE_MEMORY / 2**30:.0f} are wanted; {now:.1f} are free now"
     return total >= FREE_MEMORY, told
 
 

@@ -29,6 +29,7 @@ from focusdpo.model.backbone import Backbone
 from focusdpo.model.training.config import LoraConfig
 from focusdpo.store.keys import SEAL, sealed, unsealed
 from focusdpo.store.local import write_whole
+from focusdpo.store.provenance import ADAPTER_FOLDER, require_kind
 
 _CHOSEN = "_full_policy_modules"
 
@@ -307,6 +308,7 @@ def weights_digest(data: bytes) -> str:
 def read_card(directory: Path) -> AdapterCard:
     """The card of an adapter folder."""
     path = directory / CARD
+    require_kind(directory, ADAPTER_FOLDER)
     if not path.is_file():
         raise UserError(
             f"{directory}: no {CARD} here. Expected the folder that training writes "

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.model.adapter import reference_policy
 from focusdpo.model.backbone import Backbone, FeatureConfig, Prediction
 from focusdpo.model.focus import FocusMaps, branch_weights, focus_maps
@@ -158,13 +159,50 @@ def judge(
         maps = focus_maps(source, masks, priors, config.focus, sigma_B=sigma_B.repeat(2))
     weigh = config.objective.definition.weighing()
     weight_BN = None if weigh is None else weigh(batch, maps, config)
+    own = ":" in config.objective.name  # from outside this repository
+    if own:
+        require_weight(weight_BN, error_BN, config.objective.name)
     ref_error_BN = passes.ref_error_BN if config.objective.is_preference else None
     if config.objective.definition.instances:
         loss, scale_B = _instance_loss(passes, error_BN, ref_error_BN, batch, config)
     else:
         scale_B = _safeguard(passes.policy.output_BNC, passes.target_BNC, weight_BN, config)
         loss = _pair_loss(error_BN, ref_error_BN, weight_BN, scale_B, config)
+    if own:
+        require_loss(loss, error_BN, config.objective.name)
     return StepOutput(loss, sigma_B, error_BN.detach(), ref_error_BN, weight_BN, maps, scale_B)
+
+
+def require_weight(weight_BN: object, error_BN: Tensor, name: str) -> None:
+    """UserError where an objective's `weight` is not W (2B, N) without gradient, or None."""
+    if weight_BN is None:
+        return
+    wanted = f"expected a tensor {tuple(error_BN.shape)}: two images per pair, their tokens"
+    if not isinstance(weight_BN, Tensor):
+        raise UserError(f"objective {name}: its weight gave a {type(weight_BN).__name__}; {wanted}")
+    if weight_BN.shape != error_BN.shape:
+        raise UserError(f"objective {name}: its weight gave {tuple(weight_BN.shape)}; {wanted}")
+    if weight_BN.requires_grad:
+        raise UserError(f"objective {name}: its weight carries a gradient; detach it")
+
+
+def require_loss(loss: object, error_BN: Tensor, name: str) -> None:
+    """UserError where an objective's `loss` is not a `Loss` that a step can go down."""
+    pairs = len(error_BN) // 2
+    wanted = f"expected a Loss of a scalar and the logits of {counted(pairs, 'pair')}"
+    if not isinstance(loss, Loss):
+        raise UserError(f"objective {name}: its loss gave a {type(loss).__name__}; {wanted}")
+    value, logit_B = loss.value, loss.logit_B
+    if value.ndim or logit_B.shape != (pairs,):
+        shapes = f"value {tuple(value.shape)}, logit_B {tuple(logit_B.shape)}"
+        raise UserError(f"objective {name}: its loss gave {shapes}; {wanted}")
+    if error_BN.requires_grad and not value.requires_grad:
+        raise UserError(
+            f"objective {name}: its loss carries no gradient, so nothing would be learned; "
+            "do not detach `value`"
+        )
+    if logit_B.requires_grad:
+        raise UserError(f"objective {name}: its logit_B carries a gradient; detach it")
 
 
 def needs_reference(config: TrainConfig, ref_error_BN: Tensor | None) -> bool:

@@ -243,6 +243,7 @@ def _clauses(rivals: Sequence[Comparison], metrics: Sequence[str]) -> list[str]:
     return [_clause(v, and_list(alike[v]), metrics) for v in sorted(alike, key=rank)]
 
 
+TOO_FEW: Verdict = "too few scenes"
 _ALIKE: dict[Verdict, str] = {
     "better": "beats {names} on {metrics}",
     "worse": "is worse than {names} on {metrics}",
@@ -257,8 +258,11 @@ def _clause(verdicts: Sequence[Verdict], names: str, metrics: Sequence[str]) -> 
     names_of = titles(metrics)
     if len(set(verdicts)) == 1:
         return _ALIKE[verdicts[0]].format(names=names, metrics=and_list(names_of))
-    parts = [f"{verdict} on {title}" for verdict, title in zip(verdicts, names_of, strict=True)]
-    return f"is {and_list(parts)} against {names}"
+    told = list(zip(verdicts, names_of, strict=True))
+    few = [title for verdict, title in told if verdict == TOO_FEW]
+    parts = [f"{verdict} on {title}" for verdict, title in told if verdict != TOO_FEW]
+    but = f", with too few scenes to tell about {and_list(few)}" if few else ""
+    return f"is {and_list(parts)} against {names}{but}"
 
 
 def titles(metrics: Sequence[str]) -> list[str]:

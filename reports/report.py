@@ -65,8 +65,9 @@ def write_report(
     if len(page) > LARGEST:
         log.warning("%s: %.1f MB; show fewer pairs or rejects", out, len(page) / 1e6)
     make_folder(out.parent)
-    write_whole(out.with_suffix(".json"), record_json(data).encode())
     write_whole(out, page)
+    # Last: where the disk is full, no page's numbers lie without the page.
+    write_whole(out.with_suffix(".json"), record_json(data).encode())
     log.info("report %s: %.1f MB", out, len(page) / 1e6)
     return out
 

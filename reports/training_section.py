@@ -28,6 +28,7 @@ from focusdpo.reports.view import (
     facts,
 )
 from focusdpo.store.keys import require_whole
+from focusdpo.store.provenance import TRAINING_RUN, require_kind
 
 _GAINS = ("score", "identity", "leakage_margin")
 _HARMS = ("confusion", "duplicate", "missing")
@@ -388,6 +389,7 @@ PARTS = ("config.json", "steps.parquet", "buckets.parquet", "focus.safetensors")
 
 def read_run(train_dir: Path) -> dict[str, Any]:
     """run.json of a finished training run. Raises UserError where there is none."""
+    require_kind(train_dir, TRAINING_RUN)
     return read_object(train_dir / "run.json", AGAIN)
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from focusdpo.data_schemas.environment import is_dead, me
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.store.local import FULL
 
 SUMS = "SHA256SUMS"
 _MARK = ".partial~"
@@ -39,6 +40,10 @@ def whole_folder(out: Path, *, replaces: str | None = None) -> Iterator[Path]:
         if earlier:
             out.replace(old)
         temp.replace(out)
+    except OSError as error:
+        if error.errno in FULL:  # a write tells no name, or one below the passing folder
+            error.filename, error.filename2 = str(out), None
+        raise
     finally:
         for left in (temp, old):
             if left.exists():

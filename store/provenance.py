@@ -1,4 +1,5 @@
-"""Where a run happened and under which licences: for manifests, reports and cards."""
+"""Which command left a folder, where a run happened and under which licences: for errors,
+manifests, reports and cards."""
 
 from __future__ import annotations
 
@@ -15,6 +16,46 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.store.checkpoints import locate, read_json
 
 SHOWN = ("focusdpo", "torch", "diffusers", "transformers", "peft", "open-clip-torch", "prefect")
+
+
+TRAINING_RUN, ADAPTER_FOLDER = "a training run", "an adapter"
+EVALUATION, DATASET_ROOT = "an evaluation", "a dataset root"
+_MARKS = {
+    EVALUATION: ("rows.json", "scenes.parquet", "painting.json"),
+    TRAINING_RUN: ("steps.parquet", "run.yaml", "adapter/adapter.json"),
+    ADAPTER_FOLDER: ("adapter.json",),
+    DATASET_ROOT: ("dataset.json",),
+}
+"""What a folder is -> files of which any says so, while it is at work as well."""
+
+
+def kinds_of(folder: Path) -> tuple[str, ...]:
+    """What a folder is; empty for one that is new or that nobody here wrote."""
+    return tuple(
+        kind for kind, marks in _MARKS.items() if any((folder / mark).is_file() for mark in marks)
+    )
+
+
+def require_kind(folder: Path, wanted: str) -> None:
+    """UserError for a folder that is given in place of another: says what it is and, where that can
+    be told, which one was meant. What is missing is told by who reads it."""
+    found = kinds_of(folder)
+    if not found or wanted in found:
+        return
+    meant = ""
+    if wanted == ADAPTER_FOLDER and (folder / "adapter/adapter.json").is_file():
+        meant = f"; its adapter is {folder / 'adapter'}"
+    elif wanted == TRAINING_RUN and TRAINING_RUN in kinds_of(folder.parent):
+        meant = f"; the run is {folder.parent}"
+    raise UserError(f"{folder} is {found[0]}, not {wanted}{meant}")
+
+
+def require_own(folder: Path, name: str, kind: str) -> None:
+    """UserError for a folder, called `name`, that another kind of command has written: what is
+    written now would take the place of files that have the same names."""
+    found = kinds_of(folder)
+    if found and kind not in found:
+        raise UserError(f"--out {name} is {found[0]} and stays as it is; give {kind} another --out")
 
 
 def packages() -> dict[str, str]:

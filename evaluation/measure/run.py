@@ -62,7 +62,7 @@ from focusdpo.pipeline.parts import Image
 from focusdpo.pipeline.stage import chunks
 from focusdpo.store.keys import config_digest
 from focusdpo.store.outputs import holds, local, opened
-from focusdpo.store.provenance import machine, packages
+from focusdpo.store.provenance import EVALUATION, machine, packages, require_own
 
 VERSION = 2
 """Raised whenever the same pictures and settings would give other numbers."""
@@ -169,7 +169,9 @@ def finished(request: Request) -> MeasureResult | None:
     """The result of this very measurement, when it is in its folder already. Loads no model."""
     if not holds(request.out, RUN):
         return None
-    folder = EvaluationFolder(local(request.out, RUN, ROWS))
+    path = local(request.out, RUN, ROWS)
+    require_own(path, request.out, EVALUATION)
+    folder = EvaluationFolder(path)
     if folder.about.get("key") != request.key:
         return None
     return _result(request.out, folder.about, folder.rows, resumed=True)
@@ -185,6 +187,7 @@ def measure(request: Request, watch: Watch = quiet) -> MeasureResult:
         log.info("%s: finished before, nothing to judge", request.out)
         return done
     with opened(request.out, "a measurement") as out:
+        require_own(out.folder, request.out, EVALUATION)
         return _measure(request, out.folder, out.sending(watch))
 
 

@@ -160,15 +160,21 @@ def training_warnings(version: DatasetVersion, steps: int, batch_pairs: int) -> 
         looks = steps * batch_pairs / worth.train_pairs
         many = "; fewer steps (train.steps) may do" if looks > MANY_LOOKS else ""
         yield (
-            f"{counted(steps, 'step')} of {counted(batch_pairs, 'pair')} show each of them "
-            f"{looks:.0f} times{many}"
+            f"{counted(steps, 'step')} of {counted(batch_pairs, 'pair')} show{'s' * (steps == 1)} "
+            f"each of them {_times(looks)}{many}"
         )
     waiting = waiting_decisions(version)
     if waiting:
         yield (
-            f"{waiting} decision{'s' * (waiting > 1)} of reviewers came after version "
+            f"{counted(waiting, 'decision')} of reviewers came after version "
             f"{version.id} was built; build again to take them in"
         )
+
+
+def _times(looks: float) -> str:
+    if looks < 1:
+        return "less than once"
+    return "once" if round(looks) == 1 else f"{looks:.0f} times"
 
 
 def waiting_decisions(version: DatasetVersion) -> int:

@@ -78,7 +78,7 @@ class ExportAdapterRun(_Target):
     """`export adapter`: an adapter with its card."""
 
     adapter: Annotated[Path, Option("--adapter")] = Field(
-        description="folder or address that `train` wrote"
+        description="the adapter: RUN/adapter of a training run, or its address"
     )
     layout: Annotated[Literal["diffusers", "uno", "comfyui"], Option("--layout")] = Field(
         "diffusers",

@@ -43,15 +43,15 @@ def this_machine(device: str) -> Machine:
     page = os.sysconf("SC_PAGE_SIZE")
     whole = float(page * os.sysconf("SC_PHYS_PAGES"))
     scratch = float(shutil.disk_usage(tempfile.gettempdir()).free)
-    return Machine(name, free, total, _available(page), whole, scratch)
+    return Machine(name, free, total, free_memory(), whole, scratch)
 
 
-def _available(page: int) -> float:
-    """Free main memory, with what the system would give back."""
+def free_memory() -> float:
+    """Bytes of main memory that are free, with what the system would give back."""
     try:
         lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
     except OSError:
-        return float(page * os.sysconf("SC_AVPHYS_PAGES"))
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
     return next(float(one.split()[1]) * 1024 for one in lines if one.startswith("MemAvailable:"))
 
 

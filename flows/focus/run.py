@@ -45,6 +45,7 @@ from focusdpo.model.training.monitor import mean_present
 from focusdpo.pipeline.upkeep.garbage import reading
 from focusdpo.store.local import make_folder, write_whole
 from focusdpo.store.outputs import local
+from focusdpo.store.provenance import ADAPTER_FOLDER, require_kind
 from focusdpo.store.versions import DatasetVersion
 
 PHASES = ("base", "adapter")
@@ -100,6 +101,8 @@ def focus_on(run: FocusMapsRun, watch: Watch = quiet) -> FocusOutcome:
 def _focus_on(run: FocusMapsRun, version: DatasetVersion, watch: Watch) -> FocusOutcome:
     rows = chosen_rows(version, run)
     shown = pair_row(version, run)
+    if run.adapter is not None:  # before models load
+        require_kind(local(run.adapter), ADAPTER_FOLDER)
     backbone = build_part(run.family, "backbone")
     digest = _put_adapter(backbone, run.adapter)
     try:

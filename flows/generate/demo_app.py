@@ -35,7 +35,7 @@ from focusdpo.flows.models_config import Family
 from focusdpo.pipeline.parts import Image
 from focusdpo.reports.metric_texts import one_line
 from focusdpo.store.keys import unsealed
-from focusdpo.store.provenance import POCKET, notices
+from focusdpo.store.provenance import ADAPTER_FOLDER, POCKET, notices, require_kind
 
 CSS = """
 .gradio-container { max-width: 1100px !important; margin: auto; }
@@ -95,6 +95,7 @@ def licence_text(family: Family, adapter: Path | None) -> str:
 
 def adapter_licences(adapter: Path) -> list[str]:
     """What an adapter's card says. UserError when it has none."""
+    require_kind(adapter, ADAPTER_FOLDER)
     card = adapter / "adapter.json"
     try:
         return [str(licence) for licence in unsealed(card.read_bytes()).get("licences", [])]

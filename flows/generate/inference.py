@@ -50,7 +50,7 @@ from focusdpo.pipeline.subjects.folders import known_classes
 from focusdpo.sharing.marks import MarkConfig, marked
 from focusdpo.store.local import make_folder, write_whole
 from focusdpo.store.outputs import address_of, local
-from focusdpo.store.provenance import packages
+from focusdpo.store.provenance import ADAPTER_FOLDER, packages, require_kind
 
 Subject = tuple[str | Path, str]
 """A picture's file and what it shows, as a word."""
@@ -344,6 +344,7 @@ def check_prompt(prompt: str) -> str:
 
 def adapter_digest(folder: str | Path) -> str:
     """sha256 of an adapter's weights. UserError when there are none."""
+    require_kind(Path(folder), ADAPTER_FOLDER)
     files = sorted(Path(folder).glob("*.safetensors"))
     if not files:
         raise UserError(

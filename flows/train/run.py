@@ -24,7 +24,7 @@ from focusdpo.model.training import parallel
 from focusdpo.pipeline.upkeep.garbage import reading
 from focusdpo.store.addresses import is_remote
 from focusdpo.store.outputs import Output, holds, opened
-from focusdpo.store.provenance import licence_of
+from focusdpo.store.provenance import TRAINING_RUN, licence_of, require_own
 from focusdpo.store.versions import DatasetVersion, open_version
 
 if TYPE_CHECKING:  # torch is loaded when a run starts
@@ -104,6 +104,7 @@ def _train(
     pairs: int,
 ) -> TrainOutcome:
     started = time.perf_counter()
+    require_own(out.folder, out.name, TRAINING_RUN)
     watch = watch if parallel.is_first() else quiet
     if not is_remote(run.root):  # there, each shard is checked when it comes
         version.verify()

@@ -132,6 +132,16 @@ def test_the_verdict_follows_single_intervals(ablation: Ablation):
     assert "is worse than the base on matched identity and leakage margin" in verdict(changed)[0]
 
 
+def test_a_metric_on_too_few_scenes_reads_as_a_sentence(ablation: Ablation):
+    few = tuple(
+        dataclasses.replace(one, scenes=8) if one.metric == "leakage_margin" else one
+        for one in ablation.contrasts
+    )
+    headline = verdict(dataclasses.replace(ablation, contrasts=few))[0]
+    assert "against" in headline and "too few scenes on" not in headline
+    assert ", with too few scenes to tell about leakage margin" in headline
+
+
 def test_nothing_decided_is_said_to_be_undecided(ablation: Ablation):
     wide = tuple(
         dataclasses.replace(one, family_low=-0.1, family_high=0.2) for one in ablation.contrasts

@@ -166,6 +166,18 @@ def test_a_training_warns_of_what_it_will_learn_little_from(
     assert lines[3].startswith("1 decision of reviewers came after")
 
 
+def test_looks_at_a_pair_in_english(toy: Toy, capsys: Capture) -> None:
+    run(toy.arguments, capsys)
+    version = open_version(str(toy.root))
+    pairs = len(version.rows_of("train"))
+    for steps, said in (
+        (1, "1 step of 1 pair shows each of them less than once"),
+        (pairs, f"{pairs} steps of 1 pair show each of them once"),
+        (2 * pairs, f"{2 * pairs} steps of 1 pair show each of them 2 times"),
+    ):
+        assert said in list(worth.training_warnings(version, steps=steps, batch_pairs=1))
+
+
 def test_decisions_wait_until_a_build_takes_them_in(toy: Toy, capsys: Capture) -> None:
     run(toy.arguments, capsys)
     version = open_version(str(toy.root))
