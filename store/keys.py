@@ -1,5 +1,6 @@
-"""Digests: content keys, names for results that say all that their bytes depend on; and seals,
-checksums of every file that decides something, by which its reader and `doctor` notice damage."""
+"""Names and digests: the gate for names that files say; content keys, names for results that say
+all that their bytes depend on; and seals, checksums of every file that decides something, by which
+its reader and `doctor` notice damage."""
 
 from __future__ import annotations
 
@@ -15,7 +16,6 @@ from pydantic import BaseModel
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.subjects import ImageKey
-from focusdpo.store.local import is_plain
 
 STAGE = re.compile(r"[a-z][a-z0-9_-]*")
 KEY = re.compile(r"[0-9a-f]{8,64}")
@@ -23,6 +23,25 @@ MEMBER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.png")
 SHARD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.tar")
 """What a shard may be called."""
 DIGEST = re.compile(r"[0-9a-f]{32}")
+
+
+def is_plain(path: str) -> bool:
+    """Whether it names something inside a folder and nothing else: relative, "/" between its parts,
+    none of them empty, "." or ".."."""
+    return "\0" not in path and not {"", ".", ".."} & set(path.split("/"))
+
+
+def inside(folder: Path, name: str, source: str | Path) -> Path:
+    """Where `name`, which the file `source` says, lies in a folder. UserError that names the source
+    unless it is a plain relative name, and no link is on the way or at its end."""
+    if not is_plain(name):
+        raise UserError(f"{source}: names a file outside its folder: {name[:80]!r}")
+    path = folder
+    for part in name.split("/"):
+        path = path / part
+        if path.is_symlink():
+            raise UserError(f"{source}: names {name[:80]!r}, and {path} is a link")
+    return path
 
 
 def digest(data: bytes) -> str:

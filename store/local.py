@@ -28,6 +28,7 @@ from filelock import FileLock
 
 from focusdpo.data_schemas.environment import is_dead, me
 from focusdpo.data_schemas.errors import Forbidden, Full, TakenAway, UserError
+from focusdpo.store.keys import is_plain
 
 TEMP = ".tmp"
 LOCK = ".lock"
@@ -39,25 +40,6 @@ GONE = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST}
 _PLAIN_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """No link is followed, and a pipe does not make its reader wait."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-def is_plain(path: str) -> bool:
-    """Whether it names something inside a folder and nothing else: relative, "/" between its parts,
-    none of them empty, "." or ".."."""
-    return "\0" not in path and not {"", ".", ".."} & set(path.split("/"))
-
-
-def inside(folder: Path, name: str, source: str | Path) -> Path:
-    """Where `name`, which the file `source` says, lies in a folder. UserError that names the source
-    unless it is a plain relative name, and no link is on the way or at its end."""
-    if not is_plain(name):
-        raise UserError(f"{source}: names a file outside its folder: {name[:80]!r}")
-    path = folder
-    for part in name.split("/"):
-        path = path / part
-        if path.is_symlink():
-            raise UserError(f"{source}: names {name[:80]!r}, and {path} is a link")
-    return path
 
 
 class Files(Protocol):

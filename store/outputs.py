@@ -33,9 +33,9 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.progress import Watch
 from focusdpo.store.addresses import HEADER, files_of, is_remote, split_address
 from focusdpo.store.cache import OutputFolders
-from focusdpo.store.keys import file_digest, sealed, unsealed
+from focusdpo.store.keys import file_digest, inside, is_plain, sealed, unsealed
 from focusdpo.store.leases import Lease, LeaseConfig, Leases
-from focusdpo.store.local import FORBIDDEN, FULL, Files, inside, is_plain, sweep_parts
+from focusdpo.store.local import FORBIDDEN, FULL, Files, sweep_parts
 
 log = logging.getLogger(__name__)
 

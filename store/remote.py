@@ -25,7 +25,8 @@ from obstore.exceptions import (
 )
 
 from focusdpo.data_schemas.errors import Forbidden, UserError
-from focusdpo.store.local import FOREIGN_TEMP_SECONDS, FULL, is_plain
+from focusdpo.store.keys import is_plain
+from focusdpo.store.local import FOREIGN_TEMP_SECONDS, FULL
 from focusdpo.store.media import (
     Medium,
     RemoteConfig,
