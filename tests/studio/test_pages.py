@@ -78,8 +78,9 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 
 
 PAGES = [
-    "/", "/subjects", "/subjects/s0", "/scenes", "/scenes/p0", "/pairs", "/pairs/pair0", "/rejects",
-    "/rejects?reason=missing_subject", "/focus", "/focus/pair0", "/runs", "/evaluations",
+    "/", "/subjects", "/subjects/s0", "/scenes", "/scenes/p0", "/pairs", "/pairs/pair0", "/alike",
+    "/rejects", "/rejects?reason=missing_subject", "/focus", "/focus/pair0", "/runs",
+    "/evaluations",
 ]  # fmt: skip
 
 
