@@ -23,7 +23,6 @@ from benchmarks.gpu import gpu_config
 from benchmarks.gpu.full_size_models import random_backbone, random_batch
 from benchmarks.gpu.gpu_config import GpuBenchConfig, ModelName
 from focusdpo.model.adapter import add_policy
-from focusdpo.model.backbones import sdxl_backbone
 from focusdpo.model.step import autocast
 from focusdpo.model.training.config import AdapterKind, LoraConfig, TrainConfig
 from focusdpo.model.training.steps import backward_step
@@ -95,28 +94,23 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
     monkeypatch.setattr(F, "layer_norm", in_float32(F.layer_norm))
     monkeypatch.setattr(F, "group_norm", in_float32(F.group_norm))
-    # Both look at values, of which there are none. Pictures here are squares already, and what a
-    # batch repeats is alike.
-    monkeypatch.setattr(sdxl_backbone, "framed", lambda image, mask, crop: (image, mask))
-    monkeypatch.setattr(sdxl_backbone, "alike", lambda copies, tensors: copies)
 
 
 def counted_step(
     monkeypatch: pytest.MonkeyPatch,
     model: ModelName,
     *,
-    blocks: tuple[int, int] | None = None,
+    blocks: tuple[int, int],
     kind: AdapterKind = "lora",
     **train: Any,
 ) -> float:
     """The most bytes that a step of one pair with two references takes beside weights and adapter;
     `blocks`: of a transformer with so many (double, single) blocks."""
     as_on_a_gpu(monkeypatch)
-    if blocks is not None:
-        names = ("num_layers", "num_single_layers")
-        fewer = gpu_config.FULL[model] | dict(zip(names, blocks, strict=True))
-        monkeypatch.setitem(gpu_config.FULL, model, fewer)
-    config = GpuBenchConfig(device="cpu", image_size=1024 if model == "sdxl" else 512)
+    names = ("num_layers", "num_single_layers")
+    fewer = gpu_config.FULL[model] | dict(zip(names, blocks, strict=True))
+    monkeypatch.setitem(gpu_config.FULL, model, fewer)
+    config = GpuBenchConfig(device="cpu", image_size=512)
     backbone: Any = random_backbone(model, config, "bf16", "meta")
     lora = LoraConfig(kind=kind, rank=RANK, alpha=RANK, targets=tuple(backbone.lora_targets))
     settings = TrainConfig(lora=lora, mixed_precision="bf16", **train)
@@ -124,9 +118,7 @@ def counted_step(
         add_policy(backbone.transformer, lora, seed=0)
     if settings.gradient_checkpointing:
         backbone.transformer.enable_gradient_checkpointing()
-    encoder = backbone._text._prompts if model == "sdxl" else backbone._encode_prompts
-    encoder = getattr(encoder, "func", encoder)
-    encoder.device = "cpu"
+    backbone._encode_prompts.device = "cpu"
     with FakeTensorMode(allow_non_fake_inputs=True):
         _give_sizes(backbone.transformer)
         batch = random_batch(backbone, config, 1)
