@@ -87,7 +87,8 @@ class EvaluationTable:
     protocol: str
     scenes: int
     seed: str
-    judges: str
+    models: str
+    """Part and fingerprint of all that painted and judged."""
     rows: list[PairedText]
 
 
@@ -223,10 +224,12 @@ def _table(path: Path, adapter: Path) -> EvaluationTable:
     about = folder.about
     if not folder.is_of(adapter):
         raise UserError(f"{path}: an evaluation of {about.get('adapter')}, not of {adapter}")
+    told = about.get("fingerprints")
+    prints = told if isinstance(told, dict) else {}
     return EvaluationTable(
         protocol=folder.protocol,
         scenes=int(about.get("scenes", 0)),
         seed=str(about.get("seed", "")),
-        judges=json.dumps(about.get("fingerprints") or {}),
+        models=", ".join(f"{part} {name}" for part, name in prints.items()),
         rows=paired_texts(folder.rows),
     )

@@ -166,7 +166,9 @@ def test_an_evaluation_stands_in_the_card_and_must_be_this_adapters(
 ) -> None:
     folder = tmp_path / "evaluate"
     folder.mkdir()
-    about = {"adapter": str(adapter), "protocol": "pocket", "scenes": 3, "seed": 1}
+    about: dict[str, object] = {"adapter": str(adapter), "protocol": "pocket", "scenes": 3}
+    about["seed"] = 1
+    about["fingerprints"] = {"judge": "398a", "base": "d287"}
     rows = [
         {
             "protocol": "pocket",
@@ -187,6 +189,7 @@ def test_an_evaluation_stands_in_the_card_and_must_be_this_adapters(
         "| identity | 0.5000 | 0.7000 | +0.2000 [+0.1000, +0.3000] | 3 |"
         in (out / "README.md").read_text()
     )
+    assert "Models by fingerprint: judge 398a, base d287." in (out / "README.md").read_text()
     (folder / "run.json").write_text(json.dumps(about | {"adapter": "elsewhere"}))
     with pytest.raises(UserError, match="an evaluation of elsewhere, not of"):
         export_adapter(adapter, tmp_path / "other", evaluations=[folder])
