@@ -368,9 +368,10 @@ class Setting:
 
 def described(model: BaseModel, path: str = "") -> Iterator[Setting]:
     """Every field of a resolved tree."""
+    dumped = model.model_dump(mode="json")
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
         if isinstance(value, BaseModel):
             yield from described(value, f"{path}{name}.")
-        else:
-            yield Setting(f"{path}{name}", model.model_dump(mode="json")[name], field)
+        else:  # at its default a later field may stay out of what is stored
+            yield Setting(f"{path}{name}", dumped.get(name, value), field)

@@ -152,7 +152,7 @@ class Workspace(Job):
 
     def _draft(self) -> None:
         drafts, picture = Drafts(self.out / "drafts"), self.out / "fresh" / "yellow" / "0.png"
-        drafts.fill_in(DRAFT, "yellow", "square", "mine")
+        drafts.fill_in(DRAFT, {"name": "yellow", "class_name": "square", "licence": "mine"})
         upload = drafts.incoming()
         upload.write_bytes(picture.read_bytes())
         drafts.add(DRAFT, "0.png", upload, GenerateRun(), None)

@@ -199,8 +199,9 @@ def test_bad_input_is_told_before_anything_is_painted(
         evaluate(run.model_copy(update={"data": None}))
     with pytest.raises(UserError, match="is no folder"):
         evaluate(run.model_copy(update={"data": str(tmp_path / "absent")}))
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no adapter"):
-        evaluate(run.model_copy(update={"adapter": str(tmp_path)}))
+        evaluate(run.model_copy(update={"adapter": str(tmp_path / "empty")}))
     half = photo_folder.write_photo_folder(tmp_path / "half", ("cat", "dog"))
     with pytest.raises(UserError, match="28 of 30 subjects are missing"):
         finished(run.model_copy(update={"data": str(half)}))
