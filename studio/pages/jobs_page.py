@@ -223,7 +223,8 @@ def summary(job: Job) -> str:
         return f"{made['scenes']} scenes painted by base and adapter"
     if job.kind == "measure" and "pictures" in made:
         shares = {one["model"]: one["mean"] for one in made["rows"] if one["metric"] == "failed"}
-        told = [f"{name} {shares[id]:.1%}" for id, name in made["names"].items() if id in shares]
+        names = made["names"]
+        told = [f"{names[id]} {share:.1%}" for id, share in shares.items() if id in names]
         unfit = made["check"] and not all(one["ok"] for one in made["check"])
         return (
             f"{made['pictures']} pictures of {made['scenes']} scenes; failed subjects: "
