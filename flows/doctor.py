@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from focusdpo.data_schemas.errors import UserError, counted
+from focusdpo.data_schemas.errors import Forbidden, UserError, counted
 from focusdpo.flows.fit.supply import free_memory
 from focusdpo.flows.models_config import ModelsConfig
 from focusdpo.flows.prefect.reachable import named_address, require_home, require_server
@@ -157,6 +157,8 @@ def _room(store: Store) -> tuple[bool, str]:
         store.files.remove(probe)
         won = race(store.files, probe)
         store.files.remove(probe)
+    except Forbidden as error:
+        return True, f"it can be read alone: train and evaluate from it, build elsewhere ({error})"
     except (OSError, UserError) as error:
         return False, f"it cannot be written, so nothing can be built there ({error})"
     if back != b"focusdpo":

@@ -398,8 +398,8 @@ class LocalFiles:
                 raise Full(self._full()) from error
             if error.errno in FORBIDDEN:
                 raise Forbidden(
-                    f"{self.root}: no permission to write ({error}); choose a root that you may "
-                    "write to"
+                    f"{self.root}: no permission to write {error.filename or 'there'}; choose a "
+                    "root that you may write to"
                 ) from error
             raise
 

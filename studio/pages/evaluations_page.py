@@ -131,7 +131,10 @@ def _scene(main: Evaluation, beside: list[Evaluation], scene: str, metric: str) 
         id=scene,
         prompt=main.prompts.get(scene, words),
         references=tuple(
-            (f"/evaluations/{main.folder.id}/references/{name}", word)
+            (
+                f"/evaluations/{main.folder.id}/references/{name}",
+                word if record.class_names.count(word) == 1 else f"{word} {name}",
+            )
             for name, word in zip(record.subject_ids, record.class_names, strict=True)
             if main.references(name)
         ),

@@ -20,6 +20,7 @@ from unprivileged import unprivileged
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.cli import run_program
 from focusdpo.flows.commands.options import command
+from focusdpo.flows.doctor import dataset_check
 from focusdpo.store.versions import open_version
 
 Capture = pytest.CaptureFixture[str]
@@ -70,6 +71,9 @@ def test_what_another_user_keeps_to_himself(toy: Toy, tmp_path: Path, capsys: Ca
             (["generate", *painted, "--out", str(adapter / "a.png")], adapter),
         ):
             assert "permi" in refused(arguments, path, capsys).lower()
+        shared = dataset_check(str(toy.root))
+    assert shared.ok and "it can be read alone: train and evaluate from it" in shared.told
+    assert "Errno" not in shared.told
     (toy.root / "versions").chmod(0o700)
     with unprivileged(tmp_path / "file"):
         for arguments in (
