@@ -42,7 +42,15 @@ from focusdpo.data_schemas.tables import from_parquet
 from focusdpo.evaluation.protocols import ADAPTER, BASE
 from focusdpo.pipeline.parts import Image
 from focusdpo.store.addresses import is_remote
-from focusdpo.store.keys import changed, file_digest, parsed, require_whole, sealed, unsealed
+from focusdpo.store.keys import (
+    changed,
+    file_digest,
+    is_plain,
+    parsed,
+    require_whole,
+    sealed,
+    unsealed,
+)
 from focusdpo.store.local import write_whole
 from focusdpo.store.outputs import holds, local
 from focusdpo.store.provenance import EVALUATION, require_kind, require_own
@@ -119,7 +127,13 @@ class EvaluationFolder:
     @functools.cached_property
     def records(self) -> list[EvalScene]:
         """What the judge measured on every picture of every model."""
-        return self._table(SCENES, EvalScene)
+        records = self._table(SCENES, EvalScene)
+        for one in records:
+            if one.image and not is_plain(one.image):
+                raise UserError(
+                    f"{self.path / SCENES}: names a file outside its folder: {one.image[:80]!r}"
+                )
+        return records
 
     @functools.cached_property
     def views(self) -> list[ScorerView]:

@@ -107,7 +107,8 @@ def run_check(folder: Path) -> Check:
             bad.append(f"{path}: damaged ({error})")
             continue
         here = path.parent
-        bad += [f"{here / name}: not what was written" for name in changed(here, values)]
+        damaged = [f"{here / name}: not what was written" for name in changed(here, values)]
+        bad += damaged or (_forged(here) if path.name == "run.json" else ())
         wanted, weights = values.get("weights_digest"), path.with_name(WEIGHTS)
         if path.name == CARD and wanted and weights.is_file() and file_digest(weights) != wanted:
             bad.append(f"{weights}: not the bytes that {CARD} names")
@@ -127,6 +128,17 @@ def _records(folder: Path) -> Iterator[Path]:
         for name in sorted(names):
             if name.endswith(".json") and not _is_list(here / name):
                 yield here / name
+
+
+def _forged(folder: Path) -> Iterator[str]:
+    """What an evaluation's table names outside of it."""
+    from focusdpo.evaluation.folder import SCENES, EvaluationFolder
+
+    if (folder / SCENES).is_file():
+        try:
+            _ = EvaluationFolder(folder).records
+        except UserError as error:
+            yield str(error)
 
 
 def _is_list(path: Path) -> bool:

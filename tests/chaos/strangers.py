@@ -253,7 +253,7 @@ def foreign(trial: Trial, draw: random.Random) -> None:
 def _restore(root: Path, before: Mapping[Path, bytes]) -> None:
     for path in sorted(root.rglob("*"), reverse=True):
         ours = path in before and path.is_file() and not path.is_fifo()
-        if not ours and not (path.is_dir() and any(one.is_relative_to(path) for one in before)):
+        if not ours and not (path.is_dir() and any(path in one.parents for one in before)):
             path.rmdir() if path.is_dir() else path.unlink()
     for path, data in before.items():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -35,6 +35,7 @@ from focusdpo.flows.settings import resolve
 from focusdpo.pocket.identities import Identity
 from focusdpo.pocket.world_subjects import WorldSubject
 from focusdpo.reports.report import write_report
+from focusdpo.store.keys import BESIDE, digests_in, sealed, unsealed
 
 CONFIG = EvaluateConfig(images_per_scene=2, resamples=100, batch=6)
 
@@ -229,6 +230,20 @@ READERS: dict[str, Callable[[EvaluationFolder], object]] = {
     "images/base/*-0.png": lambda folder: folder.picture(folder.of("base")[0].image),
     "references/red/0.png": lambda folder: folder.picture("references/red/0.png"),
 }
+
+
+def test_a_picture_that_lies_elsewhere_is_told_by_reader_and_doctor(run: EvaluateRun) -> None:
+    evaluate(run)
+    out = Path(run.out)
+    rows = [replace(row, image="../victim.png") for row in EvaluationFolder(out).records]
+    (out / "scenes.parquet").write_bytes(to_parquet(rows, EvalScene))
+    about = unsealed((out / "run.json").read_bytes())
+    about[BESIDE] = digests_in(out, about[BESIDE])
+    (out / "run.json").write_bytes(sealed(about))
+    with pytest.raises(UserError, match=r"scenes.parquet: names a file outside its folder"):
+        _ = EvaluationFolder(out).records
+    told = run_check(out)
+    assert not told.ok and "'../victim.png'" in told.told
 
 
 def test_one_flipped_bit_is_seen_by_reader_and_doctor_and_made_anew(

@@ -111,6 +111,7 @@ PUBLIC_BYTES = {
     "timm/vit_small_patch16_224.dino": 0.087e9,
     "facebook/dinov2-base": 0.346e9,
     "timm/vit_base_patch32_clip_224.openai": 0.605e9,
+    "Falconsai/nsfw_image_detection": 0.343e9,
 }
 """What of each repository the presets need, as their public files measure; parameters times bytes
 where a file's own size was not at hand."""
@@ -297,13 +298,14 @@ def ip_adapter_plus(unet: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def write_parts(cache: Path) -> None:
-    """Detectors, segmenters, identity encoders and CLIP."""
+    """Detectors, segmenters, identity encoders, CLIP and the filter of unsafe pictures."""
     from transformers import (
         Dinov2Config,
         GroundingDinoConfig,
         Sam2VideoConfig,
         SamConfig,
         SwinConfig,
+        ViTConfig,
     )
 
     base = SwinConfig(embed_dim=128, depths=[2, 2, 18, 2], num_heads=[4, 8, 16, 32],
@@ -350,6 +352,11 @@ def write_parts(cache: Path) -> None:
     settings = {"model_cfg": CLIP_B32, "preprocess_cfg": {"mean": mean, "std": std}}
     _json(folder / "open_clip_config.json", settings)
     write_sparse(folder / "open_clip_model.safetensors", expected_shapes(CLIP_B32))
+    folder = _folder(cache, "Falconsai/nsfw_image_detection")
+    labels = {0: "normal", 1: "nsfw"}
+    config = ViTConfig(id2label=labels, label2id={name: at for at, name in labels.items()})
+    _transformers(folder, "ViTForImageClassification", config, "F32")
+    _json(folder / "preprocessor_config.json", {"image_processor_type": "ViTImageProcessor"})
     _tokenizer(folder)
 
 
