@@ -175,7 +175,6 @@ NAMED: Mapping[str, Callable[[Path], object]] = {
     "a pipe as LATEST": lambda root: _pipe(root / "LATEST"),
     "a folder as LATEST": lambda root: _folder(root / "LATEST"),
     "a pipe as a state of the registry": lambda root: _pipe(root / "registry/000999.json"),
-    "a folder as a review": lambda root: _folder(root / f"reviews/ab/p.{'0' * 32}.json"),
     "a long LATEST": lambda root: _put(root / "LATEST", bytes(50 * 2**20)),
 }
 """Under names that are ours: refused by name, and all goes on when they are taken away."""
@@ -185,6 +184,7 @@ HARMLESS: Mapping[str, Callable[[Path], object]] = {
         json.dumps({"owner": "x", "what": "y", "since": "z", "seconds": 1e18, "beat": 0}).encode(),
     ),
     "a lease without a bottom": lambda root: _put(root / ".leases/builds/a.json", DEEP),
+    "a folder as a review": lambda root: _folder(root / f"reviews/ab/p.{'0' * 32}.json"),
     "an unfinished file of another machine": lambda root: _put(root / ".tmp/other~1~2~3", b"x"),
 }
 
