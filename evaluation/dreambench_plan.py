@@ -98,8 +98,14 @@ class BenchPlan(Plan):
     """A run of a protocol on photographs."""
 
     def __init__(
-        self, request: Request, bench: BenchScenes, members: Mapping[str, Member], adapter: str
+        self,
+        request: Request,
+        bench: BenchScenes,
+        members: Mapping[str, Member],
+        adapter: str,
+        left_out: tuple[str, ...] = (),
     ) -> None:
+        self.left_out = left_out
         self.request, self.bench, self.members, self.adapter = request, bench, members, adapter
         self.id, self.seed, self.per_scene = bench.shown_id, bench.seed, bench.images_per_prompt
         fingerprint = request.models.fingerprint
@@ -313,7 +319,8 @@ def public(request: Request) -> BenchPlan:
 
 def own(request: Request) -> BenchPlan:
     """The team's own subjects, read into a store of the evaluation's own. The segmenter is loaded
-    for a photograph without alpha that was not seen before. UserError as `public`."""
+    for a photograph without alpha that was not seen before. A subject that cannot be used is left
+    out, as a build does. UserError as `public`."""
     if request.data is None:
         raise _needs_data(request, "your subjects")
     adapter = adapter_digest(local(request.adapter))
@@ -321,9 +328,7 @@ def own(request: Request) -> BenchPlan:
     backgrounds, words = request.models.vocabulary()
     checkpoints = request.suite == "checkpoints"
     find = StoredMasks(store, _LazySegmenter(request.models)) if checkpoints else None
-    ingested = ingest(
-        request.data, store, request.ingest, known_classes=words, find=find, strict=True
-    )
+    ingested = ingest(request.data, store, request.ingest, known_classes=words, find=find)
     bench = own_scenes(ingested.subjects, backgrounds, request.own_scenes)
     members = {
         subject.id: Member(
@@ -337,7 +342,8 @@ def own(request: Request) -> BenchPlan:
         for subject in ingested.subjects
         if subject.id in bench.names
     }
-    return BenchPlan(request, bench, members, adapter)
+    left_out = tuple(problem.message for problem in ingested.problems if problem.fatal)
+    return BenchPlan(request, bench, members, adapter, left_out)
 
 
 def _needs_data(request: Request, what: str) -> UserError:

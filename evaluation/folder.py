@@ -285,11 +285,14 @@ class EvaluateResult:
     """True when it was finished before and nothing was painted."""
     notes: tuple[str, ...] = ()
     """What a table must print beside its numbers."""
+    left_out: tuple[str, ...] = ()
+    """What of the data could not be used, and why."""
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`: the differences, and where the rest lies."""
         whole = [asdict(row) for row in self.rows if row.group == "all"]
-        return {"command": "evaluate", **asdict(self), "notes": list(self.notes), "rows": whole}
+        told = {"notes": list(self.notes), "left_out": list(self.left_out), "rows": whole}
+        return {"command": "evaluate", **asdict(self), **told}
 
 
 def result_with(where: str, key: str) -> EvaluateResult | None:
@@ -313,8 +316,8 @@ def result_of(
 ) -> EvaluateResult:
     """What an evaluation found, from its run.json and its table."""
     told = {name: about[name] for name in ("adapter", "scenes", "seconds")}
-    notes = tuple(about.get("notes", ()))
-    return EvaluateResult(out=where, rows=rows, resumed=resumed, notes=notes, **told)
+    told |= {name: tuple(about.get(name, ())) for name in ("notes", "left_out")}
+    return EvaluateResult(out=where, rows=rows, resumed=resumed, **told)
 
 
 def write_json(path: Path, value: Any) -> None:

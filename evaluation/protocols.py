@@ -173,6 +173,8 @@ class Plan(ABC):
     per_scene: int
     """Pictures of each scene and model."""
     seed: int
+    left_out: tuple[str, ...] = ()
+    """What of the data cannot be used, and why."""
 
     @property
     @abstractmethod

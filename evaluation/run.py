@@ -116,6 +116,8 @@ def evaluate(
     if done is not None:
         log.info("%s: finished before, nothing to paint", request.out)
         return done
+    for one in plan.left_out:
+        log.warning("left out: %s", one)
     with opened(request.out, "an evaluation") as out:
         require_own(out.folder, request.out, EVALUATION)
         return _evaluate(plan, out.folder, out.sending(watch), painting or _here(request))
@@ -166,6 +168,7 @@ def _evaluate(
         "scenes": len(panel.scenes),
         "pictures": sum(len(records.judged) for records in measured.values()),
         **panel.about(measured),
+        "left_out": list(plan.left_out),
         "machine": machine(),
         "packages": packages(),
         BESIDE: digests_in(out, _left(out, panel, measured)),

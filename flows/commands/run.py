@@ -247,7 +247,7 @@ def evaluate(run: EvaluateRun, plan: COST = False, prefect: PREFECT = None) -> d
     with Bars() as watch:
         result = carry_out(Evaluate(run), watch, prefect=prefect)
     show_rows(result)
-    return dict(result.as_dict())
+    return Incomplete(result.as_dict()) if result.left_out else dict(result.as_dict())
 
 
 def show_rows(result: Any) -> None:

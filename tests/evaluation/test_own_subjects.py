@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import photo_folder
@@ -74,7 +75,12 @@ def test_own_subjects_from_the_folder_to_the_table(
     monkeypatch.setitem(photo_folder.PARTS, "identity", toy_world.Identity())
     data = toy_suite.write_subjects(tmp_path / "subjects", SUBJECTS)
     run = run_of(tmp_path, data, variants=6)
+    (data / "empty").mkdir()
     result = evaluate(run)
+    (left_out,) = result.left_out
+    assert "empty: no picture" in left_out, "left out, as a build does"
+    again = finished(run)
+    assert again is not None and again.left_out == result.left_out
     rows = {(r.metric, r.group, r.model): r for r in result.rows}
     assert {r.protocol for r in result.rows} == {"subjects"}
     assert {group for _, group, _ in rows} == {"all", "1 subject", "2 subjects", "same class"}
@@ -100,6 +106,8 @@ def test_bad_subjects_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     run = run_of(tmp_path, data)
     with pytest.raises(UserError, match="needs --data, the folder of your subjects"):
         evaluate(run.model_copy(update={"data": None}))
+    for name in SUBJECTS:
+        shutil.rmtree(data / name)
     (data / "empty").mkdir()
     with pytest.raises(UserError, match="empty: no picture"):
         evaluate(run)
