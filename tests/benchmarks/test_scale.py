@@ -19,7 +19,7 @@ def test_a_subject_more_touches_nothing_else(tmp_path: Path) -> None:
     assert figures["one subject more: computed beyond its partitions"].value == 0
     assert figures["one subject more: older artefacts and shards changed"].value == 0
     assert figures["candidates planned"].value == pytest.approx(160, rel=0.5)
-    assert figures["plan, everything there: peak memory"].ok
+    assert figures["plan, everything there: whole command"].value < 120, "however busy it is here"
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
