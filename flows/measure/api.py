@@ -24,9 +24,9 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import encode_png
 from focusdpo.evaluation.folder import write_whole
 from focusdpo.evaluation.measure.run import MeasureResult
+from focusdpo.flows.jobs import PlainSteps
 from focusdpo.flows.measure.config import MeasureRun
 from focusdpo.flows.measure.run import Measure
-from focusdpo.flows.runner import carry_out
 from focusdpo.flows.settings import resolve
 from focusdpo.pipeline.parts import Image
 
@@ -41,7 +41,9 @@ def measure(pictures: str | Path, *, out: str | Path, **settings: Any) -> Measur
     What cannot be measured stands in `result.left_out`. UserError as the command's.
     """
     run = resolve(MeasureRun, {"pictures": str(pictures), "out": str(out), **settings})
-    return carry_out(Measure(run), lambda *told: None, prefect=False)
+    job = Measure(run)
+    job.require_inputs()
+    return job.perform(PlainSteps())
 
 
 class Measurer:
