@@ -386,7 +386,8 @@ class LocalFiles:
 
     def _locked(self) -> AbstractContextManager[object]:
         """Alone among all processes; the system frees what a dead one held."""
-        self._stat(LOCK)
+        if self._stat(LOCK) is None and self._is_there:  # whose lock would bring the root back
+            self._make_folder(self._root)
         return FileLock(self._root / LOCK)
 
     @contextmanager

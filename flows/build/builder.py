@@ -193,6 +193,7 @@ class Builder:
                     with about(partition=partition):
                         outcome = self._run_unit(stage, partition, wait)
                 except PARTITION_ERRORS as error:
+                    self._require_root(error)
                     lasting = disk_is_full(error) or out_of_memory(error) or card_is_lost(error)
                     if self.run.strict or lasting or isinstance(error, (Lost, TakenAway)):
                         raise
@@ -209,6 +210,14 @@ class Builder:
         if again:
             raise ChunkFailed(outcomes)
         return outcomes
+
+    def _require_root(self, error: BaseException) -> None:
+        """TakenAway where a file is missed because the whole root is, whatever noticed it first."""
+        local = self.store.files.local
+        if isinstance(error, FileNotFoundError) and local is not None and not local.exists():
+            raise TakenAway(
+                f"{local}: was taken away; run the same command again: what was finished is kept"
+            ) from error
 
     def close(self) -> None:
         """Nothing is held: models stay in this process for what comes after."""

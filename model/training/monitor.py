@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import TakenAway, UserError
 from focusdpo.data_schemas.tables import arrow_table
 from focusdpo.model.focus import FocusMaps, branch_parts
 from focusdpo.model.focus_config import FocusConfig
@@ -206,6 +206,11 @@ class Monitor:
         tables = {}
         for name in self._rows:
             parts = sorted(self._parts.glob(f"{name}-*.parquet"))
+            if not parts:
+                raise TakenAway(
+                    f"{self._parts}: the tables of this run were taken away; run the same command "
+                    "again: what was finished is kept"
+                )
             tables[name] = pa.concat_tables([_part(part) for part in parts])
             write_whole(self._out_dir / f"{name}.parquet", _table_bytes(tables[name]))
         self.close()

@@ -7,6 +7,7 @@ import errno
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import toy_world
 from plain_build import execute, prepare
 from toy_root import Toy
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import TakenAway, UserError
 from focusdpo.data_schemas.pairs import Pair
 from focusdpo.flows.build import builder as builder_module
 from focusdpo.flows.build.outcome import BuildResult
@@ -48,6 +49,19 @@ def test_a_second_build_makes_nothing_and_publishes_nothing(toy: Toy) -> None:
     assert second.made == {} and second.model_seconds == 0 and not second.new
     assert second.version == first.version
     assert toy.files() == before
+
+
+def test_a_root_that_is_taken_away_is_told_whatever_notices_it(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(work: object) -> Any:
+        toy.root.rename(toy.root.with_name("taken"))
+        return list(toy.root.iterdir())
+
+    monkeypatch.setitem(STAGES, "disrupt", replace(STAGES["disrupt"], run=gone))
+    with pytest.raises(TakenAway, match="root: was taken away; run the same command again"):
+        build(toy)
+    assert not toy.root.exists()
 
 
 def test_two_roots_get_the_same_bytes(toy: Toy, tmp_path: Path) -> None:
