@@ -131,7 +131,7 @@ class EvaluationFolder:
         for one in records:
             if one.image and not is_plain(one.image):
                 raise UserError(
-                    f"{self.path / SCENES}: names a file outside its folder: {one.image[:80]!r}"
+                    f"{self.path / SCENES}: names the picture {one.image[:80]!r}, which is outside"
                 )
         return records
 

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image as PillowImage
 from PIL import ImageOps
 
+from focusdpo.data_schemas.errors import TakenAway
 from focusdpo.data_schemas.evaluations import EvalScene
 from focusdpo.data_schemas.images import contact_sheet, encode_png, mark_png
 from focusdpo.data_schemas.progress import Watch, quiet
@@ -158,6 +159,13 @@ def _evaluate(
     write_whole(out / GRID, _grid(out, panel, measured))
     rows = panel.rows(measured)
     write_json(out / ROWS, [asdict(row) for row in rows])
+    left = list(_left(panel, measured))
+    for name in left:
+        if name.endswith(".png") and not (out / name).is_file():
+            raise TakenAway(
+                f"{out / name}: was taken away; run the same command again: what was finished is "
+                "kept"
+            )
     about: dict[str, Any] = {
         "key": plan.key,
         "protocol": plan.id,
@@ -171,7 +179,7 @@ def _evaluate(
         "left_out": list(plan.left_out),
         "machine": machine(),
         "packages": packages(),
-        BESIDE: digests_in(out, _left(out, panel, measured)),
+        BESIDE: digests_in(out, left),
     }
     write_json(out / RUN, about)
     return result_of(request.out, about, rows, resumed=False)
@@ -185,11 +193,15 @@ def _begin(out: Path) -> None:
         (out / RUN).unlink()
 
 
-def _left(out: Path, panel: Panel[Any], measured: Mapping[str, Measured[Any]]) -> Iterator[str]:
+def _left(panel: Panel[Any], measured: Mapping[str, Measured[Any]]) -> Iterator[str]:
     """What an evaluation leaves and tells digests of."""
     yield from (CONFIG, SCENES, panel.table[0], ROWS, SUBJECTS, GRID)
     yield from (record.image for records in measured.values() for record in records.judged)
-    yield from (path.relative_to(out).as_posix() for path in out.glob("references/*/*.png"))
+    yield from (
+        f"references/{name}/{number}.png"
+        for name, individual in panel.individuals.items()
+        for number in range(len(individual.pictures))
+    )
 
 
 def paint_missing(

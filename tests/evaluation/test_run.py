@@ -15,7 +15,7 @@ import toy_suite
 import toy_world
 from evaluated import evaluation_folder, scene_record
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import TakenAway, UserError
 from focusdpo.data_schemas.evaluations import EvalScene, ScorerView
 from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.data_schemas.tables import from_parquet, to_parquet
@@ -232,6 +232,21 @@ READERS: dict[str, Callable[[EvaluationFolder], object]] = {
 }
 
 
+def test_a_folder_that_is_taken_away_in_the_middle_is_not_called_finished(
+    run: EvaluateRun, tmp_path: Path
+) -> None:
+    out = Path(run.out)
+
+    def take(phase: str, done: int, total: int, figures: object) -> None:
+        if phase == "paint adapter" and out.exists() and not (tmp_path / "taken").exists():
+            out.rename(tmp_path / "taken")
+
+    with pytest.raises(TakenAway, match="was taken away.* run the same command again"):
+        evaluate(run, take)
+    assert not (out / "run.json").exists()
+    assert not evaluate(run).resumed and run_check(out).ok
+
+
 def test_a_picture_that_lies_elsewhere_is_told_by_reader_and_doctor(run: EvaluateRun) -> None:
     evaluate(run)
     out = Path(run.out)
@@ -240,7 +255,7 @@ def test_a_picture_that_lies_elsewhere_is_told_by_reader_and_doctor(run: Evaluat
     about = unsealed((out / "run.json").read_bytes())
     about[BESIDE] = digests_in(out, about[BESIDE])
     (out / "run.json").write_bytes(sealed(about))
-    with pytest.raises(UserError, match=r"scenes.parquet: names a file outside its folder"):
+    with pytest.raises(UserError, match=r"scenes.parquet: names the picture .* which is outside"):
         _ = EvaluationFolder(out).records
     told = run_check(out)
     assert not told.ok and "'../victim.png'" in told.told
