@@ -2,7 +2,7 @@
 
 A job is made from its run (a typed config). It knows whether it is finished, what it is called,
 which folder it works on and whether it needs the GPU; `perform` is its recipe, which hands each
-step to `Steps`: plain calls, or tasks and flows of Prefect
+step to `Steps`: plain calls (flows/runner.py), or tasks and flows of Prefect
 (flows/prefect/flows.py); a recipe cannot tell the difference. `exhibits` and `events` are what it
 has to show and to tell afterwards. Importing this module imports no Prefect.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -168,22 +167,3 @@ class Job(ABC, Generic[RunT, ResultT]):
     def left_out(self, result: ResultT) -> str:
         """A line on what is missing in the result; empty when it is whole."""
         return ""
-
-
-class PlainSteps(Steps):
-    """Plain calls."""
-
-    THREADS = 64
-    """Steps beside each other at most; each only waits for a process that computes."""
-
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(self.THREADS, "step")
-
-    def step(self, kind: str, title: str, work: Callable[[], ResultT]) -> ResultT:
-        return work()
-
-    def start(self, kind: str, title: str, work: Callable[[], ResultT]) -> Pending[ResultT]:
-        return self._threads.submit(work)
-
-    def job(self, job: Job[Any, ResultT], watch: Watch) -> ResultT:
-        return job.perform(self, watch)

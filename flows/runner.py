@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from focusdpo.data_schemas.progress import Watch
-from focusdpo.flows.jobs import Job, PlainSteps, ResultT
+from focusdpo.flows.jobs import Job, Pending, ResultT, Steps
 from focusdpo.flows.prefect.server import has_prefect, prepare
 from focusdpo.model.training.parallel import num_launched
+
+
+class PlainSteps(Steps):
+    """Plain calls."""
+
+    THREADS = 64
+    """Steps beside each other at most; each only waits for a process that computes."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(self.THREADS, "step")
+
+    def step(self, kind: str, title: str, work: Callable[[], ResultT]) -> ResultT:
+        return work()
+
+    def start(self, kind: str, title: str, work: Callable[[], ResultT]) -> Pending[ResultT]:
+        return self._threads.submit(work)
+
+    def job(self, job: Job[Any, ResultT], watch: Watch) -> ResultT:
+        return job.perform(self, watch)
 
 
 def carry_out(job: Job[Any, ResultT], watch: Watch, *, prefect: bool | None = None) -> ResultT:

@@ -21,7 +21,8 @@ from focusdpo.flows.build.run import Build
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.checkpoint_suite import device_of
 from focusdpo.flows.config import BuildRun
-from focusdpo.flows.jobs import PlainSteps, ResultT
+from focusdpo.flows.jobs import ResultT
+from focusdpo.flows.runner import PlainSteps
 from focusdpo.store.provenance import machine, packages
 
 GIB = 2**30

@@ -28,7 +28,7 @@ from focusdpo.flows.ablation.search import choose, choose_reading
 from focusdpo.flows.build.run import Build
 from focusdpo.flows.config import AblateRun
 from focusdpo.flows.jobs import Exhibit, Job, Page, Pending, Steps, Text
-from focusdpo.flows.processes.places import available_cores
+from focusdpo.flows.processes.slots import available_cores
 from focusdpo.flows.settings import save_config
 from focusdpo.pipeline.upkeep.garbage import reading
 from focusdpo.store.versions import DatasetVersion, open_version

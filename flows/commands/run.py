@@ -73,7 +73,7 @@ def build_dataset(
 
 def _look_first(run: BuildRun, scenes: int) -> dict[str, Any]:
     from focusdpo.flows.build.thresholds import look_first
-    from focusdpo.flows.jobs import PlainSteps
+    from focusdpo.flows.runner import PlainSteps
 
     say_licences(run.family)
     with Bars() as watch:

@@ -11,8 +11,8 @@ from focusdpo.evaluation.run import Batch, Painting
 from focusdpo.flows.config import EvaluateRun
 from focusdpo.flows.fit.supply import require_fit
 from focusdpo.flows.models_config import Family
-from focusdpo.flows.processes.places import places_of
-from focusdpo.flows.processes.team import Team
+from focusdpo.flows.processes.slots import slots_of
+from focusdpo.flows.processes.worker_pool import WorkerPool
 from focusdpo.flows.wiring import suite
 from focusdpo.pipeline.parts import Generator
 
@@ -33,23 +33,23 @@ class Painters:
     """Processes that keep the generator from one batch to the next."""
 
     def __init__(self, run: EvaluateRun) -> None:
-        """Starts nothing yet. UserError as `places_of`, and where this machine has no room."""
-        places = places_of(run.num_processes, run.family)
-        require_fit("evaluate", run.family, processes=len(places))
-        self._team: Team[Task] = Team(places, painter, (run.family,))
+        """Starts nothing yet. UserError as `slots_of`, and where this machine has no room."""
+        slots = slots_of(run.num_processes, run.family)
+        require_fit("evaluate", run.family, processes=len(slots))
+        self._pool: WorkerPool[Task] = WorkerPool(slots, painter, (run.family,))
 
     def __enter__(self) -> Painters:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._team.close()
+        self._pool.close()
 
     def painting(self, adapter: str | None) -> Painting:
         """Painting with an adapter, or with the base alone."""
 
         def painting(batches: Sequence[Batch]) -> Iterator[Batch]:
-            for result in self._team.results([Task(batch, adapter) for batch in batches]):
-                batch = result.job.work.batch
+            for result in self._pool.results([Task(batch, adapter) for batch in batches]):
+                batch = result.item.work.batch
                 if result.lost:
                     raise UserError(
                         f"{batch.files[0]}: {result.lost}; what is painted is kept, and the same "

@@ -24,9 +24,8 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import encode_png
 from focusdpo.evaluation.folder import write_whole
 from focusdpo.evaluation.measure.run import MeasureResult
-from focusdpo.flows.jobs import PlainSteps
 from focusdpo.flows.measure.config import MeasureRun
-from focusdpo.flows.measure.run import Measure
+from focusdpo.flows.measure.run import Measure, write_page
 from focusdpo.flows.settings import resolve
 from focusdpo.pipeline.parts import Image
 
@@ -43,7 +42,10 @@ def measure(pictures: str | Path, *, out: str | Path, **settings: Any) -> Measur
     run = resolve(MeasureRun, {"pictures": str(pictures), "out": str(out), **settings})
     job = Measure(run)
     job.require_inputs()
-    return job.perform(PlainSteps())
+    result = job.judge()
+    if not job.is_reported(result):
+        write_page(result.out)
+    return result
 
 
 class Measurer:

@@ -99,11 +99,19 @@ class Measure(Job[MeasureRun, MeasureResult]):
         return f"{self.run.pictures}{pictures}: {self.run.out}"
 
     def perform(self, steps: Steps, watch: Watch = quiet) -> MeasureResult:
-        judge = partial(measurement.measure, self.request, watch)
+        judge = partial(self.judge, watch)
         result = steps.step("measure-pictures", "measure-pictures", judge)
-        if not result.resumed or not holds(result.out, REPORT):
-            steps.step("report", "report", partial(_report, result.out))
+        if not self.is_reported(result):
+            steps.step("report", "report", partial(write_page, result.out))
         return result
+
+    def judge(self, watch: Watch = quiet) -> MeasureResult:
+        """The judging alone, without the page."""
+        return measurement.measure(self.request, watch)
+
+    def is_reported(self, result: MeasureResult) -> bool:
+        """Whether the page of this very result is there."""
+        return result.resumed and holds(result.out, REPORT)
 
     def changed(self, result: MeasureResult) -> bool:
         return not result.resumed
@@ -145,7 +153,7 @@ def _cell(row: EvalRow | None, unit: Unit) -> str:
     return f"{mean_text(interval, unit)} {bounds(interval, unit)}".rstrip()
 
 
-def _report(out: str) -> None:
+def write_page(out: str) -> None:
     """The measurement as a page."""
     from focusdpo.reports.report import write_report
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 import resource
 import shutil
 import subprocess
@@ -359,22 +358,6 @@ def test_settings_prints_what_set_takes(name: str, capsys: Capture) -> None:
     model = MODELS[name]
     assert ("pair.min_drop" in told) == ("pair" in model.model_fields)
     assert ("train.objective.beta" in told) == issubclass(model, _Train)
-
-
-def test_settings_are_aligned_wrapped_and_show_choices(
-    capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for width in (60, 80, 140):
-        monkeypatch.setenv("COLUMNS", str(width))
-        _, out, _ = run(["settings", "train"], capsys)
-        assert max(map(len, out.splitlines())) <= width
-    assert "[constant, linear, cosine]" in out and "[whole number, ≥ 1]" in out
-    starts = {
-        found.start(1)
-        for line in out.splitlines()
-        if (found := re.search(r"^(?:\S+ = \S+)?  +(\S)", line))
-    }
-    assert len(starts) == 1
 
 
 def test_a_near_command_is_named(capsys: Capture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -343,3 +344,19 @@ def test_no_is_a_word_and_no_number() -> None:
     assert run.train.mixed_precision == "no" and run.train.tensorboard is False
     with pytest.raises(UserError, match=r"train\.steps: .*'on'"):
         resolve(TrainRun, parse_overrides([*given, "train.steps=on"]))
+
+
+def test_settings_are_aligned_wrapped_and_show_choices(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for width in (60, 80, 140):
+        monkeypatch.setenv("COLUMNS", str(width))
+        _, out, _ = run(["settings", "train"], capsys)
+        assert max(map(len, out.splitlines())) <= width
+    assert "[constant, linear, cosine]" in out and "[whole number, ≥ 1]" in out
+    starts = {
+        found.start(1)
+        for line in out.splitlines()
+        if (found := re.search(r"^(?:\S+ = \S+)?  +(\S)", line))
+    }
+    assert len(starts) == 1

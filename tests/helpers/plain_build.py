@@ -6,7 +6,7 @@ from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.flows.build.outcome import BuildResult
 from focusdpo.flows.build.run import Build
 from focusdpo.flows.config import BuildRun
-from focusdpo.flows.jobs import PlainSteps
+from focusdpo.flows.runner import PlainSteps
 
 
 def prepare(run: BuildRun) -> Build:

@@ -10,8 +10,9 @@ import toy_suite
 
 from focusdpo.flows import wiring
 from focusdpo.flows.config import RetrainRun
-from focusdpo.flows.jobs import PlainSteps, Steps
+from focusdpo.flows.jobs import Steps
 from focusdpo.flows.retrain.run import Retrain, RetrainOutcome
+from focusdpo.flows.runner import PlainSteps
 from focusdpo.flows.settings import merge, resolve
 
 FIRST = {"red": ("disc", 0.0), "blue": ("disc", 240.0), "green": ("square", 120.0)}

@@ -21,7 +21,7 @@ from small_disk import small_disk
 from unprivileged import unprivileged
 
 from focusdpo.data_schemas.candidates import Sampled
-from focusdpo.data_schemas.errors import TakenAway, UserError
+from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.pairs import Reject
 from focusdpo.data_schemas.runs import SCHEMA_VERSION
 from focusdpo.store.artefacts import Store
@@ -483,32 +483,3 @@ def test_looking_for_1500_artefacts_takes_no_second(store: Store) -> None:
     fresh = Store.open(store.root)
     assert all(fresh.has("generate", key) for key in keys * 50)
     assert time.process_time() - start < 1
-
-
-def test_a_root_that_is_taken_away_does_not_come_back_in_parts(tmp_path: Path) -> None:
-    store = Store.open(tmp_path / "root")
-    put(store, 0)
-    (tmp_path / "root").rename(tmp_path / "taken")
-    with pytest.raises(TakenAway, match="root: was taken away; run the same command again"):
-        put(store, 1)
-    assert not (tmp_path / "root").exists()
-    with pytest.raises(TakenAway, match="root: was taken away"):
-        store.files.write("dataset.json", b"{}")
-    assert not (tmp_path / "root").exists()
-    put(Store.open(tmp_path / "root"), 1)
-
-
-def test_a_root_that_is_taken_away_in_the_middle_of_a_file_does_not_either(tmp_path: Path) -> None:
-    store = Store.open(tmp_path / "root")
-    put(store, 0)
-    for path in ("stages/new/file", "file"):
-        with (
-            pytest.raises(TakenAway, match="root: was taken away; run the same command again"),
-            store.files.create(path) as sink,
-        ):
-            sink.write(b"half")
-            (tmp_path / "root").rename(tmp_path / path.replace("/", "-"))
-        assert not (tmp_path / "root").exists()
-        (tmp_path / path.replace("/", "-")).rename(tmp_path / "root")
-    with pytest.raises(FileNotFoundError), store.files.create("other"):
-        (tmp_path / "nowhere").read_bytes()

@@ -13,7 +13,7 @@ from typing import Any, Generic
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.build.cluster.connection import Engine
 from focusdpo.flows.build.config import StageResources
-from focusdpo.flows.processes.team import Job, Result, Work
+from focusdpo.flows.processes.worker_pool import Result, Work, WorkItem
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +34,8 @@ class Member(Generic[Work]):
     hello: Any
     """Answered once it is up."""
     up: bool = False
-    flying: dict[Any, Job[Work]] = field(default_factory=dict)
-    """Reference of a reply -> its job, in the order in which the actor does them."""
+    flying: dict[Any, WorkItem[Work]] = field(default_factory=dict)
+    """Reference of a reply -> its item, in the order in which the actor does them."""
 
 
 class Pool(Generic[Work]):
@@ -45,7 +45,7 @@ class Pool(Generic[Work]):
         self.request = request
         self._engine, self._kind, self._args = engine, kind, args
         self._members: list[Member[Work]] = []
-        self._queue: deque[Job[Work]] = deque()
+        self._queue: deque[WorkItem[Work]] = deque()
         self._deaths = 0
         """Since a worker last replied."""
         self._alone_since = time.monotonic()
@@ -72,7 +72,7 @@ class Pool(Generic[Work]):
         UserError when the cluster is gone, no worker could be had in time, or they die one after
         another; whatever else an actor raises is raised here.
         """
-        self._queue = deque(Job(one) for one in work)
+        self._queue = deque(WorkItem(one) for one in work)
         self._alone_since = time.monotonic()
         while left := len(self._queue) + sum(len(one.flying) for one in self._members):
             self._look(left)
@@ -122,8 +122,8 @@ class Pool(Generic[Work]):
             most = self._engine.config.in_flight if len(self._queue) >= len(up) else 1
             if len(member.flying) >= most:
                 return
-            job = self._queue.popleft()
-            member.flying[member.actor.compute.remote(job.work)] = job
+            item = self._queue.popleft()
+            member.flying[member.actor.compute.remote(item.work)] = item
 
     def _landed(self) -> list[tuple[Member[Work], Any]]:
         """Replies that are there, after waiting a little for the first."""
@@ -167,14 +167,14 @@ class Pool(Generic[Work]):
                 f"{self._deaths} workers died one after another and none did anything; the last: "
                 f"{why}"
             )
-        jobs = list(member.flying.values())
-        for job in jobs[:1]:  # the others were waiting
-            job.losses += 1
-        for job in reversed(jobs):
-            if job.losses >= self._engine.config.losses:
-                yield Result(job, lost=f"{job.losses} workers died over it; the last: {why}")
+        items = list(member.flying.values())
+        for item in items[:1]:  # the others were waiting
+            item.losses += 1
+        for item in reversed(items):
+            if item.losses >= self._engine.config.losses:
+                yield Result(item, lost=f"{item.losses} workers died over it; the last: {why}")
             else:
-                parts = [Job(part, job.losses) for part in job.work.each()]
+                parts = [WorkItem(part, item.losses) for part in item.work.each()]
                 self._queue.extendleft(reversed(parts))
 
 

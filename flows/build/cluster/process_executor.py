@@ -9,8 +9,8 @@ from focusdpo.flows.build.cluster.worker import Reply, StageWorker, Task
 from focusdpo.flows.build.cluster.workers import WorkersExecutor, absolute
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.fit.supply import require_fit
-from focusdpo.flows.processes.places import places_of
-from focusdpo.flows.processes.team import Team
+from focusdpo.flows.processes.slots import slots_of
+from focusdpo.flows.processes.worker_pool import WorkerPool
 
 
 class ProcessExecutor(WorkersExecutor):
@@ -20,26 +20,26 @@ class ProcessExecutor(WorkersExecutor):
     """
 
     def __init__(self, builder: Builder) -> None:
-        """Starts nothing yet. UserError as `places_of`."""
+        """Starts nothing yet. UserError as `slots_of`."""
         super().__init__(builder)
         run = builder.run
-        self._places = places_of(run.num_processes, run.family)
+        self._slots = slots_of(run.num_processes, run.family)
         self._root = absolute(run.root)
-        self._team: Team[Task] | None = None
+        self._pool: WorkerPool[Task] | None = None
 
-    def workers(self, stage: str) -> Team[Task]:
+    def workers(self, stage: str) -> WorkerPool[Task]:
         """The same for all stages; UserError where this machine has no room for so many."""
-        if self._team is None:
+        if self._pool is None:
             run = self.builder.run
             self.builder.parts.keep_only(())  # what read photographs here lies on the first card
-            require_fit("build-dataset", run.family, processes=len(self._places))
-            self._team = Team(list(self._places), stage_worker, (run, self._root))
-        return self._team
+            require_fit("build-dataset", run.family, processes=len(self._slots))
+            self._pool = WorkerPool(list(self._slots), stage_worker, (run, self._root))
+        return self._pool
 
     def close(self) -> None:
-        team, self._team = self._team, None
-        if team is not None:
-            team.close()
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
 
 
 def stage_worker(run: BuildRun, root: str) -> Callable[[Task], Reply]:

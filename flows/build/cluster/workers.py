@@ -20,7 +20,7 @@ from focusdpo.flows.build.builder import Builder, ChunkFailed, Outcome
 from focusdpo.flows.build.cluster.worker import Reply, Task, model_version
 from focusdpo.flows.build.preview import first_pictures
 from focusdpo.flows.build.stages import STAGES
-from focusdpo.flows.processes.team import Result
+from focusdpo.flows.processes.worker_pool import Result
 from focusdpo.store.addresses import split_address
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class WorkersExecutor(ABC):
 
     def _taken(self, result: Result[Task]) -> tuple[list[Outcome], bool]:
         """The outcomes of a result, and whether another try of its failures makes sense."""
-        stage, names = result.job.work.stage, list(result.job.work.scenes)
+        stage, names = result.item.work.stage, list(result.item.work.scenes)
         if result.reply is None:
             log.warning("%s %s failed: %s", stage, ", ".join(names), result.lost)
             return [Outcome(stage, name, "failed", message=result.lost) for name in names], False
@@ -138,7 +138,7 @@ class WorkersExecutor(ABC):
         for one in reply.outcomes:
             if one.status == "failed":
                 log.warning("%s %s failed on %s: %s", *_who(one), reply.worker, one.message)
-            if one.status == "found" and result.job.losses:
+            if one.status == "found" and result.item.losses:
                 # By the worker that was lost before it could say so.
                 one = dataclasses.replace(one, status="made")
             outcomes.append(one)

@@ -36,7 +36,7 @@ from focusdpo.flows.ablation.config import FOCUS, AblationConfig
 from focusdpo.flows.ablation.result import best_pictures
 from focusdpo.flows.ablation.run import Ablate, AblateOutcome, Workers
 from focusdpo.flows.config import AblateRun, BuildRun
-from focusdpo.flows.jobs import PlainSteps
+from focusdpo.flows.runner import PlainSteps
 from focusdpo.flows.settings import merge, resolve
 from focusdpo.model.training.config import ObjectiveConfig
 

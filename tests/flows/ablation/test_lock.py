@@ -10,7 +10,7 @@ from filelock import FileLock
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.ablation.run import Ablate
 from focusdpo.flows.config import AblateRun
-from focusdpo.flows.jobs import PlainSteps
+from focusdpo.flows.runner import PlainSteps
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def test_a_builds_way_to_its_first_stage(toy: Toy) -> None:
     way = build_way(toy.arguments)
     assert [function.name for function in (way[0], way[-1])] == ["main", "_compose"]
     assert len(way) <= 12, as_text(way)
-    assert len({function.module for function in way}) <= 7, as_text(way)
+    assert len({function.module for function in way}) <= 6, as_text(way)
 
 
 def test_a_pairs_way_to_the_training_step(

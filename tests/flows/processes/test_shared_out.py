@@ -99,19 +99,19 @@ def test_a_card_that_is_lost_and_one_that_every_worker_dies_over(toy: Toy, accid
 
 def test_ctrl_c_ends_every_process(toy: Toy, accidents: Path) -> None:
     run = start(shared(toy), accidents, seconds=30)
-    team = [run.pid]
-    while len(team) < 3:  # the workers load, then paint for half a minute
+    pids = [run.pid]
+    while len(pids) < 3:  # the workers load, then paint for half a minute
         assert run.poll() is None, run.communicate()
         loads = accidents / "loads"
         lines = loads.read_text().splitlines() if loads.exists() else []
-        team = [run.pid, *{int(line.split()[0]) for line in lines}]
+        pids = [run.pid, *{int(line.split()[0]) for line in lines}]
         time.sleep(0.05)
     begun = time.monotonic()
     os.killpg(run.pid, signal.SIGINT)
     _, told = run.communicate(timeout=60)
     took = time.monotonic() - begun
     assert run.returncode == 130 and told.endswith(MESSAGE + "\n") and "Traceback" not in told
-    gone, alive = psutil.wait_procs([psutil.Process(p) for p in team if psutil.pid_exists(p)], 2)
+    gone, alive = psutil.wait_procs([psutil.Process(p) for p in pids if psutil.pid_exists(p)], 2)
     assert not alive, f"{alive} outlived the command; gone are {gone}"
     assert took < 3, "one second is for a busy machine"
 

@@ -14,8 +14,8 @@ from toy_team import FIRST, Stopped, StoppedAt, Team
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows import wiring
 from focusdpo.flows.config import RoundsRun
-from focusdpo.flows.jobs import PlainSteps
 from focusdpo.flows.rounds.run import Rounds, RoundsOutcome, table
+from focusdpo.flows.runner import PlainSteps
 from focusdpo.flows.settings import merge, resolve
 from focusdpo.store.artefacts import Store
 from focusdpo.store.versions import open_version

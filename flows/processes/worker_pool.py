@@ -1,5 +1,5 @@
-"""A team of processes on this machine, one in each place, that are handed work. One that dies costs
-what it was at: that is handed to another, and a new process takes its place.
+"""A pool of processes on this machine, one in each slot, that are handed work. One that dies costs
+what it was at: that is handed to another, and a new process takes its slot.
 
 Each process is an executor of its own (`concurrent.futures`), which carries work, answers and
 errors, and hears of a death. A process listens to a pipe whose other end this process holds: when
@@ -25,14 +25,14 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.fit.lost_card import CardGone, card_is_lost
-from focusdpo.flows.processes.places import Place
+from focusdpo.flows.processes.slots import Slot
 
 log = logging.getLogger(__name__)
 
 LOSSES = 3
 """Work over which so many processes died is given up."""
 DEATHS = 4
-"""A place in which so many processes died, and none of them did anything, is given up."""
+"""A slot in which so many processes died, and none of them did anything, is given up."""
 
 
 class Divisible(Protocol):
@@ -47,7 +47,7 @@ Work = TypeVar("Work", bound=Divisible)
 
 
 @dataclass(eq=False)
-class Job(Generic[Work]):
+class WorkItem(Generic[Work]):
     """Work, and over how many processes it was lost."""
 
     work: Work
@@ -58,128 +58,130 @@ class Job(Generic[Work]):
 class Result(Generic[Work]):
     """What came back: the worker's reply, or why there is none."""
 
-    job: Job[Work]
+    item: WorkItem[Work]
     reply: Any = None
     lost: str = ""
 
 
 @dataclass(eq=False)
-class _Member(Generic[Work]):
-    """A process in its place."""
+class _Worker(Generic[Work]):
+    """A process in its slot."""
 
-    place: Place
+    slot: Slot
     pool: ProcessPoolExecutor
-    lifeline: Connection
+    parent: Connection
     """Our end."""
     reply: Future[Any]
     """Of the work, or at first that it is up."""
-    job: Job[Work] | None = None
+    item: WorkItem[Work] | None = None
     up: bool = False
 
     def end(self) -> None:
-        self.lifeline.close()
+        self.parent.close()
         self.pool.shutdown(wait=True, cancel_futures=True)
 
 
 @dataclass(eq=False)
-class Team(Generic[Work]):
+class WorkerPool(Generic[Work]):
     """`make(*given)`, called in each process when it has its first work, gives what computes it."""
 
-    places: list[Place]
+    slots: list[Slot]
     make: Callable[..., Callable[[Work], Any]]
     given: tuple[Any, ...] = ()
-    _members: list[_Member[Work]] = field(default_factory=list)
+    _workers: list[_Worker[Work]] = field(default_factory=list)
     _deaths: dict[str, int] = field(default_factory=dict)
-    """Of each place, since a process there last did something."""
+    """Of each slot, since a process there last did something."""
 
     @property
     def size(self) -> int:
         """Processes that are up."""
-        return sum(member.up for member in self._members)
+        return sum(worker.up for worker in self._workers)
 
     def results(self, work: Sequence[Work]) -> Iterator[Result[Work]]:
         """Do all the work; results in the order in which they come. Whatever a process raises is
-        raised here, and UserError when no place is left."""
-        queue = deque(Job(one) for one in work)
-        while queue or any(member.job for member in self._members):
+        raised here, and UserError when no slot is left."""
+        queue = deque(WorkItem(one) for one in work)
+        while queue or any(worker.item for worker in self._workers):
             self._fill(len(queue))
-            for member in self._members:
-                if queue and member.up and member.job is None:
-                    member.job = queue.popleft()
-                    member.reply = member.pool.submit(_compute, member.job.work)
-            busy = [one for one in self._members if one.job or not one.up]
-            wait([member.reply for member in busy], return_when=FIRST_COMPLETED)
-            for member in busy:
-                if member.reply.done():
-                    yield from self._receive(member, queue)
+            for worker in self._workers:
+                if queue and worker.up and worker.item is None:
+                    worker.item = queue.popleft()
+                    worker.reply = worker.pool.submit(_compute, worker.item.work)
+            busy = [one for one in self._workers if one.item or not one.up]
+            wait([worker.reply for worker in busy], return_when=FIRST_COMPLETED)
+            for worker in busy:
+                if worker.reply.done():
+                    yield from self._receive(worker, queue)
 
     def close(self) -> None:
         """End all processes at once; memory and cards are free for others."""
-        members, self._members = self._members, []
-        for member in members:
-            member.lifeline.close()
-        for member in members:
-            member.end()
+        workers, self._workers = self._workers, []
+        for worker in workers:
+            worker.parent.close()
+        for worker in workers:
+            worker.end()
 
     def _fill(self, wanted: int) -> None:
-        """A process in each place, as far as there is work for it."""
-        taken = {member.place.name for member in self._members}
-        idle = sum(member.job is None for member in self._members)
-        for place in self.places:
-            if place.name not in taken and idle < wanted:
-                self._members.append(self._start(place))
+        """A process in each slot, as far as there is work for it."""
+        taken = {worker.slot.name for worker in self._workers}
+        idle = sum(worker.item is None for worker in self._workers)
+        for slot in self.slots:
+            if slot.name not in taken and idle < wanted:
+                self._workers.append(self._start(slot))
                 idle += 1
 
-    def _start(self, place: Place) -> _Member[Work]:
+    def _start(self, slot: Slot) -> _Worker[Work]:
         context = multiprocessing.get_context("spawn")
         theirs, ours = context.Pipe(duplex=False)
-        pool = ProcessPoolExecutor(1, context, _begin, (theirs, place, self.make, self.given))
+        pool = ProcessPoolExecutor(1, context, _begin, (theirs, slot, self.make, self.given))
         # A Ctrl-C reaches the whole group; this one is to hear it, and to end the others.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            return _Member(place, pool, ours, pool.submit(_hello, place.card))
+            return _Worker(slot, pool, ours, pool.submit(_hello, slot.card))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
 
-    def _receive(self, member: _Member[Work], queue: deque[Job[Work]]) -> Iterator[Result[Work]]:
-        error = member.reply.exception()
+    def _receive(
+        self, worker: _Worker[Work], queue: deque[WorkItem[Work]]
+    ) -> Iterator[Result[Work]]:
+        error = worker.reply.exception()
         if isinstance(error, BrokenProcessPool) or card_is_lost(error):
-            yield from self._lose(member, queue, error)
+            yield from self._lose(worker, queue, error)
         elif error is not None:
             raise error
-        elif member.job is None:
-            member.up = True
-            log.info("%s is up: process %d", member.place.name, member.reply.result())
+        elif worker.item is None:
+            worker.up = True
+            log.info("%s is up: process %d", worker.slot.name, worker.reply.result())
         else:
-            self._deaths.pop(member.place.name, None)
-            job, member.job = member.job, None
-            yield Result(job, member.reply.result())
+            self._deaths.pop(worker.slot.name, None)
+            item, worker.item = worker.item, None
+            yield Result(item, worker.reply.result())
 
     def _lose(
-        self, member: _Member[Work], queue: deque[Job[Work]], error: BaseException | None
+        self, worker: _Worker[Work], queue: deque[WorkItem[Work]], error: BaseException | None
     ) -> Iterator[Result[Work]]:
         """A process is gone: its work goes to the end of the queue, in its smallest parts."""
-        self._members.remove(member)
-        member.end()
-        place, job = member.place, member.job
+        self._workers.remove(worker)
+        worker.end()
+        slot, item = worker.slot, worker.item
         died = isinstance(error, BrokenProcessPool)
         why = "its process was killed (out of main memory?)" if died else f"{error}"
-        self._deaths[place.name] = self._deaths.get(place.name, 0) + 1
+        self._deaths[slot.name] = self._deaths.get(slot.name, 0) + 1
         log.warning(
             "%s was lost: %s; %s",
-            place.name,
+            slot.name,
             " ".join(why.split()),
-            "what it was at is done again" if job else "it was at nothing",
+            "what it was at is done again" if item else "it was at nothing",
         )
-        if job is not None and job.losses + 1 >= LOSSES:
-            yield Result(job, lost=f"{LOSSES} processes died over it; the last: {why}")
-        elif job is not None:
-            queue.extend(Job(part, job.losses + 1) for part in job.work.each())
-        if self._deaths[place.name] >= DEATHS:
-            self.places = [one for one in self.places if one != place]
-            log.warning("%s is given up: it was lost %d times on end", place.name, DEATHS)
-        if not self.places:
+        if item is not None and item.losses + 1 >= LOSSES:
+            yield Result(item, lost=f"{LOSSES} processes died over it; the last: {why}")
+        elif item is not None:
+            queue.extend(WorkItem(part, item.losses + 1) for part in item.work.each())
+        if self._deaths[slot.name] >= DEATHS:
+            self.slots = [one for one in self.slots if one != slot]
+            log.warning("%s is given up: it was lost %d times on end", slot.name, DEATHS)
+        if not self.slots:
             raise UserError(
                 f"num_processes: no process is left, each was lost {DEATHS} times on end; the "
                 f"last: {why}. What was finished is kept, and the same command goes on from there"
@@ -187,8 +189,8 @@ class Team(Generic[Work]):
 
 
 @dataclass
-class _Own:
-    """What a process of a team knows."""
+class _State:
+    """What a process of a pool knows."""
 
     make: Callable[..., Callable[[Any], Any]]
     given: tuple[Any, ...]
@@ -198,29 +200,29 @@ class _Own:
         return self.make(*self.given)
 
 
-_own: _Own
-"""Of this process, where it is one of a team."""
+_state: _State
+"""Of this process, where it is one of a pool."""
 
 
 def _begin(
-    lifeline: Connection, place: Place, make: Callable[..., Any], given: tuple[Any, ...]
+    parent: Connection, slot: Slot, make: Callable[..., Any], given: tuple[Any, ...]
 ) -> None:
     """The first that a process does; torch is not imported yet."""
-    global _own
+    global _state
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(lifeline,), name="lifeline", daemon=True).start()
-    for name, value in place.variables.items():
+    threading.Thread(target=_end_with, args=(parent,), name="parent", daemon=True).start()
+    for name, value in slot.variables.items():
         os.environ.setdefault(name, value)
-    if place.card is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = place.card
+    if slot.card is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = slot.card
     logging.getLogger("focusdpo").setLevel(logging.ERROR)  # the first process tells
-    _own = _Own(make, given)
+    _state = _State(make, given)
 
 
-def _end_with(lifeline: Connection) -> None:
+def _end_with(parent: Connection) -> None:
     """Nothing is ever sent: reading ends when the other end is closed."""
     try:
-        lifeline.recv_bytes()
+        parent.recv_bytes()
     except (EOFError, OSError):
         os._exit(1)
 
@@ -237,4 +239,4 @@ def _hello(card: str | None) -> int:
 
 
 def _compute(work: Any) -> Any:
-    return _own.compute(work)
+    return _state.compute(work)

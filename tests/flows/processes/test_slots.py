@@ -19,9 +19,9 @@ from focusdpo.flows.fit import supply
 from focusdpo.flows.fit.demand import Demand
 from focusdpo.flows.fit.lost_card import card_is_lost
 from focusdpo.flows.models_config import ModelsConfig
-from focusdpo.flows.processes import team
-from focusdpo.flows.processes.places import Place, available_cores, places_of
-from focusdpo.flows.processes.team import Team
+from focusdpo.flows.processes import worker_pool
+from focusdpo.flows.processes.slots import Slot, available_cores, slots_of
+from focusdpo.flows.processes.worker_pool import WorkerPool
 from focusdpo.flows.settings import resolve
 
 
@@ -39,22 +39,22 @@ def two_cards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_card_for_each_process(two_cards: None) -> None:
     auto = checkpoints("auto")
-    assert [place.card for place in places_of(2, auto)] == ["3", "GPU-5f"]
-    assert [place.card for place in places_of(0, auto)] == ["3", "GPU-5f"]
-    assert [place.card for place in places_of(1, auto)] == ["3"]
+    assert [slot.card for slot in slots_of(2, auto)] == ["3", "GPU-5f"]
+    assert [slot.card for slot in slots_of(0, auto)] == ["3", "GPU-5f"]
+    assert [slot.card for slot in slots_of(1, auto)] == ["3"]
     with pytest.raises(UserError, match=r"num_processes=3.*2 are visible here \(3, GPU-5f\)"):
-        places_of(3, auto)
+        slots_of(3, auto)
     with pytest.raises(UserError, match=r"models.device=cuda:1 names one card"):
-        places_of(2, checkpoints("cuda:1"))
+        slots_of(2, checkpoints("cuda:1"))
 
 
 def test_any_number_on_cores_with_a_part_of_them(two_cards: None) -> None:
     for family in ("pocket", checkpoints("cpu")):
-        places = places_of(3, family)
-        assert [place.card for place in places] == [None] * 3
+        slots = slots_of(3, family)
+        assert [slot.card for slot in slots] == [None] * 3
         threads = max(1, available_cores() // 3)
-        assert {place.variables["OMP_NUM_THREADS"] for place in places} == {str(threads)}
-    assert len(places_of(0, "pocket")) == 1
+        assert {slot.variables["OMP_NUM_THREADS"] for slot in slots} == {str(threads)}
+    assert len(slots_of(0, "pocket")) == 1
 
 
 def test_under_a_launcher_or_ray_it_is_refused(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +63,7 @@ def test_under_a_launcher_or_ray_it_is_refused(toy: Toy, monkeypatch: pytest.Mon
         prepare(run)
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(UserError, match="a launcher has started 4 processes already"):
-        places_of(2, "pocket")
+        slots_of(2, "pocket")
 
 
 def test_main_memory_is_shared_and_cards_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,9 +105,9 @@ def test_a_lost_card_ends_a_command_with_code_2(capsys: pytest.CaptureFixture[st
 def test_a_process_without_its_card_does_not_fall_back_on_cores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(team, "DEATHS", 1)
+    monkeypatch.setattr(worker_pool, "DEATHS", 1)
     work: Any = SimpleNamespace(each=list)
-    ghost: Team[Any] = Team([Place("card 7", "7")], operator.attrgetter, ("each",))
+    ghost: WorkerPool[Any] = WorkerPool([Slot("card 7", "7")], operator.attrgetter, ("each",))
     with pytest.raises(UserError, match=r"no process is left.*torch sees no card 7"):
         list(ghost.results([work]))
     ghost.close()

@@ -12,7 +12,7 @@ from focusdpo.model.training.parallel import num_launched
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Slot:
     """Where one process computes."""
 
     name: str
@@ -23,8 +23,8 @@ class Place:
     """More of its environment, where this process has no value of its own."""
 
 
-def places_of(num_processes: int, family: Family) -> list[Place]:
-    """A place for each process; 0: one for each card that is visible. Models that compute on cores
+def slots_of(num_processes: int, family: Family) -> list[Slot]:
+    """A slot for each process; 0: one for each card that is visible. Models that compute on cores
     (`models.device=cpu`, the embedded suite, no card) get any number, and equal shares of them.
 
     UserError for more processes than cards, a device that names one card, and under a launcher,
@@ -51,7 +51,7 @@ def places_of(num_processes: int, family: Family) -> list[Place]:
             f"{len(cards)}, or 0 for all, or let CUDA_VISIBLE_DEVICES name more"
         )
     threads = _threads(num_processes or len(cards))
-    return [Place(f"card {card}", card, threads) for card in cards[: num_processes or None]]
+    return [Slot(f"card {card}", card, threads) for card in cards[: num_processes or None]]
 
 
 def visible_cards() -> list[str]:
@@ -64,9 +64,9 @@ def visible_cards() -> list[str]:
     return list(names)[:count]
 
 
-def _on_cores(count: int) -> list[Place]:
+def _on_cores(count: int) -> list[Slot]:
     threads = _threads(count)
-    return [Place(f"process {number} of {count}", None, threads) for number in range(1, count + 1)]
+    return [Slot(f"process {number} of {count}", None, threads) for number in range(1, count + 1)]
 
 
 def _threads(processes: int) -> dict[str, str]:
