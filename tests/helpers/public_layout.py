@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.gpu_config import FULL
 from focusdpo.model.backbones.sdxl_ip_adapter import PLUS, image_keys
 from focusdpo.model.backbones.uno_lora import uno_shapes
 from focusdpo.pipeline.adapters.clip_scorer import expected_shapes
@@ -24,44 +25,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 Shapes = Mapping[str, tuple[int, ...]]
 _SIZES = {"F32": 4, "BF16": 2, "F16": 2, "I64": 8}
 
-FLUX = {
-    "attention_head_dim": 128,
-    "guidance_embeds": True,
-    "in_channels": 64,
-    "joint_attention_dim": 4096,
-    "num_attention_heads": 24,
-    "num_layers": 19,
-    "num_single_layers": 38,
-    "patch_size": 1,
-    "pooled_projection_dim": 768,
-}
-KLEIN = {
-    "patch_size": 1,
-    "in_channels": 128,
-    "num_layers": 5,
-    "num_single_layers": 20,
-    "attention_head_dim": 128,
-    "num_attention_heads": 24,
-    "joint_attention_dim": 7680,
-    "guidance_embeds": False,
-    "axes_dims_rope": [32, 32, 32, 32],
-}
-SDXL_UNET = {
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "attention_head_dim": [5, 10, 20],
-    "block_out_channels": [320, 640, 1280],
-    "cross_attention_dim": 2048,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "in_channels": 4,
-    "out_channels": 4,
-    "layers_per_block": 2,
-    "projection_class_embeddings_input_dim": 2816,
-    "sample_size": 128,
-    "transformer_layers_per_block": [1, 2, 10],
-    "use_linear_projection": True,
-}
+# The public file leaves the axes to diffusers, whose default they are.
+FLUX = {name: value for name, value in FULL["flux"].items() if name != "axes_dims_rope"}
+KLEIN, SDXL_UNET = FULL["klein"], FULL["sdxl"]
 _VAE = {
     "block_out_channels": [128, 256, 512, 512],
     "down_block_types": ["DownEncoderBlock2D"] * 4,

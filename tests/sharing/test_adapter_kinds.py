@@ -14,15 +14,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from trained_adapter import save_trained
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.adapter import (
     WEIGHTS,
-    AdapterCard,
     add_policy,
     policy_parameters,
     read_card,
-    save_adapter,
 )
 from focusdpo.model.backbones import flux2_klein, flux_uno, sdxl_ip_adapter
 from focusdpo.model.training.config import AdapterKind, LoraConfig
@@ -53,14 +52,7 @@ def make(kind: AdapterKind, model: str, folder: Path, targets: tuple[str, ...] =
     generator = torch.Generator().manual_seed(1)
     for parameter in weights.values():
         parameter.data += 0.1 * torch.rand(parameter.shape, generator=generator)
-    card = AdapterCard(
-        lora=lora, base_fingerprint=backbone.fingerprint, dataset_version="d", objective="dpo",
-        step=1,
-    )  # fmt: skip
-    save_adapter(folder / "train" / "adapter", backbone.transformer, card, weights)
-    run = {"suite": "checkpoints", "models": {"backbone": config.model_dump(mode="json")}}
-    (folder / "train" / "run.yaml").write_text(yaml.safe_dump(run))
-    return folder / "train" / "adapter"
+    return save_trained(folder, backbone, config, lora, weights)
 
 
 def changed(adapter: Path, base: dict[str, Tensor]) -> dict[str, Tensor]:

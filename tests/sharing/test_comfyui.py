@@ -15,9 +15,10 @@ import yaml
 from public_layout import SDXL_UNET
 from safetensors.torch import load_file
 from torch import Tensor
+from trained_adapter import save_trained
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.model.adapter import AdapterCard, add_policy, policy_parameters, save_adapter
+from focusdpo.model.adapter import add_policy, policy_parameters
 from focusdpo.model.backbones import sdxl_ip_adapter
 from focusdpo.model.training.config import LoraConfig
 from focusdpo.sharing import comfyui
@@ -176,14 +177,7 @@ def sdxl_adapter(folder: Path, targets: Sequence[str] = ()) -> Path:
     weights = policy_parameters(backbone.transformer)
     for parameter in weights.values():
         parameter.data += 0.05
-    card = AdapterCard(
-        lora=lora, base_fingerprint=backbone.fingerprint, dataset_version="d", objective="dpo",
-        step=1,
-    )  # fmt: skip
-    save_adapter(folder / "train" / "adapter", backbone.transformer, card, weights)
-    run = {"suite": "checkpoints", "models": {"backbone": config.model_dump(mode="json")}}
-    (folder / "train" / "run.yaml").write_text(yaml.safe_dump(run))
-    return folder / "train" / "adapter"
+    return save_trained(folder, backbone, config, lora, weights)
 
 
 def test_an_sdxl_adapter_is_a_lora_and_an_image_adapter(tmp_path: Path) -> None:
