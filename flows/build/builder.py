@@ -213,8 +213,10 @@ class Builder:
 
     def _require_root(self, error: BaseException) -> None:
         """TakenAway where a file is missed because the whole root is, whatever noticed it first."""
+        if not isinstance(error, FileNotFoundError):
+            return
         local = self.store.files.local
-        if isinstance(error, FileNotFoundError) and local is not None and not local.exists():
+        if local is not None and not local.exists():
             raise TakenAway(
                 f"{local}: was taken away; run the same command again: what was finished is kept"
             ) from error
