@@ -216,10 +216,14 @@ class EvaluationFolder:
 
     def picture(self, name: str) -> Image:
         """The picture (H, W, 3) that a table names."""
+        return decode_png(self.encoded(name), str(self.file(name)))
+
+    def encoded(self, name: str) -> bytes:
+        """The file of a picture as it lies. UserError for a damaged or missing one."""
         path = self.file(name)
         require_whole(self.path, self._told, AGAIN, [name])
         try:
-            return decode_png(path.read_bytes(), str(path))
+            return path.read_bytes()
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); {AGAIN}") from error
 

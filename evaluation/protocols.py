@@ -102,6 +102,8 @@ class Request:
     """Folder or address."""
     out: str
     """Folder or address."""
+    base_from: str | None = None
+    """Folder or address of another evaluation, whose pictures of the base are taken over."""
     data: str | None
     suite: str
     models: Models

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image as PillowImage
 from PIL import ImageOps
 
-from focusdpo.data_schemas.errors import TakenAway
+from focusdpo.data_schemas.errors import TakenAway, UserError
 from focusdpo.data_schemas.evaluations import EvalScene
 from focusdpo.data_schemas.images import contact_sheet, encode_png, mark_png
 from focusdpo.data_schemas.progress import Watch, quiet
@@ -42,6 +42,7 @@ from focusdpo.evaluation.folder import (
 )
 from focusdpo.evaluation.protocols import (
     ADAPTER,
+    BASE,
     MODELS,
     Measured,
     Panel,
@@ -117,11 +118,28 @@ def evaluate(
     if done is not None:
         log.info("%s: finished before, nothing to paint", request.out)
         return done
+    given = _base_given(plan)
     for one in plan.left_out:
         log.warning("left out: %s", one)
     with opened(request.out, "an evaluation") as out:
         require_own(out.folder, request.out, EVALUATION)
-        return _evaluate(plan, out.folder, out.sending(watch), painting or _here(request))
+        return _evaluate(plan, out.folder, out.sending(watch), painting or _here(request), given)
+
+
+def _base_given(plan: Plan) -> EvaluationFolder | None:
+    """The evaluation whose pictures of the base are to be taken over. UserError where they are not
+    the very pictures that this plan's base would paint, or where it did not finish."""
+    source = plan.request.base_from
+    if source is None:
+        return None
+    given = EvaluationFolder(local(source))
+    again = "leave out --base-from, and the base is painted"
+    if read_object(given.path / PAINTING, again).get(BASE) != plan.painting_key(BASE):
+        raise UserError(
+            f"{source}: its base painted other scenes, or with another generator, seeds, settings "
+            f"or number of pictures; expected an evaluation like this one; {again}"
+        )
+    return given
 
 
 def _here(request: Request) -> Callable[[str | None], Painting]:
@@ -134,7 +152,11 @@ def finished(request: Request) -> EvaluateResult | None:
 
 
 def _evaluate(
-    plan: Plan, out: Path, watch: Watch, painting: Callable[[str | None], Painting]
+    plan: Plan,
+    out: Path,
+    watch: Watch,
+    painting: Callable[[str | None], Painting],
+    base: EvaluationFolder | None,
 ) -> EvaluateResult:
     started, request = time.perf_counter(), plan.request
     panel = plan.load(watch)
@@ -153,6 +175,7 @@ def _evaluate(
             painting(str(local(request.adapter)) if model == ADAPTER else None),
             batch=request.evaluate.batch,
             watch=watch,
+            given=base if model == BASE else None,
         )
         measured[model] = panel.measure(model, out, names, watch)
     write_tables(out, panel, measured)
@@ -214,12 +237,14 @@ def paint_missing(
     *,
     batch: int,
     watch: Watch,
+    given: EvaluationFolder | None = None,
 ) -> list[str]:
     """`per_scene` pictures of each of the panel's scenes as `out`/images/`model`/*.png, scene by
     scene, from the scenes' own seeds: base and adapter get the same noise. Their names below `out`.
 
-    Pictures that an earlier run with the same `key` left are kept, those of another key removed;
-    `painting` is called only when some are missing. Batches are those of an uninterrupted run, so
+    Pictures that an earlier run with the same `key` left are kept, those of another key removed,
+    and those of `given`, which were painted under this key, taken over; `painting` is called only
+    when some are missing. Batches are those of an uninterrupted run, so
     that neither a stop nor who paints which changes a pixel.
     """
     folder = out / "images" / model
@@ -230,6 +255,10 @@ def paint_missing(
         write_json(out / PAINTING, {**keys, model: key})
     wanted = [(scene, index) for scene in panel.scenes for index in range(per_scene)]
     names = [f"images/{model}/{scene.id}-{index}.png" for scene, index in wanted]
+    if given is not None:
+        for name in names:
+            if not (out / name).exists():
+                write_whole(out / name, given.encoded(name))
     missing = []
     for start in range(0, len(names), batch):
         part = range(start, min(start + batch, len(names)))

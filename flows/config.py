@@ -361,6 +361,11 @@ class EvaluateRun(_Shared, _Protocol, Run):
     out: Annotated[Address, Option("--out")] = Field(
         description="folder or address of the evaluation"
     )
+    base_from: Annotated[Address | None, Option("--base-from")] = Field(
+        None,
+        description="folder or address of another evaluation on the same scenes: its pictures of "
+        "the base are taken over, not painted anew",
+    )
     ingest: IngestConfig = Field(IngestConfig(), description="reading a folder of subjects")
 
 
@@ -435,9 +440,9 @@ class _Cycle(_Train, _Protocol, _Alert, _OwnRoot):
         own = {"root": self.dataset_root, "version": version, "out": out}
         return TrainRun.model_validate(shared(self, TrainRun) | own)
 
-    def evaluate_run(self, adapter: str, out: str) -> EvaluateRun:
+    def evaluate_run(self, adapter: str, out: str, base_from: str | None = None) -> EvaluateRun:
         """Its evaluate part, of an adapter."""
-        own = {"adapter": adapter, "out": out}
+        own = {"adapter": adapter, "out": out, "base_from": base_from}
         return EvaluateRun.model_validate(shared(self, EvaluateRun) | own)
 
 

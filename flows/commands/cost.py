@@ -94,9 +94,10 @@ def evaluate_cost(run: EvaluateRun) -> Cost:
         if bench is not None
         else held.singles + held.pairs + held.same_class_pairs + held.triples
     )
-    pictures = 2 * scenes * plan.per_scene
+    pictures = (2 if run.base_from is None else 1) * scenes * plan.per_scene
     painted = counted(pictures, "picture")
-    what = f"{counted(scenes, 'scene')}, {painted} by base and adapter ({run.protocol})"
+    who = "base and adapter" if run.base_from is None else "the adapter alone"
+    what = f"{counted(scenes, 'scene')}, {painted} by {who} ({run.protocol})"
     own = None if isinstance(run.family, str) else footprint(run.family)
     if own is None or isinstance(run.family, str):
         return Cost(what, pictures, None, None, "the embedded generator: seconds", "")

@@ -33,6 +33,7 @@ def request_of(run: EvaluateRun) -> Request:
         protocol=run.protocol,
         adapter=run.adapter,
         out=run.out,
+        base_from=run.base_from,
         data=run.data,
         suite=run.suite,
         models=suite(run.family),

@@ -238,7 +238,7 @@ class _Round:
         rival = self.promoted
         against = None
         if rival is not None and rival.base == self.base:
-            against = self._rival(rival)
+            against = self._rival(rival, own.out)
         name = rival.candidate if rival is not None and against is not None else "base"
         found = compare(local(own.out, *RECORDS), against, name, run.retrain, run.evaluate)
         promote, reason = decide(found, run.retrain)
@@ -260,14 +260,16 @@ class _Round:
         self.promoted = read_promoted(self.models)
         return self._outcome("promoted" if promote else "kept", reason, found)
 
-    def _rival(self, rival: Promoted) -> Path:
+    def _rival(self, rival: Promoted, own: str) -> Path:
         """The folder of the promoted adapter's evaluation by tonight's settings: its own when
-        these have not changed, else one that is made now."""
+        these have not changed, else one that is made now, beside the pictures of the base in
+        tonight's `own`."""
         adapter = self.out.at(rival.adapter)
         before = self.run.evaluate_run(adapter, self._place(rival.candidate, "evaluate"))
         if Evaluate(before).finished():
             return local(before.out, *RECORDS)
-        again = self.run.evaluate_run(adapter, self._place(self.name, "against"))
+        place = self._place(self.name, "against")
+        again = self.run.evaluate_run(adapter, place, base_from=own)
         self.steps.job(Evaluate(again), self.watch)
         return local(again.out, *RECORDS)
 

@@ -128,7 +128,8 @@ class Rounds(Job[RoundsRun, RoundsOutcome]):
         built = steps.job(Build(run.build_round(adapter)), watch)
         training = run.train_run(built.version, f"{folder}/train")
         trained = steps.job(Train(training), watch)
-        evaluation = run.evaluate_run(trained.adapter, f"{folder}/evaluate")
+        first = str(folder.parent / "round-1" / "evaluate") if before else None
+        evaluation = run.evaluate_run(trained.adapter, f"{folder}/evaluate", base_from=first)
         evaluated = steps.job(Evaluate(evaluation), watch)
         done = Round(
             key=key,

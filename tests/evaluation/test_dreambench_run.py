@@ -137,6 +137,41 @@ def test_a_stopped_run_goes_on_and_a_finished_one_is_only_read(
     assert Path(fresh.out, "rows.json").read_bytes() == kept, "stopping changes nothing"
 
 
+def test_one_base_serves_many_adapters(suite: None, data: Path, adapter: Path) -> None:
+    few = {"subjects": ["cat"], "prompts": 2, "images_per_prompt": 1}
+    first = run_of(data, adapter, SINGLE, **few)
+    evaluate(first)
+    painted_before = sum(photo_folder.BASE.calls)
+    (adapter / "pytorch_lora_weights.safetensors").write_bytes(b"{ }")
+    alone = first.model_copy(update={"out": f"{first.out}-alone"})
+    evaluate(alone)
+    assert sum(photo_folder.BASE.calls) == 2 * painted_before
+    taking = first.model_copy(update={"out": f"{first.out}-taking", "base_from": first.out})
+    evaluate(taking)
+    assert sum(photo_folder.BASE.calls) == 2 * painted_before, "taken over, not painted"
+    for name in ("rows.json", "scenes.parquet", "grid.png"):
+        assert Path(taking.out, name).read_bytes() == Path(alone.out, name).read_bytes(), name
+
+
+def test_a_base_of_other_pictures_is_refused(suite: None, data: Path, adapter: Path) -> None:
+    few = {"subjects": ["cat"], "prompts": 2, "images_per_prompt": 1}
+    first = run_of(data, adapter, SINGLE, **few)
+    evaluate(first)
+    painted_before = painted()
+    own = {"out": f"{first.out}-other", "base_from": first.out}
+    other = run_of(data, adapter, SINGLE, **few, seed=3).model_copy(update=own)
+    with pytest.raises(UserError, match="its base painted other scenes.*leave out --base-from"):
+        evaluate(other)
+    wrong = first.model_copy(update={"out": own["out"], "base_from": str(adapter)})
+    with pytest.raises(UserError, match="not an evaluation"):
+        evaluate(wrong)
+    assert painted() == painted_before and not Path(own["out"]).exists()
+    picture = next(Path(first.out, "images/base").glob("*.png"))
+    picture.write_bytes(picture.read_bytes()[:-1])
+    with pytest.raises(UserError, match="damaged"):
+        evaluate(first.model_copy(update=own))
+
+
 def test_what_decides_is_in_the_key(
     suite: None,
     data: Path,
