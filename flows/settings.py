@@ -161,6 +161,12 @@ def resolve(model: type[Model], tree: Mapping[str, Any]) -> Model:
         raise UserError(explain(error, model)) from error
 
 
+def with_blanks(model: type[Model], tree: Mapping[str, Any]) -> Model:
+    """As `resolve`, to look at settings: "..." stands for what a command line must name."""
+    required = [name for name, field in model.model_fields.items() if field.is_required()]
+    return resolve(model, merge(dict.fromkeys(required, "..."), tree))
+
+
 def over_defaults(model: type[BaseModel], tree: Mapping[str, Any]) -> Tree:
     """`tree` with each section laid over the one that `model` holds by default. pydantic takes a
     section that is given in part as a new one: it fills the gaps with the defaults of the section's

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from focusdpo.flows.settings import (
     parse_overrides,
     preset_names,
     resolve,
+    with_blanks,
 )
 from focusdpo.studio.config import OWN as STATE
 
@@ -75,6 +77,15 @@ class Form:
     def inputs(self) -> tuple[Input, ...]:
         """In the order in which they stand."""
         return (*self.own, *(self._input(name, path) for name, path in self.settings.items()))
+
+    def by_preset(self, preset: str) -> dict[str, str]:
+        """Input -> what an empty one means: the setting's value under a preset."""
+        if not self.has_preset:
+            return {}
+        run = with_blanks(self.model, {"preset": preset})
+        paths = {one.name: one.path for one in self.inputs if one.path and not one.check}
+        values = {name: attrgetter(path)(run) for name, path in paths.items()}
+        return {name: "none" if value is None else str(value) for name, value in values.items()}
 
     def _input(self, name: str, path: str) -> Input:
         setting = field_at(self.model, path)

@@ -22,10 +22,9 @@ from focusdpo.flows.settings import (
     Setting,
     described,
     load_preset,
-    merge,
     parse_overrides,
-    resolve,
     type_in_words,
+    with_blanks,
 )
 from focusdpo.model.training.config import TrainConfig
 from focusdpo.store.checkpoints import fetch as fetch_source
@@ -51,9 +50,8 @@ def settings(
     if name not in models:
         raise unknown("command with settings", name, models)
     model = models[name]
-    required = [field for field, about in model.model_fields.items() if about.is_required()]
     given = {"preset": preset} if preset is not None else {}
-    run = resolve(model, merge(dict.fromkeys(required, "..."), given | parse_overrides(set_)))
+    run = with_blanks(model, given | parse_overrides(set_))
     fields = list(described(run))
     for line in _aligned(fields, shutil.get_terminal_size().columns):
         say(line)

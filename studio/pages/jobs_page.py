@@ -132,19 +132,27 @@ def _page(
     runs = runs_folder(acting.config)
     names = trained(runs)
     jobs = acting.jobs.list(logs=False)
+    filled = _filled(jobs, kind, form)
+    presets = preset_names()
+    asked = {name: filled[name].get("preset") for name in FORMS}
+    meant = {
+        name: one.by_preset(str(asked[name]) if asked[name] in presets else acting.config.preset)
+        for name, one in FORMS.items()
+    }
     return render(
         request,
         "jobs.html.j2",
         status,
         forms=FORMS,
+        meant=meant,
         runs=names,
-        presets=preset_names(),
+        presets=presets,
         preset=acting.config.preset,
         jobs=jobs,
         active=next((one for one in jobs if one.active), None),
         kind=kind,
         said=said,
-        filled=_filled(jobs, kind, form),
+        filled=filled,
         folder=str(runs),
         waiting=acting.waiting(),
         aware=AWARE.name,

@@ -18,13 +18,13 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.build.worth import Worth, next_steps, worth_lines
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.console import time_left
-from focusdpo.flows.settings import resolve
+from focusdpo.flows.settings import preset_names, resolve
 from focusdpo.pipeline.subjects.ingest import IngestConfig, ingest
 from focusdpo.sharing.dataset_export import check_licences
 from focusdpo.store.artefacts import Store
 from focusdpo.store.versions import open_version
 from focusdpo.studio.job_files import Job, Jobs, progress_of
-from focusdpo.studio.job_forms import OWN, in_fields, order
+from focusdpo.studio.job_forms import FORMS, OWN, in_fields, order
 
 PYTHON = (sys.executable, "-c")
 SLEEPS = "import time\nprint('begun', flush=True)\ntime.sleep(600)"
@@ -370,6 +370,16 @@ def test_the_page_keeps_what_was_filled_and_escapes_it(studio: Client) -> None:
     assert answer.status_code == 400
     assert "pair.x: no such field" in answer.text and 'value="3"' in answer.text
     assert "<script>alert" not in answer.text and "&lt;/textarea&gt;" in answer.text
+
+
+def test_an_empty_field_says_what_the_preset_has(studio: Client) -> None:
+    preset = resolve(BuildRun, {"root": "here"})
+    page = studio.page("/jobs").text
+    assert f'placeholder="{preset.generate.candidates}, as the preset has it"' in page
+    for form in FORMS.values():
+        for name in preset_names() if form.has_preset else ():
+            assert all(one not in ("", "None", "...") for one in form.by_preset(name).values())
+    assert FORMS["train"].by_preset("pocket") != FORMS["train"].by_preset("flux-uno")
 
 
 def test_a_form_has_what_the_last_job_of_its_kind_had(studio: Client, tmp_path: Path) -> None:
