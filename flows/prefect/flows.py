@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 from prefect import Flow, Task, flow, task
@@ -94,6 +95,8 @@ def flow_of(
     made it already; else the flow makes it from its parameter."""
 
     def run_job(run: BaseModel) -> Any:
+        if planned is None:  # by a deployment: this process stands where its worker put it
+            log.info("relative paths start in %s", Path.cwd())
         job = kind(run) if planned is None else planned
         with _framed(job):
             result = job.perform(TaskSteps(), watch)
