@@ -221,8 +221,9 @@ def _decode(path: Path, image: Image.Image) -> Picture:
         several = "{} pages" if image.format == "TIFF" else "animated ({} frames)"
         notes.append(f"{several.format(image.n_frames)}: the first is used")  # type: ignore[attr-defined]
     image.load()
-    upright = ImageOps.exif_transpose(image)
-    if upright.size != image.size or image.getexif().get(0x0112, 1) != 1:
+    upright = image
+    if image.getexif().get(0x0112, 1) != 1:
+        upright = ImageOps.exif_transpose(image)
         notes.append("turned upright by its EXIF orientation")
     if upright.mode.startswith("I"):
         notes.append("16-bit grey reduced to 8 bits")
@@ -260,7 +261,9 @@ def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Ima
 
 
 def _without_alpha(image: Image.Image) -> Image.Image:
-    if image.mode in ("RGB", "RGBA", "CMYK"):
+    if image.mode == "RGB":
+        return image
+    if image.mode in ("RGBA", "CMYK"):
         return image.convert("RGB")
     # By way of RGBA, so that palettes with transparency keep their colours.
     return image.convert("RGBA").convert("RGB")
