@@ -35,7 +35,7 @@ from focusdpo.data_schemas.evaluations import (
     ScorerView,
     WholeScores,
 )
-from focusdpo.data_schemas.images import decode_png
+from focusdpo.data_schemas.images import decode_jpeg, decode_png
 from focusdpo.data_schemas.runs import EvalRow
 from focusdpo.data_schemas.strict import first_problem
 from focusdpo.data_schemas.tables import from_parquet
@@ -219,7 +219,8 @@ class EvaluationFolder:
         path = self.file(name)
         require_whole(self.path, self._told, AGAIN, [name])
         try:
-            return decode_png(path.read_bytes(), str(path))
+            decode = decode_jpeg if path.suffix == ".jpg" else decode_png
+            return decode(path.read_bytes(), str(path))
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); {AGAIN}") from error
 

@@ -87,14 +87,12 @@ class SaliencySegmenter:
 
 def _prepared(image: Image) -> NDArray[np.float32]:
     """(1, 3, SIDE, SIDE), normalised."""
-    small = np.asarray(
-        Pillow.fromarray(image).resize((SIDE, SIDE), Pillow.Resampling.LANCZOS)
-    )
+    small = np.asarray(Pillow.fromarray(image).resize((SIDE, SIDE), Pillow.Resampling.LANCZOS))
     # A table of what each of the 256 values becomes, looked up: no arithmetic on pixels.
     scaled = np.arange(256, dtype=np.float32) / max(float(small.max()), 1.0)
     values = (scaled[:, None] - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
     table = values.astype(np.float32)
-    return np.stack([table[small[..., channel], channel] for channel in range(3)])[None]
+    return np.stack([np.take(table[:, at], small[..., at]) for at in range(3)])[None]
 
 
 def _scaled(plane: NDArray[np.float32]) -> NDArray[np.float32]:
