@@ -5,8 +5,8 @@ networks on one thread. After every fourth batch its networks' passes are made o
 inputs, which by then lie in memory: that is their bare rate, and what else the machine does falls
 on both. Told is what the bare passes are of the whole, in processor time, which bounds the rate
 however many cores are busy, and by the clock. The whole is all of the run: plan, references,
-intervals, records. At the end, on the distinct pictures and with nothing beside: what the parts of it
-cost that are no passes.
+intervals, records. Before that stands what its parts cost that are no passes, measured at the end
+on the distinct pictures with nothing beside.
 """
 
 from __future__ import annotations
