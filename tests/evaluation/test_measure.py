@@ -89,6 +89,16 @@ def test_large_pictures_are_shown_small_and_judged_as_they_are(tmp_path: Path) -
         assert other.boxes == tuple(tuple(round(v / 2) for v in box) for box in one.boxes)
 
 
+def test_intervals_of_one_scene_are_said_to_tell_nothing(tmp_path: Path) -> None:
+    table = fp.write_rows(tmp_path, {"a": [RIGHT, MISSING, DOUBLED]})
+    assert not any("one scene" in note for note in measure(fp.request(table, tmp_path / "o")).notes)
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    table.write_text("".join(f"{json.dumps({**row, 'prompt': ''})}\n" for row in rows))
+    result = measure(fp.request(table, tmp_path / "out"))
+    assert result.scenes == 1 and result.pictures == 3
+    assert any("one scene" in note and "give the prompts" in note for note in result.notes)
+
+
 class _Stopped(Exception):
     pass
 
