@@ -103,16 +103,32 @@ def is_marked(picture: bytes) -> bool:
 
 def decode_png(data: bytes, where: str = "image") -> NDArray[np.uint8]:
     """The array of `encode_png`'s bytes: (H, W, 3) or (H, W). UserError names `where`."""
+    return _decoded(data, where, "PNG")
+
+
+def encode_jpeg(array: NDArray[np.uint8]) -> bytes:
+    """JPEG of a picture (H, W, 3), for eyes alone: a tenth of a PNG's time and room."""
+    sink = io.BytesIO()
+    Image.fromarray(array).save(sink, format="JPEG", quality=90)
+    return sink.getvalue()
+
+
+def decode_jpeg(data: bytes, where: str = "image") -> NDArray[np.uint8]:
+    """The array (H, W, 3) of `encode_jpeg`'s bytes, nearly. UserError names `where`."""
+    return _decoded(data, where, "JPEG")
+
+
+def _decoded(data: bytes, where: str, kind: str) -> NDArray[np.uint8]:
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        with Image.open(io.BytesIO(data), formats=(kind,)) as image:
             check_size(where, image.size)
             if image.mode not in ("RGB", "L"):
-                raise UserError(f"{where}: PNG of mode {image.mode}, expected RGB or L")
+                raise UserError(f"{where}: {kind} of mode {image.mode}, expected RGB or L")
             return np.array(image)
     except UserError:
         raise
     except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
-        raise UserError(f"{where}: not a readable PNG ({error})") from error
+        raise UserError(f"{where}: not a readable {kind} ({error})") from error
 
 
 def contact_sheet(
@@ -221,8 +237,9 @@ def _decode(path: Path, image: Image.Image) -> Picture:
         several = "{} pages" if image.format == "TIFF" else "animated ({} frames)"
         notes.append(f"{several.format(image.n_frames)}: the first is used")  # type: ignore[attr-defined]
     image.load()
-    upright = ImageOps.exif_transpose(image)
-    if upright.size != image.size or image.getexif().get(0x0112, 1) != 1:
+    upright = image
+    if image.getexif().get(0x0112, 1) != 1:
+        upright = ImageOps.exif_transpose(image)
         notes.append("turned upright by its EXIF orientation")
     if upright.mode.startswith("I"):
         notes.append("16-bit grey reduced to 8 bits")
@@ -260,7 +277,9 @@ def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Ima
 
 
 def _without_alpha(image: Image.Image) -> Image.Image:
-    if image.mode in ("RGB", "RGBA", "CMYK"):
+    if image.mode == "RGB":
+        return image
+    if image.mode in ("RGBA", "CMYK"):
         return image.convert("RGB")
     # By way of RGBA, so that palettes with transparency keep their colours.
     return image.convert("RGBA").convert("RGB")

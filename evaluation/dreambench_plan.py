@@ -108,6 +108,9 @@ class BenchPlan(Plan):
         self.left_out = left_out
         self.request, self.bench, self.members, self.adapter = request, bench, members, adapter
         self.id, self.seed, self.per_scene = bench.shown_id, bench.seed, bench.images_per_prompt
+        self.cast, self.num_scenes = counted(len(members), "subject"), len(bench.scenes)
+        if bench.protocol.what != "subjects":
+            self.cast += f" in {bench.sets} {bench.protocol.what}"
         fingerprint = request.models.fingerprint
         self.fingerprints = {part: fingerprint(role) for part, role in self.roles.items()}
 

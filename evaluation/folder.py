@@ -35,7 +35,7 @@ from focusdpo.data_schemas.evaluations import (
     ScorerView,
     WholeScores,
 )
-from focusdpo.data_schemas.images import decode_png
+from focusdpo.data_schemas.images import decode_jpeg, decode_png
 from focusdpo.data_schemas.runs import EvalRow
 from focusdpo.data_schemas.strict import first_problem
 from focusdpo.data_schemas.tables import from_parquet
@@ -216,7 +216,9 @@ class EvaluationFolder:
 
     def picture(self, name: str) -> Image:
         """The picture (H, W, 3) that a table names."""
-        return decode_png(self.encoded(name), str(self.file(name)))
+        path = self.file(name)
+        decode = decode_jpeg if path.suffix == ".jpg" else decode_png
+        return decode(self.encoded(name), str(path))
 
     def encoded(self, name: str) -> bytes:
         """The file of a picture as it lies. UserError for a damaged or missing one."""

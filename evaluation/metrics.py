@@ -249,11 +249,12 @@ def thumb(image: Image, mask: Mask) -> ReferenceImage:
             ),
             dtype=np.float64,
         )
-        for pixels in (image, np.zeros_like(image))
+        for pixels in (image, np.zeros(mask.shape, np.uint8))
     )
     # `hole` is the white that resizing mixed in: taken out, edges tell nothing of the outline.
-    inside = np.clip((colour - hole) / np.maximum(1 - hole / 255, 0.5), 0, 255)
-    return ReferenceImage(image=np.rint(inside).astype(np.uint8), mask=hole[..., 0] < 128)
+    white = hole[..., None]
+    inside = np.clip((colour - white) / np.maximum(1 - white / 255, 0.5), 0, 255)
+    return ReferenceImage(image=np.rint(inside).astype(np.uint8), mask=hole < 128)
 
 
 def copied(a: ReferenceImage, b: ReferenceImage) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.data_schemas.evaluations import EvalScene, ScorerView
 from focusdpo.data_schemas.progress import Watch
 from focusdpo.data_schemas.runs import EvalRow
@@ -124,13 +124,13 @@ def measure(
     looks = [seen for part in chunks(pictures, config.batch) for seen in judge.look(part)]
     records = []
     for at, (scene, picture, seen) in enumerate(zip(owners, pictures, looks, strict=True)):
-        counted = [
+        instances = [
             one
             for one in seen
             if one.confidence >= config.min_confidence and one.mask.mean() >= config.min_area
         ]
-        similarity, given = _match(scene, counted, known, judge, config)
-        hits = [counted[k] if k != NOBODY else None for k in given]
+        similarity, given = _match(scene, instances, known, judge, config)
+        hits = [instances[k] if k != NOBODY else None for k in given]
         own = [known[name] for name in scene.subject_ids]
         records.append(
             judged_scene(
@@ -138,7 +138,7 @@ def measure(
                 picture,
                 similarity,
                 given,
-                counted,
+                instances,
                 [subject.thumbs for subject in own],
                 claim=config.claim,
                 least=config.least_identity,
@@ -240,6 +240,8 @@ class PocketPlan(Plan):
         held_out, self.request = request.held_out, request
         self.id, self.seed = protocol_of(held_out), held_out.seed
         self.per_scene = request.evaluate.images_per_scene
+        self.num_scenes = sum(scenes for scenes, _, _ in held_out.kinds)
+        self.cast = counted(sum(scenes * size for scenes, size, _ in held_out.kinds), "subject")
         adapter = local(request.adapter)
         require_kind(adapter, ADAPTER_FOLDER)
         card, weights = adapter / "adapter.json", adapter / "pytorch_lora_weights.safetensors"

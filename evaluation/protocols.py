@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Protocol, TypeVar, ca
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.data_schemas.evaluations import EvalScene, ScorerView, WholeScores
 from focusdpo.data_schemas.progress import Watch
 from focusdpo.data_schemas.runs import EvalRow
@@ -172,11 +172,33 @@ class Plan(ABC):
     request: Request
     id: str
     """As every table prints it."""
+    cast: str
+    """Who stands in the scenes: "3 subjects in 6 sets of subjects"."""
+    num_scenes: int
     per_scene: int
     """Pictures of each scene and model."""
     seed: int
     left_out: tuple[str, ...] = ()
     """What of the data cannot be used, and why."""
+
+    @property
+    def painters(self) -> tuple[str, ...]:
+        """The models that paint; the base does not where its pictures are taken over."""
+        return MODELS if self.request.base_from is None else (ADAPTER,)
+
+    @property
+    def num_pictures(self) -> int:
+        """Of all that paint together."""
+        return len(self.painters) * self.num_scenes * self.per_scene
+
+    @property
+    def amount(self) -> str:
+        """What is painted, in one line."""
+        each = counted(self.per_scene, "picture")
+        return (
+            f"{self.cast}, {counted(self.num_scenes, 'scene')}, {each} of each, seed {self.seed}: "
+            f"{counted(self.num_pictures, 'picture')} by {' and '.join(self.painters)} ({self.id})"
+        )
 
     @property
     @abstractmethod

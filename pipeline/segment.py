@@ -126,7 +126,8 @@ def usable(detections: Sequence[Detection], config: SegmentConfig) -> list[Detec
     """Detections over the thresholds, most confident first, without those of the same thing."""
     kept: list[Detection] = []
     for detection in sorted(detections, key=lambda d: (-d.confidence, d.box, d.class_name)):
-        big_enough = detection.mask.mean() >= max(config.min_area, 1 / detection.mask.size)
+        area = np.count_nonzero(detection.mask) / detection.mask.size
+        big_enough = area >= max(config.min_area, 1 / detection.mask.size)
         if detection.confidence < config.min_confidence or not big_enough:
             continue
         if all(overlap(detection.mask, other.mask) <= config.max_overlap for other in kept):
@@ -136,8 +137,8 @@ def usable(detections: Sequence[Detection], config: SegmentConfig) -> list[Detec
 
 def overlap(a: Mask, b: Mask) -> float:
     """Shared area over the smaller of the two areas; 0 when one is empty."""
-    smaller = min(int(a.sum()), int(b.sum()))
-    return int((a & b).sum()) / smaller if smaller else 0.0
+    smaller = min(np.count_nonzero(a), np.count_nonzero(b))
+    return np.count_nonzero(a & b) / smaller if smaller else 0.0
 
 
 def embed_references(

@@ -38,9 +38,9 @@ class PlannedPicture:
     """Of all about the picture that decides its numbers, but for models and settings."""
 
     @property
-    def image(self) -> str:
-        """Where it lies below the results."""
-        return f"images/{self.model.replace(' ', '-')}/{self.scene_id}-{self.index}.png"
+    def place(self) -> str:
+        """Where it lies below the results, but for the suffix."""
+        return f"images/{self.model.replace(' ', '-')}/{self.scene_id}-{self.index}"
 
 
 @dataclass(frozen=True, slots=True)

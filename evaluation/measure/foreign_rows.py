@@ -19,6 +19,10 @@ from focusdpo.evaluation.protocols import ADAPTER, BASE, DIFFERENCE, EvaluateCon
 
 _BESIDE = ("extra", "delta_own", "delta_other", *PUBLISHED_METRICS)
 """Metrics that `ForeignScores` has."""
+ONE_SCENE = (
+    "all pictures are of one scene: intervals are over scenes (subjects and prompt) and tell "
+    "nothing here; give the prompts, where they differ"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,8 @@ def foreign_rows(
     `scores`: model -> records, in the order of `names`. `published`: the public protocols that
     were told."""
     table: list[EvalRow] = []
-    notes: list[str] = []
+    scenes = {one.scene_id for own in judged.values() for one in own}
+    notes = [ONE_SCENE] if len(scenes) == 1 else []
     protocols = {judged_protocol(judged): list(FOREIGN_METRICS)}
     protocols |= {id: list(PUBLISHED[id]) for id in published}
     for protocol, metrics in protocols.items():

@@ -83,16 +83,3 @@ def show_references(out: Path, name: str, pictures: list[ReferenceImage]) -> lis
         write_whole(folder / f"{number}.png", encode_png(tile(picture.image)))
         files.append(f"references/{name}/{number}.png")
     return files
-
-
-def scaled(image: Image, side: int) -> Image:
-    """A picture of at most `side` pixels a side."""
-    from PIL import Image as PillowImage
-
-    height, width = image.shape[:2]
-    factor = side / max(height, width)
-    if factor >= 1:
-        return image
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    small = PillowImage.fromarray(image).resize(size, PillowImage.Resampling.HAMMING)
-    return np.asarray(small)

@@ -2,7 +2,7 @@
 
 What is judged is kept in `parts/` as it comes: a run that was stopped goes on, and a row that is
 added later costs itself alone. Pictures are read beside the judge's work, and lie in the folder as
-pages show them; the judge sees them as they are.
+pages show them, those that are scaled down for it as JPEG; the judge sees them as they are.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.evaluations import EvalScene, ForeignScores
-from focusdpo.data_schemas.images import encode_png
 from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.data_schemas.runs import EvalRow
 from focusdpo.data_schemas.tables import from_parquet, to_parquet
@@ -52,9 +51,9 @@ from focusdpo.evaluation.measure.published import known_as_published, not_told, 
 from focusdpo.evaluation.measure.reference_pictures import (
     CutOut,
     cut_outs,
-    scaled,
     show_references,
 )
+from focusdpo.evaluation.measure.shown_pictures import scaled_boxes, show, suffix_of
 from focusdpo.evaluation.measure.sight import Sight, require_size
 from focusdpo.evaluation.photographs import read_photograph
 from focusdpo.evaluation.protocols import ADAPTER, EvaluateConfig
@@ -247,9 +246,7 @@ def _measure(request: Request, out: Path, watch: Watch) -> MeasureResult:
     work = _Work(request, out, sight, list(plan.problems))
     check = _check(work, watch) if request.check else ()
     parts = _Parts(out / PARTS, config_digest(request.how))
-    todo = [
-        one for one in plan.pictures if one.key not in parts.kept or not (out / one.image).exists()
-    ]
+    todo = [one for one in plan.pictures if not (out / parts.image(one)).is_file()]
     known = work.known(todo, watch)
     _judge_all(work, todo, known, parts, watch)
     judged, scores = _in_order(work, parts)
@@ -346,7 +343,12 @@ def _judge_all(
             work.published,
         )
         for (planned, item), (judged, scores) in zip(items, records, strict=True):
-            shown = _scaled_boxes(judged, item.picture, request.measure.shown_side)
+            side = request.measure.shown_side
+            shown = replace(
+                judged,
+                boxes=scaled_boxes(judged.boxes, item.picture, side),
+                image=planned.place + suffix_of(item.picture, side),
+            )
             parts.add(JudgedPicture(key=planned.key, judged=shown, scores=scores))
         done += len(batch)
         watch("judge", done, len(todo), {})
@@ -373,7 +375,7 @@ def _read_ahead(
 ) -> Iterator[list[tuple[PlannedPicture, Image | UserError]]]:
     """Batches of pictures, read and laid into the folder by threads; an error in place of one that
     cannot be read."""
-    for folder in {(work.out / one.image).parent for one in todo}:
+    for folder in {(work.out / one.place).parent for one in todo}:
         folder.mkdir(parents=True, exist_ok=True)
     waiting: deque[tuple[Sequence[PlannedPicture], list[Future[Image | UserError]]]] = deque()
     with ThreadPoolExecutor(READERS, "read") as pool:
@@ -398,16 +400,8 @@ def _read(work: _Work, planned: PlannedPicture) -> Image | UserError:
         require_size(work.sight, picture)
     except UserError as error:
         return error
-    shown = scaled(picture, work.request.measure.shown_side)
-    write_whole(work.out / planned.image, encode_png(shown, effort=1))
+    show(picture, work.request.measure.shown_side, work.out / planned.place)
     return picture
-
-
-def _scaled_boxes(judged: EvalScene, picture: Image, side: int) -> EvalScene:
-    """Boxes in the pixels of the picture that lies in the folder."""
-    factor = min(1.0, side / max(picture.shape[:2]))
-    boxes = tuple(tuple(round(value * factor) for value in box) for box in judged.boxes)
-    return replace(judged, boxes=boxes)
 
 
 def _in_order(
@@ -425,7 +419,7 @@ def _in_order(
         at = counts.get((one.model, one.scene_id), 0)
         counts[one.model, one.scene_id] = at + 1
         named: dict[str, Any] = {"model": one.model, "scene_id": one.scene_id, "index": at}
-        told: dict[str, Any] = {"image": one.image, "protocol": plan.protocol}
+        told: dict[str, Any] = {"image": parts.image(one), "protocol": plan.protocol}
         judged[one.model].append(replace(kept.judged, **told, **named))
         row = one.row
         where: dict[str, Any] = {"source": str(row.image), "line": row.line, "seed": row.seed}
@@ -482,6 +476,11 @@ class _Parts:
             for file in files
             for one in from_parquet(file.read_bytes(), JudgedPicture, str(file))
         }
+
+    def image(self, one: PlannedPicture) -> str:
+        """Where a picture lies below the results; no file's name while it is not judged."""
+        kept = self.kept.get(one.key)
+        return one.place + (Path(kept.judged.image).suffix if kept else "")
 
     def add(self, one: JudgedPicture) -> None:
         """Kept at the latest after `KEEP_EVERY` seconds."""

@@ -86,18 +86,8 @@ def evaluate_cost(run: EvaluateRun) -> Cost:
     from focusdpo.evaluation.protocols import plan_of
     from focusdpo.flows.evaluate.run import request_of
 
-    plan: Any = plan_of(request_of(run))
-    bench = getattr(plan, "bench", None)
-    held = run.held_out
-    scenes = (
-        len(bench.scenes)
-        if bench is not None
-        else held.singles + held.pairs + held.same_class_pairs + held.triples
-    )
-    pictures = (2 if run.base_from is None else 1) * scenes * plan.per_scene
-    painted = counted(pictures, "picture")
-    who = "base and adapter" if run.base_from is None else "the adapter alone"
-    what = f"{counted(scenes, 'scene')}, {painted} by {who} ({run.protocol})"
+    plan = plan_of(request_of(run))
+    what, pictures = plan.amount, plan.num_pictures
     own = None if isinstance(run.family, str) else footprint(run.family)
     if own is None or isinstance(run.family, str):
         return Cost(what, pictures, None, None, "the embedded generator: seconds", "")

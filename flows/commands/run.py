@@ -244,8 +244,11 @@ def evaluate(run: EvaluateRun, plan: COST = False, prefect: PREFECT = None) -> d
     if plan:
         return _told_cost("evaluate", cost.evaluate_cost(run))
     say_licences(run.family)
+    job = Evaluate(run)
+    if not job.finished():
+        say(job.plan.amount)
     with Bars() as watch:
-        result = carry_out(Evaluate(run), watch, prefect=prefect)
+        result = carry_out(job, watch, prefect=prefect)
     show_rows(result)
     return Incomplete(result.as_dict()) if result.left_out else dict(result.as_dict())
 

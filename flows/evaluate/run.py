@@ -10,8 +10,8 @@ from typing import Any
 from focusdpo.data_schemas.errors import counted
 from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.evaluation import run as evaluation
-from focusdpo.evaluation.folder import GRID, EvaluateResult
-from focusdpo.evaluation.protocols import ADAPTER, BASE, Request
+from focusdpo.evaluation.folder import GRID, EvaluateResult, result_with
+from focusdpo.evaluation.protocols import ADAPTER, BASE, Plan, Request, plan_of
 from focusdpo.flows.config import EvaluateRun
 from focusdpo.flows.fit.demand import PAINTING_AND_JUDGING
 from focusdpo.flows.fit.supply import require_fit
@@ -77,8 +77,13 @@ class Evaluate(Job[EvaluateRun, EvaluateResult]):
     def folder(self) -> str:
         return self.run.out
 
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """What it paints. UserError for bad data or an absent adapter."""
+        return plan_of(request_of(self.run))
+
     def finished(self) -> bool:
-        return finished(self.run) is not None
+        return result_with(self.run.out, self.plan.key) is not None
 
     def title(self, result: EvaluateResult | None = None) -> str:
         scenes = "" if result is None else f", {counted(result.scenes, 'scene')}"

@@ -272,7 +272,9 @@ def _pictures(job: Job) -> dict[str, Path]:
     found: dict[str, Path] = {}
     if folder is not None:
         found = {
-            f"{path.parent.name}-{path.name}": path for path in Path(folder).glob("images/*/*.png")
+            f"{path.parent.name}-{path.name}": path
+            for path in Path(folder).glob("images/*/*")
+            if path.suffix in (".png", ".jpg")
         }
     elif job.kind == "build" and not is_remote(job.root):
         found = {FIRST: Path(job.root) / FIRST}

@@ -21,8 +21,10 @@ from unprivileged import unprivileged
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import (
     PICTURE_FORMATS,
+    decode_jpeg,
     decode_mask,
     decode_png,
+    encode_jpeg,
     encode_png,
     read_picture,
 )
@@ -40,6 +42,18 @@ def test_png_round_trip_is_exact_and_its_bytes_repeat(array: np.ndarray) -> None
     data = encode_png(array)
     np.testing.assert_array_equal(decode_png(data), array)
     assert encode_png(np.asfortranarray(array)) == data
+
+
+def test_jpeg_round_trip_is_near_and_a_fraction_of_a_png() -> None:
+    y, x = np.mgrid[:256, :256]
+    array = np.stack([y, x, (y + x) // 2], axis=-1).astype(np.uint8)
+    array ^= np.random.default_rng(0).integers(0, 4, array.shape).astype(np.uint8)  # grain
+    data = encode_jpeg(array)
+    assert np.abs(decode_jpeg(data).astype(int) - array).mean() < 3
+    assert len(data) < len(encode_png(array)) / 3
+    for bad in (data[:200], encode_png(array), b""):
+        with pytest.raises(UserError, match="shown.jpg: not a readable JPEG"):
+            decode_jpeg(bad, "shown.jpg")
 
 
 @settings(max_examples=30, deadline=None)

@@ -10,6 +10,7 @@ import foreign_pictures as fp
 import numpy as np
 import pytest
 from foreign_pictures import DOUBLED, MISSING, RIGHT, SWAPPED
+from PIL import Image
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.evaluation.folder import EvaluationFolder
@@ -69,6 +70,33 @@ def test_one_model_alone(tmp_path: Path) -> None:
     assert result.failed == {"mine": 0.25} and result.names == {"adapter": "mine"}
     page = write_report(tmp_path / "report.html", evaluate_dir=Path(result.out)).read_text()
     assert "mine: 25.0 %" in page
+
+
+def test_large_pictures_are_shown_small_and_judged_as_they_are(tmp_path: Path) -> None:
+    table = fp.write_rows(tmp_path, {"a": [RIGHT, SWAPPED]})
+    exact = measure(fp.request(table, tmp_path / "exact"))
+    request = fp.request(table, tmp_path / "small")
+    half = request.measure.model_copy(update={"shown_side": 24})  # the toy world has 48 pixels
+    small = measure(replace(request, measure=half))
+    assert small.rows == exact.rows
+    whole, shown = (EvaluationFolder(Path(one.out)) for one in (exact, small))
+    for at, (one, other) in enumerate(zip(whole.records, shown.records, strict=True)):
+        brought = Image.open(tmp_path / f"a-{at}.png")
+        assert one.image.endswith(".png") and (whole.picture(one.image) == brought).all()
+        assert other.image.endswith(".jpg")
+        expected = np.asarray(brought.reduce(2), np.float64)
+        assert np.abs(shown.picture(other.image) - expected).mean() < 8
+        assert other.boxes == tuple(tuple(round(v / 2) for v in box) for box in one.boxes)
+
+
+def test_intervals_of_one_scene_are_said_to_tell_nothing(tmp_path: Path) -> None:
+    table = fp.write_rows(tmp_path, {"a": [RIGHT, MISSING, DOUBLED]})
+    assert not any("one scene" in note for note in measure(fp.request(table, tmp_path / "o")).notes)
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    table.write_text("".join(f"{json.dumps({**row, 'prompt': ''})}\n" for row in rows))
+    result = measure(fp.request(table, tmp_path / "out"))
+    assert result.scenes == 1 and result.pictures == 3
+    assert any("one scene" in note and "give the prompts" in note for note in result.notes)
 
 
 class _Stopped(Exception):

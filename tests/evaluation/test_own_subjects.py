@@ -19,6 +19,7 @@ from focusdpo.evaluation.dreambench_protocol import (
 )
 from focusdpo.evaluation.protocols import EvaluateConfig
 from focusdpo.flows import wiring
+from focusdpo.flows.commands.run import evaluate as command
 from focusdpo.flows.config import EvaluateRun
 from focusdpo.flows.evaluate.run import evaluate, finished
 from focusdpo.flows.settings import resolve
@@ -98,6 +99,27 @@ def test_own_subjects_from_the_folder_to_the_table(
     assert finished(run) is None, "a changed subject is another evaluation"
     evaluate(run)
     assert len(photo_folder.BASE.calls) > calls
+
+
+def test_what_will_be_painted_is_said_beforehand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(wiring.SUITES, "pocket", "photo_folder")
+    monkeypatch.setitem(photo_folder.PARTS, "identity", toy_world.Identity())
+    data = toy_suite.write_subjects(tmp_path / "subjects", SUBJECTS)
+    run = run_of(tmp_path, data, variants=1, images_per_prompt=2, triple_rate=1)
+    amount = (
+        "3 subjects in 7 sets of subjects, 7 scenes, 2 pictures of each, seed 0: "
+        "28 pictures by base and adapter (subjects)"
+    )
+    assert command(run, plan=True)["plan"]["what"] == amount
+    assert capsys.readouterr().out.splitlines()[0] == amount
+    assert not (Path(run.out) / "images").exists()
+    command(run, prefect=False)
+    assert capsys.readouterr().out.splitlines()[0] == amount
+    assert len(list((Path(run.out) / "images").glob("*/*.png"))) == 28
+    command(run, prefect=False)
+    assert amount not in capsys.readouterr().out, "nothing was left to paint"
 
 
 def test_bad_subjects_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

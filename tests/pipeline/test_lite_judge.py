@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from scipy import ndimage
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.pipeline.adapters.image_encoder import NETWORK, ImageEncoder
-from focusdpo.pipeline.adapters.segmenters.saliency import SaliencySegmenter, regions
+from focusdpo.pipeline.adapters.segmenters.saliency import SaliencySegmenter, _prepared, regions
 
 
 def test_regions_of_a_map() -> None:
@@ -27,6 +29,32 @@ def test_regions_of_a_map() -> None:
     assert left.mask.shape == (160, 640) and not (left.mask & right.mask).any()
     assert left.confidence > right.confidence
     assert regions(np.zeros((320, 320), np.float32), (50, 50)) == []
+
+
+@pytest.mark.parametrize("shape", [(1024, 1024), (320, 320), (90, 700), (333, 211)])
+def test_regions_are_those_of_the_whole_map_scaled(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    for width in (6.0, 12.0, 24.0):
+        plane = ndimage.gaussian_filter(rng.normal(size=(320, 320)), width).astype(np.float32)
+        plane = (plane - plane.min()) / (plane.max() - plane.min())
+        labels, count = ndimage.label(ndimage.binary_opening(plane > 0.5, iterations=2))
+        expected = []
+        for number in range(1, count + 1):
+            near = ndimage.binary_dilation(labels == number, iterations=2)
+            soft = Image.fromarray(np.where(near, plane, np.float32(0)))
+            expected.append(np.asarray(soft.resize(shape[::-1], Image.Resampling.BILINEAR)) > 0.5)
+        found = regions(plane, shape)
+        assert found, "some region is larger than a speck"
+        for one in found:
+            assert any((one.mask == other).all() for other in expected)
+
+
+def test_a_picture_is_normalised_as_the_network_was_taught() -> None:
+    picture = np.random.default_rng(1).integers(0, 200, (320, 320, 3)).astype(np.uint8)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    expected = ((picture / picture.max() - mean) / std).transpose(2, 0, 1)[None]
+    np.testing.assert_allclose(_prepared(picture), expected, rtol=1e-5, atol=1e-6)
+    assert np.isfinite(_prepared(np.zeros_like(picture))).all()
 
 
 def test_the_encoder_sees_the_subject_alone(tmp_path: Path) -> None:

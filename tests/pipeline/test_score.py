@@ -133,6 +133,7 @@ def test_background_distance_by_pixel(image, parent, prior):
 @given(IMAGES, arrays(bool, (6, 8)), st.sampled_from([0.0, 0.25]))
 def test_a_crop_holds_the_subject_once_and_white(image, mask, margin):
     crop = crop_on_white(image, mask, margin)
+    np.testing.assert_array_equal(crop_on_white(image[..., 0], mask, margin), crop[..., 0])
     if not mask.any():
         assert (crop == 255).all()
         return

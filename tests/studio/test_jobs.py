@@ -262,9 +262,11 @@ def test_pictures_of_a_job_are_shown_while_it_runs(studio: Client, tmp_path: Pat
     job = jobs.start("evaluate", "e", str(studio.root), ["pass"], outputs, {}, PYTHON)
     ended(jobs, job.id)
     Image.new("RGB", (8, 8)).save(out / "s-0.png")
+    Image.new("RGB", (8, 8)).save(out / "s-2.jpg")
     (out / "s-1.png").symlink_to(old)
-    (address,) = studio.get(f"/jobs/{job.id}/state").json()["pictures"]
-    assert "base-s-0.png" in address and studio.get(address).status_code == 200
+    exact, small = sorted(studio.get(f"/jobs/{job.id}/state").json()["pictures"])
+    assert "base-s-0.png" in exact and "base-s-2.jpg" in small
+    assert all(studio.get(address).status_code == 200 for address in (exact, small))
     for name in ("base-s-1.png", "..%2f..%2fdata%2ffirst.png", "first.png"):
         assert studio.get(f"/jobs/{job.id}/pictures/{name}").status_code == 404
 

@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.pipeline.adapters.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from focusdpo.pipeline.parts import Detection, Image
+from focusdpo.pipeline.parts import Detection, Image, Mask
 from focusdpo.store.checkpoints import digest_files
 
 VERSION = 1
@@ -87,12 +87,12 @@ class SaliencySegmenter:
 
 def _prepared(image: Image) -> NDArray[np.float32]:
     """(1, 3, SIDE, SIDE), normalised."""
-    small = np.asarray(
-        Pillow.fromarray(image).resize((SIDE, SIDE), Pillow.Resampling.LANCZOS), np.float32
-    )
-    scaled = small / max(float(small.max()), 1.0)
-    pixels = (scaled - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
-    return pixels.transpose(2, 0, 1)[None].astype(np.float32)
+    small = np.asarray(Pillow.fromarray(image).resize((SIDE, SIDE), Pillow.Resampling.LANCZOS))
+    # A table of what each of the 256 values becomes, looked up: no arithmetic on pixels.
+    scaled = np.arange(256, dtype=np.float32) / max(float(small.max()), 1.0)
+    values = (scaled[:, None] - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+    table = values.astype(np.float32)
+    return np.stack([np.take(table[:, at], small[..., at]) for at in range(3)])[None]
 
 
 def _scaled(plane: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -105,24 +105,59 @@ def _scaled(plane: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def regions(plane: NDArray[np.float32], shape: tuple[int, int]) -> list[Detection]:
     """The connected regions of a map as detections in a picture of this shape (H, W)."""
-    solid = ndimage.binary_opening(plane > SALIENT, iterations=OPENING)
+    solid = _grown(~_grown(~(plane > SALIENT), beyond=True), beyond=False)
     labels, count = ndimage.label(solid)
     parts = [labels == label for label in range(1, count + 1)]
     least = max([FRAGMENT * float(part.mean()) for part in parts] + [LEAST])
-    size = (shape[1], shape[0])
     found = []
     for part in parts:
         if part.mean() < least:
             continue
-        soft = np.where(ndimage.binary_dilation(part, iterations=OPENING), plane, np.float32(0))
-        mask = np.asarray(Pillow.fromarray(soft).resize(size, Pillow.Resampling.BILINEAR)) > SALIENT
+        soft = np.where(_grown(part, beyond=False), plane, np.float32(0))
+        mask = _enlarged(soft, shape)
         if not mask.any():
             continue
         rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         box = (int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1)
         confidence = float(plane[part].mean())
         found.append(Detection(class_name="", mask=mask, box=box, confidence=min(1.0, confidence)))
-    return sorted(found, key=lambda one: (-int(one.mask.sum()), one.box))
+    return sorted(found, key=lambda one: (-np.count_nonzero(one.mask), one.box))
+
+
+def _grown(solid: Mask, *, beyond: bool) -> Mask:
+    """The mask and all within `OPENING` steps up, down, left or right; `beyond` is what lies past
+    the border. As scipy's binary_dilation, a tenth of its time."""
+    for _ in range(OPENING):
+        wide = np.pad(solid, 1, constant_values=beyond)
+        beside = wide[1:-1, :-2] | wide[1:-1, 2:] | wide[:-2, 1:-1] | wide[2:, 1:-1]
+        solid = solid | beside
+    return solid
+
+
+def _enlarged(soft: NDArray[np.float32], shape: tuple[int, int]) -> Mask:
+    """Where a map that is 0 but for one region is over `SALIENT` when scaled to `shape` (H, W).
+
+    Pillow scales along rows, then along columns: only rows and columns with some of the region are
+    scaled, which gives the same numbers.
+    """
+    height, width = shape
+    mask = np.zeros(shape, np.bool_)
+    rows = np.flatnonzero(soft.any(axis=1))
+    if not rows.size:
+        return mask
+    band = np.s_[rows[0] : rows[-1] + 1]
+    wide = np.zeros((SIDE, width), np.float32)
+    wide[band] = _resized(soft[band], (width, rows[-1] + 1 - rows[0]))
+    cols = np.flatnonzero(wide.any(axis=0))
+    part = np.s_[cols[0] : cols[-1] + 1]
+    mask[:, part] = _resized(wide[:, part], (cols[-1] + 1 - cols[0], height)) > SALIENT
+    return mask
+
+
+def _resized(plane: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Scaled to (width, height)."""
+    image = Pillow.fromarray(np.ascontiguousarray(plane))
+    return np.asarray(image.resize(size, Pillow.Resampling.BILINEAR))
 
 
 def _threads() -> int:
