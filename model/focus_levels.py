@@ -376,7 +376,7 @@ class PairMaps:
     def __init__(self, backbone: Backbone, data: PairData, config: TrainConfig, path: Path) -> None:
         self._backbone, self._config, self._path = backbone, config, path
         item = data.groups()[-1][0]
-        self._sample, self._batch = data.sample(item), data.batch([item])
+        self._sample, self._batch = data.samples[item].read(), data.batch([item])
         self._arrays: Arrays = {}
 
     def draw(self, phase: str) -> None:
