@@ -280,9 +280,17 @@ class PairData:
     def look_up(self, items: Sequence[int]) -> PairBatch | list[EncodedPair | ShardSample]:
         """What can be had of a batch without a model, to be called in any thread: all of it, in
         pinned memory where the backbone is on a GPU; else, of each pair, what was found or read."""
+        find = self._encodings.find
         parts: list[EncodedPair | ShardSample] = []
         for sample in (self.samples[item] for item in items):
-            parts.append(self._found(sample) or sample.read())
+            maps = find(self._key(sample))
+            others = [] if maps is None else [find(key) for key in _keys_in(maps)]
+            present = [entry for entry in others if entry is not None]
+            if maps is None or len(present) < len(others):
+                parts.append(sample.read())
+            else:
+                win, lose, *references, prompt = present
+                parts.append(EncodedPair(maps, win, lose, tuple(references), prompt))
         pairs = [part for part in parts if isinstance(part, EncodedPair)]
         if len(pairs) < len(parts):
             return parts
@@ -315,18 +323,6 @@ class PairData:
 
     def _key(self, sample: Sample) -> str:
         return key_of("pair", sample.row.checksum, self._grid)
-
-    def _found(self, sample: Sample) -> EncodedPair | None:
-        """A pair of which all entries are there."""
-        find = self._encodings.find
-        if (pair := find(self._key(sample))) is None:
-            return None
-        entries = [find(key) for key in _keys_in(pair)]
-        present = [entry for entry in entries if entry is not None]
-        if len(present) < len(entries):
-            return None
-        win, lose, *references, prompt = present
-        return EncodedPair(pair, win, lose, tuple(references), prompt)
 
     def _qualities_of(self, items: Sequence[int], batch: PairBatch) -> PatchQuality:
         """Patch quality of a batch's pairs, each measured once and alone: on what it stands beside
