@@ -367,7 +367,7 @@ class Stepper:
     def _micro(self, slots: range, batch: PairBatch, share: float) -> tuple[float, Table]:
         config, place = self._config, (self._state.step, slots.start)
         noise_BNC, sigma_B = draw_noise(
-            (batch.win_BNC.shape[1], batch.win_BNC.shape[2]),
+            batch.win_BNC,
             slots,
             seed=config.seed,
             step=self._state.step,
@@ -377,8 +377,8 @@ class Stepper:
         output = backward_step(
             self._backbone,
             batch,
-            noise_BNC.to(self._device),
-            sigma_B.to(self._device),
+            noise_BNC,
+            sigma_B,
             config,
             autocast(self._device, config.mixed_precision, config.tf32),
             self._known.get(place),

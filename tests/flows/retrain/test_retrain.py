@@ -4,7 +4,6 @@ stops between any two steps, and the pointer to the adapter in use."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -13,10 +12,9 @@ from typing import Any
 import pytest
 import toy_learner
 from filelock import FileLock
-from toy_team import FIRST, SECOND, THIRD, Stopped, StoppedAt, Team
+from toy_team import SECOND, THIRD, Stopped, StoppedAt, Team
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows import wiring
 from focusdpo.flows.config import RetrainRun
 from focusdpo.flows.retrain import promotion
 from focusdpo.flows.retrain import run as retraining
@@ -26,15 +24,6 @@ from focusdpo.flows.settings import resolve
 
 BAD = {"objective": {"name": "dpo", "beta": 2000, "eta": 0}, "lr": 0.05, "steps": 30}
 """A strong preference without an anchor, at five times the rate: both images get worse."""
-
-
-@pytest.fixture
-def team(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Team]:
-    monkeypatch.setitem(wiring.SUITES, "pocket", "toy_learner")
-    made = Team(tmp_path)
-    made.bring(FIRST)
-    yield made
-    wiring.resident_parts.cache_clear()
 
 
 def turn_of(adapter: str | Path) -> float:
