@@ -135,12 +135,10 @@ def take_step(backbone: Backbone, batch: PairBatch, config: TrainConfig, state: 
 
 def noise_of(batch: PairBatch, config: TrainConfig) -> tuple[Tensor, Tensor]:
     """Noise (B, N, C) and sigma (B,) of a first step, on the batch's device."""
-    device, num = batch.win_BNC.device, len(batch)
-    shape = (batch.win_BNC.shape[1], batch.win_BNC.shape[2])
-    noise_BNC, sigma_B = draw_noise(
-        shape, range(num), seed=0, step=0, config=config.noise, slots_in_step=num
+    num = len(batch)
+    return draw_noise(
+        batch.win_BNC, range(num), seed=0, step=0, config=config.noise, slots_in_step=num
     )
-    return noise_BNC.to(device), sigma_B.to(device)
 
 
 def update(state: RunState, config: TrainConfig) -> None:

@@ -1,6 +1,6 @@
 """How far it is from a command to what it is about: our functions on the stack, counted.
 
-    python -m benchmarks.ways                  # a build's way, a line per function
+    python -m benchmarks.ways           # both ways with the pocket models, a line per function
 
 A build: from the command `focusdpo build-dataset` to the function of the first stage, which
 functions call one another. A pair record: from the stage `pair`, which makes it, to the training
@@ -79,16 +79,18 @@ def _profiled(look: Callable[[FrameType, str, Any], None], run: Callable[[], Any
 
 def build_way(arguments: list[str]) -> list[Function]:
     """The way of `focusdpo ARGUMENTS` (a build of a new root) to its first stage."""
+    return stack_at(Function("flows.build.stages", "_compose"), lambda: run_command(arguments))
+
+
+def run_command(arguments: list[str]) -> None:
+    """`focusdpo ARGUMENTS` in this process. RuntimeError where it does not end with 0."""
     from focusdpo.flows.cli import main
 
-    def run() -> None:
-        try:
-            main(arguments)
-        except SystemExit as ended:
-            if ended.code:
-                raise RuntimeError(f"the build ended with {ended.code}") from ended
-
-    return stack_at(Function("flows.build.stages", "_compose"), run)
+    try:
+        main(arguments)
+    except SystemExit as ended:
+        if ended.code:
+            raise RuntimeError(f"{arguments[0]} ended with {ended.code}") from ended
 
 
 class PairWay:
@@ -105,6 +107,7 @@ class PairWay:
     )
 
     HOLDERS = {"ShardSample": "pair", "StageOutput": "records", "Yields": "pairs"}
+    RECORD = "TensorRecord."
 
     def __init__(self) -> None:
         self.functions: list[Function] = []
@@ -130,8 +133,8 @@ class PairWay:
                 and (any(map(self._holds, frame.f_locals.values())))
             )
         else:
-            # What a record does with itself (a batch is cut and joined) is no station.
-            own = function.module in ("model.training.pair_batch", "data_schemas.shards")
+            # What a record does with itself (a batch is cut and moved) is no station.
+            own = function.module == "data_schemas.shards" or function.name.startswith(self.RECORD)
             on_the_way = bool(self._id) and not own and self._holds(value)
         if on_the_way:
             self.functions.append(function)
@@ -140,6 +143,8 @@ class PairWay:
         kind = type(value).__name__
         if kind == "Pair":
             return bool(value.id == self._id)
+        if kind == "EncodedPair":
+            return bool(value.pair.about["id"] == self._id)
         if kind == "PairBatch":
             return self._id in value.keys
         if (inside := self.HOLDERS.get(kind)) is not None:
@@ -161,8 +166,18 @@ def as_text(way: list[Function]) -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Both ways, with a small dataset of the pocket models."""
     with tempfile.TemporaryDirectory() as folder:
-        small = ["--set", "world.subjects=3", "--set", "compose.variants=1"]
-        way = build_way(["build-dataset", "--root", f"{folder}/root", *small, "--no-prefect"])
-    sys.stdout.write(as_text(way) + "\n")
+        small = ["--set", "world.subjects=3", "--set", "compose.variants=1", "--no-prefect"]
+        build = build_way(["build-dataset", "--root", f"{folder}/first", *small])
+        root, out = f"{folder}/root", f"{folder}/train"
+        pair = PairWay()
+        pair.follow(lambda: run_command(["build-dataset", "--root", root, *small]))
+        step = ["--set", "train.steps=1", "--no-prefect"]
+        pair.follow(lambda: run_command(["train", "--root", root, "--out", out, *step]))
+    sys.stdout.write(f"a build: {as_text(build)}\na pair: {as_text(pair.functions)}\n")
+
+
+if __name__ == "__main__":
+    main()

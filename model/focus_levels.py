@@ -220,9 +220,7 @@ def pair_noise(batch: PairBatch, seed: int) -> Tensor:
 
 
 def _noise(batch: PairBatch, slots: Sequence[int], seed: int) -> Tensor:
-    shape = (batch.win_BNC.shape[1], batch.win_BNC.shape[2])
-    noise_BNC, _ = draw_noise(shape, slots, seed=seed, step=0, config=NoiseConfig())
-    return noise_BNC.to(batch.win_BNC)
+    return draw_noise(batch.win_BNC, slots, seed=seed, step=0, config=NoiseConfig())[0]
 
 
 @dataclass(frozen=True)
@@ -376,7 +374,7 @@ class PairMaps:
     def __init__(self, backbone: Backbone, data: PairData, config: TrainConfig, path: Path) -> None:
         self._backbone, self._config, self._path = backbone, config, path
         item = data.groups()[-1][0]
-        self._sample, self._batch = data.sample(item), data.batch([item])
+        self._sample, self._batch = data.samples[item].read(), data.batch([item])
         self._arrays: Arrays = {}
 
     def draw(self, phase: str) -> None:

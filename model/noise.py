@@ -30,7 +30,7 @@ def sigma_from_uniform(u_B: Tensor, config: NoiseConfig) -> Tensor:
 
 
 def draw_noise(
-    shape: tuple[int, int],
+    clean_BNC: Tensor,
     slots: Iterable[int],
     *,
     seed: int,
@@ -38,21 +38,22 @@ def draw_noise(
     config: NoiseConfig,
     slots_in_step: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Noise (B, N, C) and sigma (B,) for the pairs at `slots` of this step's batch; float32, CPU.
-
-    `shape` is (N, C). Where the config is stratified, slot i of the `slots_in_step` pairs of a step
-    (over all processes and micro-batches) draws from the i-th of as many strata."""
+    """Noise (B, N, C) and sigma (B,) for the pairs at `slots` of this step's batch: of the N and C
+    of `clean_BNC`, on its device, in its precision. They are drawn on the CPU in float32. Where the
+    config is stratified, slot i of the `slots_in_step` pairs of a step (over all processes and
+    micro-batches) draws from the i-th of as many strata."""
     slots = list(slots)
     noise, uniform = [], []
     for slot in slots:
         generator = torch.Generator().manual_seed(stable_hash("noise", seed, step, slot) % 2**63)
         uniform.append(torch.rand((), generator=generator, dtype=torch.float64))
-        noise.append(torch.randn(shape, generator=generator))
+        noise.append(torch.randn(clean_BNC.shape[1:], generator=generator))
     u_B = torch.stack(uniform)
     if config.stratified:
         u_B = _inside_strata(u_B, slots, slots_in_step)
     u_B = u_B.clamp(1e-4, 1 - 1e-4)
-    return torch.stack(noise), sigma_from_uniform(u_B, config).float()
+    noise_BNC, sigma_B = torch.stack(noise), sigma_from_uniform(u_B, config).float()
+    return noise_BNC.to(clean_BNC), sigma_B.to(clean_BNC)
 
 
 def _inside_strata(u_B: Tensor, slots: list[int], slots_in_step: int | None) -> Tensor:

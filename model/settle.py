@@ -109,9 +109,9 @@ def auto_beta(backbone: Backbone, data: PairData, config: TrainConfig) -> float:
             batch = data.batch([item])
             clean_BNC = torch.cat([batch.win_BNC, batch.lose_BNC])
             noise, sigma_B = (
-                one.to(device).repeat(2, *(1 for _ in one.shape[1:]))
+                one.repeat(2, *(1 for _ in one.shape[1:]))
                 for one in draw_noise(
-                    (clean_BNC.shape[1], clean_BNC.shape[2]),
+                    clean_BNC,
                     [slot],
                     seed=config.seed,
                     step=step,
@@ -172,7 +172,7 @@ def _has_room(
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()  # type: ignore[operator]
     noise_BNC, sigma_B = draw_noise(
-        (batch.win_BNC.shape[1], batch.win_BNC.shape[2]),
+        batch.win_BNC,
         range(len(batch)),
         seed=config.seed,
         step=0,
@@ -182,7 +182,7 @@ def _has_room(
     torch.cuda.reset_peak_memory_stats(device)
     cast = autocast(device, config.mixed_precision)
     try:
-        backward_step(backbone, batch, noise_BNC.to(device), sigma_B.to(device), config, cast)
+        backward_step(backbone, batch, noise_BNC, sigma_B, config, cast)
         free, whole = torch.cuda.mem_get_info(device)
         taken = whole - free - torch.cuda.memory_reserved(device)
         return taken + torch.cuda.max_memory_allocated(device) <= ROOM * whole

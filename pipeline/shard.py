@@ -71,7 +71,9 @@ def write_shards(
     `complexity_config` is what `complexity` depends on: another one makes new samples. A stopped
     call leaves whole shards, which the next call writes again with the same bytes.
     """
-    wanted = _by_digest(pairs, complexity_config)
+    _check_ids(pairs)
+    make = digest_maker(complexity_config)
+    wanted = {make(pair): pair for pair in pairs}
     kept = [
         row
         for row in previous
@@ -117,18 +119,12 @@ def digest_maker(
     return lambda pair: digest(f"{settings}/{pair_digest(pair)}".encode())[:16]
 
 
-def _by_digest(
-    pairs: Sequence[Pair], complexity_config: BaseModel | Mapping[str, Any] | None
-) -> dict[str, Pair]:
-    make = digest_maker(complexity_config)
-    wanted: dict[str, Pair] = {}
+def _check_ids(pairs: Sequence[Pair]) -> None:
     ids: set[str] = set()
     for pair in pairs:
         if not PAIR_ID.fullmatch(pair.id) or pair.id in ids:
             raise ValueError(f"pair id '{pair.id}' is there twice or has a character of its own")
         ids.add(pair.id)
-        wanted[make(pair)] = pair
-    return wanted
 
 
 def _planned(

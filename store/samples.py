@@ -52,7 +52,8 @@ class Sample:
 
     def read(self) -> ShardSample:
         """UserError naming shard and pair when its bytes are not those that were written."""
-        return read_sample(self.store, self.row, self.copies)
+        where = f"{self.store.root}/{FOLDER}/{self.row.shard}, sample {self.row.pair_id}"
+        return decode(read_fields(self.store, self.row, self.copies), where)
 
 
 def write_samples(
@@ -72,12 +73,6 @@ def write_samples(
             places.append(Place(start, offset - start, found.hexdigest()))
         tars.finish(sink, offset)
     return places
-
-
-def read_sample(store: Store, row: IndexRow, copies: Copies | None = None) -> ShardSample:
-    """The sample that a row finds; UserError names the shard when its bytes are not those."""
-    where = f"{store.root}/{FOLDER}/{row.shard}, sample {row.pair_id}"
-    return decode(read_fields(store, row, copies), where)
 
 
 def read_fields(store: Store, row: IndexRow, copies: Copies | None = None) -> dict[str, bytes]:

@@ -57,7 +57,7 @@ from focusdpo.store.manifests import (
     stage_summary,
     table_bytes,
 )
-from focusdpo.store.samples import FOLDER, Copies, Sample, damaged_shard, read_sample
+from focusdpo.store.samples import FOLDER, Copies, Sample, damaged_shard
 
 CONFIG = "config.yaml"
 PACKAGES = ("focusdpo", "torch", "diffusers", "transformers", "numpy", "pillow", "pyarrow")
@@ -117,7 +117,7 @@ class DatasetVersion:
 
     def read(self, row: IndexRow) -> ShardSample:
         """One sample, its bytes checked."""
-        return read_sample(self.store, row)
+        return Sample(row, self.store).read()
 
     def subjects(self) -> list[Subject]:
         """The subjects it was made from, from the store."""

@@ -38,7 +38,7 @@ from focusdpo.store.manifests import (
     read_manifest,
     reviewed_of,
 )
-from focusdpo.store.samples import FOLDER, read_fields, read_sample
+from focusdpo.store.samples import FOLDER, Sample, read_fields
 from focusdpo.store.versions import DatasetVersion
 from focusdpo.studio.columns import LazyRows, ListCodes, PairColumns, numbers
 
@@ -221,7 +221,7 @@ class Dataset:
         row = self.row(pair_id)
         if row is None:
             raise KeyError(pair_id)
-        return read_sample(self.store, row)
+        return Sample(row, self.store).read()
 
     def win_and_lose(self, row: IndexRow) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """A pair's two pictures; the sample's others are not decoded."""

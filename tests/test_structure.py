@@ -51,10 +51,7 @@ LIGHT_TOO = (
     "model.backbones.sdxl_ip_adapter",
 )
 """Settings and checks of heavy parts."""
-HEAVY_FOR_A_REASON = (
-    *("pipeline.adapters.", "flows.build.cluster."),
-    "store.samples",  # what training reads, through webdataset
-)
+HEAVY_FOR_A_REASON = ("pipeline.adapters.", "flows.build.cluster.")
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from focusdpo.data_schemas.pairs import Reject
 from focusdpo.data_schemas.progress import Watch
 from focusdpo.data_schemas.scenes import Scene
 from focusdpo.data_schemas.subjects import Subject
-from focusdpo.flows.build.likeness import subject_notes, winners_apart
+from focusdpo.flows.build.likeness import LEAKING, compare_pairs, subject_notes
 from focusdpo.flows.build.plan import Plan, Unit, make_plan, model_of
 from focusdpo.flows.build.stages import STAGES, Work
 from focusdpo.flows.build.yields import gather
@@ -304,12 +304,15 @@ class Builder:
         finished = dict(self.finished())
         self.ruling = Ruling.of(Audit(self.store).reviews())  # some may have come meanwhile
         yields = gather(self.store, self.run, self.partitions, finished, self.ruling)
-        yields, leaking, notes = winners_apart(self.store, self.run, yields)
-        self.notes = [*subject_notes(self.store, self.run, self.subjects, self.parts), *notes]
-        rejects: Counter[str] = Counter(leaking)
-        for row in yields.partitions:
-            rejects.update(row.rejects)
-        if not yields.rows and not yields.pairs:
+        alike = compare_pairs(self.store, self.run, yields.pairs, yields.rows)
+        pairs = [pair for pair in yields.pairs if pair.id not in alike.leaking]
+        rows = [row for row in yields.rows if row.pair_id not in alike.leaking]
+        notes = subject_notes(self.store, self.run, self.subjects, self.parts)
+        self.notes = [*notes, *alike.notes]
+        rejects = Counter([LEAKING] * len(alike.leaking))
+        for partition in yields.partitions:
+            rejects.update(partition.rejects)
+        if not rows and not pairs:
             why = ", ".join(f"{count} {name}" for name, count in rejects.most_common()) or "none"
             raise UserError(
                 f"{self.run.root}: no pair was accepted (rejects: {why}); loosen the section "
@@ -317,7 +320,7 @@ class Builder:
             )
         new = write_shards(
             self.store,
-            yields.pairs,
+            pairs,
             partial(complexity_map, config=self.run.complexity),
             self.run.shard,
             previous=yields.previous,
@@ -325,7 +328,7 @@ class Builder:
         )
         return publish(
             self.store,
-            sorted([*yields.rows, *new], key=lambda row: row.pair_id),
+            sorted([*rows, *new], key=lambda row: row.pair_id),
             subjects=list(self.subjects.values()),
             artefacts=[
                 (stage, self.plan.key(stage, name)) for stage in STAGES for name in finished

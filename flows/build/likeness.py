@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focusdpo.data_schemas.images import decode_png
+from focusdpo.data_schemas.pairs import Pair
 from focusdpo.data_schemas.shards import IndexRow
 from focusdpo.data_schemas.subjects import Subject
-from focusdpo.flows.build.yields import Yields
 from focusdpo.flows.config import BuildRun, ImportRun
 from focusdpo.flows.wiring import Parts
 from focusdpo.pipeline.complexity import map_settings
@@ -20,6 +20,7 @@ from focusdpo.pipeline.segment import embed_references
 from focusdpo.pipeline.shard import digest_maker, split_of
 from focusdpo.pipeline.subjects.near_duplicates import (
     Winner,
+    WinnersAlike,
     compare_winners,
     identity_notes,
     reference_notes,
@@ -32,11 +33,12 @@ LEAKING = "near_duplicate"
 """A reject: a validation pair whose winner training nearly shows as well."""
 
 
-def winners_apart(
-    store: Store, run: BuildRun | ImportRun, yields: Yields
-) -> tuple[Yields, dict[str, int], list[str]]:
-    """The pairs without those of validation whose winner training nearly shows as well, how many
-    that were by reason, and notes. Partitions keep their counts: they are looked at again in the
+def compare_pairs(
+    store: Store, run: BuildRun | ImportRun, pairs: Sequence[Pair], rows: Sequence[IndexRow] = ()
+) -> WinnersAlike:
+    """What is told of the winners of `pairs` and of samples that are there already (`rows`), and
+    which of them leak: those of validation whose winner training nearly shows as well, unless
+    `duplicates.keep_in_validation`. Partitions keep their counts: they are looked at again in the
     next build, when the pair of training may be gone."""
     make = digest_maker(map_settings(run.complexity))
     winners = [
@@ -47,21 +49,14 @@ def winners_apart(
             split_of(pair.partition, run.shard) == "val",
             partial(store.image, pair.win_image),
         )
-        for pair in yields.pairs
+        for pair in pairs
     ]
     winners += [
         Winner(row.pair_id, row.scene_id, row.digest, row.split == "val", partial(_win, store, row))
-        for row in yields.rows
+        for row in rows
     ]
     alike = compare_winners(store.files, winners, run.duplicates)
-    if not alike.leaking or run.duplicates.keep_in_validation:
-        return yields, {}, alike.notes
-    apart = replace(
-        yields,
-        pairs=[pair for pair in yields.pairs if pair.id not in alike.leaking],
-        rows=[row for row in yields.rows if row.pair_id not in alike.leaking],
-    )
-    return apart, {LEAKING: len(alike.leaking)}, alike.notes
+    return replace(alike, leaking=frozenset()) if run.duplicates.keep_in_validation else alike
 
 
 def _win(store: Store, row: IndexRow) -> NDArray[np.uint8]:

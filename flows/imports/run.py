@@ -25,8 +25,7 @@ from focusdpo.data_schemas.pairs import Pair, Reject
 from focusdpo.data_schemas.progress import Watch, quiet
 from focusdpo.data_schemas.scenes import Scene, stable_id
 from focusdpo.data_schemas.subjects import Subject
-from focusdpo.flows.build.likeness import winners_apart
-from focusdpo.flows.build.yields import Yields
+from focusdpo.flows.build.likeness import LEAKING, compare_pairs
 from focusdpo.flows.config import ImportRun
 from focusdpo.flows.wiring import Parts, resident_parts, vocabulary
 from focusdpo.pipeline import score, segment
@@ -383,8 +382,8 @@ def _publish(
     rejects: Mapping[str, int],
 ) -> tuple[DatasetVersion, list[str]]:
     pairs = [pair for one in made for pair in one.pairs]
-    apart, leaking, notes = winners_apart(store, run, Yields([], pairs, [], [], []))
-    pairs = apart.pairs
+    alike = compare_pairs(store, run, pairs)
+    pairs = [pair for pair in pairs if pair.id not in alike.leaking]
     shown = {name for pair in pairs for name in pair.subject_ids}
     with store.publishing():
         rows = write_shards(
@@ -401,10 +400,10 @@ def _publish(
             subjects=[subjects[name] for name in sorted(shown)],
             artefacts=[item for one in made for item in one.artefacts],
             config=run.model_dump(mode="json"),
-            rejects={**rejects, **leaking},
+            rejects=Counter(rejects) + Counter([LEAKING] * len(alike.leaking)),
             partitions=[one.row for one in made],
         )
-        return version, notes
+        return version, alike.notes
 
 
 def _bytes(row: TableRow, name: str) -> bytes:

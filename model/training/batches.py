@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -25,7 +26,7 @@ from focusdpo.model.backbone import Backbone, Grid, Prompts, References, TensorR
 from focusdpo.model.focus import FocusPriors, pool_to_grid
 from focusdpo.model.focus_config import FocusConfig
 from focusdpo.model.patch_quality import PatchQuality, patch_quality
-from focusdpo.model.training.ahead import Ahead
+from focusdpo.model.training.ahead import read_ahead
 from focusdpo.model.training.config import PatchConfig, digest
 from focusdpo.model.training.encoded import (
     Encodings,
@@ -123,9 +124,14 @@ class EncodedPair:
         ]
 
 
-def encode_pair(encodings: Encodings, grid: Grid, sample: ShardSample) -> EncodedPair:
-    """What is known of a pair is found, the rest encoded."""
-    images, pair = sample.images, sample.pair
+@torch.no_grad()
+def encode_pair(
+    backbone: Backbone, encodings: Encodings, sample: ShardSample, key: str
+) -> EncodedPair:
+    """What is known of a pair is found, the rest encoded; `key` is that of its maps. UserError
+    where its pictures are not of the size that the backbone paints."""
+    _check_size(backbone, sample)
+    images, pair, grid = sample.images, sample.pair, backbone.grid
     win_key, win = encodings.picture(images.win)
     lose_key, lose = encodings.picture(images.lose)
     keys, references = encodings.references(images.references, images.reference_masks)
@@ -147,7 +153,7 @@ def encode_pair(encodings: Encodings, grid: Grid, sample: ShardSample) -> Encode
             "references": " ".join(keys),
         },
     )
-    return EncodedPair(maps, win, lose, tuple(references), prompt)
+    return EncodedPair(encodings.keep(key, maps), win, lose, tuple(references), prompt)
 
 
 def _on_tokens(maps: Sequence[np.ndarray], grid: Grid) -> Tensor:
@@ -204,16 +210,10 @@ def encode_pairs(
     """Samples of equal R and sizes -> a batch on the backbone's device, float32; with `patches`,
     their patch quality by the base; `focus` says which tokens M_prior holds. Nothing is kept."""
     encodings = Encodings(backbone)
-    for sample in samples:
-        _check_size(backbone, sample)
-    pairs = [encode_pair(encodings, backbone.grid, sample) for sample in samples]
-    batch = _moved(lay_out(pairs, backbone.grid, focus or FocusConfig()), backbone)
-    return batch if patches is None else replace(batch, quality=_quality(backbone, batch, patches))
-
-
-def _moved(batch: PairBatch, backbone: Backbone) -> PairBatch:
+    pairs = [encode_pair(backbone, encodings, sample, sample.pair.id) for sample in samples]
     device = next(backbone.transformer.parameters()).device
-    return batch.each(lambda tensor: tensor.to(device, non_blocking=True))
+    batch = lay_out(pairs, backbone.grid, focus or FocusConfig()).each(lambda one: one.to(device))
+    return batch if patches is None else replace(batch, quality=_quality(backbone, batch, patches))
 
 
 def _quality(backbone: Backbone, batch: PairBatch, patches: PatchConfig) -> PatchQuality:
@@ -240,6 +240,7 @@ class PairData:
         encodings: Encodings | None = None,
     ) -> None:
         self._backbone, self._grid = backbone, backbone.grid
+        self._device = next(backbone.transformer.parameters()).device
         self._patches, self._focus = patches, focus or FocusConfig()
         own = [sample for sample in samples if source in ("both", sample.row.source)]
         if not own:
@@ -247,8 +248,9 @@ class PairData:
                 f"none of {len(samples)} pairs has source '{source}'. Build a dataset first, or "
                 "loosen the pair stage's thresholds: its rejects say why pairs were dropped."
             )
-        self._samples = [one for one in own if mixed or not is_mixed(one.row.source, one.row.mode)]
-        if not self._samples:
+        self.samples = [one for one in own if mixed or not is_mixed(one.row.source, one.row.mode)]
+        """The pairs by item."""
+        if not self.samples:
             raise UserError(
                 f"all {len(own)} pairs of source '{source}' are mixed: neither picture is the "
                 "better one. Train with objective instance_dpo, or build with "
@@ -258,84 +260,69 @@ class PairData:
         self._qualities: dict[int, PatchQuality] = {}
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self.samples)
 
     def keys(self) -> list[str]:
         """Ids of the pairs, by item."""
-        return [sample.row.pair_id for sample in self._samples]
+        return [sample.row.pair_id for sample in self.samples]
 
     def fingerprint(self) -> str:
         """Digest of the pairs' records and their order; records name images by content."""
-        return digest([sample.row.digest for sample in self._samples])
+        return digest([sample.row.digest for sample in self.samples])
 
     def groups(self) -> list[list[int]]:
         """Items by number of subjects, fewest first."""
         groups: dict[int, list[int]] = defaultdict(list)
-        for item, sample in enumerate(self._samples):
+        for item, sample in enumerate(self.samples):
             groups[sample.row.num_subjects].append(item)
         return [groups[num] for num in sorted(groups)]
 
-    def sample(self, item: int) -> ShardSample:
-        """The pair as it lies in its shard."""
-        return self._samples[item].read()
-
-    def batch(self, items: Sequence[int]) -> PairBatch:
-        """A batch on the backbone's device."""
-        return self.finished(items, self.looked_up(items))
-
-    def looked_up(self, items: Sequence[int]) -> PairBatch | list[EncodedPair | ShardSample]:
+    def look_up(self, items: Sequence[int]) -> PairBatch | list[EncodedPair | ShardSample]:
         """What can be had of a batch without a model, to be called in any thread: all of it, in
         pinned memory where the backbone is on a GPU; else, of each pair, what was found or read."""
+        find = self._encodings.find
         parts: list[EncodedPair | ShardSample] = []
-        for item in items:
-            parts.append(self._found(item) or self.sample(item))
-        found = [part for part in parts if isinstance(part, EncodedPair)]
-        return self._laid_out(found) if len(found) == len(parts) else parts
+        for sample in (self.samples[item] for item in items):
+            maps = find(self._key(sample))
+            others = [] if maps is None else [find(key) for key in _keys_in(maps)]
+            present = [entry for entry in others if entry is not None]
+            if maps is None or len(present) < len(others):
+                parts.append(sample.read())
+            else:
+                win, lose, *references, prompt = present
+                parts.append(EncodedPair(maps, win, lose, tuple(references), prompt))
+        pairs = [part for part in parts if isinstance(part, EncodedPair)]
+        if len(pairs) < len(parts):
+            return parts
+        batch = lay_out(pairs, self._grid, self._focus)
+        return batch.each(Tensor.pin_memory) if self._device.type == "cuda" else batch
 
-    def finished(
-        self, items: Sequence[int], ahead: PairBatch | list[EncodedPair | ShardSample]
+    def batch(
+        self,
+        items: Sequence[int],
+        ahead: PairBatch | Sequence[EncodedPair | ShardSample] | None = None,
     ) -> PairBatch:
-        """The batch of `items` of which `looked_up` gave `ahead`: what is missing is encoded."""
+        """A batch on the backbone's device. `ahead` is what `look_up` gave for it, where that was
+        called before; what is missing is encoded."""
+        if ahead is None:
+            ahead = self.look_up(items)
         if not isinstance(ahead, PairBatch):
-            ahead = self._laid_out(
-                [
-                    part if isinstance(part, EncodedPair) else self._encoded(item, part)
-                    for item, part in zip(items, ahead, strict=True)
-                ]
-            )
-        batch = _moved(ahead, self._backbone)
+            backbone, encodings = self._backbone, self._encodings
+            keys = [self._key(self.samples[item]) for item in items]
+            pairs = [
+                part
+                if isinstance(part, EncodedPair)
+                else encode_pair(backbone, encodings, part, key)
+                for key, part in zip(keys, ahead, strict=True)
+            ]
+            ahead = lay_out(pairs, self._grid, self._focus)
+        batch = ahead.each(lambda tensor: tensor.to(self._device, non_blocking=True))
         if self._patches is None:
             return batch
         return replace(batch, quality=self._qualities_of(items, batch))
 
-    def _laid_out(self, pairs: Sequence[EncodedPair]) -> PairBatch:
-        batch = lay_out(pairs, self._grid, self._focus)
-        on_gpu = next(self._backbone.transformer.parameters()).device.type == "cuda"
-        return batch.each(lambda tensor: tensor.pin_memory()) if on_gpu else batch
-
-    def _key(self, item: int) -> str:
-        return key_of("pair", self._samples[item].row.checksum, self._grid)
-
-    def _found(self, item: int) -> EncodedPair | None:
-        """A pair of which all entries are there."""
-        find = self._encodings.find
-        if (pair := find(self._key(item))) is None:
-            return None
-        about = pair.about
-        names = (about["win"], about["lose"], *about["references"].split())
-        entries = [find(name) for name in (*names, key_of("prompt", about["prompt"]))]
-        present = [entry for entry in entries if entry is not None]
-        if len(present) < len(entries):
-            return None
-        win, lose, *references, prompt = present
-        return EncodedPair(pair, win, lose, tuple(references), prompt)
-
-    @torch.no_grad()
-    def _encoded(self, item: int, sample: ShardSample) -> EncodedPair:
-        _check_size(self._backbone, sample)
-        pair = encode_pair(self._encodings, self._grid, sample)
-        self._encodings.keep(self._key(item), pair.pair)
-        return pair
+    def _key(self, sample: Sample) -> str:
+        return key_of("pair", sample.row.checksum, self._grid)
 
     def _qualities_of(self, items: Sequence[int], batch: PairBatch) -> PatchQuality:
         """Patch quality of a batch's pairs, each measured once and alone: on what it stands beside
@@ -352,12 +339,12 @@ class PairData:
     def measure(self, progress: Progress | None = None) -> None:
         """The patch quality of all pairs, where it is asked for: by the base alone, so before there
         is a policy, and before processes must run each pass together."""
-        order = iter([[item] for group in self.groups() for item in group])
         if self._patches is None:
             return
-        with Ahead(self.looked_up, order, _READ_AHEAD) as batches:
+        order = iter([[item] for group in self.groups() for item in group])
+        with closing(read_ahead(self.look_up, order, _READ_AHEAD)) as batches:
             for done, (items, ahead) in enumerate(batches, 1):
-                self.finished(items, ahead)
+                self.batch(items, ahead)
                 if progress:
                     progress("measure patches", done, len(self), {})
 
@@ -365,17 +352,17 @@ class PairData:
         """Encodes what is not known yet of `share` of the pairs, as far as there is room for it;
         what their batches need is then found. Shards are read ahead. The rest waits until it is
         wanted."""
-        items = [item for group in self.groups() for item in group]
         if not self._encodings.keeps:
             return
-        self._encode_prompts([self._samples[item].row.prompt for item in items[share]])
-        wanted = [item for item in items[share] if not self._is_known(item)]
-        with Ahead(self.sample, iter(wanted), _READ_AHEAD) as samples:
-            for done, (item, sample) in enumerate(samples, 1):
-                self._encoded(item, sample)
+        pairs = [self.samples[item] for group in self.groups() for item in group][share]
+        self._encode_prompts([sample.row.prompt for sample in pairs])
+        wanted = [sample for sample in pairs if not self._is_known(sample)]
+        with closing(read_ahead(Sample.read, iter(wanted), _READ_AHEAD)) as samples:
+            for done, (sample, read) in enumerate(samples, 1):
+                encode_pair(self._backbone, self._encodings, read, self._key(sample))
                 if progress:
                     progress("encode pairs", done, len(wanted), {})
-                if not self._is_known(item):
+                if not self._is_known(sample):
                     log.info("no room for more than %d of %d encoded pairs", done, len(wanted))
                     return
 
@@ -389,13 +376,18 @@ class PairData:
 
     def missing(self) -> int:
         """How many pairs could not be had without encoding."""
-        return sum(not self._is_known(item) for item in range(len(self)))
+        return sum(not self._is_known(sample) for sample in self.samples)
 
-    def _is_known(self, item: int) -> bool:
+    def _is_known(self, sample: Sample) -> bool:
         """Whether a pair's batch would find all of it."""
-        known = self._encodings.has
-        if not known(self._key(item)) or (pair := self._encodings.find(self._key(item))) is None:
+        known, key = self._encodings.has, self._key(sample)
+        if not known(key) or (pair := self._encodings.find(key)) is None:
             return False
-        about = pair.about
-        names = (about["win"], about["lose"], *about["references"].split())
-        return all(map(known, (*names, key_of("prompt", about["prompt"]))))
+        return all(map(known, _keys_in(pair)))
+
+
+def _keys_in(pair: Entry) -> list[str]:
+    """The keys of winner, loser, references and prompt."""
+    about = pair.about
+    references = about["references"].split()
+    return [about["win"], about["lose"], *references, key_of("prompt", about["prompt"])]

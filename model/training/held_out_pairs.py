@@ -74,7 +74,7 @@ class HeldOutPairs:
     def _pass(self, first: int, items: list[int]) -> tuple[float, dict[str, np.ndarray]]:
         config, batch = self._config, self._data.batch(items)
         noise_BNC, sigma_B = draw_noise(
-            (batch.win_BNC.shape[1], batch.win_BNC.shape[2]),
+            batch.win_BNC,
             range(first, first + len(items)),
             seed=config.seed,
             step=_STEP,
@@ -84,8 +84,8 @@ class HeldOutPairs:
         output = pair_step(
             self._backbone,
             batch,
-            noise_BNC.to(self._device),
-            sigma_B.to(self._device),
+            noise_BNC,
+            sigma_B,
             config,
             autocast(self._device, config.mixed_precision, config.tf32),
             self._reference.get(first),

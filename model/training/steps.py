@@ -42,7 +42,7 @@ from focusdpo.model.step import (
     pair_step,
     tensor_cores,
 )
-from focusdpo.model.training.ahead import Ahead
+from focusdpo.model.training.ahead import read_ahead
 from focusdpo.model.training.batches import PairBatch, PairData
 from focusdpo.model.training.config import TrainConfig, digest
 from focusdpo.model.training.monitor import Table, mean_present, observe
@@ -294,17 +294,16 @@ class Stepper:
         self._state, self._processes, self._known, self._good = state, processes, known, good
         self._device = next(backbone.transformer.parameters()).device
         self._slots = processes.share_of(config.batch_pairs)
-        self._batches = Ahead(
-            lambda one: data.looked_up(one.items), self._order(), config.encoded.ahead
+        self._ahead = read_ahead(
+            lambda one: data.look_up(one.items), self._order(), config.encoded.ahead
         )
-        self._waited = 0.0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         """Stops reading ahead."""
-        self._batches.__exit__()
+        self._ahead.close()
 
     def _order(self) -> Iterator[_Micro]:
         """This process's passes, from the next step to the last."""
@@ -317,20 +316,12 @@ class Stepper:
                 slots = self._slots[start : start + micro]
                 yield _Micro(step, slots, [items[slot] for slot in slots], start + micro >= local)
 
-    def _next(self) -> tuple[_Micro, PairBatch]:
-        """The next pass and its pairs; the time it takes is time that training waits for data."""
-        started = time.perf_counter()
-        one, ahead = next(self._batches)
-        batch = self._data.finished(one.items, ahead)
-        self._waited += time.perf_counter() - started
-        return one, batch
-
     def take(self) -> tuple[int, Table, dict[str, float]]:
         """One step: its number, a row per pair of all processes, and figures of the whole."""
-        started, self._waited = time.perf_counter(), 0.0
+        started = time.perf_counter()
         state, config = self._state, self._config
         state.optimizer.zero_grad(set_to_none=True)
-        loss, table, num_subjects = self._backward()
+        loss, table, num_subjects, waited = self._backward()
         loss, table = self._processes.mean(loss), self._processes.rows(table)
         parameters = list(state.parameters.values())
         self._processes.average([p.grad for p in parameters if p.grad is not None])
@@ -352,27 +343,31 @@ class Stepper:
             "num_subjects": float(num_subjects),
             "skipped": float(skipped),
             "seconds": time.perf_counter() - started,
-            "data_seconds": self._waited,
+            "data_seconds": waited,
         }
         return step, table, scalars
 
-    def _backward(self) -> tuple[float, Table, int]:
-        """Gradients of this process's share of the step, in micro-batches."""
+    def _backward(self) -> tuple[float, Table, int, float]:
+        """Gradients of this process's share of the step, in micro-batches: loss, a row per pair,
+        subjects per pair, and the seconds for which it waited for data."""
         local = len(self._slots)
-        loss, tables, num_subjects, last = 0.0, [], 0, False
+        loss, tables, num_subjects, waited, last = 0.0, [], 0, 0.0, False
         while not last:
-            one, batch = self._next()
+            started = time.perf_counter()
+            one, ahead = next(self._ahead)
+            batch = self._data.batch(one.items, ahead)
+            waited += time.perf_counter() - started
             value, table = self._micro(one.slots, batch, len(one.slots) / local)
             loss += value
             tables.append(table)
             num_subjects, last = batch.priors.subjects_BRN.shape[1], one.last
         joined = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
-        return loss, joined, num_subjects
+        return loss, joined, num_subjects, waited
 
     def _micro(self, slots: range, batch: PairBatch, share: float) -> tuple[float, Table]:
         config, place = self._config, (self._state.step, slots.start)
         noise_BNC, sigma_B = draw_noise(
-            (batch.win_BNC.shape[1], batch.win_BNC.shape[2]),
+            batch.win_BNC,
             slots,
             seed=config.seed,
             step=self._state.step,
@@ -382,8 +377,8 @@ class Stepper:
         output = backward_step(
             self._backbone,
             batch,
-            noise_BNC.to(self._device),
-            sigma_B.to(self._device),
+            noise_BNC,
+            sigma_B,
             config,
             autocast(self._device, config.mixed_precision, config.tf32),
             self._known.get(place),

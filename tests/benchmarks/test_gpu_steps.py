@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from exact import to_double
+from policy_step import give_policy
 from tiny_bench import tiny_bench
 from torch import nn
 
@@ -147,15 +148,11 @@ def test_its_gradients_are_ours(model: ModelName, monkeypatch: pytest.MonkeyPatc
     backbone = random_backbone(model, config, "fp32")
     batch = random_batch(backbone, config, 2)
     frozen = frozen_copy(backbone)
-    add_policy(backbone.transformer, lora_config(backbone, config), seed=0)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in policy_parameters(backbone.transformer).values():  # B is no longer zero
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    give_policy(backbone, lora_config(backbone, config), by=0.1)
     for one in (backbone, frozen):
         in_float64(one)
-    shape = (batch.win_BNC.shape[1], batch.win_BNC.shape[2])
     train = TrainConfig(objective=ObjectiveConfig(name="dpo", beta=30.0), mixed_precision="no")
-    noise_BNC, sigma_B = draw_noise(shape, range(2), seed=0, step=0, config=train.noise)
+    noise_BNC, sigma_B = draw_noise(batch.win_BNC, range(2), seed=0, step=0, config=train.noise)
     inputs = (noise_BNC.double(), sigma_B.double())
     doubled = to_double(batch)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)

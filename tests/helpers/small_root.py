@@ -22,7 +22,7 @@ WORDS = ("cat", "dog")
 
 
 def small_version(
-    root: Path,
+    root: Path | str,
     *,
     scenes: int = 5,
     prompt: str = "a cat and a dog",

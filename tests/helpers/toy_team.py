@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import toy_suite
 
 from focusdpo.flows import wiring
@@ -92,3 +94,13 @@ class Team:
     def night(self, steps: Steps | None = None, **given: Any) -> RetrainOutcome:
         wiring.resident_parts.cache_clear()
         return Retrain(self.run(**given), self.clock).perform(steps or PlainSteps())
+
+
+@pytest.fixture
+def team(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Team]:
+    """With three subjects; nothing is built."""
+    monkeypatch.setitem(wiring.SUITES, "pocket", "toy_learner")
+    made = Team(tmp_path)
+    made.bring(FIRST)
+    yield made
+    wiring.resident_parts.cache_clear()

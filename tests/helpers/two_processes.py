@@ -16,6 +16,7 @@ import tiny_runs
 import torch
 from exact import to_double
 from pair_samples import make_sample, write_pairs
+from policy_step import give_policy
 from safetensors.torch import save_file
 from tiny_backbone import tiny_backbone
 from torch import Tensor
@@ -23,11 +24,11 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.model.adapter import add_policy, policy_parameters, reference_policy
+from focusdpo.model.adapter import policy_parameters, reference_policy
 from focusdpo.model.backbones.flux import FluxBackbone
 from focusdpo.model.noise import draw_noise
 from focusdpo.model.training.batches import PairBatch, encode_pairs
-from focusdpo.model.training.config import LoraConfig, TrainConfig
+from focusdpo.model.training.config import TrainConfig
 from focusdpo.model.training.parallel import Processes, Sharding, shard_base
 from focusdpo.model.training.run import train
 from focusdpo.model.training.steps import backward_step
@@ -52,10 +53,7 @@ RUN = tiny_runs.SETTINGS | {
 def policy_backbone() -> FluxBackbone:
     """In float64, with a LoRA that changes something; everywhere the same."""
     backbone = tiny_backbone()
-    add_policy(backbone.transformer, LoraConfig(rank=4, targets=("to_q", "to_v")), seed=0)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in policy_parameters(backbone.transformer).values():
-        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
+    give_policy(backbone)
     backbone.transformer.double()
     return backbone
 
@@ -63,8 +61,7 @@ def policy_backbone() -> FluxBackbone:
 def pairs(slots: range) -> tuple[PairBatch, Tensor, Tensor]:
     """The pairs, noise and noise levels of some slots of one step, in float64."""
     batch = encode_pairs(tiny_backbone(), [make_sample(slot, 2) for slot in slots])
-    shape = (batch.win_BNC.shape[1], batch.win_BNC.shape[2])
-    noise, sigma = draw_noise(shape, slots, seed=0, step=0, config=TrainConfig().noise)
+    noise, sigma = draw_noise(batch.win_BNC, slots, seed=0, step=0, config=TrainConfig().noise)
     return to_double(batch), noise.double(), sigma.double()
 
 

@@ -9,6 +9,7 @@ from typing import get_args
 import pytest
 import torch
 from pair_samples import make_sample
+from policy_step import give_policy
 from tiny_backbone import tiny_backbone
 from torch import Tensor
 
@@ -39,10 +40,7 @@ def velocity(backbone: FluxBackbone) -> Tensor:
 
 
 def train_a_little(backbone: FluxBackbone, kind: AdapterKind = "lora") -> None:
-    add_policy(backbone.transformer, LORA.model_copy(update={"kind": kind}), seed=1)
-    generator = torch.Generator().manual_seed(2)
-    for parameter in policy_parameters(backbone.transformer).values():
-        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    give_policy(backbone, LORA.model_copy(update={"kind": kind}), seed=1, by=0.3)
 
 
 def saved(backbone: FluxBackbone, directory: Path, kind: AdapterKind = "lora") -> Path:

@@ -11,16 +11,16 @@ import pytest
 import torch
 from focus_cases import alternatives
 from pair_samples import make_sample
+from policy_step import give_policy, step
 from pydantic import BaseModel
 from torch import Tensor
 
-from focusdpo.model.adapter import add_policy, policy_parameters
 from focusdpo.model.backbone import FeatureConfig
 from focusdpo.model.backbones.flux import FluxBackbone
 from focusdpo.model.focus import branch_weights
 from focusdpo.model.focus_config import FocusConfig, NoiseConfig
 from focusdpo.model.noise import draw_noise
-from focusdpo.model.step import StepOutput, pair_step
+from focusdpo.model.step import StepOutput
 from focusdpo.model.training.batches import PairBatch, encode_pairs
 from focusdpo.model.training.config import LoraConfig, TrainConfig
 from focusdpo.model.training.monitor import observe
@@ -92,18 +92,12 @@ NOISE: Changes = {
 def batch(backbone: FluxBackbone) -> PairBatch:
     """Four pairs of two subjects; on the backbone a policy that is far from the base."""
     encoded = encode_pairs(backbone, [make_sample(i, 2) for i in range(4)])
-    add_policy(backbone.transformer, LoraConfig(rank=4, targets=("to_q", "to_k")), seed=0)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in policy_parameters(backbone.transformer).values():
-        parameter.data += 0.5 * torch.randn(parameter.shape, generator=generator)
+    give_policy(backbone, LoraConfig(rank=4, targets=("to_q", "to_k")), by=0.5)
     return encoded
 
 
 def run(backbone: FluxBackbone, batch: PairBatch, focus: FocusConfig) -> StepOutput:
-    config = TrainConfig(focus=focus, mixed_precision="no")
-    shape = (batch.win_BNC.shape[1], batch.win_BNC.shape[2])
-    noise_BNC, sigma_B = draw_noise(shape, range(4), seed=0, step=0, config=config.noise)
-    return pair_step(backbone, batch, noise_BNC, sigma_B, config)
+    return step(backbone, batch, TrainConfig(focus=focus, mixed_precision="no"))
 
 
 def weight(backbone: FluxBackbone, batch: PairBatch, focus: FocusConfig) -> Tensor:
@@ -152,7 +146,7 @@ def test_no_feature_field_is_dead(
 )
 def test_no_noise_field_is_dead(field: str, value: Any, beside: dict[str, Any]) -> None:
     one, other = (
-        draw_noise((2, 2), range(4), seed=0, step=0, config=config, slots_in_step=4)
+        draw_noise(torch.zeros(4, 2, 2), range(4), seed=0, step=0, config=config, slots_in_step=4)
         for config in (NoiseConfig(**beside), NoiseConfig(**{**beside, field: value}))
     )
     assert torch.equal(one[0], other[0])

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 from pair_samples import make_sample, write_shard
+from policy_step import give_policy, gradients, step
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.model.adapter import add_policy, policy_parameters
+from focusdpo.model.adapter import policy_parameters
 from focusdpo.model.backbones.flux import FluxBackbone
 from focusdpo.model.focus_config import FocusConfig
 from focusdpo.model.noise import draw_noise
-from focusdpo.model.step import StepOutput, pair_step
+from focusdpo.model.step import StepOutput
 from focusdpo.model.training.batches import PairBatch, PairData, encode_pairs
-from focusdpo.model.training.config import LoraConfig, ObjectiveConfig, TrainConfig
+from focusdpo.model.training.config import ObjectiveConfig, TrainConfig
 from focusdpo.model.training.monitor import observe
 
 BETA, ETA = 30.0, 0.5
@@ -35,22 +36,8 @@ def config(name: str = "instance_dpo", **objective: Any) -> TrainConfig:
 def with_policy(backbone: FluxBackbone, num_subjects: int) -> PairBatch:
     """Four pairs, and a LoRA that changes something."""
     encoded = encode_pairs(backbone, [make_sample(i, num_subjects) for i in range(4)])
-    add_policy(backbone.transformer, LoraConfig(rank=4, targets=("to_q", "to_v")), seed=0)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in policy_parameters(backbone.transformer).values():
-        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
+    give_policy(backbone)
     return encoded
-
-
-def run(backbone: FluxBackbone, batch: PairBatch, config: TrainConfig) -> StepOutput:
-    shape = (batch.win_BNC.shape[1], batch.win_BNC.shape[2])
-    noise, sigma = draw_noise(shape, range(len(batch)), seed=0, step=0, config=config.noise)
-    return pair_step(backbone, batch, noise, sigma, config)
-
-
-def gradients(backbone: FluxBackbone, output: StepOutput) -> torch.Tensor:
-    parameters = list(policy_parameters(backbone.transformer).values())
-    return torch.cat([g.flatten() for g in torch.autograd.grad(output.loss.value, parameters)])
 
 
 def by_loops(output: StepOutput, batch: PairBatch) -> float:
@@ -86,7 +73,7 @@ def by_loops(output: StepOutput, batch: PairBatch) -> float:
 )
 def test_it_equals_the_formula_written_out(backbone: FluxBackbone, signs: list) -> None:
     batch = replace(with_policy(backbone, 2), signs_BR=torch.tensor(signs).float())
-    output = run(backbone, batch, config())
+    output = step(backbone, batch, config())
     assert output.loss.value.item() == pytest.approx(by_loops(output, batch), rel=1e-5)
 
 
@@ -95,14 +82,14 @@ def test_of_one_subject_with_one_sign_it_is_masked_dpo(backbone: FluxBackbone) -
     # M_prior and the subject's own mask must be the same tokens.
     prior = batch.priors.prior_BN * batch.priors.subjects_BRN[:, 0]
     batch = replace(batch, priors=replace(batch.priors, prior_BN=prior))
-    ours, masked = run(backbone, batch, config()), run(backbone, batch, config("dpo_prior"))
+    ours, masked = step(backbone, batch, config()), step(backbone, batch, config("dpo_prior"))
     torch.testing.assert_close(ours.loss.value, masked.loss.value, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(ours.loss.logit_B, masked.loss.logit_B, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(
         gradients(backbone, ours), gradients(backbone, masked), rtol=1e-4, atol=1e-6
     )
     guarded = [
-        run(backbone, batch, config(name, safeguard=0.9, safeguard_scope="pair"))
+        step(backbone, batch, config(name, safeguard=0.9, safeguard_scope="pair"))
         for name in ("instance_dpo", "dpo_prior")
     ]
     torch.testing.assert_close(guarded[0].safeguard_B, guarded[1].safeguard_B)
@@ -113,7 +100,7 @@ def test_turning_pictures_and_signs_changes_nothing(backbone: FluxBackbone) -> N
     signs = torch.tensor([[1.0, -1.0], [1.0, 0.0], [-1.0, -1.0], [1.0, 1.0]])
     batch = replace(with_policy(backbone, 2), signs_BR=signs)
     turned = replace(batch, win_BNC=batch.lose_BNC, lose_BNC=batch.win_BNC, signs_BR=-signs)
-    a, b = run(backbone, batch, config()), run(backbone, turned, config())
+    a, b = step(backbone, batch, config()), step(backbone, turned, config())
     torch.testing.assert_close(a.loss.value, b.loss.value, rtol=1e-6, atol=1e-6)
     table = observe(a, batch, config().focus)
     assert np.isfinite(table["logit"]).all() and (table["share_background"] < 1e-6).all()
@@ -124,8 +111,7 @@ def test_two_passes_give_the_gradient_of_one(backbone: FluxBackbone) -> None:
 
     signs = torch.tensor([[1.0, -1.0], [1.0, 0.0], [-1.0, -1.0], [1.0, 1.0]])
     batch = replace(with_policy(backbone, 2), signs_BR=signs)
-    shape = (batch.win_BNC.shape[1], batch.win_BNC.shape[2])
-    noise, sigma = draw_noise(shape, range(4), seed=0, step=0, config=config().noise)
+    noise, sigma = draw_noise(batch.win_BNC, range(4), seed=0, step=0, config=config().noise)
     found = []
     for memory in ("joint", "sequential"):
         for parameter in policy_parameters(backbone.transformer).values():

@@ -13,12 +13,16 @@ from focusdpo.model.noise import add_noise, draw_noise, sigma_from_uniform, velo
 from focusdpo.model.training.config import TrainConfig
 
 
+def latents(tokens: int, channels: int) -> torch.Tensor:
+    return torch.zeros(1, tokens, channels)
+
+
 @given(seed=st.integers(0, 2**31 - 1), step=st.integers(0, 10**6), cut=st.integers(1, 3))
 def test_a_slots_noise_does_not_depend_on_its_neighbours(seed: int, step: int, cut: int) -> None:
     config = NoiseConfig()
-    noise, sigma = draw_noise((3, 2), range(4), seed=seed, step=step, config=config)
-    head = draw_noise((3, 2), range(cut), seed=seed, step=step, config=config)
-    tail = draw_noise((3, 2), range(cut, 4), seed=seed, step=step, config=config)
+    noise, sigma = draw_noise(latents(3, 2), range(4), seed=seed, step=step, config=config)
+    head = draw_noise(latents(3, 2), range(cut), seed=seed, step=step, config=config)
+    tail = draw_noise(latents(3, 2), range(cut, 4), seed=seed, step=step, config=config)
     assert torch.equal(noise, torch.cat([head[0], tail[0]]))
     assert torch.equal(sigma, torch.cat([head[1], tail[1]]))
     assert not torch.equal(noise[0], noise[1])
@@ -26,7 +30,7 @@ def test_a_slots_noise_does_not_depend_on_its_neighbours(seed: int, step: int, c
 
 def test_steps_and_seeds_differ() -> None:
     draws = [
-        draw_noise((4, 4), [0], seed=s, step=t, config=NoiseConfig())[0]
+        draw_noise(latents(4, 4), [0], seed=s, step=t, config=NoiseConfig())[0]
         for s, t in ((0, 0), (0, 1), (1, 0))
     ]
     assert not torch.equal(draws[0], draws[1])
@@ -37,7 +41,7 @@ def test_global_generator_is_left_alone() -> None:
     torch.manual_seed(5)
     want = torch.rand(3)
     torch.manual_seed(5)
-    draw_noise((4, 4), range(3), seed=0, step=0, config=NoiseConfig())
+    draw_noise(latents(4, 4), range(3), seed=0, step=0, config=NoiseConfig())
     assert torch.equal(torch.rand(3), want)
 
 
@@ -89,7 +93,7 @@ STRATA = NoiseConfig(distribution="uniform", stratified=True)
 @given(seed=st.integers(0, 2**31 - 1), step=st.integers(0, 10**6), num=st.integers(1, 24))
 def test_strata_are_covered_once_each(seed: int, step: int, num: int) -> None:
     _, sigma = draw_noise(
-        (1, 1), range(num), seed=seed, step=step, config=STRATA, slots_in_step=num
+        latents(1, 1), range(num), seed=seed, step=step, config=STRATA, slots_in_step=num
     )
     assert (sigma.double() * num).floor().tolist() == list(range(num))
 
@@ -97,22 +101,24 @@ def test_strata_are_covered_once_each(seed: int, step: int, num: int) -> None:
 @given(seed=st.integers(0, 2**31 - 1), cut=st.integers(1, 7))
 def test_a_slots_stratum_does_not_depend_on_its_neighbours(seed: int, cut: int) -> None:
     """As with micro-batches and several processes."""
-    noise, sigma = draw_noise((3, 2), range(8), seed=seed, step=1, config=STRATA, slots_in_step=8)
+    noise, sigma = draw_noise(
+        latents(3, 2), range(8), seed=seed, step=1, config=STRATA, slots_in_step=8
+    )
     parts = [
-        draw_noise((3, 2), slots, seed=seed, step=1, config=STRATA, slots_in_step=8)
+        draw_noise(latents(3, 2), slots, seed=seed, step=1, config=STRATA, slots_in_step=8)
         for slots in (range(cut), range(cut, 8))
     ]
     assert torch.equal(noise, torch.cat([part[0] for part in parts]))
     assert torch.equal(sigma, torch.cat([part[1] for part in parts]))
-    plain = draw_noise((3, 2), range(8), seed=seed, step=1, config=NoiseConfig())[0]
+    plain = draw_noise(latents(3, 2), range(8), seed=seed, step=1, config=NoiseConfig())[0]
     assert torch.equal(noise, plain)
 
 
 def test_strata_need_the_number_of_slots() -> None:
     with pytest.raises(ValueError, match="slots_in_step"):
-        draw_noise((1, 1), range(2), seed=0, step=0, config=STRATA)
+        draw_noise(latents(1, 1), range(2), seed=0, step=0, config=STRATA)
     with pytest.raises(ValueError, match="not all among the 2 of a step"):
-        draw_noise((1, 1), range(3), seed=0, step=0, config=STRATA, slots_in_step=2)
+        draw_noise(latents(1, 1), range(3), seed=0, step=0, config=STRATA, slots_in_step=2)
 
 
 def test_flow_matching_conventions() -> None:

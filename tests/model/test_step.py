@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from pair_samples import make_sample
+from policy_step import give_policy, gradients, step
 
 from benchmarks.step_cost import step_cost, step_memory
 from focusdpo.model.adapter import (
@@ -24,7 +25,7 @@ from focusdpo.model.backbones.flux import FluxBackbone
 from focusdpo.model.focus_config import FocusConfig, NoiseConfig
 from focusdpo.model.noise import add_noise, draw_noise, velocity_target
 from focusdpo.model.objectives import PairErrors, image_error, preference_loss, token_error
-from focusdpo.model.step import StepOutput, autocast, pair_step, tensor_cores
+from focusdpo.model.step import autocast, tensor_cores
 from focusdpo.model.training.batches import PairBatch, encode_pairs
 from focusdpo.model.training.config import (
     LoraConfig,
@@ -63,29 +64,15 @@ def batch(backbone: FluxBackbone) -> PairBatch:
     """Four pairs of two subjects; on the backbone there is a LoRA that changes something."""
     samples = [make_sample(i, 2) for i in range(4)]
     encoded = encode_pairs(backbone, samples, PatchConfig())
-    add_policy(backbone.transformer, LoraConfig(rank=4, targets=("to_q", "to_v")), seed=0)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in policy_parameters(backbone.transformer).values():
-        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
+    give_policy(backbone)
     return encoded
-
-
-def run(backbone: FluxBackbone, batch: PairBatch, config: TrainConfig) -> StepOutput:
-    shape = (batch.win_BNC.shape[1], batch.win_BNC.shape[2])
-    noise, sigma = draw_noise(shape, range(len(batch)), seed=0, step=0, config=config.noise)
-    cast = autocast(noise.device, config.mixed_precision)
-    return pair_step(backbone, batch, noise, sigma, config, cast)
-
-
-def gradients(backbone: FluxBackbone, output: StepOutput) -> torch.Tensor:
-    parameters = list(policy_parameters(backbone.transformer).values())
-    return torch.cat([g.flatten() for g in torch.autograd.grad(output.loss.value, parameters)])
 
 
 def _errors(backbone: FluxBackbone, batch: PairBatch) -> list[torch.Tensor]:
     """Errors per token of winner, loser, and both by the reference policy, by direct calls."""
-    shape = (batch.win_BNC.shape[1], batch.win_BNC.shape[2])
-    noise, sigma = draw_noise(shape, range(len(batch)), seed=0, step=0, config=NoiseConfig())
+    noise, sigma = draw_noise(
+        batch.win_BNC, range(len(batch)), seed=0, step=0, config=NoiseConfig()
+    )
 
     def error(clean: torch.Tensor) -> torch.Tensor:
         noisy = add_noise(clean, noise, sigma)
@@ -99,7 +86,7 @@ def _errors(backbone: FluxBackbone, batch: PairBatch) -> list[torch.Tensor]:
 
 def test_flat_weights_are_plain_dpo(backbone: FluxBackbone, batch: PairBatch) -> None:
     flat = config(w_bg=1.0, w_low=1.0, w_high=1.0, lambda_d=0.0)
-    focused, plain = run(backbone, batch, flat), run(backbone, batch, config("dpo"))
+    focused, plain = step(backbone, batch, flat), step(backbone, batch, config("dpo"))
     assert focused.maps is not None
     torch.testing.assert_close(focused.loss.value, plain.loss.value, rtol=1e-6, atol=1e-6)
     assert not math.isclose(plain.loss.value.item(), math.log(2), abs_tol=1e-4)
@@ -109,10 +96,10 @@ def test_flat_weights_are_plain_dpo(backbone: FluxBackbone, batch: PairBatch) ->
 
 def test_without_m_s_and_m_d_it_is_masked_dpo(backbone: FluxBackbone, batch: PairBatch) -> None:
     bare = config(use_structure=False, use_detail=False)
-    a, b = run(backbone, batch, bare), run(backbone, batch, config("dpo_prior"))
+    a, b = step(backbone, batch, bare), step(backbone, batch, config("dpo_prior"))
     assert a.maps is None
     assert torch.equal(a.loss.value, b.loss.value)
-    assert not torch.equal(a.loss.value, run(backbone, batch, config("dpo")).loss.value)
+    assert not torch.equal(a.loss.value, step(backbone, batch, config("dpo")).loss.value)
 
 
 @pytest.mark.parametrize("name", NAMES[:3])  # PatchDPO weighs the branches apart
@@ -120,7 +107,7 @@ def test_identical_pair_gives_log_2_and_no_gradient(
     backbone: FluxBackbone, batch: PairBatch, name: str
 ) -> None:
     same = replace(batch, lose_BNC=batch.win_BNC)
-    output = run(backbone, same, config(name))
+    output = step(backbone, same, config(name))
     assert output.loss.value.item() == pytest.approx(math.log(2), abs=1e-6)
     assert gradients(backbone, output).abs().max() < 1e-6
 
@@ -132,7 +119,7 @@ def test_a_fresh_policy_has_delta_zero(backbone: FluxBackbone, precision: str, n
     batch = encode_pairs(backbone, [make_sample(i, 2) for i in range(2)])
     add_policy(backbone.transformer, LoraConfig(targets=("to_q", "proj_mlp")), seed=0)
     settings = config(name).model_copy(update={"mixed_precision": precision})
-    output = run(backbone, batch, settings)
+    output = step(backbone, batch, settings)
     assert output.loss.logit_B.tolist() == [0.0, 0.0]
     assert output.error_BN.dtype == torch.float32
     assert gradients(backbone, output).abs().max() > 0
@@ -146,13 +133,13 @@ def test_focus_takes_no_extra_pass(
 ) -> None:
     calls = []
     handle = backbone.transformer.register_forward_hook(lambda *_: calls.append(1))
-    run(backbone, batch, config(name))
+    step(backbone, batch, config(name))
     handle.remove()
     assert len(calls) == passes
 
 
 def test_the_winners_maps_can_serve_both_branches(backbone: FluxBackbone, batch: PairBatch) -> None:
-    weight = run(backbone, batch, config(branches="winner")).weight_BN
+    weight = step(backbone, batch, config(branches="winner")).weight_BN
     assert weight is not None
     assert torch.equal(weight[:4], weight[4:])
 
@@ -160,7 +147,7 @@ def test_the_winners_maps_can_serve_both_branches(backbone: FluxBackbone, batch:
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_observed_adds_up(backbone: FluxBackbone, batch: PairBatch, name: str) -> None:
     settings = config(name, tau=0.0)  # the gate is open
-    output = run(backbone, batch, settings)
+    output = step(backbone, batch, settings)
     table = observe(output, batch, settings.focus)
     assert set(table) == set(PER_PAIR)
     assert all(values.shape == (4,) for values in table.values())
@@ -185,7 +172,7 @@ def test_what_is_observed_adds_up(backbone: FluxBackbone, batch: PairBatch, name
 
 def test_buckets_hold_every_pair_once(backbone: FluxBackbone, batch: PairBatch) -> None:
     settings = config()
-    table = observe(run(backbone, batch, settings), batch, settings.focus)
+    table = observe(step(backbone, batch, settings), batch, settings.focus)
     rows = bucket_rows(3, table)
     assert sum(row["count"] for row in rows) == 4
     total = sum(row["count"] * row["win_error"] for row in rows) / 4
@@ -224,9 +211,9 @@ def test_the_safeguard_scales_the_losers_gradient_alone(
     backbone: FluxBackbone, batch: PairBatch
 ) -> None:
     """d loss / d theta = winner's part + lambda times the loser's part, value unchanged."""
-    plain = run(backbone, batch, config("dpo"))
+    plain = step(backbone, batch, config("dpo"))
     guarded = config("dpo").objective.model_copy(update={"safeguard": 1.0})
-    kept = run(backbone, batch, config("dpo").model_copy(update={"objective": guarded}))
+    kept = step(backbone, batch, config("dpo").model_copy(update={"objective": guarded}))
     assert torch.equal(plain.loss.value, kept.loss.value)
     assert kept.safeguard_B is not None
     table = observe(kept, batch, FocusConfig())
@@ -251,14 +238,14 @@ def test_features_may_come_from_the_reference_policy(
     """The reference policy's maps do not depend on the LoRA: those of a zero LoRA are the same."""
     outputs = FeatureConfig(kind="block_output")
     settings = config(features=outputs, features_from="reference")
-    ours = run(backbone, batch, settings)
+    ours = step(backbone, batch, settings)
     assert ours.maps is not None
     set_scale(backbone.transformer, 0.0)
-    base = run(backbone, batch, config(features=outputs))
+    base = step(backbone, batch, config(features=outputs))
     assert base.maps is not None
     assert torch.equal(ours.maps.similarity_BRN, base.maps.similarity_BRN)
     set_scale(backbone.transformer, 1.0)
-    policy = run(backbone, batch, config(features=outputs))
+    policy = step(backbone, batch, config(features=outputs))
     assert policy.maps is not None
     assert not torch.equal(ours.maps.similarity_BRN, policy.maps.similarity_BRN)
 
@@ -269,7 +256,7 @@ def test_the_released_form_needs_no_reference_pass(
     released = ObjectiveConfig(name="patch_dpo", patch=PatchConfig(form="released"))
     calls = []
     handle = backbone.transformer.register_forward_hook(lambda *_: calls.append(1))
-    output = run(backbone, batch, TrainConfig(objective=released, mixed_precision="no"))
+    output = step(backbone, batch, TrainConfig(objective=released, mixed_precision="no"))
     handle.remove()
     assert len(calls) == 1
     assert output.weight_BN is not None
@@ -281,7 +268,7 @@ def test_equal_tokens_weights_make_the_token_form_a_mean_of_sigmoids(
     backbone: FluxBackbone, batch: PairBatch
 ) -> None:
     objective = ObjectiveConfig(name="dpo", beta=30.0, form="tokens")
-    output = run(backbone, batch, TrainConfig(objective=objective, mixed_precision="no"))
+    output = step(backbone, batch, TrainConfig(objective=objective, mixed_precision="no"))
     assert output.ref_error_BN is not None
     gap = (output.error_BN - output.ref_error_BN).double()
     h = -15.0 * (gap[:4] - gap[4:])

@@ -12,9 +12,10 @@ import pytest
 import torch
 from exact import to_double
 from pair_samples import make_sample
+from policy_step import give_policy
 from torch import Tensor
 
-from focusdpo.model.adapter import add_policy, policy_parameters
+from focusdpo.model.adapter import policy_parameters
 from focusdpo.model.backbones.flux import FluxBackbone
 from focusdpo.model.noise import draw_noise
 from focusdpo.model.step import StepOutput, autocast, pair_step
@@ -53,12 +54,7 @@ def settings(form: str, **changes: Any) -> TrainConfig:
 def batch(backbone: FluxBackbone) -> PairBatch:
     """Three pairs of two subjects, and on the backbone a LoRA that changes something."""
     encoded = encode_pairs(backbone, [make_sample(i, 2) for i in range(3)], PatchConfig())
-    add_policy(
-        backbone.transformer, LoraConfig(rank=4, targets=("to_q", "to_v", "ff.net.2")), seed=0
-    )
-    generator = torch.Generator().manual_seed(0)
-    for parameter in policy_parameters(backbone.transformer).values():
-        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
+    give_policy(backbone, LoraConfig(rank=4, targets=("to_q", "to_v", "ff.net.2")))
     return encoded
 
 
@@ -70,11 +66,8 @@ def exact(backbone: FluxBackbone, batch: PairBatch) -> PairBatch:
 
 
 def noise_of(batch: PairBatch) -> tuple[Tensor, Tensor]:
-    shape = (batch.win_BNC.shape[1], batch.win_BNC.shape[2])
-    noise, sigma = draw_noise(
-        shape, range(len(batch)), seed=0, step=0, config=TrainConfig().noise, slots_in_step=3
-    )
-    return noise.to(batch.win_BNC), sigma.to(batch.win_BNC)
+    slots, config = range(len(batch)), TrainConfig().noise
+    return draw_noise(batch.win_BNC, slots, seed=0, step=0, config=config, slots_in_step=3)
 
 
 def gradient(

@@ -19,7 +19,7 @@ from focusdpo.pipeline.shard import (
     write_shards,
 )
 from focusdpo.store.artefacts import Store
-from focusdpo.store.samples import read_sample
+from focusdpo.store.samples import Sample
 
 CONFIG = ShardConfig(max_pairs=4, val_share=0.3)
 
@@ -58,7 +58,7 @@ def test_every_pair_is_read_back_by_its_row(store: Store) -> None:
     assert [row.pair_id for row in rows] == sorted(pair.id for pair in pairs)
     by_id = {pair.id: pair for pair in pairs}
     for row in rows:
-        sample = read_sample(store, row)
+        sample = Sample(row, store).read()
         pair = by_id[row.pair_id]
         assert sample.pair == pair
         assert sample.split == row.split == split_of(pair.partition, CONFIG)
@@ -185,10 +185,10 @@ def test_damage_is_named_by_the_row_that_meets_it(store: Store) -> None:
     ):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=f"{row.shard} is damaged.*{row.pair_id}.*{what}"):
-            read_sample(store, row)
+            Sample(row, store).read()
     path.unlink()
     with pytest.raises(UserError, match=f"{row.shard} is damaged: the file is missing"):
-        read_sample(store, row)
+        Sample(row, store).read()
 
 
 def test_a_pair_id_that_a_tar_reader_would_cut_is_refused(store: Store) -> None:

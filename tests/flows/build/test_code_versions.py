@@ -52,6 +52,7 @@ def test_a_stage_is_computed_again_with_all_that_build_on_it(
     assert build(toy).made == {}
 
 
+@pytest.mark.usefixtures("built")
 @pytest.mark.parametrize(
     ("name", "places"),
     [
@@ -64,14 +65,14 @@ def test_a_stage_is_computed_again_with_all_that_build_on_it(
 def test_all_shards_are_written_again_from_what_is_stored(
     toy: Toy, name: str, places: list[ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = build(toy)
-    before = set(first.new_shards)
+    first = open_version(toy.root).rows
+    before = {row.shard for row in first}
     assert before and not build(toy).new
     raised = getattr(places[0], name) + 1
     for place in places:
         monkeypatch.setattr(place, name, raised)
     result = build(toy)
-    assert result.made == {} and result.new and result.pairs == first.pairs
+    assert result.made == {} and result.new and result.pairs == len(first)
     rows = open_version(toy.root, result.version).rows
     assert {row.shard for row in rows} == set(result.new_shards)
     assert not before.intersection(result.new_shards)

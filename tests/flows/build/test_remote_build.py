@@ -12,11 +12,12 @@ from pathlib import Path
 import in_process
 import pytest
 from s3_server import BUCKET, KEY_ID, SECRET, TOKEN, S3Server
+from small_root import small_version
 from toy_root import TOY_CLI, Toy
 
 from focusdpo.store import versions
 from focusdpo.store.artefacts import Store
-from focusdpo.store.versions import Superseded, open_version
+from focusdpo.store.versions import Superseded
 
 Capture = pytest.CaptureFixture[str]
 SECRETS = (SECRET, TOKEN, KEY_ID)
@@ -124,8 +125,9 @@ def test_a_store_that_stays_away_ends_the_build_without_a_version(
     assert json.loads(out.splitlines()[-1])["exit_code"] == 2
     assert not [key for key in below(s3, root) if key.startswith(("versions", "shards", "LATEST"))]
     s3.fail()
-    run_here(toy, root, capsys)
-    same(below(s3, root), local)
+    if tars:  # without one it is a first build
+        run_here(toy, root, capsys)
+        same(below(s3, root), local)
 
 
 @pytest.mark.parametrize("where", ["local", "s3"])
@@ -143,13 +145,10 @@ def test_two_builders_share_the_work_of_one_root(
         assert sum(counts) == 6, f"{stage}: {counts}"
 
 
-def test_of_two_who_publish_neither_is_passed_over(
-    s3: S3Server, root: str, toy: Toy, capsys: Capture
-) -> None:
+def test_of_two_who_publish_neither_is_passed_over(s3: S3Server, root: str) -> None:
     """One whose lease ran out is told, and publishes again as the other's child."""
-    run_here(toy, root, capsys)
+    first = small_version(root)
     store = Store.open(root)
-    first = open_version(store)
     files = store.files
     real = files.swap
 

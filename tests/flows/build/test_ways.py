@@ -37,4 +37,4 @@ def test_a_pairs_way_to_the_training_step(
     way.follow(lambda: train(resolve(TrainRun, {**where, "train": given})))
     names = [function.name for function in way.functions]
     assert (names[0], names[-1]) == ("pair", "backward_step")
-    assert len(names) <= 22, as_text(way.functions)  # 15 before encodings were laid out on disk
+    assert len(names) <= 15, as_text(way.functions)

@@ -4,7 +4,7 @@ stops between any two steps, and the pointer to the adapter in use."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -22,19 +22,31 @@ from focusdpo.flows.retrain import promotion
 from focusdpo.flows.retrain import run as retraining
 from focusdpo.flows.retrain.config import RetrainConfig
 from focusdpo.flows.retrain.promotion import Comparison, decide, history, read_promoted
+from focusdpo.flows.retrain.run import RetrainOutcome
 from focusdpo.flows.settings import resolve
 
 BAD = {"objective": {"name": "dpo", "beta": 2000, "eta": 0}, "lr": 0.05, "steps": 30}
 """A strong preference without an anchor, at five times the rate: both images get worse."""
 
 
-@pytest.fixture
-def team(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Team]:
-    monkeypatch.setitem(wiring.SUITES, "pocket", "toy_learner")
-    made = Team(tmp_path)
-    made.bring(FIRST)
-    yield made
+@pytest.fixture(scope="module")
+def night(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RetrainOutcome]:
+    """The models that a team has after its first night, and what that night came to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(wiring.SUITES, "pocket", "toy_learner")
+        team = Team(tmp_path_factory.mktemp("night"))
+        team.bring(FIRST)
+        outcome = team.night()
     wiring.resident_parts.cache_clear()
+    return team.models, outcome
+
+
+@pytest.fixture
+def first(team: Team, night: tuple[Path, RetrainOutcome]) -> RetrainOutcome:
+    """The night that `team` has behind it, in a copy of its own."""
+    models, outcome = night
+    shutil.copytree(models, team.models)
+    return outcome
 
 
 def turn_of(adapter: str | Path) -> float:
@@ -86,8 +98,9 @@ def test_three_nights(team: Team) -> None:
     assert f"pairs are new since {first.candidate}" in told[1]["because"]
 
 
-def test_it_trains_when_enough_is_new_or_the_adapter_is_old(team: Team) -> None:
-    first = team.night()
+def test_it_trains_when_enough_is_new_or_the_adapter_is_old(
+    team: Team, first: RetrainOutcome
+) -> None:
     # Nothing new: the same candidate was decided already, however old it gets.
     team.clock.pass_days(30)
     again = team.night()
@@ -139,8 +152,8 @@ def test_a_stop_at_any_point_goes_on(
     assert [one["settled"] for one in history(team.models)] == [True]
 
 
+@pytest.mark.usefixtures("first")
 def test_an_interrupted_candidate_is_finished_though_no_rule_asks_for_it(team: Team) -> None:
-    team.night()
     team.bring(THIRD)
 
     with pytest.raises(Stopped):
@@ -148,17 +161,21 @@ def test_an_interrupted_candidate_is_finished_though_no_rule_asks_for_it(team: T
     assert team.night(retrain={"min_new_pairs": 500}).decision in {"promoted", "kept"}
 
 
-def test_other_settings_of_the_protocol_paint_the_rival_again(team: Team) -> None:
-    first = team.night()
+def test_other_settings_of_the_protocol_paint_the_rival_again(
+    team: Team, first: RetrainOutcome
+) -> None:
+    rival = read_promoted(team.models)
+    assert rival is not None
     team.bring(SECOND)
     second = team.night(held_out={"seed": 9}, train={"steps": 20})
     assert second.comparison is not None and second.comparison.against == first.candidate
     against = team.models / "candidates" / str(second.candidate) / "against"
-    assert json.loads((against / "run.json").read_text())["adapter"] == first.adapter
+    assert json.loads((against / "run.json").read_text())["adapter"] == str(
+        team.models / rival.adapter
+    )
 
 
-def test_another_base_is_compared_with_itself(team: Team) -> None:
-    first = team.night()
+def test_another_base_is_compared_with_itself(team: Team, first: RetrainOutcome) -> None:
     pointer = read_promoted(team.models)
     assert pointer is not None
     promotion.write_promoted(team.models, replace(pointer, base="another"))
@@ -170,8 +187,7 @@ def test_another_base_is_compared_with_itself(team: Team) -> None:
     assert told["because"] == f"the base has changed since {first.candidate} was promoted"
 
 
-def test_a_version_that_is_gone_counts_as_all_new(team: Team) -> None:
-    first = team.night()
+def test_a_version_that_is_gone_counts_as_all_new(team: Team, first: RetrainOutcome) -> None:
     team.clock.pass_days(1)
     team.bring(THIRD)
     assert team.night(retrain={"min_new_pairs": 500}).decision == "not due"

@@ -4,12 +4,11 @@ those of every round."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_team import FIRST, Stopped, StoppedAt, Team
+from toy_team import Stopped, StoppedAt, Team
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows import wiring
@@ -19,15 +18,6 @@ from focusdpo.flows.runner import PlainSteps
 from focusdpo.flows.settings import merge, resolve
 from focusdpo.store.artefacts import Store
 from focusdpo.store.versions import open_version
-
-
-@pytest.fixture
-def team(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Team]:
-    monkeypatch.setitem(wiring.SUITES, "pocket", "toy_learner")
-    made = Team(tmp_path)
-    made.bring(FIRST)
-    yield made
-    wiring.resident_parts.cache_clear()
 
 
 def rounds(team: Team, steps: Any = None, **given: Any) -> RoundsOutcome:

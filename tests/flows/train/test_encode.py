@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import toy_trainer
 from plain_build import execute, prepare
-from toy_root import Toy
+from toy_root import HUES, Toy
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.evaluation import validation
@@ -26,11 +27,26 @@ from focusdpo.store.versions import DatasetVersion, open_version
 TRAIN = ("steps=2", "batch_pairs=2", "warmup=0", "mixed_precision=no", "tensorboard=false")
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with pairs in both splits."""
+    folder = tmp_path_factory.mktemp("made")
+    toy = Toy(folder / "subjects", folder / "root")
+    toy.add(**HUES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(wiring.SUITES, "pocket", "toy_trainer")
+        wiring.resident_parts.cache_clear()
+        execute(prepare(resolve(BuildRun, toy.tree(shard={"val_share": 0.5}))))
+    wiring.resident_parts.cache_clear()
+    return toy.root
+
+
 @pytest.fixture
-def built(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> DatasetVersion:
+def built(toy: Toy, made: Path, monkeypatch: pytest.MonkeyPatch) -> DatasetVersion:
+    """A copy of its own of `made`."""
     monkeypatch.setitem(wiring.SUITES, "pocket", "toy_trainer")
     monkeypatch.setattr(validation, "_BASES", {})
-    execute(prepare(resolve(BuildRun, toy.tree(shard={"val_share": 0.5}))))
+    shutil.copytree(made, toy.root)
     return open_version(toy.root)
 
 

@@ -95,7 +95,7 @@ def test_cached_or_not_a_batch_is_the_same(
     data = PairData(backbone, pair_samples, encodings=Encodings(backbone, cache_mib * 2**20))
     data.encode()
     items = data.groups()[1][:3]
-    want = encode_pairs(backbone, [data.sample(item) for item in items])
+    want = encode_pairs(backbone, [data.samples[item].read() for item in items])
     got = data.batch(items)
     assert got.keys == want.keys
     for a, b in zip(got.tensors(), want.tensors(), strict=True):
@@ -118,7 +118,7 @@ def test_a_source_leaves_the_others_out(
 ) -> None:
     data = PairData(backbone, pair_samples, source=source)
     assert [len(group) for group in data.groups()] == sizes
-    assert {data.sample(item).pair.source for group in data.groups() for item in group} == {source}
+    assert {sample.read().pair.source for sample in data.samples} == {source}
     everything = PairData(backbone, pair_samples)
     assert set(data.keys()) < set(everything.keys())
     assert data.fingerprint() != everything.fingerprint()
