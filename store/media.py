@@ -246,6 +246,7 @@ def _s3_client(config: RemoteConfig) -> tuple[Any, Any]:
         raise UserError("s3:// needs botocore: pip install 'focusdpo[s3]'") from error
     hush_clients()
     session = botocore.session.get_session()
+    session.register_component("data_loader", _models(session.get_config_variable("data_path")))
     limits = Config(
         connect_timeout=config.connect_timeout,
         read_timeout=config.read_timeout,
@@ -260,6 +261,16 @@ def _s3_client(config: RemoteConfig) -> tuple[Any, Any]:
             "s3://: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         )
     return client, credentials
+
+
+@functools.cache
+def _models(data_path: str | None) -> Any:
+    """botocore's descriptions of services. Each client has a session of its own, which looks for
+    credentials anew; reading the descriptions takes longer than all else, and they stay as they
+    are."""
+    from botocore.loaders import create_loader
+
+    return create_loader(data_path)
 
 
 def hush_clients() -> None:
