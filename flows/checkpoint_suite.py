@@ -125,9 +125,9 @@ def resident_roles(roles: Iterable[str]) -> set[str]:
     return (wanted - {"generator"}) | ({"backbone"} if painting else set())
 
 
-def holds(models: ModelsConfig) -> bool:
-    """Whether any of its checkpoints is in memory."""
-    return any(one[0] == models for one in _LOADED)
+def loaded_roles(models: ModelsConfig) -> set[str]:
+    """Whose checkpoints are in memory."""
+    return {role for family, role in _LOADED if family == models}
 
 
 def free(models: ModelsConfig, keep: Iterable[str]) -> None:

@@ -137,12 +137,11 @@ def train_demand(models: ModelsConfig, train: TrainConfig, references: int = 2) 
         pairs,
         checkpointing=train.gradient_checkpointing,
         sequential=train.memory == "sequential" and train.objective.definition.losers,
+        kind=train.lora.kind,
     )
-    if train.lora.kind == "dora":
-        passing = own.dora * passing + own.rows
     parts = {
         "backbone": own.device,
-        "policy and optimiser": own.policy(train.lora.rank),
+        "policy and optimiser": own.policy(train.lora.rank, train.lora.kind),
         "at work": SLACK * max(passing, own.decoding),
         "CUDA": CONTEXT,
     }

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.flows.checkpoint_suite import device_of, holds, sources
-from focusdpo.flows.fit.demand import Command, Demand, demand_of, fitting_settings
+from focusdpo.flows.checkpoint_suite import device_of, loaded_roles, sources
+from focusdpo.flows.fit.demand import Command, Demand, demand_of, fitting_settings, weights_of
 from focusdpo.flows.models_config import Family, ModelsConfig
 from focusdpo.model.training.config import TrainConfig
 from focusdpo.store.checkpoints import Download, size_of
@@ -39,6 +39,7 @@ def this_machine(device: str) -> Machine:
     if name.startswith("cuda"):
         import torch
 
+        torch.cuda.empty_cache()  # what the allocator keeps for later is free
         free, total = map(float, torch.cuda.mem_get_info(name))
     page = os.sysconf("SC_PAGE_SIZE")
     whole = float(page * os.sysconf("SC_PHYS_PAGES"))
@@ -121,12 +122,13 @@ def _plain(value: object) -> str:
 def require_fit(
     command: Command, family: Family, train: TrainConfig | None = None, *, processes: int = 1
 ) -> None:
-    """UserError, before anything is loaded, for a command that this machine has no room for. The
-    embedded suite is small, and what is loaded already has found its room. Of several `processes`
-    each has a card, where there are cards, and all share main memory and disk."""
-    if isinstance(family, str) or holds(family):
+    """UserError, before the backbone is loaded, for a command that this machine has no room for.
+    The embedded suite is small, and a backbone that is loaded already has found its room. Of
+    several `processes` each has a card, where there are cards, and all share main memory and
+    disk."""
+    if isinstance(family, str) or "backbone" in loaded_roles(family):
         return
-    demand, machine = demand_of(command, family, train), this_machine(family.device)
+    demand, machine = demand_of(command, family, train), _with_loaded(family)
     lacking = shortage(demand, machine, family, train)
     if lacking is None and processes > 1:
         many = replace(demand, host=demand.host * processes, scratch=demand.scratch * processes)
@@ -138,6 +140,16 @@ def require_fit(
             lacking = f"with num_processes={processes}, {lacking}. One process fits: give fewer"
     if lacking is not None:
         raise UserError(f"{command}: {lacking}")
+
+
+def _with_loaded(models: ModelsConfig) -> Machine:
+    """This machine as if nothing were loaded: a demand counts all parts that it needs, and a build
+    has found masks of photographs by the segmenter before."""
+    machine = this_machine(models.device)
+    there = sum(weights_of(models, role) for role in loaded_roles(models))
+    if machine.device_total:
+        return replace(machine, device_free=machine.device_free + there)
+    return replace(machine, host_free=machine.host_free + there)
 
 
 def checks(

@@ -23,6 +23,7 @@ from focusdpo.model.backbones.footprint import (
     Footprint,
     block_activations,
     block_flops,
+    covered_numbers,
     decoder_bytes,
     lent_bytes,
     lora_per_rank,
@@ -225,6 +226,7 @@ def footprint(config: Flux2KleinConfig, references: int = 2) -> Footprint:
     whole = weight_bytes(header["transformer"], config.dtype)
     image = (prod(config.image_size) + references * config.reference_size**2) // pixels**2
     width = about["num_attention_heads"] * about["attention_head_dim"]
+    targets = lora_targets(counts[1])
     distilled = bool(read_json(folder / "model_index.json", FIELD).get("is_distilled"))
     both = 1 if distilled else 2  # with guidance
     acts = block_activations(
@@ -240,7 +242,7 @@ def footprint(config: Flux2KleinConfig, references: int = 2) -> Footprint:
         + (0 if config.offload else text),
         host=max(whole, weight_bytes(header["text_encoder"], config.dtype)),
         scratch=0,
-        lora=lora_per_rank(header["transformer"], lora_targets(counts[1])),
+        lora=lora_per_rank(header["transformer"], targets),
         fixed=False,
         decoding=lent_bytes(
             decoder_bytes(prod(config.image_size), config.vae_dtype), 0, text, config.offload
@@ -249,6 +251,7 @@ def footprint(config: Flux2KleinConfig, references: int = 2) -> Footprint:
         rows=rows_bytes(4 * width),
         passes=both * (config.steps or (4 if distilled else 50)),
         **acts | {"painting": both * acts["painting"]},
+        **covered_numbers(header["transformer"], targets),
     )
 
 

@@ -29,6 +29,7 @@ from focusdpo.model.backbones.footprint import (
     Footprint,
     block_activations,
     block_flops,
+    covered_numbers,
     decoder_bytes,
     lent_bytes,
     lora_per_rank,
@@ -134,11 +135,12 @@ def footprint(config: FluxUnoConfig, references: int = 2) -> Footprint:
     image = prod(config.image_size) // MULTIPLE**2 + references * side**2
     width = about["num_attention_heads"] * about["attention_head_dim"]
     merged = config.quantise != "none" and config.uno is not None
+    targets = uno_targets(*counts)
     return Footprint(
         device=resident + (0 if config.offload else waits),
         host=max(sizes["transformer"], config.prompt_cache_mib * 2**20 * config.offload + waits),
         scratch=sizes["transformer"] if merged else 0,
-        lora=lora_per_rank(header["transformer"], uno_targets(*counts)),
+        lora=lora_per_rank(header["transformer"], targets),
         fixed=False,
         decoding=lent_bytes(
             decoder_bytes(4 * prod(config.image_size), config.vae_dtype),
@@ -156,6 +158,7 @@ def footprint(config: FluxUnoConfig, references: int = 2) -> Footprint:
             FLUX,
             len(config.blocks or middle_blocks(counts[0])),
         ),
+        **covered_numbers(header["transformer"], targets),
     )
 
 

@@ -8,10 +8,13 @@ the block's own input, B tokens of D numbers in 16 bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
+from focusdpo.model.training.config import AdapterKind
 from focusdpo.store.checkpoints import TensorInfo
 
 BYTES = {"bf16": 2.0, "fp16": 2.0, "fp32": 4.0, "8bit": 1.05, "4bit": 0.55}
@@ -32,13 +35,25 @@ class Units:
     """A checkpointed block that is computed again and differentiated."""
     dora: float
     """A DoRA's activations over a LoRA's."""
+    lokr: float
+    """A LoKr's, without the matrices that it makes. Above 1 where norms come before wide layers:
+    peft gives outputs the type of inputs, float32 after norms."""
 
 
-FLUX = Units(20.2, 22.2, 25.7, 46.6, 1.2)
-KLEIN = Units(28.4, 26.2, 21.4, 45.6, 1.5)
-SDXL_ALL, SDXL_CHECKPOINTED = 0.359 * 2**20, 0.0284 * 2**20
-"""Bytes of an image for each place of its latents."""
-SDXL_LARGEST = 0.010 * 2**20
+FLUX = Units(20.2, 22.2, 25.7, 46.6, 1.2, 1.0)
+KLEIN = Units(28.4, 26.2, 21.4, 45.6, 1.5, 1.3)
+COPIES, COPIES_AGAIN = 2, 4
+"""Bytes of a LoKr for each number of the matrices that it covers: what a backward needs, and of a
+block that is computed again, with its gradients."""
+SDXL_KEPT, SDXL_CHECKPOINTED, SDXL_LARGEST = 0.4575 * 2**20, 0.026 * 2**20, 0.010 * 2**20
+"""Of SDXL's UNet: bytes of an image for each place of its latents."""
+SDXL_CAPTURED = 2 * (1280 + 640) / 4
+"""The same of the two up blocks with attention, read at each fourth place."""
+SDXL_WORDS = 0.11 * 2**30
+"""Keys and values of an image's words and image tokens in 70 blocks, where all are kept."""
+SDXL_BESIDE = 0.19 * 2**30
+"""Of a pass, however many images: the adapter in 16 bits, references of 512 pixels."""
+SDXL_PAINTING = 0.010 * 2**20
 PAINTING = 12
 """A pass without gradient, in inputs of a block."""
 DECODER = 3 * 2**30
@@ -75,20 +90,39 @@ class Footprint:
     """Forward passes of a picture that is painted."""
     decoding: float
     """Of the autoencoder, for as many pictures as it takes at once."""
+    beside: float = 0.0
+    """Of a pass, however many images: what goes by the adapter's and the references' size."""
     dora: float = 1.5
     """A DoRA's activations over a LoRA's (not bytes)."""
     rows: float = 0.0
     """While a DoRA's lengths of rows are computed."""
+    lokr: float = 1.3
+    """A LoKr's activations over a LoRA's (not bytes), without the matrices that it makes."""
+    covered: float = 0.0
+    """Numbers (not bytes) of all matrices that the adapter covers."""
+    covered_block: float = 0.0
+    """Of those in the block that has most of them."""
 
-    def policy(self, rank: int) -> float:
-        """A LoRA in float32 with its gradient and AdamW's two moments."""
+    def policy(self, rank: int, kind: AdapterKind = "lora") -> float:
+        """A LoRA in float32 with its gradient and AdamW's two moments. A LoKr's factors, some
+        thousands of numbers a matrix, count nothing."""
+        if kind == "lokr":
+            return 0.0
         return 16 * self.lora * (1 if self.fixed else rank)
 
-    def activations(self, pairs: int, *, checkpointing: bool, sequential: bool) -> float:
+    def activations(
+        self, pairs: int, *, checkpointing: bool, sequential: bool, kind: AdapterKind = "lora"
+    ) -> float:
         """Of a pass over pairs, forward and backward."""
         images = pairs if sequential else 2 * pairs
         one = self.checkpointed + self.largest if checkpointing else self.kept
-        return images * one + 2 * pairs * self.captured
+        passing = images * one + 2 * pairs * self.captured + self.beside
+        if kind == "dora":
+            return self.dora * passing + self.rows
+        if kind == "lokr":
+            whole = COPIES_AGAIN * self.covered_block if checkpointing else COPIES * self.covered
+            return self.lokr * passing + whole
+        return passing
 
 
 def rows_bytes(widest: int) -> float:
@@ -109,6 +143,21 @@ def block_activations(
         "captured": unit * captured,
         "painting": unit * PAINTING,
         "dora": units.dora,
+        "lokr": units.lokr,
+    }
+
+
+def unet_activations(places: float) -> dict[str, float]:
+    """The activations of one image in SDXL's UNet, for so many places of its latents."""
+    return {
+        "kept": SDXL_KEPT * places + SDXL_WORDS,
+        "checkpointed": SDXL_CHECKPOINTED * places,
+        "largest": SDXL_LARGEST * places,
+        "captured": SDXL_CAPTURED * places,
+        "beside": SDXL_BESIDE,
+        "dora": 1.3,
+        "rows": rows_bytes(2048),
+        "lokr": 0.7,
     }
 
 
@@ -158,11 +207,26 @@ def weight_bytes(header: Mapping[str, TensorInfo], dtype: str, quantise: str = "
 
 def lora_per_rank(header: Mapping[str, TensorInfo], targets: Iterable[str]) -> float:
     """Numbers of a LoRA of rank 1 on the matrices whose modules end so, as peft matches them."""
+    return float(sum(sum(shape) for _, shape in _covered(header, targets)))
+
+
+def covered_numbers(header: Mapping[str, TensorInfo], targets: Iterable[str]) -> dict[str, float]:
+    """Of the matrices whose modules end so: all, and those in the block that has most of them."""
+    blocks: Counter[str] = Counter()
+    for name, shape in _covered(header, targets):
+        block = re.match(r".*blocks\.\d+", name)
+        blocks[block[0] if block else ""] += prod(shape)
+    most = max(blocks.values(), default=0)
+    return {"covered": float(blocks.total()), "covered_block": float(most)}
+
+
+def _covered(
+    header: Mapping[str, TensorInfo], targets: Iterable[str]
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Modules and shapes of their matrices."""
     ends = tuple(targets)
-    total = 0
     for name, about in header.items():
         module = name.removesuffix(".weight")
         covered = any(module == end or module.endswith(f".{end}") for end in ends)
         if covered and name.endswith(".weight") and len(about.shape) == 2:
-            total += sum(about.shape)
-    return total
+            yield module, tuple(about.shape)

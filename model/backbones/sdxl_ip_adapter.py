@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.backbones.flux_config import check_quantise
 from focusdpo.model.backbones.footprint import (
-    SDXL_ALL,
-    SDXL_CHECKPOINTED,
-    SDXL_LARGEST,
+    SDXL_PAINTING,
     Footprint,
+    covered_numbers,
     decoder_bytes,
     lent_bytes,
     lora_per_rank,
     sdxl_flops,
+    unet_activations,
     weight_bytes,
 )
 from focusdpo.model.backbones.sdxl_config import (
@@ -216,7 +216,7 @@ def build(config: SdxlIpAdapterConfig, device: str) -> SdxlBackbone:
 
 
 def footprint(config: SdxlIpAdapterConfig, references: int = 2) -> Footprint:
-    """What it takes of a machine; how many references there are hardly matters."""
+    """What it takes of a machine; how many references there are hardly matters (counted of two)."""
     base = _base(config)
     parts = ("unet", "vae", "text_encoder", "text_encoder_2")
     header = {
@@ -234,6 +234,9 @@ def footprint(config: SdxlIpAdapterConfig, references: int = 2) -> Footprint:
     targets = [name for name in LORA_TARGETS if name not in KV_TARGETS]
     values = sum(sum(about.shape) for about in keys.values())
     trained = float(sum(prod(about.shape) for about in keys.values()))
+    covered = covered_numbers(header["unet"], targets)
+    covered["covered"] += trained
+    covered["covered_block"] += 2 * max(prod(about.shape) for about in keys.values())
     kv = config.policy == "adapter_kv"
     both = 1 if config.guidance == 1 else 2
     return Footprint(
@@ -245,11 +248,7 @@ def footprint(config: SdxlIpAdapterConfig, references: int = 2) -> Footprint:
         scratch=0,
         lora=trained if kv else lora_per_rank(header["unet"], targets) + values,
         fixed=kv,
-        kept=SDXL_ALL * places,
-        checkpointed=SDXL_CHECKPOINTED * places,
-        largest=SDXL_LARGEST * places,
-        captured=SDXL_CHECKPOINTED * places / 4,
-        painting=both * SDXL_LARGEST * places,
+        painting=both * SDXL_PAINTING * places,
         flops=sdxl_flops(places),
         passes=both * config.steps,
         decoding=lent_bytes(
@@ -258,6 +257,8 @@ def footprint(config: SdxlIpAdapterConfig, references: int = 2) -> Footprint:
             max(words, seen),
             config.offload,
         ),
+        **unet_activations(places),
+        **covered,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,17 +16,38 @@ import tiny_suite
 from PIL import Image
 
 from focusdpo.data_schemas.candidates import Screened
+from focusdpo.flows import checkpoint_suite
+from focusdpo.flows.fit import supply
 from focusdpo.pipeline.score import SCREENED
 from focusdpo.store.artefacts import Store
 
 PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "data" / "dreambooth"
 SUBJECTS = ("dog", "cat", "rc_car")
+GIB = 2**30
+SMALL = supply.Machine("cuda", 0.5 * GIB, 0.5 * GIB, 64 * GIB, 64 * GIB, 64 * GIB)
 
 
 @pytest.fixture
 def told(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
     """What a command says last; it must have ended well."""
     return lambda *arguments: in_process.told([str(one) for one in arguments], capsys)
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What a command says on a card without room for it; it must end before the backbone is loaded
+    (a build has found masks of photographs by then)."""
+
+    def run(*arguments: Any) -> str:
+        with pytest.MonkeyPatch.context() as patch:
+            loaded: dict[Any, Any] = {}
+            patch.setattr(supply, "this_machine", lambda device: SMALL)
+            patch.setattr(checkpoint_suite, "_LOADED", loaded)
+            code, _, said = in_process.run([str(one) for one in arguments], capsys)
+        assert code == 2 and not {role for _, role in loaded} - {"segmenter"}, said
+        return said
+
+    return run
 
 
 @pytest.fixture(scope="module", params=tiny_suite.KINDS)
@@ -55,13 +77,29 @@ def test_doctor_passes(preset: Path, told: Callable[..., dict[str, Any]]) -> Non
     }  # fmt: skip
 
 
+def test_doctor_fails_where_the_work_does_not_fit(
+    preset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(supply, "this_machine", lambda device: SMALL)
+    code, out, _ = in_process.run(["doctor", "--preset", str(preset), "--json"], capsys)
+    checks = json.loads(out.rstrip().splitlines()[-1])["checks"]
+    wrong = {check["name"]: check["told"] for check in checks if not check["ok"]}
+    assert code == 3 and set(wrong) == {"fits: build-dataset", "fits: train", "fits: evaluate"}
+    assert all("GiB in" in message and "cuda has 0.5" in message for message in wrong.values())
+
+
 @pytest.mark.slow
 def test_subjects_to_an_evaluated_adapter(
-    preset: Path, photographs: Path, tmp_path: Path, told: Callable[..., dict[str, Any]]
+    preset: Path,
+    photographs: Path,
+    tmp_path: Path,
+    told: Callable[..., dict[str, Any]],
+    refused: Callable[..., str],
 ) -> None:
     common = ("--preset", preset, "--no-prefect")
     root, adapter = tmp_path / "root", tmp_path / "train" / "adapter"
     build = ("build-dataset", "--root", root, "--subjects", photographs, *common)
+    assert re.search(r"build-dataset: \d\.\d GiB in .*, and cuda has 0\.5", refused(*build))
     made = told(*build)
     assert made["pairs"] > 0 and not made["failed"]
     again = told(*build)
@@ -73,16 +111,20 @@ def test_subjects_to_an_evaluated_adapter(
     ]
     assert screened and all(0 < one.unsafe < 1 and not one.refused for one in screened)
 
-    trained = told("train", "--root", root, "--out", tmp_path / "train", *common)
+    train = ("train", "--root", root, "--out", tmp_path / "train", *common)
+    assert re.search(r"train: \d\.\d GiB in .*, and cuda has 0\.5", refused(*train))
+    trained = told(*train)
     assert trained["steps"] == 2 and np.isfinite(trained["final"]["loss"])
     assert json.loads((adapter / "adapter.json").read_text())["licences"]
 
-    found = told(
+    evaluate = (
         "evaluate", "--adapter", adapter, "--out", tmp_path / "evaluate", *common,
         "--protocol", "dreambench-single/kosmosg", "--data", PHOTOGRAPHS,
         "--set", "dreambench.allow_partial=true", "--set", "dreambench.subjects=[dog, cat]",
         "--set", "dreambench.prompts=2", "--set", "dreambench.images_per_prompt=1",
     )  # fmt: skip
+    assert re.search(r"evaluate: \d\.\d GiB in .*, and cuda has 0\.5", refused(*evaluate))
+    found = told(*evaluate)
     values = {(row["metric"], row["model"]): row["mean"] for row in found["rows"]}
     assert -1 <= values["dino", "base"] <= 1 and -1 <= values["dino", "adapter"] <= 1
 

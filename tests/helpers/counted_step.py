@@ -24,6 +24,7 @@ from benchmarks.gpu.full_size_models import random_backbone, random_batch
 from benchmarks.gpu.gpu_config import GpuBenchConfig, ModelName
 from focusdpo.model.adapter import add_policy
 from focusdpo.model.step import autocast
+from focusdpo.model.training.batches import PairBatch
 from focusdpo.model.training.config import AdapterKind, LoraConfig, TrainConfig
 from focusdpo.model.training.steps import backward_step
 
@@ -42,17 +43,18 @@ class LiveBytes(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         made = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._see, made)
+        for one in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(one, Tensor):
+                self._see(one)
         return made
 
-    def _see(self, tensor: Tensor) -> Tensor:
+    def _see(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage._cdata not in self._sizes:
             self._sizes[storage._cdata] = storage.nbytes()
             self.now += storage.nbytes()
             self.most = max(self.most, self.now)
             weakref.finalize(storage, self._gone, storage._cdata)
-        return tensor
 
     def _gone(self, place: int) -> None:
         self.now -= self._sizes.pop(place)
@@ -75,7 +77,7 @@ class Fused(torch.autograd.Function):
 
 
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts in place what autocast and attention do there."""
+    """Puts in place what autocast and attention do there, and what values would say."""
 
     def attend(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
         three = (query, key, value)
@@ -94,23 +96,25 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
     monkeypatch.setattr(F, "layer_norm", in_float32(F.layer_norm))
     monkeypatch.setattr(F, "group_norm", in_float32(F.group_norm))
+    monkeypatch.setattr(torch, "equal", lambda one, other: one.shape == other.shape)
 
 
 def counted_step(
     monkeypatch: pytest.MonkeyPatch,
     model: ModelName,
     *,
-    blocks: tuple[int, int],
+    blocks: tuple[int, int] | None = None,
     kind: AdapterKind = "lora",
+    image_size: int = 512,
     **train: Any,
 ) -> float:
-    """The most bytes that a step of one pair with two references takes beside weights and adapter;
-    `blocks`: of a transformer with so many (double, single) blocks."""
+    """The most bytes that a step of one pair with two references takes beside weights, adapter and
+    its gradients; `blocks`: of a transformer with so many (double, single) blocks."""
     as_on_a_gpu(monkeypatch)
-    names = ("num_layers", "num_single_layers")
-    fewer = gpu_config.FULL[model] | dict(zip(names, blocks, strict=True))
-    monkeypatch.setitem(gpu_config.FULL, model, fewer)
-    config = GpuBenchConfig(device="cpu", image_size=512)
+    if blocks is not None:
+        fewer = dict(zip(("num_layers", "num_single_layers"), blocks, strict=True))
+        monkeypatch.setitem(gpu_config.FULL, model, gpu_config.FULL[model] | fewer)
+    config = GpuBenchConfig(device="cpu", image_size=image_size)
     backbone: Any = random_backbone(model, config, "bf16", "meta")
     lora = LoraConfig(kind=kind, rank=RANK, alpha=RANK, targets=tuple(backbone.lora_targets))
     settings = TrainConfig(lora=lora, mixed_precision="bf16", **train)
@@ -118,15 +122,33 @@ def counted_step(
         add_policy(backbone.transformer, lora, seed=0)
     if settings.gradient_checkpointing:
         backbone.transformer.enable_gradient_checkpointing()
-    backbone._encode_prompts.device = "cpu"
+    batch = _batch_of_values(backbone, config)
     with FakeTensorMode(allow_non_fake_inputs=True):
         _give_sizes(backbone.transformer)
-        batch = random_batch(backbone, config, 1)
         noise_BNC, sigma_B = torch.empty_like(batch.win_BNC), torch.empty(1)
         cast = autocast(torch.device("cpu"), "bf16")
-        with LiveBytes(list(backbone.transformer.parameters())) as live:
+        with LiveBytes(_weights_and_gradients(backbone.transformer)) as live:
             backward_step(backbone, batch, noise_BNC, sigma_B, settings, cast)
     return float(live.most)
+
+
+def _batch_of_values(backbone: Any, config: GpuBenchConfig) -> PairBatch:
+    """A pair of numbers on the CPU, for masks of references are looked at."""
+    text = getattr(backbone, "_text", None)
+    prompts = backbone._encode_prompts if text is None else text._prompts
+    prompts.device = "cpu"
+    whole, backbone.transformer = backbone.transformer, nn.Linear(1, 1)
+    batch = random_batch(backbone, config, 1)
+    backbone.transformer = whole
+    return batch
+
+
+def _weights_and_gradients(model: nn.Module) -> list[Tensor]:
+    """What is there from the second pass of a run on."""
+    weights = list(model.parameters())
+    for weight in weights:
+        weight.grad = torch.empty_like(weight) if weight.requires_grad else None
+    return [*weights, *(weight.grad for weight in weights if weight.grad is not None)]
 
 
 def _give_sizes(model: nn.Module) -> None:

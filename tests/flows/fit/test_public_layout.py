@@ -108,7 +108,15 @@ def test_flux_on_24_gib_is_told_what_makes_it_fit() -> None:
 
 
 def test_the_policys_weights_are_counted_from_headers() -> None:
-    """As docs/multi_gpu.md says: 608 tensors of FLUX.1-dev at rank 32."""
-    for preset, millions in (("flux-uno", 74.7), ("sdxl-ip-adapter", 60.9), ("flux2-klein", 42.8)):
+    """As docs/multi_gpu.md says: 608 tensors of FLUX.1-dev at rank 32. And the matrices, all and of
+    the largest block, that a LoKr makes beside the base's."""
+    counted = {
+        "flux-uno": (74.7, 4303, 75.5),
+        "sdxl-ip-adapter": (60.9, 1296, 20.3),
+        "flux2-klein": (42.8, 3256, 160.4),
+    }
+    for preset, (millions, covered, block) in counted.items():
         own = footprint(run_of(preset)[1])
         assert own is not None and own.lora * 32 / 1e6 == pytest.approx(millions, abs=0.1)
+        numbers = own.covered / 1e6, own.covered_block / 1e6
+        assert numbers == pytest.approx((covered, block), rel=0.01)
