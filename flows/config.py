@@ -362,9 +362,7 @@ class EvaluateRun(_Shared, _Protocol, Run):
         description="folder or address of the evaluation"
     )
     base_from: Annotated[Address | None, Option("--base-from")] = Field(
-        None,
-        description="folder or address of another evaluation on the same scenes: its pictures of "
-        "the base are taken over, not painted anew",
+        None, description="another evaluation, whose pictures of the base are taken over"
     )
     ingest: IngestConfig = Field(IngestConfig(), description="reading a folder of subjects")
 

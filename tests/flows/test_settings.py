@@ -250,7 +250,7 @@ def test_an_absent_preset_names_those_there_are() -> None:
 def test_a_preset_may_hold_every_section_of_every_run() -> None:
     own = {"preset", "root", "out", "adapter", "version", "subjects", "strict", "protocol", "data"}
     own |= {"split", "pair_id", "pairs", "licence", "pictures", "references", "within", "lite"}
-    own |= {"layout", "first", "check"}
+    own |= {"layout", "first", "check", "base_from"}
     fields = {name for model in (*RUNS, GenerateRun) for name in model.model_fields} - own
     assert fields == set(SECTIONS)
 

@@ -32,7 +32,7 @@ class JudgeRecipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: JudgeModelConfig = JudgeModelConfig(classes=class_names())
-    sight: Training = Training(steps=2000, batch=16, lr=1.5e-3, seed=910)
+    sight: Training = Training(steps=5000, batch=16, lr=1.5e-3, seed=910)
     look: Training = Training(steps=2400, batch=64, lr=1.5e-3, seed=920)
     temperature: float = Field(0.07, description="of the contrastive loss", gt=0)
     offset_weight: float = Field(1.0, description="of the centre offsets", ge=0)

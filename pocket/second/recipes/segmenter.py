@@ -27,8 +27,8 @@ class SegmenterRecipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: SegmenterModelConfig = SegmenterModelConfig(words=class_names("train"))
-    proposals: Training = Training(steps=1200, batch=16, lr=2e-3, seed=31)
-    words: Training = Training(steps=900, batch=64, lr=2e-3, seed=32)
+    proposals: Training = Training(steps=3000, batch=16, lr=2e-3, seed=31)
+    words: Training = Training(steps=2000, batch=64, lr=2e-3, seed=32)
     offset_weight: float = Field(1.0, description="of the centre offsets", ge=0)
 
 
