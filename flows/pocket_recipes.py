@@ -35,8 +35,10 @@ RECIPES = {
 """Model -> module with `train(config, out_dir)`, and the name of its config class."""
 
 
-LIKE = 0.5
-"""Identity by the judge below which an instance is not like its subject."""
+LIKE = 0.65
+"""Identity by the second edition's judge below which an instance is not like its subject: of
+validation individuals the least at which 95 % of swapped looks are found; 0.4 % of true ones lie
+below it."""
 
 
 def train_second(

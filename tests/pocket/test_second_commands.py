@@ -72,9 +72,8 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_packaged_judge_finds_planted_faults_and_clears_true_renders() -> None:
-    told = json.loads(run("check", "judge", "--scenes", "16", "--json").splitlines()[-1])
-    rows = {(row["kind"], row["fault"]): row for row in told["rows"]}
-    assert len(rows) == 22
-    for (_, fault), row in rows.items():
-        assert row["ok"], row
-        assert row["failed"] <= 0.03 if fault == "none" else row["failed"] >= 0.9, row
+    """24 scenes of each, so a scene more or less is 4 %: docs/pocket.md has the table of 200."""
+    told = json.loads(run("check", "judge", "--scenes", "24", "--json").splitlines()[-1])
+    assert len(told["rows"]) == 22
+    for row in told["rows"]:
+        assert row["failed"] <= 0.05 if row["fault"] == "none" else row["failed"] >= 0.9, row
