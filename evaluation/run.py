@@ -52,7 +52,7 @@ from focusdpo.evaluation.protocols import (
 )
 from focusdpo.pipeline.generate import paint
 from focusdpo.pipeline.parts import Generator, Image, ReferenceImage
-from focusdpo.store.keys import BESIDE, changed, digests_in
+from focusdpo.store.keys import BESIDE, changed, digests_in, require_whole
 from focusdpo.store.local import make_folder, write_whole
 from focusdpo.store.outputs import local, opened
 from focusdpo.store.provenance import EVALUATION, machine, packages, require_own
@@ -128,12 +128,13 @@ def evaluate(
 
 def _base_given(plan: Plan) -> EvaluationFolder | None:
     """The evaluation whose pictures of the base are to be taken over. UserError where they are not
-    the very pictures that this plan's base would paint, or where it did not finish."""
+    the very pictures that this plan's base would paint, or where it is unfinished or damaged."""
     source = plan.request.base_from
     if source is None:
         return None
     given = EvaluationFolder(local(source))
     again = "leave out --base-from, and the base is painted"
+    require_whole(given.path, given.about, again)
     if read_object(given.path / PAINTING, again).get(BASE) != plan.painting_key(BASE):
         raise UserError(
             f"{source}: its base painted other scenes, or with another generator, seeds, settings "
@@ -244,8 +245,8 @@ def paint_missing(
 
     Pictures that an earlier run with the same `key` left are kept, those of another key removed,
     and those of `given`, which were painted under this key, taken over; `painting` is called only
-    when some are missing. Batches are those of an uninterrupted run, so
-    that neither a stop nor who paints which changes a pixel.
+    when some are missing. Batches are those of an uninterrupted run, so that neither a stop nor who
+    paints which changes a pixel.
     """
     folder = out / "images" / model
     keys = read_object(out / PAINTING, f"remove {out} and run again", default={})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from focusdpo.evaluation.protocols import EvaluateConfig
 from focusdpo.flows.settings import parse_overrides, resolve
 from focusdpo.pipeline.parts import Judge, ReferenceImage
 from focusdpo.pocket.cards import Figure
+from focusdpo.pocket.classes import Split
 from focusdpo.pocket.second.faults import FaultRow, PlantedScene, Verdict, check_judge
 from focusdpo.pocket.second.place import WEIGHTS
 from focusdpo.store.local import write_whole
@@ -36,9 +38,8 @@ RECIPES = {
 
 
 LIKE = 0.65
-"""Identity by the second edition's judge below which an instance is not like its subject: of
-validation individuals the least at which 95 % of swapped looks are found; 0.4 % of true ones lie
-below it."""
+"""Identity by the second edition's judge below which an instance is not like its subject, chosen
+among steps of 0.05 by `focusdpo pocket check judge --split val --like VALUE`."""
 
 
 def train_second(
@@ -86,7 +87,7 @@ def _in_words(figures: Sequence[Figure]) -> list[str]:
 
 
 def read_planted(
-    judge: Judge, planted: Sequence[PlantedScene], config: EvaluateConfig | None = None
+    judge: Judge, planted: Sequence[PlantedScene], *, like: float = LIKE
 ) -> list[Verdict]:
     """What the evaluation reads out of a judge's looks at planted scenes: its own matching and its
     own metrics, so that what is checked is what judges."""
@@ -112,7 +113,7 @@ def read_planted(
         [each.image for each in planted],
         references,
         judge,
-        config or EvaluateConfig(),
+        EvaluateConfig(),
     )
     return [
         Verdict(
@@ -120,7 +121,7 @@ def read_planted(
             doubled=record.duplicate > 0,
             confused=record.confusion > 0,
             unlike=any(
-                box and value < LIKE
+                box and value < like
                 for box, value in zip(record.boxes, record.matched, strict=True)
             ),
             extra=record.seen > len(record.subject_ids),
@@ -130,11 +131,15 @@ def read_planted(
     ]
 
 
-def judge_rows(weights: Path | None, scenes: int) -> list[FaultRow]:
-    """The second edition's judge on true renders and planted faults, `scenes` of each."""
+def judge_rows(
+    weights: Path | None, scenes: int, *, split: Split = "held_out", like: float = LIKE
+) -> list[FaultRow]:
+    """The second edition's judge on true renders and planted faults, `scenes` of each; `like`: the
+    identity below which an instance is not like its subject."""
     from focusdpo.pocket.second.judge import PocketJudge
 
-    return check_judge(PocketJudge(weights or WEIGHTS), read_planted, scenes)
+    reader = functools.partial(read_planted, like=like)
+    return check_judge(PocketJudge(weights or WEIGHTS), reader, scenes, split=split)
 
 
 def painted_rows(

@@ -78,7 +78,7 @@ class Form:
         """In the order in which they stand."""
         return (*self.own, *(self._input(name, path) for name, path in self.settings.items()))
 
-    def by_preset(self, preset: str) -> dict[str, str]:
+    def preset_values(self, preset: str) -> dict[str, str]:
         """Input -> what an empty one means: the setting's value under a preset."""
         if not self.has_preset:
             return {}

@@ -10,7 +10,6 @@ import numpy as np
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import Picture, encode_png, read_picture
-from focusdpo.evaluation.folder import write_whole
 from focusdpo.evaluation.measure.config import MeasureConfig
 from focusdpo.evaluation.measure.picture_rows import Asked, Problem
 from focusdpo.evaluation.measure.sight import Sight
@@ -18,6 +17,7 @@ from focusdpo.evaluation.run import tile
 from focusdpo.pipeline.parts import Image, ReferenceImage
 from focusdpo.pipeline.subjects.cutouts import find_subject
 from focusdpo.pipeline.subjects.ingest import with_mask
+from focusdpo.store.local import write_whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,6 @@ from focusdpo.evaluation.folder import (
     SUBJECTS,
     EvaluationFolder,
     write_json,
-    write_whole,
 )
 from focusdpo.evaluation.measure.config import MeasureConfig
 from focusdpo.evaluation.measure.fitness import FaultFound, check_sight
@@ -60,6 +59,7 @@ from focusdpo.evaluation.protocols import ADAPTER, EvaluateConfig
 from focusdpo.pipeline.parts import Image
 from focusdpo.pipeline.stage import chunks
 from focusdpo.store.keys import config_digest
+from focusdpo.store.local import write_whole
 from focusdpo.store.outputs import holds, local, opened
 from focusdpo.store.provenance import EVALUATION, machine, packages, require_own
 

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from focusdpo.data_schemas.images import encode_jpeg, encode_png
-from focusdpo.evaluation.folder import write_whole
 from focusdpo.pipeline.parts import Image
+from focusdpo.store.local import write_whole
 
 PNG, JPEG = ".png", ".jpg"
 

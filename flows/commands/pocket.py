@@ -12,6 +12,7 @@ import typer
 from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.flows.commands.options import INCOMPLETE, JSON, SET, finish, say
 from focusdpo.flows.console import Bars, working
+from focusdpo.pocket.classes import Split
 
 app = typer.Typer(
     help="The pocket suite: train its models, check them, see its world.",
@@ -83,6 +84,13 @@ def check(
     scenes: Annotated[
         int, typer.Option("--scenes", min=1, help="Of each kind (and planted fault).")
     ] = 200,
+    split: Annotated[
+        Split, typer.Option("--split", help="Of the individuals that the judge is put to.")
+    ] = "held_out",
+    like: Annotated[
+        float | None,
+        typer.Option("--like", help="Least identity of what the judge calls alike."),
+    ] = None,
     guidance: Annotated[
         float | None, typer.Option("--guidance", help="Of the generator's sampling.")
     ] = None,
@@ -95,14 +103,14 @@ def check(
     if name in (None, "all"):
         _check_models(None if name is None else weights or Path("runs/pocket/weights"), json)
         return
-    from focusdpo.flows.pocket_recipes import judge_rows, painted_rows
+    from focusdpo.flows.pocket_recipes import LIKE, judge_rows, painted_rows
     from focusdpo.pocket.second.faults import table_lines
 
     if name not in ("judge", "generator"):
         raise UserError(f"pocket check {name}: there are judge, generator and all")
     with working(f"looking at {counted(scenes, 'scene')} of each kind"):
         rows = (
-            judge_rows(weights, scenes)
+            judge_rows(weights, scenes, split=split, like=LIKE if like is None else like)
             if name == "judge"
             else painted_rows(weights, scenes, guidance=guidance, steps=steps)
         )

@@ -115,9 +115,14 @@ class FaultRow:
 
 
 def plant_scenes(
-    count: int, seed: int = 1, *, references: int = 2, scale: int = 1
+    count: int,
+    seed: int = 1,
+    *,
+    split: Split = "held_out",
+    references: int = 2,
+    scale: int = 1,
 ) -> list[PlantedScene]:
-    """`count` scenes of each kind and fault, of held-out individuals of the training classes.
+    """`count` scenes of each kind and fault, of a split's individuals of the training classes.
 
     `scale` magnifies all pictures by a whole factor, for judges that were made for larger ones.
     """
@@ -125,10 +130,10 @@ def plant_scenes(
     for kind in KINDS:
         for number in range(count):
             rng = np.random.default_rng([seed, KINDS.index(kind), number])
-            asked = draw_asked(kind, "held_out", rng)
+            asked = draw_asked(kind, split, rng)
             pictures = draw_references(asked, references, rng, scale)
             for fault in _FAULTS_OF[kind]:
-                shown = _with_fault(asked, fault, rng)
+                shown = _with_fault(asked, fault, split, rng)
                 scene = render_scenes([shown], [int(rng.integers(2**31))])
                 words = tuple(subject.class_name for subject in asked)
                 planted.append(
@@ -150,10 +155,16 @@ def plant_scenes(
 
 
 def check_judge(
-    judge: Judge, reader: Reader, count: int, *, seed: int = 1, scale: int = 1
+    judge: Judge,
+    reader: Reader,
+    count: int,
+    *,
+    split: Split = "held_out",
+    seed: int = 1,
+    scale: int = 1,
 ) -> list[FaultRow]:
     """The judge's table: a row for each kind of scene and fault."""
-    planted = plant_scenes(count, seed, scale=scale)
+    planted = plant_scenes(count, seed, split=split, scale=scale)
     return tabulate(planted, reader(judge, planted))
 
 
@@ -205,7 +216,7 @@ def draw_asked(kind: Kind, split: Split, rng: np.random.Generator) -> list[Ident
 
 
 def _with_fault(
-    asked: Sequence[Identity], fault: Fault, rng: np.random.Generator
+    asked: Sequence[Identity], fault: Fault, split: Split, rng: np.random.Generator
 ) -> list[Identity]:
     """Who stands in the picture."""
     shown = list(asked)
@@ -222,11 +233,11 @@ def _with_fault(
     elif fault == "missing":
         del shown[first]
     elif fault == "stranger":
-        shown.append(_stranger(asked, rng))
-    return shown or [_stranger(asked, rng)]
+        shown.append(_stranger(asked, split, rng))
+    return shown or [_stranger(asked, split, rng)]
 
 
-def _stranger(asked: Sequence[Identity], rng: np.random.Generator) -> Identity:
+def _stranger(asked: Sequence[Identity], split: Split, rng: np.random.Generator) -> Identity:
     """Somebody else; where all are of one class, of that class."""
     words = {subject.class_name for subject in asked}
     classes = (
@@ -235,7 +246,7 @@ def _stranger(asked: Sequence[Identity], rng: np.random.Generator) -> Identity:
         else [word for word in class_names("train") if word not in words]
     )
     while True:
-        stranger = draw_of_split("held_out", classes, rng)
+        stranger = draw_of_split(split, classes, rng)
         if all(told_apart(subject, stranger) for subject in asked):
             return stranger
 

@@ -135,8 +135,10 @@ def _page(
     filled = _filled(jobs, kind, form)
     presets = preset_names()
     asked = {name: filled[name].get("preset") for name in FORMS}
-    meant = {
-        name: one.by_preset(str(asked[name]) if asked[name] in presets else acting.config.preset)
+    values = {
+        name: one.preset_values(
+            str(asked[name]) if asked[name] in presets else acting.config.preset
+        )
         for name, one in FORMS.items()
     }
     return render(
@@ -144,7 +146,7 @@ def _page(
         "jobs.html.j2",
         status,
         forms=FORMS,
-        meant=meant,
+        preset_values=values,
         runs=names,
         presets=presets,
         preset=acting.config.preset,

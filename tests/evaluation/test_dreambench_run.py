@@ -166,10 +166,16 @@ def test_a_base_of_other_pictures_is_refused(suite: None, data: Path, adapter: P
     with pytest.raises(UserError, match="not an evaluation"):
         evaluate(wrong)
     assert painted() == painted_before and not Path(own["out"]).exists()
+    finished_by = Path(first.out, "run.json").read_bytes()
+    Path(first.out, "run.json").unlink()
+    with pytest.raises(UserError, match="did not finish"):
+        evaluate(first.model_copy(update=own))
+    Path(first.out, "run.json").write_bytes(finished_by)
     picture = next(Path(first.out, "images/base").glob("*.png"))
     picture.write_bytes(picture.read_bytes()[:-1])
     with pytest.raises(UserError, match="damaged"):
         evaluate(first.model_copy(update=own))
+    assert painted() == painted_before and not Path(own["out"]).exists()
 
 
 def test_what_decides_is_in_the_key(

@@ -380,8 +380,8 @@ def test_an_empty_field_says_what_the_preset_has(studio: Client) -> None:
     assert f'placeholder="{preset.generate.candidates}, as the preset has it"' in page
     for form in FORMS.values():
         for name in preset_names() if form.has_preset else ():
-            assert all(one not in ("", "None", "...") for one in form.by_preset(name).values())
-    assert FORMS["train"].by_preset("pocket") != FORMS["train"].by_preset("flux-uno")
+            assert all(one not in ("", "None", "...") for one in form.preset_values(name).values())
+    assert FORMS["train"].preset_values("pocket") != FORMS["train"].preset_values("flux-uno")
 
 
 def test_a_form_has_what_the_last_job_of_its_kind_had(studio: Client, tmp_path: Path) -> None:
