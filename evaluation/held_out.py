@@ -19,8 +19,8 @@ from focusdpo.data_schemas.scenes import Scene, stable_hash, stable_id
 from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.pipeline.compose import TEMPLATES
 from focusdpo.pipeline.parts import ReferenceImage
-from focusdpo.pocket.identities import class_names
-from focusdpo.pocket.world_subjects import WorldSubject, draw
+from focusdpo.pocket.first.identities import class_names
+from focusdpo.pocket.first.world_subjects import WorldSubject, draw
 
 
 @dataclass(frozen=True)

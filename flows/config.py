@@ -39,7 +39,7 @@ from focusdpo.pipeline.segment import SegmentConfig
 from focusdpo.pipeline.shard import ShardConfig
 from focusdpo.pipeline.subjects.ingest import IngestConfig
 from focusdpo.pipeline.subjects.near_duplicates import DuplicateConfig
-from focusdpo.pocket.world_subjects import WorldConfig
+from focusdpo.pocket.first.world_subjects import WorldConfig
 from focusdpo.sharing.marks import MarkConfig
 from focusdpo.sharing.pair_records import ImportConfig
 from focusdpo.store.addresses import at_home, is_remote, refuse_secret

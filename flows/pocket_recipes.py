@@ -19,20 +19,20 @@ from focusdpo.flows.settings import parse_overrides, resolve
 from focusdpo.pipeline.parts import Judge, ReferenceImage
 from focusdpo.pocket.cards import Figure
 from focusdpo.pocket.classes import Split
-from focusdpo.pocket.second.faults import FaultRow, PlantedScene, Verdict, check_judge
-from focusdpo.pocket.second.place import WEIGHTS
+from focusdpo.pocket.faults import FaultRow, PlantedScene, Verdict, check_judge
+from focusdpo.pocket.weightfiles import WEIGHTS
 from focusdpo.store.local import write_whole
 
 if TYPE_CHECKING:
-    from focusdpo.pocket.second.check import SamplingRow
+    from focusdpo.pocket.check import SamplingRow
 
 RECIPES = {
-    "autoencoder": ("focusdpo.pocket.recipes.autoencoder", "AutoencoderConfig"),
-    "generator": ("focusdpo.pocket.recipes.generator", "GeneratorConfig"),
-    "clip": ("focusdpo.pocket.recipes.clip", "ClipRecipe"),
-    "identity": ("focusdpo.pocket.recipes.identity", "IdentityRecipe"),
-    "segmenter": ("focusdpo.pocket.recipes.segmenter", "SegmenterRecipe"),
-    "judge": ("focusdpo.pocket.recipes.judge", "JudgeRecipe"),
+    "autoencoder": ("focusdpo.pocket.first.recipes.autoencoder", "AutoencoderConfig"),
+    "generator": ("focusdpo.pocket.first.recipes.generator", "GeneratorConfig"),
+    "clip": ("focusdpo.pocket.first.recipes.clip", "ClipRecipe"),
+    "identity": ("focusdpo.pocket.first.recipes.identity", "IdentityRecipe"),
+    "segmenter": ("focusdpo.pocket.first.recipes.segmenter", "SegmenterRecipe"),
+    "judge": ("focusdpo.pocket.first.recipes.judge", "JudgeRecipe"),
 }
 """Model -> module with `train(config, out_dir)`, and the name of its config class."""
 
@@ -50,8 +50,8 @@ def train_second(
 
     UserError for an unknown name or setting.
     """
-    from focusdpo.pocket.second.recipes import table
-    from focusdpo.pocket.second.recipes.recipe import on_machine
+    from focusdpo.pocket.fitting.recipe import on_machine
+    from focusdpo.pocket.recipes import table
 
     if name == "all":
         if overrides:
@@ -136,7 +136,7 @@ def judge_rows(
 ) -> list[FaultRow]:
     """The second edition's judge on true renders and planted faults, `scenes` of each; `like`: the
     identity below which an instance is not like its subject."""
-    from focusdpo.pocket.second.judge import PocketJudge
+    from focusdpo.pocket.models.judge import PocketJudge
 
     reader = functools.partial(read_planted, like=like)
     return check_judge(PocketJudge(weights or WEIGHTS), reader, scenes, split=split)
@@ -147,10 +147,10 @@ def painted_rows(
 ) -> list[FaultRow]:
     """What the second edition's generator makes of `scenes` validation scenes of each kind, by
     the judge of the same folder; without `guidance` and `steps` as it is stored."""
-    from focusdpo.pocket.parts_generator import PocketGenerator
-    from focusdpo.pocket.second.check import check_generator
-    from focusdpo.pocket.second.generator import load_generator
-    from focusdpo.pocket.second.judge import PocketJudge
+    from focusdpo.pocket.check import check_generator
+    from focusdpo.pocket.first.parts_generator import PocketGenerator
+    from focusdpo.pocket.models.generator import load_generator
+    from focusdpo.pocket.models.judge import PocketJudge
 
     folder = weights or WEIGHTS
     backbone = load_generator(folder)
@@ -165,9 +165,9 @@ def painted_rows(
 def best_sampling(weights: Path, scenes: int, *, keep: bool) -> list[SamplingRow]:
     """Settings of the second edition's sampling, best first; with `keep` the best one is written
     into the generator's settings."""
-    from focusdpo.pocket.second.check import search_sampling
-    from focusdpo.pocket.second.generator import load_generator
-    from focusdpo.pocket.second.judge import PocketJudge
+    from focusdpo.pocket.check import search_sampling
+    from focusdpo.pocket.models.generator import load_generator
+    from focusdpo.pocket.models.judge import PocketJudge
     from focusdpo.pocket.weightfiles import read_settings, settings_path
 
     rows = search_sampling(load_generator(weights), PocketJudge(weights), read_planted, scenes)
@@ -184,9 +184,9 @@ def best_sampling(weights: Path, scenes: int, *, keep: bool) -> list[SamplingRow
 def figures_of(name: str, weights: Path | None) -> list[Figure]:
     """Figures of a packaged model of the first edition, or of the second edition's in a folder."""
     if weights is None:
-        from focusdpo.pocket.check import check_all as check_first
+        from focusdpo.pocket.first.check import check_all as check_first
 
         return check_first([name])
-    from focusdpo.pocket.second.check import check_all
+    from focusdpo.pocket.check import check_all
 
     return check_all([name], reader=read_planted, weights=weights)

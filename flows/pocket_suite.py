@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from focusdpo.pipeline.describe import ClassNameCaptioner
-from focusdpo.pocket import identities, parts
+from focusdpo.pocket.first import identities, parts
 
 
 def vocabulary() -> tuple[tuple[str, ...], frozenset[str]]:

@@ -1,6 +1,6 @@
 """Facts that pixels tell without a learned model: a body's hue, and the structure of its light.
 
-The world gives a body one hue and darkens it by a pattern of known period (`pocket/sprites.py`), so
+The world gives a body one hue and darkens it by a pattern of known period (`pocket/world/sprites.py`), so
 both can be read off exactly, given the mask. Letters: B bodies, S samples of a patch's side.
 """
 

@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.pocket.identities import BACKGROUNDS, Split, class_names
+from focusdpo.pocket.classes import BACKGROUNDS, Split, class_names
 from focusdpo.pocket.weightfiles import WEIGHTS, file_digest, weight_path
 
 STEP_SEEDS = 1_000_000

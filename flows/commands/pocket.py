@@ -104,7 +104,7 @@ def check(
         _check_models(None if name is None else weights or Path("runs/pocket/weights"), json)
         return
     from focusdpo.flows.pocket_recipes import LIKE, judge_rows, painted_rows
-    from focusdpo.pocket.second.faults import table_lines
+    from focusdpo.pocket.faults import table_lines
 
     if name not in ("judge", "generator"):
         raise UserError(f"pocket check {name}: there are judge, generator and all")
@@ -125,7 +125,7 @@ def check(
 def _check_models(weights: Path | None, json: bool) -> None:
     """Of the first edition without `weights`, of the second in that folder with them."""
     from focusdpo.flows.pocket_recipes import figures_of
-    from focusdpo.pocket.check import MODELS
+    from focusdpo.pocket.first.check import MODELS
 
     figures = []
     with Bars() as watch:
@@ -184,7 +184,7 @@ def subjects(
     json: JSON = False,
 ) -> None:
     """Write individuals of the training split as a folder that --subjects takes."""
-    from focusdpo.pocket.world_subjects import WorldConfig, export
+    from focusdpo.pocket.first.world_subjects import WorldConfig, export
 
     config = WorldConfig(subjects=count, references=references, seed=seed)
     with working("rendering"):
@@ -210,8 +210,8 @@ def world_preview(
     """Render scenes of the world, with the words of their subjects: what the models learned
     from."""
     from focusdpo.pocket.classes import class_names
-    from focusdpo.pocket.second.recipes.gallery import sheet, world_sheet
-    from focusdpo.pocket.world_subjects import scenes_of_world
+    from focusdpo.pocket.first.world_subjects import scenes_of_world
+    from focusdpo.pocket.recipes.gallery import sheet, world_sheet
 
     with working("rendering"):
         picture = (

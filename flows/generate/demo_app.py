@@ -132,7 +132,7 @@ def numbers_table(names: Sequence[str], rows: Sequence[tuple[str, str, list[str]
 
 def examples(folder: Path) -> list[tuple[str, list[Any]]]:
     """(title, [files, words, prompt]): individuals of the embedded world, rendered now."""
-    from focusdpo.pocket.world_subjects import WorldConfig, export
+    from focusdpo.pocket.first.world_subjects import WorldConfig, export
 
     export(folder / "subjects", WorldConfig(subjects=6, references=1, seed=11))
     subjects = []

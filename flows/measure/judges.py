@@ -103,6 +103,6 @@ def _told(segmenter: str, identity: str) -> tuple[str, ...]:
 
 def _pocket(models: Suite, config: EvaluateConfig) -> Sight:
     from focusdpo.evaluation.measure.sight import PocketSight
-    from focusdpo.pocket.segmenter import SCENE
+    from focusdpo.pocket.first.segmenter import SCENE
 
     return PocketSight(models.build("judge"), models.build("clip"), config, SCENE)

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from focusdpo.pocket.identities import Identity, class_names
+from focusdpo.pocket.classes import class_names
 from focusdpo.pocket.lineage import Stream
-from focusdpo.pocket.recipes.identity import view_plan
-from focusdpo.pocket.recipes.samples import lookalikes, scene_plan
+from focusdpo.pocket.recipes.scorer_samples import lookalikes, scene_plan, view_plan
+from focusdpo.pocket.world.identities import Identity
 
 
 @dataclass(frozen=True)
@@ -26,27 +24,26 @@ class Drawn:
     @property
     def cells(self) -> frozenset[tuple[str, int, str]]:
         """Class, hue bin and pattern of the individuals."""
-        return frozenset(one.cell for one in self.individuals)
+        return frozenset(subject.cell for subject in self.individuals)
 
 
 def drawn(streams: tuple[Stream, ...]) -> Drawn:
     """The individuals and scenes of all stages of a training by one of the packaged recipes."""
     individuals: set[Identity] = set()
     seeds: set[int] = set()
-    for one in streams:
-        for batch_seed in range(one.first_batch_seed, one.end_batch_seed):
-            people, scenes = _batch(one, batch_seed)
+    for each in streams:
+        for batch_seed in range(each.first_batch_seed, each.end_batch_seed):
+            people, scenes = _batch(each, batch_seed)
             individuals.update(people)
             seeds.update(scenes)
     return Drawn(frozenset(individuals), frozenset(seeds))
 
 
-def _batch(one: Stream, seed: int) -> tuple[list[Identity], list[int]]:
-    classes = class_names(None if one.classes_split == "all" else one.classes_split)
-    if one.plan == "views":
-        people = lookalikes(classes, one.identities_split, one.per_batch // 4, seed)
+def _batch(each: Stream, seed: int) -> tuple[list[Identity], list[int]]:
+    classes = class_names(None if each.classes_split == "all" else each.classes_split)
+    if each.plan == "views":
+        people = lookalikes(classes, each.identities_split, each.per_batch // 4, seed)
         scenes, _, count = view_plan(len(people), seed)
         return people, scenes[: -(-len(people) // count)]
-    rng = np.random.default_rng([seed, 0x5A])
-    rows, scenes = scene_plan(rng, one.per_batch, classes, one.identities_split)
-    return [person for row in rows for person in row], scenes
+    casts, seeds, _ = scene_plan(seed, each.per_batch, classes, each.identities_split)
+    return [subject for cast in casts for subject in cast], seeds

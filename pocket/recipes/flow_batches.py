@@ -1,119 +1,139 @@
-"""Batches of the generator's recipe: what a step sees is a function of its number alone.
+"""What the generator is shown: rendered scenes with references, a function of seed and step.
 
 Letters: B scenes, R subjects with n tokens per reference, N target tokens, C channels.
 """
 
 from __future__ import annotations
 
-import logging
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from focusdpo.pocket.identities import BACKGROUNDS, class_table
-from focusdpo.pocket.recipes.common import step_generator
-from focusdpo.pocket.recipes.corpus import Chunk, chunk_path, read_chunk
-from focusdpo.pocket.vocabulary import OBJECT, UNKNOWN, tokenize
-from focusdpo.pocket.world import prompt_for
+from focusdpo.model.tokens import LatentCodec, image_ids, pack
+from focusdpo.pocket.classes import class_names
+from focusdpo.pocket.fitting.resuming import step_generator
+from focusdpo.pocket.models.generator import REFERENCE_SIZE, frame_references
+from focusdpo.pocket.models.vocabulary import OBJECT, tokenize
+from focusdpo.pocket.world.casting import draw_cast
+from focusdpo.pocket.world.grammar import draw_prompt
+from focusdpo.pocket.world.world import SCENE_SIZE, render_references, render_scenes
 
-logger = logging.getLogger(__name__)
+TOKEN = 8
+"""Pixels of a token's side."""
 
 
-class BatchConfig(BaseModel):
-    """What the generator is shown."""
+class FlowConfig(BaseModel):
+    """What the pictures of a stage are, and what is left out of them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    batch: int = Field(64, description="scenes per step", ge=1)
-    chunks: int = Field(480, description="corpus chunks", ge=1)
-    chunk_scenes: int = Field(512, description="scenes per chunk", ge=1)
-    first_chunks: int = Field(40, description="chunks in use at step 0", ge=1)
-    steps_per_chunk: int = Field(3, description="steps until one more chunk is used", ge=1)
+    size: int = Field(SCENE_SIZE, description="side of the pictures in pixels", ge=16)
+    sides: tuple[float, float] | None = Field(
+        None, description="longer side of subjects in pixels; none: the world's"
+    )
+    subjects: tuple[float, float, float, float] = Field(
+        (0.6, 0.25, 0.1, 0.05), description="shares of batches with 1, 2, 3, 4 subjects"
+    )
     sigma_mean: float = Field(
         0.8,
         description="mean of logit(sigma); above 0 since places, shapes and colours of these"
         " redundant latents are settled at sigma 0.7 to 0.97",
     )
     sigma_std: float = Field(1.1, gt=0, description="standard deviation of logit(sigma)")
-    drop_references: float = Field(0.25, description="share of batches without references", ge=0)
+    drop_references: float = Field(0.2, description="share of batches without references", ge=0)
     drop_prompt: float = Field(0.1, description="share of samples without prompt", ge=0)
     drop_both: float = Field(
-        0.25, description="share of samples without prompt in batches without references", ge=0
+        0.3, description="share of samples without prompt in batches without references", ge=0
     )
-    anonymous: float = Field(0.1, description="share of class words replaced by `object`", ge=0)
+    anonymous: float = Field(0.08, description="share of class words replaced by `object`", ge=0)
     subject_weight: float = Field(
         2.0, description="extra weight of the error on tokens that show a subject", ge=0
     )
-    seed: int = Field(0, ge=0, description="seed of weights, corpus and noise")
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One step's data; references is (B, R, n, C) or None."""
+class FlowBatch:
+    """One step's data."""
 
     target: Tensor
+    """(B, N, C) packed latents."""
     references: Tensor | None
+    """(B, R n, C), or none."""
+    places: Tensor
+    """(N + R n, 3) position ids."""
     weight: Tensor
     """(B, N), mean 1 per scene."""
     tokens: Tensor
+    """(B, T) prompt."""
     sigma: Tensor
     noise: Tensor
 
 
-def draw_batch(config: BatchConfig, corpus: Path, step: int) -> Batch:
-    """The batch of a step: a function of config and step (and the corpus) alone. Scenes of one
-    batch have equally many subjects; the batch has references or not."""
-    rng = step_generator(config.seed, step)
-    window = min(config.chunks, config.first_chunks + step // config.steps_per_chunk)
-    chunk = _wait_for(corpus, int(torch.randint(window, (), generator=rng)))
-    rows = torch.randperm(len(chunk.target), generator=rng)[: config.batch]
-    with_references = float(torch.rand((), generator=rng)) >= config.drop_references
+def draw_batch(
+    codec: LatentCodec, config: FlowConfig, batch: int, seed: int, step: int
+) -> FlowBatch:
+    """The batch of a step. Its scenes have equally many subjects, whose references come in no
+    order; all have references or none has."""
+    rng, numbers = step_generator(seed, step), np.random.default_rng([seed, step, 0xF1])
+    count = 1 + int(numbers.choice(4, p=config.subjects))
+    casts = [draw_cast("train", class_names("train"), count, numbers) for _ in range(batch)]
+    seeds = numbers.integers(2**31, size=batch).tolist()
+    shown = render_scenes(casts, seeds, size=config.size, sides=config.sides)
+    target = encode(codec, shown.images)
+    with_references = numbers.random() >= config.drop_references
+    references = None
+    if with_references:
+        flat = [subject for cast in casts for subject in cast]
+        pictures, masks = render_references(flat, numbers.integers(2**31, size=len(flat)).tolist())
+        framed, _ = frame_references(pictures * 2 - 1, masks.float())
+        references = encode(codec, framed / 2 + 0.5).unflatten(0, (batch, count)).flatten(1, 2)
+    cover = F.avg_pool2d(shown.masks.any(1).float(), TOKEN).flatten(1)
+    weight = 1 + config.subject_weight * cover
+    classes = [[subject.class_name for subject in cast] for cast in casts]
     drop = config.drop_prompt if with_references else config.drop_both
-    weight = 1 + config.subject_weight * chunk.coverage[rows].float()
-    target = chunk.target[rows].float()
-    return Batch(
+    sigma = config.sigma_mean + config.sigma_std * torch.randn(batch, generator=rng)
+    return FlowBatch(
         target=target,
-        references=chunk.references[rows].float() if with_references else None,
+        references=references,
+        places=places(config.size, count if with_references else 0, numbers),
         weight=weight / weight.mean(1, keepdim=True),
-        tokens=tokenize(_prompts(chunk, rows, rng, drop, config.anonymous)),
-        sigma=torch.sigmoid(
-            config.sigma_mean + config.sigma_std * torch.randn(len(rows), generator=rng)
-        ),
+        tokens=tokenize(_prompts(classes, shown.backgrounds, drop, config.anonymous, numbers)),
+        sigma=torch.sigmoid(sigma),
         noise=torch.randn(target.shape, generator=rng),
     )
 
 
+@torch.no_grad()
+def encode(codec: LatentCodec, images: Tensor) -> Tensor:
+    """Images in [0, 1] -> packed latents (B, N, C)."""
+    return pack(codec.encode_latents(images * 2 - 1))
+
+
+def places(size: int, references: int, rng: np.random.Generator) -> Tensor:
+    """Position ids. A small picture stands anywhere in the full grid, so that all places of it are
+    trained; references stand where they stand beside a full one."""
+    side, full, reference = size // TOKEN, SCENE_SIZE // TOKEN, REFERENCE_SIZE // TOKEN
+    target = image_ids((side, side), ()).clone()  # those are remembered
+    target[:, 1:] += torch.from_numpy(rng.integers(0, full - side + 1, 2)).float()
+    whole = image_ids((full, full), ((reference, reference),) * references)
+    return torch.cat([target, whole[full * full :]])
+
+
 def _prompts(
-    chunk: Chunk, rows: Tensor, rng: torch.Generator, drop: float, anonymous: float
+    classes: Sequence[Sequence[str]],
+    backgrounds: Sequence[str],
+    drop: float,
+    anonymous: float,
+    rng: np.random.Generator,
 ) -> list[str]:
-    names = list(class_table())
-    dropped = (torch.rand(len(rows), generator=rng) < drop).tolist()
-    chance = torch.rand((len(rows), chunk.subjects), generator=rng).tolist()
     prompts = []
-    for b, row in enumerate(rows.tolist()):
-        classes = [names[c] for c in chunk.classes[row].tolist()]
-        for r, value in enumerate(chance[b]):
-            if value < anonymous:
-                # Mostly `object`; sometimes <unk>, as words from outside the world become.
-                classes[r] = OBJECT if value > 0.2 * anonymous else UNKNOWN
-        prompt = prompt_for(classes, BACKGROUNDS[int(chunk.backgrounds[row])])
-        prompts.append("" if dropped[b] else prompt)
+    for row, background in zip(classes, backgrounds, strict=True):
+        named = [OBJECT if rng.random() < anonymous else word for word in row]
+        prompt = draw_prompt(named, background, rng)
+        prompts.append("" if rng.random() < drop else prompt)
     return prompts
-
-
-def _wait_for(corpus: Path, index: int) -> Chunk:
-    path = chunk_path(corpus, index)
-    while not path.exists():
-        logger.info("waiting for %s", path)
-        time.sleep(2)
-    return _cached_chunk(path)
-
-
-@lru_cache(maxsize=512)  # 6 MiB each
-def _cached_chunk(path: Path) -> Chunk:
-    return read_chunk(path)

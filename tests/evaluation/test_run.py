@@ -32,8 +32,8 @@ from focusdpo.flows.config import EvaluateRun
 from focusdpo.flows.doctor import run_check
 from focusdpo.flows.evaluate.run import evaluate, finished
 from focusdpo.flows.settings import resolve
-from focusdpo.pocket.identities import Identity
-from focusdpo.pocket.world_subjects import WorldSubject
+from focusdpo.pocket.first.identities import Identity
+from focusdpo.pocket.first.world_subjects import WorldSubject
 from focusdpo.reports.report import write_report
 from focusdpo.store.keys import BESIDE, digests_in, sealed, unsealed
 

@@ -155,7 +155,7 @@ def test_a_section_that_is_given_in_part_keeps_the_rest_of_the_owners_default() 
 
 
 def test_a_pocket_recipe_keeps_its_training_when_one_value_is_set() -> None:
-    from focusdpo.pocket.second.recipes.generator import GeneratorRecipe
+    from focusdpo.pocket.recipes.generator_recipe import GeneratorRecipe
 
     whole = GeneratorRecipe()
     found = resolve(GeneratorRecipe, parse_overrides(["small_training.compile=true"]))

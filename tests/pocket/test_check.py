@@ -1,118 +1,80 @@
-"""The check of the packaged models, and the parts by name."""
+"""What the generator's check and the search of its sampling count."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 
-from focusdpo.data_schemas.errors import UserError
-from focusdpo.pipeline.parts import Image, ReferenceImage, Seen, Vectors
-from focusdpo.pocket import parts
-from focusdpo.pocket.cards import Figure
-from focusdpo.pocket.check import is_confused, judge_scenes, match_classes
-from focusdpo.pocket.identities import Identity
+from focusdpo.flows.pocket_recipes import read_planted
+from focusdpo.model.backbones.flux import FluxBackbone, SamplingConfig
+from focusdpo.pipeline.parts import Image, Mask, Seen, Vectors
+from focusdpo.pocket.check import BATCH, check_generator, paint_asked, search_sampling
+from focusdpo.pocket.classes import class_names
+from focusdpo.pocket.faults import KINDS
+from focusdpo.pocket.first.parts_generator import PocketGenerator
+from focusdpo.pocket.models.autoencoder import PatchAutoencoder
+from focusdpo.pocket.models.generator import as_backbone, build_generator
+from focusdpo.pocket.recipes.autoencoder_recipe import ARCHITECTURE
 
-MASK = np.ones((4, 4), bool)
+TINY = {
+    "patch_size": 1, "in_channels": 48, "num_layers": 1, "num_single_layers": 1,
+    "attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": 32,
+    "pooled_projection_dim": 32, "guidance_embeds": False, "axes_dims_rope": [4, 6, 6],
+}  # fmt: skip
 
 
-def seen(name: int, vector: int, hue: float = 0.0) -> Seen:
-    """An instance of a class, alike to one individual."""
-    scores = np.full(3, 0.05, np.float32)
-    scores[name] = 0.9
-    return Seen(MASK, (0, 0, 4, 4), 0.9, scores, np.eye(3, dtype=np.float32)[vector], hue)
+class BlindJudge:
+    """A judge that sees nothing anywhere."""
 
-
-class ByHand:
-    """A judge whose answers a test writes down."""
-
-    fingerprint = "by hand"
-    class_names = ("cat", "fish", "car")
-
-    def __init__(self, rows: list[list[Seen]]) -> None:
-        self.rows = rows
+    fingerprint = "blind"
+    class_names = class_names()
 
     def look(self, images: Sequence[Image]) -> list[list[Seen]]:
-        return self.rows
+        return [[] for _ in images]
 
-    def embed_references(self, images: Sequence[Image], masks: Sequence[np.ndarray]) -> Vectors:
-        return np.eye(3, dtype=np.float32)[np.arange(len(images)) % 2]
+    def embed_references(self, images: Sequence[Image], masks: Sequence[Mask]) -> Vectors:
+        return np.tile(np.eye(1, 8, dtype=np.float32), (len(images), 1))
 
-    def hue(self, images: Sequence[Image], masks: Sequence[np.ndarray]) -> Vectors:
-        return np.array([10.0, 200.0] * (len(images) // 2), np.float32)
+    def hue(self, images: Sequence[Image], masks: Sequence[Mask]) -> Vectors:
+        return np.zeros(len(images), np.float32)
 
-    def pattern(self, images: Sequence[Image], masks: Sequence[np.ndarray]) -> Vectors:
-        return np.zeros((len(images), 2, 4, 4), np.float32)
-
-
-def test_scenes_are_counted_by_hand() -> None:
-    rows = [[Identity(name, 0, 0.9, 0.5, "plain") for name in ("cat", "fish")]] * 4
-    blank = np.zeros((4, 4, 3), np.uint8)
-    references = [[ReferenceImage(blank, MASK)] * 2] * 4
-    told = judge_scenes(
-        ByHand([
-            [seen(0, 0, 350.0), seen(1, 1, 200.0)],
-            [seen(0, 1, 10.0), seen(1, 0, 200.0)],
-            [seen(0, 0, 10.0)],
-            [seen(0, 0, 10.0), seen(1, 1, 200.0), seen(1, 1, 200.0)],
-        ]),
-        [blank] * 4, rows, references,
-    )  # fmt: skip
-    assert told.recognised.tolist() == [[True, True], [True, True], [True, False], [True, True]]
-    assert told.hue_error[0].tolist() == [20.0, 0.0]
-    assert np.isnan(told.hue_error[2]).tolist() == [False, True]
-    assert told.confused.tolist() == [False, True, True, True]
+    def pattern(self, images: Sequence[Image], masks: Sequence[Mask]) -> Vectors:
+        return np.full((len(images), 2, 4, 4), np.nan, np.float32)
 
 
-def test_each_wanted_class_takes_an_instance_of_its_own() -> None:
-    assert match_classes([seen(0, 0), seen(1, 1)], [1, 0]) == [1, 0]
-    assert match_classes([seen(0, 0), seen(2, 1)], [0, 0]) == [0, None]
-    assert match_classes([seen(0, 0), seen(0, 1)], [0, 0]) == [0, 1]
+@pytest.fixture(scope="module")
+def backbone() -> FluxBackbone:
+    torch.manual_seed(0)
+    codec = PatchAutoencoder({**ARCHITECTURE, "blocks": 1})
+    return as_backbone(build_generator(TINY), codec.eval(), SamplingConfig(steps=2))
 
 
-def test_confusion_needs_the_nearer_reference_to_be_another() -> None:
-    vectors = np.eye(3, dtype=np.float32)[:2]
-    assert not is_confused([seen(0, 0), seen(1, 1)], [0, 1], vectors)
-    assert is_confused([seen(0, 0), seen(1, 0)], [0, 1], vectors)
-    assert is_confused([seen(0, 0)], [0, None], vectors)
+def test_pictures_of_all_kinds_are_painted_for_val_individuals(backbone: FluxBackbone) -> None:
+    painter = PocketGenerator(backbone, "tiny")
+    painted, again = paint_asked(painter, 2), paint_asked(painter, 2)
+    assert [scene.kind for scene in painted] == [kind for kind in KINDS for _ in range(2)]
+    for scene, same in zip(painted, again, strict=True):
+        assert scene.image.shape == (96, 96, 3)
+        assert (scene.image == same.image).all()
+        assert {subject.split for subject in scene.asked} == {"val"}
+        assert len(scene.references) == len(scene.asked)
+    alone = [scene for scene in painted if scene.kind == "one class"]
+    assert all(len(set(scene.class_names)) == 1 for scene in alone)
 
 
-def test_a_figure_knows_whether_it_is_reached() -> None:
-    assert Figure("m", "f", 0.8, ">= 0.80").ok
-    assert not Figure("m", "f", float("nan"), ">= 0.80").ok
-    assert not Figure("m", "f", 0.5, "< 0.50").ok
-    assert Figure("m", "f", 3.0, "").ok
+def test_what_a_judge_does_not_see_has_failed(backbone: FluxBackbone) -> None:
+    rows = check_generator(PocketGenerator(backbone, "tiny"), BlindJudge(), read_planted, 1)
+    assert [row.kind for row in rows] == list(KINDS)
+    assert all(row.missing == row.failed == 1 and row.fault == "painted" for row in rows)
 
 
-def test_unknown_parts_and_misplaced_adapters_are_refused(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(UserError, match="there are generator"):
-        parts.build("painter")
-    with pytest.raises(UserError, match="takes no adapter"):
-        parts.fingerprint("clip", adapter=tmp_path)
-    with pytest.raises(UserError, match="holds no adapter"):
-        parts.fingerprint("generator", adapter=tmp_path)
-
-
-def test_fingerprints_cost_no_torch() -> None:
-    code = (
-        "import sys; from focusdpo.pocket import parts;"
-        "print(parts.fingerprint('identity'), 'torch' in sys.modules)"
+def test_the_search_leaves_the_backbone_as_it_was(backbone: FluxBackbone) -> None:
+    table = search_sampling(
+        backbone, BlindJudge(), read_planted, 1, guidances=(1.0, 2.0), steps=(2, 1)
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split()[1] == "False"
-
-
-def test_a_built_part_has_the_fingerprint_that_was_planned_and_is_built_once() -> None:
-    for name in ("segmenter", "identity", "clip", "judge"):
-        assert parts.build(name).fingerprint == parts.fingerprint(name)
-        assert parts.build(name) is parts.build(name)
-
-
-@pytest.mark.slow
-def test_the_packaged_autoencoder_reaches_what_is_wanted() -> None:
-    from focusdpo.pocket.check import check_all
-
-    assert [figure for figure in check_all(("autoencoder",)) if not figure.ok] == []
+    assert backbone.sampling.steps == 2 and BATCH > 0
+    assert [row.sampling.steps for row in table] == [1, 1, 2, 2]
+    assert {row.sampling.guidance for row in table} == {1.0, 2.0}

@@ -11,8 +11,8 @@ from tiny_scorers import arrays
 
 from focusdpo.evaluation.metrics import pattern_difference
 from focusdpo.pocket.facts import FEWEST, SIDE, structures
-from focusdpo.pocket.identities import PATTERNS, Identity, class_names, sample_identities
-from focusdpo.pocket.world import render_references, render_scenes
+from focusdpo.pocket.first.identities import PATTERNS, Identity, class_names, sample_identities
+from focusdpo.pocket.first.world import render_references, render_scenes
 
 COUNT = 40
 Errors = NDArray[np.float64]

@@ -10,12 +10,18 @@ import torch
 from tiny_scorers import arrays, save_random, small_scenes
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.pocket.figures import identity_figures, rank_one
-from focusdpo.pocket.identities import class_names, sample_identities
-from focusdpo.pocket.identity import IdentityModelConfig, IdentityNet, PocketIdentity
+from focusdpo.pocket.first.figures import identity_figures, rank_one
+from focusdpo.pocket.first.identities import class_names, sample_identities
+from focusdpo.pocket.first.place import WEIGHTS
+from focusdpo.pocket.first.recipes.fitting import FitConfig
+from focusdpo.pocket.first.recipes.identity import (
+    IdentityRecipe,
+    contrastive_loss,
+    train,
+    two_views,
+)
 from focusdpo.pocket.lineage import read_lineage, words_of
-from focusdpo.pocket.recipes.fitting import FitConfig
-from focusdpo.pocket.recipes.identity import IdentityRecipe, contrastive_loss, train, two_views
+from focusdpo.pocket.models.identity import IdentityModelConfig, IdentityNet, PocketIdentity
 from focusdpo.pocket.weightfiles import fingerprint
 
 TINY = IdentityModelConfig(size=16, width=32, layers=1, heads=2, embedding=8)
@@ -100,4 +106,4 @@ def test_recipe_writes_weights_settings_and_card(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_packaged_weights_reach_what_is_wanted() -> None:
-    assert [figure for figure in identity_figures(PocketIdentity()) if not figure.ok] == []
+    assert [figure for figure in identity_figures(PocketIdentity(WEIGHTS)) if not figure.ok] == []

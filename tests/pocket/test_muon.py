@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from focusdpo.pocket.recipes.muon import Muon, orthogonalise
+from focusdpo.pocket.fitting.muon import Muon, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (24, 60), (60, 24)])

@@ -19,8 +19,8 @@ from focusdpo.evaluation.folder import EvaluationFolder
 from focusdpo.flows.generate.compared import Compared, Judged, read_compared
 from focusdpo.pipeline.subjects import registry
 from focusdpo.pipeline.subjects.ingest import IngestConfig, put_subject
-from focusdpo.pocket.identities import class_names
-from focusdpo.pocket.world_subjects import draw
+from focusdpo.pocket.first.identities import class_names
+from focusdpo.pocket.first.world_subjects import draw
 from focusdpo.store.artefacts import Store
 from focusdpo.studio.pages import subjects_page
 

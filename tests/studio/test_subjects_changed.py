@@ -14,8 +14,8 @@ from studio_client import Client
 from focusdpo.data_schemas.subjects import Origin
 from focusdpo.pipeline.subjects import registry
 from focusdpo.pipeline.subjects.ingest import IngestConfig, origin_of, put_subject
-from focusdpo.pocket.identities import class_names
-from focusdpo.pocket.world_subjects import draw
+from focusdpo.pocket.first.identities import class_names
+from focusdpo.pocket.first.world_subjects import draw
 from focusdpo.store.artefacts import Store
 
 

@@ -306,7 +306,7 @@ def choose(shown: Page, at: int, file: Path, word: str) -> None:
 @pytest.mark.slow
 @needs_browser
 def test_a_visitor_paints_and_is_told_what_is_wrong(address: str, tmp_path: Path) -> None:
-    from focusdpo.pocket.world_subjects import WorldConfig, export
+    from focusdpo.pocket.first.world_subjects import WorldConfig, export
 
     export(tmp_path / "mine", WorldConfig(subjects=2, references=1, seed=5))
     files = sorted((tmp_path / "mine").glob("*/00.png"))

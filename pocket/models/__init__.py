@@ -1,0 +1,1 @@
+"""The models of the pocket suite, without how they are trained."""

@@ -1,0 +1,1 @@
+"""The world: individuals, scenes with exact masks, prompts."""

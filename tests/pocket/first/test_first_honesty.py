@@ -1,0 +1,153 @@
+"""The judge is independent of the parts that choose pairs: from their cards, weights and draws.
+
+Proven: no tensor, architecture, batch seed or individual in common, and nobody of another split in
+any training. Not claimed: another world. All are taught on the same renderer, shapes, backgrounds
+and cells, and the test says so too.
+"""
+
+from __future__ import annotations
+
+import importlib
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.pocket.first import parts
+from focusdpo.pocket.first.place import WEIGHTS
+from focusdpo.pocket.first.recipes.drawn import Drawn, drawn
+from focusdpo.pocket.lineage import Lineage, lineage_path, read_lineage, words_of
+from focusdpo.pocket.weightfiles import file_digest, load_tensors, weight_path
+
+SCORERS = ("segmenter", "identity", "clip")
+MODELS = ("judge", *SCORERS)
+RECIPES = {
+    "judge": "JudgeRecipe",
+    "segmenter": "SegmenterRecipe",
+    "identity": "IdentityRecipe",
+    "clip": "ClipRecipe",
+}
+LARGE = 256
+"""Elements from which on a chance correlation of two tensors is small."""
+
+
+@pytest.fixture(scope="module")
+def cards() -> dict[str, Lineage]:
+    return {name: read_lineage(name) for name in MODELS}
+
+
+@pytest.fixture(scope="module")
+def tensors() -> dict[str, dict[str, Tensor]]:
+    return {name: load_tensors(name) for name in MODELS}
+
+
+@pytest.fixture(scope="module")
+def draws(cards: dict[str, Lineage]) -> dict[str, Drawn]:
+    return {name: drawn(card.streams) for name, card in cards.items()}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_card_is_of_its_weights_and_of_its_recipe(name: str, cards: dict[str, Lineage]) -> None:
+    card = cards[name]
+    assert card.weights == file_digest(weight_path(name, WEIGHTS))
+    recipe = importlib.import_module(f"focusdpo.pocket.recipes.{name}")
+    made = recipe.lineage(getattr(recipe, RECIPES[name])())
+    assert made.model_copy(update={"weights": card.weights}) == card
+    assert words_of(card) in (WEIGHTS / f"{name}.md").read_text()
+
+
+def test_a_missing_card_is_named(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(UserError, match=r"judge\.card\.json"):
+        read_lineage("judge", tmp_path)
+    lineage_path("judge", tmp_path).write_text("{}")
+    with pytest.raises(UserError, match="install the package again"):
+        read_lineage("judge", tmp_path)
+
+
+def test_seeds_are_apart(cards: dict[str, Lineage]) -> None:
+    assert len({card.init_seed for card in cards.values()}) == len(MODELS)
+    streams = [stream for card in cards.values() for stream in card.streams]
+    assert len({stream.seed for stream in streams}) == len(streams)
+    spans = sorted((one.first_batch_seed, one.end_batch_seed) for one in streams)
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans))
+
+
+def test_only_the_training_split_was_seen(
+    cards: dict[str, Lineage], draws: dict[str, Drawn]
+) -> None:
+    for name in MODELS:
+        assert {stream.identities_split for stream in cards[name].streams} == {"train"}
+        assert {one.split for one in draws[name].individuals} == {"train"}
+    assert {stream.classes_split for stream in cards["judge"].streams} == {"all"}
+    taught = {stream.classes_split for name in SCORERS for stream in cards[name].streams}
+    assert taught == {"train"}
+
+
+def test_no_individual_is_shared_but_cells_are(draws: dict[str, Drawn]) -> None:
+    """An individual is exact in hue, saturation and lightness; a cell is class, hue bin, pattern.
+    The one shared scene seed gives one background and layout, with other subjects, by chance."""
+    judge = draws["judge"]
+    assert {len(judge.individuals & draws[name].individuals) for name in SCORERS} == {0}
+    scenes = {name: len(judge.scene_seeds & draws[name].scene_seeds) for name in SCORERS}
+    assert scenes == {"segmenter": 0, "identity": 0, "clip": 1}
+    assert all(draws[name].cells <= judge.cells for name in SCORERS)
+    words = " ".join((WEIGHTS / "judge.md").read_text().split())
+    assert f"{len(judge.individuals)} individuals" in words
+    assert f"{len(draws['clip'].cells)} cells" in words
+
+
+def test_architectures_are_apart(cards: dict[str, Lineage]) -> None:
+    """Named in the cards, and no class of module from outside torch in both."""
+    for name in SCORERS:
+        assert set(cards["judge"].architecture).isdisjoint(cards[name].architecture)
+        assert foreign_modules("judge").isdisjoint(foreign_modules(name))
+    for name in MODELS:
+        libraries = {kind.__module__.partition(".")[0] for kind in foreign_modules(name)}
+        told = " ".join(cards[name].architecture)
+        assert all(library in told for library in libraries - {"focusdpo"}), libraries
+
+
+def foreign_modules(name: str) -> set[type[nn.Module]]:
+    modules = {type(module) for module in parts.build(name).net.modules()}
+    return {kind for kind in modules if not kind.__module__.startswith("torch.")}
+
+
+def test_weights_are_apart(
+    cards: dict[str, Lineage], tensors: dict[str, dict[str, Tensor]]
+) -> None:
+    """No equal tensor, and none that looks like a copy trained on; the CLIP's tower, which did
+    start from the segmenter's network, shows that such a copy would be seen."""
+    assert len({card.weights for card in cards.values()}) == len(MODELS)
+    assert cards["judge"].starts_from == "" and cards["clip"].starts_from == "segmenter"
+    for name in SCORERS:
+        equal = [
+            (mine, theirs)
+            for mine, a in tensors["judge"].items()
+            for theirs, b in tensors[name].items()
+            if a.numel() > 1 and a.shape == b.shape and torch.equal(a, b)
+        ]
+        assert equal == []
+        assert likeness(tensors["judge"], tensors[name]) < 0.3
+    assert likeness(tensors["clip"], tensors["segmenter"]) > 0.9
+
+
+def likeness(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    """Largest correlation of any two tensors of equally many elements."""
+    return max(
+        float((one @ other).abs())
+        for size in {value.numel() for value in first.values() if value.numel() >= LARGE}
+        for one in directions(first, size)
+        for other in directions(second, size)
+    )
+
+
+def directions(state: dict[str, Tensor], size: int) -> list[Tensor]:
+    """Tensors of `size` elements, flat, about their mean, of unit length."""
+    flat = [value.flatten() for value in state.values() if value.numel() == size]
+    return [
+        nn.functional.normalize(value - value.mean(), dim=0)
+        for value in flat
+        if value.is_floating_point()
+    ]
