@@ -35,12 +35,12 @@ LARGE = 256
 
 @pytest.fixture(scope="module")
 def cards() -> dict[str, Lineage]:
-    return {name: read_lineage(name) for name in MODELS}
+    return {name: read_lineage(name, WEIGHTS) for name in MODELS}
 
 
 @pytest.fixture(scope="module")
 def tensors() -> dict[str, dict[str, Tensor]]:
-    return {name: load_tensors(name) for name in MODELS}
+    return {name: load_tensors(name, WEIGHTS) for name in MODELS}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def draws(cards: dict[str, Lineage]) -> dict[str, Drawn]:
 def test_a_card_is_of_its_weights_and_of_its_recipe(name: str, cards: dict[str, Lineage]) -> None:
     card = cards[name]
     assert card.weights == file_digest(weight_path(name, WEIGHTS))
-    recipe = importlib.import_module(f"focusdpo.pocket.recipes.{name}")
+    recipe = importlib.import_module(f"focusdpo.pocket.first.recipes.{name}")
     made = recipe.lineage(getattr(recipe, RECIPES[name])())
     assert made.model_copy(update={"weights": card.weights}) == card
     assert words_of(card) in (WEIGHTS / f"{name}.md").read_text()
