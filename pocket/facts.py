@@ -1,7 +1,8 @@
 """Facts that pixels tell without a learned model: a body's hue, and the structure of its light.
 
-The world gives a body one hue and darkens it by a pattern of known period (`pocket/world/sprites.py`), so
-both can be read off exactly, given the mask. Letters: B bodies, S samples of a patch's side.
+The world gives a body one hue and darkens it by a pattern of known period
+(`pocket/world/sprites.py`), so both can be read off exactly, given the mask. Letters: B bodies,
+S samples of a patch's side.
 """
 
 from __future__ import annotations
