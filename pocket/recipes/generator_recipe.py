@@ -20,7 +20,7 @@ from focusdpo.pocket.classes import class_names, class_table
 from focusdpo.pocket.fitting.recipe import Recipe
 from focusdpo.pocket.fitting.training import Stage, Training
 from focusdpo.pocket.models.autoencoder import load_autoencoder
-from focusdpo.pocket.models.generator import ARCHITECTURE, SAMPLING, build_generator
+from focusdpo.pocket.models.generator import ARCHITECTURE, SAMPLING, build_generator, load_model
 from focusdpo.pocket.models.vocabulary import LENGTH, OBJECT, words
 from focusdpo.pocket.recipes.flow_batches import FlowBatch, FlowConfig, draw_batch
 from focusdpo.pocket.recipes.gallery import save_gallery
@@ -33,6 +33,11 @@ class GeneratorRecipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     architecture: dict[str, Any] = Field(ARCHITECTURE, description="of FluxTransformer2DModel")
+    start: Path | None = Field(
+        None,
+        description="folder of a generator that the scenes go on from, without the small pictures:"
+        " for what was stopped and whose checkpoints are gone",
+    )
     small: FlowConfig = FlowConfig(size=48, sides=(28, 46), subjects=(1.0, 0.0, 0.0, 0.0))
     small_training: Training = Training(
         steps=5000, batch=64, lr=2e-3, warmup=200, cooldown=0.0, optimizer="muon",
@@ -46,8 +51,8 @@ class GeneratorRecipe(BaseModel):
 
 
 def build(config: GeneratorRecipe, weights: Path) -> nn.ModuleDict:
-    """Random weights."""
-    return build_generator(config.architecture)
+    """Random weights, or those to go on from."""
+    return load_model(config.start) if config.start else build_generator(config.architecture)
 
 
 def stages(config: GeneratorRecipe, model: nn.Module, weights: Path) -> list[Stage]:
@@ -75,10 +80,10 @@ def stages(config: GeneratorRecipe, model: nn.Module, weights: Path) -> list[Sta
 
         return Stage(name, model, draw, loss, training, publish)
 
-    return [
-        stage("small", config.small, config.small_training),
-        stage("scenes", config.scenes, config.scenes_training),
-    ]
+    scenes = stage("scenes", config.scenes, config.scenes_training)
+    if config.start:
+        return [scenes]
+    return [stage("small", config.small, config.small_training), scenes]
 
 
 def forward(model: nn.ModuleDict, batch: FlowBatch) -> Tensor:
@@ -136,8 +141,13 @@ def shown(config: GeneratorRecipe) -> str:
     """What the generator saw, for its card."""
     small, scenes = config.small_training, config.scenes_training
     shares = ", ".join(f"{share:.0%}" for share in config.scenes.subjects)
+    before = (
+        "what the weights that it starts from have seen"
+        if config.start
+        else f"{small.steps * small.batch} small pictures ({config.small.size} px) of one subject"
+    )
     return (
-        f"{small.steps * small.batch} small pictures ({config.small.size} px) of one subject, then"
+        f"{before}, then"
         f" {scenes.steps * scenes.batch} scenes of 1, 2, 3 and 4 subjects ({shares}), each with"
         " its references and a prompt, of the 32 training classes"
     )

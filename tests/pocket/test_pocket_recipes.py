@@ -137,6 +137,22 @@ def test_the_generator_runs_from_random_weights_to_its_samples(root: Path) -> No
     assert is_done(generator.RECIPE, config, root)
 
 
+def test_scenes_go_on_from_weights_alone(root: Path, tmp_path: Path) -> None:
+    made = build_generator(TINY)
+    save_weights(
+        "generator",
+        made,
+        generator.settings(generator.GeneratorRecipe(architecture=TINY)),
+        tmp_path,
+    )
+    config = small(generator.GeneratorRecipe(), architecture=TINY, start=tmp_path)
+    model = generator.build(config, root / "weights")
+    for name, value in made.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, atol=1e-3, rtol=1e-3)  # fp16
+    assert [stage.name for stage in generator.stages(config, model, root / "weights")] == ["scenes"]
+    assert "starts from" in generator.shown(config)
+
+
 def test_an_interrupted_generator_goes_on_bitwise(root: Path) -> None:
     config = small(generator.GeneratorRecipe(), architecture=TINY)
     training = config.small_training.model_copy(update={"steps": 4, "save_minutes": 1e-9})
