@@ -26,8 +26,8 @@ def orthogonalise(
     x = matrices_KMN.mT if tall else matrices_KMN
     x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype)
     for _ in range(steps):
-        gram = x @ x.mT
-        x = _A * x + (_B * gram + _C * gram @ gram) @ x
+        gram = x @ x.mT  # baddbmm: sums within the products, not as passes over memory
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
     return (x.mT if tall else x).to(matrices_KMN.dtype)
 
 
