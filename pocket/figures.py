@@ -157,7 +157,7 @@ def identity_figures(
     ]
 
 
-def segmenter_figures(part: Segmenter, count: int = 45) -> list[Figure]:
+def segmenter_figures(part: Segmenter, count: int = 200) -> list[Figure]:
     """IoU of a word's best detection with its subject, and how often it is the right one."""
     model = "segmenter"
     overlaps, objects, rivals = (

@@ -11,13 +11,16 @@ import torch
 from focusdpo.flows.pocket_recipes import read_planted
 from focusdpo.model.backbones.flux import FluxBackbone, SamplingConfig
 from focusdpo.pipeline.parts import Image, Mask, Seen, Vectors
-from focusdpo.pocket.check import BATCH, check_generator, paint_asked, search_sampling
+from focusdpo.pocket.check import BATCH, check_all, check_generator, paint_asked, search_sampling
 from focusdpo.pocket.classes import class_names
 from focusdpo.pocket.faults import KINDS
 from focusdpo.pocket.first.parts_generator import PocketGenerator
+from focusdpo.pocket.lineage import lineage_path, read_lineage, words_of
 from focusdpo.pocket.models.autoencoder import PatchAutoencoder
 from focusdpo.pocket.models.generator import as_backbone, build_generator
+from focusdpo.pocket.recipes import table
 from focusdpo.pocket.recipes.autoencoder_recipe import ARCHITECTURE
+from focusdpo.pocket.weightfiles import WEIGHTS, file_digest, weight_path
 
 TINY = {
     "patch_size": 1, "in_channels": 48, "num_layers": 1, "num_single_layers": 1,
@@ -78,3 +81,21 @@ def test_the_search_leaves_the_backbone_as_it_was(backbone: FluxBackbone) -> Non
     assert backbone.sampling.steps == 2 and BATCH > 0
     assert [row.sampling.steps for row in table] == [1, 1, 2, 2]
     assert {row.sampling.guidance for row in table} == {1.0, 2.0}
+
+
+PACKAGED = sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("name", [name for name in PACKAGED if lineage_path(name).exists()])
+def test_a_packaged_model_has_its_card_and_its_recipe(name: str) -> None:
+    card, recipe = read_lineage(name), table.recipe_of(name)
+    assert card.weights == file_digest(weight_path(name))
+    assert recipe.lineage is not None
+    assert recipe.lineage(recipe.config()).model_copy(update={"weights": card.weights}) == card
+    assert words_of(card) in weight_path(name).with_suffix(".md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in PACKAGED if name != "generator"])
+def test_a_packaged_model_reaches_what_is_wanted(name: str) -> None:
+    assert [one for one in check_all([name], reader=read_planted) if not one.ok] == []
