@@ -56,7 +56,10 @@ def crops_of(
     for image, mask in zip(images, masks, strict=True):
         if image.shape[:2] != mask.shape:
             raise ValueError(f"image {image.shape} and mask {mask.shape} differ in size")
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
+        alone = np.where(
+            mask[..., None], image, np.uint8(255)
+        )  # or shrinking mixes in what is around
+        pixels = torch.from_numpy(alone).permute(2, 0, 1)[None].float() / 255
         crops.append(
             crop_subjects(_reduce(pixels, mask, size), _reduce_mask(mask, size), size, margin)
         )

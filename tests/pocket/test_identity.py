@@ -45,6 +45,17 @@ def test_embeds_whatever_surrounds_the_subject_and_in_any_batch(folder: Path) ->
     np.testing.assert_allclose(part.embed(images[3:4], masks[3:4]), vectors[3:4], atol=1e-4)
 
 
+def test_what_surrounds_a_large_subject_is_not_seen(folder: Path) -> None:
+    """It is shrunk before it is cropped, and its border must not take on the background."""
+    mask = np.zeros((300, 300), bool)
+    mask[31:270, 40:201] = True
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    dark = np.where(mask[..., None], image, np.uint8(0))
+    part = PocketIdentity(folder)
+    np.testing.assert_array_equal(part.embed([image], [mask]), part.embed([dark], [mask]))
+
+
 def test_fingerprint_follows_the_weights(folder: Path, tmp_path: Path) -> None:
     assert PocketIdentity(folder).fingerprint == fingerprint("identity", folder)
     torch.manual_seed(1)
