@@ -118,6 +118,13 @@ class ComposeConfig(StrictModel):
     triple_rate: float = Field(0.1, ge=0, le=1, description="share of the sets of three subjects")
     variants: int = Field(2, ge=1, le=1000, description="scenes per set of subjects")
     same_class: bool = Field(False, description="also sets with two subjects of one class")
+    class_pair_rate: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="share of the sets of two of one class, where same_class; null: pair_rate."
+        " Similar subjects are the ones that get mixed up, and most sets are of unlike ones",
+    )
     max_scenes: int = Field(100_000, ge=1, description="more scenes than this is an error")
     seed: int = Field(0, ge=0, description="another seed chooses other sets and backgrounds")
 
@@ -125,6 +132,16 @@ class ComposeConfig(StrictModel):
     def rates(self) -> dict[int, float]:
         """Number of subjects -> share of the sets of that size."""
         return {1: self.single_rate, 2: self.pair_rate, 3: self.triple_rate}
+
+    def expected(self, classes: Sequence[str]) -> float:
+        """About how many sets are chosen of subjects of these classes."""
+        sets = sum(
+            rate * num_sets(classes, size, self.same_class) for size, rate in self.rates.items()
+        )
+        if not self.same_class or self.class_pair_rate is None:
+            return sets
+        of_class = num_sets(classes, 2, True) - num_sets(classes, 2, False)
+        return sets + of_class * (self.class_pair_rate - self.pair_rate)
 
 
 def compose(
@@ -173,19 +190,32 @@ def _chosen_sets(
     """The chosen sets, members by id."""
     ordered = sorted(subjects, key=lambda subject: subject.id)
     classes = [subject.class_name for subject in ordered]
-    expected = sum(
-        rate * num_sets(classes, size, config.same_class) for size, rate in config.rates.items()
-    )
     # Far too many: said at once, not after minutes of counting them.
-    if config.variants * expected > 2 * config.max_scenes + 1000:
+    if config.variants * config.expected(classes) > 2 * config.max_scenes + 1000:
         raise _too_many(classes, config)
     left = config.max_scenes // config.variants
     for size, rate in config.rates.items():
-        for members in _sets_of(ordered, size, rate, config):
+        for members in _sets_at_their_rates(ordered, size, rate, config):
             left -= 1
             if left < 0:
                 raise _too_many(classes, config)
             yield members
+
+
+def _sets_at_their_rates(
+    ordered: Sequence[Subject], size: int, rate: float, config: ComposeConfig
+) -> Iterable[tuple[Subject, ...]]:
+    """Sets of a size; pairs of one class at the rate that they may have of their own."""
+    own = config.class_pair_rate if size == 2 and config.same_class else None
+    if own is None:
+        yield from _sets_of(ordered, size, rate, config)
+        return
+    yield from _sets_of(ordered, size, rate, config.model_copy(update={"same_class": False}))
+    by_class: dict[str, list[Subject]] = {}
+    for subject in ordered:
+        by_class.setdefault(subject.class_name, []).append(subject)
+    for members in by_class.values():
+        yield from _sets_of(members, size, own, config)
 
 
 def _sets_of(
@@ -217,7 +247,7 @@ def _is_chosen(members: tuple[Subject, ...], rate: float, config: ComposeConfig)
 
 def _too_many(classes: Sequence[str], config: ComposeConfig) -> UserError:
     sets = {size: num_sets(classes, size, config.same_class) for size in config.rates}
-    expected = config.variants * sum(rate * sets[size] for size, rate in config.rates.items())
+    expected = config.variants * config.expected(classes)
     return UserError(
         f"compose: {len(classes)} subjects give about {expected:.0f} scenes, more than "
         f"compose.max_scenes = {config.max_scenes}; lower compose.pair_rate "

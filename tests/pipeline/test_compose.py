@@ -37,6 +37,7 @@ CONFIGS = st.builds(
     triple_rate=st.sampled_from([0.0, 0.2]),
     variants=st.integers(1, 3),
     same_class=st.booleans(),
+    class_pair_rate=st.sampled_from([None, 0.0, 0.5, 1.0]),
     seed=st.integers(0, 3),
 )
 NAMES = st.lists(st.text("abcdefgh", min_size=1, max_size=4), min_size=1, max_size=7, unique=True)
@@ -124,6 +125,29 @@ def test_two_of_one_class_only_when_asked() -> None:
     assert {s.subject_ids for s in alone if set(s.subject_ids) == {"a", "b"}} == set()
     together = compose(subjects, GROUNDS, ComposeConfig(variants=1, same_class=True))
     assert any(set(s.subject_ids) == {"a", "b"} for s in together)
+
+
+def test_pairs_of_one_class_may_have_a_rate_of_their_own() -> None:
+    subjects = [subject(f"s{i:02d}", f"class-{i % 4}") for i in range(40)]
+
+    def pairs(**changes: object) -> tuple[set[str], set[str]]:
+        """Partitions of unlike subjects, and of those of one class."""
+        config = ComposeConfig(
+            single_rate=0, pair_rate=0.25, triple_rate=0, variants=1, same_class=True
+        )
+        made = compose(subjects, GROUNDS, config.model_copy(update=changes))
+        alike = {one.partition for one in made if len(set(one.class_names)) == 1}
+        return {one.partition for one in made} - alike, alike
+
+    unlike, alike = pairs()
+    more, all_alike = pairs(class_pair_rate=1.0)
+    assert more == unlike, "the others stay as they were"
+    assert len(all_alike) == 4 * 45 and alike < all_alike
+    assert pairs(class_pair_rate=0.0) == (unlike, set())
+    assert pairs(class_pair_rate=0.25) == (unlike, alike)
+    assert pairs(class_pair_rate=0.5, same_class=False) == (unlike, set())
+    sparse, rare = pairs(pair_rate=0.01, class_pair_rate=0.5)
+    assert len(sparse) < 20 < len(rare) < 4 * 45
 
 
 def test_a_changed_subject_changes_its_scenes_and_no_other() -> None:
