@@ -163,7 +163,7 @@ def search_sampling(
     reader: Reader,
     count: int,
     *,
-    guidances: Sequence[float] = (1.0, 1.5, 2.5),
+    guidances: Sequence[float] = (1.0, 2.0, 3.5, 5.0),
     steps: Sequence[int] = (12, 20),
     seed: int = 2,
 ) -> list[SamplingRow]:
