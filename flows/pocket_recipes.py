@@ -37,7 +37,7 @@ RECIPES = {
 """Model -> module with `train(config, out_dir)`, and the name of its config class."""
 
 
-LIKE = 0.65
+LIKE = 0.7
 """Identity by the second edition's judge below which an instance is not like its subject, chosen
 among steps of 0.05 by `focusdpo pocket check judge --split val --like VALUE`."""
 
