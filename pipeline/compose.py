@@ -251,7 +251,8 @@ def _too_many(classes: Sequence[str], config: ComposeConfig) -> UserError:
     return UserError(
         f"compose: {len(classes)} subjects give about {expected:.0f} scenes, more than "
         f"compose.max_scenes = {config.max_scenes}; lower compose.pair_rate "
-        f"({sets[2]} sets of two) and compose.triple_rate ({sets[3]} sets of three)"
+        f"({sets[2]} sets of two; compose.class_pair_rate has those of one class) and "
+        f"compose.triple_rate ({sets[3]} sets of three)"
     )
 
 

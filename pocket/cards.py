@@ -63,9 +63,11 @@ def write_card(
     module: nn.Module,
     lineage: Lineage | None = None,
     size: int = 64,
+    commands: tuple[str, str] = ("train {name}", "check"),
 ) -> Path:
     """Writes NAME.md beside the weights, and NAME.card.json where there is a `lineage`; `size` is
-    the side of the world's pictures in pixels."""
+    the side of the world's pictures in pixels; `commands` of `focusdpo pocket` train and measure
+    it."""
     seeds = words_of(write_lineage(lineage, folder)) if lineage else ""
     million = sum(p.numel() for p in module.parameters()) / 1e6
     rows = "\n".join(
@@ -79,12 +81,12 @@ def write_card(
 
 - Data: {data}. Rendered by the pocket world from 3D emoji images (MIT licence, see
   `pocket/assets/LICENSE`).
-- Command: `focusdpo pocket train {name}`
+- Command: `focusdpo pocket {commands[0].format(name=name)}`
 - Time: {seconds / 60:.1f} minutes of wall time, one thread.
 - Machine: {machine()}.
 - Licence: Apache-2.0 (weights and code).
 {seeds}
-Figures on identities that training never saw (`focusdpo pocket check` measures them again):
+Figures on identities that training never saw (`focusdpo pocket {commands[1]}` measures them again):
 
 | figure | value | wanted |
 | --- | --- | --- |

@@ -13,6 +13,7 @@ from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.flows.commands.options import INCOMPLETE, JSON, SET, finish, say
 from focusdpo.flows.console import Bars, working
 from focusdpo.pocket.classes import Split
+from focusdpo.pocket.weightfiles import WEIGHTS, weight_path
 
 app = typer.Typer(
     help="The pocket suite: train its models, check them, see its world.",
@@ -101,7 +102,7 @@ def check(
 ) -> None:
     """Measure the packaged models on held-out individuals, against what each must reach."""
     if name in (None, "all"):
-        _check_models(None if name is None else weights or Path("runs/pocket/weights"), json)
+        _check_models(None if name is None else weights or WEIGHTS, json)
         return
     from focusdpo.flows.pocket_recipes import LIKE, judge_rows, painted_rows
     from focusdpo.pocket.faults import table_lines
@@ -123,16 +124,22 @@ def check(
 
 
 def _check_models(weights: Path | None, json: bool) -> None:
-    """Of the first edition without `weights`, of the second in that folder with them."""
+    """Of the first edition without `weights`; with them of the second, those that lie there."""
     from focusdpo.flows.pocket_recipes import figures_of
     from focusdpo.pocket.first.check import MODELS
 
+    absent = [name for name in MODELS if weights and not weight_path(name, weights).is_file()]
+    present = [name for name in MODELS if name not in absent]
+    if not present:
+        raise UserError(f"{weights}: no weights of pocket models; `focusdpo pocket train all`")
     figures = []
     with Bars() as watch:
-        for done, name in enumerate(MODELS):
-            watch("measure", done, len(MODELS), {})
+        for done, name in enumerate(present):
+            watch("measure", done, len(present), {})
             figures += figures_of(name, weights)
-        watch("measure", len(MODELS), len(MODELS), {})
+        watch("measure", len(present), len(present), {})
+    for name in absent:
+        say(f"--  {name:<12}not measured: no weights in {weights}")
     for figure in figures:
         wanted = f"  (wanted {figure.wanted})" if figure.wanted else ""
         mark = "ok  " if figure.ok else "LOW "

@@ -14,6 +14,7 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.commands.pocket import app
 from focusdpo.pocket.classes import class_names
 from focusdpo.pocket.first.world_subjects import scenes_of_world
+from focusdpo.pocket.weightfiles import weight_path
 
 
 def run(*words: str) -> str:
@@ -66,8 +67,18 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
         run("train", "all", "--set", "decoder.steps=1", "--out", str(tmp_path))
     with pytest.raises(UserError, match="judge, generator and all"):
         run("check", "oracle")
+    with pytest.raises(UserError, match="no weights of pocket models"):
+        run("check", "all", "--weights", str(tmp_path))
     with pytest.raises(UserError, match="missing"):
         run("check", "judge", "--weights", str(tmp_path), "--scenes", "1")
+
+
+@pytest.mark.slow
+def test_what_is_packaged_is_measured_and_what_lacks_is_said() -> None:
+    told = run("check", "all")
+    assert "identity" in told and "LOW" not in told
+    if not weight_path("generator").exists():
+        assert "generator   not measured" in told
 
 
 @pytest.mark.slow
