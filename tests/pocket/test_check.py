@@ -11,7 +11,7 @@ import torch
 from focusdpo.flows.pocket_recipes import read_planted
 from focusdpo.model.backbones.flux import FluxBackbone, SamplingConfig
 from focusdpo.pipeline.parts import Image, Mask, Seen, Vectors
-from focusdpo.pocket.check import BATCH, check_all, check_generator, paint_asked, search_sampling
+from focusdpo.pocket.check import BATCH, check_generator, paint_asked, search_sampling
 from focusdpo.pocket.classes import class_names
 from focusdpo.pocket.faults import KINDS
 from focusdpo.pocket.first.parts_generator import PocketGenerator
@@ -93,9 +93,3 @@ def test_a_packaged_model_has_its_card_and_its_recipe(name: str) -> None:
     assert recipe.lineage is not None
     assert recipe.lineage(recipe.config()).model_copy(update={"weights": card.weights}) == card
     assert words_of(card) in weight_path(name).with_suffix(".md").read_text()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in PACKAGED if name != "generator"])
-def test_a_packaged_model_reaches_what_is_wanted(name: str) -> None:
-    assert [one for one in check_all([name], reader=read_planted) if not one.ok] == []
