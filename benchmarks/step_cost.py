@@ -89,7 +89,8 @@ def step_memory(
         before = _resident("VmRSS")
         for _ in range(steps):
             run()
-        return StepMemory(before, _resident("VmHWM"))
+        # The kernel counts both with a small lag of their own.
+        return StepMemory(before, max(before, _resident("VmHWM")))
     except OSError:
         return None
     finally:

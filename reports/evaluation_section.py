@@ -10,6 +10,7 @@ from pathlib import Path
 from focusdpo.data_schemas.errors import in_english
 from focusdpo.data_schemas.evaluations import AgreementRow, EvalScene
 from focusdpo.data_schemas.runs import EvalRow
+from focusdpo.data_schemas.scenes import stable_hash
 from focusdpo.evaluation.comparison import by_model
 from focusdpo.evaluation.folder import EvaluationFolder
 from focusdpo.evaluation.protocols import ADAPTER, BASE, DIFFERENCE
@@ -23,6 +24,7 @@ from focusdpo.reports.view import (
     Fact,
     Interval,
     MetricRow,
+    Outcomes,
     Picture,
     Scatter,
     facts,
@@ -30,6 +32,8 @@ from focusdpo.reports.view import (
 
 SHOWN = ("failed", "identity", "leakage_margin", "hue_error")
 """Metrics printed under every shown scene."""
+SHOWN_OUTCOMES = 6
+"""Scenes in a strip of the cured or the spoilt."""
 
 
 def agreement_lines(rows: Sequence[AgreementRow]) -> tuple[AgreementLine, ...]:
@@ -108,6 +112,7 @@ def collect_evaluation(directory: Path, *, extremes: int = 2, randoms: int = 6) 
     examples, scatters = pair_up(base, adapter, extremes=extremes, randoms=randoms)
     rows = metric_rows(folder.rows)
     agreement = agreement_lines(folder.agreement)
+    outcomes = outcomes_of(base, adapter)
     return EvaluationPart(
         protocol=protocol,
         facts=_facts(folder),
@@ -119,6 +124,39 @@ def collect_evaluation(directory: Path, *, extremes: int = 2, randoms: int = 6) 
         agreement=agreement,
         agreement_notes=agreement_notes(agreement),
         names=(base.label, adapter.label),
+        outcomes=outcomes if outcomes.scenes else None,
+    )
+
+
+def outcomes_of(base: Painter, adapter: Painter, *, shown: int = SHOWN_OUTCOMES) -> Outcomes:
+    """Scenes cured and spoilt, by the first picture of each; at most `shown` of each kind, drawn by
+    a hash of the scenes' ids, so that nobody picks."""
+    failed = {scene: both for scene, *both in _both(base, adapter, "failed")}
+    identity = {scene: theirs - ours for scene, ours, theirs in _both(base, adapter, "identity")}
+    either = sorted(
+        (scene for scene, both in failed.items() if any(both)),
+        key=lambda scene: (
+            failed[scene][0] - failed[scene][1],
+            identity.get(scene, 0.0),
+            scene,
+        ),
+    )
+    cured = [scene for scene in either if not failed[scene][1]]
+    spoilt = [scene for scene in either if not failed[scene][0]]
+    median = either[len(either) // 2] if either else None
+
+    def show(why: str, scenes: Sequence[str]) -> tuple[Example, ...]:
+        drawn = sorted(scenes, key=lambda scene: stable_hash(why, scene))[:shown]
+        return tuple(_example(base, adapter, why, scene) for scene in drawn)
+
+    return Outcomes(
+        scenes=len(failed),
+        failed=len(either),
+        cured=len(cured),
+        spoilt=len(spoilt),
+        median=_example(base, adapter, "median of the failed", median) if median else None,
+        cured_shown=show("cured", cured),
+        spoilt_shown=show("spoilt", spoilt),
     )
 
 

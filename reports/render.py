@@ -37,6 +37,8 @@ from focusdpo.reports.metric_texts import (
 from focusdpo.reports.view import (
     BucketChart,
     Count,
+    EvaluationPart,
+    Example,
     ExampleFigure,
     Fact,
     Histogram,
@@ -166,10 +168,8 @@ def render(data: ReportData) -> str:
         "report.html.j2",
         data=data,
         headline=_headline(data),
-        hero=_median([one for one in evaluation.examples if one.why == "median"])
-        if evaluation
-        else None,
-        hero_note=_HERO_NOTE,
+        hero=_lead(evaluation) if evaluation else None,
+        hero_note=_lead_note(evaluation) if evaluation else "",
         hero_pair=_median(sorted(data.dataset.pairs, key=lambda pair: pair.margin))
         if data.dataset
         else None,
@@ -225,7 +225,22 @@ def as_json(value: Any) -> Any:
     return value
 
 
-_HERO_NOTE = "Not the best scene: the median one by the change of matched identity."
+def _lead(evaluation: EvaluationPart) -> Example | None:
+    """The scene that the report begins with."""
+    if evaluation.outcomes and evaluation.outcomes.median:
+        return evaluation.outcomes.median
+    return _median([one for one in evaluation.examples if one.why == "median"])
+
+
+def _lead_note(evaluation: EvaluationPart) -> str:
+    outcomes, (base, adapter) = evaluation.outcomes, evaluation.names
+    if outcomes and outcomes.median:
+        return (
+            f"Not the best scene: the median one of the {outcomes.failed} (of {outcomes.scenes}) in"
+            f" which {base} or {adapter} failed a subject, by the change in failed subjects, then"
+            " in matched identity."
+        )
+    return "Not the best scene: the median one by the change of matched identity."
 
 
 def asset(name: str) -> str:

@@ -375,6 +375,24 @@ class MeasuredPart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Outcomes:
+    """What became of the scenes in which base or adapter failed a subject."""
+
+    scenes: int
+    """That both painted."""
+    failed: int
+    """In which either failed a subject."""
+    cured: int
+    """The base failed a subject, the adapter none."""
+    spoilt: int
+    """The adapter failed a subject, the base none."""
+    median: Example | None
+    """Of the failed ones, by the change in failed subjects, then in identity."""
+    cured_shown: tuple[Example, ...]
+    spoilt_shown: tuple[Example, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationPart:
     """Section 4: base against adapter under one protocol."""
 
@@ -391,6 +409,8 @@ class EvaluationPart:
     names: tuple[str, str] = ("base", "adapter")
     """What the two models are called."""
     measured: MeasuredPart | None = None
+    outcomes: Outcomes | None = None
+    """None where one of two models is not there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -80,18 +80,23 @@ def evaluation_folder(
     shade: int = 100,
     *,
     image: str = "",
+    failed: Mapping[int, tuple[float, float]] = {},  # noqa: B006
     prompt: str = HOSTILE,
     about: Mapping[str, object] = {},  # noqa: B006
     **settings: object,
 ) -> Path:
     """What `evaluate` leaves; `about` goes into run.json, `settings` make a config.yaml. `image`:
-    what the record of scene 0's adapter names instead of its picture."""
+    what the record of scene 0's adapter names instead of its picture. `failed`: shares of failed
+    subjects of base and adapter by scene, 0 else."""
     base = [scene_record("base", i, 0.5 + 0.01 * i) for i in range(len(gain))]
     adapter = [scene_record("adapter", i, 0.5 + 0.01 * i + more) for i, more in enumerate(gain)]
     for at, record in enumerate(base + adapter):
         path = folder / record.image
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(grey(shade + at)).save(path)
+    for at, (ours, theirs) in failed.items():
+        base[at] = dataclasses.replace(base[at], failed=ours)
+        adapter[at] = dataclasses.replace(adapter[at], failed=theirs)
     if image:
         adapter[0] = dataclasses.replace(adapter[0], image=image)
     reference = folder / "references" / "a" / "0.png"

@@ -294,6 +294,24 @@ def test_evaluation_is_read(evaluation: Path) -> None:
     assert [model["fingerprint"] for model in models] == ["b1", "a1", "j1"]
 
 
+def test_scenes_cured_and_spoilt_are_counted_and_the_median_failed_one_leads(
+    tmp_path: Path,
+) -> None:
+    """Half a scene of two failed: cured means that nobody fails any more."""
+    failed = {1: (0.5, 0.0), 2: (1.0, 0.5), 4: (0.5, 0.5), 5: (0.0, 0.5), 8: (1.0, 0.0)}
+    folder = evaluation_folder(tmp_path, failed=failed)
+    outcomes = collect_evaluation(folder).outcomes
+    assert outcomes is not None and outcomes.median is not None
+    assert (outcomes.scenes, outcomes.failed, outcomes.cured, outcomes.spoilt) == (12, 5, 2, 1)
+    assert {one.scene_id for one in outcomes.cured_shown} == {"scene01", "scene08"}
+    assert [one.scene_id for one in outcomes.spoilt_shown] == ["scene05"]
+    # By change: 5 (-0.5), 4 (0), then 1 and 2 (both +0.5, the lesser gain in identity first), 8.
+    assert outcomes.median.scene_id == "scene01"
+    page = write_report(folder / "report.html", evaluate_dir=folder).read_text()
+    assert "2 of 12 scenes cured" in page and "1 of 12 scenes spoilt" in page
+    assert "the median one of the 5 (of 12)" in page
+
+
 def test_scorer_and_judge_side_by_side(evaluation: Path) -> None:
     part = collect_evaluation(evaluation, extremes=1, randoms=2)
     base, change = part.agreement
