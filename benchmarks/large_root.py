@@ -57,8 +57,8 @@ def commit_partition(
 ) -> None:
     """Store every stage's artefact; `shown` has a look per pair, `keys` a key per stage."""
     sampled = [
-        Sampled(id=one.win_id, scene_id=scene.id, index=at, seed=at, image=one.win_image)
-        for at, one in enumerate(pairs)
+        Sampled(id=pair.win_id, scene_id=scene.id, index=at, seed=at, image=pair.win_image)
+        for at, pair in enumerate(pairs)
     ]
     instances = [
         _instance(pair, r, look.mask)
@@ -66,8 +66,8 @@ def commit_partition(
         for r in range(len(pair.masks))
     ]
     described = [Described(instance=one, caption=one.class_name) for one in instances]
-    disrupted = [_disrupted(one) for one in pairs]
-    scored = [_scored(one, won) for one in pairs for won in (True, False)]
+    disrupted = [_disrupted(pair) for pair in pairs]
+    scored = [_scored(pair, won) for pair in pairs for won in (True, False)]
     wins, masks, loses = _pictures(pairs, shown)
     put = partial(store.commit, partition=scene.partition, versions={"code": "1"})
     put("compose", keys["compose"], [scene], Scene)
@@ -168,7 +168,7 @@ def make_root(store: Store, pairs: int, subjects: int) -> str:
         _Partition.of(at, [members[(7 * at + r) % subjects] for r in range(1 + at % 2)])
         for at in range(-(-pairs // EACH))
     ]
-    made = [pair for one in partitions for pair in one.pairs(looks)][:pairs]
+    made = [pair for partition in partitions for pair in partition.pairs(looks)][:pairs]
     rows = list(_write_shards(store, made, looks))
     for one in sorted(partitions, key=lambda one: one.name)[:STORED]:
         one.commit(store, looks)
@@ -219,11 +219,11 @@ class _Partition:
 
     @property
     def scene(self) -> Scene:
-        words = tuple(one.class_name for one in self.members)
+        words = tuple(member.class_name for member in self.members)
         return Scene(
             id=stable_id("scene", self.at),
             partition=self.name,
-            subject_ids=tuple(one.id for one in self.members),
+            subject_ids=tuple(member.id for member in self.members),
             class_names=words,
             prompt=f"a {' and a '.join(words)} on {PLACES[self.at % len(PLACES)]}",
             variant=0,
@@ -259,7 +259,7 @@ class _Partition:
                 lose_image=image_key("disrupt", self.keys["disrupt"], f"{stem}.png"),
                 masks=masks,
                 prior=image_key("disrupt", self.keys["disrupt"], f"{stem}-prior.png"),
-                references=tuple(one.references[0] for one in self.members),
+                references=tuple(member.references[0] for member in self.members),
                 win_identity=tuple(map(float, win)),
                 lose_identity=tuple(map(float, lose)),
                 win_leakage_margin=tuple(map(float, win)),
@@ -285,11 +285,11 @@ class _Partition:
     def row(self, pairs: int) -> PartitionRow:
         return PartitionRow(
             partition=self.name,
-            subject_ids=tuple(sorted(one.id for one in self.members)),
+            subject_ids=tuple(sorted(member.id for member in self.members)),
             key=self.keys["pair"],
             samples="made up",
             pairs=pairs,
-            rejects=dict(Counter(one.reason for one in self.rejects())),
+            rejects=dict(Counter(reject.reason for reject in self.rejects())),
         )
 
     def commit(self, store: Store, looks: Sequence[Look]) -> None:
@@ -365,7 +365,10 @@ def _publish(
     name = version_name(len(rows), len(members))
     folder = f"versions/{name}"
     counts = Counter(row.partition for row in rows)
-    table = sorted((one.row(counts[one.name]) for one in partitions), key=lambda r: r.partition)
+    table = sorted(
+        (partition.row(counts[partition.name]) for partition in partitions),
+        key=lambda r: r.partition,
+    )
     lineage = [
         Artefact(
             stage=stage, key=key, partition=one.name, inputs=(), count=EACH, seconds=0.1, files={}
@@ -390,8 +393,8 @@ def _manifest(
     table: Sequence[PartitionRow],
 ) -> dict[str, Any]:
     rejects: Counter[str] = Counter()
-    for one in table:
-        rejects.update(one.rejects)
+    for partition_row in table:
+        rejects.update(partition_row.rejects)
     return {
         "id": name,
         "parent": None,
@@ -408,14 +411,14 @@ def _manifest(
         },
         "subjects": [
             {
-                "id": one.id,
-                "class_name": one.class_name,
-                "references": len(one.references),
-                "licence": one.licence,
-                "digest": one.digest,
-                "artefact": one.references[0].image.split("/")[1],
+                "id": member.id,
+                "class_name": member.class_name,
+                "references": len(member.references),
+                "licence": member.licence,
+                "digest": member.digest,
+                "artefact": member.references[0].image.split("/")[1],
             }
-            for one in members
+            for member in members
         ],
         "seeds": {},
         "shards": [

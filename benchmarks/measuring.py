@@ -74,7 +74,7 @@ def measure(
         str(root),
         "--preset",
         preset,
-        *(word for one in overrides for word in ("--set", one)),
+        *(word for override in overrides for word in ("--set", override)),
     ]
     common.append("--prefect" if prefect else "--no-prefect")
     with working("building a dataset, then once more"):

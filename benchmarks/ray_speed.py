@@ -116,7 +116,7 @@ def _once(run: BuildRun, stage: str, count: int, most: int, name: str) -> tuple[
         took = time.perf_counter() - started
     finally:
         executor.close()
-    if bad := [one for one in outcomes if one.status != "made"]:
+    if bad := [outcome for outcome in outcomes if outcome.status != "made"]:
         raise UserError(f"ray_bench: {bad[0].partition} {bad[0].status}: {bad[0].message}")
     return took, len(rest)
 

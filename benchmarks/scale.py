@@ -116,7 +116,7 @@ def _sets_for(root: Path, candidates: int) -> dict[str, Any]:
     such sets."""
     state = read_registry(Store.open(root))
     assert state is not None
-    classes = [one.class_name for one in state.entries.values()]
+    classes = [entry.class_name for entry in state.entries.values()]
     variants, each_scene = ComposeConfig().variants, GenerateConfig().candidates
     each = variants * each_scene
     pairs = candidates / each - len(classes)

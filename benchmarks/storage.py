@@ -49,7 +49,7 @@ class IoBench:
         made = []
         for number in range(self.samples):
             name = hashlib.blake2b(f"{number}".encode(), digest_size=8).hexdigest()
-            fields = {f"{one}.png": random.bytes(self.picture_bytes) for one in PICTURES}
+            fields = {f"{picture}.png": random.bytes(self.picture_bytes) for picture in PICTURES}
             made.append((name, {"json": json.dumps(header).encode(), **fields}))
         size = -(-self.samples // self.shards)
         return [made[at : at + size] for at in range(0, len(made), size)]

@@ -155,11 +155,11 @@ def _turns(visit: _Visitor, pairs: int) -> Iterator[BenchFigure]:
     kinds = {
         "grid, next page": [f"/pairs?page={n}" for n in numbers],
         "grid, sorted": [f"/pairs?sort={sorts[n % 5]}&page={n}" for n in numbers],
-        "grid, by subject": [f"/pairs?subject={one}" for one in subjects],
+        "grid, by subject": [f"/pairs?subject={subject}" for subject in subjects],
         "grid, by words of the prompt": [f"/pairs?text=on+snow&page={n % 50 + 1}" for n in numbers],
         "grid, by score": [f"/pairs?low=0.{n % 9}&high=1.5&page=2" for n in numbers],
         "gallery of subjects": [f"/subjects?page={n % 20 + 1}" for n in numbers],
-        "one subject": [f"/subjects/{one}" for one in subjects],
+        "one subject": [f"/subjects/{subject}" for subject in subjects],
         "sets of subjects": [f"/scenes?page={n}" for n in numbers],
         "scenes of a set": LINK.findall(visit.page("/scenes"))[:TURNS],
         "rejects": [f"/rejects?page={n}" for n in range(1, 21)],
@@ -173,6 +173,6 @@ def _turns(visit: _Visitor, pairs: int) -> Iterator[BenchFigure]:
 
 def _turn(visit: _Visitor, name: str, addresses: list[str]) -> Iterator[BenchFigure]:
     visit.view(addresses[0])
-    took = sorted(1000 * visit.view(one)[0] for one in addresses[1:])
+    took = sorted(1000 * visit.view(address)[0] for address in addresses[1:])
     yield BenchFigure(f"turn, {name}: median", took[len(took) // 2], "ms", TURN_MS)
     yield BenchFigure(f"turn, {name}: 95 %", took[int(0.95 * (len(took) - 1))], "ms", TURN_MS)

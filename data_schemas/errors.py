@@ -63,7 +63,7 @@ def in_english(prompt: str) -> str:
     head, on, ground = prompt.partition(" on ")
     things = re.split(r", | and ", head)
     counts = Counter(things)
-    if len(counts) < len(things) <= 4 and all(one.startswith("a ") for one in things):
+    if len(counts) < len(things) <= 4 and all(thing.startswith("a ") for thing in things):
         named = [
             thing if count == 1 else f"{NUMBERS[count]} {plural(thing[2:])}"
             for thing, count in counts.items()

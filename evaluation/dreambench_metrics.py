@@ -216,7 +216,8 @@ def match(
     if not class_weight:
         return assign(similarity)
     agree = np.array(
-        [[one.class_name == word for one in detections] for word in class_names], dtype=np.bool_
+        [[detection.class_name == word for detection in detections] for word in class_names],
+        dtype=np.bool_,
     ).reshape(similarity.shape)
     given = assign(similarity + class_weight * agree)
     return [k if k != NOBODY and agree[row, k] else NOBODY for row, k in enumerate(given)]
@@ -304,8 +305,8 @@ class BenchPicture:
 
 def undetected(records: Sequence[EvalScene]) -> tuple[int, int]:
     """(subjects that were not found, subjects that were asked for) over all pictures."""
-    lost = sum(not box for one in records for box in one.boxes)
-    return lost, sum(len(one.boxes) for one in records)
+    lost = sum(not box for record in records for box in record.boxes)
+    return lost, sum(len(record.boxes) for record in records)
 
 
 def bench_pictures(judged: Sequence[EvalScene], whole: Sequence[WholeScores]) -> list[BenchPicture]:

@@ -337,7 +337,7 @@ def own_scenes(
     scenes = tuple(
         replace(one, seed=stable_hash("evaluated", config.seed, one.id) % 2**31) for one in made
     )
-    sets = tuple(dict.fromkeys(one.subject_ids for one in scenes))
+    sets = tuple(dict.fromkeys(scene.subject_ids for scene in scenes))
     distinct = {frozenset(names) for names in sets}
     return BenchScenes(
         protocol=BenchProtocol(

@@ -128,10 +128,11 @@ class EvaluationFolder:
     def records(self) -> list[EvalScene]:
         """What the judge measured on every picture of every model."""
         records = self._table(SCENES, EvalScene)
-        for one in records:
-            if one.image and not is_plain(one.image):
+        for record in records:
+            if record.image and not is_plain(record.image):
                 raise UserError(
-                    f"{self.path / SCENES}: names the picture {one.image[:80]!r}, which is outside"
+                    f"{self.path / SCENES}: names the picture {record.image[:80]!r}, which is"
+                    " outside"
                 )
         return records
 

@@ -138,9 +138,9 @@ def _read(file: Path) -> str:
 def _photographs(folder: Path) -> tuple[Path, ...]:
     try:
         files = sorted(
-            one
-            for one in folder.iterdir()
-            if one.suffix.lower() in SUFFIXES and not one.name.startswith(".")
+            path
+            for path in folder.iterdir()
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
         )
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror}); {GET}") from error

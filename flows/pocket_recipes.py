@@ -80,9 +80,9 @@ def train_recipe(name: str, out: Path, overrides: Sequence[str]) -> list[str]:
 
 def _in_words(figures: Sequence[Figure]) -> list[str]:
     return [
-        f"{one.model}: {one.name} {one.value:.4g}"
-        + (f" (wanted {one.wanted})" if one.wanted else "")
-        for one in figures
+        f"{figure.model}: {figure.name} {figure.value:.4g}"
+        + (f" (wanted {figure.wanted})" if figure.wanted else "")
+        for figure in figures
     ]
 
 

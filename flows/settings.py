@@ -246,7 +246,7 @@ def _choices_at(model: type[BaseModel], path: Sequence[str]) -> list[type[BaseMo
     choices: list[type[BaseModel]] = [model]
     for name in path:
         if len(choices) > 1:
-            choices = [one for one in choices if one.model_fields["kind"].default == name]
+            choices = [choice for choice in choices if choice.model_fields["kind"].default == name]
         elif choices and name in choices[0].model_fields:
             choices = models_of(choices[0].model_fields[name])
     return choices
@@ -255,7 +255,9 @@ def _choices_at(model: type[BaseModel], path: Sequence[str]) -> list[type[BaseMo
 def _is_kind(model: type[BaseModel], path: Sequence[str]) -> bool:
     """Whether a path ends in the kind of one of several models, and not in a field."""
     above = _choices_at(model, path[:-1])
-    return len(above) > 1 and any(one.model_fields["kind"].default == path[-1] for one in above)
+    return len(above) > 1 and any(
+        choice.model_fields["kind"].default == path[-1] for choice in above
+    )
 
 
 def models_of(field: FieldInfo) -> list[type[BaseModel]]:
@@ -288,7 +290,7 @@ def choices_of(field: FieldInfo) -> tuple[str, ...]:
     for mark in field.metadata:
         if isinstance(mark, Named):
             return tuple(mark.names)
-    return tuple(str(one) for one in _literals(field.annotation))
+    return tuple(str(literal) for literal in _literals(field.annotation))
 
 
 def _literals(annotation: Any) -> Iterator[Any]:
@@ -301,7 +303,9 @@ def _literals(annotation: Any) -> Iterator[Any]:
 
 def type_in_words(field: FieldInfo) -> str:
     """A field's type and bounds, its choices in backquotes, as in "whole number, >= 1"."""
-    named = [f"`{one}`" for mark in field.metadata if isinstance(mark, Named) for one in mark.names]
+    named = [
+        f"`{name}`" for mark in field.metadata if isinstance(mark, Named) for name in mark.names
+    ]
     bounds = [
         f"{sign}\N{NO-BREAK SPACE}{_number(getattr(mark, name))}"
         for mark in field.metadata

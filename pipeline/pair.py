@@ -114,7 +114,7 @@ def pair(
         config=config,
         prefix=prefix,
         reference=reference,
-        rejected={one.candidate_id: one for one in rejected},
+        rejected={reject.candidate_id: reject for reject in rejected},
     )
     output: StageOutput[Pair] = StageOutput([])
     refused = {one.candidate_id: one for one in screened if one.refused}
@@ -262,7 +262,7 @@ def _failure_pair(
     name = _pair_id("failure", win.candidate_id, lose.candidate_id)
     unions = _union_masks(context, win, lose)
     masks = {f"{name}-{place}": mask for place, mask in enumerate(unions)}
-    keys = tuple(image_key(context.prefix, one) for one in masks)
+    keys = tuple(image_key(context.prefix, mask) for mask in masks)
     plain = _pair(context, win.candidate_id, lose, places, keys, None, win=win)
     pair = replace(
         plain,

@@ -104,8 +104,8 @@ def load_images(store: Store, pair: Pair, complexity: Complexity) -> SampleImage
         prior=prior,
         complexity=complexity(win, prior),
         lose_complexity=complexity(lose, prior),
-        references=tuple(store.image(one.image) for one in pair.references),
-        reference_masks=tuple(store.mask(one.mask) for one in pair.references),
+        references=tuple(store.image(reference.image) for reference in pair.references),
+        reference_masks=tuple(store.mask(reference.mask) for reference in pair.references),
     )
 
 

@@ -69,8 +69,10 @@ class Lookup:
         """Pair sources, the chosen arm's first."""
         self._rows = {(row.arm, row.metric, row.group): row for row in ablation.rows}
         self._contrasts: dict[tuple[str, str, str, str], list[Contrast]] = {}
-        for one in ablation.contrasts:
-            self._contrasts.setdefault((one.a, one.b, one.metric, one.group), []).append(one)
+        for contrast in ablation.contrasts:
+            self._contrasts.setdefault(
+                (contrast.a, contrast.b, contrast.metric, contrast.group), []
+            ).append(contrast)
 
     def row(self, arm: str, metric: str, group: str = ALL) -> ArmRow | None:
         """The arm's mean."""
@@ -220,7 +222,7 @@ def find(look: Lookup) -> Finding:
 
 def _compare(look: Lookup, best: Arm, rival: Arm, metrics: Sequence[str]) -> Comparison:
     contrasts = tuple(look.contrast(best.name, rival.name, metric) for metric in metrics)
-    verdicts = tuple(look.verdict(one) for one in contrasts)
+    verdicts = tuple(look.verdict(contrast) for contrast in contrasts)
     return Comparison(rival=rival, contrasts=contrasts, verdicts=verdicts)
 
 
@@ -307,9 +309,9 @@ def _siblings(siblings: Sequence[Comparison], metrics: Sequence[str]) -> str:
         return ""
     joint = {"better": "better than", "worse": "worse than", "unchanged": "no different from"}
     found: dict[str, list[str]] = {}
-    for one in siblings:
-        alike = one.verdicts[0] if len(set(one.verdicts)) == 1 else "undecided"
-        found.setdefault(joint.get(alike, "undecided against"), []).append(title_of(one.rival))
+    for sibling in siblings:
+        alike = sibling.verdicts[0] if len(set(sibling.verdicts)) == 1 else "undecided"
+        found.setdefault(joint.get(alike, "undecided against"), []).append(title_of(sibling.rival))
     parts = [f"{words} {and_list(names)}" for words, names in found.items()]
     return f"On {and_list(titles(metrics))} together it is {'; '.join(parts)}."
 

@@ -49,7 +49,7 @@ class Records:
 
     @functools.cached_property
     def scenes(self) -> dict[str, Scene]:
-        return {one.id: one for one in self._read("compose", Scene)}
+        return {scene.id: scene for scene in self._read("compose", Scene)}
 
     @functools.cached_property
     def sampled(self) -> dict[str, Sampled]:
@@ -275,7 +275,11 @@ def dataset_facts(dataset: DatasetVersion) -> tuple[Fact, ...]:
     when = str(manifest.get("created") or "")[:16].replace("T", " ")
     return facts(
         ("pairs", len(rows), ", ".join(f"{splits[name]} {name}" for name in sorted(splits))),
-        ("subjects", len(subjects), f"{len({one.get('class_name') for one in subjects})} classes"),
+        (
+            "subjects",
+            len(subjects),
+            f"{len({subject.get('class_name') for subject in subjects})} classes",
+        ),
         ("scenes with a pair", len({row.scene_id for row in rows})),
         ("shards", len(shards), f"{size / 1e6:.1f} MB"),
         ("published", f"{when} UTC" if when else None),

@@ -180,7 +180,7 @@ def _both(base: Painter, adapter: Painter, metric: str) -> list[tuple[str, float
         for scene, record in base.scenes.items()
         if scene in adapter.scenes
     ]
-    return [one for one in values if math.isfinite(one[1]) and math.isfinite(one[2])]
+    return [value for value in values if math.isfinite(value[1]) and math.isfinite(value[2])]
 
 
 def metric_rows(values: Sequence[EvalRow]) -> tuple[MetricRow, ...]:

@@ -96,7 +96,7 @@ def _manifest(root: Path, version: str) -> Mapping[str, Any]:
 def _dataset_facts(manifest: Mapping[str, Any]) -> tuple[Fact, ...]:
     seeds = manifest.get("seeds") or {}
     licences = sorted(
-        {str(one.get("licence") or "not stated") for one in manifest.get("subjects") or []}
+        {str(subject.get("licence") or "not stated") for subject in manifest.get("subjects") or []}
     )
     return facts(
         *((f"seed: {name}", value) for name, value in seeds.items()),

@@ -229,7 +229,7 @@ def _lead(evaluation: EvaluationPart) -> Example | None:
     """The scene that the report begins with."""
     if evaluation.outcomes and evaluation.outcomes.median:
         return evaluation.outcomes.median
-    return _median([one for one in evaluation.examples if one.why == "median"])
+    return _median([example for example in evaluation.examples if example.why == "median"])
 
 
 def _lead_note(evaluation: EvaluationPart) -> str:

@@ -134,7 +134,7 @@ def _look_chart(
     run: Mapping[str, Any], title: str, explain: str, names: Sequence[str]
 ) -> LineChart | None:
     pairs = zip(names, _ROLES, strict=False)
-    lines = [line for one in pairs if (line := _line(_rows(run), *one)) is not None]
+    lines = [line for pair in pairs if (line := _line(_rows(run), *pair)) is not None]
     if not lines:
         return None
     step = run.get("adapter_step")
@@ -285,7 +285,7 @@ def curve_charts(steps: Columns, config: Mapping[str, Any]) -> tuple[LineChart, 
         ),
         "Error against the reference policy": (0.0, ""),
     }
-    charts = (_chart(steps, *one, *levels.get(one[0], (None, ""))) for one in _CURVES)
+    charts = (_chart(steps, *curve, *levels.get(curve[0], (None, ""))) for curve in _CURVES)
     return tuple(chart for chart in charts if chart is not None)
 
 

@@ -215,7 +215,9 @@ def bfl_tensors(
     for name, pair in pairs.items():
         match = _BLOCK.fullmatch(name)
         known = (
-            {one for slot in slots.get(match[1], ()) for one in slot.modules} if match else set()
+            {module for slot in slots.get(match[1], ()) for module in slot.modules}
+            if match
+            else set()
         )
         if match is None or match[3] not in known:
             raise UserError(

@@ -120,9 +120,9 @@ def _responsible(
     sources = sorted({origin.source for origin in origins.values() if origin.source})
     stages = version.manifest["stages"]
     tools = [
-        f"{name}: {one['versions']['model']}"
-        for name, one in stages.items()
-        if one.get("versions", {}).get("model")
+        f"{name}: {stage['versions']['model']}"
+        for name, stage in stages.items()
+        if stage.get("versions", {}).get("model")
     ]
     return {
         "rai:dataCollection": "Pictures of subjects were brought by their owners; all others were "

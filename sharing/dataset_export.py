@@ -201,14 +201,17 @@ def card(
 def origins(version: DatasetVersion) -> dict[str, Origin]:
     """Subject -> where its pictures come from, for those of which that is told."""
     told = {
-        one["id"]: origin_of(version.store, one["artefact"]) for one in version.manifest["subjects"]
+        subject["id"]: origin_of(version.store, subject["artefact"])
+        for subject in version.manifest["subjects"]
     }
     return {name: origin for name, origin in told.items() if origin != NOT_TOLD}
 
 
 def _licences(version: DatasetVersion) -> Counter[str]:
     """Licence -> subjects."""
-    return Counter(one["licence"].strip() or UNSTATED for one in version.manifest["subjects"])
+    return Counter(
+        subject["licence"].strip() or UNSTATED for subject in version.manifest["subjects"]
+    )
 
 
 def example_pictures(
@@ -232,8 +235,8 @@ def example_pictures(
 def _strip(sample: ShardSample) -> NDArray[np.uint8]:
     height, width = sample.images.win.shape[:2]
     references = [
-        np.asarray(PillowImage.fromarray(one).resize((width, height)), dtype=np.uint8)
-        for one in sample.images.references
+        np.asarray(PillowImage.fromarray(reference).resize((width, height)), dtype=np.uint8)
+        for reference in sample.images.references
     ]
     shown = [*references, sample.images.win, sample.images.lose]
     scale = max(1, 192 // height)
@@ -344,7 +347,9 @@ def _export(found: DatasetVersion, out: Path, allow_unlicensed: bool, marks: boo
 
 def check_licences(version: DatasetVersion, allowed: bool) -> list[str]:
     """Subjects that state no licence; UserError when there are any, unless `allowed`."""
-    names = [one["id"] for one in version.manifest["subjects"] if not one["licence"].strip()]
+    names = [
+        subject["id"] for subject in version.manifest["subjects"] if not subject["licence"].strip()
+    ]
     if names and not allowed:
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         raise UserError(
@@ -365,7 +370,7 @@ def lineage(version: DatasetVersion) -> dict[str, Any]:
     )  # fmt: skip
     told = {name: manifest[name] for name in kept if name in manifest}
     names = ("id", "class_name", "references", "licence", "digest")
-    told["subjects"] = [{name: one[name] for name in names} for one in manifest["subjects"]]
+    told["subjects"] = [{name: subject[name] for name in names} for subject in manifest["subjects"]]
     return told
 
 

@@ -93,7 +93,9 @@ class Judged:
     ) -> None:
         """`gates`: those of pairs of our own; None lets the table's word count."""
         self._gates = gates
-        self._instances = {(one.candidate_id, one.subject_id): one for one in instances}
+        self._instances = {
+            (instance.candidate_id, instance.subject_id): instance for instance in instances
+        }
         self._scored = {one.candidate_id: one for one in scored}
 
     def judge(

@@ -104,7 +104,7 @@ def _write_pictures(
     version: DatasetVersion, folder: Path, names: str, marks: bool
 ) -> Iterator[_Row]:
     """The pairs by id, their pictures written; a reference that many pairs show lies there once."""
-    licences = {one["id"]: one["licence"] for one in version.manifest["subjects"]}
+    licences = {subject["id"]: subject["licence"] for subject in version.manifest["subjects"]}
     for row in sorted(version.rows, key=lambda row: row.pair_id):
         fields = read_fields(version.store, row)
         values = json.loads(fields["json"])["pair"]
@@ -181,12 +181,12 @@ def _plain(folder: Path, rows: Sequence[_Row]) -> None:
                 "win_file_name": record.win,
                 "lose_file_name": record.lose,
                 "prior_file_name": record.prior,
-                "masks_file_names": [one.mask for one in subjects],
-                "references_file_names": [one.reference for one in subjects],
-                "reference_masks_file_names": [one.reference_mask for one in subjects],
-                "class_names": [one.class_name for one in subjects],
-                "subject_ids": [one.subject_id for one in subjects],
-                "licences": [one.licence for one in subjects],
+                "masks_file_names": [subject.mask for subject in subjects],
+                "references_file_names": [subject.reference for subject in subjects],
+                "reference_masks_file_names": [subject.reference_mask for subject in subjects],
+                "class_names": [subject.class_name for subject in subjects],
+                "subject_ids": [subject.subject_id for subject in subjects],
+                "licences": [subject.licence for subject in subjects],
                 "source": record.source,
                 "mode": record.mode,
             }
@@ -204,7 +204,7 @@ def _flow_factory(folder: Path, rows: Sequence[_Row]) -> None:
 
     records: dict[Split, list[dict[str, Any]]] = {"train": [], "val": []}
     for row in rows:
-        references = [one.reference for one in row.record.subjects]
+        references = [subject.reference for subject in row.record.subjects]
         supervision = {"chosen": media(row.record.win), "rejected": media(row.record.lose)}
         records[row.split].append(
             {
@@ -220,7 +220,7 @@ def _flow_factory(folder: Path, rows: Sequence[_Row]) -> None:
         shown = [
             {
                 "prompt": row.record.prompt,
-                "images": [one.reference for one in row.record.subjects],
+                "images": [subject.reference for subject in row.record.subjects],
             }
             for row in rows
             if row.split == "val"
@@ -275,7 +275,7 @@ def _verl_omni(folder: Path, rows: Sequence[_Row]) -> None:
     files: dict[Split, str] = {"train": "train.parquet", "val": "test.parquet"}
     for split, name in files.items():
         records = [
-            _verl_row(row, at) for at, row in enumerate(one for one in rows if one.split == split)
+            _verl_row(row, at) for at, row in enumerate(row for row in rows if row.split == split)
         ]
         if records:
             pq.write_table(pa.Table.from_pylist(records), folder / name, compression="zstd")
@@ -308,7 +308,7 @@ def _verl_row(row: _Row, index: int) -> dict[str, Any]:
 
 
 def _write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    lines = [json.dumps(one, ensure_ascii=False) for one in records]
+    lines = [json.dumps(record, ensure_ascii=False) for record in records]
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
 
 

@@ -49,10 +49,10 @@ def read_pair(row: TableRow, config: ImportConfig, limits: IngestConfig) -> Pair
         )
     shape = win.shape[:2]
     prior = None if record.prior is None else _mask(row, record.prior, shape, limits)
-    masks = tuple(_subject_mask(row, one, shape, limits) for one in record.subjects)
+    masks = tuple(_subject_mask(row, subject, shape, limits) for subject in record.subjects)
     side = config.size
     win, lose = _fitted(win, side), _fitted(lose, side)
-    masks = tuple(None if one is None else _fitted(one, side) for one in masks)
+    masks = tuple(None if mask is None else _fitted(mask, side) for mask in masks)
     if record.source != "rank":
         prior = difference(win, lose, config) if prior is None else _fitted(prior, side)
         share = 1.0 if prior is None else float(prior.mean())

@@ -64,7 +64,7 @@ class PairRecord(StrictModel):
 
     @model_validator(mode="after")
     def _subjects_differ(self) -> PairRecord:
-        names = [one.subject_id for one in self.subjects if one.subject_id is not None]
+        names = [subject.subject_id for subject in self.subjects if subject.subject_id is not None]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"subject {twice[0]} is there twice")

@@ -62,7 +62,7 @@ class Gallery:
 
     def _words(self, row: TableRow) -> list[str]:
         """The class words of a row's subjects: told, or the known ones in its prompt's order."""
-        told = [one.class_name for one in row.record.subjects]
+        told = [subject.class_name for subject in row.record.subjects]
         if None in told:
             plain = "".join(sign if sign.isalnum() else " " for sign in row.record.prompt.lower())
             text = f" {' '.join(plain.split())} "

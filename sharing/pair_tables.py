@@ -219,7 +219,7 @@ def _backend_lines(folder: Path) -> Lines:
     text file; references of <name>.png as references/<name>-0.png and so on."""
     try:
         backends = json.loads(_bytes(folder / BACKEND))
-        sets = {one["id"]: one for one in backends if "instance_data_dir" in one}
+        sets = {backend["id"]: backend for backend in backends if "instance_data_dir" in backend}
         wins = [one for one in sets.values() if one.get("conditioning_data")]
         for preferred in wins:
             paired = [sets[name] for name in preferred["conditioning_data"]]
@@ -245,7 +245,7 @@ def _named_alike(folder: Path, wins: str, kinds: Mapping[str, str]) -> Lines:
             "win": f"{wins}/{name}",
             "lose": f"{losers}/{name}",
             "prompt": decode_text(_bytes(caption), str(caption)).strip(),
-            "references": [str(one.relative_to(folder)) for one in shown],
+            "references": [str(path.relative_to(folder)) for path in shown],
         }
         if masks is not None and (folder / masks / name).is_file():
             values["prior"] = f"{masks}/{name}"
@@ -260,7 +260,7 @@ def _record(values: Values) -> PairRecord:
     if values.get("schema_version") == 2:
         return PairRecord.model_validate(_flow_factory(values))
     subjects = values.get("subjects")
-    if isinstance(subjects, list) and any(isinstance(one, dict) for one in subjects):
+    if isinstance(subjects, list) and any(isinstance(subject, dict) for subject in subjects):
         return PairRecord.model_validate(dict(values))
     return PairRecord.model_validate(_flat(values))
 

@@ -308,7 +308,7 @@ def _time(path: Path) -> float:
 
 def _size(folder: Path) -> int:
     size = 0
-    for one in folder.rglob("*"):
+    for path in folder.rglob("*"):
         with suppress(FileNotFoundError):
-            size += one.stat().st_size if one.is_file() else 0
+            size += path.stat().st_size if path.is_file() else 0
     return size

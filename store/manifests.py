@@ -76,7 +76,11 @@ def full_id(store: Store, name: str) -> str:
     """The id of the one version whose id begins so; what is given where none does. UserError where
     several do."""
     there = version_names(store)
-    meant = [one for one in there if one.startswith(name)] if len(name) >= SHORTEST else []
+    meant = (
+        [version_name for version_name in there if version_name.startswith(name)]
+        if len(name) >= SHORTEST
+        else []
+    )
     if name in there or not meant:
         return name
     if len(meant) > 1:

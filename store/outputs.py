@@ -142,7 +142,7 @@ def state_bytes(number: int, writer: str, files: dict[str, Kept]) -> bytes:
         "schema": SCHEMA,
         "number": number,
         "writer": writer,
-        "files": {name: asdict(one) for name, one in files.items()},
+        "files": {name: asdict(file) for name, file in files.items()},
     }
     return sealed(told)
 

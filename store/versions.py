@@ -122,8 +122,8 @@ class DatasetVersion:
     def subjects(self) -> list[Subject]:
         """The subjects it was made from, from the store."""
         return [
-            self.store.read("subjects", one["artefact"], Subject)[0]
-            for one in self.manifest["subjects"]
+            self.store.read("subjects", subject["artefact"], Subject)[0]
+            for subject in self.manifest["subjects"]
         ]
 
     def verify(self) -> None:
@@ -201,9 +201,11 @@ def publish(
             "pairs": pair_counts(rows),
             "rejects": dict(sorted(rejects.items())),
             "partitions": len(partitions),
-            "reviews": dict(sorted(Counter(one.verdict for one in reviewed).items())),
+            "reviews": dict(sorted(Counter(pair.verdict for pair in reviewed).items())),
             "stages": stage_summary(known),
-            "subjects": [_subject_entry(one) for one in sorted(subjects, key=lambda s: s.id)],
+            "subjects": [
+                _subject_entry(subject) for subject in sorted(subjects, key=lambda s: s.id)
+            ],
             "seeds": dict(seeds or {}),
             "shards": _shard_entries(store, rows, parent),
             "digests": digests(files),
@@ -231,7 +233,7 @@ def _version_id(
     rows: Sequence[IndexRow], subjects: Sequence[Subject], lineage: Sequence[tuple[str, str]]
 ) -> str:
     where = [(row.pair_id, row.digest, row.shard, row.offset, row.checksum) for row in rows]
-    who = sorted((one.id, one.digest, one.licence) for one in subjects)
+    who = sorted((subject.id, subject.digest, subject.licence) for subject in subjects)
     return digest(json.dumps([where, who, lineage]).encode())[:16]
 
 
@@ -304,4 +306,4 @@ def _shard_entries(
 
 
 def _known_shards(store: Store, version: str) -> dict[str, Mapping[str, Any]]:
-    return {one["name"]: one for one in open_version(store, version).manifest["shards"]}
+    return {shard["name"]: shard for shard in open_version(store, version).manifest["shards"]}

@@ -364,7 +364,7 @@ def trained(runs: Path) -> list[str]:
     """Names of the training runs that have an adapter."""
     if not runs.is_dir():
         return []
-    return sorted(one.name for one in runs.iterdir() if is_run(one))
+    return sorted(path.name for path in runs.iterdir() if is_run(path))
 
 
 def is_run(folder: Path) -> bool:

@@ -85,7 +85,7 @@ class Found:
 def find_runs(config: StudioConfig) -> Found:
     """What there is now."""
     own = runs_folder(config)
-    tops = list(dict.fromkeys([*(one.absolute() for one in config.runs), own]))
+    tops = list(dict.fromkeys([*(run.absolute() for run in config.runs), own]))
     training: dict[str, RunFolder] = {}
     evaluations: dict[str, RunFolder] = {}
     exports: dict[str, RunFolder] = {}
@@ -112,7 +112,7 @@ def find_tables(config: StudioConfig) -> list[str]:
     lies in no run."""
     own = runs_folder(config)
     found: list[str] = []
-    for top in dict.fromkeys([own, *(one.absolute() for one in config.runs)]):
+    for top in dict.fromkeys([own, *(run.absolute() for run in config.runs)]):
         for path, names in _folders(top):
             if names & {RUN, ROWS, "config.json", "dataset.json"}:
                 continue
@@ -139,16 +139,16 @@ def _folders(top: Path) -> Iterator[tuple[Path, set[str]]]:
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             continue
         seen += 1
-        names = {one.name for one in there}
+        names = {entry.name for entry in there}
         yield path, names
         if depth == DEPTH or "dataset.json" in names:
             continue
         left += [
-            (path / one.name, depth + 1)
-            for one in there
-            if one.is_dir(follow_symlinks=False)
-            and not one.name.startswith(".")
-            and one.name not in SKIPPED
+            (path / entry.name, depth + 1)
+            for entry in there
+            if entry.is_dir(follow_symlinks=False)
+            and not entry.name.startswith(".")
+            and entry.name not in SKIPPED
         ]
 
 
@@ -203,7 +203,7 @@ def _looks(folder: RunFolder) -> Sequence[Mapping[str, float]]:
     path = folder.path / LOOKS
     looks = read_json(path, "remove it; the next look writes it anew", default=[])
     try:
-        return [_numbers(one) for one in looks]
+        return [_numbers(look) for look in looks]
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: expected a list of looks with their steps; remove it") from error
 
@@ -313,7 +313,7 @@ class Evaluation:
 
     def overall(self, metric: str) -> MetricRow | None:
         """The row of a metric over all scenes."""
-        found = (one for one in self.rows if one.metric == metric and one.group == "all")
+        found = (row for row in self.rows if row.metric == metric and row.group == "all")
         return next(found, None)
 
     def change(self, scene: str, metric: str) -> float:

@@ -183,7 +183,7 @@ class Dataset:
         """Place of a pair -> perceptual hash of its winner, for those that the last build left."""
         known = remembered(self.store.files)
         digests = self.pairs.table["digest"].to_pylist()
-        return {at: known[one] for at, one in enumerate(digests) if one in known}
+        return {at: known[digest] for at, digest in enumerate(digests) if digest in known}
 
     @functools.cached_property
     def winners_alike(self) -> list[tuple[int, int]]:

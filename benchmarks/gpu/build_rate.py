@@ -61,11 +61,11 @@ class BuildRate:
     @property
     def seconds(self) -> float:
         """Of all stages, without loading."""
-        return sum(one.seconds for one in self.stages)
+        return sum(stage.seconds for stage in self.stages)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        rows = [{**asdict(one), "per_hour": one.per_hour} for one in self.stages]
+        rows = [{**asdict(stage), "per_hour": stage.per_hour} for stage in self.stages]
         return {**asdict(self), "seconds": self.seconds, "stages": rows}
 
     def markdown(self) -> str:
@@ -74,7 +74,7 @@ class BuildRate:
         hours = self.seconds / 3600
         sums = (
             f"{self.scenes} scenes, {self.pairs} pairs in {self.seconds:.1f} s and "
-            f"{sum(one.loading for one in self.stages):.1f} s of loading: "
+            f"{sum(stage.loading for stage in self.stages):.1f} s of loading: "
             f"{self.scenes / hours:.1f} scenes and {self.pairs / hours:.1f} pairs an hour."
         )
         lines = [
@@ -86,7 +86,7 @@ class BuildRate:
                 for cells in (
                     COLUMNS,
                     ("---",) * len(COLUMNS),
-                    *(self.cells(one) for one in self.stages),
+                    *(self.cells(stage) for stage in self.stages),
                 )
             ),
         ]
@@ -168,7 +168,7 @@ def build_rate(run: BuildRun, scenes: int, preset: str) -> BuildRate:
         raise UserError(f"{run.root}: has results already; --build measures anew, give a new --out")
     steps = _Timed(lambda: builder.parts.meter.load_seconds, device)
     outcomes = build.compute(steps, quiet)
-    if bad := [one for one in outcomes if one.status != "made"]:
+    if bad := [outcome for outcome in outcomes if outcome.status != "made"]:
         raise UserError(f"--build: {bad[0].stage} {bad[0].partition} {bad[0].message}")
     counts = {stage: _records(builder, stage) for stage in STAGES}
     rates = tuple(
@@ -228,7 +228,7 @@ def measure_build(
     text = json.dumps(rate.as_dict(), indent=1, sort_keys=True, allow_nan=False)
     write_whole(out / "gpu_build.json", (text + "\n").encode())
     write_whole(out / "gpu_build.md", rate.markdown().encode())
-    for line in _lines([COLUMNS, *(rate.cells(one) for one in rate.stages)]):
+    for line in _lines([COLUMNS, *(rate.cells(stage) for stage in rate.stages)]):
         told(line)
     return rate
 

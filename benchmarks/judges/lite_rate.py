@@ -194,7 +194,9 @@ def _costs(
 
     side = MeasureConfig().shown_side
     pictures = costing("decoding", lambda: [read_photograph(file) for file in files])
-    costing("the page's picture", lambda: [encode_jpeg(scaled(one, side)) for one in pictures])
+    costing(
+        "the page's picture", lambda: [encode_jpeg(scaled(picture, side)) for picture in pictures]
+    )
     found = costing(
         "scaling for the segmenter, its regions",
         lambda: segmenter.segment(pictures, [SUBJECTS] * len(pictures)),

@@ -60,7 +60,7 @@ def _usage(words: tuple[str, ...], command: Any) -> str:
 
 def _options(command: Any, what: str) -> str:
     with typer.Context(command, info_name=what) as context:
-        records = [one.get_help_record(context) for one in command.params]
+        records = [param.get_help_record(context) for param in command.params]
     rows = [f"| `{names}` | {_cell(text)} |" for names, text in filter(None, records)]
     return "\n".join(["| option | meaning |", "| --- | --- |", *rows]) if rows else ""
 

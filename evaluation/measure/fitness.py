@@ -153,7 +153,7 @@ def _verdict(judged: EvalScene, scores: ForeignScores, config: EvaluateConfig) -
 
 
 def _row(fault: Fault, verdicts: Sequence[_Verdict]) -> FaultFound:
-    names = [one.name for one in fields(_Verdict)]
+    names = [field.name for field in fields(_Verdict)]
     table = np.array([[getattr(verdict, name) for name in names] for verdict in verdicts])
     shares = dict(zip(names, table.mean(axis=0).tolist(), strict=True))
     return FaultFound(fault, len(verdicts), float(table.any(axis=1).mean()), **shares)

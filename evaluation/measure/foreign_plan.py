@@ -68,8 +68,10 @@ class ForeignPlan:
         found = hashlib.blake2b(f"{self.protocol}\n".encode(), digest_size=16)
         for model, name in self.names.items():
             found.update(f"{model}\t{name}\n".encode())
-        for one in self.pictures:
-            found.update(f"{one.model}\t{one.scene_id}\t{one.index}\t{one.key}\n".encode())
+        for picture in self.pictures:
+            found.update(
+                f"{picture.model}\t{picture.scene_id}\t{picture.index}\t{picture.key}\n".encode()
+            )
         for problem in self.problems:
             found.update(f"{problem}\n".encode())
         return found.hexdigest()
@@ -79,7 +81,7 @@ def plan_pictures(table: PictureTable, *, first: str | None = None) -> ForeignPl
     """The plan of a table. `first` names the model that others are compared with; without, it is
     the first in the table. UserError for an unknown one, too many models, and no usable row."""
     if not table.rows:
-        shown = "; ".join(str(one) for one in table.problems[:3])
+        shown = "; ".join(str(problem) for problem in table.problems[:3])
         raise UserError(f"{table.source}: none of its rows can be measured. {shown}")
     names = list(dict.fromkeys(row.model for row in table.rows))
     if len(names) > MOST_MODELS:
@@ -101,7 +103,7 @@ def plan_pictures(table: PictureTable, *, first: str | None = None) -> ForeignPl
     pictures = []
     problems = list(table.problems)
     for row in table.rows:
-        asked = (row.prompt, *(one.name for one in row.subjects))
+        asked = (row.prompt, *(subject.name for subject in row.subjects))
         scene = scenes.get(asked) or scenes.setdefault(asked, _scene(row))
         model = model_of[row.model]
         try:
@@ -115,7 +117,7 @@ def plan_pictures(table: PictureTable, *, first: str | None = None) -> ForeignPl
             continue
         at = counts.get((model, scene.id), 0)
         counts[model, scene.id] = at + 1
-        subjects.update((one.name, one) for one in row.subjects)
+        subjects.update((subject.name, subject) for subject in row.subjects)
         pictures.append(PlannedPicture(row, scene.id, model, at, key))
     order = {model: n for n, model in enumerate(ids)}
     pictures.sort(key=lambda one: (order[one.model], one.row.line))
@@ -131,12 +133,12 @@ def _ids(count: int) -> list[str]:
 
 
 def _scene(row: PictureRow) -> Scene:
-    names = tuple(one.name for one in row.subjects)
+    names = tuple(subject.name for subject in row.subjects)
     return Scene(
         id=stable_id("foreign", *names, row.prompt),
         partition=stable_id("foreign", *sorted(names)),
         subject_ids=names,
-        class_names=tuple(one.class_name for one in row.subjects),
+        class_names=tuple(subject.class_name for subject in row.subjects),
         prompt=row.prompt,
         variant=0,
         seed=stable_hash("foreign", *names, row.prompt) % 2**31,

@@ -93,7 +93,7 @@ def _pair(
     if not base:
         found = rows([], other, config, metrics)
     else:
-        ids = [one.scene_id for one in base], [one.scene_id for one in other]
+        ids = [picture.scene_id for picture in base], [picture.scene_id for picture in other]
         how = pairing(*ids, (names[BASE], names[model]))
         note = how.note
         if how.scenes:
@@ -124,7 +124,7 @@ def _unpaired(
         mine, theirs = ([one for one in own if _in_group(belongs, one)] for own in (base, other))
         for metric in metrics:
             values = [np.array(list(scene_means(own, metric).values())) for own in (mine, theirs)]
-            known = [one[np.isfinite(one)] if one.size else one for one in values]
+            known = [value[np.isfinite(value)] if value.size else value for value in values]
             parts = zip((BASE, ADAPTER), known, strict=True)
             found = {model: _interval(own, config) for model, own in parts if own.size}
             if len(found) == 2:

@@ -86,7 +86,7 @@ def know(
     published: Mapping[str, Vectors] | None = None,
 ) -> Known:
     """A subject from its references, of any sizes."""
-    images, masks = [one.image for one in pictures], [one.mask for one in pictures]
+    images, masks = [picture.image for picture in pictures], [picture.mask for picture in pictures]
     return Known(
         vectors=sight.embed(images, masks),
         thumbs=tuple(thumb(image, mask) for image, mask in zip(images, masks, strict=True)),

@@ -92,6 +92,6 @@ def _subjects(file: Path, known: dict[str, Asked]) -> tuple[Asked, ...]:
 def _prompt(file: Path, subjects: tuple[Asked, ...]) -> str:
     beside = file.with_suffix(".txt")
     if not beside.is_file():
-        return spoken([one.class_name for one in subjects])
+        return spoken([subject.class_name for subject in subjects])
     stay_inside(beside, file.parent)
     return " ".join(decode_text(beside.read_bytes(), str(beside)).split())

@@ -202,7 +202,7 @@ class _Reader:
         return PictureRow(
             line=line,
             image=self._places.file(image.strip()),
-            prompt=prompt or spoken([one.class_name for one in subjects]),
+            prompt=prompt or spoken([subject.class_name for subject in subjects]),
             subjects=subjects,
             boxes=boxes,
             model=str(values.get("model") or UNNAMED).strip(),
@@ -227,11 +227,11 @@ class _Reader:
             )
         if not 1 <= len(subjects) <= MOST_SUBJECTS:
             raise UserError(f"{len(subjects)} subjects; a picture has 1 to {MOST_SUBJECTS}")
-        for one in subjects:
-            first, where = self._first.setdefault(one.name, (one, line))
-            if first != one:
+        for subject in subjects:
+            first, where = self._first.setdefault(subject.name, (subject, line))
+            if first != subject:
                 raise UserError(
-                    f"subject '{one.name}' has another class or other references than in line "
+                    f"subject '{subject.name}' has another class or other references than in line "
                     f"{where}; give it another name, or the same pictures"
                 )
         told = [_box(item) for item in items]
@@ -268,7 +268,7 @@ class _Reader:
             name,
             word or clean_name(name) or name,
             tuple(self._places.file(one) for one in files),
-            tuple(self._places.file(one) for one in masks) if masks else (None,) * len(files),
+            tuple(self._places.file(mask) for mask in masks) if masks else (None,) * len(files),
         )
 
 

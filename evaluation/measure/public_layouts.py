@@ -99,7 +99,7 @@ def _xverse(kind: str) -> Callable[[Path, Path | None], PictureTable]:
         samples = read_json(listed, GET_XVERSE)
         if not isinstance(samples, list):
             raise UserError(f"{listed}: expected a list of samples; {GET_XVERSE}")
-        by_index = {str(_field(one, "index", listed)): one for one in samples}
+        by_index = {str(_field(sample, "index", listed)): sample for sample in samples}
         table, places = PictureTable(str(results)), Places(bench.absolute())
         for model, folder in _models(results, lambda path: any(path.glob("[0-9]*_*.png"))):
             for file in visible(folder):

@@ -77,7 +77,9 @@ def known_as_published(
     shown: dict[str, Sequence[Image]] = {SCR: photographs}
     if PSR in protocols:
         boxes = sight.boxes(photographs, [class_name] * len(photographs))
-        shown[PSR] = [_cut(one, own, 0) for one, own in zip(photographs, boxes, strict=True)]
+        shown[PSR] = [
+            _cut(photograph, own, 0) for photograph, own in zip(photographs, boxes, strict=True)
+        ]
     return {id: _vectors(sight, shown[id]) for id in protocols}
 
 

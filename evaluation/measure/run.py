@@ -213,9 +213,9 @@ class _Work:
         about: dict[str, Any] = {}
         for number, (name, subject) in enumerate(plan.subjects.items(), 1):
             found_in = self.references(name)
-            pictures = [one.subject for one in found_in]
+            pictures = [reference.subject for reference in found_in]
             if pictures and name in needed:
-                photographs = [one.photograph for one in found_in]
+                photographs = [reference.photograph for reference in found_in]
                 told = known_as_published(
                     self.published, photographs, subject.class_name, self.sight
                 )
@@ -246,7 +246,7 @@ def _measure(request: Request, out: Path, watch: Watch) -> MeasureResult:
     work = _Work(request, out, sight, list(plan.problems))
     check = _check(work, watch) if request.check else ()
     parts = _Parts(out / PARTS, config_digest(request.how))
-    todo = [one for one in plan.pictures if not (out / parts.image(one)).is_file()]
+    todo = [picture for picture in plan.pictures if not (out / parts.image(picture)).is_file()]
     known = work.known(todo, watch)
     _judge_all(work, todo, known, parts, watch)
     judged, scores = _in_order(work, parts)
@@ -271,7 +271,7 @@ def _measure(request: Request, out: Path, watch: Watch) -> MeasureResult:
         "pictures": sum(len(own) for own in judged.values()),
         "fingerprints": {"judge": request.judge},
         "notes": [*notes, *dict.fromkeys(work.notes), *_about_judge(work)],
-        "left_out": [str(one) for one in work.problems],
+        "left_out": [str(problem) for problem in work.problems],
         "check": [asdict(row) for row in check],
         "machine": machine(),
         "packages": packages(),
@@ -300,7 +300,8 @@ def _check(work: _Work, watch: Watch) -> tuple[FaultFound, ...]:
     request, unused = work.request, list[Problem]()
     quiet_work = replace(work, problems=unused, notes=[])
     references = {
-        name: [one.subject for one in quiet_work.references(name)] for name in request.plan.subjects
+        name: [reference.subject for reference in quiet_work.references(name)]
+        for name in request.plan.subjects
     }
     usable = {name: own for name, own in references.items() if own}
     casts = dict.fromkeys(scene.subject_ids for scene in request.plan.scenes.values())
@@ -308,7 +309,7 @@ def _check(work: _Work, watch: Watch) -> tuple[FaultFound, ...]:
         work.sight,
         [cast for cast in casts if usable.keys() >= set(cast)],
         usable,
-        {name: one.class_name for name, one in request.plan.subjects.items()},
+        {name: subject.class_name for name, subject in request.plan.subjects.items()},
         request.evaluate,
         request.measure,
         watch,
@@ -327,7 +328,9 @@ def _judge_all(
     for batch in _read_ahead(work, todo, request.evaluate.batch):
         items = []
         for planned, picture in batch:
-            lacking = [one.name for one in planned.row.subjects if one.name not in known]
+            lacking = [
+                subject.name for subject in planned.row.subjects if subject.name not in known
+            ]
             if isinstance(picture, UserError) or lacking:
                 message = f"no reference of '{lacking[0]}' can be used" if lacking else str(picture)
                 where = f"{request.plan.source}, line {planned.row.line}"
@@ -362,7 +365,7 @@ def _to_judge(
     return ToJudge(
         scene=plan.scenes[planned.scene_id],
         picture=picture,
-        known=[known[one.name] for one in row.subjects],
+        known=[known[subject.name] for subject in row.subjects],
         boxes=row.boxes,
         source=str(row.image),
         line=row.line,
@@ -375,7 +378,7 @@ def _read_ahead(
 ) -> Iterator[list[tuple[PlannedPicture, Image | UserError]]]:
     """Batches of pictures, read and laid into the folder by threads; an error in place of one that
     cannot be read."""
-    for folder in {(work.out / one.place).parent for one in todo}:
+    for folder in {(work.out / picture.place).parent for picture in todo}:
         folder.mkdir(parents=True, exist_ok=True)
     waiting: deque[tuple[Sequence[PlannedPicture], list[Future[Image | UserError]]]] = deque()
     with ThreadPoolExecutor(READERS, "read") as pool:
@@ -391,7 +394,7 @@ def _read_ahead(
 def _ready(
     part: Sequence[PlannedPicture], jobs: Sequence[Future[Image | UserError]]
 ) -> list[tuple[PlannedPicture, Image | UserError]]:
-    return [(one, job.result()) for one, job in zip(part, jobs, strict=True)]
+    return [(picture, job.result()) for picture, job in zip(part, jobs, strict=True)]
 
 
 def _read(work: _Work, planned: PlannedPicture) -> Image | UserError:
@@ -412,21 +415,21 @@ def _in_order(
     judged: dict[str, list[EvalScene]] = {model: [] for model in plan.names}
     scores: dict[str, list[ForeignScores]] = {model: [] for model in plan.names}
     counts: dict[tuple[str, str], int] = {}
-    for one in plan.pictures:
-        kept = parts.kept.get(one.key)
+    for picture in plan.pictures:
+        kept = parts.kept.get(picture.key)
         if kept is None:
             continue
-        at = counts.get((one.model, one.scene_id), 0)
-        counts[one.model, one.scene_id] = at + 1
-        named: dict[str, Any] = {"model": one.model, "scene_id": one.scene_id, "index": at}
-        told: dict[str, Any] = {"image": parts.image(one), "protocol": plan.protocol}
-        judged[one.model].append(replace(kept.judged, **told, **named))
-        row = one.row
+        at = counts.get((picture.model, picture.scene_id), 0)
+        counts[picture.model, picture.scene_id] = at + 1
+        named: dict[str, Any] = {"model": picture.model, "scene_id": picture.scene_id, "index": at}
+        told: dict[str, Any] = {"image": parts.image(picture), "protocol": plan.protocol}
+        judged[picture.model].append(replace(kept.judged, **told, **named))
+        row = picture.row
         where: dict[str, Any] = {"source": str(row.image), "line": row.line, "seed": row.seed}
-        scores[one.model].append(replace(kept.scores, **where, **named))
+        scores[picture.model].append(replace(kept.scores, **where, **named))
     empty = [plan.names[model] for model, own in judged.items() if not own]
     if empty:
-        shown = "; ".join(str(one) for one in work.problems[:3])
+        shown = "; ".join(str(problem) for problem in work.problems[:3])
         raise UserError(f"{plan.source}: no picture of {', '.join(empty)} can be measured. {shown}")
     return judged, scores
 
@@ -472,9 +475,9 @@ class _Parts:
         files = sorted(self._folder.glob("*.parquet"))
         self._next = int(files[-1].stem) + 1 if files else 0
         self.kept = {
-            one.key: one
+            picture.key: picture
             for file in files
-            for one in from_parquet(file.read_bytes(), JudgedPicture, str(file))
+            for picture in from_parquet(file.read_bytes(), JudgedPicture, str(file))
         }
 
     def image(self, one: PlannedPicture) -> str:

@@ -164,7 +164,7 @@ class PhotographSight:
 
 def _looked(own: Sequence[Detection], vectors: Vectors, class_names: Sequence[str]) -> Looked:
     """A detector that reads words bars all others; one that reads none gives ''."""
-    said = np.array([one.class_name for one in own], dtype=object)[None]
+    said = np.array([detection.class_name for detection in own], dtype=object)[None]
     asked = np.array(list(class_names), dtype=object)[:, None]
     agree = (said == asked).astype(np.bool_).reshape(len(class_names), len(own))
     named = (said != "").astype(np.bool_).reshape(1, len(own))

@@ -64,7 +64,7 @@ def value_tables(
 def family_contrasts(run: AblateRun, records: Records, choice: Choice) -> list[Contrast]:
     """Families as `Contrast.family` tells them, and the groups of scenes for the chosen variant."""
     names = run.ablation.objectives
-    sources = [one.name for one in run.ablation.conditions]
+    sources = [condition.name for condition in run.ablation.conditions]
     untrained = [arm for arm in records if "/" not in arm and arm != BASE]
     best = choice.best
     everything = GROUPS["all"]
@@ -127,11 +127,11 @@ def reading_contrasts(run: AblateRun, cells: Done) -> list[Reading]:
     )
     return [
         Reading(
-            name=one.a,
-            settings=words_of(settings[one.a]),
-            **{name: getattr(one, name) for name in _OF_A_READING},
+            name=stat.a,
+            settings=words_of(settings[stat.a]),
+            **{name: getattr(stat, name) for name in _OF_A_READING},
         )
-        for one in stats
+        for stat in stats
     ]
 
 
@@ -236,7 +236,7 @@ def best_pictures(
             best[view.scene_id] = view
     chosen = {(view.scene_id, view.index) for view in best.values()}
     return (
-        [one for one in records if (one.scene_id, one.index) in chosen],
+        [record for record in records if (record.scene_id, record.index) in chosen],
         list(best.values()),
     )
 
@@ -257,7 +257,7 @@ def _arms(run: AblateRun, choice: Choice) -> list[Arm]:
                 source=source,
                 settings=words_of(choice.settings[objective]),
             )
-            for source in (one.name for one in run.ablation.conditions)
+            for source in (condition.name for condition in run.ablation.conditions)
             for objective in run.ablation.objectives
         ),
     ]

@@ -212,9 +212,9 @@ class _Comparison:
         from focusdpo.flows.train.run import some
 
         samples = version.samples("train")
-        for one in self.run.ablation.conditions:
-            if one.pairs:
-                some(samples, one.source, one.pairs)
+        for condition in self.run.ablation.conditions:
+            if condition.pairs:
+                some(samples, condition.source, condition.pairs)
 
     def run_all(self, cells: Sequence[Cell], phase: str) -> list[tuple[Cell, dict[str, Any]]]:
         """Every cell with what it left, in their order; equal cells are done once. The first

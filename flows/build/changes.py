@@ -26,17 +26,17 @@ def versions(root: str) -> list[dict[str, Any]]:
     latest = latest_id(store)
     return [
         {
-            "id": one["id"],
-            "created": one["created"],
-            "parent": one["parent"],
-            "latest": one["id"] == latest,
-            "pairs": one["pairs"]["total"],
-            "subjects": len(one["subjects"]),
-            "shards": len(one["shards"]),
-            "bytes": sum(shard["bytes"] for shard in one["shards"]),
-            "purged": [note["when"] for note in one.get("purged", [])],
+            "id": version["id"],
+            "created": version["created"],
+            "parent": version["parent"],
+            "latest": version["id"] == latest,
+            "pairs": version["pairs"]["total"],
+            "subjects": len(version["subjects"]),
+            "shards": len(version["shards"]),
+            "bytes": sum(shard["bytes"] for shard in version["shards"]),
+            "purged": [note["when"] for note in version.get("purged", [])],
         }
-        for one in versions_of(store)
+        for version in versions_of(store)
     ]
 
 

@@ -96,8 +96,8 @@ def request_digest(builder: Builder) -> str:
                 "complexity": map_settings(builder.run.complexity),
             },
             "subjects": sorted(
-                (one.id, one.digest, one.licence, one.references[0].image)
-                for one in builder.subjects.values()
+                (subject.id, subject.digest, subject.licence, subject.references[0].image)
+                for subject in builder.subjects.values()
             ),
             "backgrounds": builder.backgrounds,
             "models": parts,
@@ -150,8 +150,8 @@ class Explanation:
         return {
             "plan": {stage: absent for stage, (_, absent) in self.counts.items()},
             "why": [
-                {"cause": one.text, "partitions": one.partitions, "seconds": one.seconds}
-                for one in self.causes
+                {"cause": cause.text, "partitions": cause.partitions, "seconds": cause.seconds}
+                for cause in self.causes
             ],
             "seconds": self.seconds,
             "leaving": self.leaving,
@@ -230,7 +230,7 @@ class _Before:
 
     def leaving(self) -> Iterator[str]:
         """Subjects that the last version has and the next will not have."""
-        gone = {one for one in self._subjects if one not in self._builder.subjects}
+        gone = {subject for subject in self._subjects if subject not in self._builder.subjects}
         if not gone:
             return
         rows = partitions_of(self._builder.store, self._manifest["id"])
@@ -243,7 +243,7 @@ class _Before:
 
     @functools.cached_property
     def _subjects(self) -> dict[str, str]:
-        return {one["id"]: one["digest"] for one in self._manifest["subjects"]}
+        return {subject["id"]: subject["digest"] for subject in self._manifest["subjects"]}
 
     @functools.cached_property
     def _keys(self) -> Mapping[str, Mapping[str, str]]:

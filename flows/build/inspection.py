@@ -38,10 +38,12 @@ def overview(root: str, version: str = "latest", *, verify: bool = False) -> dic
         "pairs": manifest["pairs"],
         "rejects": manifest["rejects"],
         "stages": dict(_stages(store, opened, sizes)),
-        "seconds": round(sum(one["seconds"] for one in manifest["stages"].values()), 3),
-        "subjects": {one["id"]: one["class_name"] for one in manifest["subjects"]},
+        "seconds": round(sum(stage["seconds"] for stage in manifest["stages"].values()), 3),
+        "subjects": {subject["id"]: subject["class_name"] for subject in manifest["subjects"]},
         "pairs_by_subject": worth_of(opened).by_subject,
-        "licences": dict(Counter(one["licence"] or "not told" for one in manifest["subjects"])),
+        "licences": dict(
+            Counter(subject["licence"] or "not told" for subject in manifest["subjects"])
+        ),
         "shards": {one["name"]: one["pairs"] for one in manifest["shards"]},
         "bytes": sum(one["bytes"] for one in manifest["shards"]),
         "root_bytes": {
@@ -85,13 +87,13 @@ def pair_lineage(root: str, version: str, pair_id: str) -> dict[str, Any]:
         "sample": {"shard": row.shard, "offset": row.offset, "size": row.size, "split": row.split},
         "artefacts": [
             {
-                "stage": one.stage,
-                "key": one.key,
-                "records": one.count,
-                "seconds": round(one.seconds, 3),
-                "versions": one.versions,
+                "stage": artefact.stage,
+                "key": artefact.key,
+                "records": artefact.count,
+                "seconds": round(artefact.seconds, 3),
+                "versions": artefact.versions,
             }
-            for one in artefacts
+            for artefact in artefacts
         ],
     }
 
@@ -145,8 +147,14 @@ def as_table(shown: Mapping[str, Any]) -> Iterator[str]:
     yield from _table(
         ("stage", "results", "records", "seconds", "size"),
         [
-            (name, one["artefacts"], one["records"], f"{one['seconds']:.1f}", size(one["bytes"]))
-            for name, one in shown["stages"].items()
+            (
+                name,
+                stage["artefacts"],
+                stage["records"],
+                f"{stage['seconds']:.1f}",
+                size(stage["bytes"]),
+            )
+            for name, stage in shown["stages"].items()
         ],
     )
     yield f"{shown['seconds']:.1f} s of model computation in all"

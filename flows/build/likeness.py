@@ -71,14 +71,14 @@ def subject_notes(
     latest = latest_id(store)
     before = [] if latest is None else read_manifest(store, latest)["subjects"]
     known = {(one["id"], one["digest"]) for one in before}
-    new = [one for one in subjects.values() if (one.id, one.digest) not in known]
+    new = [subject for subject in subjects.values() if (subject.id, subject.digest) not in known]
     if not new:
         return []
     notes = reference_notes(store, list(subjects.values()), run.duplicates)
     if run.executor.kind == "ray" or run.duplicates.identity == 1:
         return notes
-    words = {one.class_name for one in new}
-    looked = {name: one for name, one in subjects.items() if one.class_name in words}
+    words = {subject.class_name for subject in new}
+    looked = {name: subject for name, subject in subjects.items() if subject.class_name in words}
     vectors = embed_references(looked, store.image, parts.identity)
     names = {name: one.class_name for name, one in looked.items()}
     return notes + identity_notes(vectors, names, run.duplicates)

@@ -118,8 +118,8 @@ def brought_by(store: Store, version: str) -> Brought:
     known = {one.key for one in partitions_of(store, str(parent))} if there else set()
     new = [one for one in partitions_of(store, version) if one.key not in known]
     rejects: Counter[str] = Counter()
-    for one in new:
-        rejects.update(one.rejects)
+    for partition in new:
+        rejects.update(partition.rejects)
     return Brought(
         version=version,
         parent=str(parent) if there else None,

@@ -185,7 +185,7 @@ class Build(Job[BuildRun, BuildResult]):
         failures: Sequence[str] = (),
     ) -> BuildResult:
         """The result, with its metrics written. `begun`: when the first stage did."""
-        shards = [one["name"] for one in manifest["shards"] if one["new"]]
+        shards = [shard["name"] for shard in manifest["shards"] if shard["new"]]
         load_seconds = self.builder.parts.meter.load_seconds - self._loaded
         result = BuildResult(
             root=self.run.root,

@@ -44,18 +44,20 @@ def find_subjects(run: BuildRun, store: Store) -> tuple[list[Subject], list[str]
         return registered_subjects(run, store, registry)
     with subject_folder(run, store) as folder:
         found = read_folder(run, store, folder, strict=run.strict)
-    for line in notes_by_kind([one for one in found.problems if not one.fatal]):
+    for line in notes_by_kind([problem for problem in found.problems if not problem.fatal]):
         log.warning("%s", line)
-    return found.subjects, [f"{one.subject}: {one.message}" for one in found.problems if one.fatal]
+    return found.subjects, [
+        f"{problem.subject}: {problem.message}" for problem in found.problems if problem.fatal
+    ]
 
 
 def notes_by_kind(problems: Sequence[Problem]) -> Iterator[str]:
     """A line for each kind of note, with the first subject's files. Notes are alike but for their
     numbers and what stands before the colon."""
     kinds: dict[str, list[Problem]] = {}
-    for one in problems:
-        files, colon, text = one.message.partition(": ")
-        kinds.setdefault(re.sub(r"\d+", "0", text if colon else files), []).append(one)
+    for problem in problems:
+        files, colon, text = problem.message.partition(": ")
+        kinds.setdefault(re.sub(r"\d+", "0", text if colon else files), []).append(problem)
     for first, *others in kinds.values():
         names = dict.fromkeys(other.subject for other in others if other.subject != first.subject)
         more = f" (also of {counted(len(names), 'other subject')}: {listed([*names])})"
@@ -138,14 +140,14 @@ def registered_subjects(
     if not subjects:
         raise UserError(
             f"{run.root}: its registry has no usable subject; bring one with `focusdpo subjects "
-            f"add --root {run.root} DIR`" + "".join(f" | {one}" for one in problems[:3])
+            f"add --root {run.root} DIR`" + "".join(f" | {problem}" for problem in problems[:3])
         )
     return subjects, problems
 
 
 def _check_settings(run: BuildRun, registry: Registry) -> None:
     wanted = settings_digest(run.ingest)
-    other = [one for one in registry.entries.values() if one.read_as != wanted]
+    other = [entry for entry in registry.entries.values() if entry.read_as != wanted]
     if not other:
         return
     now = run.ingest.model_dump(mode="json")
@@ -228,8 +230,8 @@ def _register(
     for parent, names in by_parent.items():
         found = read_folder(run, store, parent, only=names)
         subjects += found.subjects
-        for one in found.problems:
-            (fatal if one.fatal else notes).append(f"{one.subject}: {one.message}")
+        for problem in found.problems:
+            (fatal if problem.fatal else notes).append(f"{problem.subject}: {problem.message}")
     if fatal:
         raise UserError(
             f"{len(fatal)} of {counted(len(fatal) + len(subjects), 'subject')} cannot be used, so "
@@ -250,8 +252,8 @@ def _subject_folders(folders: Sequence[Path]) -> dict[Path, set[str]]:
     if twice:
         raise UserError(f"{' and '.join(sorted(twice))}: given twice; rename or leave one out")
     by_parent: dict[Path, set[str]] = {}
-    for one in chosen:
-        by_parent.setdefault(one.parent, set()).add(one.name)
+    for path in chosen:
+        by_parent.setdefault(path.parent, set()).add(path.name)
     return by_parent
 
 
@@ -263,11 +265,15 @@ def listing(root: str) -> dict[str, Any]:
     latest = latest_id(store)
     manifest = None if latest is None else read_manifest(store, latest)
     if state is not None:
-        known = [asdict(one) for one in state.entries.values()]
+        known = [asdict(entry) for entry in state.entries.values()]
     else:
-        known = [] if manifest is None else [dict(one) for one in manifest["subjects"]]
+        known = [] if manifest is None else [dict(subject) for subject in manifest["subjects"]]
     partitions, pairs = _counts(store, latest)
-    built = {} if manifest is None else {one["id"]: one["digest"] for one in manifest["subjects"]}
+    built = (
+        {}
+        if manifest is None
+        else {subject["id"]: subject["digest"] for subject in manifest["subjects"]}
+    )
     return {
         "root": root,
         "registry": None if state is None else state.number,

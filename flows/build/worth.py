@@ -72,7 +72,9 @@ def worth_of(version: DatasetVersion) -> Worth:
     return Worth(
         pairs=len(version.rows),
         train_pairs=len(version.rows_of("train")),
-        by_subject={one["id"]: pairs[one["id"]] for one in version.manifest["subjects"]},
+        by_subject={
+            subject["id"]: pairs[subject["id"]] for subject in version.manifest["subjects"]
+        },
         by_num_subjects=dict(sorted(Counter(row.num_subjects for row in version.rows).items())),
         rejects=dict(rejects.most_common()),
     )

@@ -67,7 +67,7 @@ def gather(
             continue
         pairs, changed = ruling.apply(store.read("pair", key, Pair))
         rejects: Counter[str] = Counter(
-            one.reason for one in store.read("pair", key, Reject, table="rejects")
+            reject.reason for reject in store.read("pair", key, Reject, table="rejects")
         )
         rejects.update(f"review: {one.verdict}" for one in changed if one.verdict != "swapped")
         yields.pairs.extend(pairs)

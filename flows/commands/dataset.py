@@ -169,8 +169,8 @@ def _show_garbage(told: dict[str, Any]) -> None:
 
     for name, count in told["versions"].items():
         say(f"version {name}: {size(count)}")
-    for stage, one in told["artefacts"].items():
-        say(f"{stage}: {counted(one['artefacts'], 'artefact')}, {size(one['bytes'])}")
+    for stage, artefact in told["artefacts"].items():
+        say(f"{stage}: {counted(artefact['artefacts'], 'artefact')}, {size(artefact['bytes'])}")
     for what in ("shards", "others"):
         if told[what]["files"]:
             say(f"{what}: {counted(told[what]['files'], 'file')}, {size(told[what]['bytes'])}")
@@ -280,9 +280,9 @@ def _show_subjects(subjects: list[dict[str, Any]]) -> None:
     width = max(len("subject"), *(len(one["id"]) for one in subjects))
     kind = max(len("class"), *(len(one["class_name"]) for one in subjects))
     say(f"{'subject':<{width}}  {'class':<{kind}}  pictures  partitions  pairs  state    licence")
-    for one in subjects:
+    for subject in subjects:
         say(
-            f"{one['id']:<{width}}  {one['class_name']:<{kind}}  {one['pictures']:>8}  "
-            f"{one['partitions']:>10}  {one['pairs']:>5}  {one['state']:<7}  "
-            f"{one['licence'] or 'not told'}"
+            f"{subject['id']:<{width}}  {subject['class_name']:<{kind}}  {subject['pictures']:>8}  "
+            f"{subject['partitions']:>10}  {subject['pairs']:>5}  {subject['state']:<7}  "
+            f"{subject['licence'] or 'not told'}"
         )

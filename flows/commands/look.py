@@ -65,9 +65,9 @@ def _aligned(settings: list[Setting], width: int) -> Iterator[str]:
     lines = [f"{one.name} = {one.value!r}" for one in settings]
     column = min(max(map(len, lines)), max(24, width // 2 - 2))
     text = textwrap.TextWrapper(max(20, width - column - 2), break_on_hyphens=False)
-    for line, one in zip(lines, settings, strict=True):
-        kind = type_in_words(one.field).replace("`", "").replace("\N{NO-BREAK SPACE}", " ")
-        about = text.wrap(f"{one.field.description or ''} [{kind}]".strip())
+    for line, setting in zip(lines, settings, strict=True):
+        kind = type_in_words(setting.field).replace("`", "").replace("\N{NO-BREAK SPACE}", " ")
+        about = text.wrap(f"{setting.field.description or ''} [{kind}]".strip())
         if len(line) > column:
             yield from textwrap.wrap(line, width, subsequent_indent="    ")
             line = ""
@@ -184,11 +184,12 @@ def fetch(
         say(line)
     with working("asking for sizes"):
         wanted = downloads(run.models)
-    for one in wanted:
+    for download in wanted:
         size = "its size is not known (not here, and the hub cannot be asked)"
-        if one.size is not None:
-            size = f"{one.size.total / 1e9:.2f} GB, {one.size.missing / 1e9:.2f} of it to download"
-        say(f"{one.field}: {one.name}: {size}")
+        if download.size is not None:
+            total, missing = download.size.total / 1e9, download.size.missing / 1e9
+            size = f"{total:.2f} GB, {missing:.2f} of it to download"
+        say(f"{download.field}: {download.name}: {size}")
     known = [one.size for one in wanted if one.size is not None]
     total, missing = sum(one.total for one in known), sum(one.missing for one in known)
     folder, free = cache_room()

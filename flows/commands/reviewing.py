@@ -45,11 +45,11 @@ def list_reviews(
         for one in reviews
         if reviewer in (None, one.reviewer) and (pair is None or one.pair_id == original_id(pair))
     ]
-    for one in chosen:
+    for review in chosen:
         say(
-            f"{one.when}  {one.pair_id}  {one.decision:<8}  "
-            f"{'counts' if one.id in counts else '-':<6}"
-            f"  {one.reviewer}{'  ' + one.reason if one.reason else ''}"
+            f"{review.when}  {review.pair_id}  {review.decision:<8}  "
+            f"{'counts' if review.id in counts else '-':<6}"
+            f"  {review.reviewer}{'  ' + review.reason if review.reason else ''}"
         )
     if not chosen:
         say("no decision yet; `focusdpo studio` has a page for review")
@@ -68,7 +68,9 @@ def export(
         raise UserError(f"--out {out}: expected a name that ends in .csv or .jsonl")
     if not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: {out.absolute().parent} is no folder; make it first")
-    rows = [{**asdict(one), "subject_ids": list(one.subject_ids)} for one in _reviews(root)]
+    rows = [
+        {**asdict(review), "subject_ids": list(review.subject_ids)} for review in _reviews(root)
+    ]
     write_whole(out, (_csv(rows) if out.suffix == ".csv" else _jsonl(rows)).encode())
     say(f"{out}: {counted(len(rows), 'decision')}")
     return {"command": "review export", "root": root, "out": str(out), "reviews": len(rows)}

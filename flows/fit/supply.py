@@ -53,7 +53,7 @@ def free_memory() -> float:
         lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
     except OSError:
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
-    return next(float(one.split()[1]) * 1024 for one in lines if one.startswith("MemAvailable:"))
+    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 
 
 def told(demand: Demand, machine: Machine) -> str:
@@ -207,7 +207,7 @@ def cache_room() -> tuple[Path, float]:
 def require_room(wanted: list[Source]) -> None:
     """UserError for downloads that the disk has no room for."""
     folder, free = cache_room()
-    missing = sum(one.size.missing for one in wanted if one.size is not None)
+    missing = sum(source.size.missing for source in wanted if source.size is not None)
     if missing > free:
         raise UserError(
             f"fetch: {missing / 1e9:.1f} GB to download, and {folder} has {free / 1e9:.1f} GB "

@@ -121,7 +121,7 @@ def import_pairs(run: ImportRun, tables: Sequence[Path], watch: Watch = quiet) -
         rejects=dict(version.manifest["rejects"]),
         notes=notes,
         problems=problems.lines,
-        inverted=sum(np.mean(one.win_identity) < np.mean(one.lose_identity) for one in pairs),
+        inverted=sum(np.mean(pair.win_identity) < np.mean(pair.lose_identity) for pair in pairs),
     )
 
 
@@ -239,7 +239,7 @@ class _Work:
             key=keys["pair"],
             samples=MARK,
             pairs=len(pairs),
-            rejects=dict(Counter(one.reason for one in rejects)),
+            rejects=dict(Counter(reject.reason for reject in rejects)),
         )
         return _Made(row, list(keys.items()), pairs, rejects)
 
@@ -262,7 +262,7 @@ class _Work:
     ) -> dict[str, str]:
         """Stage -> content key: all that the pixels and records of the partition depend on."""
         run, parts = self._run, self._parts
-        inputs = [one.digest for one in subjects.values()]
+        inputs = [subject.digest for subject in subjects.values()]
         for one in members:
             shown = pictures[one.id]
             arrays = [shown.win, shown.lose, shown.prior, *shown.masks]
@@ -354,7 +354,7 @@ class _Work:
             )  # fmt: skip
             records += found.records
             images |= found.images
-        places = {(one.candidate_id, one.subject_id): at for at, one in enumerate(records)}
+        places = {(record.candidate_id, record.subject_id): at for at, record in enumerate(records)}
         for candidate in sampled:
             one = by_scene[candidate.scene_id]
             if candidate.index:

@@ -154,7 +154,7 @@ class _Painter:
         from focusdpo.model.backbones.flux import FluxBackbone
 
         self.run, self.store = run, version.store
-        self.subjects: dict[str, Subject] = {one.id: one for one in version.subjects()}
+        self.subjects: dict[str, Subject] = {subject.id: subject for subject in version.subjects()}
         self.parts = resident_parts(run.family)
         backbone = build_part(run.family, "backbone")
         if not isinstance(backbone, FluxBackbone):
@@ -174,7 +174,7 @@ class _Painter:
         lost = np.array(
             [
                 np.mean([now == -1 for now, then in zip(*how, strict=True) if then == was])
-                for how in zip(after, (one.shown for one in candidates), strict=True)
+                for how in zip(after, (candidate.shown for candidate in candidates), strict=True)
             ]
         )
         config = self.run.levels
@@ -195,10 +195,12 @@ class _Painter:
         before = backbone.sampling
         backbone.sampling = before.model_copy(update={"strength": strength})
         painter = BackbonePainter(backbone, "", self.run.generate.batch)
-        images = [self.store.image(one.sampled.image) for one in candidates]
+        images = [self.store.image(candidate.sampled.image) for candidate in candidates]
         shown = [
-            read_references(self.store.image, one.scene, self.subjects, self.run.generate.reference)
-            for one in candidates
+            read_references(
+                self.store.image, candidate.scene, self.subjects, self.run.generate.reference
+            )
+            for candidate in candidates
         ]
         painted: dict[int, Image] = {}
         try:
@@ -227,7 +229,8 @@ class _Painter:
         """How each picture shows its subjects."""
         run, parts = self.run, self.parts
         sampled = [
-            replace(one.sampled, image=f"{PREFIX}/{one.sampled.id}.png") for one in candidates
+            replace(candidate.sampled, image=f"{PREFIX}/{candidate.sampled.id}.png")
+            for candidate in candidates
         ]
         new: dict[str, NDArray[np.uint8]] = dict(
             zip([one.image for one in sampled], pictures, strict=True)
@@ -236,7 +239,7 @@ class _Painter:
         def read(key: str) -> NDArray[np.uint8]:
             return new[key] if key in new else self.store.image(key)
 
-        scenes = list({one.scene.id: one.scene for one in candidates}.values())
+        scenes = list({candidate.scene.id: candidate.scene for candidate in candidates}.values())
         looked = segment(
             scenes, self.subjects, sampled, read, parts.segmenter, parts.identity, run.segment,
             PREFIX,
@@ -250,8 +253,12 @@ class _Painter:
         for one in looked.records:
             found.setdefault(one.candidate_id, {})[one.subject_id] = one
         return [
-            shown(about, [found[one.sampled.id][name] for name in one.scene.subject_ids], run.pair)
-            for about, one in zip(scored.records, candidates, strict=True)
+            shown(
+                about,
+                [found[candidate.sampled.id][name] for name in candidate.scene.subject_ids],
+                run.pair,
+            )
+            for about, candidate in zip(scored.records, candidates, strict=True)
         ]
 
     def sheet(self) -> Image:

@@ -274,10 +274,10 @@ def _pools() -> dict[str, list[str]]:
     """Work pool -> names of our deployments in it."""
     found: dict[str, list[str]] = {}
     with server() as client:
-        for one in client.read_deployments(
+        for deployment in client.read_deployments(
             flow_filter=filters.FlowFilter(name=filters.FlowFilterName(any_=list(FLOWS)))
         ):
-            found.setdefault(one.work_pool_name or "", []).append(one.name)
+            found.setdefault(deployment.work_pool_name or "", []).append(deployment.name)
     return found
 
 
@@ -309,7 +309,7 @@ def _look_at_worker() -> Told:
     with server() as client:
         for name in sorted(_pools()):
             workers = client.read_workers_for_work_pool(name)
-            online = [one.name for one in workers if str(one.status).endswith("ONLINE")]
+            online = [worker.name for worker in workers if str(worker.status).endswith("ONLINE")]
             told.append(f"{name}: {len(online)} online")
             fine = fine and bool(online)
             if not online:

@@ -39,7 +39,9 @@ log = logging.getLogger(__name__)
 def _licences(run: TrainRun, manifest: Mapping[str, Any]) -> list[str]:
     """Of the base and of the pictures that it learned from."""
     base = f"base: {licence_of(run.family, 'generator')}"
-    found = {str(one.get("licence") or "not stated") for one in manifest.get("subjects") or []}
+    found = {
+        str(subject.get("licence") or "not stated") for subject in manifest.get("subjects") or []
+    }
     return [base, *(f"subjects: {licence}" for licence in sorted(found))]
 
 

@@ -201,7 +201,8 @@ def weight_bytes(header: Mapping[str, TensorInfo], dtype: str, quantise: str = "
     """Weights in memory; of a quantised model its matrices in few bits, the rest in `dtype`."""
     few = BYTES[dtype if quantise == "none" else quantise]
     return sum(
-        prod(one.shape) * (few if len(one.shape) == 2 else BYTES[dtype]) for one in header.values()
+        prod(info.shape) * (few if len(info.shape) == 2 else BYTES[dtype])
+        for info in header.values()
     )
 
 

@@ -174,7 +174,7 @@ def lay_out(pairs: Sequence[EncodedPair], grid: Grid, focus: FocusConfig) -> Pai
             )
     maps = {name: torch.stack([one.pair.tensors[name] for one in pairs]) for name in _MAPS}
     win_BNC, lose_BNC = (
-        torch.stack([getattr(one, name).tensors["latents"] for one in pairs])
+        torch.stack([getattr(pair, name).tensors["latents"] for pair in pairs])
         for name in ("win", "lose")
     )
     aligned_B = torch.tensor([one.pair.about["source"] == "disrupt" for one in pairs])
@@ -189,9 +189,9 @@ def lay_out(pairs: Sequence[EncodedPair], grid: Grid, focus: FocusConfig) -> Pai
             detail_BN=maps["detail"],
         ),
         lose_detail_BN=maps["lose_detail"],
-        prompts=join_prompts([one.prompt for one in pairs]),
-        references=join_references([one.references for one in pairs]),
-        signs_BR=torch.tensor([_signs(one) for one in pairs]).float(),
+        prompts=join_prompts([pair.prompt for pair in pairs]),
+        references=join_references([pair.references for pair in pairs]),
+        signs_BR=torch.tensor([_signs(pair) for pair in pairs]).float(),
     )
 
 
@@ -248,7 +248,9 @@ class PairData:
                 f"none of {len(samples)} pairs has source '{source}'. Build a dataset first, or "
                 "loosen the pair stage's thresholds: its rejects say why pairs were dropped."
             )
-        self.samples = [one for one in own if mixed or not is_mixed(one.row.source, one.row.mode)]
+        self.samples = [
+            sample for sample in own if mixed or not is_mixed(sample.row.source, sample.row.mode)
+        ]
         """The pairs by item."""
         if not self.samples:
             raise UserError(

@@ -72,8 +72,8 @@ class Previews:
 
     def _scenes(self) -> list[dict[str, object]]:
         return [
-            {"pair": one.pair.id, "prompt": one.pair.prompt, "seed": self._seed(one)}
-            for one in self._samples
+            {"pair": sample.pair.id, "prompt": sample.pair.prompt, "seed": self._seed(sample)}
+            for sample in self._samples
         ]
 
     def _seed(self, sample: ShardSample) -> int:

@@ -210,7 +210,7 @@ class _Run:
         self._looks = Looks(
             config.validation, self._measures(validate), out_dir, writes=processes.is_main
         )
-        shown = [one.read() for one in self.scenes] if config.previews.every else []
+        shown = [scene.read() for scene in self.scenes] if config.previews.every else []
         self._previews = Previews(
             backbone, shown, config.previews, out_dir, writes=processes.is_main
         )

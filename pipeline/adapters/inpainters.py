@@ -156,7 +156,9 @@ def sources(config: InpainterConfig) -> list[tuple[str, str, list[str] | None]]:
     small = ["model_index.json", "scheduler/*", "tokenizer/*", "tokenizer_2/*", "*/config.json"]
     variant = _variant(config)
     weights = [
-        one for name in _models(config) for one in part_patterns(f"{name}/{_stem(name)}", variant)
+        pattern
+        for name in _models(config)
+        for pattern in part_patterns(f"{name}/{_stem(name)}", variant)
     ]
     return [(FIELD, config.source, small + weights)]
 

@@ -167,7 +167,7 @@ def require_whole(weights: ClassifierWeights) -> None:
             f"knows ({error})"
         ) from error
     wanted = sum(tensor.numel() for tensor in model.state_dict().values())
-    there = sum(math.prod(one.shape) for one in read_headers(weights.files, FIELD).values())
+    there = sum(math.prod(header.shape) for header in read_headers(weights.files, FIELD).values())
     if there != wanted:
         raise UserError(
             f"{FIELD}: {weights.folder} holds {there:,} numbers, {weights.architecture} as "

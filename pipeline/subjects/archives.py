@@ -133,9 +133,10 @@ class Archive:
             names = by_folder[folder]
             within = sum(folder in other.parents for other in full)
             if within > 1 or (within and not folder.name):
+                strays = listed([picture.name for picture in pictures])
                 self.notes.append(
-                    f"{listed([one.name for one in pictures])}: ignored, beside the subjects' "
-                    "folders; each subject has a folder of its own"
+                    f"{strays}: ignored, beside the subjects' folders; each subject has a folder of"
+                    " its own"
                 )
                 continue
             masks = masks_among(pictures)
@@ -145,7 +146,9 @@ class Archive:
             yield ArchivedSubject(
                 # pictures beside no folder are one subject, named as the archive
                 name=folder.name or Path(self._shown).stem,
-                pictures={one: mask_of.get(one) for one in pictures if one not in masks},
+                pictures={
+                    picture: mask_of.get(picture) for picture in pictures if picture not in masks
+                },
                 card=cards[0] if cards else None,
                 notes=[f"{listed(other)}: ignored, no picture"] if other else [],
             )

@@ -113,11 +113,11 @@ def reference_notes(
     store: Store, subjects: Sequence[Subject], config: DuplicateConfig
 ) -> list[str]:
     """Subjects with nearly equal references, and subjects that share one."""
-    owners = [(one.id, at) for one in subjects for at in range(len(one.references))]
+    owners = [(subject.id, at) for subject in subjects for at in range(len(subject.references))]
     hashes = [
         picture_hash(store.image(reference.image))
-        for one in subjects
-        for reference in one.references
+        for subject in subjects
+        for reference in subject.references
     ]
     within: dict[str, int] = defaultdict(int)
     across: dict[tuple[str, str], int] = defaultdict(int)
@@ -179,8 +179,8 @@ def compare_winners(
     hashes = _hashes(files, winners)
     leaking: set[str] = set()
     alike: set[str] = set()
-    scenes = [one.scene_id for one in winners]
-    for i, j in near_apart([hashes[one.digest] for one in winners], scenes, config.bits):
+    scenes = [winner.scene_id for winner in winners]
+    for i, j in near_apart([hashes[winner.digest] for winner in winners], scenes, config.bits):
         a, b = winners[i], winners[j]
         if a.validation == b.validation:
             alike |= {a.pair_id, b.pair_id}
@@ -205,8 +205,10 @@ def _hashes(files: Files, winners: Sequence[Winner]) -> dict[str, int]:
     """Digest of the pair -> hash; those that are remembered are not read."""
     known = remembered(files)
     made = {
-        one.digest: known[one.digest] if one.digest in known else picture_hash(one.read())
-        for one in winners
+        winner.digest: known[winner.digest]
+        if winner.digest in known
+        else picture_hash(winner.read())
+        for winner in winners
     }
     if made.keys() != known.keys():
         rows = [WinnerHash(digest=key, hash=f"{made[key]:016x}") for key in sorted(made)]

@@ -127,7 +127,7 @@ def add(
         for one in subjects:
             _refuse_double(one, entries)
             entries[one.id] = _entry(one, config, now or _now())
-        return entries, tuple(one.id for one in subjects)
+        return entries, tuple(subject.id for subject in subjects)
 
     return _change(store, "added", edit, config)
 
@@ -152,7 +152,7 @@ def update(
         return entries, tuple(changed)
 
     made = _change(store, "updated", edit, config)
-    same = tuple(one.id for one in subjects if one.id not in made.changed)
+    same = tuple(subject.id for subject in subjects if subject.id not in made.changed)
     return dataclasses.replace(made, unchanged=same)
 
 
@@ -168,7 +168,8 @@ def describe(
         if (old.class_name, old.licence) == (class_name, licence):
             return entries, ()
         pictures = [
-            (store.image(one.image), store.mask(one.mask)) for one in old.subject().references
+            (store.image(reference.image), store.mask(reference.mask))
+            for reference in old.subject().references
         ]
         subject = ingest.put_subject(
             store, id=name, class_name=class_name, pictures=pictures, licence=licence,
@@ -225,7 +226,7 @@ def _change(
         settings = dict(before.settings)
         if config is not None:
             settings[settings_digest(config)] = config.model_dump(mode="json")
-        used = {one.read_as for one in entries.values()}
+        used = {entry.read_as for entry in entries.values()}
         after = Registry(
             number=before.number + 1,
             when=_now(),
@@ -252,14 +253,17 @@ def _first(store: Store) -> Registry:
     )
     read_as = settings_digest(config)
     entries = {
-        one["id"]: Entry(
-            **{name: one[name] for name in ("id", "class_name", "licence", "digest", "artefact")},
-            references=one["references"],
+        subject["id"]: Entry(
+            **{
+                name: subject[name]
+                for name in ("id", "class_name", "licence", "digest", "artefact")
+            },
+            references=subject["references"],
             read_as=read_as,
             added=manifest["created"],
             changed=manifest["created"],
         )
-        for one in manifest["subjects"]
+        for subject in manifest["subjects"]
     }
     settings = {read_as: config.model_dump(mode="json")}
     return dataclasses.replace(nothing, entries=entries, settings=settings)
@@ -323,12 +327,12 @@ def _read_state(store: Store, number: int) -> Registry:
     try:
         values = unsealed(store.files.read(path))
         entries = {one["id"]: Entry(**one) for one in values.pop("entries")}
-        for one in entries.values():
-            if not KEY.fullmatch(one.artefact) or not NAME.fullmatch(one.id):
-                raise ValueError(f"no subject can be called {one.id[:80]!r}")
+        for entry in entries.values():
+            if not KEY.fullmatch(entry.artefact) or not NAME.fullmatch(entry.id):
+                raise ValueError(f"no subject can be called {entry.id[:80]!r}")
         return Registry(**values, entries=entries)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        earlier = [one for one in state_numbers(store) if one < number]
+        earlier = [state_number for state_number in state_numbers(store) if state_number < number]
         advice = f"; remove it to fall back to state {earlier[-1]}" if earlier else ""
         raise UserError(f"{store.root}/{path}: damaged ({error}){advice}") from error
 

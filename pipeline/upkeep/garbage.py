@@ -230,15 +230,15 @@ def collect(
 def find_garbage(store: Store, *, keep_versions: int | None, min_age: float) -> Garbage:
     """What nothing refers to."""
     manifests = versions_of(store)
-    newest = {one["id"] for one in manifests[-(keep_versions or len(manifests)) :]}
+    newest = {manifest["id"] for manifest in manifests[-(keep_versions or len(manifests)) :]}
     in_use = versions_in_use(store)
-    kept = [one for one in manifests if one["id"] in newest | in_use.keys()]
+    kept = [manifest for manifest in manifests if manifest["id"] in newest | in_use.keys()]
     garbage = Garbage(
-        versions=_other_versions(store, [one["id"] for one in kept]),
+        versions=_other_versions(store, [manifest["id"] for manifest in kept]),
         in_use={
-            one["id"]: f"{in_use[one['id']].what}, {in_use[one['id']]}"
-            for one in kept
-            if one["id"] not in newest
+            manifest["id"]: f"{in_use[manifest['id']].what}, {in_use[manifest['id']]}"
+            for manifest in kept
+            if manifest["id"] not in newest
         },
     )
     for name, reader in garbage.in_use.items():

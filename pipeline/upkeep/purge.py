@@ -217,7 +217,9 @@ def _manifest(store: Store, plan: PurgePlan, name: str, lost: Mapping[str, int])
         manifest["rejects"] = _rejects(partitions)
     reviewed = Counter(one.verdict for one in reviewed_of(store, name))
     manifest["reviews"] = dict(sorted(reviewed.items()))
-    manifest["subjects"] = [one for one in manifest["subjects"] if one["id"] not in plan.subjects]
+    manifest["subjects"] = [
+        subject for subject in manifest["subjects"] if subject["id"] not in plan.subjects
+    ]
     manifest["pairs"] = pair_counts(opened.rows)
     manifest["shards"] = list(_shard_entries(manifest["shards"], opened.rows, plan))
     note = {"id": plan.id, "when": plan.when, "subjects": plan.subjects, "lost": dict(lost)}
@@ -235,11 +237,11 @@ def _rejects(partitions: Sequence[PartitionRow]) -> dict[str, int]:
 def _shard_entries(
     entries: Sequence[Mapping[str, Any]], rows: Sequence[IndexRow], plan: PurgePlan
 ) -> Iterator[dict[str, Any]]:
-    for one in entries:
-        pairs = sum(row.shard == one["name"] for row in rows)
-        wanted = plan.shards.get(one["name"], one["blake2b"])
+    for entry in entries:
+        pairs = sum(row.shard == entry["name"] for row in rows)
+        wanted = plan.shards.get(entry["name"], entry["blake2b"])
         if pairs and wanted is not None:
-            yield {**one, "pairs": pairs, "blake2b": wanted}
+            yield {**entry, "pairs": pairs, "blake2b": wanted}
 
 
 def _shown(store: Store, plan: PurgePlan) -> Iterator[str]:

@@ -67,14 +67,14 @@ def samples(data: bytes, where: str) -> list[Sample]:
 
 def without(data: bytes, gone: Collection[str], where: str) -> bytes | None:
     """The shard without the samples that show one of the subjects; None when no other is left."""
-    theirs = [one for one in samples(data, where) if set(gone) & set(one.subject_ids)]
+    theirs = [sample for sample in samples(data, where) if set(gone) & set(sample.subject_ids)]
     if len(theirs) == len(samples(data, where)):
         return None
     blanked = bytearray(data)
-    for one in theirs:
+    for their in theirs:
         sink = io.BytesIO()
-        tars.append(sink, BLANK, bytes(one.end - one.start - tars.BLOCK))
-        blanked[one.start : one.end] = sink.getvalue()
+        tars.append(sink, BLANK, bytes(their.end - their.start - tars.BLOCK))
+        blanked[their.start : their.end] = sink.getvalue()
     return bytes(blanked)
 
 
@@ -227,7 +227,7 @@ def _subject_sets(
                 scenes = store.read("compose", artefact.key, Scene)
             except UserError:
                 continue
-            sets |= {one.partition: set(one.subject_ids) for one in scenes}
+            sets |= {scene.partition: set(scene.subject_ids) for scene in scenes}
     return sets
 
 
@@ -245,7 +245,7 @@ def _is_theirs(
 def _check_names(
     store: Store, names: Sequence[str], inventory: Sequence[Artefact], referred: References
 ) -> None:
-    ingested = {one.partition for one in inventory if one.stage == ingest.STAGE}
+    ingested = {artefact.partition for artefact in inventory if artefact.stage == ingest.STAGE}
     known = ingested | referred.subjects
     for name in names:
         if name not in known:
@@ -257,11 +257,11 @@ def _check_names(
 def _refuse_shared(
     inventory: Sequence[Artefact], gone: Sequence[Artefact], pictures: set[str]
 ) -> None:
-    leaving = {(one.stage, one.key) for one in gone}
+    leaving = {(artefact.stage, artefact.key) for artefact in gone}
     others = sorted(
-        one.partition
-        for one in inventory
-        if (one.stage, one.key) not in leaving and pictures & set(one.files.values())
+        artefact.partition
+        for artefact in inventory
+        if (artefact.stage, artefact.key) not in leaving and pictures & set(artefact.files.values())
     )
     if others:
         raise UserError(
@@ -274,7 +274,7 @@ def _shards(store: Store, names: Sequence[str]) -> Iterator[tuple[str, str | Non
     for name in filter(SHARD.fullmatch, store.files.names(SHARDS)):
         where = f"{store.root}/{SHARDS}/{name}"
         data = store.files.read(f"{SHARDS}/{name}")
-        if any(set(names) & set(one.subject_ids) for one in samples(data, where)):
+        if any(set(names) & set(sample.subject_ids) for sample in samples(data, where)):
             left = without(data, names, where)
             yield name, None if left is None else digest(left)
 
@@ -283,8 +283,8 @@ def _versions(
     store: Store, names: Sequence[str], shards: Mapping[str, str | None]
 ) -> Iterator[tuple[str, dict[str, int]]]:
     for manifest in versions_of(store):
-        known = {one["id"] for one in manifest["subjects"]}
-        touched = any(one["name"] in shards for one in manifest["shards"])
+        known = {subject["id"] for subject in manifest["subjects"]}
+        touched = any(shard["name"] in shards for shard in manifest["shards"])
         if not touched and not known & set(names):
             continue
         rows = _rows(store, manifest["id"])
@@ -292,8 +292,10 @@ def _versions(
         yield (
             manifest["id"],
             {
-                "pairs": sum(bool(set(names) & set(one.subject_ids)) for one in rows),
-                "partitions": sum(bool(set(names) & set(one.subject_ids)) for one in partitions),
+                "pairs": sum(bool(set(names) & set(row.subject_ids)) for row in rows),
+                "partitions": sum(
+                    bool(set(names) & set(partition.subject_ids)) for partition in partitions
+                ),
                 "subjects": len(known & set(names)),
             },
         )
@@ -310,8 +312,8 @@ def as_told(plan: PurgePlan) -> dict[str, Any]:
         "when": plan.when,
         "artefacts": len(plan.artefacts),
         "partitions": len(plan.partitions),
-        "shards_removed": sum(one is None for one in plan.shards.values()),
-        "shards_rewritten": sum(one is not None for one in plan.shards.values()),
+        "shards_removed": sum(shard is None for shard in plan.shards.values()),
+        "shards_rewritten": sum(shard is not None for shard in plan.shards.values()),
         "versions": plan.versions,
         "pictures": len(plan.pictures),
         "done": plan.done,

@@ -44,10 +44,10 @@ def references(
     found = References()
     sources = found.artefacts.setdefault(ingest.STAGE, set())
     for manifest in manifests:
-        found.shards |= {one["name"] for one in manifest["shards"]}
-        for one in manifest["subjects"]:
-            found.pictures.add((one["id"], one["digest"]))
-            sources.add(one["artefact"])
+        found.shards |= {shard["name"] for shard in manifest["shards"]}
+        for subject in manifest["subjects"]:
+            found.pictures.add((subject["id"], subject["digest"]))
+            sources.add(subject["artefact"])
         _lineage(store, manifest["id"], found, in_full)
         if in_full:
             for row in partitions_of(store, manifest["id"]):

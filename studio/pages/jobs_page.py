@@ -60,7 +60,7 @@ async def start(request: Request) -> Response:
                 form,
                 root=acting.config.root,
                 runs=runs,
-                others=[one.absolute() for one in acting.config.runs],
+                others=[run.absolute() for run in acting.config.runs],
                 version=acting.latest(),
                 waiting=acting.waiting() if kind == "train" else 0,
             )
@@ -107,7 +107,7 @@ def state(request: Request) -> Response:
 
 def download(request: Request) -> Response:
     """A file of an export."""
-    there = {one.name: one for one in _files(_job(request))}
+    there = {file.name: file for file in _files(_job(request))}
     name = request.path_params["name"]
     if name not in there:
         raise absent("no such file")
@@ -151,7 +151,7 @@ def _page(
         presets=presets,
         preset=acting.config.preset,
         jobs=jobs,
-        active=next((one for one in jobs if one.active), None),
+        active=next((job for job in jobs if job.active), None),
         kind=kind,
         said=said,
         filled=filled,
@@ -232,7 +232,7 @@ def summary(job: Job) -> str:
     if job.kind == "evaluate" and "scenes" in made:
         return f"{made['scenes']} scenes painted by base and adapter"
     if job.kind == "measure" and "pictures" in made:
-        shares = {one["model"]: one["mean"] for one in made["rows"] if one["metric"] == "failed"}
+        shares = {row["model"]: row["mean"] for row in made["rows"] if row["metric"] == "failed"}
         names = made["names"]
         told = [f"{names[id]} {share:.1%}" for id, share in shares.items() if id in names]
         unfit = made["check"] and not all(one["ok"] for one in made["check"])
@@ -260,9 +260,9 @@ def _page_of(job: Job, config: StudioConfig) -> str:
         ("run", "/runs", found.training),
         ("evaluation", "/evaluations", found.evaluations),
     ):
-        for one in folders:
-            if str(one.path) == job.outputs.get(output):
-                return f"{page}/{one.id}"
+        for folder in folders:
+            if str(folder.path) == job.outputs.get(output):
+                return f"{page}/{folder.id}"
     return ""
 
 
@@ -316,14 +316,16 @@ def _files(job: Job) -> list[Path]:
     folder = job.outputs.get("export")
     if folder is None or job.state not in ENDED_WELL or not Path(folder).is_dir():
         return []
-    return sorted(one for one in Path(folder).iterdir() if one.is_file() and not one.is_symlink())
+    return sorted(
+        path for path in Path(folder).iterdir() if path.is_file() and not path.is_symlink()
+    )
 
 
 def _card(job: Job) -> str:
     """The text of an export's card."""
-    for one in _files(job):
-        if one.name == "README.md":
-            return one.read_text(encoding="utf-8", errors="replace")
+    for file in _files(job):
+        if file.name == "README.md":
+            return file.read_text(encoding="utf-8", errors="replace")
     return ""
 
 

@@ -151,7 +151,7 @@ def _left_out(studio: Studio, dataset: Dataset) -> list[tuple[Pair, IndexRow | N
     """Pairs that were kept out of validation, each with a pair of training that shows nearly the
     same winner."""
     training = dataset.pairs.split.are("train")
-    known = [(at, one) for at, one in dataset.winner_hashes.items() if training[at]]
+    known = [(at, winner_hash) for at, winner_hash in dataset.winner_hashes.items() if training[at]]
     found = []
     for pair in dataset.left_out()[:MOST_LEFT_OUT]:
         own = studio.picture_hash(pair.win_image)

@@ -38,7 +38,7 @@ def page(request: Request) -> Response:
         request,
         "several.html.j2",
         drafts=[
-            (draft, [as_json(draft, one) for one in draft.pictures])
+            (draft, [as_json(draft, picture) for picture in draft.pictures])
             for draft in studio.drafts.list()[:MOST_SUBJECTS]
         ],
         classes=sorted(classes or ()),

@@ -93,9 +93,9 @@ def usable(studio: Studio) -> dict[str, Member]:
     """The subjects of the next version that files may be named after: a stranger's root may hold
     any name."""
     return {
-        name: one
-        for name, one in members(studio).items()
-        if one.state != "removed" and NAME.fullmatch(name)
+        name: member
+        for name, member in members(studio).items()
+        if member.state != "removed" and NAME.fullmatch(name)
     }
 
 
@@ -158,7 +158,10 @@ def references_alike(
     """References of the next version that are nearly one, and how many pictures were not looked at:
     a page hashes `MOST_HASHED` new ones, unless all of them are asked for."""
     owners = [
-        (one.id, key) for one in everyone if one.state != "removed" for key, _ in one.pictures
+        (member.id, key)
+        for member in everyone
+        if member.state != "removed"
+        for key, _ in member.pictures
     ]
     left = studio.not_hashed(key for _, key in owners)
     if left > MOST_HASHED and not all_of_them:

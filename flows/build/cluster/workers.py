@@ -135,13 +135,13 @@ class WorkersExecutor(ABC):
             raise UserError(f"worker {reply.worker} cannot work: {reply.unfit}")
         self.builder.parts.meter.load_seconds += reply.load_seconds
         outcomes = []
-        for one in reply.outcomes:
-            if one.status == "failed":
-                log.warning("%s %s failed on %s: %s", *_who(one), reply.worker, one.message)
-            if one.status == "found" and result.item.losses:
+        for outcome in reply.outcomes:
+            if outcome.status == "failed":
+                log.warning("%s %s failed on %s: %s", *_who(outcome), reply.worker, outcome.message)
+            if outcome.status == "found" and result.item.losses:
                 # By the worker that was lost before it could say so.
-                one = dataclasses.replace(one, status="made")
-            outcomes.append(one)
+                outcome = dataclasses.replace(outcome, status="made")
+            outcomes.append(outcome)
         return outcomes, reply.again
 
 

@@ -63,7 +63,7 @@ class SaliencySegmenter:
             if not type(error).__module__.startswith("onnxruntime"):
                 raise
             raise UserError(f"{field}: {source} is no ONNX network that can be read") from error
-        (self._input,) = (one.name for one in self._session.get_inputs())
+        (self._input,) = (get_input.name for get_input in self._session.get_inputs())
         self.fingerprint = digest_files([source], f"saliency-{VERSION}")
 
     def segment(
