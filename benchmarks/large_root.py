@@ -65,7 +65,9 @@ def commit_partition(
         for pair, look in zip(pairs, shown, strict=True)
         for r in range(len(pair.masks))
     ]
-    described = [Described(instance=one, caption=one.class_name) for one in instances]
+    described = [
+        Described(instance=instance, caption=instance.class_name) for instance in instances
+    ]
     disrupted = [_disrupted(pair) for pair in pairs]
     scored = [_scored(pair, won) for pair in pairs for won in (True, False)]
     wins, masks, loses = _pictures(pairs, shown)
@@ -170,8 +172,8 @@ def make_root(store: Store, pairs: int, subjects: int) -> str:
     ]
     made = [pair for partition in partitions for pair in partition.pairs(looks)][:pairs]
     rows = list(_write_shards(store, made, looks))
-    for one in sorted(partitions, key=lambda one: one.name)[:STORED]:
-        one.commit(store, looks)
+    for stored in sorted(partitions, key=lambda partition: partition.name)[:STORED]:
+        stored.commit(store, looks)
     return _publish(store, rows, members, partitions)
 
 
@@ -312,14 +314,14 @@ def _write_shards(store: Store, pairs: Sequence[Pair], looks: Sequence[Look]) ->
         header = {"schema_version": SAMPLE_VERSION, "split": "train", "pair": values}
         return encoded[key] | {"json": json.dumps(header, sort_keys=True).encode()}
 
-    ordered = sorted(pairs, key=lambda one: one.id)
+    ordered = sorted(pairs, key=lambda pair: pair.id)
     for start in range(0, len(ordered), PER_SHARD):
         chunk = ordered[start : start + PER_SHARD]
         name = f"pairs-train-r1-{start:016x}.tar"
-        named = ((one.id, fields(start + at, one)) for at, one in enumerate(chunk))
+        named = ((pair.id, fields(start + at, pair)) for at, pair in enumerate(chunk))
         places = write_samples(store.files, f"{FOLDER}/{name}", named)
-        for one, place in zip(chunk, places, strict=True):
-            yield _row(one, name, place)
+        for pair, place in zip(chunk, places, strict=True):
+            yield _row(pair, name, place)
 
 
 def _images(look: Look, num: int) -> SampleImages:
@@ -371,10 +373,16 @@ def _publish(
     )
     lineage = [
         Artefact(
-            stage=stage, key=key, partition=one.name, inputs=(), count=EACH, seconds=0.1, files={}
+            stage=stage,
+            key=key,
+            partition=partition.name,
+            inputs=(),
+            count=EACH,
+            seconds=0.1,
+            files={},
         )
-        for one in partitions
-        for stage, key in one.keys.items()
+        for partition in partitions
+        for stage, key in partition.keys.items()
     ]
     manifest = _manifest(store, name, rows, members, table)
     store.files.write(f"{folder}/index.parquet", to_parquet(rows, IndexRow))

@@ -175,10 +175,10 @@ def memory_figures(dpo: StepMemory | None, focus: StepMemory | None) -> list[Ben
     return [
         *(
             BenchFigure(f"{name} steps: {what}", size / 2**30, "GiB")
-            for name, own in (("DPO", dpo), ("FocusDPO", focus))
+            for name, memory in (("DPO", dpo), ("FocusDPO", focus))
             for what, size in (
-                ("peak memory", own.peak_bytes),
-                ("above the state before", own.growth_bytes),
+                ("peak memory", memory.peak_bytes),
+                ("above the state before", memory.growth_bytes),
             )
         ),
         BenchFigure("FocusDPO steps / DPO steps: memory above", ratio, "", MEMORY_RATIO),

@@ -124,8 +124,12 @@ def _once(run: BuildRun, stage: str, count: int, most: int, name: str) -> tuple[
 def _with_workers(run: BuildRun, count: int) -> Any:
     """The executor with so many workers for every stage."""
     values = run.executor.model_dump()
-    stages = {name: own for name, own in values["resources"].items() if own is not None}
-    values["resources"] = {name: own | {"workers": count} for name, own in stages.items()}
+    stages = {
+        name: resources for name, resources in values["resources"].items() if resources is not None
+    }
+    values["resources"] = {
+        name: resources | {"workers": count} for name, resources in stages.items()
+    }
     return type(run.executor).model_validate(values)
 
 

@@ -65,7 +65,7 @@ def _one_more(root: Path, folder: Path, newcomer: Path, subjects: int) -> Iterat
     before = _stamps(root)
     with working("one subject more"):
         more = run_command(build)
-    own, others = _partitions(root, newcomer.name)
+    of_newcomer, others = _partitions(root, newcomer.name)
     after = _stamps(root)
     computed = sum(more.result["made"].values())
     if more.result["made"] != {stage: n for stage, n in planned.result["plan"].items() if n}:
@@ -75,11 +75,11 @@ def _one_more(root: Path, folder: Path, newcomer: Path, subjects: int) -> Iterat
     yield BenchFigure("partitions of the root", len(others), "")
     yield BenchFigure("first build: whole command", first.wall, "s")
     yield BenchFigure("nothing changed: whole command", idle.wall, "s", IDLE_SECONDS)
-    yield BenchFigure("one subject more: its partitions", len(own), "")
+    yield BenchFigure("one subject more: its partitions", len(of_newcomer), "")
     yield BenchFigure("one subject more: stages of partitions computed", computed, "")
     yield BenchFigure(
         "one subject more: computed beyond its partitions",
-        computed - len(own) * len(more.result["made"]),
+        computed - len(of_newcomer) * len(more.result["made"]),
         "",
         0,
     )
@@ -143,7 +143,7 @@ def _lay_out(root: Path, sets: dict[str, Any]) -> int:
         path = root / builder.store.path(unit.stage, unit.key)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    scenes = sum(len(own) for own in builder.partitions.values())
+    scenes = sum(len(partition) for partition in builder.partitions.values())
     return scenes * builder.run.generate.candidates
 
 
@@ -156,15 +156,15 @@ def _partitions(root: Path, subject: str) -> tuple[list[PartitionRow], list[Part
     store = Store.open(root)
     name = store.files.read("LATEST").decode().strip()
     rows: Sequence[PartitionRow] = partitions_of(store, name)
-    own = [row for row in rows if subject in row.subject_ids]
-    return own, [row for row in rows if subject not in row.subject_ids]
+    with_subject = [row for row in rows if subject in row.subject_ids]
+    return with_subject, [row for row in rows if subject not in row.subject_ids]
 
 
 def _stamps(root: Path) -> dict[str, tuple[int, int]]:
     """Inode and time of every artefact and shard: another of either is another file."""
-    found = {}
+    stamps = {}
     for folder in ("stages", "shards"):
         for path in (root / folder).rglob("*.tar"):
             stat = path.stat()
-            found[str(path)] = (stat.st_ino, stat.st_mtime_ns)
-    return found
+            stamps[str(path)] = (stat.st_ino, stat.st_mtime_ns)
+    return stamps

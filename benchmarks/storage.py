@@ -89,19 +89,19 @@ def measure(folder: Path, bench: IoBench | None = None) -> dict[str, float]:
 
 def figures(folder: Path, bench: IoBench | None = None) -> list[BenchFigure]:
     """The same as figures of `python -m benchmarks`."""
-    found = measure(folder, bench)
+    results = measure(folder, bench)
     return [
-        BenchFigure("shards: written", found["mib"] / found["write"], "MiB/s"),
+        BenchFigure("shards: written", results["mib"] / results["write"], "MiB/s"),
         BenchFigure(
             "shards: write / plain tarfile, time",
-            found["write"] / found["tarfile"],
+            results["write"] / results["tarfile"],
             "",
             WRITE_LIMIT,
         ),
-        BenchFigure("shards: read by the loader", found["mib"] / found["read"], "MiB/s"),
+        BenchFigure("shards: read by the loader", results["mib"] / results["read"], "MiB/s"),
         BenchFigure(
             "shards: read / webdataset alone, time",
-            found["read"] / found["webdataset"],
+            results["read"] / results["webdataset"],
             "",
             READ_LIMIT,
         ),
@@ -133,13 +133,13 @@ def _write_plain(path: Path, samples: Samples) -> None:
 
 def _read_ours(files: LocalFiles, rows: Mapping[str, tuple[str, Place]]) -> Sizes:
     """Every sample's fields by the way that training reads them: one read each, checked."""
-    found = {}
+    sizes = {}
     for name, (path, place) in rows.items():
         data = files.read(path, place.offset, place.size)
         if checksum(data) != place.checksum:
             raise RuntimeError(f"{path}: sample {name} is not what was written")
-        found[name] = {field: len(content) for field, content in fields_in(data, path).items()}
-    return found
+        sizes[name] = {field: len(content) for field, content in fields_in(data, path).items()}
+    return sizes
 
 
 def _read_webdataset(paths: Sequence[str]) -> Sizes:

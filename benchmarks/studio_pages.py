@@ -104,8 +104,8 @@ class _Visitor:
         """Seconds until page and pictures are there, and their bytes."""
         start = time.perf_counter()
         text = self.page(address)
-        wanted = {one.replace("&amp;", "&") for one in PICTURE.findall(text)} - self._kept
-        sizes = list(self._pool.map(lambda one: len(self._get(one)), sorted(wanted)))
+        wanted = {source.replace("&amp;", "&") for source in PICTURE.findall(text)} - self._kept
+        sizes = list(self._pool.map(lambda source: len(self._get(source)), sorted(wanted)))
         self._kept |= wanted
         return time.perf_counter() - start, len(text) + sum(sizes)
 
@@ -149,8 +149,10 @@ def _turns(visit: _Visitor, pairs: int) -> Iterator[BenchFigure]:
     """Page turns of every kind, after each kind's first."""
     rng = np.random.default_rng(3)
     last = max(1, pairs // 24)
-    numbers = [int(one) for one in rng.integers(1, last + 1, TURNS)]
-    subjects = [f"subject-{int(one):05d}" for one in rng.integers(0, max(10, pairs // 100), TURNS)]
+    numbers = [int(number) for number in rng.integers(1, last + 1, TURNS)]
+    subjects = [
+        f"subject-{int(number):05d}" for number in rng.integers(0, max(10, pairs // 100), TURNS)
+    ]
     sorts = ("margin", "-margin", "win", "-lose", "-clip")
     kinds = {
         "grid, next page": [f"/pairs?page={n}" for n in numbers],
@@ -168,7 +170,7 @@ def _turns(visit: _Visitor, pairs: int) -> Iterator[BenchFigure]:
     for name, addresses in kinds.items():
         yield from _turn(visit, name, addresses)
     grid = [visit.page(f"/pairs?page={n}") for n in numbers[:TURNS]]
-    yield from _turn(visit, "one pair", [LINK.findall(one)[0] for one in grid])
+    yield from _turn(visit, "one pair", [LINK.findall(page)[0] for page in grid])
 
 
 def _turn(visit: _Visitor, name: str, addresses: list[str]) -> Iterator[BenchFigure]:

@@ -51,19 +51,19 @@ def function_of(code: CodeType) -> Function | None:
 def stack_at(reached: Function, run: Callable[[], Any]) -> list[Function]:
     """Our functions on the stack, outermost first, when `reached` is first called in `run`. A
     generator that another function iterates counts like a call."""
-    found: list[Function] = []
+    functions: list[Function] = []
 
     def look(frame: FrameType, event: str, _: Any) -> None:
-        if event == "call" and not found and function_of(frame.f_code) == reached:
+        if event == "call" and not functions and function_of(frame.f_code) == reached:
             at: FrameType | None = frame
             while at is not None:
                 if (function := function_of(at.f_code)) is not None:
-                    found.insert(0, function)
+                    functions.insert(0, function)
                 at = at.f_back
             sys.setprofile(None)
 
     _profiled(look, run)
-    return found
+    return functions
 
 
 def _profiled(look: Callable[[FrameType, str, Any], None], run: Callable[[], Any]) -> None:
@@ -134,8 +134,10 @@ class PairWay:
             )
         else:
             # What a record does with itself (a batch is cut and moved) is no station.
-            own = function.module == "data_schemas.shards" or function.name.startswith(self.RECORD)
-            on_the_way = bool(self._id) and not own and self._holds(value)
+            by_itself = function.module == "data_schemas.shards" or function.name.startswith(
+                self.RECORD
+            )
+            on_the_way = bool(self._id) and not by_itself and self._holds(value)
         if on_the_way:
             self.functions.append(function)
 
@@ -152,7 +154,7 @@ class PairWay:
         if isinstance(value, dict):
             value = list(value.values())
         if depth and isinstance(value, (list, tuple)):
-            return any(self._holds(one, depth - 1) for one in value)
+            return any(self._holds(item, depth - 1) for item in value)
         return False
 
 

@@ -42,8 +42,8 @@ def key_values(config: BaseModel) -> dict[str, Any]:
 def first_problem(error: ValidationError) -> str:
     """The first field that is wrong, and how."""
     first = error.errors()[0]
-    said = "no such field" if first["type"] == "extra_forbidden" else first["msg"]
-    return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {said}"
+    problem = "no such field" if first["type"] == "extra_forbidden" else first["msg"]
+    return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {problem}"
 
 
 _TAG = "tag:yaml.org,2002:"

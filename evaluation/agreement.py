@@ -100,7 +100,10 @@ def scorer_values(
         [scene.subject_ids for scene in owners],
         pictures,
         [
-            [read_mask(stored.__getitem__, one.mask) if one.mask else None for one in row]
+            [
+                read_mask(stored.__getitem__, instance.mask) if instance.mask else None
+                for instance in row
+            ]
             for row in instances
         ],
         embed_references(subjects, stored.__getitem__, identity),

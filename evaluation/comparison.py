@@ -107,7 +107,9 @@ def paired_texts(rows: Sequence[EvalRow], group: str = "all") -> list[PairedText
         change = f"{gap.mean:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]" if gap else "-"
         return PairedText(metric, base, adapter, change, str(next(iter(models.values())).scenes))
 
-    return [text(metric, own) for (metric, name), own in by_model(rows).items() if name == group]
+    return [
+        text(metric, models) for (metric, name), models in by_model(rows).items() if name == group
+    ]
 
 
 def _asks_for(count: int, scene: EvalScene) -> bool:
@@ -129,7 +131,7 @@ def scene_means(records: Sequence[Measured], metric: str) -> dict[str, float]:
     values: dict[str, list[float]] = {}
     for record in records:
         values.setdefault(record.scene_id, []).append(getattr(record, metric))
-    return {scene: nan_mean(np.array(own)) for scene, own in values.items()}
+    return {scene: nan_mean(np.array(picture_values)) for scene, picture_values in values.items()}
 
 
 def intervals(
@@ -141,7 +143,9 @@ def intervals(
     ValueError when the two were measured on different scenes.
     """
     means = {BASE: scene_means(base, metric), ADAPTER: scene_means(adapter, metric)}
-    values = {model: np.array(list(own.values())) for model, own in means.items() if own}
+    values = {
+        model: np.array(list(by_scene.values())) for model, by_scene in means.items() if by_scene
+    }
     if len(values) == 2:
         ours, theirs = means.values()
         if set(ours) != set(theirs):
@@ -150,9 +154,9 @@ def intervals(
         values[ADAPTER] = np.array([theirs[scene] for scene in ours])
         values[DIFFERENCE] = values[ADAPTER] - values[BASE]
         both = np.isfinite(values[DIFFERENCE])
-        values = {model: own[both] for model, own in values.items()}
+        values = {model: scene_values[both] for model, scene_values in values.items()}
     resample = partial(bootstrap, resamples=config.resamples, level=config.level, seed=config.seed)
-    return {model: resample(own) for model, own in values.items()}
+    return {model: resample(scene_values) for model, scene_values in values.items()}
 
 
 Values = NDArray[np.float64]
@@ -198,7 +202,7 @@ def contrasts(
         spread = np.where(errors > 0, np.abs(draws - means) / errors, 0.0)
     largest = np.nan_to_num(spread).max(axis=1)
     width = float(np.quantile(largest, level))
-    p = [float((1 + (largest >= one).sum()) / (1 + largest.size)) for one in t]
+    p = [float((1 + (largest >= statistic).sum()) / (1 + largest.size)) for statistic in t]
     return [
         replace(
             _contrast(name, table, draws[:, c], width * errors[c], p[c], level),
@@ -260,9 +264,9 @@ def _stretched(difference: Values) -> Values:
     if seeds == 1 or not np.isfinite(difference).any():
         return difference
     grand = nan_mean(difference)
-    own = np.array([nan_mean(row) for row in difference])
+    seed_means = np.array([nan_mean(row) for row in difference])
     stretch = np.sqrt(seeds / (seeds - 1)) - 1
-    return np.asarray(difference + stretch * np.nan_to_num(own - grand)[:, None])
+    return np.asarray(difference + stretch * np.nan_to_num(seed_means - grand)[:, None])
 
 
 def _draws(tables: Sequence[Values], resamples: int, seed: int) -> Values:

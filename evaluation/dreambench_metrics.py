@@ -110,12 +110,12 @@ def know_subject(
     the segmenter finds the class word."""
     undetected = 0
     if masks is None:
-        found = detect(photographs, [(class_name,)] * len(photographs), parts.segmenter, config)
+        detected = detect(photographs, [(class_name,)] * len(photographs), parts.segmenter, config)
         masks = [
-            own[0].mask if own else np.ones(image.shape[:2], np.bool_)
-            for image, own in zip(photographs, found, strict=True)
+            detections[0].mask if detections else np.ones(image.shape[:2], np.bool_)
+            for image, detections in zip(photographs, detected, strict=True)
         ]
-        undetected = sum(not own for own in found)
+        undetected = sum(not detections for detections in detected)
     if undetected:
         log.warning("%s: not found in %d of %d photographs", class_name, undetected, len(masks))
     none = np.zeros((0, 0), np.float32)
@@ -151,21 +151,21 @@ def measure_pictures(
     texts = parts.clip.embed_texts([scene.prompt for scene in scenes])
     clip_t = np.sum(clip.astype(np.float64) * texts.astype(np.float64), axis=1)
     words = [tuple(dict.fromkeys(scene.class_names)) for scene in scenes]
-    found = detect(pictures, words, parts.segmenter, config)
-    vectors = _instance_vectors(pictures, found, parts.identity, config.batch)
+    detected = detect(pictures, words, parts.segmenter, config)
+    vectors = _instance_vectors(pictures, detected, parts.identity, config.batch)
     judged, whole = [], []
     for at, (scene, picture) in enumerate(zip(scenes, pictures, strict=True)):
-        own = [known[name] for name in scene.subject_ids]
-        similarity = similarity_matrix([one.identity for one in own], vectors[at])
-        given = match(similarity, scene.class_names, found[at], config.class_weight)
+        subjects = [known[name] for name in scene.subject_ids]
+        similarity = similarity_matrix([subject.identity for subject in subjects], vectors[at])
+        given = match(similarity, scene.class_names, detected[at], config.class_weight)
         judged.append(
             judged_scene(
                 scene,
                 picture,
                 similarity,
                 given,
-                found[at],
-                [one.thumbs for one in own],
+                detected[at],
+                [subject.thumbs for subject in subjects],
                 claim=config.claim,
                 least=config.least_identity,
                 protocol=protocol,
@@ -179,9 +179,9 @@ def measure_pictures(
                 clip_t=float(clip_t[at]),
             )
         )
-        blank = (np.nan,) * len(own)
-        dino_each = blank if dino is None else whole_cosines(dino[at], [o.dino for o in own])
-        clip_each = blank if dino is None else whole_cosines(clip[at], [o.clip for o in own])
+        blank = (np.nan,) * len(subjects)
+        dino_each = blank if dino is None else whole_cosines(dino[at], [o.dino for o in subjects])
+        clip_each = blank if dino is None else whole_cosines(clip[at], [o.clip for o in subjects])
         whole.append(
             WholeScores(
                 model=model,
@@ -198,8 +198,11 @@ def measure_pictures(
 
 def whole_cosines(vector: Vectors, targets: Sequence[Vectors]) -> tuple[float, ...]:
     """Per subject the mean cosine of a picture (D,) and its target photographs (T, D)."""
-    one = vector.astype(np.float64)
-    return tuple(float((own.astype(np.float64) @ one).mean()) for own in targets)
+    picture_vector = vector.astype(np.float64)
+    return tuple(
+        float((subject_vectors.astype(np.float64) @ picture_vector).mean())
+        for subject_vectors in targets
+    )
 
 
 def match(
@@ -234,7 +237,7 @@ def detect(
 
     def instances(part: list[int]) -> list[list[Detection]]:
         made = segmenter.segment([images[at] for at in part], [words[at] for at in part])
-        return [usable(own, limits) for own in made]
+        return [usable(detections, limits) for detections in made]
 
     return by_size(images, config.batch, instances)
 
@@ -276,15 +279,15 @@ def by_size(
 
 def _instance_vectors(
     pictures: Sequence[Image],
-    found: Sequence[Sequence[Detection]],
+    detected: Sequence[Sequence[Detection]],
     identity: IdentityEncoder,
     batch: int,
 ) -> list[Vectors]:
     """(n, D) of each picture's instances, all in one go."""
-    owners = [at for at, own in enumerate(found) for _ in own]
-    masks = [one.mask for own in found for one in own]
+    owners = [at for at, detections in enumerate(detected) for _ in detections]
+    masks = [detection.mask for detections in detected for detection in detections]
     vectors = embed_masked(identity, [pictures[at] for at in owners], masks, batch)
-    return [vectors[[n for n, at in enumerate(owners) if at == b]] for b in range(len(found))]
+    return [vectors[[n for n, at in enumerate(owners) if at == b]] for b in range(len(detected))]
 
 
 @dataclass(frozen=True, slots=True)

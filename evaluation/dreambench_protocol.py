@@ -335,7 +335,8 @@ def own_scenes(
         ComposeConfig(**config.model_dump(include=set(_SHARED))),
     )
     scenes = tuple(
-        replace(one, seed=stable_hash("evaluated", config.seed, one.id) % 2**31) for one in made
+        replace(scene, seed=stable_hash("evaluated", config.seed, scene.id) % 2**31)
+        for scene in made
     )
     sets = tuple(dict.fromkeys(scene.subject_ids for scene in scenes))
     distinct = {frozenset(names) for names in sets}

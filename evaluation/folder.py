@@ -155,8 +155,8 @@ class EvaluationFolder:
     @property
     def names(self) -> Mapping[str, str]:
         """base, adapter, ... -> what the model is called; itself where nobody named it."""
-        told = self._validated(RUN, self.about.get("names") or {}, dict[str, str])
-        return {BASE: BASE, ADAPTER: ADAPTER} | told
+        names = self._validated(RUN, self.about.get("names") or {}, dict[str, str])
+        return {BASE: BASE, ADAPTER: ADAPTER} | names
 
     @functools.cached_property
     def settings(self) -> Mapping[str, Any]:
@@ -186,8 +186,8 @@ class EvaluationFolder:
         wanted, weights = self.about.get("adapter_weights"), adapter / WEIGHTS
         if wanted and weights.is_file():
             return file_digest(weights) == wanted
-        told = str(self.about.get("adapter") or "")
-        return bool(told) and local(told).resolve() == adapter.resolve()
+        recorded = str(self.about.get("adapter") or "")
+        return bool(recorded) and local(recorded).resolve() == adapter.resolve()
 
     def of(self, model: str) -> list[EvalScene]:
         """The judge's records of one model."""
@@ -298,8 +298,8 @@ class EvaluateResult:
     def as_dict(self) -> dict[str, Any]:
         """For `--json`: the differences, and where the rest lies."""
         whole = [asdict(row) for row in self.rows if row.group == "all"]
-        told = {"notes": list(self.notes), "left_out": list(self.left_out), "rows": whole}
-        return {"command": "evaluate", **asdict(self), **told}
+        summary = {"notes": list(self.notes), "left_out": list(self.left_out), "rows": whole}
+        return {"command": "evaluate", **asdict(self), **summary}
 
 
 def result_with(where: str, key: str) -> EvaluateResult | None:
@@ -322,9 +322,9 @@ def result_of(
     where: str, about: Mapping[str, Any], rows: list[EvalRow], *, resumed: bool
 ) -> EvaluateResult:
     """What an evaluation found, from its run.json and its table."""
-    told = {name: about[name] for name in ("adapter", "scenes", "seconds")}
-    told |= {name: tuple(about.get(name, ())) for name in ("notes", "left_out")}
-    return EvaluateResult(out=where, rows=rows, resumed=resumed, **told)
+    fields = {name: about[name] for name in ("adapter", "scenes", "seconds")}
+    fields |= {name: tuple(about.get(name, ())) for name in ("notes", "left_out")}
+    return EvaluateResult(out=where, rows=rows, resumed=resumed, **fields)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -90,9 +90,11 @@ def _members(name: str, words: list[str], config: HeldOutConfig, seed: int) -> l
     members = []
     for place, word in enumerate(words):
         own_seed = stable_hash(seed, place) % 2**31
-        one = draw(config.split, [word], 1, config.references, own_seed)[0]
-        own = f"{name[:8]}-{place}-{word.replace(' ', '-')}"
-        members.append(WorldSubject(id=own, identity=one.identity, pictures=one.pictures))
+        subject = draw(config.split, [word], 1, config.references, own_seed)[0]
+        member_id = f"{name[:8]}-{place}-{word.replace(' ', '-')}"
+        members.append(
+            WorldSubject(id=member_id, identity=subject.identity, pictures=subject.pictures)
+        )
     return members
 
 

@@ -127,15 +127,15 @@ def identity_values(
     """
     places = at_places(similarity, assignment, absent=0.0)
     matched = np.diag(places)
-    found = np.array([instance != NOBODY for instance in assignment])
+    assigned = np.array([instance != NOBODY for instance in assignment])
     many = len(assignment) > 1
     lost = failed(similarity, assignment, claim=claim, least=least)
     return {
         "failed": float(lost.mean()),
         "identity": float(matched.mean()),
         "leakage_margin": float(leakage_margins(places).mean()) if many else np.nan,
-        "confusion": nan_mean(confused(similarity, assignment)[found]) if many else np.nan,
-        "missing": float(1 - found.mean()),
+        "confusion": nan_mean(confused(similarity, assignment)[assigned]) if many else np.nan,
+        "missing": float(1 - assigned.mean()),
         "duplicate": float((claims(similarity, claim) > 1).mean()),
         "scr_40": float((matched < 0.4).mean()),
         "scr_50": float((matched < 0.5).mean()),
@@ -231,11 +231,11 @@ def copy_guard(
     `thumbs[i]` are `thumb`s of its references. NaN when nobody was found.
     """
     there = [
-        (thumb(picture, mask), own)
-        for mask, own in zip(masks, thumbs, strict=True)
+        (thumb(picture, mask), references)
+        for mask, references in zip(masks, thumbs, strict=True)
         if mask is not None
     ]
-    best = [max(copied(seen, one) for one in own) for seen, own in there]
+    best = [max(copied(seen, reference) for reference in references) for seen, references in there]
     return nan_mean(np.array(best))
 
 
@@ -263,7 +263,7 @@ def copied(a: ReferenceImage, b: ReferenceImage) -> float:
     both = a.mask & b.mask
     if not both.any():
         return 0.0
-    x, y = (one.image[both].astype(np.float64) for one in (a, b))
+    x, y = (picture.image[both].astype(np.float64) for picture in (a, b))
     x, y = x - x.mean(axis=0), y - y.mean(axis=0)
     norm = float(np.linalg.norm(x) * np.linalg.norm(y))
     correlation = float((x * y).sum()) / norm if norm else 0.0
@@ -329,11 +329,11 @@ def _coordinates(side: int) -> NDArray[np.float64]:
     """(2, T, S, S): from where each turned and mirrored patch takes its samples."""
     grid = np.arange(side) - (side - 1) / 2
     y, x = np.meshgrid(grid, grid, indexing="ij")
-    found = []
+    coordinates = []
     for mirror, degrees in product((1, -1), TURNS):
         cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
-        found.append([sin * mirror * x + cos * y, cos * mirror * x - sin * y])
-    return np.array(found).swapaxes(0, 1) + (side - 1) / 2
+        coordinates.append([sin * mirror * x + cos * y, cos * mirror * x - sin * y])
+    return np.array(coordinates).swapaxes(0, 1) + (side - 1) / 2
 
 
 def _shifted(structure: Vectors) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

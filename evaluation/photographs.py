@@ -101,8 +101,8 @@ def parse_prompts(
             if not name.strip() or not word.strip() or name.strip() in classes:
                 raise UserError(f"{where}, line {number}: expected 'subject,class', each once")
             classes[name.strip()] = word.strip()
-        elif section in prompts and (found := _TEMPLATE.search(line)):
-            prompts[section].append(_template(found["text"], f"{where}, line {number}"))
+        elif section in prompts and (match := _TEMPLATE.search(line)):
+            prompts[section].append(_template(match["text"], f"{where}, line {number}"))
     lacking = [
         heading
         for heading, key in _HEADINGS.items()

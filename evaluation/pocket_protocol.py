@@ -125,13 +125,14 @@ def measure(
     records = []
     for at, (scene, picture, seen) in enumerate(zip(owners, pictures, looks, strict=True)):
         instances = [
-            one
-            for one in seen
-            if one.confidence >= config.min_confidence and one.mask.mean() >= config.min_area
+            instance
+            for instance in seen
+            if instance.confidence >= config.min_confidence
+            and instance.mask.mean() >= config.min_area
         ]
         similarity, given = _match(scene, instances, known, judge, config)
         hits = [instances[k] if k != NOBODY else None for k in given]
-        own = [known[name] for name in scene.subject_ids]
+        subjects = [known[name] for name in scene.subject_ids]
         records.append(
             judged_scene(
                 scene,
@@ -139,7 +140,7 @@ def measure(
                 similarity,
                 given,
                 instances,
-                [subject.thumbs for subject in own],
+                [subject.thumbs for subject in subjects],
                 claim=config.claim,
                 least=config.least_identity,
                 protocol=protocol,
@@ -148,7 +149,7 @@ def measure(
                 image=names[at] if names else "",
                 held_out=any(name in held_out_classes for name in scene.class_names),
                 class_recognition=_recognised(scene, hits, judge.class_names),
-                **_errors(picture, hits, own, judge),
+                **_errors(picture, hits, subjects, judge),
                 clip_t=fits[at],
             )
         )
@@ -351,10 +352,10 @@ def _recognised(scene: Scene, hits: Sequence[Seen | None], words: tuple[str, ...
 
 
 def _errors(
-    picture: Image, hits: Sequence[Seen | None], own: Sequence[_Known], judge: Judge
+    picture: Image, hits: Sequence[Seen | None], subjects: Sequence[_Known], judge: Judge
 ) -> dict[str, float]:
     """Of hue and pattern, means over the found subjects."""
-    pairs = [(hit, known) for hit, known in zip(hits, own, strict=True) if hit is not None]
+    pairs = [(hit, known) for hit, known in zip(hits, subjects, strict=True) if hit is not None]
     seen = judge.pattern([picture] * len(pairs), [hit.mask for hit, _ in pairs])
     hues = [hue_difference(hit.hue, known.hue) for hit, known in pairs]
     patterns = [

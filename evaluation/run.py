@@ -119,8 +119,8 @@ def evaluate(
         log.info("%s: finished before, nothing to paint", request.out)
         return done
     given = _base_given(plan)
-    for one in plan.left_out:
-        log.warning("left out: %s", one)
+    for problem in plan.left_out:
+        log.warning("left out: %s", problem)
     with opened(request.out, "an evaluation") as out:
         require_own(out.folder, request.out, EVALUATION)
         return _evaluate(plan, out.folder, out.sending(watch), painting or _here(request), given)
@@ -277,7 +277,7 @@ def paint_missing(
                 )
             )
     if missing:
-        done = len(names) - sum(len(one.files) for one in missing)
+        done = len(names) - sum(len(job.files) for job in missing)
         watch(f"paint {model}", done, len(names), {})
         for painted in painting(missing):
             done += len(painted.files)
@@ -341,7 +341,10 @@ def comparison_sheet(
     pool = twos or list(range(len(scenes)))
     count = min(limit, len(pool))
     chosen = [pool[at * len(pool) // count] for at in range(count)]
-    painted = {model: [tile(own[at]) for at in chosen] for model, own in pictures.items()}
+    painted = {
+        model: [tile(model_pictures[at]) for at in chosen]
+        for model, model_pictures in pictures.items()
+    }
     height, width = next(iter(painted.values()))[0].shape[:2]
     blank = np.full((height, width, 3), 255, dtype=np.uint8)
     rows: list[Image] = []
@@ -351,6 +354,6 @@ def comparison_sheet(
             picture = tile(shown[names[place]]) if place < len(names) else blank
             fitted = PillowImage.fromarray(picture).resize((width, height))
             rows.append(np.asarray(fitted, dtype=np.uint8))
-    for own in painted.values():
-        rows += own
+    for tiles in painted.values():
+        rows += tiles
     return contact_sheet(rows, columns=len(chosen), scale=1)

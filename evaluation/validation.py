@@ -102,7 +102,9 @@ class Validator:
 def means(records: list[EvalScene]) -> dict[str, float]:
     """Each metric's mean over scenes, and `score`."""
     values = {name: scene_means(records, name) for name in METRICS}
-    found = {name: nan_mean(np.array(list(table.values()))) for name, table in values.items()}
+    metric_means = {
+        name: nan_mean(np.array(list(table.values()))) for name, table in values.items()
+    }
     margins = values["leakage_margin"]
     scores = [value + np.nan_to_num(margins[s]) for s, value in values["identity"].items()]
-    return {**found, SCORE: float(np.mean(scores))}
+    return {**metric_means, SCORE: float(np.mean(scores))}

@@ -133,10 +133,10 @@ def loaded_roles(models: ModelsConfig) -> set[str]:
 def free(models: ModelsConfig, keep: Iterable[str]) -> None:
     """Let go of the checkpoints that no part of the roles `keep` holds."""
     kept = resident_roles(keep)
-    gone = [one for one in _LOADED if one[0] == models and one[1] not in kept]
-    for one in gone:
-        del _LOADED[one]
-        if one[1] == "backbone":
+    gone = [key for key in _LOADED if key[0] == models and key[1] not in kept]
+    for key in gone:
+        del _LOADED[key]
+        if key[1] == "backbone":
             _IN_PLACE.pop(models, None)
     if gone:
         import gc
@@ -236,9 +236,9 @@ def _renamed(role: str, text: str) -> str:
 
 def sources(models: ModelsConfig) -> list[tuple[str, str, list[str] | None]]:
     """What `focusdpo fetch` downloads: setting, source, file patterns; each source once."""
-    found: dict[tuple[str, str], tuple[str, str, list[str] | None]] = {}
+    downloads: dict[tuple[str, str], tuple[str, str, list[str] | None]] = {}
     for role in named_roles(models):
         config = config_of(models, role)
         for field, source, patterns in module_of(models, role).sources(config):
-            found.setdefault((source, str(patterns)), (_renamed(role, field), source, patterns))
-    return list(found.values())
+            downloads.setdefault((source, str(patterns)), (_renamed(role, field), source, patterns))
+    return list(downloads.values())

@@ -52,8 +52,8 @@ STUDIO_TOKEN = "FOCUSDPO_STUDIO_TOKEN"
 def _without_secret(address: Any) -> Any:
     """An address, or several, as given. UserError for one with a password or token: what a run is
     told stands in its folder, on pages and in logs."""
-    for one in address if isinstance(address, tuple) else (address,):
-        refuse_secret(str(one))
+    for place in address if isinstance(address, tuple) else (address,):
+        refuse_secret(str(place))
     return address
 
 
@@ -111,8 +111,8 @@ class Run(BaseModel):
                 f"preset '{given.get('preset')}': no such section: {', '.join(unknown)}; "
                 f"sections: {', '.join(SECTIONS)}"
             )
-        own = {name: tree[name] for name in tree if name in cls.model_fields}
-        return over_defaults(cls, merge(own, given))
+        sections = {name: tree[name] for name in tree if name in cls.model_fields}
+        return over_defaults(cls, merge(sections, given))
 
     @model_validator(mode="after")
     def _models_are_said(self) -> Run:
@@ -416,18 +416,18 @@ class DemoRun(_Train, _HeldOut, _Build):
 
     def build_run(self) -> BuildRun:
         """Its build-dataset part."""
-        own = {"root": f"{self.out}/dataset", "subjects": self.subject_folder}
-        return BuildRun.model_validate(shared(self, BuildRun) | own)
+        settings = {"root": f"{self.out}/dataset", "subjects": self.subject_folder}
+        return BuildRun.model_validate(shared(self, BuildRun) | settings)
 
     def train_run(self) -> TrainRun:
         """Its train part."""
-        own = {"root": f"{self.out}/dataset", "out": f"{self.out}/train"}
-        return TrainRun.model_validate(shared(self, TrainRun) | own)
+        settings = {"root": f"{self.out}/dataset", "out": f"{self.out}/train"}
+        return TrainRun.model_validate(shared(self, TrainRun) | settings)
 
     def evaluate_run(self) -> EvaluateRun:
         """Its evaluate part."""
-        own = {"adapter": f"{self.out}/train/adapter", "out": f"{self.out}/evaluate"}
-        return EvaluateRun.model_validate(shared(self, EvaluateRun) | own)
+        settings = {"adapter": f"{self.out}/train/adapter", "out": f"{self.out}/evaluate"}
+        return EvaluateRun.model_validate(shared(self, EvaluateRun) | settings)
 
 
 class _Cycle(_Train, _Protocol, _Alert, _OwnRoot):
@@ -435,13 +435,13 @@ class _Cycle(_Train, _Protocol, _Alert, _OwnRoot):
 
     def train_run(self, version: str, out: str) -> TrainRun:
         """Its train part, on a dataset version."""
-        own = {"root": self.dataset_root, "version": version, "out": out}
-        return TrainRun.model_validate(shared(self, TrainRun) | own)
+        settings = {"root": self.dataset_root, "version": version, "out": out}
+        return TrainRun.model_validate(shared(self, TrainRun) | settings)
 
     def evaluate_run(self, adapter: str, out: str, base_from: str | None = None) -> EvaluateRun:
         """Its evaluate part, of an adapter."""
-        own = {"adapter": adapter, "out": out, "base_from": base_from}
-        return EvaluateRun.model_validate(shared(self, EvaluateRun) | own)
+        settings = {"adapter": adapter, "out": out, "base_from": base_from}
+        return EvaluateRun.model_validate(shared(self, EvaluateRun) | settings)
 
 
 class RetrainRun(_Cycle):

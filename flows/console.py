@@ -182,8 +182,8 @@ class Notes(logging.Handler):
         if record.name == WAITING.name:
             text, kind = f"{text} ...", text
         else:
-            own = record.name.partition(".")[0] == OWN
-            if not (own or self._every) and record.levelno < logging.ERROR:
+            ours = record.name.partition(".")[0] == OWN
+            if not (ours or self._every) and record.levelno < logging.ERROR:
                 return
             kind = str(record.msg) if re.search(r"\w", _HOLDER.sub("", str(record.msg))) else text
         key = (record.name, kind)

@@ -84,12 +84,12 @@ def dataset_check(root: str, *, repair: bool = False) -> Check:
     if repair:
         done = mending.mend(root)
         fine, room = _room(Store.open(root, create=False))
-        told = "; ".join(_done(done)) or "whole"
-        return Check("dataset", fine and not done.lost, f"{root}: {told}; {room}")
+        state = "; ".join(_done(done)) or "whole"
+        return Check("dataset", fine and not done.lost, f"{root}: {state}; {room}")
     bad = mending.damages(root)
     fine, room = _room(Store.open(root, create=False))
-    told = f"{len(bad)} damaged, first: {bad[0].what}" if bad else "whole"
-    return Check("dataset", fine and not bad, f"{root}: {told}; {room}")
+    state = f"{len(bad)} damaged, first: {bad[0].what}" if bad else "whole"
+    return Check("dataset", fine and not bad, f"{root}: {state}; {room}")
 
 
 def run_check(folder: Path) -> Check:
@@ -98,9 +98,9 @@ def run_check(folder: Path) -> Check:
     are `dataset_check`'s."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no folder; give what `train`, `evaluate` or `retrain` left")
-    told, bad = 0, []
+    num_records, bad = 0, []
     for path in _records(folder):
-        told += 1
+        num_records += 1
         try:
             values = unsealed(path.read_bytes())
         except ValueError as error:
@@ -112,10 +112,10 @@ def run_check(folder: Path) -> Check:
         wanted, weights = values.get("weights_digest"), path.with_name(WEIGHTS)
         if path.name == CARD and wanted and weights.is_file() and file_digest(weights) != wanted:
             bad.append(f"{weights}: not the bytes that {CARD} names")
-    if not told:
+    if not num_records:
         return Check("run", False, f"{folder}: holds nothing that a run left")
-    told_bad = f"{counted(len(bad), 'damaged file')}, first: {bad[0]}" if bad else "whole"
-    return Check("run", not bad, f"{folder}: {told_bad} ({counted(told, 'record')} read)")
+    state = f"{counted(len(bad), 'damaged file')}, first: {bad[0]}" if bad else "whole"
+    return Check("run", not bad, f"{folder}: {state} ({counted(num_records, 'record')} read)")
 
 
 def _records(folder: Path) -> Iterator[Path]:
@@ -155,8 +155,8 @@ def _done(mended: Mended) -> Iterator[str]:
         yield f"{len(mended.restored)} restored ({', '.join(mended.restored[:5])})"
     if mended.dropped:
         yield f"{len(mended.dropped)} damaged, dropped; run the same build again"
-    for one in mended.lost:
-        yield one.what
+    for damage in mended.lost:
+        yield damage.what
 
 
 def _room(store: Store) -> tuple[bool, str]:
@@ -175,23 +175,23 @@ def _room(store: Store) -> tuple[bool, str]:
         return False, f"it cannot be written, so nothing can be built there ({error})"
     if back != b"focusdpo":
         return False, "what is written there comes back changed"
-    told = "it takes new files"
+    state = "it takes new files"
     if (local := store.files.local) is not None:
-        told += f", {shutil.disk_usage(local).free / 2**30:.1f} GiB free"
+        state += f", {shutil.disk_usage(local).free / 2**30:.1f} GiB free"
     if set(won) != {1}:
-        told += (
+        state += (
             f", but of {WRITERS} writers at once {max(won)} were told that they were first: two "
             "builders could undo each other's version; let one at a time build there"
         )
-    return set(won) == {1}, told
+    return set(won) == {1}, state
 
 
 def _guarded(name: str, check: Callable[[], tuple[bool, str]]) -> Check:
     try:
-        ok, told = check()
+        ok, message = check()
     except UserError as error:
         return Check(name, False, str(error))
-    return Check(name, ok, told)
+    return Check(name, ok, message)
 
 
 def _python() -> tuple[bool, str]:
@@ -202,8 +202,8 @@ def _engine() -> tuple[bool, str]:
     prefect, fastapi = metadata.version("prefect"), metadata.version("fastapi")
     major, minor = (int(part) for part in fastapi.split(".")[:2])
     fits = (major, minor) < (0, 151)
-    told = f"prefect {prefect}, fastapi {fastapi}"
-    return fits, told if fits else f"{told}: every flow fails; pip install 'fastapi<0.151'"
+    versions = f"prefect {prefect}, fastapi {fastapi}"
+    return fits, versions if fits else f"{versions}: every flow fails; pip install 'fastapi<0.151'"
 
 
 def _weights() -> tuple[bool, str]:
@@ -223,8 +223,10 @@ def _disk() -> tuple[bool, str]:
 def _memory() -> tuple[bool, str]:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     now = free_memory() / 2**30
-    told = f"{total / 2**30:.1f} GiB, {FREE_MEMORY / 2**30:.0f} are wanted; {now:.1f} are free now"
-    return total >= FREE_MEMORY, told
+    memory = (
+        f"{total / 2**30:.1f} GiB, {FREE_MEMORY / 2**30:.0f} are wanted; {now:.1f} are free now"
+    )
+    return total >= FREE_MEMORY, memory
 
 
 CHECKS: dict[str, Callable[[], tuple[bool, str]]] = {

@@ -141,14 +141,14 @@ def nested(dotted: Mapping[str, Any]) -> Tree:
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Tree:
     """Dotted path -> value of every leaf of `after` that differs from `before`."""
-    found: Tree = {}
+    leaves: Tree = {}
     for name, value in after.items():
         old = before.get(name)
         if isinstance(value, Mapping) and isinstance(old, Mapping):
-            found |= {f"{name}.{path}": leaf for path, leaf in changes(old, value).items()}
+            leaves |= {f"{name}.{path}": leaf for path, leaf in changes(old, value).items()}
         elif value != old:
-            found[name] = value
-    return found
+            leaves[name] = value
+    return leaves
 
 
 def resolve(model: type[Model], tree: Mapping[str, Any]) -> Model:
@@ -182,7 +182,7 @@ def over_defaults(model: type[BaseModel], tree: Mapping[str, Any]) -> Tree:
         elif isinstance(default, BaseModel) and _same_kind(default, value):
             laid[name] = _over(default, value)
         else:
-            choices = [one for one in models_of(field) if _is_of(one, value)]
+            choices = [choice for choice in models_of(field) if _is_of(choice, value)]
             laid[name] = over_defaults(choices[0], value) if len(choices) == 1 else value
     return laid
 
@@ -206,33 +206,35 @@ def _same_kind(section: BaseModel, given: Mapping[str, Any]) -> bool:
 
 def _is_of(model: type[BaseModel], given: Mapping[str, Any]) -> bool:
     """Whether a section that is given may be this model: where a kind chooses, the kind's."""
-    own = model.model_fields.get("kind")
-    return own is None or given.get("kind", own.default) == own.default
+    kind = model.model_fields.get("kind")
+    return kind is None or given.get("kind", kind.default) == kind.default
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """One line per wrong field: path, what was found, what was expected, near names."""
-    return "\n".join(_explain_one(dict(one), model) for one in error.errors(include_url=False))
+    return "\n".join(
+        _explain_one(dict(problem), model) for problem in error.errors(include_url=False)
+    )
 
 
-def _explain_one(one: Mapping[str, Any], model: type[BaseModel]) -> str:
-    path = [str(part) for part in one["loc"]]
+def _explain_one(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
+    path = [str(part) for part in problem["loc"]]
     # Where a section's kind chooses its model, the kind stands in the path; users write none.
     shown = [name for at, name in enumerate(path) if not _is_kind(model, path[: at + 1])]
     where = ".".join(shown)
-    if one["type"] == "extra_forbidden":
+    if problem["type"] == "extra_forbidden":
         owner = model_at(model, path[:-1])
         names = sorted(owner.model_fields) if owner else []
         near = difflib.get_close_matches(path[-1], names, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
         section = ".".join(shown[:-1]) or "the run"
         return f"{where}: no such field; {hint}fields of {section}: {', '.join(names)}"
-    if one["type"] == "missing":
+    if problem["type"] == "missing":
         return f"{where}: required, but not given"
-    if one["type"] == "value_error":
-        text = one["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        text = problem["msg"].removeprefix("Value error, ")
         return f"{where}: {text}" if where else text
-    return f"{where}: got {_short(one['input'])}; {_lower(one['msg'])}"
+    return f"{where}: got {_short(problem['input'])}; {_lower(problem['msg'])}"
 
 
 def model_at(model: type[BaseModel], path: Sequence[str]) -> type[BaseModel] | None:
@@ -297,8 +299,8 @@ def _literals(annotation: Any) -> Iterator[Any]:
     if typing.get_origin(annotation) is typing.Literal:
         yield from typing.get_args(annotation)
     elif typing.get_origin(annotation) in {typing.Union, types.UnionType}:
-        for one in typing.get_args(annotation):
-            yield from _literals(one)
+        for member in typing.get_args(annotation):
+            yield from _literals(member)
 
 
 def type_in_words(field: FieldInfo) -> str:
@@ -312,8 +314,8 @@ def type_in_words(field: FieldInfo) -> str:
         for name, sign in BOUNDS.items()
         if getattr(mark, name, None) is not None
     ]
-    own = ", ".join([*named, "or `module:name`"]) if named else _type_in_words(field.annotation)
-    return ", ".join([own, *bounds])
+    words = ", ".join([*named, "or `module:name`"]) if named else _type_in_words(field.annotation)
+    return ", ".join([words, *bounds])
 
 
 def _number(value: float) -> str:
@@ -325,11 +327,11 @@ def _type_in_words(annotation: Any) -> str:
     if annotation in (None, type(None)):
         return "none"
     if origin is typing.Literal:
-        return ", ".join(f"`{one}`" for one in inner)
+        return ", ".join(f"`{literal}`" for literal in inner)
     if origin is typing.Annotated:
         return _type_in_words(inner[0])
     if origin in {typing.Union, types.UnionType}:
-        return " or ".join(_type_in_words(one) for one in inner)
+        return " or ".join(_type_in_words(member) for member in inner)
     if origin in {tuple, list}:
         return f"list of {_type_in_words(inner[0])}" if inner else "list"
     if origin is not None and inner and issubclass(origin, Mapping):

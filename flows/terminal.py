@@ -26,7 +26,7 @@ GONE = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.E
 
 def printable(text: str) -> str:
     """A text in which nothing, as from the name of a file, commands the terminal."""
-    return UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 _SPOKEN = threading.Event()
@@ -44,10 +44,10 @@ def heard(line: str) -> Iterator[None]:
         if not _SPOKEN.is_set():
             sys.stderr.write(f"{line}\n")
 
-    own = isinstance(getattr(getattr(sys.stderr, "buffer", None), "raw", None), _Sink)
+    protected = isinstance(getattr(getattr(sys.stderr, "buffer", None), "raw", None), _Sink)
     late = threading.Timer(SILENCE, speak)
     late.daemon = True
-    if own:
+    if protected:
         late.start()
     try:
         yield

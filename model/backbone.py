@@ -56,8 +56,8 @@ class TensorRecord:
                 return value.each(change)
             return tuple(map(changed, value)) if isinstance(value, tuple) else value
 
-        own: Any = self
-        return replace(own, **{f.name: changed(getattr(self, f.name)) for f in fields(own)})
+        record: Any = self
+        return replace(record, **{f.name: changed(getattr(self, f.name)) for f in fields(record)})
 
     def take(self, rows: slice) -> Self:
         """Some of the batch."""

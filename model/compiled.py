@@ -35,14 +35,14 @@ def compile_blocks(transformer: nn.Module, trial: Callable[[], Tensor]) -> bool:
         # hook would stand for those with one.
         dynamo.skip_nnmodule_hook_guards = False
         core.compile_repeated_blocks()
-        found = trial()
+        gradient = trial()
     except torch.OutOfMemoryError:
         release_blocks(transformer)
         raise
     except _FAILURES as error:
         why = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
     else:
-        share = ((found - expected).norm() / expected.norm().clamp(min=1e-12)).item()
+        share = ((gradient - expected).norm() / expected.norm().clamp(min=1e-12)).item()
         if share <= _CLOSE:
             return True
         why = f"the gradient of a compiled step differs by {100 * share:.0f} %"

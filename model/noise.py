@@ -69,7 +69,7 @@ def seeded_noise(shape: tuple[int, int], seeds: Iterable[int]) -> Tensor:
     """(B, N, C) for painting, drawn on the CPU, one generator per item, so that no batch and no
     device matters; `shape` is (N, C)."""
     generators = (torch.Generator().manual_seed(seed) for seed in seeds)
-    return torch.stack([torch.randn(shape, generator=one) for one in generators])
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
 
 def add_noise(clean_BNC: Tensor, noise_BNC: Tensor, sigma_B: Tensor) -> Tensor:

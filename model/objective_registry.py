@@ -158,9 +158,12 @@ class Variants(Mapping[str, Variant]):
     def __getitem__(self, key: str) -> Variant:
         name = self.objective(key)
         about = OBJECTIVES[name]
-        own = about.variants.get(key, Variant(key))
+        variant = about.variants.get(key, Variant(key))
         return Variant(
-            own.label, {"objective.name": name, **own.settings}, own.has_beta, own.searched
+            variant.label,
+            {"objective.name": name, **variant.settings},
+            variant.has_beta,
+            variant.searched,
         )
 
     def objective(self, key: str) -> str:

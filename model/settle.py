@@ -85,13 +85,13 @@ def _read(out_dir: Path) -> dict[str, float]:
     if not path.is_file():
         return {}
     try:
-        found = {str(name): float(value) for name, value in json.loads(path.read_text()).items()}
+        numbers = {str(name): float(value) for name, value in json.loads(path.read_text()).items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is damaged ({error}). Remove it: its numbers are found anew, and a run that "
             "was begun with others says so"
         ) from error
-    return found
+    return numbers
 
 
 @torch.no_grad()
@@ -109,8 +109,8 @@ def auto_beta(backbone: Backbone, data: PairData, config: TrainConfig) -> float:
             batch = data.batch([item])
             clean_BNC = torch.cat([batch.win_BNC, batch.lose_BNC])
             noise, sigma_B = (
-                one.repeat(2, *(1 for _ in one.shape[1:]))
-                for one in draw_noise(
+                tensor.repeat(2, *(1 for _ in tensor.shape[1:]))
+                for tensor in draw_noise(
                     clean_BNC,
                     [slot],
                     seed=config.seed,

@@ -159,8 +159,8 @@ def judge(
         maps = focus_maps(source, masks, priors, config.focus, sigma_B=sigma_B.repeat(2))
     weigh = config.objective.definition.weighing()
     weight_BN = None if weigh is None else weigh(batch, maps, config)
-    own = ":" in config.objective.name  # from outside this repository
-    if own:
+    is_external = ":" in config.objective.name  # from outside this repository
+    if is_external:
         require_weight(weight_BN, error_BN, config.objective.name)
     ref_error_BN = passes.ref_error_BN if config.objective.is_preference else None
     if config.objective.definition.instances:
@@ -168,7 +168,7 @@ def judge(
     else:
         scale_B = _safeguard(passes.policy.output_BNC, passes.target_BNC, weight_BN, config)
         loss = _pair_loss(error_BN, ref_error_BN, weight_BN, scale_B, config)
-    if own:
+    if is_external:
         require_loss(loss, error_BN, config.objective.name)
     return StepOutput(loss, sigma_B, error_BN.detach(), ref_error_BN, weight_BN, maps, scale_B)
 

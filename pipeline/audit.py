@@ -122,13 +122,13 @@ class Audit:
 
     def damaged(self) -> list[Corrupt]:
         """The decisions that cannot be read as they were written."""
-        found = []
+        damaged = []
         for path in filter(NAME.fullmatch, self._store.files.listing(FOLDER)):
             try:
                 self._load(path)
             except UserError as error:
-                found.append(Corrupt(stage=FOLDER, key=path, what=str(error)))
-        return found
+                damaged.append(Corrupt(stage=FOLDER, key=path, what=str(error)))
+        return damaged
 
     def record(
         self,
@@ -201,12 +201,12 @@ class Audit:
 
     def _when(self, pair_id: str, reviewer: str, now: datetime.datetime) -> str:
         """Later than what this reviewer has said of the pair, even if the clock went back."""
-        own = [
+        times = [
             datetime.datetime.fromisoformat(review.when)
             for review in self._about(pair_id)
             if review.reviewer == clean_reviewer(reviewer)
         ]
-        last = max(own, default=None)
+        last = max(times, default=None)
         if last is not None and last >= now:
             now = last + datetime.timedelta(microseconds=1)
         return now.isoformat(timespec="microseconds")

@@ -206,8 +206,8 @@ def _sets_at_their_rates(
     ordered: Sequence[Subject], size: int, rate: float, config: ComposeConfig
 ) -> Iterable[tuple[Subject, ...]]:
     """Sets of a size; pairs of one class at the rate that they may have of their own."""
-    own = config.class_pair_rate if size == 2 and config.same_class else None
-    if own is None:
+    class_rate = config.class_pair_rate if size == 2 and config.same_class else None
+    if class_rate is None:
         yield from _sets_of(ordered, size, rate, config)
         return
     yield from _sets_of(ordered, size, rate, config.model_copy(update={"same_class": False}))
@@ -215,7 +215,7 @@ def _sets_at_their_rates(
     for subject in ordered:
         by_class.setdefault(subject.class_name, []).append(subject)
     for members in by_class.values():
-        yield from _sets_of(members, size, own, config)
+        yield from _sets_of(members, size, class_rate, config)
 
 
 def _sets_of(

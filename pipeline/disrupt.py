@@ -204,8 +204,10 @@ def _complete(
     scene: Scene, candidate: Sampled, described: Sequence[Described]
 ) -> tuple[Described, ...] | None:
     """The description of each subject in scene order, if each was found exactly once."""
-    own = {d.instance.subject_id: d for d in described if d.instance.candidate_id == candidate.id}
-    descriptions = [own.get(name) for name in scene.subject_ids]
+    by_subject = {
+        d.instance.subject_id: d for d in described if d.instance.candidate_id == candidate.id
+    }
+    descriptions = [by_subject.get(name) for name in scene.subject_ids]
     whole = tuple(d for d in descriptions if d is not None and d.instance.found == "one")
     return whole if len(whole) == len(descriptions) else None
 
@@ -298,10 +300,13 @@ def _repaint(
     config: DisruptConfig,
 ) -> list[_Job]:
     """One call of the inpainter and the paste-back of each job's `places`."""
-    solids = [_union([job.masks[p] for p in own]) for job, own in zip(jobs, places, strict=True)]
+    solids = [
+        _union([job.masks[p] for p in job_places])
+        for job, job_places in zip(jobs, places, strict=True)
+    ]
     regions = []
-    for job, own, solid in zip(jobs, places, solids, strict=True):
-        others = [m for p, m in enumerate(job.masks) if p not in own]
+    for job, job_places, solid in zip(jobs, places, solids, strict=True):
+        others = [m for p, m in enumerate(job.masks) if p not in job_places]
         keep = _union(others) if others else np.zeros_like(solid)
         regions.append(grow(solid, config.dilate, keep))
     painted = inpainter.inpaint(

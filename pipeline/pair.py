@@ -117,21 +117,21 @@ def pair(
         rejected={reject.candidate_id: reject for reject in rejected},
     )
     output: StageOutput[Pair] = StageOutput([])
-    refused = {one.candidate_id: one for one in screened if one.refused}
-    output.rejects.extend(_unsafe(one, config) for one in refused.values())
+    refused = {verdict.candidate_id: verdict for verdict in screened if verdict.refused}
+    output.rejects.extend(_unsafe(verdict, config) for verdict in refused.values())
     for scene in scenes:
-        own = [c for c in sampled if c.scene_id == scene.id and c.id not in refused]
+        candidates = [c for c in sampled if c.scene_id == scene.id and c.id not in refused]
         if config.max_disrupt_per_scene:
             repaints = [
                 d
                 for d in disrupted
                 if d.scene_id == scene.id and not {d.id, d.parent_id} & refused.keys()
             ]
-            _disrupt_pairs(own, repaints, context, output)
+            _disrupt_pairs(candidates, repaints, context, output)
         if config.max_rank_per_scene:
-            _rank_pairs(scene, own, context, output)
+            _rank_pairs(scene, candidates, context, output)
         if config.keeps_failures:
-            _failure_pairs(scene, own, context, output)
+            _failure_pairs(scene, candidates, context, output)
     log.info("pair %s: %d pairs, %d rejects", prefix, len(output.records), len(output.rejects))
     return output
 
@@ -212,7 +212,8 @@ def _failure_pairs(
     """Every failed candidate with a right one in turn, and every mixed pair."""
     config = context.config
     states = {
-        one.id: shown(context.scored[one.id], context.found[one.id], config) for one in sampled
+        candidate.id: shown(context.scored[candidate.id], context.found[candidate.id], config)
+        for candidate in sampled
     }
     right = sorted(
         (name for name, how in states.items() if min(how) == 1),
@@ -240,8 +241,8 @@ def _failure_pairs(
         for a, b in combinations(states if config.max_mixed_per_scene else (), 2)
         if {"win", "lose"} <= set(map(sign, states[a], states[b]))
     ]
-    _keep_best([one for one, _ in made], config.max_failure_per_scene, output)
-    _keep_best([one for one, _ in mixed], config.max_mixed_per_scene, output)
+    _keep_best([record for record, _ in made], config.max_failure_per_scene, output)
+    _keep_best([record for record, _ in mixed], config.max_mixed_per_scene, output)
     kept = {pair.id for pair in output.records}
     for pair, masks in (*made, *mixed):
         if pair.id in kept:
@@ -256,7 +257,7 @@ def _failure_pair(
     context: _Context, win: Scored, lose: Scored, states: Mapping[str, tuple[int, ...]]
 ) -> _Made:
     """The record, whose prior is where the subjects with a sign stand in either picture."""
-    win, lose = (_seen(one, context.found[one.candidate_id]) for one in (win, lose))
+    win, lose = (_seen(scored, context.found[scored.candidate_id]) for scored in (win, lose))
     words = tuple(map(sign, states[win.candidate_id], states[lose.candidate_id]))
     places = [place for place, word in enumerate(words) if SIGNS[word]]
     name = _pair_id("failure", win.candidate_id, lose.candidate_id)
@@ -279,12 +280,14 @@ def _failure_pair(
 
 def _what_failed(context: _Context, pair: Pair, words: Sequence[str]) -> str:
     """Each failed subject, how, and in which of the two pictures."""
-    told = []
+    failures = []
     for place, word in enumerate(words):
         if SIGNS[word]:
             side, at = ("loser", pair.lose_id) if word == "win" else ("winner", pair.win_id)
-            told.append(f"{pair.subject_ids[place]} {_how(context.found[at][place])} in the {side}")
-    return "; ".join(told)
+            failures.append(
+                f"{pair.subject_ids[place]} {_how(context.found[at][place])} in the {side}"
+            )
+    return "; ".join(failures)
 
 
 def _how(instance: Instance) -> str:
@@ -299,7 +302,7 @@ def _how(instance: Instance) -> str:
 def _seen(scored: Scored, instances: Sequence[Instance]) -> Scored:
     """With the identity that evaluations count: 0 of what is missing."""
     values = zip(scored.identity, instances, strict=True)
-    identity = tuple(0.0 if one.found == "missing" else value for value, one in values)
+    identity = tuple(0.0 if instance.found == "missing" else value for value, instance in values)
     return replace(scored, identity=identity)
 
 
@@ -382,14 +385,14 @@ def _found(
 def _union_masks(context: _Context, win: Scored, lose: Scored) -> list[Mask]:
     """Per subject, where it stands in either candidate, its duplicates included; one that is in
     neither has an empty mask."""
-    found = []
+    subject_masks = []
     both = zip(context.found[win.candidate_id], context.found[lose.candidate_id], strict=True)
     for two in both:
         keys = [instance.mask for instance in two if instance.mask is not None]
         keys += [extra_key(i.mask) for i in two if i.mask is not None and i.found == "duplicate"]
-        found.append([read_mask(context.images, key) for key in keys])
-    nowhere = np.zeros_like(next(mask for masks in found for mask in masks))
-    return [np.logical_or.reduce([nowhere, *masks]) for masks in found]
+        subject_masks.append([read_mask(context.images, key) for key in keys])
+    nowhere = np.zeros_like(next(mask for masks in subject_masks for mask in masks))
+    return [np.logical_or.reduce([nowhere, *masks]) for masks in subject_masks]
 
 
 def _reject(scene_id: str, candidate: str, source: PairSource, why: Why) -> Reject:

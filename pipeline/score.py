@@ -116,7 +116,7 @@ def score(
     clip_i = _clip_i(candidates, subjects, images, clip, config)
     clip_t = _clip_t(candidates, clip, config.batch)
     records = []
-    for candidate, table, own, words in zip(candidates, tables, clip_i, clip_t, strict=True):
+    for candidate, table, cosines, words in zip(candidates, tables, clip_i, clip_t, strict=True):
         records.append(
             Scored(
                 candidate_id=candidate.id,
@@ -125,7 +125,7 @@ def score(
                 similarity=tuple(_floats(row) for row in table),
                 identity=_floats(np.diag(table)),
                 leakage_margin=_floats(leakage_margins(table)),
-                clip_i=_floats(own),
+                clip_i=_floats(cosines),
                 clip_t=float(words),
                 background=candidate.background,
                 complete=candidate.complete,
@@ -172,14 +172,14 @@ def empty_repaints(
     masks = {(i.candidate_id, i.subject_id): i.mask for i in instances}
     rejects = []
     for part in chunks(disrupted, config.batch):
-        words = [tuple(dict.fromkeys(by_id[one.scene_id].class_names)) for one in part]
-        seen = segmenter.segment([images(one.image) for one in part], words)
-        for one, detections in zip(part, seen, strict=True):
-            scene, there = by_id[one.scene_id], usable(detections, config)
+        words = [tuple(dict.fromkeys(by_id[candidate.scene_id].class_names)) for candidate in part]
+        seen = segmenter.segment([images(candidate.image) for candidate in part], words)
+        for candidate, detections in zip(part, seen, strict=True):
+            scene, there = by_id[candidate.scene_id], usable(detections, config)
             empty = []
-            for name in one.subject_ids:
+            for name in candidate.subject_ids:
                 word = scene.class_names[scene.subject_ids.index(name)]
-                key = masks[one.parent_id, name]
+                key = masks[candidate.parent_id, name]
                 place = read_mask(images, key) if key else None
                 if place is not None and not any(
                     other.class_name == word and overlap(other.mask, place) >= SHARED
@@ -187,11 +187,11 @@ def empty_repaints(
                 ):
                     empty.append(f"no {word} where {name} stood")
             if empty:
-                detail = f"{len(empty)} of {len(one.subject_ids)}: {', '.join(empty)}"
+                detail = f"{len(empty)} of {len(candidate.subject_ids)}: {', '.join(empty)}"
                 rejects.append(
                     Reject(
                         scene_id=scene.id,
-                        candidate_id=one.id,
+                        candidate_id=candidate.id,
                         source="disrupt",
                         reason="empty_repaint",
                         detail=detail,
@@ -245,8 +245,8 @@ def _gather(
         instances_of.setdefault(instance.candidate_id, {})[instance.subject_id] = instance
     gathered = {}
     for candidate in sampled:
-        scene, own = by_id[candidate.scene_id], instances_of.get(candidate.id, {})
-        looked = [own.get(name) for name in scene.subject_ids]
+        scene, by_subject = by_id[candidate.scene_id], instances_of.get(candidate.id, {})
+        looked = [by_subject.get(name) for name in scene.subject_ids]
         keys = [i.mask if i is not None else None for i in looked]
         gathered[candidate.id] = _Candidate(
             id=candidate.id,
@@ -285,10 +285,10 @@ def identity_tables(
     `absent` where its mask is None. `references` are vectors (pictures, D) of each subject."""
     crops = _crops(pictures, masks)
     vectors = embed_in_chunks([c[2] for c in crops], [c[3] for c in crops], identity, batch)
-    tables = [np.full((len(own),) * 2, absent) for own in names]
+    tables = [np.full((len(subject_ids),) * 2, absent) for subject_ids in names]
     for (at, place, _, _), vector in zip(crops, vectors, strict=True):
-        own = [references[name] for name in names[at]]
-        tables[at][:, place] = similarity_matrix(own, vector[None])[:, 0]
+        reference_vectors = [references[name] for name in names[at]]
+        tables[at][:, place] = similarity_matrix(reference_vectors, vector[None])[:, 0]
     return tables
 
 
@@ -298,8 +298,8 @@ def _crops(
     """(number of the picture, place, picture, mask) of every instance there is."""
     return [
         (at, place, picture, mask)
-        for at, (picture, own) in enumerate(zip(pictures, masks, strict=True))
-        for place, mask in enumerate(own)
+        for at, (picture, picture_masks) in enumerate(zip(pictures, masks, strict=True))
+        for place, mask in enumerate(picture_masks)
         if mask is not None
     ]
 
@@ -325,8 +325,8 @@ def _clip_i(
     for (at, place, _, _), vector in zip(
         crops, _embed_images(cut, clip, config.batch), strict=True
     ):
-        own = shown[names == candidates[at].scene.subject_ids[place]]
-        values[at][place] = similarity_matrix([own], vector[None])[0, 0]
+        reference_vectors = shown[names == candidates[at].scene.subject_ids[place]]
+        values[at][place] = similarity_matrix([reference_vectors], vector[None])[0, 0]
     return values
 
 

@@ -108,14 +108,14 @@ def segment(
     made: dict[tuple[int, int], _Found] = {}
     for claim, table in zip(claims, tables, strict=True):
         scene = by_id[sampled[claim.candidate].scene_id]
-        for place, found in _instances(claim, table, sampled, scene, prefix):
-            made[claim.candidate, place] = found
-    for (at, place), found in sorted(made.items(), key=lambda item: item[0]):
-        output.records.append(found.instance)
-        if found.mask is not None:
-            output.images[member(_mask_name(sampled[at], place))] = mask_image(found.mask)
-        if extras and found.others:
-            others = np.logical_or.reduce(found.others)
+        for place, sighting in _instances(claim, table, sampled, scene, prefix):
+            made[claim.candidate, place] = sighting
+    for (at, place), sighting in sorted(made.items(), key=lambda item: item[0]):
+        output.records.append(sighting.instance)
+        if sighting.mask is not None:
+            output.images[member(_mask_name(sampled[at], place))] = mask_image(sighting.mask)
+        if extras and sighting.others:
+            others = np.logical_or.reduce(sighting.others)
             output.images[member(f"{_mask_name(sampled[at], place)}{_EXTRA}")] = mask_image(others)
     bad = sum(i.found != "one" for i in output.records)
     log.info("segment %s: %d instances, %d not found once", prefix, len(output.records), bad)
@@ -195,8 +195,10 @@ def _similarities(
     start = 0
     for claim in claims:
         names = scenes[sampled[claim.candidate].scene_id].subject_ids
-        own = [references[names[place]] for place in claim.subjects]
-        tables.append(similarity_matrix(own, vectors[start : start + len(claim.detections)]))
+        reference_vectors = [references[names[place]] for place in claim.subjects]
+        tables.append(
+            similarity_matrix(reference_vectors, vectors[start : start + len(claim.detections)])
+        )
         start += len(claim.detections)
     return tables
 

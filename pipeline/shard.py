@@ -139,7 +139,9 @@ def _planned(
     for (split, num), members in sorted(groups.items()):
         for start in range(0, len(members), config.max_pairs):
             chunk = members[start : start + config.max_pairs]
-            key = content_key("shard", VERSION, {"split": split}, inputs=[one for one, _ in chunk])
+            key = content_key(
+                "shard", VERSION, {"split": split}, inputs=[pair_key for pair_key, _ in chunk]
+            )
             yield f"pairs-{split}-r{num}-{key[:16]}.tar", chunk
 
 

@@ -128,9 +128,9 @@ def read_lineage(name: str, folder: Path = WEIGHTS) -> Lineage:
 def words_of(lineage: Lineage) -> str:
     """Lines of a card."""
     drawn = "; ".join(
-        f"{one.stage}: batch seeds {one.first_batch_seed} to {one.end_batch_seed - 1},"
-        f" {one.classes} classes, split {one.identities_split}"
-        for one in lineage.streams
+        f"{stream.stage}: batch seeds {stream.first_batch_seed} to {stream.end_batch_seed - 1},"
+        f" {stream.classes} classes, split {stream.identities_split}"
+        for stream in lineage.streams
     )
     start = f", some copied from {lineage.starts_from}" if lineage.starts_from else ""
     return (

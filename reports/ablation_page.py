@@ -369,8 +369,8 @@ def write_ablation_report(folder: Path, ablation: Ablation) -> Path:
 def publish(folder: Path, docs: Path) -> list[Path]:
     """Copy what belongs into a repository's documentation (Markdown, curves, pictures) to `docs`;
     where they are now. UserError when they cannot be written."""
-    found = [folder / name for name in (MARKDOWN, CURVES, PICTURES) if (folder / name).is_file()]
+    files = [folder / name for name in (MARKDOWN, CURVES, PICTURES) if (folder / name).is_file()]
     make_folder(docs)
-    for file in found:
+    for file in files:
         write_whole(docs / file.name, file.read_bytes())
-    return [docs / file.name for file in found]
+    return [docs / file.name for file in files]

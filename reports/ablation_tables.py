@@ -204,10 +204,10 @@ _CONTRAST = tuple(
 def _contrast_row(look: Lookup, label: str, contrast: Contrast) -> Row:
     info, verdict = metric_info(contrast.metric), look.verdict(contrast)
     mean, joint = _signed(interval_of(contrast, family=True), info.unit)
-    own = bounds(interval_of(contrast, family=False), info.unit, signed=True)
+    alone = bounds(interval_of(contrast, family=False), info.unit, signed=True)
     texts = (
         info.title,
-        own or DASH,
+        alone or DASH,
         joint or DASH,
         p_text(contrast.p_family),
         str(contrast.scenes),

@@ -42,8 +42,8 @@ _CONDITION = re.compile(r"([^-]*)(?:-n(\d+))?(?:-noise(.+))?")
 def source_text(source: str) -> str:
     """What an arm was trained on, in words: failure-n100-noise2.5 is "failure pairs, 100 of them,
     noise about 2.5"."""
-    found = _CONDITION.fullmatch(source)
-    name, count, noise = found.groups() if found else (source, None, None)
+    match = _CONDITION.fullmatch(source)
+    name, count, noise = match.groups() if match else (source, None, None)
     words = [SOURCES.get(name, name)]
     words += [f"{count} of them"] if count else []
     words += [f"noise about {noise}"] if noise else []
@@ -65,7 +65,9 @@ class Lookup:
         self.groups = tuple(dict.fromkeys(row.group for row in ablation.rows))
         best = self.arms.get(ablation.best)
         sources = dict.fromkeys(arm.source for arm in ablation.arms if arm.source)
-        self.sources = tuple(sorted(sources, key=lambda one: best is None or one != best.source))
+        self.sources = tuple(
+            sorted(sources, key=lambda source: best is None or source != best.source)
+        )
         """Pair sources, the chosen arm's first."""
         self._rows = {(row.arm, row.metric, row.group): row for row in ablation.rows}
         self._contrasts: dict[tuple[str, str, str, str], list[Contrast]] = {}
@@ -82,21 +84,23 @@ class Lookup:
         self, a: str, b: str, metric: str, group: str = ALL, prefer: Sequence[str] = FAMILIES
     ) -> Contrast | None:
         """a - b, also where the record holds b - a; of several families the first of `prefer`."""
-        found = self._contrasts.get((a, b, metric, group), [])
-        found = found or [_turned(one) for one in self._contrasts.get((b, a, metric, group), [])]
-        known = [one for one in found if math.isfinite(one.mean)]
+        contrasts = self._contrasts.get((a, b, metric, group), [])
+        contrasts = contrasts or [
+            _turned(contrast) for contrast in self._contrasts.get((b, a, metric, group), [])
+        ]
+        known = [contrast for contrast in contrasts if math.isfinite(contrast.mean)]
 
-        def rank(one: Contrast) -> int:
-            return prefer.index(one.family) if one.family in prefer else len(prefer)
+        def rank(contrast: Contrast) -> int:
+            return prefer.index(contrast.family) if contrast.family in prefer else len(prefer)
 
         return min(known, key=rank, default=None)
 
     def better(self, metric: str) -> Better:
         """Which way is better: the record's word, else that of the metric's definition."""
-        told = self.ablation.metrics_better.get(metric)
-        if told == "higher":
+        recorded = self.ablation.metrics_better.get(metric)
+        if recorded == "higher":
             return "higher"
-        return "lower" if told == "lower" else metric_info(metric).better
+        return "lower" if recorded == "lower" else metric_info(metric).better
 
     def verdict(self, contrast: Contrast | None) -> Verdict:
         """Whether a fares better than b; undecided where the interval holds zero."""
@@ -109,21 +113,21 @@ class Lookup:
         contrast = self.contrast(arm, BASE, metric, prefer=TABLE_FAMILIES)
         if contrast is not None:
             return contrast.mean
-        own, base = self.row(arm, metric), self.row(BASE, metric)
-        return own.mean - base.mean if own and base else math.nan
+        row, base = self.row(arm, metric), self.row(BASE, metric)
+        return row.mean - base.mean if row and base else math.nan
 
 
-def _turned(one: Contrast) -> Contrast:
+def _turned(contrast: Contrast) -> Contrast:
     """b - a of a - b."""
     return dataclasses.replace(
-        one,
-        a=one.b,
-        b=one.a,
-        mean=-one.mean,
-        low=-one.high,
-        high=-one.low,
-        family_low=-one.family_high,
-        family_high=-one.family_low,
+        contrast,
+        a=contrast.b,
+        b=contrast.a,
+        mean=-contrast.mean,
+        low=-contrast.high,
+        high=-contrast.low,
+        family_low=-contrast.family_high,
+        family_high=-contrast.family_low,
     )
 
 
@@ -200,9 +204,15 @@ def find(look: Lookup) -> Finding:
     others = [arm for arm in look.ablation.arms if arm.name != best.name]
     compared = [_compare(look, best, arm, metrics) for arm in others]
     rivals = [
-        one for one in compared if not is_focus(one.rival) and one.rival.source in ("", best.source)
+        comparison
+        for comparison in compared
+        if not is_focus(comparison.rival) and comparison.rival.source in ("", best.source)
     ]
-    siblings = [one for one in compared if is_focus(one.rival) and any(one.contrasts)]
+    siblings = [
+        comparison
+        for comparison in compared
+        if is_focus(comparison.rival) and any(comparison.contrasts)
+    ]
     details = [
         _against_base(look, best, metrics),
         _highest(look, best, metrics),
@@ -234,9 +244,9 @@ def _headline(best: Arm, rivals: Sequence[Comparison], metrics: Sequence[str]) -
 def _clauses(rivals: Sequence[Comparison], metrics: Sequence[str]) -> list[str]:
     """One clause for all rivals that fared alike; the best outcomes first."""
     alike: dict[tuple[Verdict, ...], list[str]] = {}
-    for one in rivals:
-        name = "the base" if one.rival.name == BASE else spoken(one.rival.label)
-        alike.setdefault(one.verdicts, []).append(name)
+    for comparison in rivals:
+        name = "the base" if comparison.rival.name == BASE else spoken(comparison.rival.label)
+        alike.setdefault(comparison.verdicts, []).append(name)
     order: tuple[Verdict, ...] = ("better", "undecided", "unchanged", "worse")
 
     def rank(verdicts: tuple[Verdict, ...]) -> list[int]:
@@ -260,9 +270,9 @@ def _clause(verdicts: Sequence[Verdict], names: str, metrics: Sequence[str]) -> 
     names_of = titles(metrics)
     if len(set(verdicts)) == 1:
         return _ALIKE[verdicts[0]].format(names=names, metrics=and_list(names_of))
-    told = list(zip(verdicts, names_of, strict=True))
-    few = [title for verdict, title in told if verdict == TOO_FEW]
-    parts = [f"{verdict} on {title}" for verdict, title in told if verdict != TOO_FEW]
+    outcomes = list(zip(verdicts, names_of, strict=True))
+    few = [title for verdict, title in outcomes if verdict == TOO_FEW]
+    parts = [f"{verdict} on {title}" for verdict, title in outcomes if verdict != TOO_FEW]
     but = f", with too few scenes to tell about {and_list(few)}" if few else ""
     return f"is {and_list(parts)} against {names}{but}"
 
@@ -308,11 +318,13 @@ def _siblings(siblings: Sequence[Comparison], metrics: Sequence[str]) -> str:
     if not siblings:
         return ""
     joint = {"better": "better than", "worse": "worse than", "unchanged": "no different from"}
-    found: dict[str, list[str]] = {}
+    by_words: dict[str, list[str]] = {}
     for sibling in siblings:
         alike = sibling.verdicts[0] if len(set(sibling.verdicts)) == 1 else "undecided"
-        found.setdefault(joint.get(alike, "undecided against"), []).append(title_of(sibling.rival))
-    parts = [f"{words} {and_list(names)}" for words, names in found.items()]
+        by_words.setdefault(joint.get(alike, "undecided against"), []).append(
+            title_of(sibling.rival)
+        )
+    parts = [f"{words} {and_list(names)}" for words, names in by_words.items()]
     return f"On {and_list(titles(metrics))} together it is {'; '.join(parts)}."
 
 
@@ -330,14 +342,14 @@ def _cautions(look: Lookup) -> list[str]:
 def _others(look: Lookup, best: Arm, metrics: Sequence[str]) -> str:
     """The metrics that do not decide."""
     rest = [metric for metric in look.metrics if metric not in metrics]
-    found: dict[Verdict, list[str]] = {}
+    by_verdict: dict[Verdict, list[str]] = {}
     for metric in rest:
         verdict = look.verdict(look.contrast(best.name, BASE, metric))
-        found.setdefault(verdict, []).append(in_sentence(metric_info(metric).title))
+        by_verdict.setdefault(verdict, []).append(in_sentence(metric_info(metric).title))
     parts = [
-        f"{verdict} on {and_list(found[verdict])}"
+        f"{verdict} on {and_list(by_verdict[verdict])}"
         for verdict in ("better", "worse")
-        if verdict in found
+        if verdict in by_verdict
     ]
     if not parts:
         return ""

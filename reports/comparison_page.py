@@ -117,7 +117,9 @@ def compare_adapters(a: Path, b: Path) -> tuple[EvaluationPart, tuple[Side, Side
         table = rows(_of_adapter(folders[0]), _of_adapter(folders[1]), config)
     except ValueError as error:
         raise UserError(f"{a} and {b}: {error}; evaluate both by the same settings") from error
-    ours, theirs = (painter(one, ADAPTER, name) for one, name in zip(folders, "AB", strict=True))
+    ours, theirs = (
+        painter(folder, ADAPTER, name) for folder, name in zip(folders, "AB", strict=True)
+    )
     examples, scatters = pair_up(ours, theirs, extremes=4, randoms=4)
     change = EvaluationPart(
         protocol=folders[0].protocol,
@@ -160,7 +162,7 @@ def _of_adapter(folder: EvaluationFolder) -> Sequence[EvalScene]:
 
 
 def _notes(folders: tuple[EvaluationFolder, EvaluationFolder]) -> tuple[str, ...]:
-    prints = [one.about.get("fingerprints") or {} for one in folders]
+    prints = [folder.about.get("fingerprints") or {} for folder in folders]
     notes = []
     if prints[0].get("base") != prints[1].get("base"):
         notes.append("The two adapters belong to different base models: A and B differ in both.")
@@ -174,8 +176,8 @@ _OF_A_SIDE = ("adapter", "scenes", "seed")
 
 def _side(letter: str, folder: EvaluationFolder) -> Side:
     run, path = folder.about, folder.path
-    told = facts(("evaluation", path), *((name, run.get(name)) for name in _OF_A_SIDE))
-    return Side(letter=letter, name=path.name or str(path), facts=told)
+    side_facts = facts(("evaluation", path), *((name, run.get(name)) for name in _OF_A_SIDE))
+    return Side(letter=letter, name=path.name or str(path), facts=side_facts)
 
 
 SHOWN = 8
@@ -268,7 +270,7 @@ def _headline(delta: DatasetDiff, before: int, after: int) -> Headline:
         if kind in ("added", "removed") and names
     ]
     detail = f"Subjects: {'; '.join(subjects)}. " if subjects else ""
-    a, b = (f"{100 * one:.1f}\N{NARROW NO-BREAK SPACE}%" for one in delta.yields)
+    a, b = (f"{100 * share:.1f}\N{NARROW NO-BREAK SPACE}%" for share in delta.yields)
     return Headline(
         f"From {before} to {after} pairs: {moved}.",
         f"{detail}Accepted of what was judged: {a} in A, {b} in B.",
@@ -315,10 +317,10 @@ def compare(a: str, b: str, *, root: Path | None, causes: Compare = no_causes) -
             dataset=change,
             **about,
         )
-    for one in (a, b):
-        if not Path(one).is_dir():
+    for folder in (a, b):
+        if not Path(folder).is_dir():
             raise UserError(
-                f"--compare {one}: no such folder; give two folders that `focusdpo evaluate` "
+                f"--compare {folder}: no such folder; give two folders that `focusdpo evaluate` "
                 "wrote, or with --root two versions of that dataset"
             )
     adapters, sides, headline = compare_adapters(Path(a), Path(b))

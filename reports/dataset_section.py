@@ -53,11 +53,11 @@ class Records:
 
     @functools.cached_property
     def sampled(self) -> dict[str, Sampled]:
-        return {one.id: one for one in self._read("generate", Sampled)}
+        return {candidate.id: candidate for candidate in self._read("generate", Sampled)}
 
     @functools.cached_property
     def disrupted(self) -> dict[str, Disrupted]:
-        return {one.id: one for one in self._read("disrupt", Disrupted)}
+        return {candidate.id: candidate for candidate in self._read("disrupt", Disrupted)}
 
     @functools.cached_property
     def scored(self) -> list[Scored]:
@@ -69,15 +69,15 @@ class Records:
 
     def repainted(self, candidate_id: str) -> tuple[str, ...]:
         """Subjects that a disrupted candidate lost; none for a sampled one."""
-        one = self.disrupted.get(candidate_id)
-        return one.subject_ids if one else ()
+        candidate = self.disrupted.get(candidate_id)
+        return candidate.subject_ids if candidate else ()
 
     def _read(self, stage: str, record: type[R], table: str = "records") -> list[R]:
         return [
-            one
+            row
             for key in self._keys.get(stage, ())
             if self.store.has(stage, key)
-            for one in self.store.read(stage, key, record, table=table)
+            for row in self.store.read(stage, key, record, table=table)
         ]
 
     @functools.cached_property
@@ -230,12 +230,12 @@ def choose_pairs(rows: Sequence[IndexRow], count: int) -> list[IndexRow]:
     by_mode: dict[str, list[IndexRow]] = {}
     for row in sorted(rows, key=lambda row: (row.margin, row.pair_id)):
         by_mode.setdefault(row.mode, []).append(row)
-    shares = _shares({mode: len(own) for mode, own in by_mode.items()}, count)
+    shares = _shares({mode: len(members) for mode, members in by_mode.items()}, count)
     chosen = []
     for mode in sorted(by_mode):
-        own, share = by_mode[mode], shares[mode]
-        places = np.linspace(0, len(own) - 1, share).round()
-        chosen += [own[int(place)] for place in places]
+        ranked, share = by_mode[mode], shares[mode]
+        places = np.linspace(0, len(ranked) - 1, share).round()
+        chosen += [ranked[int(place)] for place in places]
     return chosen
 
 
@@ -246,7 +246,7 @@ def choose_rejects(rejects: Sequence[Reject], count: int) -> list[Reject]:
         rejects, key=lambda r: stable_hash("report", r.scene_id, r.candidate_id, r.source, r.reason)
     ):
         by_reason.setdefault(reject.reason, []).append(reject)
-    shares = _shares({reason: len(own) for reason, own in by_reason.items()}, count)
+    shares = _shares({reason: len(members) for reason, members in by_reason.items()}, count)
     order = sorted(by_reason, key=lambda reason: (-len(by_reason[reason]), reason))
     return [reject for reason in order for reject in by_reason[reason][: shares[reason]]]
 
@@ -289,7 +289,9 @@ def dataset_facts(dataset: DatasetVersion) -> tuple[Fact, ...]:
 
 def _funnel(dataset: DatasetVersion, records: Records) -> tuple[Count, ...]:
     scenes, sampled = len(records.scenes), len(records.sampled)
-    complete = sum(one.kind == "sampled" and one.complete for one in records.scored)
+    complete = sum(
+        candidate.kind == "sampled" and candidate.complete for candidate in records.scored
+    )
     steps = [("scenes", scenes, "")]
     if sampled:
         steps += [
@@ -356,7 +358,7 @@ def _histograms(rows: Sequence[IndexRow]) -> tuple[Histogram, ...]:
 
 
 def _histogram(title: str, explain: str, x_label: str, series: Sequence[Any]) -> Histogram:
-    values = np.concatenate([one for _, _, one in series])
+    values = np.concatenate([numbers for _, _, numbers in series])
     low = np.floor(min(values.min(), 0.0) * 20) / 20
     edges = np.arange(low, max(values.max(), low + 0.05) + 0.05, 0.05)
     return Histogram(
@@ -365,8 +367,8 @@ def _histogram(title: str, explain: str, x_label: str, series: Sequence[Any]) ->
         x_label=x_label,
         edges=tuple(float(edge) for edge in edges),
         counts=tuple(
-            (name, role, tuple(int(c) for c in np.histogram(one, edges)[0]))
-            for name, role, one in series
+            (name, role, tuple(int(c) for c in np.histogram(numbers, edges)[0]))
+            for name, role, numbers in series
         ),
     )
 

@@ -67,9 +67,9 @@ def _settings(folder: Path) -> Mapping[str, Any]:
     """A run's resolved configuration."""
     for name in ("run.yaml", "config.yaml"):
         if (folder / name).is_file():
-            found = yaml.safe_load((folder / name).read_text("utf-8"))
-            if isinstance(found, dict) and "suite" in found:
-                return found
+            config = yaml.safe_load((folder / name).read_text("utf-8"))
+            if isinstance(config, dict) and "suite" in config:
+                return config
     return {}
 
 

@@ -51,8 +51,8 @@ def collect_measured(directory: Path) -> MeasuredPart | None:
     return MeasuredPart(
         models=tuple(names[model] for model in models),
         rows=tuple(
-            _cells(metric, own, models)
-            for (metric, group), own in by_model(folder.rows).items()
+            _cells(metric, rows, models)
+            for (metric, group), rows in by_model(folder.rows).items()
             if group == "all"
         ),
         check=tuple(_fault(row) for row in about.get("check") or []),
@@ -65,18 +65,18 @@ def collect_measured(directory: Path) -> MeasuredPart | None:
     )
 
 
-def _cells(metric: str, own: Mapping[str, EvalRow], models: Sequence[str]) -> ModelCells:
+def _cells(metric: str, rows: Mapping[str, EvalRow], models: Sequence[str]) -> ModelCells:
     info = metric_info(metric)
     return ModelCells(
         title=info.title,
         explain=info.explain,
         unit=info.unit,
         better=info.better,
-        cells=tuple(_interval(own.get(model)) for model in models),
+        cells=tuple(_interval(rows.get(model)) for model in models),
         differences=tuple(
-            None if model == BASE else _interval(own.get(_difference(model))) for model in models
+            None if model == BASE else _interval(rows.get(_difference(model))) for model in models
         ),
-        protocol=next(iter(own.values())).protocol,
+        protocol=next(iter(rows.values())).protocol,
     )
 
 
@@ -92,12 +92,14 @@ def _interval(row: EvalRow | None) -> Interval | None:
 
 def _fault(row: Mapping[str, object]) -> FaultLine:
     reasons = ("missing", "doubled", "confused", "unlike", "extra")
-    told = [f"{name} {float(str(row[name])):.0%}" for name in reasons if float(str(row[name])) > 0]
+    shares = [
+        f"{name} {float(str(row[name])):.0%}" for name in reasons if float(str(row[name])) > 0
+    ]
     return FaultLine(
         fault=str(row["fault"]),
         pictures=int(str(row["pictures"])),
         found=float(str(row["found"])),
-        by=", ".join(told),
+        by=", ".join(shares),
         planted=row["fault"] not in TRUE,
     )
 
@@ -107,13 +109,15 @@ def _worst(folder: EvaluationFolder, scores: Sequence[ForeignScores]) -> tuple[W
     both = list(zip(folder.records, scores, strict=True))
     both.sort(key=lambda pair: (-pair[0].failed, -pair[1].extra, pair[0].identity, pair[0].image))
     return tuple(
-        _case(folder, record, own) for record, own in both[:WORST] if record.failed or own.extra
+        _case(folder, record, foreign)
+        for record, foreign in both[:WORST]
+        if record.failed or foreign.extra
     )
 
 
 def _case(folder: EvaluationFolder, record: EvalScene, scores: ForeignScores) -> WorstCase:
     subjects = zip(record.subject_ids, scores.failed_each, record.matched, strict=True)
-    told = [
+    verdicts = [
         f"{name}: {'failed' if lost else 'right'}, identity {matched:.2f}"
         for name, lost, matched in subjects
     ]
@@ -125,14 +129,14 @@ def _case(folder: EvaluationFolder, record: EvalScene, scores: ForeignScores) ->
         where=f"{scores.source}, row {scores.line}",
         picture=picture(folder.picture(record.image), f"{model}: {', '.join(record.class_names)}"),
         references=references_of(folder, record),
-        words="; ".join([verdict_words(record), *extra, *told]),
+        words="; ".join([verdict_words(record), *extra, *verdicts]),
         record={"judged": asdict(record), "scores": asdict(scores)},
     )
 
 
 def measured_headline(part: MeasuredPart) -> Headline:
     """The share of failed subjects of every model, and whether they differ."""
-    row = next((one for one in part.rows if one.title == metric_info("failed").title), None)
+    row = next((cells for cells in part.rows if cells.title == metric_info("failed").title), None)
     if row is None:
         return Headline("Nothing was measured.")
     shares = [

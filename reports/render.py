@@ -98,7 +98,9 @@ def metrics_csv(rows: Iterable[MetricRow]) -> str:
     ends = [f"{who}_{end}" for who in ("base", "adapter", "difference") for end in _ENDS]
     table: list[Row] = [[*head, *ends]]
     for row in rows:
-        values = [v for one in (row.base, row.adapter, row.difference) for v in _ends(one)]
+        values = [
+            v for interval in (row.base, row.adapter, row.difference) for v in _ends(interval)
+        ]
         table.append([row.metric, row.group, row.scenes, row.better, row.verdict, *values])
     return _csv(table)
 
@@ -304,7 +306,7 @@ def _symbol(text: str) -> Markup:
 
 def _keep_brackets(text: str) -> str:
     """No line break inside an interval."""
-    return re.sub(r"\[[^\]]*\]", lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
+    return re.sub(r"\[[^\]]*\]", lambda match: match[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
 
 
 def _example_verdict(figure: ExampleFigure) -> Verdict:
@@ -361,12 +363,12 @@ def _forests(rows: Sequence[MetricRow]) -> list[_Forest]:
 
 def by_metric(rows: Sequence[MetricRow]) -> list[tuple[str, str, list[MetricRow]]]:
     """Per metric its rows of all groups, where there is more than one group."""
-    found: dict[str, list[MetricRow]] = {}
+    rows_by_metric: dict[str, list[MetricRow]] = {}
     for row in rows:
-        found.setdefault(row.metric, []).append(row)
+        rows_by_metric.setdefault(row.metric, []).append(row)
     return [
         (members[0].title, members[0].better, members)
-        for members in found.values()
+        for members in rows_by_metric.values()
         if len(members) > 1
     ]
 

@@ -42,7 +42,7 @@ def look_charts(run: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Line
     gains = tuple(name for name in dict.fromkeys((metric, *_GAINS)) if name not in _PAIRS)
     painted = any("identity" in row for row in _rows(run))
     score = "identity + leakage margin" if painted else "how far the held-out loss has fallen"
-    found = (
+    panels = (
         ("What should rise", f"Less the base's. Score: {score}.", gains),
         (
             "What should not rise",
@@ -56,7 +56,7 @@ def look_charts(run: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Line
             ("copy_paste",),
         ),
     )
-    charts = [chart for one in found if (chart := _look_chart(run, *one)) is not None]
+    charts = [chart for panel in panels if (chart := _look_chart(run, *panel)) is not None]
     return (*charts, *_pair_charts(run))
 
 
@@ -109,8 +109,8 @@ SHEETS = 4
 
 def sheet_files(train_dir: Path) -> list[Path]:
     """Sheets of sample pictures, in the order of their steps: plain files, no links."""
-    found = (train_dir / SAMPLES).glob("step-*.png")
-    return sorted(file for file in found if file.is_file() and not file.is_symlink())
+    sheets = (train_dir / SAMPLES).glob("step-*.png")
+    return sorted(file for file in sheets if file.is_file() and not file.is_symlink())
 
 
 def sheets_of(train_dir: Path) -> tuple[Picture, ...]:

@@ -158,9 +158,9 @@ def _write_scaled(adapter: Path, folder: Path, card: AdapterCard) -> None:
             name: file.get_tensor(name) * (scale if name.endswith(_SCALED) else 1) for name in names
         }
     if LORA in metadata:  # absent where another program has saved the file again
-        told = json.loads(metadata[LORA])
-        told |= {name: rank for name in told if name.endswith(("lora_alpha", ".alpha"))}
-        metadata[LORA] = json.dumps(told, sort_keys=True)
+        settings = json.loads(metadata[LORA])
+        settings |= {name: rank for name in settings if name.endswith(("lora_alpha", ".alpha"))}
+        metadata[LORA] = json.dumps(settings, sort_keys=True)
     data = save(tensors, metadata)
     (folder / WEIGHTS).write_bytes(data)
     lora = card.lora.model_copy(update={"alpha": float(rank)})
@@ -202,21 +202,21 @@ def _backbone(adapter: Path) -> Mapping[str, Any]:
     file = adapter.parent / "run.yaml"
     if not file.is_file():
         return {}
-    found = yaml.safe_load(file.read_text("utf-8"))
-    models = found.get("models") if isinstance(found, dict) else None
+    run_config = yaml.safe_load(file.read_text("utf-8"))
+    models = run_config.get("models") if isinstance(run_config, dict) else None
     return (models or {}).get("backbone") or {}
 
 
 def _settings(config: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:
-    found = []
+    rows = []
     for name, value in config.items():
         if not path and isinstance(value, Mapping) and name not in _KEPT:
             continue
         if isinstance(value, Mapping):
-            found += _settings(value, f"{path}{name}.")
+            rows += _settings(value, f"{path}{name}.")
         else:
-            found.append((f"{path}{name}", str(value)))
-    return found
+            rows.append((f"{path}{name}", str(value)))
+    return rows
 
 
 def _table(path: Path, adapter: Path) -> EvaluationTable:
@@ -224,8 +224,8 @@ def _table(path: Path, adapter: Path) -> EvaluationTable:
     about = folder.about
     if not folder.is_of(adapter):
         raise UserError(f"{path}: an evaluation of {about.get('adapter')}, not of {adapter}")
-    told = about.get("fingerprints")
-    prints = told if isinstance(told, dict) else {}
+    fingerprints = about.get("fingerprints")
+    prints = fingerprints if isinstance(fingerprints, dict) else {}
     return EvaluationTable(
         protocol=folder.protocol,
         scenes=int(about.get("scenes", 0)),

@@ -136,11 +136,13 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def _write_lokr(directory: Path, folder: Path, backbone: Mapping[str, Any]) -> None:
     """A LoKr in LyCORIS' layout, and what it adds to SDXL's image adapter as a file of its own."""
     factors = lokr_factors(directory)
-    image = {name: own for name, own in factors.items() if ".processor." in name}
+    image = {
+        name: module_factors for name, module_factors in factors.items() if ".processor." in name
+    }
     if image:
-        added = {name: _kronecker(own) for name, own in image.items()}
+        added = {name: _kronecker(module_factors) for name, module_factors in image.items()}
         _write_image_adapter(directory, folder / IP_ADAPTER, backbone, added)
-    plain = {name: own for name, own in factors.items() if name not in image}
+    plain = {name: module_factors for name, module_factors in factors.items() if name not in image}
     _write(folder / LORA, lycoris_tensors(plain))
 
 
@@ -154,12 +156,12 @@ def lokr_factors(directory: Path) -> dict[str, Factors]:
 
     card = read_card(directory)
     scale = card.lora.alpha / card.lora.rank
-    found: dict[str, Factors] = {}
+    factors: dict[str, Factors] = {}
     for name, tensor in sorted(read_weights(directory, card).items()):
         module, _, factor = name.rpartition(".")
         first = factor in ("lokr_w1", "lokr_w1_a")
-        found.setdefault(module, {})[factor] = scale * tensor if first else tensor
-    return found
+        factors.setdefault(module, {})[factor] = scale * tensor if first else tensor
+    return factors
 
 
 def lycoris_tensors(factors: Mapping[str, Factors]) -> dict[str, Tensor]:
@@ -167,13 +169,13 @@ def lycoris_tensors(factors: Mapping[str, Factors]) -> dict[str, Tensor]:
     parts: alpha is the rank."""
     import torch
 
-    found: dict[str, Tensor] = {}
-    for module, own in factors.items():
+    tensors: dict[str, Tensor] = {}
+    for module, module_factors in factors.items():
         key = f"lycoris_{module.replace('.', '_')}"
-        found |= {f"{key}.{name}": tensor for name, tensor in own.items()}
-        ranks = [len(tensor) for name, tensor in own.items() if name.endswith("_b")]
-        found[f"{key}.alpha"] = torch.tensor(float(ranks[0] if ranks else 1))
-    return found
+        tensors |= {f"{key}.{name}": tensor for name, tensor in module_factors.items()}
+        ranks = [len(tensor) for name, tensor in module_factors.items() if name.endswith("_b")]
+        tensors[f"{key}.alpha"] = torch.tensor(float(ranks[0] if ranks else 1))
+    return tensors
 
 
 def _kronecker(factors: Factors) -> Tensor:
@@ -225,15 +227,15 @@ def bfl_tensors(
                 "here; train with the default lora.targets, or take layout diffusers"
             )
         blocks.setdefault((match[1], int(match[2])), {})[match[3]] = pair
-    found: dict[str, Tensor] = {}
-    for (kind, index), own in sorted(blocks.items()):
+    tensors: dict[str, Tensor] = {}
+    for (kind, index), block in sorted(blocks.items()):
         for slot in slots[kind]:
-            parts = [own.get(module) for module in slot.modules]
+            parts = [block.get(module) for module in slot.modules]
             if any(part is not None for part in parts):
                 down, up = _side_by_side(parts, slot.modules)
                 name = f"{_BFL}{_THEIRS[kind]}.{index}.{slot.name}"
-                found[f"{name}.lora_A.weight"], found[f"{name}.lora_B.weight"] = down, up
-    return found
+                tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = down, up
+    return tensors
 
 
 def _side_by_side(parts: Sequence[Pair | None], modules: Sequence[str]) -> Pair:
@@ -269,12 +271,12 @@ def sdxl_tensors(pairs: Mapping[str, Pair], layers: int = 2) -> dict[str, Tensor
     and alpha); `layers` of a down block. UserError for a layer outside the attentions."""
     import torch
 
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, (down, up) in pairs.items():
         key = f"lora_unet_{_sdxl_name(name, layers).replace('.', '_')}"
-        found[f"{key}.lora_down.weight"], found[f"{key}.lora_up.weight"] = down, up
-        found[f"{key}.alpha"] = torch.tensor(float(len(down)))
-    return found
+        tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"] = down, up
+        tensors[f"{key}.alpha"] = torch.tensor(float(len(down)))
+    return tensors
 
 
 def _sdxl_name(name: str, layers: int) -> str:

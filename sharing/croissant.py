@@ -189,7 +189,10 @@ def _records(path: Path, folder: Path, name: str) -> dict[str, Any]:
         "field": [
             *(field(column, about, "sc:Text") for column, about in TEXTS.items()),
             *(field(column, about, "sc:Float") for column, about in NUMBERS.items()),
-            *(field(one, about, "sc:ImageObject", **picture) for one, about in PICTURES.items()),
+            *(
+                field(column, about, "sc:ImageObject", **picture)
+                for column, about in PICTURES.items()
+            ),
         ],
     }
 
@@ -201,20 +204,20 @@ def shard_statistics(rows: Sequence[IndexRow], folder: Path) -> dict[str, Any]:
 
 def _shards(rows: Sequence[IndexRow], folder: Path) -> Iterator[Mapping[str, Any]]:
     for path in sorted((folder / "webdataset").rglob("*.tar")):
-        own = [row for row in rows if row.shard == path.name.partition("-")[2]]
+        shard_rows = [row for row in rows if row.shard == path.name.partition("-")[2]]
         yield {
             "file": path.relative_to(folder).as_posix(),
-            "pairs": len(own),
+            "pairs": len(shard_rows),
             "bytes": path.stat().st_size,
             "sha256": _sha256(path),
-            "by_source": _counts(row.source for row in own),
-            "by_mode": _counts(row.mode for row in own),
-            "by_class": _counts(word for row in own for word in row.class_names),
-            "subjects": len({name for row in own for name in row.subject_ids}),
-            "margin": _spread([row.margin for row in own]),
-            "win_identity": _spread([value for row in own for value in row.win_identity]),
-            "lose_identity": _spread([value for row in own for value in row.lose_identity]),
-            "clip_t_apart": _spread([abs(row.win_clip_t - row.lose_clip_t) for row in own]),
+            "by_source": _counts(row.source for row in shard_rows),
+            "by_mode": _counts(row.mode for row in shard_rows),
+            "by_class": _counts(word for row in shard_rows for word in row.class_names),
+            "subjects": len({name for row in shard_rows for name in row.subject_ids}),
+            "margin": _spread([row.margin for row in shard_rows]),
+            "win_identity": _spread([value for row in shard_rows for value in row.win_identity]),
+            "lose_identity": _spread([value for row in shard_rows for value in row.lose_identity]),
+            "clip_t_apart": _spread([abs(row.win_clip_t - row.lose_clip_t) for row in shard_rows]),
         }
 
 

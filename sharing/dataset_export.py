@@ -151,7 +151,7 @@ def _picture(row: IndexRow, name: str, fields: Mapping[str, bytes]) -> dict[str,
 def _chunks(rows: Sequence[IndexRow]) -> Iterator[list[IndexRow]]:
     chunk: list[IndexRow] = []
     total = 0
-    for row in sorted(rows, key=lambda one: one.pair_id):
+    for row in sorted(rows, key=lambda index_row: index_row.pair_id):
         if chunk and total + row.size > MAX_BYTES:
             yield chunk
             chunk, total = [], 0
@@ -182,7 +182,8 @@ def card(
         manifest=manifest,
         splits=splits,
         tars={
-            name: len({row.shard for row in version.rows_of(one)}) for one, name in SPLITS.items()
+            name: len({row.shard for row in version.rows_of(split)})
+            for split, name in SPLITS.items()
         },
         size=next((word for limit, word in SIZES if pairs < limit), "1M<n<10M"),
         pairs=pairs,
@@ -200,11 +201,11 @@ def card(
 
 def origins(version: DatasetVersion) -> dict[str, Origin]:
     """Subject -> where its pictures come from, for those of which that is told."""
-    told = {
+    by_subject = {
         subject["id"]: origin_of(version.store, subject["artefact"])
         for subject in version.manifest["subjects"]
     }
-    return {name: origin for name, origin in told.items() if origin != NOT_TOLD}
+    return {name: origin for name, origin in by_subject.items() if origin != NOT_TOLD}
 
 
 def _licences(version: DatasetVersion) -> Counter[str]:
@@ -245,34 +246,34 @@ def _strip(sample: ShardSample) -> NDArray[np.uint8]:
 
 def _biases(version: DatasetVersion) -> list[str]:
     """What the numbers of this very version say about its limits."""
-    rows, told = version.rows, []
+    rows, biases = version.rows, []
     words = Counter(word for row in rows for word in row.class_names)
     (top, most), total = words.most_common(1)[0], sum(words.values())
-    told.append(
+    biases.append(
         f"{len(words)} classes; the most frequent, {one_line(top)}, is {most / total:.0%} of all "
         "subjects shown."
     )
     alone = sum(row.num_subjects == 1 for row in rows)
-    told.append(f"{alone / len(rows):.0%} of the pairs show one subject alone.")
+    biases.append(f"{alone / len(rows):.0%} of the pairs show one subject alone.")
     disrupted = sum(row.source == "disrupt" for row in rows)
-    told.append(
+    biases.append(
         f"{disrupted / len(rows):.0%} of the losers were made by repainting a winner, so outside "
         "the region `prior` both pictures are the same; the others are the worse of two samples."
     )
     mixed = sum(is_mixed(row.source, row.mode) for row in rows)
     if mixed:
-        told.append(
+        biases.append(
             f"{counted(mixed, 'pair')} of source failure {'is' if mixed == 1 else 'are'} mixed: "
             "either picture shows right a subject that the other fails at (`mode` says which), so "
             "neither is the better one; leave them out of a preference over whole pictures."
         )
     reviews = sum((version.manifest.get("reviews") or {}).values())
-    told.append(
+    biases.append(
         f"People rejected or exchanged {reviews} pairs; all else was decided by models."
         if reviews
         else "No person's review changed a pair: all was decided by models."
     )
-    return told
+    return biases
 
 
 SPLITS: dict[Split, str] = {"train": "train", "val": "validation"}
@@ -313,36 +314,40 @@ def export_dataset(
     UserError for an `out` that is not free, a damaged sample, an empty version, and a subject
     without a licence unless `allow_unlicensed`.
     """
-    with reading(root, version, "an export") as found:
-        return _export(found, out, allow_unlicensed, marks)
+    with reading(root, version, "an export") as opened:
+        return _export(opened, out, allow_unlicensed, marks)
 
 
-def _export(found: DatasetVersion, out: Path, allow_unlicensed: bool, marks: bool) -> Exported:
-    unlicensed = check_licences(found, allow_unlicensed)
-    if not found.rows:
-        raise UserError(f"{found.store.root}: version {found.id} has no pairs, nothing to export")
+def _export(version: DatasetVersion, out: Path, allow_unlicensed: bool, marks: bool) -> Exported:
+    unlicensed = check_licences(version, allow_unlicensed)
+    if not version.rows:
+        raise UserError(
+            f"{version.store.root}: version {version.id} has no pairs, nothing to export"
+        )
     counts = {}
     with whole_folder(out) as folder:
         for split, name in SPLITS.items():
-            rows = found.rows_of(split)
+            rows = version.rows_of(split)
             if rows:
                 counts[name] = len(rows)
-                write_parquet(found.store, rows, folder / "data", name, marks=marks)
-                _copy_shards(found.store, rows, folder / "webdataset" / name)
-        pictures = example_pictures(found, folder / "pictures", marks=marks)
-        text = json.dumps(lineage(found), indent=2, sort_keys=True, ensure_ascii=False)
+                write_parquet(version.store, rows, folder / "data", name, marks=marks)
+                _copy_shards(version.store, rows, folder / "webdataset" / name)
+        pictures = example_pictures(version, folder / "pictures", marks=marks)
+        text = json.dumps(lineage(version), indent=2, sort_keys=True, ensure_ascii=False)
         (folder / "lineage.json").write_text(text + "\n", encoding="utf-8")
-        settings = without_paths(found.manifest["config"])
+        settings = without_paths(version.manifest["config"])
         (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
-        (folder / CARD).write_text(card(found, counts, pictures), encoding="utf-8")
-        about = croissant(found, folder, sorted(_licences(found)), _biases(found), origins(found))
+        (folder / CARD).write_text(card(version, counts, pictures), encoding="utf-8")
+        about = croissant(
+            version, folder, sorted(_licences(version)), _biases(version), origins(version)
+        )
         (folder / CROISSANT).write_text(as_text(about), encoding="utf-8")
-        (folder / STATISTICS).write_text(as_text(shard_statistics(found.rows, folder)), "utf-8")
+        (folder / STATISTICS).write_text(as_text(shard_statistics(version.rows, folder)), "utf-8")
         write_sums(folder)
     written = [path for path in Path(out).rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in written)
-    log.info("%s: version %s, %d files, %d bytes", out, found.id, len(written), size)
-    return Exported(Path(out), found.id, counts, len(written), size, unlicensed)
+    log.info("%s: version %s, %d files, %d bytes", out, version.id, len(written), size)
+    return Exported(Path(out), version.id, counts, len(written), size, unlicensed)
 
 
 def check_licences(version: DatasetVersion, allowed: bool) -> list[str]:
@@ -368,22 +373,24 @@ def lineage(version: DatasetVersion) -> dict[str, Any]:
         "id", "parent", "created", "schema_version", "packages", "pairs", "rejects", "partitions",
         "reviews", "stages", "seeds", "shards",
     )  # fmt: skip
-    told = {name: manifest[name] for name in kept if name in manifest}
+    history = {name: manifest[name] for name in kept if name in manifest}
     names = ("id", "class_name", "references", "licence", "digest")
-    told["subjects"] = [{name: subject[name] for name in names} for subject in manifest["subjects"]]
-    return told
+    history["subjects"] = [
+        {name: subject[name] for name in names} for subject in manifest["subjects"]
+    ]
+    return history
 
 
 def without_paths(value: Any, *, top: bool = True) -> Any:
     """Settings without the folders of whoever built it: of an absolute path the last name stays."""
     if isinstance(value, Mapping):
         return {
-            name: without_paths(one, top=False)
-            for name, one in value.items()
+            name: without_paths(setting, top=False)
+            for name, setting in value.items()
             if not (top and name in _LOCAL)
         }
     if isinstance(value, list):
-        return [without_paths(one, top=False) for one in value]
+        return [without_paths(item, top=False) for item in value]
     if isinstance(value, str) and (PurePath(value).is_absolute() or value.startswith("~")):
         return f".../{PurePath(value).name}"
     return value

@@ -66,8 +66,8 @@ def write_sums(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            lines.append(f"{found}  {path.relative_to(folder).as_posix()}\n")
+                checksum = hashlib.file_digest(file, "sha256").hexdigest()
+            lines.append(f"{checksum}  {path.relative_to(folder).as_posix()}\n")
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 

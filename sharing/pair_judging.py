@@ -38,18 +38,18 @@ def are_told(
 
 
 def candidates_of(
-    one: PlacedPair, shown: PairPictures, prefix: Mapping[str, str]
+    placed: PlacedPair, shown: PairPictures, prefix: Mapping[str, str]
 ) -> tuple[Sampled, Sampled | Disrupted]:
     """Winner and loser. The loser shares the winner's places where a region was repainted, and
     where masks are told, which count for both."""
-    scene_id = one.scene.id
+    scene_id = placed.scene.id
     win, lose = (
         Sampled(
-            id=stable_id("candidate", "import", one.id, side),
+            id=stable_id("candidate", "import", placed.id, side),
             scene_id=scene_id,
             index=index,
             seed=0,
-            image=image_key(prefix["generate"], f"{one.id}-{side}"),
+            image=image_key(prefix["generate"], f"{placed.id}-{side}"),
         )
         for index, side in enumerate(("win", "lose"))
     )
@@ -60,10 +60,10 @@ def candidates_of(
         scene_id=scene_id,
         parent_id=win.id,
         mode="all",
-        subject_ids=one.subjects,
+        subject_ids=placed.subjects,
         seed=0,
-        image=image_key(prefix["disrupt"], f"{one.id}-lose"),
-        prior=image_key(prefix["disrupt"], f"{one.id}-prior"),
+        image=image_key(prefix["disrupt"], f"{placed.id}-lose"),
+        prior=image_key(prefix["disrupt"], f"{placed.id}-prior"),
     )
 
 
@@ -96,11 +96,11 @@ class Judged:
         self._instances = {
             (instance.candidate_id, instance.subject_id): instance for instance in instances
         }
-        self._scored = {one.candidate_id: one for one in scored}
+        self._scored = {score.candidate_id: score for score in scored}
 
     def judge(
         self,
-        one: PlacedPair,
+        placed: PlacedPair,
         candidates: tuple[Sampled, Sampled | Disrupted],
         shown: PairPictures,
         mask: Callable[[str], Mask],
@@ -111,41 +111,43 @@ class Judged:
         win, lose = candidates
         source: PairSource = "rank" if shown.prior is None else "disrupt"
         for candidate in candidates:
-            why = self._missing(candidate, one)
+            why = self._missing(candidate, placed)
             if why is not None:
-                return _reject(one, candidate.id, source, why)
-        if self._gates and (why := self._gate(self._gates, win.id, lose.id, source, one)):
-            return _reject(one, lose.id, source, why)
-        keys = [str(self._instances[win.id, name].mask) for name in one.subjects]
+                return _reject(placed, candidate.id, source, why)
+        if self._gates and (why := self._gate(self._gates, win.id, lose.id, source, placed)):
+            return _reject(placed, lose.id, source, why)
+        keys = [str(self._instances[win.id, name].mask) for name in placed.subjects]
         if isinstance(lose, Sampled):
-            for place, name in enumerate(one.subjects):
+            for place, name in enumerate(placed.subjects):
                 other = self._instances[lose.id, name].mask
                 union = mask(keys[place]) | mask(str(other))
-                images[member(f"{one.id}-{place}")] = mask_image(union)
-                keys[place] = image_key(prefix, f"{one.id}-{place}")
-        return self._pair(one, win, lose, source, tuple(keys))
+                images[member(f"{placed.id}-{place}")] = mask_image(union)
+                keys[place] = image_key(prefix, f"{placed.id}-{place}")
+        return self._pair(placed, win, lose, source, tuple(keys))
 
-    def _missing(self, candidate: Sampled | Disrupted, one: PlacedPair) -> Why | None:
+    def _missing(self, candidate: Sampled | Disrupted, placed: PlacedPair) -> Why | None:
         """A subject that is not there once. Of a loser that is its fault, and no reason to drop the
         pair, but where its mask is needed."""
         if isinstance(candidate, Disrupted):
             return None
-        looked = [self._instances[candidate.id, name] for name in one.subjects]
+        looked = [self._instances[candidate.id, name] for name in placed.subjects]
         if candidate.index:
-            looked = [replace(own, found="one") if own.mask else own for own in looked]
+            looked = [
+                replace(instance, found="one") if instance.mask else instance for instance in looked
+            ]
         return incomplete(looked)
 
     def _gate(
-        self, config: PairConfig, win_id: str, lose_id: str, source: PairSource, one: PlacedPair
+        self, config: PairConfig, win_id: str, lose_id: str, source: PairSource, placed: PlacedPair
     ) -> Why | None:
         win, lose = self._scored[win_id], self._scored[lose_id]
         if source == "rank":
             return judge_ranked(win, lose, config)
-        return judge_disrupted(win, lose, range(len(one.subjects)), config)
+        return judge_disrupted(win, lose, range(len(placed.subjects)), config)
 
     def _pair(
         self,
-        one: PlacedPair,
+        placed: PlacedPair,
         win: Sampled,
         lose: Sampled | Disrupted,
         source: PairSource,
@@ -154,22 +156,22 @@ class Judged:
         best, worst = self._scored[win.id], self._scored[lose.id]
         means = [float(np.mean(side.identity)) for side in (best, worst)]
         return Pair(
-            id=one.id,
-            scene_id=one.scene.id,
-            partition=one.scene.partition,
+            id=placed.id,
+            scene_id=placed.scene.id,
+            partition=placed.scene.partition,
             source=source,
-            mode=one.row.record.mode,
-            prompt=one.scene.prompt,
-            subject_ids=one.subjects,
-            class_names=one.scene.class_names,
-            captions=one.scene.class_names,
+            mode=placed.row.record.mode,
+            prompt=placed.scene.prompt,
+            subject_ids=placed.subjects,
+            class_names=placed.scene.class_names,
+            captions=placed.scene.class_names,
             win_id=win.id,
             lose_id=lose.id,
             win_image=win.image,
             lose_image=lose.image,
             masks=masks,
             prior=lose.prior if isinstance(lose, Disrupted) and source == "disrupt" else None,
-            references=one.references,
+            references=placed.references,
             win_identity=best.identity,
             lose_identity=worst.identity,
             win_leakage_margin=best.leakage_margin,
@@ -182,12 +184,12 @@ class Judged:
         )
 
 
-def _reject(one: PlacedPair, candidate: str, source: PairSource, why: Why) -> Reject:
+def _reject(placed: PlacedPair, candidate: str, source: PairSource, why: Why) -> Reject:
     reason, detail = why
     return Reject(
-        scene_id=one.scene.id,
+        scene_id=placed.scene.id,
         candidate_id=candidate,
         source=source,
         reason=reason,
-        detail=f"{one.row.where}: {detail}",
+        detail=f"{placed.row.where}: {detail}",
     )

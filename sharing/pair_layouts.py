@@ -80,18 +80,18 @@ def export_pairs(
     UserError for an `out` that is not free, a damaged sample, an empty version, and a subject
     without a licence unless `allow_unlicensed`.
     """
-    with reading(root, version, "an export") as found:
-        unlicensed = check_licences(found, allow_unlicensed)
-        if not found.rows:
-            raise UserError(f"{found.store.root}: version {found.id} has no pairs")
+    with reading(root, version, "an export") as opened:
+        unlicensed = check_licences(opened, allow_unlicensed)
+        if not opened.rows:
+            raise UserError(f"{opened.store.root}: version {opened.id} has no pairs")
         with whole_folder(out) as folder:
             names = _SIMPLETUNER if layout == "simpletuner" else _PLAIN
-            rows = list(_write_pictures(found, folder, names, marks))
+            rows = list(_write_pictures(opened, folder, names, marks))
             _LAYOUTS[layout](folder, rows)
             write_sums(folder)
         counts = {split: sum(row.split == split for row in rows) for split in get_args(Split)}
-        log.info("%s: %d pairs of version %s as %s", out, len(rows), found.id, layout)
-        return ExportedPairs(Path(out), found.id, layout, counts, unlicensed)
+        log.info("%s: %d pairs of version %s as %s", out, len(rows), opened.id, layout)
+        return ExportedPairs(Path(out), opened.id, layout, counts, unlicensed)
 
 
 _PLAIN = "{kind}/{name}.png"

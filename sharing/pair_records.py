@@ -72,10 +72,10 @@ class PairRecord(StrictModel):
 
     def files(self) -> list[str]:
         """All that it names."""
-        own = [self.win, self.lose, self.prior]
+        names = [self.win, self.lose, self.prior]
         for subject in self.subjects:
-            own += [subject.reference, subject.reference_mask, subject.mask]
-        return [name for name in own if name]
+            names += [subject.reference, subject.reference_mask, subject.mask]
+        return [name for name in names if name]
 
     def as_json(self) -> dict[str, Any]:
         """Without what is not told."""

@@ -53,28 +53,28 @@ class Gallery:
             raise UserError(f"{row.where}: two of its subjects have the same reference")
         places = []
         for name, look, cutout, word, licence in taken:
-            own = self._pictures.setdefault(name, {})
-            own.setdefault(look, cutout)
+            pictures = self._pictures.setdefault(name, {})
+            pictures.setdefault(look, cutout)
             self._class_names[name] = word
             self._licences[name] = self._licences.get(name) or licence
-            places.append((name, list(own).index(look)))
+            places.append((name, list(pictures).index(look)))
         return places
 
     def _words(self, row: TableRow) -> list[str]:
         """The class words of a row's subjects: told, or the known ones in its prompt's order."""
-        told = [subject.class_name for subject in row.record.subjects]
-        if None in told:
+        class_names = [subject.class_name for subject in row.record.subjects]
+        if None in class_names:
             plain = "".join(sign if sign.isalnum() else " " for sign in row.record.prompt.lower())
             text = f" {' '.join(plain.split())} "
-            known = [one for one in self._known or () if f" {one} " in text]
-            said = sorted(known, key=lambda one: text.index(f" {one} "))
-            if len(said) != len(told):
+            known = [word for word in self._known or () if f" {word} " in text]
+            guesses = sorted(known, key=lambda word: text.index(f" {word} "))
+            if len(guesses) != len(class_names):
                 raise UserError(
-                    f"{row.where}: class_name: not told, and the prompt names {said or 'none'} for "
-                    f"{len(told)} references; add the words, one per reference"
+                    f"{row.where}: class_name: not told, and the prompt names {guesses or 'none'} "
+                    f"for {len(class_names)} references; add the words, one per reference"
                 )
-            told = [word or guess for word, guess in zip(told, said, strict=True)]
-        words = [str(word) for word in told]
+            class_names = [word or guess for word, guess in zip(class_names, guesses, strict=True)]
+        words = [str(word) for word in class_names]
         for word in words:
             if self._known is not None and word not in self._known:
                 raise UserError(

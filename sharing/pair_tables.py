@@ -90,8 +90,10 @@ def read_pairs(path: Path) -> PairTable:
             except ValidationError as error:
                 table.problems.append(f"{where}: {first_problem(error)}")
             except UserError as error:
-                told = str(error)
-                table.problems.append(told if told.startswith(where) else f"{where}: {told}")
+                message = str(error)
+                table.problems.append(
+                    message if message.startswith(where) else f"{where}: {message}"
+                )
     if not table.rows and not table.problems:
         raise UserError(f"{path}: no pairs; expected a row per pair")
     return table
@@ -162,8 +164,8 @@ def _csv_lines(path: Path) -> Lines:
             head = [cell.lower() for cell in cells]
             _check_head(head, f"{path}, line {reader.line_num}")
         elif len(cells) > len(head):
-            told = f"{len(cells)} cells, the head has {len(head)}"
-            yield reader.line_num, UserError(told)
+            message = f"{len(cells)} cells, the head has {len(head)}"
+            yield reader.line_num, UserError(message)
         else:
             yield (
                 reader.line_num,
@@ -220,10 +222,12 @@ def _backend_lines(folder: Path) -> Lines:
     try:
         backends = json.loads(_bytes(folder / BACKEND))
         sets = {backend["id"]: backend for backend in backends if "instance_data_dir" in backend}
-        wins = [one for one in sets.values() if one.get("conditioning_data")]
+        wins = [backend for backend in sets.values() if backend.get("conditioning_data")]
         for preferred in wins:
             paired = [sets[name] for name in preferred["conditioning_data"]]
-            kinds = {one["conditioning_type"]: one["instance_data_dir"] for one in paired}
+            kinds = {
+                backend["conditioning_type"]: backend["instance_data_dir"] for backend in paired
+            }
             yield from _named_alike(folder, str(preferred["instance_data_dir"]), kinds)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -254,9 +258,9 @@ def _named_alike(folder: Path, wins: str, kinds: Mapping[str, str]) -> Lines:
 
 def _record(values: Values) -> PairRecord:
     """A row of any of the layouts as a record."""
-    told = _ours(values)
-    if told is not None:
-        return PairRecord.model_validate(told)
+    record = _ours(values)
+    if record is not None:
+        return PairRecord.model_validate(record)
     if values.get("schema_version") == 2:
         return PairRecord.model_validate(_flow_factory(values))
     subjects = values.get("subjects")
@@ -270,9 +274,9 @@ def _ours(values: Values) -> Any:
     for field in ("metadata", "extra_info"):
         inner = values.get(field)
         if isinstance(inner, dict) and inner.get(OURS):
-            told = inner[OURS]
+            record = inner[OURS]
             try:
-                return json.loads(told) if isinstance(told, str) else told
+                return json.loads(record) if isinstance(record, str) else record
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{field}.{OURS}: not JSON ({error})") from error
     return None
@@ -284,9 +288,9 @@ def _flow_factory(values: Values) -> dict[str, Any]:
     def images(holder: Any, what: str) -> list[str]:
         try:
             media = holder["media"]
-            if any(one["type"] != "image" for one in media):
+            if any(item["type"] != "image" for item in media):
                 raise UserError(f"{what}: only pictures are read, no films and no sound")
-            return [one["path"] for one in media]
+            return [item["path"] for item in media]
         except (KeyError, TypeError) as error:
             raise UserError(f"{what}: expected media with type and path ({error!r})") from error
 
@@ -307,12 +311,14 @@ def _flat(values: Values) -> dict[str, Any]:
     """Columns as a record's fields."""
     made = {name: values[name] for name in PLAIN if values.get(name)}
     for name, others in SAME.items():
-        given = [values[one] for one in (name, *others) if values.get(one)]
+        given = [values[key] for key in (name, *others) if values.get(key)]
         if given:
             made[name] = given[0]
     if isinstance(made.get("prompt"), list):  # messages of a chat
-        said = [one for one in made["prompt"] if isinstance(one, dict)]
-        words = [one.get("content", "") for one in said if one.get("role") == "user"]
+        messages = [message for message in made["prompt"] if isinstance(message, dict)]
+        words = [
+            message.get("content", "") for message in messages if message.get("role") == "user"
+        ]
         made["prompt"] = "\n".join(words)
     made["subjects"] = _subjects(values)
     return made
@@ -321,17 +327,17 @@ def _flat(values: Values) -> dict[str, Any]:
 def _subjects(values: Values) -> list[dict[str, Any]]:
     columns: dict[str, list[Any]] = {}
     for name, lists in PER_SUBJECT.items():
-        given = next((values[one] for one in lists if values.get(one)), None)
+        given = next((values[key] for key in lists if values.get(key)), None)
         if given is not None and not isinstance(given, list):
             raise UserError(f"{lists[0]}: expected a list, one for each subject")
         columns[name] = given or [
             _numbered(values, name, number) for number in range(1, NUM_SUBJECTS + 1)
         ]
-    num = max((at for at, one in enumerate(columns["reference"], 1) if one), default=0)
+    num = max((at for at, reference in enumerate(columns["reference"], 1) if reference), default=0)
     if not num:
         raise UserError("no reference; each pair needs a picture of each of its subjects")
     for name, column in columns.items():
-        if any(one for one in column[num:]) or (column[:num] and len(column) < num):
+        if any(cell for cell in column[num:]) or (column[:num] and len(column) < num):
             raise UserError(
                 f"{name}: {sum(map(bool, column))} given, {num} references; give one per subject"
             )
@@ -343,7 +349,7 @@ def _subjects(values: Values) -> list[dict[str, Any]]:
 
 
 def _numbered(values: Values, name: str, number: int) -> Any:
-    short = next((one for one, long in NUMBERED.items() if long == name), name)
+    short = next((key for key, long in NUMBERED.items() if long == name), name)
     return values.get(f"{name}_{number}") or values.get(f"{short}_{number}")
 
 

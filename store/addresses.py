@@ -40,10 +40,10 @@ def refuse_secret(text: str) -> None:
 def split_address(address: str | Path) -> tuple[str, str]:
     """Protocol ("" for a local path) and the rest. UserError for an address with a password."""
     text = str(address)
-    found = URL.fullmatch(text)
-    if found is None:
+    match = URL.fullmatch(text)
+    if match is None:
         return "", at_home(text)
-    protocol, slashes, rest = found.groups()
+    protocol, slashes, rest = match.groups()
     if protocol in {"file", "local"}:
         return "", f"/{rest}"
     # pathlib folds two slashes into one; then only a protocol that is known tells it from a path.
@@ -134,16 +134,16 @@ class Unwritten:
 
     def names(self, path: str) -> list[str]:
         start = f"{path}/" if path else ""
-        own = {one.removeprefix(start).partition("/")[0] for one in self._inside(path)}
-        return sorted(own | set(self._below.names(path)))
+        names = {file.removeprefix(start).partition("/")[0] for file in self._inside(path)}
+        return sorted(names | set(self._below.names(path)))
 
     def listing(self, path: str) -> dict[str, int]:
-        own = {one.removeprefix(f"{path}/"): len(self._own[one]) for one in self._inside(path)}
-        return dict(sorted({**self._below.listing(path), **own}.items()))
+        sizes = {file.removeprefix(f"{path}/"): len(self._own[file]) for file in self._inside(path)}
+        return dict(sorted({**self._below.listing(path), **sizes}.items()))
 
     def below(self, path: str) -> list[str]:
-        own = {one.removeprefix(f"{path}/") for one in self._inside(path)}
-        return sorted(own | set(self._below.below(path)))
+        paths = {file.removeprefix(f"{path}/") for file in self._inside(path)}
+        return sorted(paths | set(self._below.below(path)))
 
     def read(self, path: str, offset: int = 0, size: int = -1) -> bytes:
         if path not in self._own:
@@ -188,7 +188,7 @@ class Unwritten:
         return 0
 
     def _inside(self, path: str) -> list[str]:
-        return [one for one in self._own if not path or one.startswith(f"{path}/")]
+        return [file for file in self._own if not path or file.startswith(f"{path}/")]
 
 
 def open_root(root: str | Path, *, create: bool, write: bool = True) -> Files:
@@ -247,13 +247,13 @@ def header_damage(files: Files) -> str | None:
 
 def _schemas(files: Files) -> set[object]:
     """What the versions of a root say of its layout, as far as they can be read."""
-    found = set()
+    schemas = set()
     for name in files.names("versions"):
         try:
-            found.add(parsed(files.read(f"versions/{name}/manifest.json"))["schema_version"])
+            schemas.add(parsed(files.read(f"versions/{name}/manifest.json"))["schema_version"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             continue
-    return found
+    return schemas
 
 
 def _check_version(files: Files) -> None:

@@ -61,10 +61,10 @@ class Remembered:
     def exists(self, path: str) -> bool:
         if path in self._present:
             return True
-        found = self._files.exists(path)
-        if found:
+        is_present = self._files.exists(path)
+        if is_present:
             self._present.add(path)
-        return found
+        return is_present
 
     def are_present(self, paths: Iterable[str]) -> None:
         self._present.update(paths)
@@ -326,14 +326,14 @@ class Store:
 
     def corrupt(self) -> list[Corrupt]:
         """All damaged artefacts of the root; reads everything."""
-        found = []
+        damaged = []
         for stage in self.stages():
             for key in self.keys(stage):
                 try:
                     self.verify(stage, key)
                 except UserError as error:
-                    found.append(Corrupt(stage=stage, key=key, what=str(error)))
-        return found
+                    damaged.append(Corrupt(stage=stage, key=key, what=str(error)))
+        return damaged
 
     def drop(self, stage: str, key: str) -> None:
         """Take an artefact away, so that the next run builds it again."""
@@ -347,11 +347,13 @@ class Store:
 
     def repair(self) -> list[Corrupt]:
         """Drop all damaged artefacts and return them."""
-        found = self.corrupt()
-        for one in found:
-            log.warning("%s: dropped %s/%s: %s", self.root, one.stage, one.key, one.what)
-            self.drop(one.stage, one.key)
-        return found
+        damaged = self.corrupt()
+        for artefact in damaged:
+            log.warning(
+                "%s: dropped %s/%s: %s", self.root, artefact.stage, artefact.key, artefact.what
+            )
+            self.drop(artefact.stage, artefact.key)
+        return damaged
 
     def _checked(self, stage: str, key: str, name: str) -> bytes:
         data = self._member(stage, key, name)

@@ -119,8 +119,8 @@ class ShardCache:
             return True
         if os.fstat(file.fileno()).st_size != shard.size:
             return False
-        found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-        if found != shard.digest:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        if digest != shard.digest:
             return False
         self._checked.add(shard.digest)
         return True
@@ -139,10 +139,10 @@ class ShardCache:
             try:
                 self._reserve(part, shard.size)
                 try:
-                    found = self._download(shard, part)
+                    digest = self._download(shard, part)
                 except FileNotFoundError as error:
                     raise _damaged(shard, "the file is missing") from error
-                if found != shard.digest:
+                if digest != shard.digest:
                     raise _damaged(shard, "its bytes are not those that were published")
                 _touch(part)
                 with self._alone("folder"):  # who counts the files sees it under one name
@@ -159,13 +159,13 @@ class ShardCache:
                 part.unlink(missing_ok=True)
 
     def _download(self, shard: RemoteShard, part: Path) -> str:
-        found = hashlib.blake2b(digest_size=16)
+        hasher = hashlib.blake2b(digest_size=16)
         with part.open("r+b") as file:
             for start in range(0, shard.size, PIECE):
                 data = shard.files.read(shard.path, start, min(PIECE, shard.size - start))
-                found.update(data)
+                hasher.update(data)
                 file.write(data)
-        return found.hexdigest()
+        return hasher.hexdigest()
 
     def _reserve(self, part: Path, size: int) -> None:
         """Make room, and take it before another process does. What others are fetching is not
@@ -259,9 +259,9 @@ class OutputFolders(EnvironmentConfig):
         return Path(self.dir).expanduser().joinpath(*parts)
 
     @contextmanager
-    def alone(self, own: str, name: str) -> Iterator[None]:
-        """No other process works in the folder `own`. UserError when one does; `name`: of what."""
-        lock = self._lock(own)
+    def alone(self, key: str, name: str) -> Iterator[None]:
+        """No other process works in the folder `key`. UserError when one does; `name`: of what."""
+        lock = self._lock(key)
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
@@ -274,8 +274,8 @@ class OutputFolders(EnvironmentConfig):
         finally:
             lock.release()
 
-    def _lock(self, own: str) -> FileLock:
-        path = self.place("locks", own)
+    def _lock(self, key: str) -> FileLock:
+        path = self.place("locks", key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -285,10 +285,10 @@ class OutputFolders(EnvironmentConfig):
     def make_room(self) -> None:
         """Take away the folders that were begun with longest ago, until the bound holds; but none
         that a run works in, and none of the last day."""
-        found = [path for kind in ("work", "copies") for path in self.place(kind).glob("*")]
-        sizes = {path: _size(path) for path in found}
+        folders = [path for kind in ("work", "copies") for path in self.place(kind).glob("*")]
+        sizes = {path: _size(path) for path in folders}
         too_much = sum(sizes.values()) - int(self.gib * 2**30)
-        for path in sorted(found, key=_time):
+        for path in sorted(folders, key=_time):
             if too_much <= 0 or time.time() - _time(path) < IN_USE:
                 return
             try:

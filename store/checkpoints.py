@@ -62,10 +62,10 @@ def _cached(name: str, revision: str) -> Path | None:
     """The snapshot of a revision in the hub's cache, by the cache's public layout. The hub's own
     look-up refuses a snapshot without the files that were left out on purpose; whether those that
     are read are there, each part's checks say."""
-    own = _pin_file(name).parents[1]
-    ref = own / "refs" / revision
+    repository = _pin_file(name).parents[1]
+    ref = repository / "refs" / revision
     commit = ref.read_text().strip() if ref.is_file() else revision
-    folder = own / "snapshots" / commit
+    folder = repository / "snapshots" / commit
     return folder if folder.is_dir() else None
 
 
@@ -134,8 +134,8 @@ def size_of(source: str, field: str, patterns: Sequence[str] | None = None) -> D
         allowed = list(patterns or []) or None
         listed = snapshot_download(name, revision=revision, allow_patterns=allowed, dry_run=True)
     return Download(
-        sum(one.file_size for one in listed),
-        sum(one.file_size for one in listed if one.will_download),
+        sum(file.file_size for file in listed),
+        sum(file.file_size for file in listed if file.will_download),
     )
 
 
@@ -245,28 +245,28 @@ def read_header(path: Path, field: str) -> dict[str, TensorInfo]:
 
 def read_headers(paths: Iterable[Path], field: str) -> dict[str, TensorInfo]:
     """The headers of several files as one."""
-    found: dict[str, TensorInfo] = {}
+    headers: dict[str, TensorInfo] = {}
     for path in paths:
-        found |= read_header(path, field)
-    return found
+        headers |= read_header(path, field)
+    return headers
 
 
 def require_tensors(
-    found: Mapping[str, TensorInfo],
+    headers: Mapping[str, TensorInfo],
     wanted: Mapping[str, tuple[int, ...]],
     field: str,
     what: str,
     *,
     exact: bool = True,
 ) -> None:
-    """UserError unless `found` holds every wanted name in its shape and, if `exact`, nothing else;
-    `what` names the model that was expected."""
-    missing = sorted(wanted.keys() - found.keys())
-    more = sorted(found.keys() - wanted.keys()) if exact else []
+    """UserError unless `headers` holds every wanted name in its shape and, if `exact`, nothing
+    else; `what` names the model that was expected."""
+    missing = sorted(wanted.keys() - headers.keys())
+    more = sorted(headers.keys() - wanted.keys()) if exact else []
     other = [
-        f"{name} is {found[name].shape}, expected {tuple(shape)}"
+        f"{name} is {headers[name].shape}, expected {tuple(shape)}"
         for name, shape in sorted(wanted.items())
-        if name in found and found[name].shape != tuple(shape)
+        if name in headers and headers[name].shape != tuple(shape)
     ]
     _refuse(missing, more, other, field, what)
 
@@ -418,7 +418,7 @@ def check_part(
     count."""
     require_class(folder, (kind, *also), field)
     files = part_files(folder, field, variant)
-    found = read_headers(files, field)
+    headers = read_headers(files, field)
     # Text and vision encoders are stored under names and with buffers that changed over time.
     is_encoder = kind.startswith(("CLIP", "T5"))
     prefix = "vision_model." if "Vision" in kind else "text_model."
@@ -430,8 +430,8 @@ def check_part(
 
     wanted = plain(_shapes(folder, kind, field))
     what = f"the {kind} that {folder}/config.json describes"
-    require_tensors(plain(found), wanted, field, what, exact=not is_encoder)
-    return f"{kind}, {num_weights(found) / 1e6:,.1f} M weights in {len(files)} files"
+    require_tensors(plain(headers), wanted, field, what, exact=not is_encoder)
+    return f"{kind}, {num_weights(headers) / 1e6:,.1f} M weights in {len(files)} files"
 
 
 def _shapes(folder: Path, kind: str, field: str) -> dict[str, tuple[int, ...]]:

@@ -91,11 +91,13 @@ def digests_in(folder: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: file_digest(path) for name, path in paths.items() if path.is_file()}
 
 
-def changed(folder: Path, told: Mapping[str, Any], names: Iterable[str] | None = None) -> list[str]:
-    """Of the files (all, or `names`) of which the sealed file with the values `told` tells, those
+def changed(
+    folder: Path, record: Mapping[str, Any], names: Iterable[str] | None = None
+) -> list[str]:
+    """Of the files (all, or `names`) of which the sealed file with the values `record` tells, those
     that are not what was written: missing, cut, or with another byte. None of what was written
     before files were told of."""
-    known = told.get(BESIDE)
+    known = record.get(BESIDE)
     if not isinstance(known, Mapping):
         return []
     wanted = known if names is None else known.keys() & set(names)
@@ -104,10 +106,10 @@ def changed(folder: Path, told: Mapping[str, Any], names: Iterable[str] | None =
 
 
 def require_whole(
-    folder: Path, told: Mapping[str, Any], again: str, names: Iterable[str] | None = None
+    folder: Path, record: Mapping[str, Any], again: str, names: Iterable[str] | None = None
 ) -> None:
     """UserError for the first that is `changed`; `again`: what to do then."""
-    for name in changed(folder, told, names):
+    for name in changed(folder, record, names):
         what = "not what was written" if (folder / name).is_file() else "missing"
         raise UserError(f"{folder / name}: damaged ({what}); {again}")
 

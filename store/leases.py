@@ -134,15 +134,17 @@ class Leases:
     def ask(self, name: str, what: str) -> Lease | Holder:
         """The lease `name` ("stage/key"), or who has it. `what`: the work, for people."""
         path = f"{LEASES}/{name}.json"
-        found = self._files.tagged(path)
-        if found is not None:
-            holder = read_holder(found[0])
-            if not self._is_over(path, found[1], holder):
+        tagged = self._files.tagged(path)
+        if tagged is not None:
+            holder = read_holder(tagged[0])
+            if not self._is_over(path, tagged[1], holder):
                 return holder
             log.warning("%s: taking over from %s", what, holder)
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         mine = Holder(f"{me()}~{uuid.uuid4().hex}", what, now, self._config.seconds)
-        tag = self._files.swap(path, _bytes(mine), None if found is None else found[1], sync=False)
+        tag = self._files.swap(
+            path, _bytes(mine), None if tagged is None else tagged[1], sync=False
+        )
         if tag is None:  # another asked at the same time
             return self.ask(name, what)
         self._seen.pop(path, None)
@@ -175,7 +177,7 @@ def lease(
     Inside, `mine` says whether to do it. When it is not, the work is `done`, or (without `wait`)
     another living process is at it. With `wait` the block begins when one of both is settled.
     """
-    leases, pause, said = Leases(files, config), FIRST_LOOK, False
+    leases, pause, warned = Leases(files, config), FIRST_LOOK, False
     while True:
         answer = leases.ask(name, what)
         if isinstance(answer, Lease):
@@ -186,9 +188,9 @@ def lease(
         if not wait:
             yield Grant(False, answer)
             return
-        if not said:
+        if not warned:
             log.warning("%s is being computed by %s; waiting for its result", what, answer)
-            said = True
+            warned = True
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_LOOK)
     try:
@@ -203,9 +205,9 @@ def clean(files: Files) -> int:
     removed = 0
     for name in files.listing(LEASES):
         path = f"{LEASES}/{name}"
-        found = files.tagged(path)
-        if found is not None and is_dead(read_holder(found[0]).owner):
-            files.remove(path, found[1])
+        tagged = files.tagged(path)
+        if tagged is not None and is_dead(read_holder(tagged[0]).owner):
+            files.remove(path, tagged[1])
             removed += 1
     return removed
 
@@ -240,18 +242,18 @@ def race(files: Files, path: str, writers: int = WRITERS, rounds: int = ROUNDS) 
     tag: str | None = None
     for number in range(rounds):
         won.append(_round(files, path, tag, number, writers))
-        if not won[-1] or (found := files.tagged(path)) is None:
+        if not won[-1] or (tagged := files.tagged(path)) is None:
             break
-        tag = found[1]
+        tag = tagged[1]
     return won
 
 
 def _round(files: Files, path: str, tag: str | None, number: int, writers: int) -> int:
     start = threading.Barrier(writers)
 
-    def write(own: int) -> bool:
+    def write(writer: int) -> bool:
         start.wait()
-        return files.swap(path, b"%d of round %d" % (own, number), tag) is not None
+        return files.swap(path, b"%d of round %d" % (writer, number), tag) is not None
 
     with ThreadPoolExecutor(writers) as pool:
         return sum(pool.map(write, range(writers)))

@@ -134,10 +134,10 @@ class LocalFiles:
         return self._stat(path) is not None
 
     def size(self, path: str) -> int:
-        found = self._stat(path)
-        if found is None:
+        status = self._stat(path)
+        if status is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.address(path))
-        return found.st_size
+        return status.st_size
 
     def names(self, path: str) -> list[str]:
         try:
@@ -146,13 +146,13 @@ class LocalFiles:
             return []
 
     def listing(self, path: str) -> dict[str, int]:
-        found = {}
+        sizes = {}
         for prefix, entry in self._entries(path):
             try:
-                found[f"{prefix}{entry.name}"] = entry.stat(follow_symlinks=False).st_size
+                sizes[f"{prefix}{entry.name}"] = entry.stat(follow_symlinks=False).st_size
             except FileNotFoundError:  # taken away meanwhile
                 continue
-        return dict(sorted(found.items()))
+        return dict(sorted(sizes.items()))
 
     def below(self, path: str) -> list[str]:
         return [f"{prefix}{entry.name}" for prefix, entry in self._entries(path)]
@@ -252,12 +252,12 @@ class LocalFiles:
 
     def _stat(self, path: str) -> os.stat_result | None:
         try:
-            found = os.lstat(self._at(path))
+            status = os.lstat(self._at(path))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        if stat.S_ISLNK(found.st_mode):
+        if stat.S_ISLNK(status.st_mode):
             raise self._refused(path)
-        return found
+        return status
 
     def _open(self, path: str) -> BinaryIO:
         """A plain file, for reading. UserError for a link, a folder, a pipe or a device."""
@@ -469,8 +469,8 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise
         what = f"{path}: cannot be written ({error.strerror})"
         if error.errno in FULL:
-            told = f"{what}. Free some space or choose another folder, then {_SAME}"
-            raise Full(told) from error
+            message = f"{what}. Free some space or choose another folder, then {_SAME}"
+            raise Full(message) from error
         if error.errno in FORBIDDEN:
             raise Forbidden(f"{what}; choose a folder that you may write to") from error
         if error.errno != errno.ENOENT:

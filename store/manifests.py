@@ -92,13 +92,13 @@ def versions_of(store: Store) -> list[Mapping[str, Any]]:
     """Manifests of all whole versions, oldest first, the newest (LATEST) last. UserError when one
     has lost its manifest: it is not to be taken for none."""
     latest = latest_id(store)
-    found = []
+    manifests = []
     for name in version_names(store):
         if store.files.exists(f"versions/{name}/{MANIFEST}"):
-            found.append(read_manifest(store, name))
+            manifests.append(read_manifest(store, name))
         elif store.files.exists(f"versions/{name}/{TWIN}"):
             raise _damaged(store, f"versions/{name}/{MANIFEST}", "missing")
-    return sorted(found, key=lambda one: (one["id"] == latest, one["created"], one["id"]))
+    return sorted(manifests, key=lambda m: (m["id"] == latest, m["created"], m["id"]))
 
 
 def read_manifest(store: Store, name: str) -> Mapping[str, Any]:
@@ -113,10 +113,10 @@ def read_manifest(store: Store, name: str) -> Mapping[str, Any]:
         if store.files.exists(f"versions/{name}/{TWIN}"):
             raise _damaged(store, path, "missing") from error
         there = version_names(store)
-        told = f"{store.root}/versions/{name}: no such version; there are {there or 'none'}"
+        message = f"{store.root}/versions/{name}: no such version; there are {there or 'none'}"
         if _is_latest(store, name):
-            told += f", but LATEST names it. {run_doctor(store.root)}"
-        raise UserError(told) from error
+            message += f", but LATEST names it. {run_doctor(store.root)}"
+        raise UserError(message) from error
     except ValueError as error:
         raise _damaged(store, path, str(error)) from error
     if what := _misstated(manifest, name):
@@ -213,14 +213,14 @@ def ensure_twin(store: Store, version: str) -> None:
         return
     read_manifest(store, version)
     manifest = store.files.read(f"versions/{version}/{MANIFEST}")
-    told = _digests_in(manifest, version)
+    file_digests = _digests_in(manifest, version)
     files = {MANIFEST: manifest}
-    for name, wanted in (told or {}).items():
+    for name, wanted in (file_digests or {}).items():
         data = _read(store, version, name)
         if data is None or digest(data) != wanted:
             raise damaged_file(store, version, name)
         files[name] = data
-    if told:
+    if file_digests:
         store.files.write(path, twin_bytes(files))
 
 
@@ -249,21 +249,21 @@ def remedy(store: Store, version: str) -> dict[str, bytes]:
     manifest = _read(store, version, MANIFEST)
     if manifest is None and twin is None:
         return {}
-    told = _digests_in(manifest, version)
-    if told is None or manifest is None:
+    file_digests = _digests_in(manifest, version)
+    if file_digests is None or manifest is None:
         raise _lost(store, version, [MANIFEST])
     copies = _legible(twin or b"")
     right: dict[str, bytes] = {}
     damaged: dict[str, bytes] = {}
-    for name, wanted in told.items():
-        own, copy = _read(store, version, name), copies.get(name)
-        if own is not None and digest(own) == wanted:
-            right[name] = own
+    for name, wanted in file_digests.items():
+        stored, copy = _read(store, version, name), copies.get(name)
+        if stored is not None and digest(stored) == wanted:
+            right[name] = stored
         elif copy is not None and digest(copy) == wanted:
             right[name] = damaged[name] = copy
-    if missing := sorted(told.keys() - right.keys()):
+    if missing := sorted(file_digests.keys() - right.keys()):
         raise _lost(store, version, missing)
-    if told:
+    if file_digests:
         damaged[TWIN] = twin_bytes({**right, MANIFEST: manifest})
     return damaged
 
@@ -277,23 +277,23 @@ def _read(store: Store, version: str, name: str) -> bytes | None:
 
 def _legible(data: bytes) -> dict[str, bytes]:
     """The files in a twin up to where it cannot be read."""
-    found: dict[str, bytes] = {}
+    files: dict[str, bytes] = {}
     try:
         for name, content in tars.members(data, TWIN):
             if FILE.fullmatch(name):
-                found[name] = content
+                files[name] = content
     except UserError:
-        return found
-    return found
+        return files
+    return files
 
 
 def _digests_in(manifest: bytes | None, version: str) -> Mapping[str, str] | None:
     """What a manifest tells; empty for one that tells no digests, None for one that is damaged."""
     try:
         values: Any = parsed(manifest or b"")
-        told = dict(values.get("digests", {}))
+        file_digests = dict(values.get("digests", {}))
         dated = values["id"] == version and isinstance(values["created"], str)
-        return told if dated and all(map(FILE.fullmatch, told)) else None
+        return file_digests if dated and all(map(FILE.fullmatch, file_digests)) else None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -417,19 +417,19 @@ def _is_damaged(store: Store, version: str, name: str, data: bytes) -> bool:
 def _told_digests(store: Store, version: str) -> Mapping[str, str]:
     if not store.files.exists(f"versions/{version}/{MANIFEST}"):
         return {}
-    told: Mapping[str, str] = read_manifest(store, version).get("digests", {})
-    return told
+    file_digests: Mapping[str, str] = read_manifest(store, version).get("digests", {})
+    return file_digests
 
 
 def lineage_keys(store: Store, version: str) -> dict[str, set[str]]:
     """Stage -> keys of the artefacts that a version rests on."""
     table = lineage_columns(store, version, ["stage", "key"])
-    found: dict[str, set[str]] = {}
+    keys: dict[str, set[str]] = {}
     if table is None:
-        return found
+        return keys
     for stage, key in zip(table["stage"].to_pylist(), table["key"].to_pylist(), strict=True):
-        found.setdefault(stage, set()).add(key)
-    return found
+        keys.setdefault(stage, set()).add(key)
+    return keys
 
 
 def lineage_table(store: Store, artefacts: Collection[Named], parent: str | None) -> Any:
@@ -441,7 +441,7 @@ def lineage_table(store: Store, artefacts: Collection[Named], parent: str | None
     had: set[Named] = set()
     if known is not None:
         had = set(zip(known["stage"].to_pylist(), known["key"].to_pylist(), strict=True))
-    new = _as_table([store.artefact(*one) for one in sorted(set(artefacts) - had)])
+    new = _as_table([store.artefact(*named) for named in sorted(set(artefacts) - had)])
     whole = new if known is None else pa.concat_tables([known, new])
     return whole.sort_by([("stage", "ascending"), ("key", "ascending")])
 
@@ -465,9 +465,9 @@ def stage_summary(table: Any) -> dict[str, dict[str, Any]]:
     """Stage -> how many artefacts and records, their seconds, and the code and models behind
     them."""
     sums = table.select(["stage", "count", "seconds"]).group_by("stage", use_threads=False)
-    told = sums.aggregate([("count", "count"), ("count", "sum"), ("seconds", "sum")])
+    totals = sums.aggregate([("count", "count"), ("count", "sum"), ("seconds", "sum")])
     first: dict[str, Mapping[str, str]] = {}
-    for stage in told["stage"].to_pylist():
+    for stage in totals["stage"].to_pylist():
         at = table["stage"].index(stage).as_py()
         first[stage] = dict(sorted(table["versions"][at].as_py()))
     return {
@@ -477,7 +477,7 @@ def stage_summary(table: Any) -> dict[str, dict[str, Any]]:
             "seconds": round(row["seconds_sum"], 3),
             "versions": first[row["stage"]],
         }
-        for row in sorted(told.to_pylist(), key=lambda row: row["stage"])
+        for row in sorted(totals.to_pylist(), key=lambda row: row["stage"])
     }
 
 

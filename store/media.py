@@ -356,14 +356,14 @@ def in_words(error: BaseException) -> str:
 
 
 def _code(error: BaseException) -> str:
-    found = re.search(r"<Code>(\w+)</Code>", str(error)) if isinstance(error, BASE) else None
-    return found[1] if found else str(_answer(error).get("Error", {}).get("Code", ""))
+    match = re.search(r"<Code>(\w+)</Code>", str(error)) if isinstance(error, BASE) else None
+    return match[1] if match else str(_answer(error).get("Error", {}).get("Code", ""))
 
 
 def status_of(error: BaseException) -> int:
-    found = re.search(r"status code: (\d{3})", str(error)) if isinstance(error, BASE) else None
-    told = _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return int(found[1] if found else told)
+    match = re.search(r"status code: (\d{3})", str(error)) if isinstance(error, BASE) else None
+    status = _answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return int(match[1] if match else status)
 
 
 BASE = (BaseError, OSError)

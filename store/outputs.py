@@ -98,14 +98,14 @@ def fetch(files: Files, state: State, names: Iterable[str], folder: Path) -> Non
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-        found = hashlib.blake2b(digest_size=16)
+        hasher = hashlib.blake2b(digest_size=16)
         try:
             with part.open("wb") as sink:
                 for start in range(0, kept.size, PIECE):
                     data = files.read(kept.at, start, min(PIECE, kept.size - start))
-                    found.update(data)
+                    hasher.update(data)
                     sink.write(data)
-            if found.hexdigest() != kept.blake2b:
+            if hasher.hexdigest() != kept.blake2b:
                 raise UserError(f"{files.address(kept.at)}: not the bytes that were sent; {ANEW}")
             part.replace(path)
         finally:
@@ -137,14 +137,14 @@ def copy(
 
 def state_bytes(number: int, writer: str, files: dict[str, Kept]) -> bytes:
     """What `read_state` reads."""
-    told = {
+    values = {
         "kind": "focusdpo outputs",
         "schema": SCHEMA,
         "number": number,
         "writer": writer,
         "files": {name: asdict(file) for name, file in files.items()},
     }
-    return sealed(told)
+    return sealed(values)
 
 
 def gone(files: Files, error: FileNotFoundError) -> UserError:
@@ -199,12 +199,12 @@ class Mirror:
                 mine = now is not None and now.tag == self._tag
                 raise (gone(files, error) if mine else self._succeeded()) from error
         stamps = dict(_stamps(folder))
-        self._known = {name: (stamps[name], one) for name, one in kept.items()}
+        self._known = {name: (stamps[name], file) for name, file in kept.items()}
 
     def send(self) -> None:
         """Make the address what the folder is now. UserError when another took over."""
         stamps = dict(_stamps(self._folder))
-        before = {name: one for name, (_, one) in self._known.items()}
+        before = {name: file for name, (_, file) in self._known.items()}
         same = {n for n, stamp in stamps.items() if n in before and self._known[n][0] == stamp}
         if same == stamps.keys() == before.keys():
             return
@@ -216,23 +216,23 @@ class Mirror:
             )
         now = {name: sent.get(name) or before[name] for name in sorted(stamps)}
         self._swap(now)
-        self._known = {name: (stamps[name], one) for name, one in now.items()}
+        self._known = {name: (stamps[name], file) for name, file in now.items()}
         log.info("%s: %d files sent, %d in all", self._files.root, len(new), len(now))
-        self._remove({one.at for one in before.values()} - {one.at for one in now.values()})
+        self._remove({file.at for file in before.values()} - {file.at for file in now.values()})
 
     def _put(self, name: str, at: str) -> Kept:
         """What is told is of the bytes that were sent: a log may grow meanwhile."""
-        found, size = hashlib.blake2b(digest_size=16), 0
+        hasher, size = hashlib.blake2b(digest_size=16), 0
         with (self._folder / name).open("rb") as source, self._files.create(at) as sink:
             for data in _pieces(source):
-                found.update(data)
+                hasher.update(data)
                 size += len(data)
                 sink.write(data)
-        return Kept(at, size, found.hexdigest())
+        return Kept(at, size, hasher.hexdigest())
 
     def _swap(self, files: dict[str, Kept]) -> None:
-        told = state_bytes(self._number + 1, self._writer, files)
-        tag = self._files.swap(STATE, told, self._tag)
+        state = state_bytes(self._number + 1, self._writer, files)
+        tag = self._files.swap(STATE, state, self._tag)
         if tag is None:
             raise self._succeeded()
         self._number, self._tag = self._number + 1, tag
@@ -247,10 +247,10 @@ class Mirror:
         """What killed writers had sent and no state names. Sendings are numbered after the state
         that they make, so those of a writer that takes over from this one, should it be slow, are
         not among these."""
-        named = {one.at for one in kept.values()}
-        found = {name: name.partition("-")[0] for name in self._files.below(FILES)}
+        named = {file.at for file in kept.values()}
+        numbers = {name: name.partition("-")[0] for name in self._files.below(FILES)}
         old = [
-            n for n, number in found.items() if number.isdecimal() and int(number) <= self._number
+            n for n, number in numbers.items() if number.isdecimal() and int(number) <= self._number
         ]
         self._remove({f"{FILES}/{name}" for name in old} - named)
 
@@ -382,15 +382,15 @@ def opened(
         yield Output(name, Path(name))
         return
     folders = OutputFolders.from_environment()
-    own = _short(name)
-    folder = folders.place("work", own, _last(name))
+    short = _short(name)
+    folder = folders.place("work", short, _last(name))
     if processes > 1:
         _require_one_machine(name, processes)
     if not first:
         yield Output(name, folder)
         return
     files = files_of(name)
-    with folders.alone(own, name):
+    with folders.alone(short, name):
         folders.make_room()
         with mirrored(files, folder, what) as mirror:
             os.utime(folder.parent)
@@ -413,11 +413,11 @@ def local(address: str | Path, *only: str) -> Path:
     base, below = _base_of(name)
 
     def place(state: State) -> Path:
-        own = folders.place("copies", _short(f"{base} {state.writer} {state.number}"))
-        with room(own):
-            own.mkdir(parents=True, exist_ok=True)
-            os.utime(own)
-        return own / _last(base)
+        folder = folders.place("copies", _short(f"{base} {state.writer} {state.number}"))
+        with room(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            os.utime(folder)
+        return folder / _last(base)
 
     def wanted(file: str) -> bool:
         if below and file in BESIDE:
@@ -425,10 +425,10 @@ def local(address: str | Path, *only: str) -> Path:
         inside = file.startswith(below) and not file.startswith(CHECKPOINTS)
         return inside and (not only or file.removeprefix(below) in only)
 
-    found = copy(files_of(base), place, wanted)
-    if found is None or not any(file.startswith(below) for file in found[0].files):
-        raise UserError(f"{name}: nothing is there; {_holds_what(base, found)}")
-    return found[1] / below
+    copied = copy(files_of(base), place, wanted)
+    if copied is None or not any(file.startswith(below) for file in copied[0].files):
+        raise UserError(f"{name}: nothing is there; {_holds_what(base, copied)}")
+    return copied[1] / below
 
 
 def holds(out: str | Path, file: str) -> bool:
@@ -455,10 +455,10 @@ def _named(folder: Path, name: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        told = str(error).replace(str(folder), name)
-        if told == str(error) or isinstance(error.__cause__, OSError):
+        message = str(error).replace(str(folder), name)
+        if message == str(error) or isinstance(error.__cause__, OSError):
             raise
-        raise UserError(told) from error
+        raise UserError(message) from error
 
 
 def _short(text: str) -> str:
@@ -481,10 +481,10 @@ def _base_of(name: str) -> tuple[str, str]:
     return name, ""
 
 
-def _holds_what(base: str, found: tuple[State, Path] | None) -> str:
-    if found is None:
+def _holds_what(base: str, copied: tuple[State, Path] | None) -> str:
+    if copied is None:
         return "give what `train`, `evaluate` or `retrain` had as `out`, or a folder below it"
-    heads = sorted({file.partition("/")[0] for file in found[0].files})
+    heads = sorted({file.partition("/")[0] for file in copied[0].files})
     return f"{base} holds {', '.join(heads[:8]) or 'no file yet'}"
 
 

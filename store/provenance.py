@@ -39,34 +39,34 @@ def kinds_of(folder: Path) -> tuple[str, ...]:
 def require_kind(folder: Path, wanted: str) -> None:
     """UserError for a folder that is given in place of another: says what it is and, where that can
     be told, which one was meant. What is missing is told by who reads it."""
-    found = kinds_of(folder)
-    if not found or wanted in found:
+    kinds = kinds_of(folder)
+    if not kinds or wanted in kinds:
         return
     meant = ""
     if wanted == ADAPTER_FOLDER and (folder / "adapter/adapter.json").is_file():
         meant = f"; its adapter is {folder / 'adapter'}"
     elif wanted == TRAINING_RUN and TRAINING_RUN in kinds_of(folder.parent):
         meant = f"; the run is {folder.parent}"
-    raise UserError(f"{folder} is {found[0]}, not {wanted}{meant}")
+    raise UserError(f"{folder} is {kinds[0]}, not {wanted}{meant}")
 
 
 def require_own(folder: Path, name: str, kind: str) -> None:
     """UserError for a folder, called `name`, that another kind of command has written: what is
     written now would take the place of files that have the same names."""
-    found = kinds_of(folder)
-    if found and kind not in found:
-        raise UserError(f"--out {name} is {found[0]} and stays as it is; give {kind} another --out")
+    kinds = kinds_of(folder)
+    if kinds and kind not in kinds:
+        raise UserError(f"--out {name} is {kinds[0]} and stays as it is; give {kind} another --out")
 
 
 def packages() -> dict[str, str]:
     """Versions of the packages that results depend on; those that are installed."""
-    found = {}
+    versions = {}
     for name in SHOWN:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def machine() -> dict[str, str | int]:
@@ -95,11 +95,11 @@ def peak_memory_bytes() -> int:
     of what was used at once."""
     import resource
 
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ended = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if platform.system() == "Darwin" else 1024
-    return own * unit + max(ended * unit, _living_children())
+    return peak * unit + max(ended * unit, _living_children())
 
 
 def _living_children() -> int:
@@ -147,8 +147,8 @@ def checkpoint_of(family: Family, role: str) -> Mapping[str, Any]:
     if isinstance(family, str):
         return {}
     models = family.model_dump() if isinstance(family, BaseModel) else family
-    found = models.get("backbone" if role == "generator" else role)
-    return found if isinstance(found, Mapping) else {}
+    settings = models.get("backbone" if role == "generator" else role)
+    return settings if isinstance(settings, Mapping) else {}
 
 
 def licence_of(family: Family, role: str) -> str:

@@ -114,8 +114,8 @@ class RemoteFiles:
 
     def names(self, path: str) -> list[str]:
         def request(key: str) -> list[str]:
-            found = obstore.list_with_delimiter(self._medium.store, key or None)
-            paths = [*found["common_prefixes"], *(meta["path"] for meta in found["objects"])]
+            listing = obstore.list_with_delimiter(self._medium.store, key or None)
+            paths = [*listing["common_prefixes"], *(meta["path"] for meta in listing["objects"])]
             return sorted(name.rstrip("/").rpartition("/")[2] for name in paths)
 
         return self._ask(path, request, folder=True)

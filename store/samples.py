@@ -64,13 +64,13 @@ def write_samples(
     offset = 0
     with files.create(path) as sink:
         for sample, fields in samples:
-            found = hashlib.blake2b(digest_size=8)
+            hasher = hashlib.blake2b(digest_size=8)
             start = offset
             for name in sorted(fields):
                 for piece in tars.member(f"{sample}.{name}", fields[name]):
                     offset += sink.write(piece)
-                    found.update(piece)
-            places.append(Place(start, offset - start, found.hexdigest()))
+                    hasher.update(piece)
+            places.append(Place(start, offset - start, hasher.hexdigest()))
         tars.finish(sink, offset)
     return places
 

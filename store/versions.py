@@ -187,10 +187,10 @@ def publish(
             CONFIG: yaml.safe_dump(dict(config), sort_keys=False).encode(),
         }
         if partitions:
-            ordered = sorted(partitions, key=lambda one: one.partition)
+            ordered = sorted(partitions, key=lambda row: row.partition)
             files[PARTITIONS] = to_parquet(ordered, PartitionRow)
         if reviewed:
-            by_pair = sorted(reviewed, key=lambda one: one.pair_id)
+            by_pair = sorted(reviewed, key=lambda pair: pair.pair_id)
             files[REVIEWED] = to_parquet(by_pair, ReviewedPair)
         manifest = {
             "id": name,
@@ -258,13 +258,13 @@ def verify_shard(store: Store, shard: Mapping[str, Any]) -> None:
 
 
 def _packages() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions
 
 
 def pair_counts(rows: Sequence[IndexRow]) -> dict[str, Any]:

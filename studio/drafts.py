@@ -208,7 +208,7 @@ class Drafts:
         file = self._place(id) / DRAFT
         try:
             values = unsealed(file.read_bytes())
-            told = {BESIDE: values.pop(BESIDE, {})}
+            record = {BESIDE: values.pop(BESIDE, {})}
             pictures = [DraftPicture(**picture) for picture in values.pop("pictures")]
             draft = Draft(**values, pictures=pictures)
         except FileNotFoundError:
@@ -218,7 +218,7 @@ class Drafts:
         for picture in pictures:
             if not PICTURE_ID.fullmatch(picture.id):
                 raise UserError(f"{file}: no picture can be called {picture.id[:80]!r}")
-        return draft, told
+        return draft, record
 
     def _whole(self, id: str, name: str) -> Path:
         """A file of a draft. UserError when it is not what was written."""
@@ -247,8 +247,8 @@ class Drafts:
         not given stays. UserError for what is too long or no text."""
         with self._changing(id) as draft:
             kept: dict[str, Any] = {key: clean(key, value) for key, value in texts.items()}
-            told = draft.person if person is None else person
-            return self._put(replace(draft, **kept, person=told))
+            is_person = draft.person if person is None else person
+            return self._put(replace(draft, **kept, person=is_person))
 
     def take_up(
         self, texts: Mapping[str, str], person: bool, pictures: Sequence[Image.Image],
@@ -330,21 +330,21 @@ class Drafts:
                     raise UserError(f"{old.name}: nothing is marked; paint over the subject first")
                 write_whole(file, encode_png(mask))
             new = replace(old, drawn=mask is not None)
-            pictures = [new if one.id == old.id else one for one in draft.pictures]
+            pictures = [new if taken.id == old.id else taken for taken in draft.pictures]
             return self._put(replace(draft, pictures=pictures))
 
     def draw_as(self, id: str, picture: str, file: Path, shown: str, run: GenerateRun) -> Draft:
         """Keep the mask that another picture is, white where the subject is, or cut out."""
-        own = self.get(id).picture(picture)
+        taken = self.get(id).picture(picture)
         drawn = read_named(file, shown_name(shown), run)
-        if drawn.image.shape[:2] != (own.height, own.width):
+        if drawn.image.shape[:2] != (taken.height, taken.width):
             raise UserError(
                 f"{shown_name(shown)}: a mask of {drawn.image.shape[1]} x {drawn.image.shape[0]} "
-                f"pixels for a picture of {own.width} x {own.height}, {own.name}"
+                f"pixels for a picture of {taken.width} x {taken.height}, {taken.name}"
             )
         light = drawn.image.max(axis=2)
         light = light if drawn.alpha is None else np.minimum(light, drawn.alpha)
-        view = decode_mask((self._place(id) / f"{own.id}.found.png").read_bytes())
+        view = decode_mask((self._place(id) / f"{taken.id}.found.png").read_bytes())
         height, width = view.shape
         return self.draw(id, picture, rescaled(light > 127, (height, width)))
 

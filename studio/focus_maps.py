@@ -117,7 +117,7 @@ def _frames(
     arrays: Mapping[str, NDArray[Any]], phase: str, branch: str, top: float
 ) -> dict[str, NDArray[np.uint8]]:
     """Map -> (S, h, w, 3)."""
-    own = {name: arrays[f"{phase}.{branch}.{name}"] for name in ("structure", "weight", "gate")}
+    maps = {name: arrays[f"{phase}.{branch}.{name}"] for name in ("structure", "weight", "gate")}
     grid = tuple(int(n) for n in arrays["grid"])
     num = len(arrays["sigmas"])
     detail = pictures.heat(arrays["detail"].reshape(grid), 0.0, 1.0)
@@ -125,9 +125,9 @@ def _frames(
     return {
         "noisy": arrays[f"{branch}_noisy"].astype(np.uint8),
         "matched": _claims(arrays[f"{phase}.{branch}.matches"], grid),
-        "structure": pictures.heat(own["structure"].reshape(num, *grid), 0.0, 1.0),
-        "detail": np.stack([detail if gate > 0 else off for gate in own["gate"]]),
-        "weight": pictures.heat(own["weight"].reshape(num, *grid), 0.0, top),
+        "structure": pictures.heat(maps["structure"].reshape(num, *grid), 0.0, 1.0),
+        "detail": np.stack([detail if gate > 0 else off for gate in maps["gate"]]),
+        "weight": pictures.heat(maps["weight"].reshape(num, *grid), 0.0, top),
     }
 
 

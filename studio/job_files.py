@@ -133,7 +133,7 @@ class Job:
         if self.state == "stopping":
             return "Stopping; what is finished is kept."
         if self.active:
-            going = [one for one in self.progress if one.done < one.total]
+            going = [progress for progress in self.progress if progress.done < progress.total]
             if not self.progress:
                 return "Starting: libraries and models are loaded, which takes a while."
             if not going:
@@ -144,15 +144,17 @@ class Job:
         if self.state == "lost":
             return "Its process is gone without a word; the same job again goes on."
         if self.state == "failed":
-            said = [line for line in self.log.splitlines() if line.startswith(ERROR)]
-            return said[-1].removeprefix(ERROR) if said else "It ended with an error; see below."
+            errors = [line for line in self.log.splitlines() if line.startswith(ERROR)]
+            return (
+                errors[-1].removeprefix(ERROR) if errors else "It ended with an error; see below."
+            )
         return ""
 
     @property
     def warnings(self) -> list[str]:
         """What it says should be known, the last of it, each once."""
-        found = (WARNING.fullmatch(line.strip()) for line in self.log.splitlines())
-        return list(dict.fromkeys(one[1] for one in found if one))[-MOST_WARNINGS:]
+        matches = (WARNING.fullmatch(line.strip()) for line in self.log.splitlines())
+        return list(dict.fromkeys(match[1] for match in matches if match))[-MOST_WARNINGS:]
 
 
 class Jobs:
@@ -238,14 +240,14 @@ class Jobs:
         if not self._folder.is_dir():
             return []
         names = sorted((place.name for place in self._folder.iterdir()), reverse=True)
-        found = []
+        jobs = []
         for name in names:
             if ID.fullmatch(name) and (self._folder / name / JOB).is_file():
                 try:
-                    found.append(self.get(name, logs=logs))
+                    jobs.append(self.get(name, logs=logs))
                 except UserError as error:  # it costs its own row, not the page
                     log.warning("%s", error)
-        return found
+        return jobs
 
     def stop(self, id: str) -> Job:
         """Ask a job to end, as Ctrl-C does; asked again, end it at once. What it has finished is

@@ -83,7 +83,11 @@ class Form:
         if not self.has_preset:
             return {}
         run = with_blanks(self.model, {"preset": preset})
-        paths = {one.name: one.path for one in self.inputs if one.path and not one.check}
+        paths = {
+            form_input.name: form_input.path
+            for form_input in self.inputs
+            if form_input.path and not form_input.check
+        }
         values = {name: attrgetter(path)(run) for name, path in paths.items()}
         return {name: "none" if value is None else str(value) for name, value in values.items()}
 
@@ -227,9 +231,11 @@ def order(
     reach = Reach(runs, others)
     title, given, outputs = _place(kind, form, root, reach, version)
     values = {
-        one.path: "true" if one.check else _value(one, form[one.name].strip())
-        for one in about.inputs
-        if one.path and form.get(one.name, "").strip()
+        form_input.path: (
+            "true" if form_input.check else _value(form_input, form[form_input.name].strip())
+        )
+        for form_input in about.inputs
+        if form_input.path and form.get(form_input.name, "").strip()
     }
     words = ["-v", *about.command.split()]
     if not about.has_preset:
@@ -298,7 +304,7 @@ def _place(
     given = {
         "adapter": adapter,
         "out": out,
-        "evaluate": tuple(str(one) for one in there if (one / "run.json").exists()),
+        "evaluate": tuple(str(measured) for measured in there if (measured / "run.json").exists()),
     }
     return f"export {name}", given, {"export": out}
 
@@ -315,7 +321,7 @@ class Reach:
         """What a text names. UserError for what is absent, or elsewhere."""
         path = (self.runs / text).resolve()
         if not text.isprintable() or len(text) > LONGEST_PATH or not self._holds(path):
-            there = ", ".join(str(one) for one in (self.runs, *self.others))
+            there = ", ".join(str(folder) for folder in (self.runs, *self.others))
             raise UserError(
                 f"{label}: '{text[:80]}' lies in no folder of this studio ({there}); put it there, "
                 "or start the studio with --runs DIR"
@@ -330,9 +336,9 @@ class Reach:
             self.path(label, str(Path(value).expanduser().absolute()))
 
     def _holds(self, path: Path) -> bool:
-        tops = [one.resolve() for one in (self.runs, *self.others)]
+        tops = [folder.resolve() for folder in (self.runs, *self.others)]
         inner = [path.relative_to(top) for top in tops if path.is_relative_to(top)]
-        return any(not any(part.startswith(".") for part in one.parts) for one in inner)
+        return any(not any(part.startswith(".") for part in relative.parts) for relative in inner)
 
 
 def _asked_pictures(form: Mapping[str, str], reach: Reach) -> dict[str, str]:
@@ -351,12 +357,18 @@ def in_fields(kind: str, message: str) -> str:
     for pattern, words in SAID:
         message = re.sub(pattern, words, message)
     about = FORMS.get(kind)
-    for one in about.inputs if about is not None else ():
-        option = option_of(field_at(about.model, one.path)) if about and one.path else None
+    for form_input in about.inputs if about is not None else ():
+        option = (
+            option_of(field_at(about.model, form_input.path)) if about and form_input.path else None
+        )
         if option is not None:
-            message = re.sub(rf"{re.escape(option.flag)}(?![\w-])", f"“{one.label}”", message)
-        elif one.path:
-            message = re.sub(rf"\b{re.escape(one.path)}\b(?!=)", f"“{one.label}”", message)
+            message = re.sub(
+                rf"{re.escape(option.flag)}(?![\w-])", f"“{form_input.label}”", message
+            )
+        elif form_input.path:
+            message = re.sub(
+                rf"\b{re.escape(form_input.path)}\b(?!=)", f"“{form_input.label}”", message
+            )
     return message
 
 
@@ -401,11 +413,14 @@ def _lines(form: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def _value(one: Input, text: str) -> str:
-    if one.options and text not in one.options:
-        raise UserError(f"{one.label}: got '{text[:40]}'; expected one of {', '.join(one.options)}")
-    if one.number and not re.fullmatch(r"\d{1,7}", text):
-        raise UserError(f"{one.label}: got '{text[:40]}'; expected a whole number")
+def _value(form_input: Input, text: str) -> str:
+    if form_input.options and text not in form_input.options:
+        raise UserError(
+            f"{form_input.label}: got '{text[:40]}'; expected one of "
+            f"{', '.join(form_input.options)}"
+        )
+    if form_input.number and not re.fullmatch(r"\d{1,7}", text):
+        raise UserError(f"{form_input.label}: got '{text[:40]}'; expected a whole number")
     return text
 
 

@@ -153,8 +153,8 @@ class Queue:
             latest.setdefault(review.pair_id, []).append(review)
         held = _by_pair(standing(reviews))
         count = 0
-        for name, own in latest.items():
-            newer = {review.reviewer for review in own if review.when > created}
+        for name, pair_reviews in latest.items():
+            newer = {review.reviewer for review in pair_reviews if review.when > created}
             if newer and self._state(name) != IN_INDEX[_verdict(held.get(name, {}))]:
                 count += len(newer)
         return count
@@ -319,11 +319,11 @@ def before_last(reviews: Sequence[Review], pair: Pair, reviewer: str) -> Decisio
     """What undo returns to: the reviewer's last but one decision, or `withdraw`; None when there
     is nothing to undo. `reviews` oldest first."""
     judged = judged_digest(pair)
-    own = [
+    decisions = [
         review.decision
         for review in reviews
         if (review.pair_id, review.judged, review.reviewer) == (pair.id, judged, reviewer)
     ]
-    if not own or own[-1] == "withdraw":
+    if not decisions or decisions[-1] == "withdraw":
         return None
-    return own[-2] if len(own) > 1 else "withdraw"
+    return decisions[-2] if len(decisions) > 1 else "withdraw"

@@ -72,34 +72,34 @@ class Found:
     exports: tuple[RunFolder, ...]
 
     def run(self, id: str) -> RunFolder | None:
-        return next((one for one in self.training if one.id == id), None)
+        return next((run for run in self.training if run.id == id), None)
 
     def evaluation(self, id: str) -> RunFolder | None:
-        return next((one for one in self.evaluations if one.id == id), None)
+        return next((evaluation for evaluation in self.evaluations if evaluation.id == id), None)
 
     def adapters(self) -> list[RunFolder]:
         """Runs whose adapter can be used."""
-        return [one for one in self.training if (one.path / "adapter").is_dir()]
+        return [run for run in self.training if (run.path / "adapter").is_dir()]
 
 
 def find_runs(config: StudioConfig) -> Found:
     """What there is now."""
-    own = runs_folder(config)
-    tops = list(dict.fromkeys([*(run.absolute() for run in config.runs), own]))
+    runs = runs_folder(config)
+    tops = list(dict.fromkeys([*(run.absolute() for run in config.runs), runs]))
     training: dict[str, RunFolder] = {}
     evaluations: dict[str, RunFolder] = {}
     exports: dict[str, RunFolder] = {}
     for top in tops:
         for path, names in _folders(top):
             if {SCENES, ROWS} <= names:
-                one = _folder(top, path, RUN in names, ROWS)
-                evaluations.setdefault(one.id, one)
+                folder = _folder(top, path, RUN in names, ROWS)
+                evaluations.setdefault(folder.id, folder)
             elif "config.json" in names and names & {"metrics", "run.json", "steps.parquet"}:
-                one = _folder(top, path, "run.json" in names, "config.json")
-                training.setdefault(one.id, one)
+                folder = _folder(top, path, "run.json" in names, "config.json")
+                training.setdefault(folder.id, folder)
             elif "README.md" in names and names & {"adapter.json", "data"}:
-                one = _folder(top, path, True, "README.md")
-                exports.setdefault(one.id, one)
+                folder = _folder(top, path, True, "README.md")
+                exports.setdefault(folder.id, folder)
     return Found(_newest(training), _newest(evaluations), _newest(exports))
 
 
@@ -110,22 +110,23 @@ TABLES = (".csv", ".jsonl", ".parquet")
 def find_tables(config: StudioConfig) -> list[str]:
     """Tables and folders of pictures that a measurement may be of, in the studio's folders: what
     lies in no run."""
-    own = runs_folder(config)
-    found: list[str] = []
-    for top in dict.fromkeys([own, *(run.absolute() for run in config.runs)]):
+    runs = runs_folder(config)
+    tables: list[str] = []
+    for top in dict.fromkeys([runs, *(run.absolute() for run in config.runs)]):
         for path, names in _folders(top):
             if names & {RUN, ROWS, "config.json", "dataset.json"}:
                 continue
             there = [path / name for name in sorted(names) if name.endswith(TABLES)]
             there += [path] if "references" in names and not there else []
-            found += [
-                str(one.relative_to(own)) if one.is_relative_to(own) else str(one) for one in there
+            tables += [
+                str(table.relative_to(runs)) if table.is_relative_to(runs) else str(table)
+                for table in there
             ]
-    return list(dict.fromkeys(found))[:MOST_TABLES]
+    return list(dict.fromkeys(tables))[:MOST_TABLES]
 
 
-def _newest(found: dict[str, RunFolder]) -> tuple[RunFolder, ...]:
-    return tuple(sorted(found.values(), key=lambda one: (-one.changed, one.name)))
+def _newest(folders: dict[str, RunFolder]) -> tuple[RunFolder, ...]:
+    return tuple(sorted(folders.values(), key=lambda folder: (-folder.changed, folder.name)))
 
 
 def _folders(top: Path) -> Iterator[tuple[Path, set[str]]]:
@@ -246,13 +247,13 @@ def overlaid(runs: Sequence[tuple[str, TrainingPart]]) -> tuple[LineChart, ...]:
     for (name, part), role in zip(runs, OVERLAID, strict=False):
         for chart in (*part.looks, *part.charts):
             for line in chart.lines:
-                own = dataclasses.replace(line, name=name, role=role)
+                run_line = dataclasses.replace(line, name=name, role=role)
                 title = chart.title if len(chart.lines) == 1 else f"{chart.title}: {line.name}"
                 before = charts.get(title)
                 charts[title] = dataclasses.replace(
                     before or chart,
                     title=title,
-                    lines=(*(before.lines if before else ()), own),
+                    lines=(*(before.lines if before else ()), run_line),
                     mark=None,
                 )
     return tuple(charts.values())
@@ -260,13 +261,13 @@ def overlaid(runs: Sequence[tuple[str, TrainingPart]]) -> tuple[LineChart, ...]:
 
 def _parts(path: Path, name: str) -> list[tuple[int, Path]]:
     """Last step and file of each part that a running training has written, in order."""
-    found = []
+    parts = []
     folder = path / "metrics"
-    for one in folder.iterdir() if folder.is_dir() else ():
-        match = PART.fullmatch(one.name)
+    for file in folder.iterdir() if folder.is_dir() else ():
+        match = PART.fullmatch(file.name)
         if match is not None and match[1] == name:
-            found.append((int(match[3]), one))
-    return sorted(found)
+            parts.append((int(match[3]), file))
+    return sorted(parts)
 
 
 FIELDS = tuple(name for name in METRICS if not name.startswith("scr_"))
@@ -313,8 +314,8 @@ class Evaluation:
 
     def overall(self, metric: str) -> MetricRow | None:
         """The row of a metric over all scenes."""
-        found = (row for row in self.rows if row.metric == metric and row.group == "all")
-        return next(found, None)
+        rows = (row for row in self.rows if row.metric == metric and row.group == "all")
+        return next(rows, None)
 
     def change(self, scene: str, metric: str) -> float:
         """Adapter less base, so that more is better; NaN where one has none."""
@@ -346,10 +347,10 @@ class Evaluation:
     def path(self, name: str) -> Path | None:
         """A file of the evaluation; None for one outside its folder or absent."""
         try:
-            found = self.left.file(name)
+            file = self.left.file(name)
         except UserError:
             return None
-        return found if found.is_file() else None
+        return file if file.is_file() else None
 
 
 def read_evaluation(folder: RunFolder) -> Evaluation:

@@ -87,7 +87,9 @@ class PartitionRecords:
             return {}
         if f"{SCREENED}.parquet" not in self.store.artefact("score", key).files:
             return {}
-        return {one.candidate_id: one for one in self._read("score", Screened, SCREENED)}
+        return {
+            screened.candidate_id: screened for screened in self._read("score", Screened, SCREENED)
+        }
 
     @functools.cached_property
     def pairs(self) -> tuple[Pair, ...]:
@@ -146,8 +148,8 @@ class Dataset:
 
         if self.lineage is None:
             return {}
-        own = self.lineage.filter(pc.equal(self.lineage["partition"], partition))
-        return dict(zip(own["stage"].to_pylist(), own["key"].to_pylist(), strict=True))
+        rows = self.lineage.filter(pc.equal(self.lineage["partition"], partition))
+        return dict(zip(rows["stage"].to_pylist(), rows["key"].to_pylist(), strict=True))
 
     @functools.cached_property
     def partitions(self) -> Partitions:
@@ -190,17 +192,19 @@ class Dataset:
         """Places of pairs of two scenes whose winners are nearly one."""
         places = list(self.winner_hashes)
         scenes = self.pairs.table["scene_id"].to_pylist()
-        found = near_apart(
+        alike = near_apart(
             list(self.winner_hashes.values()), [scenes[at] for at in places], self.duplicates.bits
         )
-        return [(places[i], places[j]) for i, j in found]
+        return [(places[i], places[j]) for i, j in alike]
 
     def left_out(self) -> list[Pair]:
         """Pairs that the stages made, that reviews left in, and that the version has not: those
         kept out of validation. From partitions that have fewer pairs than they brought."""
         there = Counter(self.pairs.table["partition"].to_pylist())
         ruled = {
-            one.pair_id for one in reviewed_of(self.store, self.id) if one.verdict != "swapped"
+            reviewed.pair_id
+            for reviewed in reviewed_of(self.store, self.id)
+            if reviewed.verdict != "swapped"
         }
         short = [
             name

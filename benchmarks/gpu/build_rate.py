@@ -92,17 +92,17 @@ class BuildRate:
         ]
         return "\n\n".join(lines) + "\n"
 
-    def cells(self, one: StageRate) -> tuple[str, ...]:
+    def cells(self, rate: StageRate) -> tuple[str, ...]:
         """A row of the table, as COLUMNS."""
         return (
             str(self.facts["device"]),
-            one.stage,
-            str(one.pictures),
-            f"{one.per_hour:,.0f}",
-            f"{one.seconds:.2f}",
-            f"{one.seconds / self.seconds:.1%}" if self.seconds else "-",
-            f"{one.loading:.1f}",
-            "not measured" if one.peak_bytes is None else f"{one.peak_bytes / GIB:.2f}",
+            rate.stage,
+            str(rate.pictures),
+            f"{rate.per_hour:,.0f}",
+            f"{rate.seconds:.2f}",
+            f"{rate.seconds / self.seconds:.1%}" if self.seconds else "-",
+            f"{rate.loading:.1f}",
+            "not measured" if rate.peak_bytes is None else f"{rate.peak_bytes / GIB:.2f}",
         )
 
 
@@ -218,7 +218,7 @@ def _pictures(stage: str, counts: dict[str, int]) -> int:
 
 
 def measure_build(
-    out: Path, run: BuildRun, scenes: int, preset: str, told: Callable[[str], None]
+    out: Path, run: BuildRun, scenes: int, preset: str, report: Callable[[str], None]
 ) -> BuildRate:
     """Measures and writes `gpu_build.json` and `gpu_build.md` into `out`."""
     from focusdpo.store.local import write_whole
@@ -229,7 +229,7 @@ def measure_build(
     write_whole(out / "gpu_build.json", (text + "\n").encode())
     write_whole(out / "gpu_build.md", rate.markdown().encode())
     for line in _lines([COLUMNS, *(rate.cells(stage) for stage in rate.stages)]):
-        told(line)
+        report(line)
     return rate
 
 

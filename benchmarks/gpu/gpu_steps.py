@@ -161,8 +161,8 @@ def _steps(
         if frozen is not None:
             return lambda: _plain_step(backbone, frozen, batch, train, state)
         objective = ObjectiveConfig(name=cast("Any", name))
-        own = train.model_copy(update={"objective": objective})
-        return lambda: take_step(backbone, batch, own, state)
+        with_objective = train.model_copy(update={"objective": objective})
+        return lambda: take_step(backbone, batch, with_objective, state)
 
     return [(name, step(name)) for name in setting.methods]
 

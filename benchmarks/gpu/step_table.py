@@ -73,7 +73,7 @@ def promises(
         for row, dpo in pairs
         if row.passes is not None and dpo.passes is not None
     ]
-    found = [
+    verdicts = [
         *(_fits([] if other else rows, facts, *card) for card in CARDS),
         _worst(
             "FLUX.1-dev: focus_dpo step / dpo step",
@@ -92,7 +92,7 @@ def promises(
         _against_straightforward(flux),
     ]
     why = f"promised for other {', '.join(other)}"
-    return [Promise(p.name, p.wanted, note=why) for p in found] if other else found
+    return [Promise(p.name, p.wanted, note=why) for p in verdicts] if other else verdicts
 
 
 def _fits(rows: Sequence[Row], facts: dict[str, Any], model: str, base: str) -> Promise:
@@ -116,15 +116,15 @@ def _fits(rows: Sequence[Row], facts: dict[str, Any], model: str, base: str) -> 
 def _utilisation(rows: Sequence[Row], facts: dict[str, Any], mfu: Mfu) -> Promise:
     """The better of checkpointing on and off, with one pair."""
     name, wanted = "FLUX.1-dev: MFU of focus_dpo, one pair", f">= {MFU:g} on an H100"
-    found = [
+    utilisations = [
         (value, row)
         for row in rows
         if row.method == "focus_dpo" and row.pairs == 1 and row.base == "bf16"
         if (value := mfu(row)) is not None
     ]
-    if not found:
+    if not utilisations:
         return Promise(name, wanted, note="no time, or a device whose peak is not known")
-    value, row = max(found, key=lambda pair: pair[0])
+    value, row = max(utilisations, key=lambda pair: pair[0])
     if not any(known in facts["device"] for known in _MFU_ON):
         return Promise(name, wanted, "not judged", value, f"this is {facts['device']}")
     return Promise(name, wanted, "reached" if value >= MFU else "missed", value, _state(row))
@@ -134,15 +134,15 @@ def _against_straightforward(rows: Sequence[Row]) -> Promise:
     """A straightforward step that ran out of memory where ours did not is no match for it."""
     name, wanted = "FLUX.1-dev: focus_dpo step / straightforward", "< 1"
     pairs = _beside(rows, "focus_dpo", STRAIGHTFORWARD)
-    found = [
+    ratios = [
         (row.seconds / plain.seconds, row)
         for row, plain in pairs
         if row.seconds is not None and plain.seconds is not None
     ]
-    if not found and any(plain.failure for _, plain in pairs):
+    if not ratios and any(plain.failure for _, plain in pairs):
         why = "the straightforward one ran out of memory wherever ours ran"
         return Promise(name, wanted, "reached", note=why)
-    return _worst(name, wanted, found, lambda value: value < 1)
+    return _worst(name, wanted, ratios, lambda value: value < 1)
 
 
 def _beside(rows: Sequence[Row], method: str, other: str) -> list[tuple[Row, Row]]:
@@ -157,10 +157,10 @@ def _beside(rows: Sequence[Row], method: str, other: str) -> list[tuple[Row, Row
 
 
 def _worst(
-    name: str, wanted: str, found: Iterable[tuple[float, Row]], ok: Callable[[float], bool]
+    name: str, wanted: str, measured: Iterable[tuple[float, Row]], ok: Callable[[float], bool]
 ) -> Promise:
     """The largest value over all rows decides."""
-    values = list(found)
+    values = list(measured)
     if not values:
         return Promise(name, wanted)
     value, row = max(values, key=lambda pair: pair[0])
@@ -279,9 +279,9 @@ class GpuBench:
         return f"{state}: {row.method}: {figures}"
 
 
-def measure_gpu(out: Path, settings: GpuBenchConfig, told: Callable[[str], None]) -> GpuBench:
+def measure_gpu(out: Path, settings: GpuBenchConfig, report: Callable[[str], None]) -> GpuBench:
     """Measures and writes `gpu_bench.json` and `gpu_bench.md` into `out`, anew after every row, so
-    that a run that is stopped leaves what it has; `told` gets a line per row. UserError without a
+    that a run that is stopped leaves what it has; `report` gets a line per row. UserError without a
     CUDA device, and for nf4 without bitsandbytes, before anything is built."""
     from benchmarks.gpu.device import device_facts, peak_flops, require_device
 
@@ -297,7 +297,7 @@ def measure_gpu(out: Path, settings: GpuBenchConfig, told: Callable[[str], None]
     for row in bench_rows(settings):
         bench = GpuBench(facts, settings, peak, (*bench.rows, row))
         write(out, bench)
-        told(bench.line(row))
+        report(bench.line(row))
     return bench
 
 

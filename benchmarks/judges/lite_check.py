@@ -31,10 +31,10 @@ def main() -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--composites", type=int, default=40)
-    told = parser.parse_args()
+    arguments = parser.parse_args()
     config = EvaluateConfig(batch=8)
-    sight = judge_of("pocket", str(told.weights), config).load()
-    folder = open_photographs(told.dataset)
+    sight = judge_of("pocket", str(arguments.weights), config).load()
+    folder = open_photographs(arguments.dataset)
     references = {}
     for name, subject in folder.subjects.items():
         images = [read_photograph(file) for file in subject.files]
@@ -47,7 +47,7 @@ def main() -> None:
     names = sorted(references)
     casts = [
         tuple(str(name) for name in rng.choice(names, 2, replace=False))
-        for _ in range(told.composites)
+        for _ in range(arguments.composites)
     ]
     started = time.perf_counter()
     rows = check_sight(
@@ -56,7 +56,7 @@ def main() -> None:
         references,
         {name: folder.classes[name] for name in names},
         config,
-        MeasureConfig(composites=told.composites, seed=SEED),
+        MeasureConfig(composites=arguments.composites, seed=SEED),
         quiet,
     )
     seconds = time.perf_counter() - started

@@ -115,15 +115,15 @@ def paint(folder: Path, dataset: Path, segmenter: Any, count: int) -> Path:
     photographs = open_photographs(dataset)
     references: dict[str, list[ReferenceImage]] = {}
     for name in SUBJECTS:
-        own = folder / "references" / name
-        own.mkdir(parents=True)
-        (own / "subject.yaml").write_text(f"class_name: {photographs.classes[name]}\n")
+        subject_folder = folder / "references" / name
+        subject_folder.mkdir(parents=True)
+        (subject_folder / "subject.yaml").write_text(f"class_name: {photographs.classes[name]}\n")
         for number, file in enumerate(photographs.subjects[name].files):
             image = scaled(read_photograph(file), REFERENCE_SIDE)
-            (found, *_) = segmenter.segment([image], [(name,)])[0]
-            references.setdefault(name, []).append(ReferenceImage(image, found.mask))
-            Image.fromarray(image).save(own / f"{number}.png")
-            Image.fromarray(found.mask).save(own / f"{number}_mask.png")
+            (detection, *_) = segmenter.segment([image], [(name,)])[0]
+            references.setdefault(name, []).append(ReferenceImage(image, detection.mask))
+            Image.fromarray(image).save(subject_folder / f"{number}.png")
+            Image.fromarray(detection.mask).save(subject_folder / f"{number}_mask.png")
     with (folder / "pictures.csv").open("w", newline="") as sink:
         table = csv.writer(sink)
         table.writerow(COLUMNS)
@@ -197,12 +197,14 @@ def _costs(
     costing(
         "the page's picture", lambda: [encode_jpeg(scaled(picture, side)) for picture in pictures]
     )
-    found = costing(
+    segmented = costing(
         "scaling for the segmenter, its regions",
         lambda: segmenter.segment(pictures, [SUBJECTS] * len(pictures)),
     )
     subjects = [
-        (picture, one.mask) for picture, own in zip(pictures, found, strict=True) for one in own
+        (picture, detection.mask)
+        for picture, detections in zip(pictures, segmented, strict=True)
+        for detection in detections
     ]
     costing("crops for the encoder", embed)
     costing("copy-paste guard", lambda: [thumb(*subject) for subject in subjects])
@@ -232,8 +234,8 @@ def main() -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--pictures", type=int, default=1000)
-    told = parser.parse_args()
-    figures = lite_rate(told.weights, told.dataset, told.pictures)
+    arguments = parser.parse_args()
+    figures = lite_rate(arguments.weights, arguments.dataset, arguments.pictures)
     for figure in figures:
         sys.stdout.write(f"{figure.name:<40}{figure.value:>12.3f} {figure.unit}\n")
     reached = figures[-1].value

@@ -61,10 +61,10 @@ def _convert(data: bytes, target: Path) -> None:
     given = torch.load(io.BytesIO(data), weights_only=True)
     wanted = timm.create_model(NETWORK, pretrained=False).state_dict()
     pairs = list(zip(wanted.items(), given.values(), strict=True))
-    wrong = [name for (name, tensor), own in pairs if tensor.shape != own.shape]
+    wrong = [name for (name, tensor), weight in pairs if tensor.shape != weight.shape]
     if wrong:
         raise SystemExit(f"{ENCODER}: {wrong[0]} has another shape")
-    save_file({name: own.contiguous() for (name, _), own in pairs}, target)
+    save_file({name: weight.contiguous() for (name, _), weight in pairs}, target)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,9 @@ def composite(
     """One picture of the subjects `asked`, `side` pixels a side. `references` holds all pictures of
     all subjects; strangers are drawn from those who are not asked for."""
     rng = np.random.default_rng(stable_hash("composite", seed, fault, *asked, number))
-    shown = {name: int(rng.integers(len(own))) for name, own in sorted(references.items())}
+    shown = {
+        name: int(rng.integers(len(pictures))) for name, pictures in sorted(references.items())
+    }
     cast = _cast(fault, list(asked), sorted(set(references) - set(asked)), rng)
     cells = _cells(len(cast), side)
     order = rng.permutation(len(cells))[: len(cast)]
@@ -99,12 +101,12 @@ def composite(
     if fault == "swapped":
         first, second = (n for n, name in enumerate(asked) if cast[n] != name)
         wanted[first], wanted[second] = first, second
-    told = fault in PLACED
+    placed = fault in PLACED
     return Composite(
         fault=fault,
         subjects=tuple(asked),
         image=np.asarray(picture),
-        boxes=tuple(boxes[n] for n in wanted) if told else (),
+        boxes=tuple(boxes[n] for n in wanted) if placed else (),
         held_back=tuple(shown[name] if len(references[name]) >= SPARE else -1 for name in asked),
     )
 
@@ -148,8 +150,8 @@ def _background(
 ) -> PillowImage.Image:
     """Colours of a picture of somebody, so blurred that nobody is seen, and a little grain."""
     name = sorted(references)[int(rng.integers(len(references)))]
-    own = references[name]
-    image = PillowImage.fromarray(own[int(rng.integers(len(own)))].image)
+    pictures = references[name]
+    image = PillowImage.fromarray(pictures[int(rng.integers(len(pictures)))].image)
     small = image.resize((side, side), PillowImage.Resampling.BILINEAR)
     blurred = small.filter(ImageFilter.GaussianBlur(BLUR * side)).filter(
         ImageFilter.GaussianBlur(4 * BLUR * side)
@@ -182,7 +184,9 @@ def _paste(
     room = FILL * (0.85 + 0.15 * rng.random())
     scale = min((right - left) * room / subject.width, (bottom - top) * room / subject.height)
     size = (max(1, round(subject.width * scale)), max(1, round(subject.height * scale)))
-    subject, shape = (one.resize(size, PillowImage.Resampling.LANCZOS) for one in (subject, shape))
+    subject, shape = (
+        layer.resize(size, PillowImage.Resampling.LANCZOS) for layer in (subject, shape)
+    )
     lit = np.asarray(subject, dtype=np.float64) * (1 + rng.uniform(-LIGHT, LIGHT))
     subject = PillowImage.fromarray(np.clip(np.rint(lit), 0, 255).astype(np.uint8))
     x = left + round((right - left - size[0]) * (0.3 + 0.4 * rng.random()))

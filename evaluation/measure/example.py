@@ -38,12 +38,14 @@ def write_example(folder: Path, backgrounds: tuple[str, ...]) -> Path:
     config = HeldOutConfig(singles=0, pairs=SCENES, same_class_pairs=0, triples=0, new_classes=0)
     world = held_out_scenes(config, backgrounds)
     for name, subject in world.subjects.items():
-        own = folder / REFERENCES / name
-        own.mkdir(parents=True, exist_ok=True)
+        subject_folder = folder / REFERENCES / name
+        subject_folder.mkdir(parents=True, exist_ok=True)
         for number, picture in enumerate(subject.pictures):
-            _write(own / f"{number}.png", encode_png(picture.image))
-            _write(own / f"{number}_mask.png", encode_png(picture.mask))
-        _write(own / "subject.yaml", f"class_name: {subject.identity.class_name}\n".encode())
+            _write(subject_folder / f"{number}.png", encode_png(picture.image))
+            _write(subject_folder / f"{number}_mask.png", encode_png(picture.mask))
+        _write(
+            subject_folder / "subject.yaml", f"class_name: {subject.identity.class_name}\n".encode()
+        )
     rows: list[tuple[object, ...]] = [("image", "prompt", "subjects", "model", "seed")]
     faults = list(CARELESS.values())
     for model in ("careful", "careless"):

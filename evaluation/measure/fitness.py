@@ -71,7 +71,7 @@ def check_sight(
     references: Mapping[str, Sequence[ReferenceImage]],
     words: Mapping[str, str],
     config: EvaluateConfig,
-    own: MeasureConfig,
+    measure_config: MeasureConfig,
     watch: Watch,
 ) -> tuple[FaultFound, ...]:
     """A row for each fault that can be planted. `casts` are the sets of subjects that pictures ask
@@ -80,19 +80,19 @@ def check_sight(
     if not casts:
         raise UserError("--check: no subject has a usable reference, so nothing can be planted")
     known = {name: know(list(pictures), sight) for name, pictures in references.items()}
-    planted = list(_plant(sight, casts, references, own))
+    planted = list(_plant(sight, casts, references, measure_config))
     verdicts: list[_Verdict] = []
     for part in chunks(planted, config.batch):
-        items = [_to_judge(one, known, words) for one in part]
+        items = [_to_judge(case, known, words) for case in part]
         verdicts += [
             _verdict(judged, scores, config)
-            for judged, scores in judge_pictures(items, sight, config, own)
+            for judged, scores in judge_pictures(items, sight, config, measure_config)
         ]
         watch("check the judge", len(verdicts), len(planted), {})
     return tuple(
-        _row(fault, [v for one, v in zip(planted, verdicts, strict=True) if one.fault == fault])
+        _row(fault, [v for case, v in zip(planted, verdicts, strict=True) if case.fault == fault])
         for fault in FAULTS
-        if any(one.fault == fault for one in planted)
+        if any(case.fault == fault for case in planted)
     )
 
 
@@ -100,45 +100,45 @@ def _plant(
     sight: Sight,
     casts: Sequence[tuple[str, ...]],
     references: Mapping[str, Sequence[ReferenceImage]],
-    own: MeasureConfig,
+    measure_config: MeasureConfig,
 ) -> list[Composite]:
-    found = []
+    composites = []
     for fault in FAULTS:
         able = [
             cast
             for cast in casts
             if fault in possible_faults(len(cast), len(references) - len(cast))
         ]
-        found += [
+        composites += [
             composite(
                 fault,
                 able[number % len(able)],
                 references,
                 number,
                 side=sight.side or SIDE,
-                seed=own.seed,
+                seed=measure_config.seed,
             )
-            for number in range(own.composites if able else 0)
+            for number in range(measure_config.composites if able else 0)
         ]
-    return found
+    return composites
 
 
-def _to_judge(one: Composite, known: Mapping[str, Known], words: Mapping[str, str]) -> ToJudge:
-    said = tuple(words[name] for name in one.subjects)
-    own = [
+def _to_judge(case: Composite, known: Mapping[str, Known], words: Mapping[str, str]) -> ToJudge:
+    class_names = tuple(words[name] for name in case.subjects)
+    known_subjects = [
         known[name] if picture < 0 else known[name].without(picture)
-        for name, picture in zip(one.subjects, one.held_back, strict=True)
+        for name, picture in zip(case.subjects, case.held_back, strict=True)
     ]
     scene = Scene(
-        id=stable_id("composite", one.fault, *one.subjects),
+        id=stable_id("composite", case.fault, *case.subjects),
         partition="",
-        subject_ids=one.subjects,
-        class_names=said,
-        prompt=spoken(said),
+        subject_ids=case.subjects,
+        class_names=class_names,
+        prompt=spoken(class_names),
         variant=0,
         seed=0,
     )
-    return ToJudge(scene, one.image, own, one.boxes, source="", line=0, seed=None)
+    return ToJudge(scene, case.image, known_subjects, case.boxes, source="", line=0, seed=None)
 
 
 def _verdict(judged: EvalScene, scores: ForeignScores, config: EvaluateConfig) -> _Verdict:

@@ -65,16 +65,16 @@ class ForeignPlan:
     @property
     def key(self) -> str:
         """Digest of all that was asked."""
-        found = hashlib.blake2b(f"{self.protocol}\n".encode(), digest_size=16)
+        digest = hashlib.blake2b(f"{self.protocol}\n".encode(), digest_size=16)
         for model, name in self.names.items():
-            found.update(f"{model}\t{name}\n".encode())
+            digest.update(f"{model}\t{name}\n".encode())
         for picture in self.pictures:
-            found.update(
+            digest.update(
                 f"{picture.model}\t{picture.scene_id}\t{picture.index}\t{picture.key}\n".encode()
             )
         for problem in self.problems:
-            found.update(f"{problem}\n".encode())
-        return found.hexdigest()
+            digest.update(f"{problem}\n".encode())
+        return digest.hexdigest()
 
 
 def plan_pictures(table: PictureTable, *, first: str | None = None) -> ForeignPlan:
@@ -120,7 +120,7 @@ def plan_pictures(table: PictureTable, *, first: str | None = None) -> ForeignPl
         subjects.update((subject.name, subject) for subject in row.subjects)
         pictures.append(PlannedPicture(row, scene.id, model, at, key))
     order = {model: n for n, model in enumerate(ids)}
-    pictures.sort(key=lambda one: (order[one.model], one.row.line))
+    pictures.sort(key=lambda picture: (order[picture.model], picture.row.line))
     by_id = {scene.id: scene for scene in scenes.values()}
     names_of = dict(zip(ids, names, strict=True))
     return ForeignPlan(table.source, names_of, pictures, by_id, subjects, problems, table.layout)
@@ -182,13 +182,14 @@ def pairing(ours: Sequence[str], theirs: Sequence[str], names: tuple[str, str]) 
     both = mine & others
     if mine == others:
         return Pairing(frozenset(both), "")
-    told = (
+    overlap = (
         f"{names[0]} painted {counted(len(mine), 'scene')} and {names[1]} {len(others)}, "
         f"{len(both)} of them the same"
     )
     if both and len(both) >= ENOUGH * max(len(mine), len(others)):
-        return Pairing(frozenset(both), f"{told}: they are compared on these, by pairs.")
+        return Pairing(frozenset(both), f"{overlap}: they are compared on these, by pairs.")
     return Pairing(
         frozenset(),
-        f"{told}: the difference is of the means, unpaired, and holds what the scenes differ in.",
+        f"{overlap}: the difference is of the means, unpaired, and holds what the scenes differ "
+        "in.",
     )

@@ -54,7 +54,7 @@ def foreign_rows(
     `scores`: model -> records, in the order of `names`. `published`: the public protocols that
     were told."""
     table: list[EvalRow] = []
-    scenes = {one.scene_id for own in judged.values() for one in own}
+    scenes = {record.scene_id for records in judged.values() for record in records}
     notes = [ONE_SCENE] if len(scenes) == 1 else []
     protocols = {judged_protocol(judged): list(FOREIGN_METRICS)}
     protocols |= {id: list(PUBLISHED[id]) for id in published}
@@ -67,18 +67,18 @@ def foreign_rows(
             for model in names
         }
         for model in [other for other in names if other != BASE]:
-            found, note = _pair(
+            model_rows, note = _pair(
                 pictures.get(BASE, []), pictures[model], names, model, config, metrics
             )
-            told = {(row.metric, row.group, row.model) for row in table}
-            table += [row for row in found if (row.metric, row.group, row.model) not in told]
+            keys = {(row.metric, row.group, row.model) for row in table}
+            table += [row for row in model_rows if (row.metric, row.group, row.model) not in keys]
             notes += [note] if note and note not in notes else []
     return table, notes
 
 
 def judged_protocol(judged: Mapping[str, Sequence[EvalScene]]) -> str:
     """The id that the judge's records have."""
-    return next(record.protocol for own in judged.values() for record in own)
+    return next(record.protocol for records in judged.values() for record in records)
 
 
 def _pair(
@@ -91,20 +91,21 @@ def _pair(
 ) -> tuple[list[EvalRow], str]:
     note = ""
     if not base:
-        found = rows([], other, config, metrics)
+        pair_rows = rows([], other, config, metrics)
     else:
         ids = [picture.scene_id for picture in base], [picture.scene_id for picture in other]
         how = pairing(*ids, (names[BASE], names[model]))
         note = how.note
         if how.scenes:
             ours, theirs = (
-                [one for one in own if one.scene_id in how.scenes] for own in (base, other)
+                [picture for picture in pictures if picture.scene_id in how.scenes]
+                for pictures in (base, other)
             )
-            found = rows(ours, theirs, config, metrics)
+            pair_rows = rows(ours, theirs, config, metrics)
         else:
-            found = _unpaired(base, other, config, metrics)
+            pair_rows = _unpaired(base, other, config, metrics)
     called = {ADAPTER: model, DIFFERENCE: difference_of(model)}
-    return [replace(row, model=called.get(row.model, row.model)) for row in found], note
+    return [replace(row, model=called.get(row.model, row.model)) for row in pair_rows], note
 
 
 def difference_of(model: str) -> str:
@@ -121,25 +122,35 @@ def _unpaired(
     """As `comparison.rows`, of models that painted other scenes: each is resampled by itself."""
     table = []
     for group, belongs in GROUPS.items():
-        mine, theirs = ([one for one in own if _in_group(belongs, one)] for own in (base, other))
+        mine, theirs = (
+            [picture for picture in pictures if _in_group(belongs, picture)]
+            for pictures in (base, other)
+        )
         for metric in metrics:
-            values = [np.array(list(scene_means(own, metric).values())) for own in (mine, theirs)]
+            values = [
+                np.array(list(scene_means(pictures, metric).values()))
+                for pictures in (mine, theirs)
+            ]
             known = [value[np.isfinite(value)] if value.size else value for value in values]
             parts = zip((BASE, ADAPTER), known, strict=True)
-            found = {model: _interval(own, config) for model, own in parts if own.size}
-            if len(found) == 2:
-                found[DIFFERENCE] = _difference(known[0], known[1], config)
+            by_model = {
+                model: _interval(scene_values, config)
+                for model, scene_values in parts
+                if scene_values.size
+            }
+            if len(by_model) == 2:
+                by_model[DIFFERENCE] = _difference(known[0], known[1], config)
             table += [
                 EvalRow(
                     protocol=base[0].protocol, metric=metric, group=group, model=model, **interval
                 )
-                for model, interval in found.items()
+                for model, interval in by_model.items()
             ]
     return table
 
 
-def _in_group(belongs: Callable[[EvalScene], bool], one: ForeignPicture) -> bool:
-    return belongs(one.judged)
+def _in_group(belongs: Callable[[EvalScene], bool], picture: ForeignPicture) -> bool:
+    return belongs(picture.judged)
 
 
 def _interval(values: np.ndarray[Any, Any], config: EvaluateConfig) -> dict[str, Any]:

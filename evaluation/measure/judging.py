@@ -76,7 +76,7 @@ class Known:
         return Known(
             self.vectors[kept],
             tuple(self.thumbs[at] for at in kept),
-            {protocol: own[kept] for protocol, own in self.published.items()},
+            {protocol: vectors[kept] for protocol, vectors in self.published.items()},
         )
 
 
@@ -113,7 +113,7 @@ def judge_pictures(
     items: Sequence[ToJudge],
     sight: Sight,
     config: EvaluateConfig,
-    own: MeasureConfig,
+    measure_config: MeasureConfig,
     protocols: Sequence[str] = (),
 ) -> list[tuple[EvalScene, ForeignScores]]:
     """Both records of each picture, with the scores of public `protocols`; model, index and image
@@ -124,9 +124,12 @@ def judge_pictures(
     words = [item.scene.class_names for item in items]
     looks = sight.look(pictures, words)
     fits = sight.fits(pictures, [item.scene.prompt for item in items])
-    known = [[one.published for one in item.known] for item in items]
+    known = [[subject.published for subject in item.known] for item in items]
     cosines = cosines_as_published(protocols, pictures, words, known, sight)
-    return [_records(*told, config, own) for told in zip(items, looks, fits, cosines, strict=True)]
+    return [
+        _records(*evidence, config, measure_config)
+        for evidence in zip(items, looks, fits, cosines, strict=True)
+    ]
 
 
 def _records(
@@ -135,10 +138,10 @@ def _records(
     fit: float,
     cosines: Mapping[str, tuple[float, ...]],
     config: EvaluateConfig,
-    own: MeasureConfig,
+    measure_config: MeasureConfig,
 ) -> tuple[EvalScene, ForeignScores]:
     similarity = similarity_matrix([known.vectors for known in item.known], looked.vectors)
-    given = match(similarity, looked, item.boxes, config.class_weight, own.in_place)
+    given = match(similarity, looked, item.boxes, config.class_weight, measure_config.in_place)
     judged = judged_scene(
         item.scene,
         item.picture,
@@ -168,7 +171,7 @@ def _records(
         source=item.source,
         line=item.line,
         seed=item.seed,
-        failed_each=tuple(bool(one) for one in lost),
+        failed_each=tuple(bool(flag) for flag in lost),
         extra=float(len(looked.seen) > len(given)),
         places=tuple(tuple(float(value) for value in row) for row in places),
         delta_own=own_gap,
@@ -192,7 +195,7 @@ def match(
     barred = looked.barred if class_weight else np.zeros(similarity.shape, np.bool_)
     if boxes:
         inside = np.array(
-            [[_inside(one.mask, box) for one in looked.seen] for box in boxes]
+            [[_inside(instance.mask, box) for instance in looked.seen] for box in boxes]
         ).reshape(similarity.shape)
         evidence = evidence + _AT_PLACE * inside
         barred = barred | (inside < in_place)
@@ -202,7 +205,7 @@ def match(
 
 def _inside(mask: Mask, box: Box) -> float:
     """Share of a mask within a box."""
-    x0, y0, x1, y1 = (max(0, one) for one in box)
+    x0, y0, x1, y1 = (max(0, edge) for edge in box)
     return float(mask[y0:y1, x0:x1].sum()) / max(1, int(mask.sum()))
 
 

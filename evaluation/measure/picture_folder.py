@@ -63,9 +63,9 @@ def read_folder(folder: Path, references: Path | None = None) -> PictureTable:
 def _pictures(folder: Path, references: Path) -> Iterator[tuple[str, Path]]:
     """(model, picture)."""
     models = [
-        one
-        for one in visible(folder)
-        if one.is_dir() and one.resolve() != references.resolve() and one.name != REFERENCES
+        entry
+        for entry in visible(folder)
+        if entry.is_dir() and entry.resolve() != references.resolve() and entry.name != REFERENCES
     ]
     for path in [folder, *models]:
         model = UNNAMED if path == folder else path.name

@@ -117,10 +117,10 @@ class Places:
             )
         if tail not in names:
             raise UserError(f"there is no picture {path}")
-        found = Path(path)
-        if found.is_symlink() and not found.resolve().is_relative_to(self._real):
+        file = Path(path)
+        if file.is_symlink() and not file.resolve().is_relative_to(self._real):
             raise UserError(f"{path} is a link that leads out of {self.base}; copy the file there")
-        return found
+        return file
 
     def _list(self, folder: str) -> frozenset[str] | None:
         """The names in a folder; None for one outside."""
@@ -165,7 +165,7 @@ def read_table(
 
 def subjects_in(folder: Path, problems: list[Problem]) -> dict[str, Asked]:
     """Name -> subject of a folder of subjects (docs/own_subjects.md)."""
-    found = {}
+    subjects = {}
     for path in subject_folders(folder):
         try:
             stay_inside(path, folder)
@@ -178,10 +178,10 @@ def subjects_in(folder: Path, problems: list[Problem]) -> dict[str, Asked]:
         except UserError as error:
             problems.append(Problem(str(path), str(error).removeprefix(f"{path}: ")))
         else:
-            found[path.name] = Asked(
+            subjects[path.name] = Asked(
                 path.name, word, tuple(files.pictures), tuple(files.pictures.values())
             )
-    return found
+    return subjects
 
 
 class _Reader:
@@ -218,7 +218,7 @@ class _Reader:
     def _parse(self, value: Any, line: int) -> tuple[tuple[Asked, ...], tuple[Box, ...]]:
         items = _items(value)
         subjects = tuple(self._subject(item) for item in items)
-        names = [one.name for one in subjects]
+        names = [subject.name for subject in subjects]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise UserError(
@@ -234,9 +234,9 @@ class _Reader:
                     f"subject '{subject.name}' has another class or other references than in line "
                     f"{where}; give it another name, or the same pictures"
                 )
-        told = [_box(item) for item in items]
-        given = [box for box in told if box is not None]
-        if given and len(given) < len(told):
+        boxes = [_box(item) for item in items]
+        given = [box for box in boxes if box is not None]
+        if given and len(given) < len(boxes):
             raise UserError("a box for some subjects only; give one for each of the row, or none")
         return subjects, tuple(given)
 
@@ -267,15 +267,15 @@ class _Reader:
         return Asked(
             name,
             word or clean_name(name) or name,
-            tuple(self._places.file(one) for one in files),
+            tuple(self._places.file(file) for file in files),
             tuple(self._places.file(mask) for mask in masks) if masks else (None,) * len(files),
         )
 
 
 def spoken(words: Sequence[str]) -> str:
     """The prompt of a row that has none: its subjects' words."""
-    said = [f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {word}" for word in words]
-    return said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
+    phrases = [f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {word}" for word in words]
+    return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
 
 
 def _items(value: Any) -> list[Mapping[str, Any]]:
@@ -292,10 +292,10 @@ def _items(value: Any) -> list[Mapping[str, Any]]:
         value = [value]
     if not isinstance(value, list | tuple):
         raise UserError("no subjects; the column `subjects` says who was asked for")
-    items = [{"name": one} if isinstance(one, str) else one for one in value]
-    if not all(isinstance(one, Mapping) for one in items):
+    items = [{"name": subject} if isinstance(subject, str) else subject for subject in value]
+    if not all(isinstance(subject, Mapping) for subject in items):
         raise UserError("a subject is an object with name, class, references, or a name")
-    return [{key: item for key, item in one.items() if item is not None} for one in items]
+    return [{key: item for key, item in subject.items() if item is not None} for subject in items]
 
 
 def _texts(value: Any, name: str, what: str) -> list[str]:
@@ -303,7 +303,7 @@ def _texts(value: Any, name: str, what: str) -> list[str]:
         return []
     if isinstance(value, str):
         return [part for part in re.split(r"\s*[;|]\s*", value.strip()) if part]
-    if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
+    if isinstance(value, list | tuple) and all(isinstance(text, str) for text in value):
         return list(value)
     raise UserError(f"subject '{name}': {what} are paths")
 
@@ -404,8 +404,8 @@ def _parquet(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
                     line += 1
                     yield line, {name.lower(): value for name, value in values.items()}
     except (pa.ArrowException, OSError) as error:
-        told = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: not a readable Parquet table ({told})") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: not a readable Parquet table ({reason})") from error
 
 
 def _check_columns(path: Path, names: Sequence[str]) -> None:

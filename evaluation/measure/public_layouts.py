@@ -121,9 +121,12 @@ def _xverse(kind: str) -> Callable[[Path, Path | None], PictureTable]:
 def _add_xverse(
     table: PictureTable, places: Places, sample: Any, model: str, file: Path, listed: Path
 ) -> None:
-    told = _field(sample, "modulation", listed)[0]
-    words = [str(one[1]) for one in _field(told, "use_words", listed)]
-    images = [str(_field(one, "image_path", listed)) for one in _field(told, "src_inputs", listed)]
+    modulation = _field(sample, "modulation", listed)[0]
+    words = [str(entry[1]) for entry in _field(modulation, "use_words", listed)]
+    images = [
+        str(_field(source, "image_path", listed))
+        for source in _field(modulation, "src_inputs", listed)
+    ]
     if len(words) != len(images):
         raise UserError(f"{listed.name}: {len(images)} references and {len(words)} words")
     subjects = tuple(
@@ -153,7 +156,7 @@ def _nameless(word: str, reference: Path) -> Asked:
 def _multibanana(results: Path, bench: Path | None) -> PictureTable:
     table = PictureTable(str(results))
     for model, folder in _models(results, lambda path: any(path.glob("*/*_generated.*"))):
-        for task in (one for one in visible(folder) if one.is_dir()):
+        for task in (path for path in visible(folder) if path.is_dir()):
             try:
                 stay_inside(task, folder)
                 if "back" in task.name.split("_"):
@@ -178,16 +181,16 @@ def _add_task(table: PictureTable, model: str, task: Path) -> None:
             continue
         try:
             stay_inside(file, task)
-            own = [path for _, path in sorted(references.get(named["set"], []))]
-            for path in own:
+            paths = [path for _, path in sorted(references.get(named["set"], []))]
+            for path in paths:
                 stay_inside(path, task)
-            if not 1 <= len(own) <= MOST_SUBJECTS:
-                raise UserError(f"{len(own)} references; a picture has 1 to {MOST_SUBJECTS}")
-            told = task / f"{named['set']}_prompt.txt"
-            if not told.is_file():
-                raise UserError(f"{told.name} is absent")
-            prompt = " ".join(decode_text(told.read_bytes(), str(told)).split())
-            subjects = tuple(_nameless("object", path) for path in own)
+            if not 1 <= len(paths) <= MOST_SUBJECTS:
+                raise UserError(f"{len(paths)} references; a picture has 1 to {MOST_SUBJECTS}")
+            prompt_file = task / f"{named['set']}_prompt.txt"
+            if not prompt_file.is_file():
+                raise UserError(f"{prompt_file.name} is absent")
+            prompt = " ".join(decode_text(prompt_file.read_bytes(), str(prompt_file)).split())
+            subjects = tuple(_nameless("object", path) for path in paths)
             table.rows.append(
                 PictureRow(len(table.rows) + 1, file, prompt, subjects, (), model, None)
             )
@@ -200,7 +203,7 @@ def _scr(results: Path, bench: Path | None) -> PictureTable:
         raise UserError(f"--layout scr: its references are needed; {GET_SCR}")
     table, references = PictureTable(str(results)), Places(bench.absolute())
     for model, folder in _models(results, lambda path: any(path.glob("*/meta.json"))):
-        for prompt in (one for one in visible(folder) if (one / META).is_file()):
+        for prompt in (path for path in visible(folder) if (path / META).is_file()):
             meta = prompt / META
             for number, record in _samples(table, meta, folder):
                 try:
@@ -214,10 +217,12 @@ def _add_scr(table: PictureTable, references: Places, record: Any, model: str, m
     if isinstance(record, Mapping) and record.get("error"):
         raise UserError(f"was not painted ({str(record['error'])[:80]})")
     subjects = []
-    for one in _listed(record, "subjects", meta):
+    for subject in _listed(record, "subjects", meta):
         # Records hold paths of the machine that painted: what counts is below val_dataset/.
-        image = str(_field(one, "image", meta)).replace("\\", "/").rpartition(f"{SCR_IMAGES}/")[2]
-        word = str(one.get("name") or one.get("caption") or Path(image).stem)
+        image = (
+            str(_field(subject, "image", meta)).replace("\\", "/").rpartition(f"{SCR_IMAGES}/")[2]
+        )
+        word = str(subject.get("name") or subject.get("caption") or Path(image).stem)
         subjects.append((word, references.file(f"{SCR_IMAGES}/{image}")))
     name = Path(str(_field(record, "output_path", meta))).name
     file, seed = Places(meta.parent.absolute()).file(name), record.get("seed")
@@ -231,7 +236,7 @@ def _psrbench(results: Path, bench: Path | None) -> PictureTable:
     table, references = PictureTable(str(results)), Places(bench.absolute())
     pictures = Places(results.absolute())
     for model, folder in _models(results, lambda path: any(path.glob("*.json"))):
-        for listed in (one for one in visible(folder) if one.suffix == ".json"):
+        for listed in (path for path in visible(folder) if path.suffix == ".json"):
             for number, sample in _samples(table, listed, folder):
                 try:
                     _add_psrbench(table, references, pictures, sample, model, listed)
@@ -247,9 +252,9 @@ def _add_psrbench(
     files = _listed(sample, field or "input_path", listed)
     words = [str(_field(sample, f"category{at}", listed)) for at in range(1, len(files) + 1)]
     subjects = [(word, references.file(str(file))) for word, file in zip(words, files, strict=True)]
-    told = str(_field(sample, "result_path", listed))
-    beside = listed.parent.absolute() / told
-    file = pictures.file(str(beside) if beside.is_file() else told)
+    result_path = str(_field(sample, "result_path", listed))
+    beside = listed.parent.absolute() / result_path
+    file = pictures.file(str(beside) if beside.is_file() else result_path)
     _add(table, file, str(_field(sample, "instruction", listed)), subjects, model, None)
 
 
@@ -269,10 +274,10 @@ def _samples(table: PictureTable, file: Path, folder: Path) -> Iterator[tuple[in
 
 
 def _listed(value: Any, name: str, where: Path) -> list[Any]:
-    own = _field(value, name, where)
-    if not isinstance(own, list) or not 1 <= len(own) <= MOST_SUBJECTS:
+    items = _field(value, name, where)
+    if not isinstance(items, list) or not 1 <= len(items) <= MOST_SUBJECTS:
         raise UserError(f"{where.name}: '{name}' is no list of 1 to {MOST_SUBJECTS}")
-    return own
+    return items
 
 
 def _add(

@@ -56,7 +56,9 @@ PUBLISHED: dict[str, dict[str, Metric]] = {
     },
 }  # fmt: skip
 """Protocol -> its metrics."""
-PUBLISHED_METRICS = {name: one for own in PUBLISHED.values() for name, one in own.items()}
+PUBLISHED_METRICS = {
+    name: metric for metrics in PUBLISHED.values() for name, metric in metrics.items()
+}
 
 
 def wanted(layout: str) -> tuple[str, ...]:
@@ -64,9 +66,9 @@ def wanted(layout: str) -> tuple[str, ...]:
     return (SCR, *(id for of, id in OF_A_LAYOUT.items() if of == layout))
 
 
-def not_told(layout: str, told: Sequence[str]) -> list[str]:
+def not_told(layout: str, measured: Sequence[str]) -> list[str]:
     """What a page says of the protocols that this judge cannot tell."""
-    lacking = [protocol for protocol in wanted(layout) if protocol not in told]
+    lacking = [protocol for protocol in wanted(layout) if protocol not in measured]
     return [f"{NEEDS[protocol]}: not measured by this judge" for protocol in lacking]
 
 
@@ -78,7 +80,8 @@ def known_as_published(
     if PSR in protocols:
         boxes = sight.boxes(photographs, [class_name] * len(photographs))
         shown[PSR] = [
-            _cut(photograph, own, 0) for photograph, own in zip(photographs, boxes, strict=True)
+            _cut(photograph, photograph_boxes, 0)
+            for photograph, photograph_boxes in zip(photographs, boxes, strict=True)
         ]
     return {id: _vectors(sight, shown[id]) for id in protocols}
 
@@ -92,26 +95,26 @@ def cosines_as_published(
 ) -> list[dict[str, tuple[float, ...]]]:
     """Per picture: protocol -> the cosine of each subject, in the order of its words. `known`: per
     picture and subject what `known_as_published` gave."""
-    found: list[dict[str, tuple[float, ...]]] = [{} for _ in pictures]
+    scores: list[dict[str, tuple[float, ...]]] = [{} for _ in pictures]
     if SCR in protocols:
         for at, vector in enumerate(_vectors(sight, pictures)):
-            found[at][SCR] = whole_cosines(vector, [one[SCR] for one in known[at]])
+            scores[at][SCR] = whole_cosines(vector, [subject[SCR] for subject in known[at]])
     if PSR in protocols:
-        owners = [at for at, own in enumerate(words) for _ in own]
-        said = [word for own in words for word in own]
-        boxes = sight.boxes([pictures[at] for at in owners], said)
-        numbers = [number for own in words for number in _which(own)]
+        owners = [at for at, picture_words in enumerate(words) for _ in picture_words]
+        flat_words = [word for picture_words in words for word in picture_words]
+        boxes = sight.boxes([pictures[at] for at in owners], flat_words)
+        numbers = [number for picture_words in words for number in _which(picture_words)]
         crops = [
-            _cut(pictures[at], own, number)
-            for at, own, number in zip(owners, boxes, numbers, strict=True)
+            _cut(pictures[at], picture_boxes, number)
+            for at, picture_boxes, number in zip(owners, boxes, numbers, strict=True)
         ]
-        subjects = [one[PSR] for own in known for one in own]
+        subjects = [subject[PSR] for cast in known for subject in cast]
         cosines: dict[int, list[float]] = {}
-        for at, vector, own in zip(owners, _vectors(sight, crops), subjects, strict=True):
-            cosines.setdefault(at, []).extend(whole_cosines(vector, [own]))
+        for at, vector, targets in zip(owners, _vectors(sight, crops), subjects, strict=True):
+            cosines.setdefault(at, []).extend(whole_cosines(vector, [targets]))
         for at, values in cosines.items():
-            found[at][PSR] = tuple(values)
-    return found
+            scores[at][PSR] = tuple(values)
+    return scores
 
 
 def scores_as_published(cosines: Mapping[str, Sequence[float]]) -> dict[str, float]:

@@ -55,7 +55,7 @@ def _cut_out(
     notes: list[str],
 ) -> ReferenceImage:  # fmt: skip
     side = max(16, config.reference_side // 4)  # `find_subject` works at four times this
-    found, opacity, note = find_subject(
+    crop, opacity, note = find_subject(
         picture, side, config.tolerance, lambda image: sight.find(image, subject.class_name)
     )
     solid = opacity > 127
@@ -63,7 +63,7 @@ def _cut_out(
         raise UserError(f"{file}: nothing of the subject is visible; replace or remove it")
     if note:
         notes.append(f"{file}: {note}")
-    white = np.where(solid[..., None], found.image, np.uint8(255))
+    white = np.where(solid[..., None], crop.image, np.uint8(255))
     return ReferenceImage(image=white, mask=solid)
 
 

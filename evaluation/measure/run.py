@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,9 @@ class Request:
         judging = self.evaluate.model_dump(
             mode="json", exclude={"resamples", "level", "seed", "batch"}
         )
-        own = self.measure.model_dump(mode="json", exclude={"composites", "seed"})
+        measuring = self.measure.model_dump(mode="json", exclude={"composites", "seed"})
         return {
-            "version": VERSION, "judge": self.judge, "evaluate": judging, "measure": own,
+            "version": VERSION, "judge": self.judge, "evaluate": judging, "measure": measuring,
             "published": wanted(self.plan.layout),
         }  # fmt: skip
 
@@ -142,7 +143,7 @@ class MeasureResult:
 
     def called(self, model: str) -> str:
         """A model, or a difference of two, by the names that people gave."""
-        return " - ".join(self.names.get(one, one) for one in model.split(" - "))
+        return " - ".join(self.names.get(part, part) for part in model.split(" - "))
 
     def of(self, metric: str, group: str = "all") -> dict[str, EvalRow]:
         """A model's name -> its row of a metric."""
@@ -208,25 +209,25 @@ class _Work:
 
     def known(self, todo: Sequence[PlannedPicture], watch: Watch) -> dict[str, Known]:
         """Every subject's references shown; those embedded whom some picture still needs."""
-        plan, found = self.request.plan, {}
-        needed = {one.name for picture in todo for one in picture.row.subjects}
+        plan, known = self.request.plan, {}
+        needed = {subject.name for picture in todo for subject in picture.row.subjects}
         about: dict[str, Any] = {}
         for number, (name, subject) in enumerate(plan.subjects.items(), 1):
             found_in = self.references(name)
             pictures = [reference.subject for reference in found_in]
             if pictures and name in needed:
                 photographs = [reference.photograph for reference in found_in]
-                told = known_as_published(
+                vectors = known_as_published(
                     self.published, photographs, subject.class_name, self.sight
                 )
-                found[name] = know(pictures, self.sight, told)
+                known[name] = know(pictures, self.sight, vectors)
             files = show_references(self.out, name, pictures)
             about[name] = {"class_name": subject.class_name, "pictures": files}
             watch("look at references", number, len(plan.subjects), {})
         prompts = {scene.id: scene.prompt for scene in plan.scenes.values()}
         write_json(self.out / SUBJECTS, {"subjects": about, "prompts": prompts})
         _refuse(self.request, self.problems)
-        return found
+        return known
 
     def references(self, name: str) -> list[CutOut]:
         """A subject's cut-outs."""
@@ -253,12 +254,10 @@ def _measure(request: Request, out: Path, watch: Watch) -> MeasureResult:
     rows, notes = foreign_rows(
         judged, scores, plan.names, request.evaluate, published=work.published
     )
-    write_whole(
-        out / SCENES, to_parquet([one for own in judged.values() for one in own], EvalScene)
-    )
-    write_whole(
-        out / FOREIGN, to_parquet([one for own in scores.values() for one in own], ForeignScores)
-    )
+    records = list(chain.from_iterable(judged.values()))
+    write_whole(out / SCENES, to_parquet(records, EvalScene))
+    foreign = list(chain.from_iterable(scores.values()))
+    write_whole(out / FOREIGN, to_parquet(foreign, ForeignScores))
     write_json(out / ROWS, [asdict(row) for row in rows])
     about: dict[str, Any] = {
         "key": request.key,
@@ -267,8 +266,8 @@ def _measure(request: Request, out: Path, watch: Watch) -> MeasureResult:
         "adapter": plan.names[ADAPTER],
         "names": plan.names,
         "source": plan.source,
-        "scenes": len({one.scene_id for own in judged.values() for one in own}),
-        "pictures": sum(len(own) for own in judged.values()),
+        "scenes": len({record.scene_id for record in records}),
+        "pictures": len(records),
         "fingerprints": {"judge": request.judge},
         "notes": [*notes, *dict.fromkeys(work.notes), *_about_judge(work)],
         "left_out": [str(problem) for problem in work.problems],
@@ -283,7 +282,7 @@ def _measure(request: Request, out: Path, watch: Watch) -> MeasureResult:
 def _result(
     where: str, about: Mapping[str, Any], rows: list[EvalRow], *, resumed: bool
 ) -> MeasureResult:
-    told = {name: about[name] for name in ("names", "scenes", "pictures", "seconds")}
+    fields = {name: about[name] for name in ("names", "scenes", "pictures", "seconds")}
     return MeasureResult(
         out=where,
         rows=rows,
@@ -291,7 +290,7 @@ def _result(
         notes=tuple(about["notes"]),
         left_out=tuple(about["left_out"]),
         check=tuple(FaultFound(**row) for row in about["check"]),
-        **told,
+        **fields,
     )
 
 
@@ -303,7 +302,7 @@ def _check(work: _Work, watch: Watch) -> tuple[FaultFound, ...]:
         name: [reference.subject for reference in quiet_work.references(name)]
         for name in request.plan.subjects
     }
-    usable = {name: own for name, own in references.items() if own}
+    usable = {name: pictures for name, pictures in references.items() if pictures}
     casts = dict.fromkeys(scene.subject_ids for scene in request.plan.scenes.values())
     return check_sight(
         work.sight,
@@ -384,7 +383,7 @@ def _read_ahead(
     with ThreadPoolExecutor(READERS, "read") as pool:
         read = functools.partial(_read, work)
         for part in chunks(todo, batch):
-            waiting.append((part, [pool.submit(read, one) for one in part]))
+            waiting.append((part, [pool.submit(read, picture) for picture in part]))
             if len(waiting) > AHEAD:
                 yield _ready(*waiting.popleft())
         while waiting:
@@ -422,12 +421,12 @@ def _in_order(
         at = counts.get((picture.model, picture.scene_id), 0)
         counts[picture.model, picture.scene_id] = at + 1
         named: dict[str, Any] = {"model": picture.model, "scene_id": picture.scene_id, "index": at}
-        told: dict[str, Any] = {"image": parts.image(picture), "protocol": plan.protocol}
-        judged[picture.model].append(replace(kept.judged, **told, **named))
+        about: dict[str, Any] = {"image": parts.image(picture), "protocol": plan.protocol}
+        judged[picture.model].append(replace(kept.judged, **about, **named))
         row = picture.row
         where: dict[str, Any] = {"source": str(row.image), "line": row.line, "seed": row.seed}
         scores[picture.model].append(replace(kept.scores, **where, **named))
-    empty = [plan.names[model] for model, own in judged.items() if not own]
+    empty = [plan.names[model] for model, records in judged.items() if not records]
     if empty:
         shown = "; ".join(str(problem) for problem in work.problems[:3])
         raise UserError(f"{plan.source}: no picture of {', '.join(empty)} can be measured. {shown}")
@@ -436,10 +435,10 @@ def _in_order(
 
 def _about_judge(work: _Work) -> list[str]:
     config = work.request.evaluate
-    found = [f"judge: {name}" for name in work.sight.names]
+    judges = [f"judge: {name}" for name in work.sight.names]
     layout = work.request.plan.layout
     return [
-        *found,
+        *judges,
         *not_told(layout, work.published),
         *([LAYOUTS[layout].absent] if layout else []),
         "failed: missing, doubled, in another's looks, or identity below "
@@ -480,15 +479,15 @@ class _Parts:
             for picture in from_parquet(file.read_bytes(), JudgedPicture, str(file))
         }
 
-    def image(self, one: PlannedPicture) -> str:
+    def image(self, picture: PlannedPicture) -> str:
         """Where a picture lies below the results; no file's name while it is not judged."""
-        kept = self.kept.get(one.key)
-        return one.place + (Path(kept.judged.image).suffix if kept else "")
+        kept = self.kept.get(picture.key)
+        return picture.place + (Path(kept.judged.image).suffix if kept else "")
 
-    def add(self, one: JudgedPicture) -> None:
+    def add(self, picture: JudgedPicture) -> None:
         """Kept at the latest after `KEEP_EVERY` seconds."""
-        self.kept[one.key] = one
-        self._new.append(one)
+        self.kept[picture.key] = picture
+        self._new.append(picture)
         if time.monotonic() - self._written > KEEP_EVERY:
             self.write()
 

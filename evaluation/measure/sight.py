@@ -117,15 +117,15 @@ class PhotographSight:
     def look(self, pictures: Sequence[Image], class_names: Sequence[Sequence[str]]) -> list[Looked]:
         """As `Sight.look`."""
         asked = [tuple(dict.fromkeys(words)) for words in class_names]
-        found = detect(pictures, asked, self._segmenter, self._config)
-        owners = [at for at, own in enumerate(found) for _ in own]
-        masks = [one.mask for own in found for one in own]
+        detected = detect(pictures, asked, self._segmenter, self._config)
+        owners = [at for at, detections in enumerate(detected) for _ in detections]
+        masks = [detection.mask for detections in detected for detection in detections]
         vectors = self.embed([pictures[at] for at in owners], masks)
-        ends = np.cumsum([len(own) for own in found])
+        ends = np.cumsum([len(detections) for detections in detected])
         parts = np.split(vectors, ends[:-1])
         return [
-            _looked(own, part, words)
-            for own, part, words in zip(found, parts, class_names, strict=True)
+            _looked(detections, part, words)
+            for detections, part, words in zip(detected, parts, class_names, strict=True)
         ]
 
     def embed(self, pictures: Sequence[Image], masks: Sequence[Mask]) -> Vectors:
@@ -134,16 +134,16 @@ class PhotographSight:
 
     def find(self, picture: Image, class_name: str) -> Mask | None:
         """As `Sight.find`."""
-        (own,) = detect([picture], [(class_name,)], self._segmenter, self._config)
-        return own[0].mask if own else None
+        (detections,) = detect([picture], [(class_name,)], self._segmenter, self._config)
+        return detections[0].mask if detections else None
 
     def fits(self, pictures: Sequence[Image], prompts: Sequence[str]) -> list[float]:
         """As `Sight.fits`."""
         if self._clip is None:
             return [float("nan")] * len(pictures)
         shown = embed(self._clip.embed_images, pictures, self._config.batch).astype(np.float64)
-        said = np.asarray(self._clip.embed_texts(list(prompts)), dtype=np.float64)
-        return [float(value) for value in (shown * said).sum(axis=1)]
+        texts = np.asarray(self._clip.embed_texts(list(prompts)), dtype=np.float64)
+        return [float(value) for value in (shown * texts).sum(axis=1)]
 
     def whole(self, pictures: Sequence[Image]) -> Vectors | None:
         """As `Sight.whole`."""
@@ -157,18 +157,20 @@ class PhotographSight:
             made = self._segmenter.segment(
                 [pictures[at] for at in part], [(words[at],) for at in part]
             )
-            return [[one.box for one in own] for own in made]
+            return [[detection.box for detection in detections] for detections in made]
 
         return by_size(pictures, self._config.batch, found)
 
 
-def _looked(own: Sequence[Detection], vectors: Vectors, class_names: Sequence[str]) -> Looked:
+def _looked(
+    detections: Sequence[Detection], vectors: Vectors, class_names: Sequence[str]
+) -> Looked:
     """A detector that reads words bars all others; one that reads none gives ''."""
-    said = np.array([detection.class_name for detection in own], dtype=object)[None]
+    words = np.array([detection.class_name for detection in detections], dtype=object)[None]
     asked = np.array(list(class_names), dtype=object)[:, None]
-    agree = (said == asked).astype(np.bool_).reshape(len(class_names), len(own))
-    named = (said != "").astype(np.bool_).reshape(1, len(own))
-    return Looked(own, vectors, agree.astype(np.float64), named & ~agree)
+    agree = (words == asked).astype(np.bool_).reshape(len(class_names), len(detections))
+    named = (words != "").astype(np.bool_).reshape(1, len(detections))
+    return Looked(detections, vectors, agree.astype(np.float64), named & ~agree)
 
 
 class PocketSight:
@@ -190,17 +192,24 @@ class PocketSight:
 
     def _looked(self, seen: Sequence[Seen], class_names: Sequence[str]) -> Looked:
         config, known = self._config, self._judge.class_names
-        own = [
-            one
-            for one in seen
-            if one.confidence >= config.min_confidence and one.mask.mean() >= config.min_area
+        instances = [
+            instance
+            for instance in seen
+            if instance.confidence >= config.min_confidence
+            and instance.mask.mean() >= config.min_area
         ]
-        vectors = np.stack([one.embedding for one in own]) if own else np.zeros((0, 1), np.float32)
-        words = np.zeros((len(class_names), len(own)))
+        vectors = (
+            np.stack([instance.embedding for instance in instances])
+            if instances
+            else np.zeros((0, 1), np.float32)
+        )
+        words = np.zeros((len(class_names), len(instances)))
         for row, word in enumerate(class_names):
             if word in known:
-                words[row] = [float(one.class_scores[known.index(word)]) for one in own]
-        return Looked(own, vectors, words, np.zeros(words.shape, np.bool_))
+                words[row] = [
+                    float(instance.class_scores[known.index(word)]) for instance in instances
+                ]
+        return Looked(instances, vectors, words, np.zeros(words.shape, np.bool_))
 
     def embed(self, pictures: Sequence[Image], masks: Sequence[Mask]) -> Vectors:
         """As `Sight.embed`."""
@@ -213,8 +222,8 @@ class PocketSight:
     def fits(self, pictures: Sequence[Image], prompts: Sequence[str]) -> list[float]:
         """As `Sight.fits`."""
         shown = np.asarray(self._clip.embed_images(pictures), dtype=np.float64)
-        said = np.asarray(self._clip.embed_texts(list(prompts)), dtype=np.float64)
-        return [float(value) for value in (shown * said).sum(axis=1)]
+        texts = np.asarray(self._clip.embed_texts(list(prompts)), dtype=np.float64)
+        return [float(value) for value in (shown * texts).sum(axis=1)]
 
     def whole(self, pictures: Sequence[Image]) -> Vectors | None:
         """Nothing: its encoder knows instances alone."""

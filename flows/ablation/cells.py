@@ -151,7 +151,7 @@ class Cells:
         level = {} if mean is None else {"noise.mean": mean}
         tree = merge(tree, nested({**level, **base, **settings}))
         steps = self.run.ablation.steps
-        own = {
+        cell_settings = {
             "source": condition.source,
             "seed": seed,
             "steps": steps,
@@ -164,7 +164,7 @@ class Cells:
             root=self.run.dataset_root,
             version=self.version,
             out="",
-            train=merge(tree, own),
+            train=merge(tree, cell_settings),
         )
         return self._cell(kind, objective, settings, seed, train, condition=condition)
 

@@ -166,7 +166,7 @@ class AblationConfig(StrictModel):
     def conditions(self) -> list[Condition]:
         """Sources, numbers of pairs and noise, each with each; the first is the main one."""
         means: tuple[float | None, ...] = self.noise_means or (None,)
-        return [Condition(*one) for one in product(self.sources, self.pairs, means)]
+        return [Condition(*combination) for combination in product(self.sources, self.pairs, means)]
 
     @property
     def look_every(self) -> int:

@@ -45,7 +45,7 @@ def value_tables(
     records: Records, metrics: Sequence[str], belongs: Callable[[EvalScene], bool]
 ) -> dict[str, ValueTable]:
     """Metric -> arm -> (S seeds, K scenes), scenes in the base's order."""
-    scenes = list(dict.fromkeys(one.scene_id for one in records[BASE][0] if belongs(one)))
+    scenes = list(dict.fromkeys(record.scene_id for record in records[BASE][0] if belongs(record)))
     tables: dict[str, ValueTable] = {}
     for metric in metrics:
         tables[metric] = {
@@ -71,7 +71,7 @@ def family_contrasts(run: AblateRun, records: Records, choice: Choice) -> list[C
     rest = [metric for metric in METRICS if metric not in DECIDING]
     main = f"{best}/{sources[0]}"
     others = [*(f"{name}/{sources[0]}" for name in names), *untrained]
-    found: list[Contrast] = []
+    all_contrasts: list[Contrast] = []
 
     def family(
         name: str,
@@ -80,7 +80,7 @@ def family_contrasts(run: AblateRun, records: Records, choice: Choice) -> list[C
         group: str = "all",
         belongs: Callable[[EvalScene], bool] = everything,
     ) -> None:
-        found.extend(
+        all_contrasts.extend(
             contrasts(
                 value_tables(records, metrics, belongs),
                 pairs,
@@ -100,12 +100,12 @@ def family_contrasts(run: AblateRun, records: Records, choice: Choice) -> list[C
         arms = [f"{name}/{source}" for name in names]
         family(source, [(f"{best}/{source}", a) for a in arms if a != f"{best}/{source}"], DECIDING)
     for group, belongs in GROUPS.items():
-        if group != "all" and any(belongs(one) for one in records[BASE][0]):
+        if group != "all" and any(belongs(record) for record in records[BASE][0]):
             metrics = [
                 metric for metric in DECIDING if group != "1 subject" or metric != "leakage_margin"
             ]
             family(f"group {group}", [(main, BASE)], metrics, group, belongs)
-    return found
+    return all_contrasts
 
 
 def reading_contrasts(run: AblateRun, cells: Done) -> list[Reading]:
@@ -176,7 +176,7 @@ def compare(
         steps=run.ablation.steps,
         batch_pairs=run.train.batch_pairs,
         seeds=tuple(range(run.ablation.seeds)),
-        scenes=len({one.scene_id for one in records[BASE][0]}),
+        scenes=len({record.scene_id for record in records[BASE][0]}),
         validation_scenes=run.ablation.validation_scenes,
         arms=tuple(arms),
         best=f"{choice.best}/{main}",
@@ -308,7 +308,7 @@ def _curves(choice: Choice) -> list[CurvePoint]:
 def _rows(records: Records) -> list[ArmRow]:
     rows: list[ArmRow] = []
     for group, belongs in GROUPS.items():
-        if any(belongs(one) for one in records[BASE][0]):
+        if any(belongs(record) for record in records[BASE][0]):
             rows += arm_rows(value_tables(records, list(METRICS), belongs), group=group)
     return rows
 

@@ -133,15 +133,15 @@ class Builder:
     def partitions(self) -> dict[str, tuple[Scene, ...]]:
         """Partition -> its scenes. UserError when subjects and settings give none."""
         scenes = compose(list(self.subjects.values()), self.backgrounds, self.run.compose)
-        return {name: tuple(own) for name, own in by_partition(scenes).items()}
+        return {name: tuple(members) for name, members in by_partition(scenes).items()}
 
     def keep_first(self, scenes: int) -> None:
         """From now on only the first partitions count that hold so many scenes together."""
         kept: dict[str, tuple[Scene, ...]] = {}
-        for name, own in self.partitions.items():
+        for name, members in self.partitions.items():
             if sum(map(len, kept.values())) >= scenes:
                 break
-            kept[name] = own
+            kept[name] = members
         self.__dict__["partitions"] = kept
         self.__dict__.pop("plan", None)
 

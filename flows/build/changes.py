@@ -52,12 +52,14 @@ def changed_causes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Sequence[s
 
 
 def _settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    runs = [run_of(one["config"]) for one in (old, new)]
+    runs = [run_of(manifest["config"]) for manifest in (old, new)]
     then, now = (run.model_dump(mode="json") if run else {} for run in runs)
     if not then or not now:  # made by another version of focusdpo: compared as they were written
         then, now = old["config"], new["config"]
     for name in dict.fromkeys([*SECTIONS, *STAGES]):
-        yield from (f"setting {one}" for one in differences(name, then.get(name), now.get(name)))
+        yield from (
+            f"setting {change}" for change in differences(name, then.get(name), now.get(name))
+        )
 
 
 def run_of(config: Mapping[str, Any]) -> BuildRun | None:
@@ -71,7 +73,9 @@ def run_of(config: Mapping[str, Any]) -> BuildRun | None:
 
 def _code_and_models(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     for stage in STAGES:
-        then, now = (one["stages"].get(stage, {}).get("versions", {}) for one in (old, new))
+        then, now = (
+            manifest["stages"].get(stage, {}).get("versions", {}) for manifest in (old, new)
+        )
         yield from code_changes(stage, then, now)
 
 
@@ -80,39 +84,39 @@ def code_changes(stage: str, then: Mapping[str, str], now: Mapping[str, str]) ->
     if then.get("code") != now.get("code"):
         yield f"code of {stage}: version {then.get('code')} -> {now.get('code')}"
     if then.get("model") != now.get("model"):
-        before, after = (roles_in(stage, one.get("model") or "") for one in (then, now))
+        before, after = (roles_in(stage, record.get("model") or "") for record in (then, now))
         yield f"model of {stage} ({', '.join(after if len(after) > len(before) else before)})"
 
 
-def lines(told: DatasetDiff) -> Iterator[str]:
+def lines(diff: DatasetDiff) -> Iterator[str]:
     """A diff for people."""
-    yield f"{told.a} -> {told.b}" + (": the same pairs" if told.is_empty else "")
-    for kind, names in told.subjects.items():
+    yield f"{diff.a} -> {diff.b}" + (": the same pairs" if diff.is_empty else "")
+    for kind, names in diff.subjects.items():
         if names:
             yield f"subjects {kind}: {', '.join(names)}"
-    counts = ", ".join(f"{count} {kind}" for kind, count in told.pairs.items())
+    counts = ", ".join(f"{count} {kind}" for kind, count in diff.pairs.items())
     yield f"pairs: {counts}"
-    for sign, reasons in (("+", told.added), ("-", told.removed)):
+    for sign, reasons in (("+", diff.added), ("-", diff.removed)):
         for reason, count in reasons.items():
             yield f"  {sign}{count}  {reason}"
-    for name, values in (("by source", told.by_source), ("by split", told.by_split)):
-        yield f"{name}: " + ", ".join(f"{one} {a} -> {b}" for one, (a, b) in values.items())
-    yield f"yield: {told.yields[0]:.1%} -> {told.yields[1]:.1%}"
-    for reason, (a, b) in told.rejects.items():
+    for name, values in (("by source", diff.by_source), ("by split", diff.by_split)):
+        yield f"{name}: " + ", ".join(f"{value} {a} -> {b}" for value, (a, b) in values.items())
+    yield f"yield: {diff.yields[0]:.1%} -> {diff.yields[1]:.1%}"
+    for reason, (a, b) in diff.rejects.items():
         if a != b:
             yield f"  rejected, {reason}: {a} -> {b}"
     yield (
-        f"shards: {len(told.shards_new)} new, {len(told.shards_gone)} no longer used; "
-        f"{size(told.bytes[0])} -> {size(told.bytes[1])}"
+        f"shards: {len(diff.shards_new)} new, {len(diff.shards_gone)} no longer used; "
+        f"{size(diff.bytes[0])} -> {size(diff.bytes[1])}"
     )
-    yield from (f"  new  {name}" for name in told.shards_new)
-    yield f"model computation behind it: {told.seconds[0]:.1f} s -> {told.seconds[1]:.1f} s"
-    yield from (f"purged from {note}" for note in told.purged)
+    yield from (f"  new  {name}" for name in diff.shards_new)
+    yield f"model computation behind it: {diff.seconds[0]:.1f} s -> {diff.seconds[1]:.1f} s"
+    yield from (f"purged from {note}" for note in diff.purged)
 
 
-def as_dict(told: DatasetDiff) -> dict[str, Any]:
+def as_dict(diff: DatasetDiff) -> dict[str, Any]:
     """For `--json`."""
-    return {**asdict(told), "empty": told.is_empty}
+    return {**asdict(diff), "empty": diff.is_empty}
 
 
 def size(count: float) -> str:

@@ -62,8 +62,8 @@ class Resources(BaseModel):
 
     def of(self, stage: str) -> StageResources:
         """The request of a stage."""
-        own: StageResources | None = getattr(self, stage)
-        return own or self.default
+        request: StageResources | None = getattr(self, stage)
+        return request or self.default
 
 
 class LocalConfig(BaseModel):
@@ -114,9 +114,9 @@ class RayConfig(BaseModel):
     @field_validator("env")
     @classmethod
     def _has_no_secrets(cls, env: dict[str, str]) -> dict[str, str]:
-        if found := sorted(name for name in env if SECRET.search(name)):
+        if secrets := sorted(name for name in env if SECRET.search(name)):
             raise ValueError(
-                f"{', '.join(found)}: this section is recorded with every dataset version; give "
+                f"{', '.join(secrets)}: this section is recorded with every dataset version; give "
                 "secrets to the nodes, in the environment that `ray start` runs in"
             )
         return env

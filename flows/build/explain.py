@@ -41,9 +41,11 @@ def review_lines(builder: Builder) -> Iterator[str]:
         if verdict in ("rejected", "contested") and had.get(pair) not in ("rejected", "contested")
     )
     if out:
-        told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(out.items()))
-        yield f"review: {counted(out.total(), 'pair')} left out of the index ({told})"
-    turned = sum(had.get(pair) != "swapped" for pair, said in now.items() if said == "swapped")
+        verdicts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(out.items()))
+        yield f"review: {counted(out.total(), 'pair')} left out of the index ({verdicts})"
+    turned = sum(
+        had.get(pair) != "swapped" for pair, verdict in now.items() if verdict == "swapped"
+    )
     if turned:
         pairs = counted(turned, "pair")
         yield f"review: {pairs} with winner and loser exchanged, written to new shards"
@@ -64,9 +66,9 @@ def changed_verdicts(builder: Builder) -> tuple[Mapping[str, Verdict], Mapping[s
         if row.samples == samples_digest(builder.run, ruled.get(row.partition, ()))
     }
     had = {
-        one.pair_id: one.verdict
-        for one in reviewed_of(builder.store, latest)
-        if one.partition not in settled and one.partition in builder.partitions
+        reviewed.pair_id: reviewed.verdict
+        for reviewed in reviewed_of(builder.store, latest)
+        if reviewed.partition not in settled and reviewed.partition in builder.partitions
     }
     now = {
         pair: verdict
@@ -116,7 +118,7 @@ def settled_version(builder: Builder) -> Mapping[str, Any] | None:
         return None
     manifest = read_manifest(store, latest)
     there = set(store.files.names(shard.FOLDER))
-    if any(one["name"] not in there for one in manifest["shards"]):
+    if any(entry["name"] not in there for entry in manifest["shards"]):
         return None
     if any(keys - set(store.keys(stage)) for stage, keys in lineage_keys(store, latest).items()):
         return None
@@ -248,18 +250,20 @@ class _Before:
     @functools.cached_property
     def _keys(self) -> Mapping[str, Mapping[str, str]]:
         """Stage -> partition -> key, of what was made for the last version."""
-        found: dict[str, dict[str, str]] = defaultdict(dict)
+        keys: dict[str, dict[str, str]] = defaultdict(dict)
         columns = ["stage", "partition", "key"]
         table = lineage_columns(self._builder.store, self._manifest["id"], columns)
         if table is not None:
             for row in zip(*(table[name].to_pylist() for name in columns), strict=True):
-                found[row[0]][row[1]] = row[2]
-        return found
+                keys[row[0]][row[1]] = row[2]
+        return keys
 
     def _changes(self, stage: str) -> list[str]:
         """What has changed of a stage and of those that it builds on."""
-        own, above = self._own_changes, _ancestors(stage)
-        return list(dict.fromkeys(text for name in STAGES if name in above for text in own[name]))
+        changes, above = self._own_changes, _ancestors(stage)
+        return list(
+            dict.fromkeys(text for name in STAGES if name in above for text in changes[name])
+        )
 
     @functools.cached_property
     def _own_changes(self) -> dict[str, list[str]]:

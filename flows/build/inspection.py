@@ -44,8 +44,8 @@ def overview(root: str, version: str = "latest", *, verify: bool = False) -> dic
         "licences": dict(
             Counter(subject["licence"] or "not told" for subject in manifest["subjects"])
         ),
-        "shards": {one["name"]: one["pairs"] for one in manifest["shards"]},
-        "bytes": sum(one["bytes"] for one in manifest["shards"]),
+        "shards": {shard["name"]: shard["pairs"] for shard in manifest["shards"]},
+        "bytes": sum(shard["bytes"] for shard in manifest["shards"]),
         "root_bytes": {
             "artefacts": sum(sizes.values()),
             "shards": sum(store.files.listing(SHARDS).values()),
@@ -65,21 +65,21 @@ def _stages(
     keys = lineage_keys(store, version.id)
     for stage, entry in version.manifest["stages"].items():
         paths = (f"{stage}/{key[:2]}/{key}.tar" for key in keys.get(stage, ()))
-        told = {name: entry[name] for name in ("artefacts", "records", "seconds")}
-        yield stage, {**told, "bytes": sum(sizes.get(path, 0) for path in paths)}
+        figures = {name: entry[name] for name in ("artefacts", "records", "seconds")}
+        yield stage, {**figures, "bytes": sum(sizes.get(path, 0) for path in paths)}
 
 
 def pair_lineage(root: str, version: str, pair_id: str) -> dict[str, Any]:
     """A pair's record, the sample that holds it, and every artefact behind it."""
     store = Store.open(root, create=False)
     opened = open_version(store, version)
-    row = next((one for one in opened.rows if one.pair_id == pair_id), None)
+    row = next((row for row in opened.rows if row.pair_id == pair_id), None)
     if row is None:
-        near = [one.pair_id for one in opened.rows[:3]]
+        near = [row.pair_id for row in opened.rows[:3]]
         raise UserError(
             f"{root}: version {opened.id} has no pair '{pair_id}'; it has {', '.join(near)}, ..."
         )
-    artefacts = [one for one in lineage_of(opened) if one.partition == row.partition]
+    artefacts = [artefact for artefact in lineage_of(opened) if artefact.partition == row.partition]
     return {
         "root": root,
         "version": opened.id,
@@ -180,15 +180,15 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[st
         yield "  ".join(aligned).rstrip()
 
 
-def as_lines(found: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+def as_lines(facts: Mapping[str, Any], indent: str = "") -> Iterator[str]:
     """Nested facts as indented lines."""
-    for name, value in found.items():
+    for name, value in facts.items():
         if isinstance(value, Mapping):
             yield f"{indent}{name}:"
             yield from as_lines(value, indent + "  ")
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
             yield f"{indent}{name}:"
-            for one in value:
-                yield f"{indent}  - " + "  ".join(f"{k}={v}" for k, v in one.items())
+            for entry in value:
+                yield f"{indent}  - " + "  ".join(f"{k}={v}" for k, v in entry.items())
         else:
             yield f"{indent}{name}: {value}"

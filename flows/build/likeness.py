@@ -70,7 +70,7 @@ def subject_notes(
     ones. Where a cluster computes, this process loads no encoder and the second is left out."""
     latest = latest_id(store)
     before = [] if latest is None else read_manifest(store, latest)["subjects"]
-    known = {(one["id"], one["digest"]) for one in before}
+    known = {(entry["id"], entry["digest"]) for entry in before}
     new = [subject for subject in subjects.values() if (subject.id, subject.digest) not in known]
     if not new:
         return []
@@ -80,5 +80,5 @@ def subject_notes(
     words = {subject.class_name for subject in new}
     looked = {name: subject for name, subject in subjects.items() if subject.class_name in words}
     vectors = embed_references(looked, store.image, parts.identity)
-    names = {name: one.class_name for name, one in looked.items()}
+    names = {name: subject.class_name for name, subject in looked.items()}
     return notes + identity_notes(vectors, names, run.duplicates)

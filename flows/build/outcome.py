@@ -115,15 +115,15 @@ def brought_by(store: Store, version: str) -> Brought:
     manifest = read_manifest(store, version)
     parent = manifest.get("parent")
     there = parent is not None and store.files.exists(f"versions/{parent}/manifest.json")
-    known = {one.key for one in partitions_of(store, str(parent))} if there else set()
-    new = [one for one in partitions_of(store, version) if one.key not in known]
+    known = {partition.key for partition in partitions_of(store, str(parent))} if there else set()
+    new = [partition for partition in partitions_of(store, version) if partition.key not in known]
     rejects: Counter[str] = Counter()
     for partition in new:
         rejects.update(partition.rejects)
     return Brought(
         version=version,
         parent=str(parent) if there else None,
-        pairs=sum(one.pairs for one in new),
+        pairs=sum(partition.pairs for partition in new),
         rejects=dict(sorted(rejects.items())),
         partitions=len(new),
         stage_seconds={
@@ -141,7 +141,7 @@ def dropped(brought: Brought, past: Iterable[float], alert: YieldAlertConfig) ->
     usual = statistics.median(before)
     if share >= alert.share * usual:
         return None
-    most = max(brought.rejects.items(), key=lambda one: one[1], default=("none", 0))
+    most = max(brought.rejects.items(), key=lambda item: item[1], default=("none", 0))
     return (
         f"yield dropped to {share:.3f} of what was judged ({counted(brought.pairs, 'pair')} from "
         f"{brought.partitions} new partitions), below {alert.share:g} of {usual:.3f}, the median "

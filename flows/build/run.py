@@ -118,9 +118,9 @@ class Build(Job[BuildRun, BuildResult]):
             outcomes = self.compute(steps, watch)
             # Those skipped because of one that failed are not told again.
             failures = [
-                f"{one.stage} of partition {one.partition}: {one.message}"
-                for one in outcomes
-                if one.status == "failed"
+                f"{outcome.stage} of partition {outcome.partition}: {outcome.message}"
+                for outcome in outcomes
+                if outcome.status == "failed"
             ]
             if failures and not any(builder.finished()):
                 raise UserError("every partition failed:\n  " + "\n  ".join(failures[:5]))
@@ -194,12 +194,12 @@ class Build(Job[BuildRun, BuildResult]):
             pairs=manifest["pairs"]["total"],
             partitions=self.counts["compose"][0],
             new_shards=shards if new else [],
-            made=dict(Counter(one.stage for one in outcomes if one.status == "made")),
+            made=dict(Counter(outcome.stage for outcome in outcomes if outcome.status == "made")),
             failed=list(failures),
             problems=self.problems,
             rejects=dict(manifest.get("rejects", {})),
             notes=tuple(self.builder.notes),
-            model_seconds=round(sum(one.seconds for one in outcomes), 3),
+            model_seconds=round(sum(outcome.seconds for outcome in outcomes), 3),
             load_seconds=round(load_seconds, 3),
             start_seconds=round(begun - self.started, 3),
             wall_seconds=round(time.perf_counter() - self.started, 3),
@@ -244,9 +244,15 @@ class Build(Job[BuildRun, BuildResult]):
 
 
 def _log(outcomes: Sequence[Outcome]) -> None:
-    for one in outcomes:
-        with about(partition=one.partition):
-            log.info("%s: %s in %.2f s %s", one.stage, one.status, one.seconds, one.message)
+    for outcome in outcomes:
+        with about(partition=outcome.partition):
+            log.info(
+                "%s: %s in %.2f s %s",
+                outcome.stage,
+                outcome.status,
+                outcome.seconds,
+                outcome.message,
+            )
 
 
 def summary(result: BuildResult) -> str:

@@ -43,11 +43,11 @@ def find_subjects(run: BuildRun, store: Store) -> tuple[list[Subject], list[str]
     if registry is not None:
         return registered_subjects(run, store, registry)
     with subject_folder(run, store) as folder:
-        found = read_folder(run, store, folder, strict=run.strict)
-    for line in notes_by_kind([problem for problem in found.problems if not problem.fatal]):
+        ingested = read_folder(run, store, folder, strict=run.strict)
+    for line in notes_by_kind([problem for problem in ingested.problems if not problem.fatal]):
         log.warning("%s", line)
-    return found.subjects, [
-        f"{problem.subject}: {problem.message}" for problem in found.problems if problem.fatal
+    return ingested.subjects, [
+        f"{problem.subject}: {problem.message}" for problem in ingested.problems if problem.fatal
     ]
 
 
@@ -228,9 +228,9 @@ def _register(
     fatal: list[str] = []
     notes: list[str] = []
     for parent, names in by_parent.items():
-        found = read_folder(run, store, parent, only=names)
-        subjects += found.subjects
-        for problem in found.problems:
+        ingested = read_folder(run, store, parent, only=names)
+        subjects += ingested.subjects
+        for problem in ingested.problems:
             (fatal if problem.fatal else notes).append(f"{problem.subject}: {problem.message}")
     if fatal:
         raise UserError(
@@ -244,11 +244,13 @@ def _subject_folders(folders: Sequence[Path]) -> dict[Path, set[str]]:
     """Parent folder -> names of the subjects' folders in it. A folder that holds pictures is a
     subject; one that holds folders, many."""
     chosen: list[Path] = []
-    for folder in (one.expanduser().absolute() for one in folders):
+    for folder in (path.expanduser().absolute() for path in folders):
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; give folders of pictures")
         chosen += subjects_within(folder)
-    twice = [name for name, count in Counter(one.name for one in set(chosen)).items() if count > 1]
+    twice = [
+        name for name, count in Counter(path.name for path in set(chosen)).items() if count > 1
+    ]
     if twice:
         raise UserError(f"{' and '.join(sorted(twice))}: given twice; rename or leave one out")
     by_parent: dict[Path, set[str]] = {}
@@ -280,24 +282,24 @@ def listing(root: str) -> dict[str, Any]:
         "version": latest,
         "subjects": [
             {
-                "id": one["id"],
-                "class_name": one["class_name"],
-                "pictures": one["references"],
-                "licence": one["licence"],
-                "partitions": partitions[one["id"]],
-                "pairs": pairs[one["id"]],
-                "state": _state(one, built),
+                "id": subject["id"],
+                "class_name": subject["class_name"],
+                "pictures": subject["references"],
+                "licence": subject["licence"],
+                "partitions": partitions[subject["id"]],
+                "pairs": pairs[subject["id"]],
+                "state": _state(subject, built),
             }
-            for one in known
+            for subject in known
         ],
-        "leaving": sorted(built.keys() - {one["id"] for one in known}),
+        "leaving": sorted(built.keys() - {subject["id"] for subject in known}),
     }
 
 
-def _state(one: Mapping[str, Any], built: Mapping[str, str]) -> str:
-    if one["id"] not in built:
+def _state(subject: Mapping[str, Any], built: Mapping[str, str]) -> str:
+    if subject["id"] not in built:
         return "new"
-    return "built" if built[one["id"]] == one["digest"] else "changed"
+    return "built" if built[subject["id"]] == subject["digest"] else "changed"
 
 
 def _counts(store: Store, latest: str | None) -> tuple[Counter[str], Counter[str]]:
@@ -312,9 +314,9 @@ def _counts(store: Store, latest: str | None) -> tuple[Counter[str], Counter[str
         pairs.update(dict.fromkeys(row.subject_ids, row.pairs))
     if not rows:  # a version from before partitions were recorded: those with pairs
         seen = {}
-        for one in open_version(store, latest).rows:
-            seen[one.partition] = one.subject_ids
-            pairs.update(one.subject_ids)
+        for index_row in open_version(store, latest).rows:
+            seen[index_row.partition] = index_row.subject_ids
+            pairs.update(index_row.subject_ids)
         for members in seen.values():
             partitions.update(members)
     return partitions, pairs

@@ -134,36 +134,36 @@ def _scored(builder: Builder) -> Iterator[Partition]:
 def decisions(run: BuildRun, partitions: Iterable[Partition]) -> list[Decision]:
     """Every threshold of segment and pair with the values that it is held against. Values of a
     decision are those of all candidates, also of those that another decision drops."""
-    found: dict[str, list[float]] = {name: [] for name in _ABOUT}
-    for one in partitions:
-        scores = {score.candidate_id: score for score in one.scored}
-        found["segment.min_confidence"] += [
-            instance.confidence for instance in one.instances if instance.found != "missing"
+    values: dict[str, list[float]] = {name: [] for name in _ABOUT}
+    for partition in partitions:
+        scores = {score.candidate_id: score for score in partition.scored}
+        values["segment.min_confidence"] += [
+            instance.confidence for instance in partition.instances if instance.found != "missing"
         ]
-        whole = [s for s in one.scored if s.kind == "sampled" and s.complete]
-        found["pair.min_winner_identity"] += [min(s.identity) for s in whole]
-        found["pair.min_winner_margin"] += [
+        whole = [s for s in partition.scored if s.kind == "sampled" and s.complete]
+        values["pair.min_winner_identity"] += [min(s.identity) for s in whole]
+        values["pair.min_winner_margin"] += [
             min(s.leakage_margin) for s in whole if len(s.identity) > 1
         ]
-        for other in one.disrupted:
+        for other in partition.disrupted:
             win, lose = scores[other.parent_id], scores[other.id]
-            names = one.scene_subjects[other.scene_id]
+            names = partition.scene_subjects[other.scene_id]
             places = [names.index(name) for name in other.subject_ids]
             drops = [win.identity[place] - lose.identity[place] for place in places]
-            found["pair.min_drop"].append(float(np.mean(drops)))
-            found["pair.min_drop_each"].append(min(drops))
-            found["pair.background_tolerance"].append(lose.background)
-            found["pair.clip_t_tolerance"].append(abs(win.clip_t - lose.clip_t))
-        for scene in one.scene_subjects:
+            values["pair.min_drop"].append(float(np.mean(drops)))
+            values["pair.min_drop_each"].append(min(drops))
+            values["pair.background_tolerance"].append(lose.background)
+            values["pair.clip_t_tolerance"].append(abs(win.clip_t - lose.clip_t))
+        for scene in partition.scene_subjects:
             means = [float(np.mean(s.identity)) for s in whole if s.scene_id == scene]
             if len(means) > 1:
-                found["pair.rank_margin"].append(max(means) - min(means))
+                values["pair.rank_margin"].append(max(means) - min(means))
     return [
         Decision(
             name,
             about,
             float(getattr(getattr(run, name.partition(".")[0]), name.partition(".")[2])),
-            tuple(found[name]),
+            tuple(values[name]),
             not name.endswith("_tolerance"),
         )
         for name, about in _ABOUT.items()

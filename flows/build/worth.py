@@ -87,9 +87,9 @@ def worth_lines(worth: Worth) -> Iterator[str]:
         yield f"  pairs with {in_numbers(worth.by_num_subjects)}"
         yield f"  pairs by subject: {_by_subject(worth.by_subject)}"
     top = list(worth.rejects)[:REASONS_TOLD]
-    told = [*top, *(name for name in ALWAYS_TOLD if worth.rejects.get(name) and name not in top)]
+    reasons = [*top, *(name for name in ALWAYS_TOLD if worth.rejects.get(name) and name not in top)]
     judged = worth.pairs + sum(worth.rejects.values())
-    for reason in told:
+    for reason in reasons:
         count = worth.rejects[reason]
         share = f" ({count / judged:.0%} of what was judged)" if reason == EMPTY else ""
         yield f"  {count} rejected{share}, {reason}: {remedy(reason)}"
@@ -183,7 +183,10 @@ def waiting_decisions(version: DatasetVersion) -> int:
     """How many pairs reviewers have decided about otherwise than the version has it."""
     ruling = Ruling.of(Audit(version.store).reviews())
     wanted = {(pair, verdict) for (pair, _), verdict in ruling.changes.items()}
-    taken = {(one.pair_id, str(one.verdict)) for one in reviewed_of(version.store, version.id)}
+    taken = {
+        (reviewed.pair_id, str(reviewed.verdict))
+        for reviewed in reviewed_of(version.store, version.id)
+    }
     known = _ids(version.rows) | {pair for pair, _ in taken}
     return len({pair for pair, _ in wanted ^ taken} & known)
 

@@ -47,13 +47,13 @@ def gather(
     """Pairs and rejects of the finished partitions (partition -> key of its pair artefact), as
     reviews leave them."""
     latest = latest_id(store)
-    had = {} if latest is None else {one.partition: one for one in partitions_of(store, latest)}
+    had = {} if latest is None else {row.partition: row for row in partitions_of(store, latest)}
     rows_of: dict[str, list[IndexRow]] = {}
     for row in latest_rows(store):
         rows_of.setdefault(row.partition, []).append(row)
     reviewed: dict[str, list[ReviewedPair]] = {}
-    for one in reviewed_of(store, latest) if latest else []:
-        reviewed.setdefault(one.partition, []).append(one)
+    for pair in reviewed_of(store, latest) if latest else []:
+        reviewed.setdefault(pair.partition, []).append(pair)
     shards = set(store.files.names(shard.FOLDER))
     yields = Yields([], [], [], [], [])
     for name, key in finished.items():
@@ -69,7 +69,7 @@ def gather(
         rejects: Counter[str] = Counter(
             reject.reason for reject in store.read("pair", key, Reject, table="rejects")
         )
-        rejects.update(f"review: {one.verdict}" for one in changed if one.verdict != "swapped")
+        rejects.update(f"review: {pair.verdict}" for pair in changed if pair.verdict != "swapped")
         yields.pairs.extend(pairs)
         yields.previous.extend(rows)
         yields.reviewed.extend(changed)

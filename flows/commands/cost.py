@@ -68,8 +68,8 @@ def train_cost(run: TrainRun) -> Cost:
     extra = 0.5 if config.memory == "sequential" and objective.definition.losers else 0.0
     passes = round(left * images * (forward + extra))
     flops, memory = None, ""
-    if not isinstance(run.family, str) and (own := footprint(run.family)) is not None:
-        flops = own.flops * (passes + left * images * BACKWARD)
+    if not isinstance(run.family, str) and (usage := footprint(run.family)) is not None:
+        flops = usage.flops * (passes + left * images * BACKWARD)
         machine = this_machine(run.family.device)
         memory = told(train_demand(run.family, config), machine)
     pairs = counted(config.batch_pairs, "pair")
@@ -88,12 +88,12 @@ def evaluate_cost(run: EvaluateRun) -> Cost:
 
     plan = plan_of(request_of(run))
     what, pictures = plan.amount, plan.num_pictures
-    own = None if isinstance(run.family, str) else footprint(run.family)
-    if own is None or isinstance(run.family, str):
+    usage = None if isinstance(run.family, str) else footprint(run.family)
+    if usage is None or isinstance(run.family, str):
         return Cost(what, pictures, None, None, "the embedded generator: seconds", "")
-    flops = own.flops * own.passes * pictures
+    flops = usage.flops * usage.passes * pictures
     memory = told(evaluate_demand(run.family), this_machine(run.family.device))
-    return Cost(what, own.passes * pictures, flops, *_hours(run.family, flops), memory)
+    return Cost(what, usage.passes * pictures, flops, *_hours(run.family, flops), memory)
 
 
 def build_lines(job: Build, *, known: bool) -> Iterator[str]:
@@ -105,12 +105,12 @@ def build_lines(job: Build, *, known: bool) -> Iterator[str]:
     missing = job.builder.plan.missing_partitions("generate")
     scenes = sum(len(job.builder.partitions[name]) for name in missing)
     pictures = scenes * run.generate.candidates
-    own = footprint(run.family)
-    if not pictures or own is None:
+    usage = footprint(run.family)
+    if not pictures or usage is None:
         return
-    flops = own.flops * own.passes * pictures
+    flops = usage.flops * usage.passes * pictures
     yield (
-        f"{pictures:,} candidates to paint: {own.passes * pictures:,} forward passes, "
+        f"{pictures:,} candidates to paint: {usage.passes * pictures:,} forward passes, "
         f"{flops / 1e12:,.0f} TFLOP"
     )
     if not known:
@@ -126,7 +126,10 @@ def _step_seconds(out: str) -> list[float]:
     path = Path(out) / "steps.parquet"
     if is_remote(out) or not path.is_file():
         return []
-    return [float(one) for one in pq.read_table(path, columns=["seconds"])["seconds"].to_pylist()]
+    return [
+        float(seconds)
+        for seconds in pq.read_table(path, columns=["seconds"])["seconds"].to_pylist()
+    ]
 
 
 def _hours(family: Any, flops: float | None) -> tuple[tuple[float, float] | None, str]:

@@ -71,19 +71,20 @@ def purge(names: NAMES, root: ROOT) -> Mapping[str, Any]:
     from focusdpo.store.artefacts import Store
 
     with working(f"purging {', '.join(names)}"):
-        told = as_told(delete(Store.open(root, create=False), names))
+        summary = as_told(delete(Store.open(root, create=False), names))
     say(
-        f"purged {', '.join(told['subjects'])}: {counted(told['artefacts'], 'artefact')}, "
-        f"{counted(told['shards_removed'], 'shard')} removed, {told['shards_rewritten']} rewritten"
+        f"purged {', '.join(summary['subjects'])}: {counted(summary['artefacts'], 'artefact')}, "
+        f"{counted(summary['shards_removed'], 'shard')} removed, "
+        f"{summary['shards_rewritten']} rewritten"
     )
-    for name, lost in told["versions"].items():
+    for name, lost in summary["versions"].items():
         say(f"  version {name}: {counted(lost['pairs'], 'pair')} less")
     say(
-        f"searched all files of {root}: none of their {counted(told['pictures'], 'picture')} is "
+        f"searched all files of {root}: none of their {counted(summary['pictures'], 'picture')} is "
         "left. "
         "Adapters, reports and copies outside the root are yours to delete"
     )
-    return {"command": "dataset purge", "root": root, **told}
+    return {"command": "dataset purge", "root": root, **summary}
 
 
 TABLES = Annotated[
@@ -159,24 +160,26 @@ def gc(
         garbage = collect(
             store, keep_versions=keep_versions, min_age=3600 * min_age_hours, dry_run=dry_run
         )
-    told = garbage.as_dict()
-    _show_garbage(told)
-    return {"command": "gc", "root": root, **told}
+    summary = garbage.as_dict()
+    _show_garbage(summary)
+    return {"command": "gc", "root": root, **summary}
 
 
-def _show_garbage(told: dict[str, Any]) -> None:
+def _show_garbage(summary: dict[str, Any]) -> None:
     from focusdpo.flows.build.changes import size
 
-    for name, count in told["versions"].items():
+    for name, count in summary["versions"].items():
         say(f"version {name}: {size(count)}")
-    for stage, artefact in told["artefacts"].items():
+    for stage, artefact in summary["artefacts"].items():
         say(f"{stage}: {counted(artefact['artefacts'], 'artefact')}, {size(artefact['bytes'])}")
     for what in ("shards", "others"):
-        if told[what]["files"]:
-            say(f"{what}: {counted(told[what]['files'], 'file')}, {size(told[what]['bytes'])}")
+        if summary[what]["files"]:
+            say(
+                f"{what}: {counted(summary[what]['files'], 'file')}, {size(summary[what]['bytes'])}"
+            )
     say(
-        f"{'removed' if told['removed'] else 'would remove'} {size(told['bytes'])}"
-        + (f"; too young to be: {counted(told['young'], 'file')}" if told["young"] else "")
+        f"{'removed' if summary['removed'] else 'would remove'} {size(summary['bytes'])}"
+        + (f"; too young to be: {counted(summary['young'], 'file')}" if summary["young"] else "")
     )
 
 
@@ -277,8 +280,8 @@ def list_subjects(root: ROOT) -> Mapping[str, Any]:
 def _show_subjects(subjects: list[dict[str, Any]]) -> None:
     if not subjects:
         return
-    width = max(len("subject"), *(len(one["id"]) for one in subjects))
-    kind = max(len("class"), *(len(one["class_name"]) for one in subjects))
+    width = max(len("subject"), *(len(subject["id"]) for subject in subjects))
+    kind = max(len("class"), *(len(subject["class_name"]) for subject in subjects))
     say(f"{'subject':<{width}}  {'class':<{kind}}  pictures  partitions  pairs  state    licence")
     for subject in subjects:
         say(

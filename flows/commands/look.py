@@ -62,7 +62,7 @@ def settings(
 def _aligned(settings: list[Setting], width: int) -> Iterator[str]:
     """`name = value`, and beside it the meaning and the type, wrapped at `width` columns. A value
     that is too long for the first column has its meaning below."""
-    lines = [f"{one.name} = {one.value!r}" for one in settings]
+    lines = [f"{setting.name} = {setting.value!r}" for setting in settings]
     column = min(max(map(len, lines)), max(24, width // 2 - 2))
     text = textwrap.TextWrapper(max(20, width - column - 2), break_on_hyphens=False)
     for line, setting in zip(lines, settings, strict=True):
@@ -133,15 +133,15 @@ def doctor(
         if root is not None:
             results.append(dataset_check(root, repair=repair))
         results += [run_check(folder) for folder in runs]
-    said: dict[str, str] = {}
+    by_message: dict[str, str] = {}
     for check in results:
         # One absent checkpoint fails several checks: its message is told once.
-        first = said.setdefault(check.told, check.name)
+        first = by_message.setdefault(check.told, check.name)
         message = check.told if check.ok or first == check.name else f"as {first}"
         say(f"{'ok  ' if check.ok else 'BAD '} {check.name}: {message}")
     fine = all(check.ok for check in results)
-    told = {"command": "doctor", "ok": fine, "checks": [asdict(check) for check in results]}
-    return told if fine else Incomplete(told)
+    summary = {"command": "doctor", "ok": fine, "checks": [asdict(check) for check in results]}
+    return summary if fine else Incomplete(summary)
 
 
 def _with_training(run: GenerateRun) -> tuple[ModelsConfig | None, TrainConfig | None]:
@@ -190,19 +190,24 @@ def fetch(
             total, missing = download.size.total / 1e9, download.size.missing / 1e9
             size = f"{total:.2f} GB, {missing:.2f} of it to download"
         say(f"{download.field}: {download.name}: {size}")
-    known = [one.size for one in wanted if one.size is not None]
-    total, missing = sum(one.total for one in known), sum(one.missing for one in known)
+    known = [download.size for download in wanted if download.size is not None]
+    total, missing = sum(amount.total for amount in known), sum(amount.missing for amount in known)
     folder, free = cache_room()
     say(
         f"in all {total / 1e9:.2f} GB, {missing / 1e9:.2f} to download; {folder} has "
         f"{free / 1e9:.1f} GB free"
     )
-    sizes = {one.field: None if one.size is None else asdict(one.size) for one in wanted}
+    sizes = {
+        download.field: None if download.size is None else asdict(download.size)
+        for download in wanted
+    }
     if plan:
         return {"command": "fetch", "plan": sizes, "bytes": total, "missing": missing}
     require_room(wanted)
     places = {
-        one.field: str(fetch_source(one.name, one.field, one.patterns, update=update))
-        for one in wanted
+        download.field: str(
+            fetch_source(download.name, download.field, download.patterns, update=update)
+        )
+        for download in wanted
     }
     return {"command": "fetch", "found": places, "bytes": total}

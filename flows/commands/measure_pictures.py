@@ -32,8 +32,8 @@ def measure(run: MeasureRun, prefect: PREFECT = None) -> dict[str, Any]:
         say(f"left out: {len(result.left_out) - FIRST_FEW} more (run.json)")
     show(result)
     say(f"{result.out}/{REPORT}" + (" (finished before)" if result.resumed else ""))
-    told = result.as_dict()
-    return Incomplete(told) if result.left_out else told
+    summary = result.as_dict()
+    return Incomplete(summary) if result.left_out else summary
 
 
 def show(result: Any) -> None:
@@ -50,11 +50,13 @@ def show(result: Any) -> None:
     names = result.names
     say(f"{'metric':<20}" + "".join(f"{name[:24]:>28}" for name in names.values()))
     for metric in dict.fromkeys(row.metric for row in result.rows if row.group == "all"):
-        own = {row.model: row for row in result.rows if row.metric == metric and row.group == "all"}
-        cells = [_cell(own.get(model)) for model in names]
+        by_model = {
+            row.model: row for row in result.rows if row.metric == metric and row.group == "all"
+        }
+        cells = [_cell(by_model.get(model)) for model in names]
         say(f"{metric:<20}" + "".join(f"{cell:>28}" for cell in cells))
         for model in names:
-            gap = own.get(f"{model} - {BASE}")
+            gap = by_model.get(f"{model} - {BASE}")
             if gap is not None and metric == "failed":
                 say(f"  {names[model]} - {names[BASE]}: {_cell(gap, signed=True)}")
 

@@ -100,10 +100,12 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
     fields as options; its other parameters are options of the command alone. What it returns is
     printed with --json; `Incomplete` is exit code 3."""
     signature = inspect.signature(function, eval_str=True)
-    own = dict(signature.parameters)
-    model: type[BaseModel] | None = own.pop("run").annotation if "run" in own else None
+    parameters = dict(signature.parameters)
+    model: type[BaseModel] | None = (
+        parameters.pop("run").annotation if "run" in parameters else None
+    )
     answers = signature.return_annotation is not None
-    every = [*_parameters(model), *own.values()] if model else [*own.values()]
+    every = [*_parameters(model), *parameters.values()] if model else [*parameters.values()]
     if model is not None and "preset" in model.model_fields:
         every.append(_parameter(model, "preset"))
     if model is not None and issubclass(model, Run):
@@ -114,16 +116,18 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def call(**given: Any) -> None:
-        arguments = {name: given[name] for name in own}
+        arguments = {name: given[name] for name in parameters}
         if model is not None:
             arguments["run"] = _resolved(model, given)
         parsed = Parsed(function, arguments, answers and given["json"])
         given["context"].find_root().obj.append(parsed)
 
     described: Any = call
-    by_name = {one.name: one.replace(kind=one.KEYWORD_ONLY) for one in every}
+    by_name = {
+        parameter.name: parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in every
+    }
     described.__signature__ = inspect.Signature(list(by_name.values()))
-    described.__annotations__ = {name: one.annotation for name, one in by_name.items()}
+    described.__annotations__ = {name: parameter.annotation for name, parameter in by_name.items()}
     described.model = model
     return call
 
@@ -183,10 +187,10 @@ def _typer_type(annotation: Any) -> Any:
 
 def run_models(group: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, type[BaseModel]]]:
     """(name, run model) of every command of a click group that has one, as in "export adapter"."""
-    for name, one in group.commands.items():
-        if hasattr(one, "commands"):
-            yield from run_models(one, (*words, name))
-        elif (model := getattr(one.callback, "model", None)) is not None:
+    for name, subcommand in group.commands.items():
+        if hasattr(subcommand, "commands"):
+            yield from run_models(subcommand, (*words, name))
+        elif (model := getattr(subcommand.callback, "model", None)) is not None:
             yield " ".join((*words, name)), model
 
 

@@ -123,9 +123,9 @@ def _compare(run: PaintRun, adapted: Generator) -> dict[str, Any]:
         made = compare(both, run.prompt, subjects, _seeds(run), run.out)
     say(f"{run.out}: {in_english(made.prompt)}")
     for model in MODELS:
-        for one in made.sides[model]:
-            identity, margin = _figure(one.identity), _figure(one.leakage_margin)
-            say(f"{one.file:<16} identity {identity}, leakage margin {margin}: {one.words}")
+        for picture in made.sides[model]:
+            identity, margin = _figure(picture.identity), _figure(picture.leakage_margin)
+            say(f"{picture.file:<16} identity {identity}, leakage margin {margin}: {picture.words}")
     return {"out": str(run.out), **made.model_dump(mode="json")}
 
 
@@ -140,7 +140,9 @@ def _paint(run: PaintRun, generator: Generator) -> dict[str, Any]:
     with working("painting"):
         painted = generator(run.prompt, subjects, seeds)
         if run.each:
-            names = [run.out.with_stem(f"{run.out.stem}-{one.about.seeds[0]}") for one in painted]
+            names = [
+                run.out.with_stem(f"{run.out.stem}-{picture.about.seeds[0]}") for picture in painted
+            ]
         else:
             names, painted = [run.out], [sheet(painted, run.columns)]
         for name, picture in zip(names, painted, strict=True):
@@ -160,8 +162,8 @@ def _again(run: PaintRun, picture: Path) -> Mapping[str, Any]:
         same = made.png() == unsigned(picture.read_bytes())
         made.save(run.out)
     say(f"{run.out}: {'the same bytes' if same else 'not the same bytes'} as {picture}")
-    told = {"command": "generate", "out": str(run.out), "again": str(picture), "same": same}
-    return told if same else Incomplete(told)
+    summary = {"command": "generate", "out": str(run.out), "again": str(picture), "same": same}
+    return summary if same else Incomplete(summary)
 
 
 def _batch(path: Path, generator: Generator, out: Path) -> Mapping[str, Any]:
@@ -173,8 +175,8 @@ def _batch(path: Path, generator: Generator, out: Path) -> Mapping[str, Any]:
     say(f"{out}: {len(result.painted)} painted, {len(result.skipped)} there before")
     for row, why in result.failed.items():
         say(f"row {row}: {why}")
-    told = {"command": "generate", "out": str(out), **asdict(result)}
-    return Incomplete(told) if result.failed else told
+    summary = {"command": "generate", "out": str(out), **asdict(result)}
+    return Incomplete(summary) if result.failed else summary
 
 
 def _seeds(run: PaintRun) -> list[int]:

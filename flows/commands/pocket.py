@@ -232,5 +232,5 @@ def world_preview(
     classes = sorted(class_names("train"))
     say(f"{out}: {counted(count, 'scene')} of the classes that the models were taught:")
     say(", ".join(classes))
-    told = {"out": str(out), "scenes": count, "classes": classes}
-    finish({"command": "pocket world-preview", **told}, json)
+    summary = {"out": str(out), "scenes": count, "classes": classes}
+    finish({"command": "pocket world-preview", **summary}, json)

@@ -22,10 +22,10 @@ def stats(root: ROOT) -> Mapping[str, Any]:
     scorers."""
     from focusdpo.pipeline.review_stats import statistics
 
-    told = statistics(_reviews(root)).as_dict()
-    for line in _lines(told):
+    summary = statistics(_reviews(root)).as_dict()
+    for line in _lines(summary):
         say(line)
-    return {"command": "review stats", "root": root, **told}
+    return {"command": "review stats", "root": root, **summary}
 
 
 def list_reviews(
@@ -39,11 +39,12 @@ def list_reviews(
     from focusdpo.pipeline.audit import original_id, standing
 
     reviews = _reviews(root)
-    counts = {one.id for by in standing(reviews).values() for one in by.values()}
+    counts = {review.id for by in standing(reviews).values() for review in by.values()}
     chosen = [
-        one
-        for one in reviews
-        if reviewer in (None, one.reviewer) and (pair is None or one.pair_id == original_id(pair))
+        review
+        for review in reviews
+        if reviewer in (None, review.reviewer)
+        and (pair is None or review.pair_id == original_id(pair))
     ]
     for review in chosen:
         say(
@@ -53,8 +54,8 @@ def list_reviews(
         )
     if not chosen:
         say("no decision yet; `focusdpo studio` has a page for review")
-    told = [{**asdict(one), "counts": one.id in counts} for one in chosen]
-    return {"command": "review list", "root": root, "reviews": told}
+    rows = [{**asdict(review), "counts": review.id in counts} for review in chosen]
+    return {"command": "review list", "root": root, "reviews": rows}
 
 
 def export(
@@ -83,32 +84,33 @@ def _reviews(root: str) -> list[Any]:
     return Audit(Store.open(root, create=False)).reviews()
 
 
-def _lines(told: dict[str, Any]) -> list[str]:
-    verdicts = ", ".join(f"{count} {name}" for name, count in told["verdicts"].items())
+def _lines(summary: dict[str, Any]) -> list[str]:
+    verdicts = ", ".join(f"{count} {name}" for name, count in summary["verdicts"].items())
     lines = [
-        f"{counted(told['decisions'], 'decision')} in the audit; "
-        f"{counted(told['pairs'], 'pair')} judged" + (f": {verdicts}" if verdicts else "")
+        f"{counted(summary['decisions'], 'decision')} in the audit; "
+        f"{counted(summary['pairs'], 'pair')} judged" + (f": {verdicts}" if verdicts else "")
     ]
-    for name, counts in told["reviewers"].items():
+    for name, counts in summary["reviewers"].items():
         lines.append(f"  {name}: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
-    if told["several"]:
+    if summary["several"]:
         lines.append(
-            f"{counted(told['several'], 'pair')} judged by two or more: agreement "
-            f"{_figure(told['agreement'])}, Krippendorff's alpha {_figure(told['alpha'])}"
+            f"{counted(summary['several'], 'pair')} judged by two or more: agreement "
+            f"{_figure(summary['agreement'])}, Krippendorff's alpha {_figure(summary['alpha'])}"
         )
-    for one in told["between"]:
+    for peers in summary["between"]:
         lines.append(
-            f"  {one['a']} and {one['b']}: {counted(one['pairs'], 'pair')}, agreement "
-            f"{_figure(one['agreement'])}, Cohen's kappa {_figure(one['kappa'])}"
+            f"  {peers['a']} and {peers['b']}: {counted(peers['pairs'], 'pair')}, agreement "
+            f"{_figure(peers['agreement'])}, Cohen's kappa {_figure(peers['kappa'])}"
         )
     for title, name in (("all", "scorers"), ("blind", "scorers_blind")):
-        one = told[name]
-        if one["decisions"]:
+        figures = summary[name]
+        if figures["decisions"]:
             lines.append(
-                f"with the scorers, {title} reviews: {one['prefer_winner']} prefer their winner, "
-                f"{one['prefer_loser']} their loser, {one['neither']} neither; share "
-                f"{_figure(one['share'])} [{_figure(one['low'])}, {_figure(one['high'])}], rank "
-                f"correlation with the margin {_figure(one['rank_correlation'])}"
+                f"with the scorers, {title} reviews: {figures['prefer_winner']} prefer their "
+                f"winner, {figures['prefer_loser']} their loser, {figures['neither']} neither; "
+                f"share {_figure(figures['share'])} [{_figure(figures['low'])}, "
+                f"{_figure(figures['high'])}], rank correlation with the margin "
+                f"{_figure(figures['rank_correlation'])}"
             )
     return lines
 

@@ -65,10 +65,10 @@ def build_dataset(
     """
     if first is not None:
         return _look_first(run, first)
-    told = _build(run, plan, prefect)
+    summary = _build(run, plan, prefect)
     if not plan:
-        show_next(run.root, told["version"])
-    return told
+        show_next(run.root, summary["version"])
+    return summary
 
 
 def _look_first(run: BuildRun, scenes: int) -> dict[str, Any]:
@@ -82,8 +82,8 @@ def _look_first(run: BuildRun, scenes: int) -> dict[str, Any]:
         for line in decision.lines():
             say(line)
     say("nothing was changed: give what you take with --set, or write it into a preset")
-    told = [decision.as_dict() for decision in decisions]
-    return {"command": "build-dataset", "first": scenes, "decisions": told}
+    summaries = [decision.as_dict() for decision in decisions]
+    return {"command": "build-dataset", "first": scenes, "decisions": summaries}
 
 
 def show_next(root: str, version: str) -> None:
@@ -151,17 +151,23 @@ def told_plan(job: Any) -> dict[str, Any]:
     """Why it will be computed, how much it is, and what leaves the index."""
     from focusdpo.flows.build.explain import Explanation, explain
 
-    told = Explanation(job.counts, [], 0.0, []) if job.settled is not None else explain(job.builder)
-    for cause in told.causes:
+    explanation = (
+        Explanation(job.counts, [], 0.0, []) if job.settled is not None else explain(job.builder)
+    )
+    for cause in explanation.causes:
         work = ", ".join(f"{stage} {count}" for stage, count in cause.partitions.items())
         say(f"  {cause.text}: {work}{_told_seconds('; ', cause.seconds)}")
-    for line in [*told.leaving, *(f"left out: {problem}" for problem in job.problems)]:
+    for line in [*explanation.leaving, *(f"left out: {problem}" for problem in job.problems)]:
         say(f"  {line}")
-    if told.causes:
-        say(f"in all{_told_seconds(' ', told.seconds)}" if told.seconds is not None else UNTIMED)
-        for line in cost.build_lines(job, known=told.seconds is not None):
+    if explanation.causes:
+        say(
+            f"in all{_told_seconds(' ', explanation.seconds)}"
+            if explanation.seconds is not None
+            else UNTIMED
+        )
+        for line in cost.build_lines(job, known=explanation.seconds is not None):
             say(f"  {line}")
-    plan = {"command": "build-dataset", "root": job.run.root, **told.as_dict()}
+    plan = {"command": "build-dataset", "root": job.run.root, **explanation.as_dict()}
     return Incomplete(plan) if job.problems else plan
 
 
@@ -193,8 +199,8 @@ def encode(run: EncodeRun) -> dict[str, Any]:
             f"{counted(outcome.missing, 'pair')} found no room and will be encoded while training: "
             "raise train.encoded.gib or free some space"
         )
-    told = outcome.as_dict()
-    return Incomplete(told) if outcome.missing else told
+    summary = outcome.as_dict()
+    return Incomplete(summary) if outcome.missing else summary
 
 
 COST = Annotated[

@@ -56,8 +56,8 @@ class Demand:
 def footprint(models: ModelsConfig, references: int = 2) -> Footprint | None:
     """The backbone's; None for one from outside that does not tell."""
     tell = getattr(module_of(models, "backbone"), "footprint", None)
-    found: Footprint | None = None if tell is None else tell(models.backbone, references)
-    return found
+    answer: Footprint | None = None if tell is None else tell(models.backbone, references)
+    return answer
 
 
 def weights_of(models: ModelsConfig, role: str) -> float:
@@ -65,8 +65,8 @@ def weights_of(models: ModelsConfig, role: str) -> float:
     config, module = config_of(models, role), module_of(models, role)
     if (tell := getattr(module, "device_bytes", None)) is not None:
         return float(tell(config))
-    if role == "backbone" and (own := footprint(models)) is not None:
-        return own.device
+    if role == "backbone" and (usage := footprint(models)) is not None:
+        return usage.device
     return float(
         sum(
             file.stat().st_size
@@ -80,8 +80,8 @@ def weights_of(models: ModelsConfig, role: str) -> float:
 def _at_work(models: ModelsConfig, role: str) -> float:
     """Beside weights, while a part works."""
     if role == "backbone":
-        own = footprint(models)
-        return 0.0 if own is None else max(models.batch * own.painting, own.decoding)
+        usage = footprint(models)
+        return 0.0 if usage is None else max(models.batch * usage.painting, usage.decoding)
     if "segmenter" in role:
         config = config_of(models, role)
         half = 2 if getattr(config, "dtype", "") == "bfloat16" else 1
@@ -99,12 +99,12 @@ def _together(command: Command, models: ModelsConfig, when: str, roles: set[str]
 
 
 def _host(models: ModelsConfig, roles: set[str]) -> tuple[float, float]:
-    own = footprint(models) if "backbone" in roles else None
+    usage = footprint(models) if "backbone" in roles else None
     largest = max((weights_of(models, role) for role in roles), default=0.0)
-    if own is None:
+    if usage is None:
         return PROCESS + largest, 0.0
     others = max((weights_of(models, role) for role in roles - {"backbone"}), default=0.0)
-    return PROCESS + max(own.host, others), own.scratch
+    return PROCESS + max(usage.host, others), usage.scratch
 
 
 def build_demand(models: ModelsConfig) -> Demand:
@@ -117,7 +117,7 @@ def build_demand(models: ModelsConfig) -> Demand:
     demands = [
         _together("build-dataset", models, f"stage {name}", roles) for name, roles in stages.items()
     ]
-    return max(demands, key=lambda one: one.device)
+    return max(demands, key=lambda demand: demand.device)
 
 
 def evaluate_demand(models: ModelsConfig) -> Demand:
@@ -127,25 +127,25 @@ def evaluate_demand(models: ModelsConfig) -> Demand:
 
 def train_demand(models: ModelsConfig, train: TrainConfig, references: int = 2) -> Demand:
     """A pass of `micro_pairs` pairs, with their encoders beside it."""
-    own = footprint(models, references)
-    if own is None:
+    usage = footprint(models, references)
+    if usage is None:
         return Demand("train", "training", {"backbone": weights_of(models, "backbone")})
     pairs = train.micro_pairs if train.micro_pairs > 0 else train.batch_pairs
     if train.micro_pairs < 0:  # tried out: at least one fits
         pairs = 1
-    passing = own.activations(
+    passing = usage.activations(
         pairs,
         checkpointing=train.gradient_checkpointing,
         sequential=train.memory == "sequential" and train.objective.definition.losers,
         kind=train.lora.kind,
     )
     parts = {
-        "backbone": own.device,
-        "policy and optimiser": own.policy(train.lora.rank, train.lora.kind),
-        "at work": SLACK * max(passing, own.decoding),
+        "backbone": usage.device,
+        "policy and optimiser": usage.policy(train.lora.rank, train.lora.kind),
+        "at work": SLACK * max(passing, usage.decoding),
         "CUDA": CONTEXT,
     }
-    return Demand("train", f"a pass of {pairs} pairs", parts, PROCESS + own.host, own.scratch)
+    return Demand("train", f"a pass of {pairs} pairs", parts, PROCESS + usage.host, usage.scratch)
 
 
 def demand_of(command: Command, models: ModelsConfig, train: TrainConfig | None) -> Demand:
@@ -219,8 +219,8 @@ def _with(
         if getattr(models, rest[0]) == value:
             return None
         return models.model_copy(update={rest[0]: value}), train
-    role, own = rest
+    role, setting = rest
     part = getattr(models, role)
-    if getattr(part, own, value) == value:
+    if getattr(part, setting, value) == value:
         return None
-    return models.model_copy(update={role: part.model_copy(update={own: value})}), train
+    return models.model_copy(update={role: part.model_copy(update={setting: value})}), train

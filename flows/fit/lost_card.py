@@ -19,8 +19,8 @@ def card_is_lost(error: BaseException | None) -> bool:
         return False
     while error is not None:
         names = {kind.__name__ for kind in type(error).__mro__}
-        told = any(text in str(error) for text in _TOLD)
-        if {"AcceleratorError", "CardGone"} & names or (isinstance(error, RuntimeError) and told):
+        known = any(text in str(error) for text in _TOLD)
+        if {"AcceleratorError", "CardGone"} & names or (isinstance(error, RuntimeError) and known):
             return True
         error = error.__cause__
     return False

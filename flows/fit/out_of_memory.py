@@ -28,10 +28,10 @@ def in_words(error: BaseException, run: Any) -> str:
     helping = list(what_helps(run))[:MOST]
     advice = " ".join(f"--set {what_help}" for what_help in helping)
     least = "run it where nothing else uses the card, or on a larger one"
-    told = f"try {advice}" if helping else least
+    hint = f"try {advice}" if helping else least
     return (
         f"the card's memory is full ({first.removesuffix('.')}). What was finished is kept, and "
-        f"the same command goes on from there; {told}"
+        f"the same command goes on from there; {hint}"
     )
 
 

@@ -134,7 +134,7 @@ def require_fit(
         many = replace(demand, host=demand.host * processes, scratch=demand.scratch * processes)
         if not machine.device_total:
             many = replace(
-                many, parts={one: size * processes for one, size in demand.parts.items()}
+                many, parts={part: size * processes for part, size in demand.parts.items()}
             )
         if (lacking := shortage(many, machine, family, train)) is not None:
             lacking = f"with num_processes={processes}, {lacking}. One process fits: give fewer"
@@ -184,15 +184,15 @@ class Source:
 
 def downloads(models: ModelsConfig) -> list[Source]:
     """What `focusdpo fetch` gets, with sizes."""
-    found = []
+    sized_sources = []
     for name, source, patterns in sources(models):
         size: Download | None
         try:
             size = size_of(source, name, patterns)
         except UserError:
             size = None
-        found.append(Source(name, source, patterns, size))
-    return found
+        sized_sources.append(Source(name, source, patterns, size))
+    return sized_sources
 
 
 def cache_room() -> tuple[Path, float]:

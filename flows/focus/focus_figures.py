@@ -150,25 +150,25 @@ class _Sheet:
 
     def draw_phase(self, row: int, phase: str, when: str, top: float) -> None:
         """M', M_s, M_d and W, as the base or with the adapter."""
-        own = {
+        arrays = {
             name: self._arrays[f"{phase}.{self._branch}.{name}"]
             for name in ("matches", "structure", "alignment", "gate", "weight")
         }
         for at in range(len(self._arrays["sigmas"])):
             axes = self._axes(row, at, f"M'\n{when}")
-            axes.imshow(self._claims(own["matches"][at]), interpolation="nearest")
+            axes.imshow(self._claims(arrays["matches"][at]), interpolation="nearest")
             self._outline(axes, "black")
-            axes.set_title(f"A {own['alignment'][at]:.2f}", fontsize=8, pad=2)
+            axes.set_title(f"A {arrays['alignment'][at]:.2f}", fontsize=8, pad=2)
             structure = self._axes(row + 1, at, f"M_s\n{when}")
-            self._map(structure, own["structure"][at], _one_colour(STRUCTURE), 1.0)
+            self._map(structure, arrays["structure"][at], _one_colour(STRUCTURE), 1.0)
             detail = self._axes(row + 2, at, f"M_d\n{when}")
-            if own["gate"][at] > 0:
+            if arrays["gate"][at] > 0:
                 self._map(detail, self._arrays["detail"], "cividis", 1.0)
             else:
                 detail.set_facecolor("#EEEEEE")
                 detail.text(0.5, 0.5, "off", ha="center", va="center", fontsize=8, color="#888888")
             weight = self._axes(row + 3, at, f"W\n{when}")
-            image = self._map(weight, own["weight"][at], "viridis", top)
+            image = self._map(weight, arrays["weight"][at], "viridis", top)
             if not self._first and at == len(self._arrays["sigmas"]) - 1:
                 self._scale(weight, image)
 

@@ -297,11 +297,11 @@ def premise_rows(
     configured, grouped, table = [], [], []
     for branch in range(len(BRANCHES)):
         head = {"phase": phase, "branch": BRANCHES[branch]}
-        own = {**head, "kind": features[0], "blocks": features[1]}
-        configured.append(own | _summary(measured.configured, branch, config))
+        configured_head = {**head, "kind": features[0], "blocks": features[1]}
+        configured.append(configured_head | _summary(measured.configured, branch, config))
         for number in sorted(set(subjects_P)):
             part = {name: v[number_P == number] for name, v in measured.configured.items()}
-            grouped.append(own | {"subjects": number} | _summary(part, branch, config))
+            grouped.append(configured_head | {"subjects": number} | _summary(part, branch, config))
         for (kind, block), values in measured.places.items():
             place = {**head, "kind": kind, "blocks": block}
             table.append(place | _summary(values, branch, config))
@@ -326,9 +326,9 @@ def _summary(values: Values, branch: int, config: PremiseConfig) -> Row:
         level=config.level,
     )
     rise = change.rise
-    told = {"rise": rise.mean[0], "rise_low": rise.low[0], "rise_high": rise.high[0]}
-    told |= {"spearman": change.spearman, "peak_sigma": change.peak_sigma}
-    return row | {name: number(value) for name, value in told.items()}
+    figures = {"rise": rise.mean[0], "rise_low": rise.low[0], "rise_high": rise.high[0]}
+    figures |= {"spearman": change.spearman, "peak_sigma": change.peak_sigma}
+    return row | {name: number(value) for name, value in figures.items()}
 
 
 def best_places(table: Sequence[Row]) -> dict[str, Row]:

@@ -62,12 +62,12 @@ class Compared(StrictModel):
     @property
     def files(self) -> frozenset[str]:
         """Its pictures, by their names in the folder."""
-        painted = {one.file for side in self.sides.values() for one in side}
+        painted = {picture.file for side in self.sides.values() for picture in side}
         return frozenset(painted | set(self.references))
 
     def mean(self, model: str, metric: str) -> float | None:
         """A number over a model's pictures; None where it has no meaning."""
-        values = [getattr(one, metric) for one in self.sides[model]]
+        values = [getattr(picture, metric) for picture in self.sides[model]]
         known = [value for value in values if value is not None]
         return sum(known) / len(known) if known else None
 

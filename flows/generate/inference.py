@@ -199,8 +199,8 @@ class Generator:
         made = []
         for seed in seeds:
             (pixels,) = generator.generate([about.prompt], [shown], [seed])
-            own = about.model_copy(update={"seeds": (seed,)})
-            made.append(Painted(PillowImage.fromarray(pixels), own, self.run.marks))
+            picture_about = about.model_copy(update={"seeds": (seed,)})
+            made.append(Painted(PillowImage.fromarray(pixels), picture_about, self.run.marks))
         return made
 
     def about(

@@ -95,22 +95,22 @@ def import_pairs(run: ImportRun, tables: Sequence[Path], watch: Watch = quiet) -
     with building(store):
         subjects, placed = _place(run, store, rows, problems)
         partitions: dict[str, list[PlacedPair]] = {}
-        for one in placed:
-            partitions.setdefault(one.scene.partition, []).append(one)
+        for placed_pair in placed:
+            partitions.setdefault(placed_pair.scene.partition, []).append(placed_pair)
         work = _Work(run, store, resident_parts(run.family), subjects, problems)
         made = []
         for at, (name, members) in enumerate(sorted(partitions.items())):
             watch("import", at, len(partitions), {})
-            if (own := work.partition(name, members)) is not None:
-                made.append(own)
+            if (made_partition := work.partition(name, members)) is not None:
+                made.append(made_partition)
         watch("import", len(partitions), len(partitions), {})
-        pairs = [pair for one in made for pair in one.pairs]
+        pairs = [pair for partition in made for pair in partition.pairs]
         rejects: Counter[str] = Counter()
         for partition in made:
             rejects.update(partition.row.rejects)
         if not pairs:
-            told = [*problems.lines, *(f"{n} rejected: {why}" for why, n in rejects.items())]
-            raise UserError(f"no pair can be used: {' | '.join(told[:5])}")
+            reasons = [*problems.lines, *(f"{n} rejected: {why}" for why, n in rejects.items())]
+            raise UserError(f"no pair can be used: {' | '.join(reasons[:5])}")
         version, notes = _publish(run, store, subjects, made, rejects)
     return Imported(
         root=run.root,
@@ -171,7 +171,8 @@ def _place(
         references = tuple(subjects[name].references[at] for name, at in places)
         record = row.record
         pair_id = record.pair_id or stable_id(
-            "pair", "import", *(digest(_bytes(row, one)) for one in (record.win, record.lose)),
+            "pair", "import",
+            *(digest(_bytes(row, picture)) for picture in (record.win, record.lose)),
             record.prompt, *ids,
         )  # fmt: skip
         if pair_id in first:
@@ -219,12 +220,12 @@ class _Work:
     def partition(self, name: str, members: Sequence[PlacedPair]) -> _Made | None:
         """The pairs and rejects of a set of subjects; None when no row of it can be used."""
         pictures: dict[str, PairPictures] = {}
-        for one in members:
+        for pair in members:
             try:
-                pictures[one.id] = self._read(one.row)
+                pictures[pair.id] = self._read(pair.row)
             except UserError as error:
                 self._problems.add(str(error))
-        usable = [one for one in members if one.id in pictures]
+        usable = [pair for pair in members if pair.id in pictures]
         if not usable:
             return None
         subjects = {name: self._subjects[name] for name in members[0].subjects}
@@ -263,13 +264,13 @@ class _Work:
         """Stage -> content key: all that the pixels and records of the partition depend on."""
         run, parts = self._run, self._parts
         inputs = [subject.digest for subject in subjects.values()]
-        for one in members:
-            shown = pictures[one.id]
+        for pair in members:
+            shown = pictures[pair.id]
             arrays = [shown.win, shown.lose, shown.prior, *shown.masks]
             looks = [b"" if a is None else digest(a.tobytes()).encode() for a in arrays]
-            told = [one.id, one.scene.prompt, one.row.record.source, one.row.record.mode]
-            told += [reference.image for reference in one.references]
-            inputs.append(digest(repr(told).encode() + b"".join(looks)))
+            facts = [pair.id, pair.scene.prompt, pair.row.record.source, pair.row.record.mode]
+            facts += [reference.image for reference in pair.references]
+            inputs.append(digest(repr(facts).encode() + b"".join(looks)))
         models = "+".join(parts.fingerprint(role) for role in ("segmenter", "identity", "clip"))
         settings = {
             name: getattr(run, name).model_dump(mode="json")
@@ -291,22 +292,22 @@ class _Work:
     ) -> None:
         commit = partial(self._store.commit, partition=name, versions={"code": f"import {VERSION}"})
         prefix = {stage: f"{stage}/{key}" for stage, key in keys.items()}
-        scenes = [one.scene for one in members]
+        scenes = [pair.scene for pair in members]
         commit("compose", keys["compose"], scenes, Scene)
-        candidates = [candidates_of(one, pictures[one.id], prefix) for one in members]
-        sampled = [one for own in candidates for one in own if isinstance(one, Sampled)]
-        disrupted = [one for own in candidates for one in own if isinstance(one, Disrupted)]
+        candidates = [candidates_of(pair, pictures[pair.id], prefix) for pair in members]
+        sampled = [side for sides in candidates for side in sides if isinstance(side, Sampled)]
+        disrupted = [side for sides in candidates for side in sides if isinstance(side, Disrupted)]
         images: dict[str, dict[str, Any]] = {"generate": {}, "disrupt": {}}
-        for one, (_, lose) in zip(members, candidates, strict=True):
-            shown = pictures[one.id]
-            images["generate"][member(f"{one.id}-win")] = shown.win
+        for pair, (_, lose) in zip(members, candidates, strict=True):
+            shown = pictures[pair.id]
+            images["generate"][member(f"{pair.id}-win")] = shown.win
             if isinstance(lose, Sampled):
-                images["generate"][member(f"{one.id}-lose")] = shown.lose
+                images["generate"][member(f"{pair.id}-lose")] = shown.lose
                 continue
             prior = shown.prior if shown.prior is not None else np.ones(shown.win.shape[:2], bool)
             images["disrupt"] |= {
-                member(f"{one.id}-lose"): shown.lose,
-                member(f"{one.id}-prior"): mask_image(prior),
+                member(f"{pair.id}-lose"): shown.lose,
+                member(f"{pair.id}-prior"): mask_image(prior),
             }
         commit("generate", keys["generate"], sampled, Sampled, images=images["generate"])
         commit("disrupt", keys["disrupt"], disrupted, Disrupted, images=images["disrupt"])
@@ -320,16 +321,16 @@ class _Work:
         judged = Judged(gates, instances, scored)
         union: dict[str, Any] = {}
         made = [
-            judged.judge(one, own, pictures[one.id], self._store.mask, prefix["pair"], union)
-            for one, own in zip(members, candidates, strict=True)
+            judged.judge(pair, sides, pictures[pair.id], self._store.mask, prefix["pair"], union)
+            for pair, sides in zip(members, candidates, strict=True)
         ]
         commit(
             "pair",
             keys["pair"],
-            [one for one in made if isinstance(one, Pair)],
+            [record for record in made if isinstance(record, Pair)],
             Pair,
             images=union,
-            more={"rejects": (Reject, [one for one in made if isinstance(one, Reject)])},
+            more={"rejects": (Reject, [record for record in made if isinstance(record, Reject)])},
         )
 
     def _instances(
@@ -342,34 +343,38 @@ class _Work:
         commit: Callable[..., Any],
     ) -> list[Instance]:
         """Told ones as they are; a candidate of which one is missing is looked at for all."""
-        by_scene = {one.scene.id: one for one in members}
+        by_scene = {pair.scene.id: pair for pair in members}
         records: list[Instance] = []
         images: dict[str, Any] = {}
-        unseen = [one for one in sampled if not are_told(one, by_scene, pictures)]
+        unseen = [candidate for candidate in sampled if not are_told(candidate, by_scene, pictures)]
         if unseen:
-            scenes = [by_scene[scene].scene for scene in {one.scene_id for one in unseen}]
-            found = segment.segment(
+            scenes = [
+                by_scene[scene].scene for scene in {candidate.scene_id for candidate in unseen}
+            ]
+            looked = segment.segment(
                 scenes, subjects, unseen, self._store.image, self._parts.segmenter,
                 self._parts.identity, self._run.segment, prefix,
             )  # fmt: skip
-            records += found.records
-            images |= found.images
+            records += looked.records
+            images |= looked.images
         places = {(record.candidate_id, record.subject_id): at for at, record in enumerate(records)}
         for candidate in sampled:
-            one = by_scene[candidate.scene_id]
+            pair = by_scene[candidate.scene_id]
             if candidate.index:
                 continue  # masks are told of winners
-            for place, mask in enumerate(pictures[one.id].masks):
+            for place, mask in enumerate(pictures[pair.id].masks):
                 if mask is None:
                     continue
                 name = f"{candidate.id}-{place}"
                 images[member(name)] = mask_image(mask)
-                told = told_instance(candidate, one.scene, place, mask, image_key(prefix, name))
-                at = places.get((candidate.id, told.subject_id))
+                instance = told_instance(
+                    candidate, pair.scene, place, mask, image_key(prefix, name)
+                )
+                at = places.get((candidate.id, instance.subject_id))
                 if at is None:
-                    records.append(told)
+                    records.append(instance)
                 else:
-                    records[at] = told
+                    records[at] = instance
         commit("segment", prefix.partition("/")[2], records, Instance, images=images)
         return records
 
@@ -381,7 +386,7 @@ def _publish(
     made: Sequence[_Made],
     rejects: Mapping[str, int],
 ) -> tuple[DatasetVersion, list[str]]:
-    pairs = [pair for one in made for pair in one.pairs]
+    pairs = [pair for partition in made for pair in partition.pairs]
     alike = compare_pairs(store, run, pairs)
     pairs = [pair for pair in pairs if pair.id not in alike.leaking]
     shown = {name for pair in pairs for name in pair.subject_ids}
@@ -398,10 +403,10 @@ def _publish(
             store,
             rows,
             subjects=[subjects[name] for name in sorted(shown)],
-            artefacts=[item for one in made for item in one.artefacts],
+            artefacts=[item for partition in made for item in partition.artefacts],
             config=run.model_dump(mode="json"),
             rejects=Counter(rejects) + Counter([LEAKING] * len(alike.leaking)),
-            partitions=[one.row for one in made],
+            partitions=[partition.row for partition in made],
         )
         return version, alike.notes
 

@@ -113,38 +113,39 @@ def choose(version: DatasetVersion, run: NoiseLevelsRun) -> dict[str, list[Candi
 
     def read(stage: str, record: type[Any]) -> list[Any]:
         return [
-            one
+            entry
             for key in keys.get(stage, ())
             if store.has(stage, key)
-            for one in store.read(stage, key, record)
+            for entry in store.read(stage, key, record)
         ]
 
-    scenes = {one.id: one for one in read("compose", Scene)}
-    scored = {one.candidate_id: one for one in read("score", Scored)}
-    found: dict[str, dict[str, Instance]] = {}
-    for one in read("segment", Instance):
-        found.setdefault(one.candidate_id, {})[one.subject_id] = one
+    scenes = {scene.id: scene for scene in read("compose", Scene)}
+    scored = {entry.candidate_id: entry for entry in read("score", Scored)}
+    instances_of: dict[str, dict[str, Instance]] = {}
+    for instance in read("segment", Instance):
+        instances_of.setdefault(instance.candidate_id, {})[instance.subject_id] = instance
     kinds: dict[str, list[Candidate]] = {kind: [] for kind in KINDS}
     for sampled in read("generate", Sampled):
         scene = scenes[sampled.scene_id]
         if len(scene.subject_ids) < 2 or sampled.id not in scored:
             continue
-        instances = [found[sampled.id][name] for name in scene.subject_ids]
+        instances = [instances_of[sampled.id][name] for name in scene.subject_ids]
         how = shown(scored[sampled.id], instances, run.pair)
         if min(how):
             kinds["right" if min(how) > 0 else "failed"].append(Candidate(sampled, scene, how))
     count = min(run.levels.candidates, *map(len, kinds.values()))
     if not count:
-        told = ", ".join(f"{len(own)} {kind}" for kind, own in kinds.items())
+        counts = ", ".join(f"{len(candidates)} {kind}" for kind, candidates in kinds.items())
         raise UserError(
-            f"{run.root}: version {version.id} has {told} candidates of two or more subjects; both "
-            "kinds are needed: build from more subjects, or with more seeds (generate.candidates)"
+            f"{run.root}: version {version.id} has {counts} candidates of two or more subjects; "
+            "both kinds are needed: build from more subjects, or with more seeds "
+            "(generate.candidates)"
         )
 
-    def order(one: Candidate) -> int:
-        return stable_hash("levels", run.levels.seed, one.sampled.id)
+    def order(candidate: Candidate) -> int:
+        return stable_hash("levels", run.levels.seed, candidate.sampled.id)
 
-    return {kind: sorted(own, key=order)[:count] for kind, own in kinds.items()}
+    return {kind: sorted(candidates, key=order)[:count] for kind, candidates in kinds.items()}
 
 
 class _Painter:
@@ -191,7 +192,7 @@ class _Painter:
     def paint_on(self, candidates: Sequence[Candidate], sigma: float) -> tuple[float, list[Image]]:
         """The level of the sampler's schedule, and each picture painted anew from there."""
         backbone = self.backbone
-        strength, level = strength_for(lambda one: float(backbone.sigmas(one)[0]), sigma)
+        strength, level = strength_for(lambda value: float(backbone.sigmas(value)[0]), sigma)
         before = backbone.sampling
         backbone.sampling = before.model_copy(update={"strength": strength})
         painter = BackbonePainter(backbone, "", self.run.generate.batch)
@@ -204,8 +205,8 @@ class _Painter:
         ]
         painted: dict[int, Image] = {}
         try:
-            for count in sorted({len(one) for one in shown}):
-                same = [at for at, one in enumerate(shown) if len(one) == count]
+            for count in sorted({len(references) for references in shown}):
+                same = [at for at, references in enumerate(shown) if len(references) == count]
                 for part in chunks(same, self.run.generate.batch):
                     made = painter.inpaint(
                         [images[at] for at in part],
@@ -233,7 +234,7 @@ class _Painter:
             for candidate in candidates
         ]
         new: dict[str, NDArray[np.uint8]] = dict(
-            zip([one.image for one in sampled], pictures, strict=True)
+            zip([candidate.image for candidate in sampled], pictures, strict=True)
         )
 
         def read(key: str) -> NDArray[np.uint8]:
@@ -249,13 +250,13 @@ class _Painter:
             scenes, self.subjects, sampled, [], looked.records, read, parts.identity, parts.clip,
             run.score,
         )  # fmt: skip
-        found: dict[str, dict[str, Instance]] = {}
-        for one in looked.records:
-            found.setdefault(one.candidate_id, {})[one.subject_id] = one
+        instances_of: dict[str, dict[str, Instance]] = {}
+        for instance in looked.records:
+            instances_of.setdefault(instance.candidate_id, {})[instance.subject_id] = instance
         return [
             shown(
                 about,
-                [found[candidate.sampled.id][name] for name in candidate.scene.subject_ids],
+                [instances_of[candidate.sampled.id][name] for name in candidate.scene.subject_ids],
                 run.pair,
             )
             for about, candidate in zip(scored.records, candidates, strict=True)
@@ -271,7 +272,7 @@ class _Painter:
 def strength_for(level_of: Callable[[float], float], sigma: float) -> tuple[float, float]:
     """The strength whose first noise level is nearest to `sigma`, and that level."""
     strengths = [step / 200 for step in range(1, 201)]
-    best = min(strengths, key=lambda one: abs(level_of(one) - sigma))
+    best = min(strengths, key=lambda strength: abs(level_of(strength) - sigma))
     return best, level_of(best)
 
 
@@ -298,6 +299,6 @@ def table_lines(rows: Sequence[LevelRow]) -> list[str]:
     for row in rows:
         by_level[row.sigma][row.kind] = row
     for sigma, kinds in by_level.items():
-        cells = [f"{one.failed:.0%} [{one.low:.0%}, {one.high:.0%}]" for one in kinds.values()]
+        cells = [f"{row.failed:.0%} [{row.low:.0%}, {row.high:.0%}]" for row in kinds.values()]
         lines.append(f"{sigma:>7.3f}{cells[0]:>32}{cells[1]:>30}")
     return lines

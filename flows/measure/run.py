@@ -137,11 +137,11 @@ def summary(result: MeasureResult) -> str:
     heads = [name.replace("|", "\\|") for name in names]
     lines = [f"| metric | {' | '.join(heads)} |", "| --- |" + " --- |" * len(names)]
     for metric in dict.fromkeys(row.metric for row in result.rows if row.group == "all"):
-        own, info = result.of(metric), metric_info(metric)
-        cells = [_cell(own.get(name), info.unit) for name in names]
+        rows, info = result.of(metric), metric_info(metric)
+        cells = [_cell(rows.get(name), info.unit) for name in names]
         lines.append(f"| {info.title} | {' | '.join(cells)} |")
     head = [f"{counted(result.pictures, 'picture')} of {counted(result.scenes, 'scene')}"]
-    head += [*result.notes, *(f"left out: {one}" for one in result.left_out[:FIRST_FEW])]
+    head += [*result.notes, *(f"left out: {problem}" for problem in result.left_out[:FIRST_FEW])]
     checked = ["```", *check_lines(result.check), "```", ""] if result.check else []
     return "\n".join(["  \n".join(head), "", *checked, *lines])
 

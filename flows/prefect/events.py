@@ -102,7 +102,7 @@ def _address() -> str | None:
 
     with get_client(sync_client=True) as client:
         try:
-            found = client.read_block_document_by_name(SECRET, "secret", include_secrets=True)
+            document = client.read_block_document_by_name(SECRET, "secret", include_secrets=True)
         except ObjectNotFound:
             return None
-    return str(found.data.get("value") or "").strip() or None
+    return str(document.data.get("value") or "").strip() or None

@@ -63,11 +63,12 @@ def require_server(url: str) -> str:
                 hint = f"its API is one folder below: PREFECT_API_URL={shown.rstrip('/')}/api"
         raise UserError(f"PREFECT_API_URL={shown}: no Prefect server answers there; {hint}")
     version = _ask(url, "admin/version", shown)
-    own = metadata.version("prefect")
-    if not isinstance(version, str) or version.split(".")[0] != own.split(".")[0]:
+    installed = metadata.version("prefect")
+    if not isinstance(version, str) or version.split(".")[0] != installed.split(".")[0]:
         raise UserError(
-            f"PREFECT_API_URL={shown}: the server is Prefect {version}, this is {own}; their major "
-            f"versions must be the same: name a server of version {own.split('.')[0]}, {OR_NOT}"
+            f"PREFECT_API_URL={shown}: the server is Prefect {version}, this is {installed}; their "
+            "major versions must be the same: name a server of version "
+            f"{installed.split('.')[0]}, {OR_NOT}"
         )
     return version
 

@@ -89,7 +89,7 @@ def prepare(work_folder: str) -> None:
     require_home()
     if has_prefect():
         url = named_address()
-        if url is not None and not any(url == own.url for own in _STARTED):
+        if url is not None and not any(url == server.url for server in _STARTED):
             with working("asking the Prefect server"):
                 require_server(url)
         return
@@ -130,18 +130,18 @@ def require_whole(database: Path) -> None:
             look.set_progress_handler(lambda: time.monotonic() > end, 10_000)
             tables = {name for (name,) in look.execute("SELECT name FROM sqlite_master")}
             if tables and "alembic_version" not in tables:
-                found = "another program's"
+                state = "another program's"
             else:
-                found = str(look.execute("PRAGMA quick_check(1)").fetchone()[0])
+                state = str(look.execute("PRAGMA quick_check(1)").fetchone()[0])
     except sqlite3.OperationalError as error:
         if "interrupted" in str(error) or "locked" in str(error):
             return  # our time was up, or another command's server is writing
-        found = str(error)
+        state = str(error)
     except sqlite3.DatabaseError as error:
-        found = str(error)
-    if found != "ok":
+        state = str(error)
+    if state != "ok":
         raise UserError(
-            f"{database}: Prefect's database is damaged ({found.strip().splitlines()[0]}). It "
+            f"{database}: Prefect's database is damaged ({state.strip().splitlines()[0]}). It "
             "holds the history of runs alone: move it away and run the same command again, or use "
             "--no-prefect"
         )

@@ -133,10 +133,10 @@ def _start_on_publish(client: SyncPrefectClient, name: str) -> AutomationCore:
     retrain's build makes do not, or it would start itself."""
     version = "{{ event.payload.version }}"
     over: dict[str, Any] = {"root": "{{ event.payload.root }}"}
-    own = None
+    out_name = None
     if name == "train":
-        over, own = over | {"version": version}, f"train-{version}"
-    return _starter(client, ON_PUBLISH, name, PUBLISHED, "focusdpo.dataset.*", over, own)
+        over, out_name = over | {"version": version}, f"train-{version}"
+    return _starter(client, ON_PUBLISH, name, PUBLISHED, "focusdpo.dataset.*", over, out_name)
 
 
 def _evaluate_on_trained(client: SyncPrefectClient) -> AutomationCore:
@@ -154,11 +154,11 @@ def _starter(
     event: str,
     resource: str,
     over: dict[str, Any],
-    own: str | None = None,
+    out_name: str | None = None,
 ) -> AutomationCore:
     """An automation that starts a deployment on an event that the flow itself tells, with the
-    deployment's own parameters but for what the event knows. `own`: a name for `out` beside the
-    deployment's own, in its folder or at its address."""
+    deployment's own parameters but for what the event knows. `out_name`: a name for `out` beside
+    the deployment's own, in its folder or at its address."""
     try:
         deployment = client.read_deployment_by_name(f"{name}/{name}")
     except ObjectNotFound as error:
@@ -169,9 +169,9 @@ def _starter(
     teller = {PUBLISHED: "build-dataset", TRAINED: "train"}[event]
     given = dict(deployment.parameters or {}).get("run", {})
     run = merge(given, over)
-    if own is not None:
+    if out_name is not None:
         folder, slash, _ = str(given.get("out", "")).rpartition("/")
-        run["out"] = f"{folder}{slash}{own}"
+        run["out"] = f"{folder}{slash}{out_name}"
     return AutomationCore(
         name=title,
         description=f"made by focusdpo prefect-setup: {event} starts {name}",
@@ -189,46 +189,46 @@ def _starter(
 
 
 def _pool(client: SyncPrefectClient, name: str) -> Made:
-    told = f"work pool {name}"
+    title = f"work pool {name}"
     try:
-        found = client.read_work_pool(name)
+        pool = client.read_work_pool(name)
     except ObjectNotFound:
         template = ProcessWorker.get_default_base_job_template()
         client.create_work_pool(
             WorkPoolCreate(name=name, type="process", base_job_template=template)
         )
-        return Made(told, "made")
-    if found.type != "process":
-        log.warning("work pool %s is of type %s: our deployments fit it, too", name, found.type)
-    return Made(told, "there")
+        return Made(title, "made")
+    if pool.type != "process":
+        log.warning("work pool %s is of type %s: our deployments fit it, too", name, pool.type)
+    return Made(title, "there")
 
 
 def _limit(client: SyncPrefectClient, slots: int) -> Made:
-    told = f"concurrency limit {GPU_LIMIT} of {slots}"
+    title = f"concurrency limit {GPU_LIMIT} of {slots}"
     try:
         there = client.read_global_concurrency_limit_by_name(GPU_LIMIT)
     except ObjectNotFound:
         client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, slots)
-        return Made(told, "made")
+        return Made(title, "made")
     if there.limit == slots:
-        return Made(told, "there")
+        return Made(title, "there")
     client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, slots)
-    return Made(told, "changed")
+    return Made(title, "changed")
 
 
 def _automation(client: SyncPrefectClient, wanted: AutomationCore) -> Made:
-    told = f"automation '{wanted.name}'"
-    found: Sequence[Any] = client.read_automations_by_name(wanted.name)
-    if not found:
+    title = f"automation '{wanted.name}'"
+    automations: Sequence[Any] = client.read_automations_by_name(wanted.name)
+    if not automations:
         client.create_automation(wanted)
-        return Made(told, "made")
-    for double in found[1:]:
+        return Made(title, "made")
+    for double in automations[1:]:
         client.delete_automation(double.id)
-    first = found[0]
-    if _same(first, wanted) and len(found) == 1:
-        return Made(told, "there")
+    first = automations[0]
+    if _same(first, wanted) and len(automations) == 1:
+        return Made(title, "there")
     client.update_automation(first.id, wanted)
-    return Made(told, "changed")
+    return Made(title, "changed")
 
 
 def _same(there: Any, wanted: AutomationCore) -> bool:
@@ -241,9 +241,9 @@ def _same(there: Any, wanted: AutomationCore) -> bool:
 def _plain(value: Any) -> Any:
     """Ids and the order of sets left out."""
     if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items() if name != "id"}
+        return {name: _plain(item) for name, item in value.items() if name != "id"}
     if isinstance(value, list):
-        return sorted((_plain(one) for one in value), key=str)
+        return sorted((_plain(item) for item in value), key=str)
     return value
 
 
@@ -272,57 +272,57 @@ def _look_at_server() -> Told:
 
 def _pools() -> dict[str, list[str]]:
     """Work pool -> names of our deployments in it."""
-    found: dict[str, list[str]] = {}
+    pools: dict[str, list[str]] = {}
     with server() as client:
         for deployment in client.read_deployments(
             flow_filter=filters.FlowFilter(name=filters.FlowFilterName(any_=list(FLOWS)))
         ):
-            found.setdefault(deployment.work_pool_name or "", []).append(deployment.name)
-    return found
+            pools.setdefault(deployment.work_pool_name or "", []).append(deployment.name)
+    return pools
 
 
 def _look_at_deployments() -> Told:
-    names = sorted(name for own in _pools().values() for name in own)
+    names = sorted(name for deployments in _pools().values() for name in deployments)
     if names:
         return True, ", ".join(names)
     return False, "none; run `prefect --no-prompt deploy --all` in the folder of prefect.yaml"
 
 
 def _look_at_pool() -> Told:
-    told, fine = [], True
+    states, fine = [], True
     with server() as client:
         for name in sorted(_pools()):
             try:
                 pool = client.read_work_pool(name)
             except ObjectNotFound:
-                told.append(f"{name}: absent, run `focusdpo prefect-setup`")
+                states.append(f"{name}: absent, run `focusdpo prefect-setup`")
                 fine = False
                 continue
             paused = pool.is_paused
-            told.append(f"{name}: {'paused, so nothing starts' if paused else 'open'}")
+            states.append(f"{name}: {'paused, so nothing starts' if paused else 'open'}")
             fine = fine and not paused
-    return fine and bool(told), "; ".join(told) or "no deployment names one"
+    return fine and bool(states), "; ".join(states) or "no deployment names one"
 
 
 def _look_at_worker() -> Told:
-    told, fine = [], True
+    states, fine = [], True
     with server() as client:
         for name in sorted(_pools()):
             workers = client.read_workers_for_work_pool(name)
             online = [worker.name for worker in workers if str(worker.status).endswith("ONLINE")]
-            told.append(f"{name}: {len(online)} online")
+            states.append(f"{name}: {len(online)} online")
             fine = fine and bool(online)
             if not online:
-                told[-1] += f", so runs wait; start one with `prefect worker start --pool {name}`"
-    return fine and bool(told), "; ".join(told) or "no deployment names a pool"
+                states[-1] += f", so runs wait; start one with `prefect worker start --pool {name}`"
+    return fine and bool(states), "; ".join(states) or "no deployment names a pool"
 
 
 def _look_at_automation() -> Told:
     with server() as client:
-        found = client.read_automations_by_name(SILENT)
-    if not found:
+        automations = client.read_automations_by_name(SILENT)
+    if not automations:
         return False, "runs whose machine dies stay Running for ever; run `focusdpo prefect-setup`"
-    if not found[0].enabled:
+    if not automations[0].enabled:
         return False, f"'{SILENT}' is switched off"
     return True, SILENT
 

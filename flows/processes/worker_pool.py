@@ -100,14 +100,14 @@ class WorkerPool(Generic[Work]):
     def results(self, work: Sequence[Work]) -> Iterator[Result[Work]]:
         """Do all the work; results in the order in which they come. Whatever a process raises is
         raised here, and UserError when no slot is left."""
-        queue = deque(WorkItem(one) for one in work)
+        queue = deque(WorkItem(task) for task in work)
         while queue or any(worker.item for worker in self._workers):
             self._fill(len(queue))
             for worker in self._workers:
                 if queue and worker.up and worker.item is None:
                     worker.item = queue.popleft()
                     worker.reply = worker.pool.submit(_compute, worker.item.work)
-            busy = [one for one in self._workers if one.item or not one.up]
+            busy = [worker for worker in self._workers if worker.item or not worker.up]
             wait([worker.reply for worker in busy], return_when=FIRST_COMPLETED)
             for worker in busy:
                 if worker.reply.done():
@@ -179,7 +179,7 @@ class WorkerPool(Generic[Work]):
         elif item is not None:
             queue.extend(WorkItem(part, item.losses + 1) for part in item.work.each())
         if self._deaths[slot.name] >= DEATHS:
-            self.slots = [one for one in self.slots if one != slot]
+            self.slots = [other for other in self.slots if other != slot]
             log.warning("%s is given up: it was lost %d times on end", slot.name, DEATHS)
         if not self.slots:
             raise UserError(

@@ -108,12 +108,12 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 def history(models: Path | str) -> list[dict[str, Any]]:
     """Every candidate, oldest first: what is known of its start and of its decision."""
-    found = []
+    candidates = []
     for started in (Path(models) / CANDIDATES).glob(f"*/{STARTED}"):
         about = read_record(started) or {}
         decided = read_record(started.with_name(DECISION)) or {"decision": "unfinished"}
-        found.append({**about, **decided})
-    return sorted(found, key=lambda one: str(one.get("started", "")))
+        candidates.append({**about, **decided})
+    return sorted(candidates, key=lambda candidate: str(candidate.get("started", "")))
 
 
 def compare(
@@ -124,28 +124,28 @@ def compare(
 
     UserError when the group has no scene or the two are not of the same scenes.
     """
-    own = EvaluationFolder(ours)
-    mine = _records(own, ADAPTER, rule)
-    others = _records(own, BASE, rule)
+    evaluation = EvaluationFolder(ours)
+    mine = _records(evaluation, ADAPTER, rule)
+    others = _records(evaluation, BASE, rule)
     if theirs is not None:
         others = _records(EvaluationFolder(theirs), ADAPTER, rule)
     try:
-        found = intervals(rule.metric, others, mine, config)
+        estimates = intervals(rule.metric, others, mine, config)
     except ValueError as error:
         raise UserError(f"{ours} and {theirs}: {error}") from error
-    gap = found.get(DIFFERENCE)
+    gap = estimates.get(DIFFERENCE)
     if gap is None or not gap.scenes:
         raise UserError(
             f"{ours}: no scene of the group '{rule.group}' has the metric '{rule.metric}'; choose "
             "others with --set retrain.group= and retrain.metric="
         )
     return Comparison(
-        protocol=own.protocol,
+        protocol=evaluation.protocol,
         metric=rule.metric,
         group=rule.group,
         against=rival,
-        ours=found[ADAPTER].mean,
-        theirs=found[BASE].mean,
+        ours=estimates[ADAPTER].mean,
+        theirs=estimates[BASE].mean,
         difference=gap.mean,
         low=gap.low,
         high=gap.high,
@@ -166,21 +166,23 @@ def _records(
             f"{scenes[0].protocol if scenes else 'another'}"
         )
     wanted = {record.scene_id for record in scenes}
-    return [one for one in folder.whole if one.model == model and one.scene_id in wanted]
+    return [
+        record for record in folder.whole if record.model == model and record.scene_id in wanted
+    ]
 
 
-def decide(found: Comparison, rule: RetrainConfig) -> tuple[bool, str]:
+def decide(comparison: Comparison, rule: RetrainConfig) -> tuple[bool, str]:
     """Whether to promote, and the reason in one sentence."""
     sign = 1.0 if better(rule.metric) == "higher" else -1.0
-    worst = min(sign * found.low, sign * found.high)
+    worst = min(sign * comparison.low, sign * comparison.high)
     bar = -rule.epsilon if rule.rule == "not_worse" else 0.0
     promote = worst > bar
-    gap = f"{found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
-    what = f"{rule.metric} {gap} against {found.against} over {found.scenes} scenes"
+    gap = f"{comparison.difference:+.4f} [{comparison.low:+.4f}, {comparison.high:+.4f}]"
+    what = f"{rule.metric} {gap} against {comparison.against} over {comparison.scenes} scenes"
     if promote:
-        told = "better" if bar == 0 else f"not worse by more than {rule.epsilon:g}"
-        return True, f"{told}: {what}"
-    if sign * found.difference < 0:
+        verdict = "better" if bar == 0 else f"not worse by more than {rule.epsilon:g}"
+        return True, f"{verdict}: {what}"
+    if sign * comparison.difference < 0:
         return False, f"worse: {what}"
     wanted = "zero" if bar == 0 else f"the {rule.epsilon:g} that are put up with"
     return False, f"not surely better: {what}; its interval does not clear {wanted}"

@@ -215,16 +215,16 @@ class _Round:
             return True, "no adapter is promoted yet"
         if promoted.base != self.base:
             return True, f"the base has changed since {promoted.candidate} was promoted"
-        told = f"{self.new_pairs} pairs are new since {promoted.candidate}{gone}"
+        news = f"{self.new_pairs} pairs are new since {promoted.candidate}{gone}"
         if self.new_pairs >= rule.min_new_pairs:
-            return True, f"{told}, at least {rule.min_new_pairs}"
+            return True, f"{news}, at least {rule.min_new_pairs}"
         age = self.clock() - datetime.fromisoformat(promoted.promoted)
         days = f"{age / timedelta(days=1):.1f} days old"
         limit = f"{rule.max_age_days:g}"
         if age > timedelta(days=rule.max_age_days) and self.new_pairs:
-            return True, f"{told}, and it is {days}, more than {limit}"
+            return True, f"{news}, and it is {days}, more than {limit}"
         return False, (
-            f"{told}, fewer than {rule.min_new_pairs}, and it is {days} "
+            f"{news}, fewer than {rule.min_new_pairs}, and it is {days} "
             f"(trained on fewer after {limit})"
         )
 
@@ -233,20 +233,22 @@ class _Round:
         run, folder = self.run, self.folder
         training = run.train_run(self.version.id, self._place(self.name, "train"))
         trained = self.steps.job(Train(training), self.watch)
-        own = run.evaluate_run(trained.adapter, self._place(self.name, "evaluate"))
-        self.steps.job(Evaluate(own), self.watch)
+        evaluation = run.evaluate_run(trained.adapter, self._place(self.name, "evaluate"))
+        self.steps.job(Evaluate(evaluation), self.watch)
         rival = self.promoted
         against = None
         if rival is not None and rival.base == self.base:
-            against = self._rival(rival, own.out)
+            against = self._rival(rival, evaluation.out)
         name = rival.candidate if rival is not None and against is not None else "base"
-        found = compare(local(own.out, *RECORDS), against, name, run.retrain, run.evaluate)
-        promote, reason = decide(found, run.retrain)
+        comparison = compare(
+            local(evaluation.out, *RECORDS), against, name, run.retrain, run.evaluate
+        )
+        promote, reason = decide(comparison, run.retrain)
         decision: dict[str, Any] = {
             "decision": "promoted" if promote else "kept",
             "reason": reason,
             "decided": self.clock().isoformat(),
-            "comparison": asdict(found),
+            "comparison": asdict(comparison),
             "rule": run.retrain.model_dump(mode="json"),
             "adapter": f"{CANDIDATES}/{self.name}/train/adapter",
             "base": self.base,
@@ -258,18 +260,18 @@ class _Round:
         self.out.send()
         _settle(self.models)
         self.promoted = read_promoted(self.models)
-        return self._outcome("promoted" if promote else "kept", reason, found)
+        return self._outcome("promoted" if promote else "kept", reason, comparison)
 
-    def _rival(self, rival: Promoted, own: str) -> Path:
+    def _rival(self, rival: Promoted, base_folder: str) -> Path:
         """The folder of the promoted adapter's evaluation by tonight's settings: its own when
         these have not changed, else one that is made now, beside the pictures of the base in
-        tonight's `own`."""
+        tonight's `base_folder`."""
         adapter = self.out.at(rival.adapter)
         before = self.run.evaluate_run(adapter, self._place(rival.candidate, "evaluate"))
         if Evaluate(before).finished():
             return local(before.out, *RECORDS)
         place = self._place(self.name, "against")
-        again = self.run.evaluate_run(adapter, place, base_from=own)
+        again = self.run.evaluate_run(adapter, place, base_from=base_folder)
         self.steps.job(Evaluate(again), self.watch)
         return local(again.out, *RECORDS)
 
@@ -278,7 +280,7 @@ class _Round:
         return self.out.at(f"{CANDIDATES}/{candidate}/{name}")
 
     def _outcome(
-        self, decision: Decision, reason: str, found: Comparison | None = None
+        self, decision: Decision, reason: str, comparison: Comparison | None = None
     ) -> RetrainOutcome:
         inside = self.promoted
         return RetrainOutcome(
@@ -290,7 +292,7 @@ class _Round:
             promoted=inside.candidate if inside is not None else None,
             adapter=self.out.at(inside.adapter) if inside is not None else None,
             new_pairs=self.new_pairs,
-            comparison=found,
+            comparison=comparison,
             build=self.built.as_dict(),
         )
 

@@ -118,7 +118,7 @@ class Rounds(Job[RoundsRun, RoundsOutcome]):
     def _key(self, before: Sequence[Round]) -> str:
         where = {"out", "executor", "num_processes"}
         settings = self.run.model_dump(mode="json", exclude={"rounds", *where})
-        return config_digest({"settings": settings, "before": [one.key for one in before]})
+        return config_digest({"settings": settings, "before": [earlier.key for earlier in before]})
 
     def _make(
         self, folder: Path, key: str, before: Sequence[Round], steps: Steps, watch: Watch
@@ -167,25 +167,25 @@ def _read(folder: Path, key: str) -> Round | None:
 def table(rounds: Sequence[Round]) -> list[dict[str, Any]]:
     """A row per round and metric, over all scenes: base, adapter and their paired difference."""
     rows = []
-    for number, one in enumerate(rounds, 1):
-        models = by_model(one.rows)
+    for number, done in enumerate(rounds, 1):
+        models = by_model(done.rows)
         for metric in SHOWN:
-            own = models.get((metric, "all"))
-            if own is None or DIFFERENCE not in own:
+            figures = models.get((metric, "all"))
+            if figures is None or DIFFERENCE not in figures:
                 continue
-            gap = own[DIFFERENCE]
+            gap = figures[DIFFERENCE]
             rows.append(
                 {
                     "round": number,
                     "metric": metric,
-                    "base": round(own[BASE].mean, 4),
-                    "adapter": round(own[ADAPTER].mean, 4),
+                    "base": round(figures[BASE].mean, 4),
+                    "adapter": round(figures[ADAPTER].mean, 4),
                     "difference": round(gap.mean, 4),
                     "low": round(gap.low, 4),
                     "high": round(gap.high, 4),
                     "scenes": gap.scenes,
-                    "pairs": one.pairs,
-                    "version": one.version,
+                    "pairs": done.pairs,
+                    "version": done.version,
                 }
             )
     return rows

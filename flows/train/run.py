@@ -39,10 +39,10 @@ log = logging.getLogger(__name__)
 def _licences(run: TrainRun, manifest: Mapping[str, Any]) -> list[str]:
     """Of the base and of the pictures that it learned from."""
     base = f"base: {licence_of(run.family, 'generator')}"
-    found = {
+    licences = {
         str(subject.get("licence") or "not stated") for subject in manifest.get("subjects") or []
     }
-    return [base, *(f"subjects: {licence}" for licence in sorted(found))]
+    return [base, *(f"subjects: {licence}" for licence in sorted(licences))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,19 +184,19 @@ def _train(
 def some(samples: Sequence[Sample], source: str, count: int) -> list[Sample]:
     """`count` of a source's samples that have a better picture, by a hash of their pairs' ids: more
     of them hold fewer of them. UserError where there are not as many."""
-    own = [
+    eligible = [
         sample
         for sample in samples
         if source in ("both", sample.row.source)
         and not is_mixed(sample.row.source, sample.row.mode)
     ]
-    if len(own) < count:
+    if len(eligible) < count:
         raise UserError(
             f"{counted(count, 'pair')} of source '{source}' were asked for, and the training split "
-            f"has {len(own)}: build from more subjects or scenes, or ask for fewer"
+            f"has {len(eligible)}: build from more subjects or scenes, or ask for fewer"
         )
-    own.sort(key=lambda sample: stable_hash("some", sample.row.pair_id))
-    chosen = {sample.row.pair_id for sample in own[:count]}
+    eligible.sort(key=lambda sample: stable_hash("some", sample.row.pair_id))
+    chosen = {sample.row.pair_id for sample in eligible[:count]}
     return [sample for sample in samples if sample.row.pair_id in chosen]
 
 

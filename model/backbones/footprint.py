@@ -115,8 +115,8 @@ class Footprint:
     ) -> float:
         """Of a pass over pairs, forward and backward."""
         images = pairs if sequential else 2 * pairs
-        one = self.checkpointed + self.largest if checkpointing else self.kept
-        passing = images * one + 2 * pairs * self.captured + self.beside
+        per_image = self.checkpointed + self.largest if checkpointing else self.kept
+        passing = images * per_image + 2 * pairs * self.captured + self.beside
         if kind == "dora":
             return self.dora * passing + self.rows
         if kind == "lokr":

@@ -77,8 +77,10 @@ class Painter:
     ) -> None:
         import diffusers
 
-        own = config.scheduler == "checkpoint"
-        kind = type(scheduler) if own else getattr(diffusers, SAMPLERS[config.scheduler])
+        from_checkpoint = config.scheduler == "checkpoint"
+        kind = (
+            type(scheduler) if from_checkpoint else getattr(diffusers, SAMPLERS[config.scheduler])
+        )
         self._denoise, self._config, self._device = denoise, config, device
         self._sampler = kind.from_config(scheduler.config)  # fresh: samplers keep state
         self._sampler.set_timesteps(config.steps, device=device)

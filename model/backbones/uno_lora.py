@@ -228,8 +228,8 @@ def _joined(policy: Slots, uno: Mapping[str, Tensor]) -> dict[str, Tensor]:
         slot, part, _ = name.rsplit(".", 2)
         value = torch.zeros(shape)
         if slot in policy:
-            own = policy[slot][part == "up"]
-            value[: own.shape[0], : own.shape[1]] = own
+            factor = policy[slot][part == "up"]
+            value[: factor.shape[0], : factor.shape[1]] = factor
         axis = 1 if part == "up" else 0
         out[name] = torch.cat([uno[name], value.to(uno[name])], axis) if uno else value
     return out

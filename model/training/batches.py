@@ -172,15 +172,15 @@ def lay_out(pairs: Sequence[EncodedPair], grid: Grid, focus: FocusConfig) -> Pai
                 f"pairs {pairs[0].pair.about['id']} and {other.pair.about['id']} differ in image "
                 "or reference sizes; build the dataset with one size"
             )
-    maps = {name: torch.stack([one.pair.tensors[name] for one in pairs]) for name in _MAPS}
+    maps = {name: torch.stack([pair.pair.tensors[name] for pair in pairs]) for name in _MAPS}
     win_BNC, lose_BNC = (
         torch.stack([getattr(pair, name).tensors["latents"] for pair in pairs])
         for name in ("win", "lose")
     )
-    aligned_B = torch.tensor([one.pair.about["source"] == "disrupt" for one in pairs])
+    aligned_B = torch.tensor([pair.pair.about["source"] == "disrupt" for pair in pairs])
     keep_BN = prior_tokens(maps["share"], grid, 0.0, 1).bool() | ~aligned_B.unsqueeze(1)
     return PairBatch(
-        keys=tuple(one.pair.about["id"] for one in pairs),
+        keys=tuple(pair.pair.about["id"] for pair in pairs),
         win_BNC=win_BNC,
         lose_BNC=torch.where(keep_BN.unsqueeze(2), lose_BNC, win_BNC),
         priors=FocusPriors(
@@ -195,9 +195,9 @@ def lay_out(pairs: Sequence[EncodedPair], grid: Grid, focus: FocusConfig) -> Pai
     )
 
 
-def _signs(one: EncodedPair) -> tuple[int, ...]:
-    about = one.pair.about
-    return signs_of(about["source"], about["mode"], len(one.references))
+def _signs(pair: EncodedPair) -> tuple[int, ...]:
+    about = pair.pair.about
+    return signs_of(about["source"], about["mode"], len(pair.references))
 
 
 @torch.no_grad()
@@ -212,7 +212,9 @@ def encode_pairs(
     encodings = Encodings(backbone)
     pairs = [encode_pair(backbone, encodings, sample, sample.pair.id) for sample in samples]
     device = next(backbone.transformer.parameters()).device
-    batch = lay_out(pairs, backbone.grid, focus or FocusConfig()).each(lambda one: one.to(device))
+    batch = lay_out(pairs, backbone.grid, focus or FocusConfig()).each(
+        lambda tensor: tensor.to(device)
+    )
     return batch if patches is None else replace(batch, quality=_quality(backbone, batch, patches))
 
 
@@ -242,19 +244,19 @@ class PairData:
         self._backbone, self._grid = backbone, backbone.grid
         self._device = next(backbone.transformer.parameters()).device
         self._patches, self._focus = patches, focus or FocusConfig()
-        own = [sample for sample in samples if source in ("both", sample.row.source)]
-        if not own:
+        chosen = [sample for sample in samples if source in ("both", sample.row.source)]
+        if not chosen:
             raise UserError(
                 f"none of {len(samples)} pairs has source '{source}'. Build a dataset first, or "
                 "loosen the pair stage's thresholds: its rejects say why pairs were dropped."
             )
         self.samples = [
-            sample for sample in own if mixed or not is_mixed(sample.row.source, sample.row.mode)
+            sample for sample in chosen if mixed or not is_mixed(sample.row.source, sample.row.mode)
         ]
         """The pairs by item."""
         if not self.samples:
             raise UserError(
-                f"all {len(own)} pairs of source '{source}' are mixed: neither picture is the "
+                f"all {len(chosen)} pairs of source '{source}' are mixed: neither picture is the "
                 "better one. Train with objective instance_dpo, or build with "
                 "pair.max_failure_per_scene above 0."
             )
@@ -332,8 +334,8 @@ class PairData:
         assert self._patches is not None
         for row, item in enumerate(items):
             if item not in self._qualities:
-                one = batch.take(slice(row, row + 1))
-                self._qualities[item] = _quality(self._backbone, one, self._patches)
+                single = batch.take(slice(row, row + 1))
+                self._qualities[item] = _quality(self._backbone, single, self._patches)
         parts = zip(*(self._qualities[item].tensors() for item in items), strict=True)
         joined = map(torch.cat, parts)
         return self._qualities[items[0]].each(lambda _: next(joined))

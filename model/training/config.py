@@ -167,8 +167,8 @@ class LoraConfig(StrictModel):
     @model_serializer(mode="wrap")
     def _lora_is_not_told(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Runs, cards and digests are older than the choice: a LoRA's keep their bytes."""
-        told: dict[str, Any] = dump(self)
-        return {name: one for name, one in told.items() if (name, one) != ("kind", "lora")}
+        values: dict[str, Any] = dump(self)
+        return {name: value for name, value in values.items() if (name, value) != ("kind", "lora")}
 
 
 class GuardConfig(StrictModel):

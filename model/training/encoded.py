@@ -58,14 +58,14 @@ class Entry:
 
 def key_of(kind: str, *parts: Any) -> str:
     """32 hexadecimal digits of what is encoded; arrays count with their shape and bytes."""
-    found = hashlib.blake2b(f"{VERSION} {kind}".encode(), digest_size=16)
+    hasher = hashlib.blake2b(f"{VERSION} {kind}".encode(), digest_size=16)
     for part in parts:
         if isinstance(part, np.ndarray):
-            found.update(f"|{part.dtype} {part.shape}|".encode())
-            found.update(np.ascontiguousarray(part).data)
+            hasher.update(f"|{part.dtype} {part.shape}|".encode())
+            hasher.update(np.ascontiguousarray(part).data)
         else:
-            found.update(f"|{part}".encode())
-    return found.hexdigest()
+            hasher.update(f"|{part}".encode())
+    return hasher.hexdigest()
 
 
 class EncodedFolder:
@@ -176,7 +176,7 @@ class EncodedFolder:
         with self._lock:
             if self._taken + size <= self._limit:
                 return True
-            for path, taken, _ in sorted(self._entries(), key=lambda one: one[2]):
+            for path, taken, _ in sorted(self._entries(), key=lambda entry: entry[2]):
                 if path not in self._used:
                     path.unlink(missing_ok=True)
                     self._taken -= taken
@@ -277,16 +277,16 @@ class Encodings:
         self, images: Sequence[np.ndarray], masks: Sequence[np.ndarray], count: int
     ) -> Entry:
         device = _device(self._backbone)
-        found = self._backbone.encode_references(
+        references = self._backbone.encode_references(
             [self._image(image) for image in images],
             [torch.from_numpy(np.asarray(mask))[None].to(device).float() for mask in masks],
             **({"count": count} if self._alone else {}),
         )
         tensors: dict[str, Tensor] = {}
         for name in _PER_REFERENCE:
-            for slot, tensor_B in enumerate(getattr(found, name)):
+            for slot, tensor_B in enumerate(getattr(references, name)):
                 tensors[f"{name}.{slot}"] = tensor_B[0].cpu().contiguous()
-        grids = ";".join(f"{rows},{columns}" for rows, columns in found.grids)
+        grids = ";".join(f"{rows},{columns}" for rows, columns in references.grids)
         return Entry(tensors, {"grids": grids})
 
     def prompts(self, texts: Sequence[str]) -> Prompts:
@@ -295,8 +295,10 @@ class Encodings:
 
     def texts(self, texts: Sequence[str]) -> list[Entry]:
         """`embeds` (T, D) and `pooled` (D) of each text; the new ones are encoded in one call."""
-        found = {text: entry for text in set(texts) if (entry := self.find(key_of("prompt", text)))}
-        missing = [text for text in dict.fromkeys(texts) if text not in found]
+        entries = {
+            text: entry for text in set(texts) if (entry := self.find(key_of("prompt", text)))
+        }
+        missing = [text for text in dict.fromkeys(texts) if text not in entries]
         if missing:
             made = self._encode_prompts(missing)
             self.made += len(missing)
@@ -304,8 +306,8 @@ class Encodings:
             for text, (embeds, pooled) in zip(missing, rows, strict=True):
                 # A copy: a row of the call's tensor would keep all of it alive.
                 entry = Entry({"embeds": embeds.clone(), "pooled": pooled.clone()})
-                found[text] = self.keep(key_of("prompt", text), entry)
-        return [found[text] for text in texts]
+                entries[text] = self.keep(key_of("prompt", text), entry)
+        return [entries[text] for text in texts]
 
     def _found_or(self, key: str, make: Callable[[], Entry]) -> Entry:
         if (entry := self.find(key)) is not None:
@@ -359,7 +361,8 @@ def join_references(pairs: Sequence[Sequence[Entry]]) -> References:
     per_pair = [_slots(entries) for entries in pairs]
     fields: dict[str, Any] = {
         name: tuple(
-            torch.stack(tensors) for tensors in zip(*(one[name] for one in per_pair), strict=True)
+            torch.stack(tensors)
+            for tensors in zip(*(slots[name] for slots in per_pair), strict=True)
         )
         for name in _PER_REFERENCE
     }
@@ -371,8 +374,8 @@ def _slots(entries: Sequence[Entry]) -> dict[str, list[Tensor]]:
     slots: dict[str, list[Tensor]] = {name: [] for name in _PER_REFERENCE}
     for entry in entries:
         for name, tensors in slots.items():
-            own = (key for key in entry.tensors if key.startswith(f"{name}."))
-            tensors += [entry.tensors[key] for key in sorted(own, key=_slot_of)]
+            keys = (key for key in entry.tensors if key.startswith(f"{name}."))
+            tensors += [entry.tensors[key] for key in sorted(keys, key=_slot_of)]
     return slots
 
 

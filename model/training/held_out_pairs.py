@@ -41,8 +41,8 @@ class HeldOutPairs:
         if self._base_loss is None:
             with reference_policy(self._backbone.transformer):
                 self._base_loss = self._measured()[LOSS]
-        found = self._measured()
-        return {SCORE: self._base_loss - found[LOSS], **found}
+        means = self._measured()
+        return {SCORE: self._base_loss - means[LOSS], **means}
 
     def _measured(self) -> dict[str, float]:
         losses, tables = [], []
@@ -54,12 +54,12 @@ class HeldOutPairs:
             name: mean_present(np.concatenate([table[name] for table in tables]))
             for name in ("implicit_accuracy", "win_gap")
         }
-        found = {
+        means = {
             LOSS: float(np.mean(losses)),
             ACCURACY: columns["implicit_accuracy"],
             WIN_GAP: columns["win_gap"],
         }
-        return {name: value for name, value in found.items() if np.isfinite(value)}
+        return {name: value for name, value in means.items() if np.isfinite(value)}
 
     def _passes(self) -> Iterator[tuple[int, list[int]]]:
         """First slot and items of each pass: pairs with equally many subjects."""

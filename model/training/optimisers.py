@@ -80,7 +80,7 @@ def state_tensors(optimiser: Any, parameters: Mapping[str, nn.Parameter]) -> dic
 def state_numbers(optimiser: Any, parameters: Mapping[str, nn.Parameter]) -> dict[str, Any]:
     """What it remembers beside tensors, for JSON: numbers of each parameter, and those of the whole
     that differ from the start's."""
-    own = {
+    per_parameter = {
         name: {key: value for key, value in state.items() if not isinstance(value, Tensor)}
         for name, parameter in parameters.items()
         if (state := optimiser.state.get(parameter))
@@ -94,8 +94,11 @@ def state_numbers(optimiser: Any, parameters: Mapping[str, nn.Parameter]) -> dic
         and math.isfinite(value)
         and value != optimiser.defaults.get(key)
     }
-    found = {"own": {name: one for name, one in own.items() if one}, "whole": whole}
-    return {name: one for name, one in found.items() if one}
+    numbers = {
+        "own": {name: values for name, values in per_parameter.items() if values},
+        "whole": whole,
+    }
+    return {name: part for name, part in numbers.items() if part}
 
 
 def restore_state(
@@ -106,7 +109,7 @@ def restore_state(
 ) -> None:
     """Becomes what `state_tensors` and `state_numbers` told of. KeyError for unknown parameters."""
     states: dict[str, dict[str, Any]] = {
-        name: dict(own) for name, own in numbers.get("own", {}).items()
+        name: dict(values) for name, values in numbers.get("own", {}).items()
     }
     for place, tensor in tensors.items():
         key, _, name = place.partition("/")

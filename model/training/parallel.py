@@ -147,7 +147,7 @@ class Processes:
             return
         gathered = gather_object([{name: repr(value) for name, value in what.items()}])
         for name in what:
-            values = [own[name] for own in gathered]
+            values = [held[name] for held in gathered]
             if len(set(values)) > 1:
                 raise UserError(
                     f"the processes differ in their {name}: {', '.join(sorted(set(values)))}. "

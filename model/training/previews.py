@@ -111,7 +111,8 @@ def sheet(
     titles = [f"reference {r + 1}" for r in range(most)] + ["base", f"policy, step {step}"]
     columns, font = len(titles), ImageFont.load_default(TEXT)
     texts = [
-        textwrap.wrap(in_english(one.pair.prompt), columns * CELL // 7) or [""] for one in samples
+        textwrap.wrap(in_english(sample.pair.prompt), columns * CELL // 7) or [""]
+        for sample in samples
     ]
     heights = [CELL + LINE * len(lines) + 2 * GAP for lines in texts]
     width = columns * (CELL + GAP) + GAP

@@ -120,8 +120,8 @@ def train(
     unseen = None
     if config.validation.every and looked_at:
         unseen = PairData(backbone, looked_at, **kind)
-    for one in filter(None, (data, unseen)):
-        _encode(one, processes, shared=encoded is not None, progress=progress)
+    for pair_data in filter(None, (data, unseen)):
+        _encode(pair_data, processes, shared=encoded is not None, progress=progress)
     known = reference_errors or ReferenceErrors(0)
     try:
         run = _Run(

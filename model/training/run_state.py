@@ -82,8 +82,8 @@ class RunState:
             tensors[f"lora/{name}"] = parameter
             if self._decay:
                 tensors[f"ema/{name}"] = self._average[name]
-        own = state_tensors(self.optimizer, self.parameters)
-        return tensors | {f"{_OPTIMISER}{name}": tensor for name, tensor in own.items()}
+        state = state_tensors(self.optimizer, self.parameters)
+        return tensors | {f"{_OPTIMISER}{name}": tensor for name, tensor in state.items()}
 
     def numbers(self) -> dict[str, Any]:
         """What the optimiser remembers beside tensors; AdamW nothing."""
@@ -97,13 +97,13 @@ class RunState:
                 parameter.data.copy_(saved.tensors[f"lora/{name}"])
                 if self._decay:
                     self._average[name].copy_(saved.tensors[f"ema/{name}"])
-            own = {
+            state = {
                 name.removeprefix(_OPTIMISER): tensor
                 for name, tensor in saved.tensors.items()
                 if name.startswith(_OPTIMISER)
             }
             numbers = saved.meta.get("optimiser", {})
-            restore_state(self.optimizer, self.parameters, own, numbers)
+            restore_state(self.optimizer, self.parameters, state, numbers)
         except (KeyError, RuntimeError, TypeError) as error:
             raise UserError(
                 f"checkpoint {saved.path} does not fit this run ({error}). Remove the folder, or "

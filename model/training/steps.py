@@ -295,7 +295,7 @@ class Stepper:
         self._device = next(backbone.transformer.parameters()).device
         self._slots = processes.share_of(config.batch_pairs)
         self._ahead = read_ahead(
-            lambda one: data.look_up(one.items), self._order(), config.encoded.ahead
+            lambda micro: data.look_up(micro.items), self._order(), config.encoded.ahead
         )
 
     def __enter__(self) -> Self:
@@ -354,13 +354,13 @@ class Stepper:
         loss, tables, num_subjects, waited, last = 0.0, [], 0, 0.0, False
         while not last:
             started = time.perf_counter()
-            one, ahead = next(self._ahead)
-            batch = self._data.batch(one.items, ahead)
+            micro, ahead = next(self._ahead)
+            batch = self._data.batch(micro.items, ahead)
             waited += time.perf_counter() - started
-            value, table = self._micro(one.slots, batch, len(one.slots) / local)
+            value, table = self._micro(micro.slots, batch, len(micro.slots) / local)
             loss += value
             tables.append(table)
-            num_subjects, last = batch.priors.subjects_BRN.shape[1], one.last
+            num_subjects, last = batch.priors.subjects_BRN.shape[1], micro.last
         joined = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
         return loss, joined, num_subjects, waited
 
@@ -390,19 +390,19 @@ class Stepper:
     def compile(self) -> bool:
         """Compiles the transformer's blocks, where the next step's first pass then gives the same;
         whether it did."""
-        one = next(self._order(), None)
-        if one is None:  # no step is left
+        micro = next(self._order(), None)
+        if micro is None:  # no step is left
             return False
-        batch = self._data.batch(one.items)
+        batch = self._data.batch(micro.items)
 
         def trial() -> Tensor:
             known, self._known = self._known, ReferenceErrors(0).of("", "", self._config)
             try:
-                self._micro(one.slots, batch, 1.0)
+                self._micro(micro.slots, batch, 1.0)
             finally:
                 self._known = known
-            found = (p.grad for p in self._state.parameters.values() if p.grad is not None)
-            gradient = torch.cat([grad.flatten().cpu() for grad in found])
+            gradients = (p.grad for p in self._state.parameters.values() if p.grad is not None)
+            gradient = torch.cat([grad.flatten().cpu() for grad in gradients])
             self._state.optimizer.zero_grad(set_to_none=True)
             return gradient
 

@@ -88,15 +88,17 @@ class Trackers:
 
         run = self._out_dir.resolve().name
         # The same folder is the same run, whichever process goes on with it.
-        own = hashlib.blake2b(str(self._out_dir.resolve()).encode(), digest_size=8).hexdigest()
+        folder_digest = hashlib.blake2b(
+            str(self._out_dir.resolve()).encode(), digest_size=8
+        ).hexdigest()
         tracker: Any
         if name == "wandb":
-            known = self._ids.setdefault(name, own)
+            known = self._ids.setdefault(name, folder_digest)
             tracker = tracking.WandBTracker(
                 self._project, name=run, id=known, resume="allow", dir=str(self._out_dir)
             )
         elif name == "trackio":
-            known = self._ids.setdefault(name, f"{run}-{own[:6]}")
+            known = self._ids.setdefault(name, f"{run}-{folder_digest[:6]}")
             tracker = tracking.TrackioTracker(self._project, name=known, resume="allow")
         else:
             tracker = tracking.MLflowTracker(

@@ -40,7 +40,7 @@ class ImageEncoder:
         if not source.is_file():
             raise UserError(f"{field}: {source} is absent; docs/measure.md says how to make it")
         network = timm.create_model(NETWORK, pretrained=False)
-        shapes = {name: tuple(one.shape) for name, one in network.state_dict().items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
         require_tensors(read_header(source, field), shapes, field, NETWORK)
         network.load_state_dict(load_file(source))
         network.reset_classifier(0)
@@ -49,7 +49,7 @@ class ImageEncoder:
         self.looker = looker
         self._instances: Stream[tuple[Image, Mask]] = Stream(
             looker,
-            lambda one: preprocess.instance(one[0], one[1], MARGIN, "official"),
+            lambda instance: preprocess.instance(instance[0], instance[1], MARGIN, "official"),
             BATCH,
         )
         self._whole: Stream[Image] = Stream(looker, preprocess.official, BATCH)

@@ -131,8 +131,12 @@ class BackbonePainter:
     def _parts(self, references: Sequence[Sequence[ReferenceImage]]) -> Iterator[list[int]]:
         """Places of at most a batch of calls, whose references can be stacked."""
         alike: dict[object, list[int]] = {}
-        for at, own in enumerate(references):
-            shapes = tuple(one.mask.shape for one in own) if self._keeps_aspect else None
+        for at, call_references in enumerate(references):
+            shapes = (
+                tuple(reference.mask.shape for reference in call_references)
+                if self._keeps_aspect
+                else None
+            )
             alike.setdefault(shapes, []).append(at)
         for places in alike.values():
             for start in range(0, len(places), self._batch):

@@ -61,7 +61,7 @@ class Archive:
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
             raise UserError(f"{shown}: not a zip that can be read ({error})") from error
         try:
-            self._members = {_name(one, shown): one for one in self._zip.infolist()}
+            self._members = {_name(info, shown): info for info in self._zip.infolist()}
             if len(self._zip.infolist()) > MOST_MEMBERS:
                 raise UserError(f"{shown}: holds more than {MOST_MEMBERS} files; split it")
             self.notes: list[str] = []
@@ -126,7 +126,8 @@ class Archive:
             if not info.is_dir() and not hidden and name.name.lower() not in UNSEEN:
                 by_folder.setdefault(name.parent, []).append(name)
         full = {
-            folder: [one for one in names if is_picture(one)] for folder, names in by_folder.items()
+            folder: [path for path in names if is_picture(path)]
+            for folder, names in by_folder.items()
         }
         full = {folder: pictures for folder, pictures in full.items() if pictures}
         for folder, pictures in full.items():

@@ -180,8 +180,10 @@ def put_subject(
         images[f"refmask{i}.png"] = encode_png(mask)
     content = digest(b"\0".join([class_name.encode(), *images.values()]))[:16]
     # The licence is in the record, so it must be in the key, though no picture depends on it.
-    told = {} if origin == NOT_TOLD else {ORIGIN: asdict(origin)}
-    key = content_key(STAGE, VERSION, {"id": id, "licence": licence, **told}, inputs=[content])
+    origin_field = {} if origin == NOT_TOLD else {ORIGIN: asdict(origin)}
+    key = content_key(
+        STAGE, VERSION, {"id": id, "licence": licence, **origin_field}, inputs=[content]
+    )
     references = tuple(
         Reference(
             image=image_key(STAGE, key, f"ref{i}.png"),
@@ -193,7 +195,9 @@ def put_subject(
         id=id, class_name=class_name, references=references, licence=licence, digest=content
     )
     if not store.has(STAGE, key):
-        more: dict[str, tuple[type, list[Origin]]] = {ORIGIN: (Origin, [origin])} if told else {}
+        more: dict[str, tuple[type, list[Origin]]] = (
+            {ORIGIN: (Origin, [origin])} if origin_field else {}
+        )
         store.commit(STAGE, key, [subject], Subject, images=images, more=more, partition=id)
     return subject
 
@@ -227,15 +231,15 @@ def _read_subject(
         finder = functools.partial(find, class_name=class_name) if find else None
         references = []
         light: list[NDArray[np.float64]] = []
-        told: dict[str, list[str]] = {}
+        files_by_note: dict[str, list[str]] = {}
         for file, mask in list(files.pictures.items())[: config.max_references]:
             picture = _read(file, mask, config)
             image, shape, texts = cut_out(picture, config.size, config.tolerance, finder, file)
             references.append((image, shape))
             light.append(light_of(picture.image))
             for text in [*picture.notes, *texts]:
-                told.setdefault(text, []).append(file.name)
-        notes += [f"{listed(names)}: {text}" for text, names in told.items()]
+                files_by_note.setdefault(text, []).append(file.name)
+        notes += [f"{listed(names)}: {text}" for text, names in files_by_note.items()]
         if has_common_mark(light):
             notes.append(
                 "all pictures share a pattern at one place, as a watermark or logo is: the pairs "

@@ -90,18 +90,18 @@ def near(hashes: Sequence[int], most: int) -> list[tuple[int, int]]:
     least one is equal then, so that few are compared."""
     bands = np.array_split(np.arange(BITS), most + 1)
     masks = [sum(1 << int(bit) for bit in band) for band in bands]
-    found = set()
+    pairs = set()
     for mask in masks:
         alike: dict[int, list[int]] = defaultdict(list)
         for place, value in enumerate(hashes):
             alike[value & mask].append(place)
         for places in alike.values():
-            found |= {
+            pairs |= {
                 pair
                 for pair in itertools.combinations(places, 2)
                 if (hashes[pair[0]] ^ hashes[pair[1]]).bit_count() <= most
             }
-    return sorted(found)
+    return sorted(pairs)
 
 
 def near_apart(hashes: Sequence[int], scenes: Sequence[str], most: int) -> list[tuple[int, int]]:

@@ -96,7 +96,7 @@ def has_common_mark(light: Sequence[NDArray[np.float64]]) -> bool:
     al., CVPR 2017)."""
     if len(light) < MARK_PICTURES:
         return False
-    steps = np.stack([np.stack(list(np.gradient(one))) for one in light])
+    steps = np.stack([np.stack(list(np.gradient(plane))) for plane in light])
     length = np.hypot(steps[:, 0], steps[:, 1])
     unit = steps / np.maximum(length[:, None], 1e-6)
     mean = unit.mean(axis=0)

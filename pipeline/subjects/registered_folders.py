@@ -16,11 +16,11 @@ from focusdpo.store.artefacts import Store
 
 def cut_outs(store: Store, pictures: Iterable[tuple[str, str]]) -> list[Image.Image]:
     """References as RGBA pictures, from the keys of their images and masks."""
-    found = []
+    cutouts = []
     for image, mask in pictures:
         alpha = store.mask(mask).astype(np.uint8) * np.uint8(255)
-        found.append(Image.fromarray(np.dstack([store.image(image), alpha]), "RGBA"))
-    return found
+        cutouts.append(Image.fromarray(np.dstack([store.image(image), alpha]), "RGBA"))
+    return cutouts
 
 
 def write_folder(

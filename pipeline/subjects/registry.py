@@ -124,9 +124,9 @@ def add(
 
     def edit(before: Mapping[str, Entry]) -> tuple[dict[str, Entry], tuple[str, ...]]:
         entries = dict(before)
-        for one in subjects:
-            _refuse_double(one, entries)
-            entries[one.id] = _entry(one, config, now or _now())
+        for subject in subjects:
+            _refuse_double(subject, entries)
+            entries[subject.id] = _entry(subject, config, now or _now())
         return entries, tuple(subject.id for subject in subjects)
 
     return _change(store, "added", edit, config)
@@ -140,15 +140,15 @@ def update(
 
     def edit(before: Mapping[str, Entry]) -> tuple[dict[str, Entry], tuple[str, ...]]:
         entries, changed = dict(before), []
-        for one in subjects:
-            old = _registered(one.id, entries, "focusdpo subjects add")
-            new = _entry(one, config, now or _now())
+        for subject in subjects:
+            old = _registered(subject.id, entries, "focusdpo subjects add")
+            new = _entry(subject, config, now or _now())
             new = dataclasses.replace(new, added=old.added)
             if dataclasses.replace(new, changed=old.changed) != old:
-                others = {name: entry for name, entry in entries.items() if name != one.id}
-                _refuse_double(one, others)
-                entries[one.id] = new
-                changed.append(one.id)
+                others = {name: entry for name, entry in entries.items() if name != subject.id}
+                _refuse_double(subject, others)
+                entries[subject.id] = new
+                changed.append(subject.id)
         return entries, tuple(changed)
 
     made = _change(store, "updated", edit, config)
@@ -232,7 +232,7 @@ def _change(
             when=_now(),
             change=told or f"{verb} {', '.join(changed)}",
             entries=dict(sorted(entries.items())),
-            settings={name: one for name, one in sorted(settings.items()) if name in used},
+            settings={name: values for name, values in sorted(settings.items()) if name in used},
         )
         if store.files.write(state_path(after.number), _as_bytes(after), replace=False):
             log.info("%s: registry %d: %s", store.root, after.number, after.change)
@@ -326,7 +326,7 @@ def _read_state(store: Store, number: int) -> Registry:
     path = state_path(number)
     try:
         values = unsealed(store.files.read(path))
-        entries = {one["id"]: Entry(**one) for one in values.pop("entries")}
+        entries = {fields["id"]: Entry(**fields) for fields in values.pop("entries")}
         for entry in entries.values():
             if not KEY.fullmatch(entry.artefact) or not NAME.fullmatch(entry.id):
                 raise ValueError(f"no subject can be called {entry.id[:80]!r}")

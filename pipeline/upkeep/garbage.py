@@ -318,7 +318,7 @@ def _sweep(store: Store, garbage: Garbage, reached: Reached) -> None:
         reached("shard")
     # An artefact before its seconds: an artefact without them would cost nothing, it says.
     for paths in garbage.artefacts.values():
-        for path in sorted(paths, key=lambda one: one.endswith(".json")):
+        for path in sorted(paths, key=lambda file: file.endswith(".json")):
             store.files.remove(path)
             reached("artefact")
     for path in garbage.others:
@@ -332,6 +332,6 @@ def remove_version(store: Store, name: str) -> None:
     without which it is no version."""
     folder = f"versions/{name}"
     paths = store.files.listing(folder)
-    for path in sorted(paths, key=lambda one: (one != TWIN, one != MANIFEST)):
+    for path in sorted(paths, key=lambda file: (file != TWIN, file != MANIFEST)):
         store.files.remove(f"{folder}/{path}")
     store.files.prune(folder)

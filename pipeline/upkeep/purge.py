@@ -204,7 +204,7 @@ def _manifest(store: Store, plan: PurgePlan, name: str, lost: Mapping[str, int])
     opened = open_version(store, name)
     manifest = dict(opened.manifest)
     notes = manifest.get("purged", [])
-    if plan.id in [one["id"] for one in notes]:
+    if plan.id in [note["id"] for note in notes]:
         return
     table = lineage_columns(store, name, None)
     if table is not None:
@@ -215,7 +215,7 @@ def _manifest(store: Store, plan: PurgePlan, name: str, lost: Mapping[str, int])
     if store.files.exists(f"{folder}/{PARTITIONS}"):
         manifest["partitions"] = len(partitions)
         manifest["rejects"] = _rejects(partitions)
-    reviewed = Counter(one.verdict for one in reviewed_of(store, name))
+    reviewed = Counter(review.verdict for review in reviewed_of(store, name))
     manifest["reviews"] = dict(sorted(reviewed.items()))
     manifest["subjects"] = [
         subject for subject in manifest["subjects"] if subject["id"] not in plan.subjects
@@ -224,8 +224,10 @@ def _manifest(store: Store, plan: PurgePlan, name: str, lost: Mapping[str, int])
     manifest["shards"] = list(_shard_entries(manifest["shards"], opened.rows, plan))
     note = {"id": plan.id, "when": plan.when, "subjects": plan.subjects, "lost": dict(lost)}
     manifest["purged"] = [*notes, note]
-    if told := manifest.get("digests"):
-        manifest["digests"] = digests({one: store.files.read(f"{folder}/{one}") for one in told})
+    if files := manifest.get("digests"):
+        manifest["digests"] = digests(
+            {file: store.files.read(f"{folder}/{file}") for file in files}
+        )
     store.files.write(f"{folder}/{MANIFEST}", manifest_bytes(manifest))
 
 
@@ -273,7 +275,9 @@ def traces(store: Store, plan: PurgePlan) -> Iterator[str]:
 
 def _digests(store: Store, path: str) -> set[str]:
     data = store.files.read(path)
-    found = {digest(data)}
+    file_digests = {digest(data)}
     if path.endswith(".tar"):
-        found |= {digest(content) for _, content in tars.members(data, f"{store.root}/{path}")}
-    return found
+        file_digests |= {
+            digest(content) for _, content in tars.members(data, f"{store.root}/{path}")
+        }
+    return file_digests

@@ -48,21 +48,21 @@ class Sample:
 
 def samples(data: bytes, where: str) -> list[Sample]:
     """All samples of a shard, in order. UserError names `where` when it is damaged."""
-    found: list[Sample] = []
+    shard_samples: list[Sample] = []
     name, start, end = "", 0, 0
     subjects: tuple[str, ...] = ()
     for member, offset, content in _members(data, where):
         key, _, field = member.partition(".")
         if key != name:
             if name and name != BLANK:
-                found.append(Sample(name, subjects, start, end))
+                shard_samples.append(Sample(name, subjects, start, end))
             name, start, subjects = key, offset, ()
         end = offset + tars.BLOCK + len(content) + (-len(content) % tars.BLOCK)
         if field == "json":
             subjects = _subjects(content, where)
     if name and name != BLANK:
-        found.append(Sample(name, subjects, start, end))
-    return found
+        shard_samples.append(Sample(name, subjects, start, end))
+    return shard_samples
 
 
 def without(data: bytes, gone: Collection[str], where: str) -> bytes | None:
@@ -181,15 +181,15 @@ def make_plan(store: Store, names: Sequence[str], when: str) -> PurgePlan:
     inventory = list(_inventory(store, referred))
     _check_names(store, names, inventory, referred)
     sets = _subject_sets(store, inventory, referred.sets)
-    partitions = {one for one, members in sets.items() if set(names) & members}
-    gone = [one for one in inventory if _is_theirs(one, names, partitions, sets)]
+    partitions = {partition for partition, members in sets.items() if set(names) & members}
+    gone = [artefact for artefact in inventory if _is_theirs(artefact, names, partitions, sets)]
     # The record holds the pictures' digests, too, but of no picture: tables differ from subject
     # to subject, masks may be shared by chance.
     pictures = {
         value
-        for one in gone
-        if one.stage == ingest.STAGE
-        for name, value in one.files.items()
+        for artefact in gone
+        if artefact.stage == ingest.STAGE
+        for name, value in artefact.files.items()
         if name.startswith("ref") and not name.startswith("refmask")
     }
     _refuse_shared(inventory, gone, pictures)
@@ -198,7 +198,7 @@ def make_plan(store: Store, names: Sequence[str], when: str) -> PurgePlan:
         subjects=sorted(names),
         when=when,
         partitions=sorted(partitions),
-        artefacts=sorted((one.stage, one.key) for one in gone),
+        artefacts=sorted((artefact.stage, artefact.key) for artefact in gone),
         shards=shards,
         versions=dict(_versions(store, names, shards)),
         pictures=sorted(pictures),
@@ -217,10 +217,10 @@ def _inventory(store: Store, referred: References) -> Iterator[Artefact]:
 
 
 def _subject_sets(
-    store: Store, inventory: Sequence[Artefact], told: Mapping[str, set[str]]
+    store: Store, inventory: Sequence[Artefact], version_sets: Mapping[str, set[str]]
 ) -> dict[str, set[str]]:
-    """Partition -> its subjects, as far as versions (`told`) and scenes tell."""
-    sets = dict(told)
+    """Partition -> its subjects, as far as versions (`version_sets`) and scenes tell."""
+    sets = dict(version_sets)
     for artefact in inventory:
         if artefact.stage == "compose" and artefact.partition not in sets:
             try:
@@ -232,14 +232,14 @@ def _subject_sets(
 
 
 def _is_theirs(
-    one: Artefact, names: Sequence[str], partitions: set[str], sets: Mapping[str, set[str]]
+    artefact: Artefact, names: Sequence[str], partitions: set[str], sets: Mapping[str, set[str]]
 ) -> bool:
-    if one.stage == cutouts.STAGE:
+    if artefact.stage == cutouts.STAGE:
         return True  # found by pixels: nothing says whose it is; the others are found again
-    if one.stage == ingest.STAGE:
-        return one.partition in names or not one.partition
+    if artefact.stage == ingest.STAGE:
+        return artefact.partition in names or not artefact.partition
     # An artefact of an unknown set may show anybody; nothing rests on it.
-    return one.partition in partitions or one.partition not in sets
+    return artefact.partition in partitions or artefact.partition not in sets
 
 
 def _check_names(

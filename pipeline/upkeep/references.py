@@ -41,39 +41,39 @@ def references(
     store: Store, manifests: Iterable[Mapping[str, Any]], *, in_full: bool = False
 ) -> References:
     """What these versions and the registry refer to. UserError for a damaged one."""
-    found = References()
-    sources = found.artefacts.setdefault(ingest.STAGE, set())
+    referred = References()
+    sources = referred.artefacts.setdefault(ingest.STAGE, set())
     for manifest in manifests:
-        found.shards |= {shard["name"] for shard in manifest["shards"]}
+        referred.shards |= {shard["name"] for shard in manifest["shards"]}
         for subject in manifest["subjects"]:
-            found.pictures.add((subject["id"], subject["digest"]))
+            referred.pictures.add((subject["id"], subject["digest"]))
             sources.add(subject["artefact"])
-        _lineage(store, manifest["id"], found, in_full)
+        _lineage(store, manifest["id"], referred, in_full)
         if in_full:
             for row in partitions_of(store, manifest["id"]):
-                found.sets[row.partition] = set(row.subject_ids)
+                referred.sets[row.partition] = set(row.subject_ids)
             for pair in open_version(store, manifest["id"]).rows:
-                found.sets[pair.partition] = set(pair.subject_ids)
+                referred.sets[pair.partition] = set(pair.subject_ids)
     state = registry.read_registry(store)
     for entry in () if state is None else state.entries.values():
-        found.pictures.add((entry.id, entry.digest))
+        referred.pictures.add((entry.id, entry.digest))
         sources.add(entry.artefact)
-    return found
+    return referred
 
 
-def _lineage(store: Store, version: str, found: References, in_full: bool) -> None:
+def _lineage(store: Store, version: str, referred: References, in_full: bool) -> None:
     """Hundreds of thousands of rows: no more columns than are asked for."""
     table = lineage_columns(store, version, ["stage", "key", *(MORE if in_full else ())])
     if table is None:
         return
     stages, keys = table["stage"].to_pylist(), table["key"].to_pylist()
     for stage, key in zip(stages, keys, strict=True):
-        found.artefacts.setdefault(stage, set()).add(key)
+        referred.artefacts.setdefault(stage, set()).add(key)
     if not in_full:
         return
     more = zip(*(table[name].to_pylist() for name in MORE), strict=True)
     for stage, key, (partition, files) in zip(stages, keys, more, strict=True):
-        found.told.setdefault((stage, key), bare_artefact(stage, key, partition, dict(files)))
+        referred.told.setdefault((stage, key), bare_artefact(stage, key, partition, dict(files)))
 
 
 MORE = ("partition", "files")

@@ -67,13 +67,13 @@ def damages(root: str | Path) -> list[Corrupt]:
     store = Store.open(root, create=False)
     wounds = _wounds(store)
     advice = run_doctor(root)
-    found = [
+    damaged = [
         Corrupt(stage=VERSIONS, key=path, what=f"{root}/{path}: damaged. {advice}")
         for path in wounds.remedies
     ]
-    found += wounds.lost + _by_hand(store)
+    damaged += wounds.lost + _by_hand(store)
     # Which shards a damaged version has is known when it is mended.
-    return found or store.corrupt() + corrupt_shards(store)
+    return damaged or store.corrupt() + corrupt_shards(store)
 
 
 def mend(root: str | Path) -> Mended:
@@ -105,7 +105,7 @@ def corrupt_shards(store: Store) -> list[Corrupt]:
     purge is changing are passed over: what they must be, it knows."""
     if latest_id(store) is None:
         return []
-    found = []
+    damaged = []
     changing = {name for plan in unfinished(store) for name in plan.shards}
     for shard in open_version(store).manifest["shards"]:
         if shard["name"] in changing:
@@ -113,8 +113,8 @@ def corrupt_shards(store: Store) -> list[Corrupt]:
         try:
             verify_shard(store, shard)
         except UserError as error:
-            found.append(Corrupt(stage=FOLDER, key=shard["name"], what=str(error)))
-    return found
+            damaged.append(Corrupt(stage=FOLDER, key=shard["name"], what=str(error)))
+    return damaged
 
 
 def _refuse_headless(root: str | Path) -> None:
@@ -125,12 +125,12 @@ def _refuse_headless(root: str | Path) -> None:
 def _by_hand(store: Store) -> list[Corrupt]:
     """Damage to registry and reviews. A person decides: they are made by hand, and of them only the
     registry's history is there twice."""
-    found = Audit(store).damaged()
+    damaged = Audit(store).damaged()
     try:
         registry.read_registry(store)
     except UserError as error:
-        found.append(Corrupt(stage=registry.FOLDER, key="", what=str(error)))
-    return found
+        damaged.append(Corrupt(stage=registry.FOLDER, key="", what=str(error)))
+    return damaged
 
 
 def _wounds(store: Store) -> Wounds:
@@ -193,27 +193,27 @@ def _refuse_unreadable(store: Store, name: str, cures: Mapping[str, bytes]) -> N
 def _latest(store: Store, created: Mapping[str, str], wounds: Wounds) -> None:
     """LATEST must name a whole version, or one that a person has to decide on first."""
     tagged = store.files.tagged(LATEST)
-    said = b"" if tagged is None else tagged[0]
-    lost = [one.key for one in wounds.lost]
-    if said in {f"{name}\n".encode() for name in (*created, *lost)}:
+    content = b"" if tagged is None else tagged[0]
+    lost = [damage.key for damage in wounds.lost]
+    if content in {f"{name}\n".encode() for name in (*created, *lost)}:
         return
     if created:
         if tagged is not None or len(created) > 1 or latest_is_lost(store):
-            wounds.remedies[LATEST] = f"{_meant(said, created)}\n".encode()
+            wounds.remedies[LATEST] = f"{_meant(content, created)}\n".encode()
     elif tagged is not None and not wounds.lost:
         wounds.remedies[LATEST] = None
 
 
-def _meant(said: bytes, created: Mapping[str, str]) -> str:
+def _meant(content: bytes, created: Mapping[str, str]) -> str:
     """The version of which LATEST, cut or with a byte changed, is most likely the name; else the
     newest."""
     near = [
         name
         for name in created
-        if (said.strip() and name.encode().startswith(said.strip()))
+        if (content.strip() and name.encode().startswith(content.strip()))
         or (
-            len(said) == len(name) + 1
-            and sum(a != b for a, b in zip(said, f"{name}\n".encode(), strict=True)) == 1
+            len(content) == len(name) + 1
+            and sum(a != b for a, b in zip(content, f"{name}\n".encode(), strict=True)) == 1
         )
     ]
     return max(near if len(near) == 1 else created, key=lambda name: (created[name], name))

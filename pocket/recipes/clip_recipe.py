@@ -123,7 +123,7 @@ def scene_texts(batch: SceneBatch, seed: int) -> tuple[list[str], Tensor]:
         (tuple(sorted(subject.class_name for subject in cast)), background)
         for cast, background in zip(batch.casts, batch.backgrounds, strict=True)
     ]
-    texts, says = list(batch.prompts), list(truths)
+    texts, claims = list(batch.prompts), list(truths)
     for names, background in truths:
         others = [name for name in class_names("train") if name not in names]
         changed = list(names)
@@ -131,8 +131,8 @@ def scene_texts(batch: SceneBatch, seed: int) -> tuple[list[str], Tensor]:
         elsewhere = str(rng.choice([each for each in BACKGROUNDS if each != background]))
         for wrong, ground in ((changed, background), (list(names), elsewhere)):
             texts.append(draw_prompt(wrong, ground, rng))
-            says.append((tuple(sorted(wrong)), ground))
-    return texts, torch.tensor([[said == truth for said in says] for truth in truths])
+            claims.append((tuple(sorted(wrong)), ground))
+    return texts, torch.tensor([[claim == truth for claim in claims] for truth in truths])
 
 
 def scene_loss(logits_BT: Tensor, fits_BT: Tensor) -> Tensor:

@@ -115,8 +115,8 @@ def _bricks(rng: np.random.Generator) -> NDArray[np.float64]:
     shifted = cols + wide / 2 * ((rows // high) % 2)
     mortar = (rows % high < 1.6) | (shifted % wide < 1.6)
     tone = rng.random((TEXTURE_SIZE, 2 * TEXTURE_SIZE))
-    own = tone[(rows // high).astype(int), (shifted // wide).astype(int)]
-    return np.where(mortar, 0.85, 0.28 * own + 0.05 * _noise(rng, 0.8))
+    shade = tone[(rows // high).astype(int), (shifted // wide).astype(int)]
+    return np.where(mortar, 0.85, 0.28 * shade + 0.05 * _noise(rng, 0.8))
 
 
 def _wood(rng: np.random.Generator) -> NDArray[np.float64]:
@@ -132,9 +132,9 @@ def _tiles(rng: np.random.Generator) -> NDArray[np.float64]:
     rows, cols = _places()
     side = 24
     tone = rng.random((TEXTURE_SIZE, TEXTURE_SIZE))
-    own = tone[(rows // side).astype(int), (cols // side).astype(int)]
+    shade = tone[(rows // side).astype(int), (cols // side).astype(int)]
     joint = (rows % side < 1.5) | (cols % side < 1.5)
-    return np.where(joint, 0.95, 0.22 * own + 0.05 * _noise(rng, 5))
+    return np.where(joint, 0.95, 0.22 * shade + 0.05 * _noise(rng, 5))
 
 
 _FIGURES = {

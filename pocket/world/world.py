@@ -201,8 +201,8 @@ def _clear(
     low, high = centres_TR2 + boxes_R4[:, :2], centres_TR2 + boxes_R4[:, 2:]
     shared = np.minimum(high[:, :, None], high[:, None]) - np.maximum(low[:, :, None], low[:, None])
     area = shared.clip(0).prod(-1)
-    own = (boxes_R4[:, 2:] - boxes_R4[:, :2]).prod(1)
-    least = np.minimum(own[:, None], own[None])
+    box_areas = (boxes_R4[:, 2:] - boxes_R4[:, :2]).prod(1)
+    least = np.minimum(box_areas[:, None], box_areas[None])
     same = np.eye(len(boxes_R4), dtype=bool)
     good: NDArray[np.bool_] = ((area <= most * least) | same).all((1, 2))
     return good

@@ -51,7 +51,7 @@ def home(request: Request) -> Response:
         next=next((at for at, step in enumerate(steps) if not step.done), None),
         yields={} if dataset is None else yields(dataset),
         rejects={} if dataset is None else _rejects(dataset),
-        weak=[] if dataset is None else [in_fields("build", one) for one in _weak(dataset)],
+        weak=[] if dataset is None else [in_fields("build", reason) for reason in _weak(dataset)],
         reasons=REASONS,
         modes=MODES,
         found=runs,

@@ -136,10 +136,10 @@ def _page(
     presets = preset_names()
     asked = {name: filled[name].get("preset") for name in FORMS}
     values = {
-        name: one.preset_values(
+        name: job_form.preset_values(
             str(asked[name]) if asked[name] in presets else acting.config.preset
         )
-        for name, one in FORMS.items()
+        for name, job_form in FORMS.items()
     }
     return render(
         request,
@@ -164,18 +164,18 @@ def _page(
 
 def _write_own(acting: Studio, folder: Path) -> None:
     """The subjects of the next version as a folder of pictures. UserError where there is none."""
-    if any(one.active for one in acting.jobs.list(logs=False)):
+    if any(job.active for job in acting.jobs.list(logs=False)):
         return  # which may read them; the order is refused
     there = list(usable(acting).values())
     if not there:
         raise UserError("Who stands in the scenes: there is no subject of your own yet; add one")
     shutil.rmtree(folder, ignore_errors=True)
     store = acting.needed_store()
-    for one in there:
+    for member in there:
         write_folder(
-            *(store, one.pictures, folder / one.id),
-            class_name=one.class_name,
-            licence=one.licence,
+            *(store, member.pictures, folder / member.id),
+            class_name=member.class_name,
+            licence=member.licence,
         )
 
 
@@ -184,12 +184,14 @@ def _filled(
 ) -> dict[str, Mapping[str, str]]:
     """What stands in each form: what was just sent, else what the last job of its kind had, so that
     a second build does not fall back to the preset without a word."""
-    found: dict[str, Mapping[str, str]] = {name: one.at_first for name, one in FORMS.items()}
+    filled: dict[str, Mapping[str, str]] = {
+        name: job_form.at_first for name, job_form in FORMS.items()
+    }
     for job in reversed(jobs):
-        found[job.kind] = job.form
-    if form is not None and kind in found:
-        found[kind] = form
-    return found
+        filled[job.kind] = job.form
+    if form is not None and kind in filled:
+        filled[kind] = form
+    return filled
 
 
 def _job(request: Request) -> Job:
@@ -206,7 +208,7 @@ def _told(job: Job, config: StudioConfig) -> dict[str, Any]:
         "active": job.active,
         "code": job.code,
         "log": job.log,
-        "progress": [{**asdict(one), "share": one.share} for one in job.progress],
+        "progress": [{**asdict(progress), "share": progress.share} for progress in job.progress],
         "words": in_fields(job.kind, job.words),
         "warnings": job.warnings,
         "printed": [in_fields(job.kind, line.rstrip()) for line in job.printed],
@@ -234,11 +236,11 @@ def summary(job: Job) -> str:
     if job.kind == "measure" and "pictures" in made:
         shares = {row["model"]: row["mean"] for row in made["rows"] if row["metric"] == "failed"}
         names = made["names"]
-        told = [f"{names[id]} {share:.1%}" for id, share in shares.items() if id in names]
-        unfit = made["check"] and not all(one["ok"] for one in made["check"])
+        failures = [f"{names[id]} {share:.1%}" for id, share in shares.items() if id in names]
+        unfit = made["check"] and not all(fault["ok"] for fault in made["check"])
         return (
             f"{made['pictures']} pictures of {made['scenes']} scenes; failed subjects: "
-            f"{', '.join(told)}"
+            f"{', '.join(failures)}"
             + ("; the judge is not fit for these subjects: see what it says" if unfit else "")
         )
     if job.kind == "paint" and "prompt" in made:
@@ -255,10 +257,10 @@ def _page_of(job: Job, config: StudioConfig) -> str:
         return "/pairs" if job.state in ENDED_WELL else ""
     if job.kind == "paint":
         return "/paint" if job.state in ENDED_WELL else ""
-    found = find_runs(config)
+    runs = find_runs(config)
     for output, page, folders in (
-        ("run", "/runs", found.training),
-        ("evaluation", "/evaluations", found.evaluations),
+        ("run", "/runs", runs.training),
+        ("evaluation", "/evaluations", runs.evaluations),
     ):
         for folder in folders:
             if str(folder.path) == job.outputs.get(output):
@@ -271,21 +273,21 @@ def _pictures(job: Job) -> dict[str, Path]:
     build, what an evaluation paints, and a training's sheets, those from before it went on too; the
     newest last. Plain files, no links."""
     folder = job.outputs.get("evaluation")
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     if folder is not None:
-        found = {
+        files = {
             f"{path.parent.name}-{path.name}": path
             for path in Path(folder).glob("images/*/*")
             if path.suffix in (".png", ".jpg")
         }
     elif job.kind == "build" and not is_remote(job.root):
-        found = {FIRST: Path(job.root) / FIRST}
+        files = {FIRST: Path(job.root) / FIRST}
     elif "run" in job.outputs:
         return {path.name: path for path in sheet_files(Path(job.outputs["run"]))}
     began = datetime.datetime.fromisoformat(job.started).timestamp()
     there = {
         name: path
-        for name, path in found.items()
+        for name, path in files.items()
         if path.is_file() and not path.is_symlink() and path.stat().st_mtime >= began
     }
     return dict(sorted(there.items(), key=lambda item: item[1].stat().st_mtime))

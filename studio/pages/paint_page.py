@@ -113,7 +113,9 @@ def _page(
         preset=form.get("preset") or studio.config.preset,
         most=MOST_PICTURES,
         job=job,
-        active=next((one for one in studio.jobs.list(logs=False) if one.active), None),
+        active=next(
+            (studio_job for studio_job in studio.jobs.list(logs=False) if studio_job.active), None
+        ),
         made=made,
         stamp=job.id if job else "",
         numbers=[] if made is None else numbers(made),
@@ -177,12 +179,12 @@ def _start(studio: Studio, form: Mapping[str, str]) -> Job:
     if not seed.isdecimal() or len(seed) > 9:
         raise UserError(f"Seed: got '{seed[:20]}'; expected a whole number below 1000000000")
     folder = paintings_folder(studio.config) / secrets.token_hex(8)
-    files = tuple(folder / "shown" / f"{one.name}.png" for one in shown)
+    files = tuple(folder / "shown" / f"{reference.name}.png" for reference in shown)
     given: dict[str, Any] = {
         "preset": preset_of(form),
         "adapter": str(run.path / "adapter"),
         "reference": tuple(map(str, files)),
-        "class_name": tuple(one.class_name for one in shown),
+        "class_name": tuple(reference.class_name for reference in shown),
         "prompt": _prompt(form, scene),
         "seed": int(seed),
         "count": int(count),
@@ -192,11 +194,11 @@ def _start(studio: Studio, form: Mapping[str, str]) -> Job:
     resolve(PaintRun, {name: value for name, value in given.items() if value is not None})
     (folder / "shown").mkdir(parents=True)
     try:
-        for file, one in zip(files, shown, strict=True):
-            one.picture.save(file)
+        for file, reference in zip(files, shown, strict=True):
+            reference.picture.save(file)
         job = studio.jobs.start(
             KIND,
-            f"paint {', '.join(one.class_name for one in shown)} with {run.name}",
+            f"paint {', '.join(reference.class_name for reference in shown)} with {run.name}",
             studio.config.root,
             ["-v", "generate", *arguments_of(PaintRun, given), "--json"],
             {"painting": str(folder / "result")},
@@ -234,13 +236,14 @@ def _own(studio: Studio, form: Mapping[str, str]) -> list[Reference]:
     store = studio.needed_store()
     chosen = [everyone[name] for name in names]
     return [
-        Reference(one.id, one.class_name, cut_outs(store, one.pictures[:1])[0]) for one in chosen
+        Reference(member.id, member.class_name, cut_outs(store, member.pictures[:1])[0])
+        for member in chosen
     ]
 
 
 def _of_scene(evaluation: Evaluation, scene: str) -> list[Reference]:
     record = next(iter(evaluation.scenes[scene].values()))
-    found = []
+    references = []
     for at, (name, word) in enumerate(zip(record.subject_ids, record.class_names, strict=True), 1):
         files = evaluation.references(name)
         path = evaluation.path(files[0]) if files else None
@@ -248,8 +251,8 @@ def _of_scene(evaluation: Evaluation, scene: str) -> list[Reference]:
             raise UserError(f"the evaluation's folder holds no picture of '{name[:64]}'")
         image = Image.fromarray(read_picture(path, min_side=1).image)
         # names in tables may be a stranger's: the file is called by its place
-        found.append(Reference(f"subject-{at}", word, image))
-    return found
+        references.append(Reference(f"subject-{at}", word, image))
+    return references
 
 
 def _kept(studio: Studio) -> tuple[Job | None, Path, Compared | None]:

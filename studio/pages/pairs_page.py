@@ -152,17 +152,18 @@ def _left_out(studio: Studio, dataset: Dataset) -> list[tuple[Pair, IndexRow | N
     same winner."""
     training = dataset.pairs.split.are("train")
     known = [(at, winner_hash) for at, winner_hash in dataset.winner_hashes.items() if training[at]]
-    found = []
+    pairs = []
     for pair in dataset.left_out()[:MOST_LEFT_OUT]:
-        own = studio.picture_hash(pair.win_image)
+        pair_hash = studio.picture_hash(pair.win_image)
         near = (
             at
-            for at, one in known
-            if own is not None and (one ^ own).bit_count() <= dataset.duplicates.bits
+            for at, winner_hash in known
+            if pair_hash is not None
+            and (winner_hash ^ pair_hash).bit_count() <= dataset.duplicates.bits
         )
         at = next(near, None)
-        found.append((pair, None if at is None else dataset.pairs.row(at)))
-    return found
+        pairs.append((pair, None if at is None else dataset.pairs.row(at)))
+    return pairs
 
 
 def _repainted(dataset: Dataset, row: IndexRow) -> tuple[str, ...]:

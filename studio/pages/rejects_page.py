@@ -101,8 +101,8 @@ def _examples(
     dataset: Dataset, partition: str, reason: str, first: int, last: int
 ) -> list[Example]:
     records = dataset.records(partition)
-    own = [reject for reject in records.rejects if reason in ("", reject.reason)]
-    return [_example(records, reject) for reject in own[first:last]]
+    rejects = [reject for reject in records.rejects if reason in ("", reject.reason)]
+    return [_example(records, reject) for reject in rejects[first:last]]
 
 
 def _example(records: PartitionRecords, reject: Reject) -> Example:

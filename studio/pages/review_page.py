@@ -206,11 +206,11 @@ def _undo(
     back: list[tuple[Pair, Decision]] = []
     for name in act_of(reviews, pair.id, reviewer):
         if name in queue:
-            one = queue.pair(name)
-            before = before_last(reviews, one, reviewer)
+            undone = queue.pair(name)
+            before = before_last(reviews, undone, reviewer)
             if before is not None:
-                back.append((one, before))
-    if not any(one.id == pair.id for one, _ in back):
+                back.append((undone, before))
+    if not any(undone.id == pair.id for undone, _ in back):
         raise UserError("there is no decision of yours to undo for this pair")
     audit.record_all(back, reviewer, reason=reason, blind=blind)
     return len(back)
@@ -268,10 +268,10 @@ def _listed(item: Item, blind: bool) -> dict[str, Any]:
 
 def _mine(held: Sequence[Review], pair: Pair, reviewer: str, blind: bool) -> str | None:
     """The reviewer's decision that counts, in the words of the page."""
-    own = [review for review in held if review.reviewer == reviewer]
-    if not own or own[-1].decision == "withdraw":
+    reviews = [review for review in held if review.reviewer == reviewer]
+    if not reviews or reviews[-1].decision == "withdraw":
         return None
-    decision = own[-1].decision
+    decision = reviews[-1].decision
     if not blind:
         return decision
     if decision == "reject":

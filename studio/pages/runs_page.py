@@ -57,7 +57,7 @@ def run(request: Request) -> Response:
 
 def compare(request: Request) -> Response:
     """Curves of several runs, one over the other."""
-    known = {one.id: one for one in studio_of(request).runs().training}
+    known = {run.id: run for run in studio_of(request).runs().training}
     ids = list(dict.fromkeys(request.query_params.getlist("run")))
     if not 2 <= len(ids) <= len(OVERLAID):
         raise UserError(f"choose 2 to {len(OVERLAID)} training runs to compare, got {len(ids)}")
@@ -67,8 +67,8 @@ def compare(request: Request) -> Response:
     return render(
         request,
         "runs_compared.html.j2",
-        runs=[(one, standing(one)) for one in chosen],
-        charts=overlaid([(one.name, training_part(one)) for one in chosen]),
+        runs=[(run, standing(run)) for run in chosen],
+        charts=overlaid([(run.name, training_part(run)) for run in chosen]),
     )
 
 

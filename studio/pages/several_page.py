@@ -76,21 +76,21 @@ async def archive(request: Request) -> Response:
 def _take(studio: Studio, path: Path, shown: str) -> tuple[int, list[str]]:
     """How many subjects were taken from a zip, and what is to be known of it."""
     taken, messages = 0, []
-    with Archive(path, shown) as found:
-        messages += [f"{shown}: {note}" for note in found.notes]
-        for subject in found.subjects:
+    with Archive(path, shown) as archive:
+        messages += [f"{shown}: {note}" for note in archive.notes]
+        for subject in archive.subjects:
             messages += [f"{shown_name(subject.name)}: {note}" for note in subject.notes]
-            taken += _take_one(studio, found, subject, messages)
+            taken += _take_one(studio, archive, subject, messages)
     return taken, messages
 
 
 def _take_one(
-    studio: Studio, found: Archive, subject: ArchivedSubject, messages: list[str]
+    studio: Studio, archive: Archive, subject: ArchivedSubject, messages: list[str]
 ) -> bool:
     drafts, most, name = studio.drafts, studio.run.ingest.max_references, shown_name(subject.name)
     id = Drafts.new_id()
     try:
-        _begin(studio, id, name, found.card(subject))
+        _begin(studio, id, name, archive.card(subject))
     except UserError as error:
         messages.append(str(error))
         _begin(studio, id, name, SubjectCard())
@@ -99,10 +99,10 @@ def _take_one(
     for picture, mask in list(subject.pictures.items())[:most]:
         incoming = drafts.incoming()
         try:
-            incoming.write_bytes(found.read(picture))
+            incoming.write_bytes(archive.read(picture))
             kept = drafts.add(id, picture.name, incoming, studio.run, studio.store())
             if mask is not None:
-                incoming.write_bytes(found.read(mask))
+                incoming.write_bytes(archive.read(mask))
                 drafts.draw_as(id, kept.id, incoming, mask.name, studio.run)
         except UserError as error:
             messages.append(f"{name}: {error}")
@@ -119,9 +119,9 @@ def _begin(studio: Studio, id: str, name: str, card: SubjectCard) -> Draft:
     """A draft with what a folder's name and card say."""
     _, classes = vocabulary(studio.run.family)
     word = card.class_name or _class_of(name, classes)
-    told = {key: getattr(card, key) for key in ("licence", "source", "consent")}
+    origin = {key: getattr(card, key) for key in ("licence", "source", "consent")}
     return studio.drafts.fill_in(
-        id, {"name": suggested(name), "class_name": word, **told}, card.person
+        id, {"name": suggested(name), "class_name": word, **origin}, card.person
     )
 
 

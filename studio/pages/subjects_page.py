@@ -103,8 +103,8 @@ def _member(
     values: Mapping[str, Any], state: str, pairs: int, added: str = "", changed: str = ""
 ) -> Member:
     names = ("id", "class_name", "licence", "references", "artefact")
-    own = {name: values[name] for name in names}
-    return Member(**own, state=state, pairs=pairs, added=added, changed=changed)
+    fields = {name: values[name] for name in names}
+    return Member(**fields, state=state, pairs=pairs, added=added, changed=changed)
 
 
 def gallery(request: Request) -> Response:
@@ -171,11 +171,11 @@ def references_alike(
     hashed = [
         (owner, value) for owner in owners if (value := studio.picture_hash(owner[1])) is not None
     ]
-    found = []
+    alike = []
     for i, j in near([value for _, value in hashed], bits):
         (a, first), (b, second) = hashed[i][0], hashed[j][0]
-        found.append(Alike((a, b), (first, second)))
-    return found, 0
+        alike.append(Alike((a, b), (first, second)))
+    return alike, 0
 
 
 def subject(request: Request) -> Response:
@@ -230,8 +230,8 @@ async def describe(request: Request) -> Response:
                 studio.run, studio.config.root, member.id, clean("class_name", class_name), licence
             )
         except UserError as error:
-            said = re.sub("^class_name ", "Class: ", str(error))
-            return _shown(request, member, said=said, status=400)
+            message = re.sub("^class_name ", "Class: ", str(error))
+            return _shown(request, member, said=message, status=400)
         return _back_to(member.id)
 
     return await run_in_threadpool(change)
@@ -287,26 +287,26 @@ def _yields(dataset: Dataset, name: str) -> dict[str, Any]:
     places = dataset.pairs.select(Wanted(subject=name, sort="-margin"))
     spread = np.linspace(0, len(places) - 1, min(SHOWN_PAIRS, len(places))).round().astype(int)
     partitions = dataset.partitions
-    own = partitions.with_subject(name)
+    sets = partitions.with_subject(name)
     return {
         "dataset": dataset,
         "rows": dataset.pairs.rows(places[spread]),
         "num_pairs": len(places),
         "sets": [
             (partitions.names[at], partitions.subject_ids[at], int(partitions.pairs[at]))
-            for at in own[:SHOWN_SETS]
+            for at in sets[:SHOWN_SETS]
         ],
-        "num_sets": len(own),
-        "rejects": partitions.reject_counts(own),
+        "num_sets": len(sets),
+        "rejects": partitions.reject_counts(sets),
     }
 
 
 def routes() -> list[BaseRoute]:
-    one = "/subjects/{subject}"
+    address = "/subjects/{subject}"
     return [
         Route("/subjects", gallery),
-        Route(one, subject),
-        Route(f"{one}/describe", describe, methods=["POST"]),
-        Route(f"{one}/take-up", take_up, methods=["POST"]),
-        Route(f"{one}/remove", remove, methods=["POST"]),
+        Route(address, subject),
+        Route(f"{address}/describe", describe, methods=["POST"]),
+        Route(f"{address}/take-up", take_up, methods=["POST"]),
+        Route(f"{address}/remove", remove, methods=["POST"]),
     ]

@@ -59,8 +59,8 @@ class Engine:
             options |= {"include_dashboard": False, "object_store_memory": OBJECT_BYTES}
         # Workers reach the store as this process does; none of these settings is secret.
         prefix = RemoteConfig.prefix
-        own = {name: value for name, value in os.environ.items() if name.startswith(prefix)}
-        if env := {**own, **config.env}:
+        store_env = {name: value for name, value in os.environ.items() if name.startswith(prefix)}
+        if env := {**store_env, **config.env}:
             options["runtime_env"] = {"env_vars": env}
         try:
             self.ray.init(**options)

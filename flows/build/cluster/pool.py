@@ -72,9 +72,9 @@ class Pool(Generic[Work]):
         UserError when the cluster is gone, no worker could be had in time, or they die one after
         another; whatever else an actor raises is raised here.
         """
-        self._queue = deque(WorkItem(one) for one in work)
+        self._queue = deque(WorkItem(task) for task in work)
         self._alone_since = time.monotonic()
-        while left := len(self._queue) + sum(len(one.flying) for one in self._members):
+        while left := len(self._queue) + sum(len(member.flying) for member in self._members):
             self._look(left)
             self._feed()
             for member, ref in self._landed():
@@ -118,7 +118,7 @@ class Pool(Generic[Work]):
         """Hand out work, to whoever has least; near the end nobody hoards what others could do."""
         up = [member for member in self._members if member.up]
         while self._queue and up:
-            member = min(up, key=lambda one: len(one.flying))
+            member = min(up, key=lambda peer: len(peer.flying))
             most = self._engine.config.in_flight if len(self._queue) >= len(up) else 1
             if len(member.flying) >= most:
                 return

@@ -90,18 +90,18 @@ class WorkersExecutor(ABC):
         self, stage: str, partitions: Sequence[str], watch: Watch, done: int, total: int
     ) -> list[Outcome]:
         workers = self.workers(stage)
-        found: dict[str, Outcome] = {}
+        by_partition: dict[str, Outcome] = {}
         again, looked = False, 0
         for result in workers.results(self.tasks(stage, partitions)):
             outcomes, failed = self._taken(result)
             again = again or failed
             for outcome in outcomes:
-                found[outcome.partition] = outcome
-                watch(stage, done + len(found), total, {"workers": float(workers.size)})
-            if stage == "generate" and len(found) * LOOKS // len(partitions) > looked:
-                looked = len(found) * LOOKS // len(partitions)
+                by_partition[outcome.partition] = outcome
+                watch(stage, done + len(by_partition), total, {"workers": float(workers.size)})
+            if stage == "generate" and len(by_partition) * LOOKS // len(partitions) > looked:
+                looked = len(by_partition) * LOOKS // len(partitions)
                 first_pictures(self.builder)
-        ordered = [found[name] for name in partitions]
+        ordered = [by_partition[name] for name in partitions]
         if again:
             raise ChunkFailed(ordered)
         return ordered
@@ -115,7 +115,9 @@ class WorkersExecutor(ABC):
 
     def _task(self, stage: str, names: Sequence[str]) -> Task:
         scenes = {name: self.builder.partitions[name] for name in names}
-        wanted = {who for own in scenes.values() for scene in own for who in scene.subject_ids}
+        wanted = {
+            who for members in scenes.values() for scene in members for who in scene.subject_ids
+        }
         return Task(
             stage,
             model_version(stage, self.builder.parts),

@@ -202,7 +202,7 @@ class GroundedSegmenter:
             raise ValueError(f"{len(images)} images and {len(class_names)} word lists")
         boxes = self.boxes(images, class_names)
         masks: list[list[Mask]] = [[] for _ in images]
-        hits = [at for at, own in enumerate(boxes) if own.words]
+        hits = [at for at, image_boxes in enumerate(boxes) if image_boxes.words]
         for start in range(0, len(hits), self._mask_batch):
             part = hits[start : start + self._mask_batch]
             made = self._masks([images[at] for at in part], [boxes[at] for at in part])
@@ -240,9 +240,9 @@ class GroundedSegmenter:
                 logits, shares = self.detector.detect(
                     pixels.to(self._device), [prompts[at].caption for at in part]
                 )
-            for at, row, own in zip(part, _numbers(logits), _numbers(shares), strict=True):
+            for at, row, corners in zip(part, _numbers(logits), _numbers(shares), strict=True):
                 out[at] = boxes_of(
-                    row, own, prompts[at], tokens[at], images[at].shape[:2], self.config
+                    row, corners, prompts[at], tokens[at], images[at].shape[:2], self.config
                 )
         return out
 
@@ -265,8 +265,8 @@ class GroundedSegmenter:
         known = self._encoded(images)
         with torch.inference_mode():
             return [
-                self._masks_of(own, boxes, image.shape[:2])
-                for own, boxes, image in zip(known, boxes_of_each, images, strict=True)
+                self._masks_of(encoded, boxes, image.shape[:2])
+                for encoded, boxes, image in zip(known, boxes_of_each, images, strict=True)
             ]
 
     def _encoded(self, images: Sequence[Image]) -> list[Any]:
@@ -280,7 +280,9 @@ class GroundedSegmenter:
         corners = view.places(boxes.corners, size).to(self._device)
         logits, quality = self.mask_model.propose(known, corners, self.config.multimask)
         # One box at a time at full size: 50 boxes of three 1024 x 1024 proposals are 600 MB.
-        masks = [(view.logits(own[None], size)[0] > 0).cpu().numpy() for own in logits]
+        masks = [
+            (view.logits(box_logits[None], size)[0] > 0).cpu().numpy() for box_logits in logits
+        ]
         return [choose_mask(m, q) for m, q in zip(masks, _numbers(quality), strict=True)]
 
     def _autocast(self) -> AbstractContextManager[Any]:

@@ -177,7 +177,7 @@ def make_grounding_dino(sizes: GroundingDinoSizes, text_folder: Path) -> Any:
     from groundingdino.models.GroundingDINO.backbone.swin_transformer import SwinTransformer
 
     defaults = {name: value for name, value in vars(published).items() if name[0] != "_"}
-    own: dict[str, Any] = dict(
+    settings: dict[str, Any] = dict(
         hidden_dim=sizes.width,
         dim_feedforward=sizes.feedforward,
         enc_layers=sizes.encoder_layers,
@@ -191,7 +191,7 @@ def make_grounding_dino(sizes: GroundingDinoSizes, text_folder: Path) -> Any:
         use_checkpoint=False,
         use_transformer_ckpt=False,
     )
-    args = SimpleNamespace(**defaults | own)
+    args = SimpleNamespace(**defaults | settings)
     # Swin reads numbers off tensors that it makes, so it cannot be made without memory.
     with torch.device("cpu"):
         swin = SwinTransformer(

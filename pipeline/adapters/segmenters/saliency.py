@@ -73,11 +73,11 @@ class SaliencySegmenter:
         # The network looks at one while threads prepare the next and read the map of the last.
         with ThreadPoolExecutor(PREPARING, "saliency") as pool:
             ready = [pool.submit(_prepared, image) for image in images]
-            found = [
-                pool.submit(regions, _scaled(self.look(one.result())), image.shape[:2])
-                for one, image in zip(ready, images, strict=True)
+            futures = [
+                pool.submit(regions, _scaled(self.look(future.result())), image.shape[:2])
+                for future, image in zip(ready, images, strict=True)
             ]
-            return [one.result() for one in found]
+            return [future.result() for future in futures]
 
     def look(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Bare forward pass of one normalised picture (1, 3, SIDE, SIDE) -> (SIDE, SIDE)."""
@@ -109,7 +109,7 @@ def regions(plane: NDArray[np.float32], shape: tuple[int, int]) -> list[Detectio
     labels, count = ndimage.label(solid)
     parts = [labels == label for label in range(1, count + 1)]
     least = max([FRAGMENT * float(part.mean()) for part in parts] + [LEAST])
-    found = []
+    detections = []
     for part in parts:
         if part.mean() < least:
             continue
@@ -120,8 +120,12 @@ def regions(plane: NDArray[np.float32], shape: tuple[int, int]) -> list[Detectio
         rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         box = (int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1)
         confidence = float(plane[part].mean())
-        found.append(Detection(class_name="", mask=mask, box=box, confidence=min(1.0, confidence)))
-    return sorted(found, key=lambda one: (-np.count_nonzero(one.mask), one.box))
+        detections.append(
+            Detection(class_name="", mask=mask, box=box, confidence=min(1.0, confidence))
+        )
+    return sorted(
+        detections, key=lambda detection: (-np.count_nonzero(detection.mask), detection.box)
+    )
 
 
 def _grown(solid: Mask, *, beyond: bool) -> Mask:

@@ -91,7 +91,7 @@ class TransformersSam2(TransformersSam):
     def encode(self, pixels_B3SS: Tensor) -> list[Any]:
         """Three levels of features (1, C, h, w) per image."""
         levels = [level.float().split(1) for level in self.model.get_image_embeddings(pixels_B3SS)]
-        return [list(own) for own in zip(*levels, strict=True)]
+        return [list(features) for features in zip(*levels, strict=True)]
 
 
 def load_detector(folder: Path, field: str) -> tuple[nn.Module, Any]:
