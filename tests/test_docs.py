@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from html.parser import HTMLParser
@@ -262,6 +263,9 @@ def served(site: Path) -> Iterator[str]:
         thread.join()
 
 
+ALL_TABLES_SCROLL = """[...document.querySelectorAll(".md-typeset table:not([class])")].every(
+    (table) => table.closest(".md-typeset__scrollwrap")?.tabIndex === 0)"""
+"""The theme's script has put every table into a box, and ours has made the box reachable."""
 LOOKED_AT = ("index", "datasets", "objectives", "reference/settings")
 
 
@@ -275,6 +279,9 @@ def test_the_site_in_a_browser(served: str, dark: bool) -> None:
         with page_of(f"{served}/{name}.html", dark=dark) as page:
             page.on("request", lambda request: asked.append(request.url))
             page.reload(wait_until="networkidle")
+            until = time.monotonic() + 20  # by `evaluate`: the page's policy forbids waiting code
+            while not page.evaluate(ALL_TABLES_SCROLL) and time.monotonic() < until:
+                page.wait_for_timeout(100)
             assert serious(page) == [], name
     with page_of(f"{served}/index.html", dark=dark) as page:
         page.locator("input.md-search__input").first.fill("purge")
