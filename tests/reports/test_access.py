@@ -45,8 +45,7 @@ def report(tmp_path_factory: pytest.TempPathFactory, data: ReportData) -> Path:
 
 
 @needs_browser
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (1280, True)])
 def test_axe_finds_nothing_serious(report: Path, width: int, dark: bool) -> None:
     with page_of(report, width=width, dark=dark) as page:
         page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")

@@ -151,8 +151,7 @@ def test_amounts() -> None:
 
 
 @needs_browser
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("kind", ["dataset", "adapters"])
+@pytest.mark.parametrize(("kind", "dark"), [("dataset", False), ("adapters", True)])
 def test_the_page_is_accessible(root: Path, tmp_path: Path, kind: str, dark: bool) -> None:
     out = tmp_path / "c.html"
     if kind == "dataset":
