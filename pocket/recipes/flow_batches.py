@@ -21,7 +21,7 @@ from focusdpo.pocket.models.generator import REFERENCE_SIZE, frame_references
 from focusdpo.pocket.models.vocabulary import OBJECT, tokenize
 from focusdpo.pocket.world.casting import draw_cast
 from focusdpo.pocket.world.grammar import draw_prompt
-from focusdpo.pocket.world.world import SCENE_SIZE, render_references, render_scenes
+from focusdpo.pocket.world.world import SCENE_SIZE, Scenes, render_references, render_scenes
 
 TOKEN = 8
 """Pixels of a token's side."""
@@ -57,6 +57,16 @@ class FlowConfig(BaseModel):
 
 
 @dataclass(frozen=True)
+class Layout:
+    """What stands on the target's tokens, exactly."""
+
+    kind: Tensor
+    """(B, N) int64: 0 where no subject takes half of a token, else 1 + its class."""
+    offset: Tensor
+    """(B, N, 2): from the middle of the subject's box, x then y, in halves of its longer side."""
+
+
+@dataclass(frozen=True)
 class FlowBatch:
     """One step's data."""
 
@@ -68,6 +78,7 @@ class FlowBatch:
     """(N + R n, 3) position ids."""
     weight: Tensor
     """(B, N), mean 1 per scene."""
+    layout: Layout
     tokens: Tensor
     """(B, T) prompt."""
     sigma: Tensor
@@ -102,10 +113,28 @@ def draw_batch(
         references=references,
         places=places(config.size, count if with_references else 0, numbers),
         weight=weight / weight.mean(1, keepdim=True),
+        layout=layout_of(shown, classes),
         tokens=tokenize(_prompts(classes, shown.backgrounds, drop, config.anonymous, numbers)),
         sigma=torch.sigmoid(sigma),
         noise=torch.randn(target.shape, generator=rng),
     )
+
+
+def layout_of(scenes: Scenes, classes: Sequence[Sequence[str]]) -> Layout:
+    """Which subject has most of each token, and where the token lies in it."""
+    cover = F.avg_pool2d(scenes.masks.float(), TOKEN).flatten(2)  # (B, R, N)
+    most, owner = cover.max(1)
+    known = class_names("train")
+    number = torch.tensor([[1 + known.index(word) for word in row] for row in classes])
+    low, high = scenes.boxes[..., :2].float(), scenes.boxes[..., 2:].float()
+    middle, half = (low + high) / 2, (high - low).amax(-1, keepdim=True) / 2
+    of_owner = owner[..., None].expand(-1, -1, 2)
+    side = scenes.images.shape[-1] // TOKEN
+    row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    place = (torch.stack([column, row], -1).flatten(0, 1) + 0.5) * TOKEN
+    offset = (place - middle.gather(1, of_owner)) / half.gather(1, owner[..., None])
+    stands = most > 0.5
+    return Layout(number.gather(1, owner) * stands, offset * stands[..., None])
 
 
 @torch.no_grad()

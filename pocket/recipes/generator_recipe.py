@@ -1,16 +1,22 @@
 """The generator's recipe: flow matching on latents of rendered scenes with references.
 
 First small pictures of a subject each, cut to its size: a third of the tokens, and every one of
-them of use. Then whole scenes, most of a single subject, as the field's generators are tuned.
-Letters: B scenes, N target tokens, C channels.
+them of use. Then whole scenes, most of a single subject, as the field's generators are tuned. Last
+scenes of which more hold several, with a second task: a layer in the middle tells what stands on
+each token and where in it the token lies. As with features of a pretrained encoder (REPA, arXiv
+2410.06940) shapes become whole sooner; here the renderer knows the truth. Letters: B scenes, N
+target tokens, C channels, D width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -20,7 +26,7 @@ from focusdpo.pocket.classes import class_names, class_table
 from focusdpo.pocket.fitting.recipe import Recipe
 from focusdpo.pocket.fitting.training import Stage, Training
 from focusdpo.pocket.models.autoencoder import load_autoencoder
-from focusdpo.pocket.models.generator import ARCHITECTURE, SAMPLING, build_generator, load_model
+from focusdpo.pocket.models.generator import ARCHITECTURE, SAMPLING, build_generator
 from focusdpo.pocket.models.vocabulary import LENGTH, OBJECT, words
 from focusdpo.pocket.recipes.flow_batches import FlowBatch, FlowConfig, draw_batch
 from focusdpo.pocket.recipes.gallery import save_gallery
@@ -33,11 +39,6 @@ class GeneratorRecipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     architecture: dict[str, Any] = Field(ARCHITECTURE, description="of FluxTransformer2DModel")
-    start: Path | None = Field(
-        None,
-        description="folder of a generator that the scenes go on from, without the small pictures:"
-        " for what was stopped and whose checkpoints are gone",
-    )
     small: FlowConfig = FlowConfig(size=48, sides=(28, 46), subjects=(1.0, 0.0, 0.0, 0.0))
     small_training: Training = Training(
         steps=5000, batch=64, lr=2e-3, warmup=200, cooldown=0.0, optimizer="muon",
@@ -45,45 +46,88 @@ class GeneratorRecipe(BaseModel):
     )  # fmt: skip
     scenes: FlowConfig = FlowConfig()
     scenes_training: Training = Training(
-        steps=12_000, batch=32, lr=1.2e-3, warmup=100, cooldown=0.35, optimizer="muon",
+        steps=5000, batch=32, lr=1.2e-3, warmup=100, cooldown=0.35, optimizer="muon",
         weight_decay=0.01, ema=0.999, seed=101, save_minutes=4,
     )  # fmt: skip
+    composed: FlowConfig = FlowConfig(subjects=(0.4, 0.4, 0.12, 0.08), sigma_mean=1.0)
+    composed_training: Training = Training(
+        steps=20_000, batch=32, lr=1.2e-3, warmup=100, cooldown=0.35, optimizer="muon",
+        weight_decay=0.01, ema=0.999, seed=102, save_minutes=4,
+    )  # fmt: skip
+    layout_weight: float = Field(
+        0.3, description="of the error in telling what stands on a token, in composed scenes", ge=0
+    )
+    layout_block: int = Field(2, description="single block whose output tells it", ge=0)
 
 
 def build(config: GeneratorRecipe, weights: Path) -> nn.ModuleDict:
-    """Random weights, or those to go on from."""
-    return load_model(config.start) if config.start else build_generator(config.architecture)
+    """Random weights."""
+    return build_generator(config.architecture)
 
 
 def stages(config: GeneratorRecipe, model: nn.Module, weights: Path) -> list[Stage]:
-    """Small pictures, then scenes. The autoencoder must lie in `weights`."""
+    """Small pictures, scenes, composed scenes. The autoencoder must lie in `weights`."""
     assert isinstance(model, nn.ModuleDict)
     codec = load_autoencoder(weights)
     if config.small_training.compile:
         transformer: Any = model["transformer"]
         transformer.compile_repeated_blocks(dynamic=True)
 
-    def stage(name: str, flow: FlowConfig, training: Training) -> Stage:
+    taught = nn.ModuleDict({**dict(model.items()), "layout": LayoutHead(config)})
+
+    def stage(name: str, flow: FlowConfig, training: Training, told: float = 0.0) -> Stage:
         def draw(step: int) -> FlowBatch:
             return draw_batch(codec, flow, training.batch, training.seed, step)
 
         def loss(batch: FlowBatch) -> Tensor:
-            with training.autocast():
+            with training.autocast(), seen_at(model, config.layout_block) as seen:
                 velocity = forward(model, batch)
-            return flow_loss(velocity, batch)
+                if not told:
+                    return flow_loss(velocity, batch)
+                logits = taught["layout"](seen[0][:, : velocity.shape[1]])
+            return flow_loss(velocity, batch) + told * layout_loss(logits, batch)
 
         def publish(state: dict[str, Tensor]) -> None:
             averaged = build_generator(config.architecture)
-            averaged.load_state_dict(state)  # from whatever device
+            own = averaged.state_dict()
+            averaged.load_state_dict({name: state[name] for name in own})  # from whatever device
             name_unseen_classes(averaged)
             save_weights("generator", averaged, settings(config), weights)
 
-        return Stage(name, model, draw, loss, training, publish)
+        return Stage(name, taught if told else model, draw, loss, training, publish)
 
-    scenes = stage("scenes", config.scenes, config.scenes_training)
-    if config.start:
-        return [scenes]
-    return [stage("small", config.small, config.small_training), scenes]
+    return [
+        stage("small", config.small, config.small_training),
+        stage("scenes", config.scenes, config.scenes_training),
+        stage("composed", config.composed, config.composed_training, config.layout_weight),
+    ]
+
+
+class LayoutHead(nn.Module):
+    """Tells the class and the offset of each token: (B, N, D) -> (B, N, 1 + classes + 2)."""
+
+    def __init__(self, config: GeneratorRecipe) -> None:
+        super().__init__()
+        shape = config.architecture
+        width = shape["attention_head_dim"] * shape["num_attention_heads"]
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.tell = nn.Linear(width, 1 + len(class_names("train")) + 2)
+
+    def forward(self, hidden_BND: Tensor) -> Tensor:
+        told: Tensor = self.tell(self.norm(hidden_BND))
+        return told
+
+
+@contextmanager
+def seen_at(model: nn.ModuleDict, block: int) -> Iterator[list[Tensor]]:
+    """The image tokens (B, N, D) behind a single block, of each forward pass."""
+    seen: list[Tensor] = []
+    blocks: Any = model["transformer"].single_transformer_blocks
+    handle = blocks[block].register_forward_hook(lambda _, __, output: seen.append(output[1]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 def forward(model: nn.ModuleDict, batch: FlowBatch) -> Tensor:
@@ -110,6 +154,15 @@ def flow_loss(velocity_BNC: Tensor, batch: FlowBatch) -> Tensor:
     """Weighted squared error to the velocity noise - target."""
     error = (velocity_BNC.float() - (batch.noise - batch.target)).square().mean(-1)
     return (batch.weight * error).mean()
+
+
+def layout_loss(told_BNK: Tensor, batch: FlowBatch) -> Tensor:
+    """Cross-entropy of the classes, and the offsets' absolute error on subjects; weighted as the
+    velocity's error."""
+    layout, told = batch.layout, told_BNK.float()
+    kind = F.cross_entropy(told[..., :-2].transpose(1, 2), layout.kind, reduction="none")
+    apart = (told[..., -2:] - layout.offset).abs().mean(-1) * (layout.kind > 0)
+    return (batch.weight * (kind + apart)).mean()
 
 
 @torch.no_grad()
@@ -139,17 +192,18 @@ def measure(weights: Path) -> list[Figure]:
 
 def shown(config: GeneratorRecipe) -> str:
     """What the generator saw, for its card."""
-    small, scenes = config.small_training, config.scenes_training
-    shares = ", ".join(f"{share:.0%}" for share in config.scenes.subjects)
-    before = (
-        "what the weights that it starts from have seen"
-        if config.start
-        else f"{small.steps * small.batch} small pictures ({config.small.size} px) of one subject"
+    small = config.small_training
+    later = " and ".join(
+        f"{training.steps * training.batch} scenes of 1, 2, 3 and 4 subjects"
+        f" ({', '.join(f'{share:.0%}' for share in flow.subjects)})"
+        for flow, training in (
+            (config.scenes, config.scenes_training),
+            (config.composed, config.composed_training),
+        )
     )
     return (
-        f"{before}, then"
-        f" {scenes.steps * scenes.batch} scenes of 1, 2, 3 and 4 subjects ({shares}), each with"
-        " its references and a prompt, of the 32 training classes"
+        f"{small.steps * small.batch} small pictures ({config.small.size} px) of one subject, then"
+        f" {later}, each with its references and a prompt, of the 32 training classes"
     )
 
 

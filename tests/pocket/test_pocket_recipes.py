@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,20 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.pocket.classes import class_names
 from focusdpo.pocket.fitting.recipe import is_done, on_machine
 from focusdpo.pocket.fitting.training import Stage, Training, fit
-from focusdpo.pocket.models.generator import build_generator
+from focusdpo.pocket.models.generator import build_generator, load_model
 from focusdpo.pocket.models.segmenter import SegmentConfig, claims
 from focusdpo.pocket.recipes import autoencoder_recipe as autoencoder
 from focusdpo.pocket.recipes import generator_recipe as generator
 from focusdpo.pocket.recipes import table
 from focusdpo.pocket.recipes.drawn import drawn
-from focusdpo.pocket.recipes.flow_batches import FlowConfig, draw_batch, places
+from focusdpo.pocket.recipes.flow_batches import TOKEN, FlowConfig, draw_batch, layout_of, places
 from focusdpo.pocket.recipes.scorer_samples import lookalikes
 from focusdpo.pocket.weightfiles import save_weights
+from focusdpo.pocket.world.casting import draw_cast
+from focusdpo.pocket.world.world import SCENE_SIZE, render_scenes
 
 TINY = {
     "patch_size": 1, "in_channels": 48, "num_layers": 1, "num_single_layers": 1,
@@ -129,7 +133,7 @@ def test_rates_rise_hold_and_fall() -> None:
 
 
 def test_the_generator_runs_from_random_weights_to_its_samples(root: Path) -> None:
-    config = small(generator.GeneratorRecipe(), architecture=TINY)
+    config = small(generator.GeneratorRecipe(), architecture=TINY, layout_block=0)
     assert table.train("generator", config, root) == []
     assert (root / "weights" / "generator_samples.png").stat().st_size > 10_000
     card = (root / "weights" / "generator.md").read_text()
@@ -137,24 +141,62 @@ def test_the_generator_runs_from_random_weights_to_its_samples(root: Path) -> No
     assert is_done(generator.RECIPE, config, root)
 
 
-def test_scenes_go_on_from_weights_alone(root: Path, tmp_path: Path) -> None:
-    made = build_generator(TINY)
-    save_weights(
-        "generator",
-        made,
-        generator.settings(generator.GeneratorRecipe(architecture=TINY)),
-        tmp_path,
+def test_the_layout_is_where_the_subjects_stand() -> None:
+    """Token by token, by counting pixels."""
+    rng = np.random.default_rng(3)
+    names = class_names("train")
+    casts = [draw_cast("train", names, 2, rng) for _ in range(3)]
+    scenes = render_scenes(casts, [5, 6, 7])
+    words = [[subject.class_name for subject in cast] for cast in casts]
+    told = layout_of(scenes, words)
+    side = SCENE_SIZE // TOKEN
+    counted = 0
+    for b, n in itertools.product(range(3), range(side * side)):
+        y, x = divmod(n, side)
+        cell = scenes.masks[b, :, y * TOKEN : (y + 1) * TOKEN, x * TOKEN : (x + 1) * TOKEN]
+        share = cell.float().mean((1, 2))
+        owner = int(share.argmax())
+        if share[owner] <= 0.5:
+            assert told.kind[b, n] == 0 and told.offset[b, n].tolist() == [0, 0]
+            continue
+        counted += 1
+        assert told.kind[b, n] == 1 + names.index(words[b][owner])
+        x0, y0, x1, y1 = scenes.boxes[b, owner].tolist()
+        half = max(x1 - x0, y1 - y0) / 2
+        apart = [
+            ((x + 0.5) * TOKEN - (x0 + x1) / 2) / half,
+            ((y + 0.5) * TOKEN - (y0 + y1) / 2) / half,
+        ]
+        assert told.offset[b, n].tolist() == pytest.approx(apart, abs=1e-5)
+    assert counted > 60
+
+
+def test_the_layouts_error_reaches_the_blocks_before_it_alone(root: Path) -> None:
+    """And the published weights are those of a generator without the second task's layer."""
+    config = small(
+        generator.GeneratorRecipe(), architecture=TINY | {"num_single_layers": 2}, layout_block=0
     )
-    config = small(generator.GeneratorRecipe(), architecture=TINY, start=tmp_path)
     model = generator.build(config, root / "weights")
-    for name, value in made.state_dict().items():
-        torch.testing.assert_close(model.state_dict()[name], value, atol=1e-3, rtol=1e-3)  # fp16
-    assert [stage.name for stage in generator.stages(config, model, root / "weights")] == ["scenes"]
-    assert "starts from" in generator.shown(config)
+    stage = generator.stages(config, model, root / "weights")[-1]
+    assert stage.name == "composed" and stage.publish is not None
+    batch = stage.draw(0)
+    with generator.seen_at(model, 0) as seen:
+        velocity = generator.forward(model, batch)
+    told = stage.module["layout"](seen[0][:, : velocity.shape[1]])  # type: ignore[index]
+    generator.layout_loss(told, batch).backward()
+    blocks: Any = model["transformer"].single_transformer_blocks
+    assert all(p.grad is not None for p in blocks[0].parameters())
+    assert all(p.grad is None for p in blocks[1].parameters())
+    perfect = torch.zeros_like(told)
+    perfect.scatter_(-1, batch.layout.kind[..., None], 50.0)
+    perfect[..., -2:] = batch.layout.offset
+    assert float(generator.layout_loss(perfect, batch)) == pytest.approx(0, abs=1e-6)
+    stage.publish(stage.module.state_dict())
+    load_model(root / "weights")
 
 
 def test_an_interrupted_generator_goes_on_bitwise(root: Path) -> None:
-    config = small(generator.GeneratorRecipe(), architecture=TINY)
+    config = small(generator.GeneratorRecipe(), architecture=TINY, layout_block=0)
     training = config.small_training.model_copy(update={"steps": 4, "save_minutes": 1e-9})
     config = config.model_copy(update={"small_training": training})
 
@@ -229,8 +271,6 @@ def test_unknown_models_are_named() -> None:
 
 
 def test_weights_of_another_vocabulary_are_refused(root: Path, tmp_path: Path) -> None:
-    from focusdpo.pocket.models.generator import load_model
-
     settings = {"transformer": TINY, "words": ["cat"]}
     save_weights("generator", build_generator(TINY), settings, tmp_path)
     with pytest.raises(UserError, match="another vocabulary"):
