@@ -39,6 +39,11 @@ class FlowConfig(BaseModel):
     subjects: tuple[float, float, float, float] = Field(
         (0.6, 0.25, 0.1, 0.05), description="shares of batches with 1, 2, 3, 4 subjects"
     )
+    in_slots: bool = Field(
+        False,
+        description="the n-th subject stands at the n-th of a few places; else anywhere, and order"
+        " tells nothing",
+    )
     sigma_mean: float = Field(
         0.8,
         description="mean of logit(sigma); above 0 since places, shapes and colours of these"
@@ -94,7 +99,9 @@ def draw_batch(
     count = 1 + int(numbers.choice(4, p=config.subjects))
     casts = [draw_cast("train", class_names("train"), count, numbers) for _ in range(batch)]
     seeds = numbers.integers(2**31, size=batch).tolist()
-    shown = render_scenes(casts, seeds, size=config.size, sides=config.sides)
+    shown = render_scenes(
+        casts, seeds, size=config.size, sides=config.sides, in_slots=config.in_slots
+    )
     target = encode(codec, shown.images)
     with_references = numbers.random() >= config.drop_references
     references = None

@@ -1,8 +1,10 @@
 """The generator's recipe: flow matching on latents of rendered scenes with references.
 
 First small pictures of a subject each, cut to its size: a third of the tokens, and every one of
-them of use. Then whole scenes, most of a single subject, as the field's generators are tuned. Last
-scenes of which more hold several, with a second task: a layer in the middle tells what stands on
+them of use. Then whole scenes, most of a single subject, as the field's generators are tuned. Then
+scenes of which more hold several, at places that follow the order of the references, so that shapes
+are learned before the question which reference belongs where; last the same at all places, where
+order tells nothing. The last two have a second task: a layer in the middle tells what stands on
 each token and where in it the token lies. As with features of a pretrained encoder (REPA, arXiv
 2410.06940) shapes become whole sooner; here the renderer knows the truth. Letters: B scenes, N
 target tokens, C channels, D width.
@@ -49,13 +51,18 @@ class GeneratorRecipe(BaseModel):
         steps=5000, batch=32, lr=1.2e-3, warmup=100, cooldown=0.35, optimizer="muon",
         weight_decay=0.01, ema=0.999, seed=101, save_minutes=4,
     )  # fmt: skip
-    composed: FlowConfig = FlowConfig(subjects=(0.4, 0.4, 0.12, 0.08), sigma_mean=1.0)
-    composed_training: Training = Training(
-        steps=20_000, batch=32, lr=1.2e-3, warmup=100, cooldown=0.35, optimizer="muon",
-        weight_decay=0.01, ema=0.999, seed=102, save_minutes=4,
+    ordered: FlowConfig = FlowConfig(subjects=(0.35, 0.4, 0.15, 0.1), in_slots=True, sigma_mean=1.0)
+    ordered_training: Training = Training(
+        steps=10_000, batch=32, lr=1.2e-3, warmup=100, cooldown=0.0, optimizer="muon",
+        weight_decay=0.01, ema=0.999, seed=103, save_minutes=4,
+    )  # fmt: skip
+    free: FlowConfig = FlowConfig(subjects=(0.4, 0.4, 0.12, 0.08), sigma_mean=1.0)
+    free_training: Training = Training(
+        steps=6000, batch=32, lr=1.2e-3, warmup=100, cooldown=0.5, optimizer="muon",
+        weight_decay=0.01, ema=0.999, seed=104, save_minutes=4,
     )  # fmt: skip
     layout_weight: float = Field(
-        0.3, description="of the error in telling what stands on a token, in composed scenes", ge=0
+        0.3, description="of the error in telling what stands on a token, in the last stages", ge=0
     )
     layout_block: int = Field(2, description="single block whose output tells it", ge=0)
 
@@ -66,7 +73,7 @@ def build(config: GeneratorRecipe, weights: Path) -> nn.ModuleDict:
 
 
 def stages(config: GeneratorRecipe, model: nn.Module, weights: Path) -> list[Stage]:
-    """Small pictures, scenes, composed scenes. The autoencoder must lie in `weights`."""
+    """Small pictures, scenes, in order, at all places. The autoencoder must lie in `weights`."""
     assert isinstance(model, nn.ModuleDict)
     codec = load_autoencoder(weights)
     if config.small_training.compile:
@@ -99,7 +106,8 @@ def stages(config: GeneratorRecipe, model: nn.Module, weights: Path) -> list[Sta
     return [
         stage("small", config.small, config.small_training),
         stage("scenes", config.scenes, config.scenes_training),
-        stage("composed", config.composed, config.composed_training, config.layout_weight),
+        stage("ordered", config.ordered, config.ordered_training, config.layout_weight),
+        stage("free", config.free, config.free_training, config.layout_weight),
     ]
 
 
@@ -193,12 +201,14 @@ def measure(weights: Path) -> list[Figure]:
 def shown(config: GeneratorRecipe) -> str:
     """What the generator saw, for its card."""
     small = config.small_training
-    later = " and ".join(
+    later = ", ".join(
         f"{training.steps * training.batch} scenes of 1, 2, 3 and 4 subjects"
         f" ({', '.join(f'{share:.0%}' for share in flow.subjects)})"
+        f"{' at places in their order' if flow.in_slots else ''}"
         for flow, training in (
             (config.scenes, config.scenes_training),
-            (config.composed, config.composed_training),
+            (config.ordered, config.ordered_training),
+            (config.free, config.free_training),
         )
     )
     return (

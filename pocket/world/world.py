@@ -50,6 +50,26 @@ OVERLAP = Overlap(share=0.35, most=0.25)
 
 
 @dataclass(frozen=True)
+class Slots:
+    """Fixed places for the subjects of a scene, in their order, from which they stray a little."""
+
+    centres: tuple[tuple[float, float], ...]
+    """x, y in pixels of a 96 px scene."""
+    sides: tuple[float, float]
+    """Longer side of a subject in such pixels."""
+
+
+SLOTS = {
+    2: Slots(((25, 48), (71, 48)), (34, 46)),
+    3: Slots(((25, 27), (71, 27), (48, 70)), (30, 42)),
+    4: Slots(((25, 25), (71, 25), (25, 71), (71, 71)), (28, 42)),
+}
+"""By the number of subjects; a single one stands anywhere."""
+STRAY = 4
+"""Pixels of a 96 px scene by which a subject strays from its slot at most, along each axis."""
+
+
+@dataclass(frozen=True)
 class Scenes:
     """Rendered scenes with R subjects each."""
 
@@ -71,10 +91,12 @@ def render_scenes(
     size: int = SCENE_SIZE,
     sides: tuple[float, float] | None = None,
     overlap: Overlap = OVERLAP,
+    in_slots: bool = False,
 ) -> Scenes:
     """Scenes of identities[b] (R each, 1 to 4), `size` pixels wide.
 
     Without `backgrounds` each seed chooses its own; `sides` replaces the range of longer sides.
+    `in_slots`: the n-th subject stands at the n-th of SLOTS, which the world itself never does.
     Raises UserError for an unknown background.
     """
     counts = {len(row) for row in identities}
@@ -85,10 +107,15 @@ def render_scenes(
         )
     rngs = [np.random.default_rng([seed, 0x6C]) for seed in seeds]
     names = _choose_backgrounds(rngs, backgrounds)
-    sides = sides or SIZES[counts.pop()]
-    layouts = [
-        _layout(rng, row, size, sides, overlap) for rng, row in zip(rngs, identities, strict=True)
-    ]
+    count = counts.pop()
+    if in_slots and count in SLOTS:
+        layouts = [_slot_layout(rng, SLOTS[count], size) for rng in rngs]
+    else:
+        sides = sides or SIZES[count]
+        layouts = [
+            _layout(rng, row, size, sides, overlap)
+            for rng, row in zip(rngs, identities, strict=True)
+        ]
     image = paint_backgrounds(names, rngs, size)
     flat = [subject for row in identities for subject in row]
     joined = Poses.joined(layouts)
@@ -179,6 +206,16 @@ def _layout(
             x, y = centres[good.argmax()].T
             return Poses(x, y, side, tilt.astype(np.float64), mirrored)
         side = side * 0.97
+
+
+def _slot_layout(rng: np.random.Generator, slots: Slots, size: int) -> Poses:
+    """The n-th subject about the n-th slot."""
+    count, scale = len(slots.centres), size / SCENE_SIZE
+    centres = np.array(slots.centres) + rng.uniform(-STRAY, STRAY, (count, 2))
+    x, y = scale * centres.T
+    side = scale * rng.uniform(*slots.sides, count)
+    tilt = rng.integers(-TILT, TILT + 1, count).astype(np.float64)
+    return Poses(x, y, side, tilt, rng.random(count) < 0.5)
 
 
 def _unit_boxes(

@@ -12,7 +12,13 @@ from focusdpo.data_schemas.errors import UserError
 from focusdpo.pocket.classes import BACKGROUNDS, HUE_BINS, class_names
 from focusdpo.pocket.world.casting import draw_cast, draw_like, told_apart
 from focusdpo.pocket.world.identities import Identity, sample_identities
-from focusdpo.pocket.world.world import SCENE_SIZE, render_references, render_scenes
+from focusdpo.pocket.world.world import (
+    SCENE_SIZE,
+    SLOTS,
+    STRAY,
+    render_references,
+    render_scenes,
+)
 
 
 def casts(count: int, scenes: int, seed: int = 0) -> list[list[Identity]]:
@@ -122,3 +128,17 @@ def test_unknown_backgrounds_and_uneven_casts_are_refused() -> None:
         render_scenes([casts(1, 1)[0], casts(2, 1)[0]], [0, 1])
     shown = render_scenes(casts(1, 8), list(range(8)), list(BACKGROUNDS))
     assert shown.backgrounds == BACKGROUNDS
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_in_slots_each_subject_stands_at_the_place_of_its_number(count: int) -> None:
+    rng = np.random.default_rng(count)
+    casts = [draw_cast("train", class_names("train"), count, rng) for _ in range(6)]
+    scenes = render_scenes(casts, range(6), in_slots=True)
+    slots = SLOTS[count]
+    boxes = scenes.boxes.double()
+    middles = (boxes[..., :2] + boxes[..., 2:]) / 2
+    # A body need not be symmetric about the point that it is placed by, and may be half hidden.
+    apart = (middles - torch.tensor(slots.centres, dtype=torch.float64)).abs()
+    assert float(apart.max()) < STRAY + slots.sides[1] / 4
+    assert float((boxes[..., 2:] - boxes[..., :2]).max()) < 1.5 * slots.sides[1]
