@@ -33,6 +33,7 @@ from focusdpo.pipeline.upkeep.garbage import (
     remove_version,
 )
 from focusdpo.store.artefacts import Store
+from focusdpo.store.leases import LeaseConfig
 from focusdpo.store.local import LocalFiles
 from focusdpo.store.manifests import latest_id, lineage_keys, versions_of
 from focusdpo.store.versions import open_version
@@ -237,6 +238,7 @@ def test_gc_runs_on_a_full_disk(tmp_path: Path) -> None:
 def test_gc_on_a_full_disk_keeps_out_of_the_way_of_builds(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 4) as disk:
         store = Store.open(disk / "root")
+        store.leases = LeaseConfig(seconds=3)  # so long it waits for whoever publishes
         register(store, "ant")
         build(store)
         with building(store):
