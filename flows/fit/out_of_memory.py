@@ -26,7 +26,7 @@ def in_words(error: BaseException, run: Any) -> str:
     """What happened and the settings that help a run, for one line."""
     first = str(error).strip().splitlines()[0] if str(error).strip() else "out of memory"
     helping = list(what_helps(run))[:MOST]
-    advice = " ".join(f"--set {what_help}" for what_help in helping)
+    advice = " ".join(f"--set {setting}" for setting in helping)
     least = "run it where nothing else uses the card, or on a larger one"
     hint = f"try {advice}" if helping else least
     return (

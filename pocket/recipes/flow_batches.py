@@ -94,7 +94,7 @@ def draw_batch(
     codec: LatentCodec, config: FlowConfig, batch: int, seed: int, step: int
 ) -> FlowBatch:
     """The batch of a step. Its scenes have equally many subjects, whose references come in no
-    order; all have references or none has."""
+    order but that of the slots, where there are; all have references or none has."""
     rng, numbers = step_generator(seed, step), np.random.default_rng([seed, step, 0xF1])
     count = 1 + int(numbers.choice(4, p=config.subjects))
     casts = [draw_cast("train", class_names("train"), count, numbers) for _ in range(batch)]

@@ -80,28 +80,28 @@ def stages(config: GeneratorRecipe, model: nn.Module, weights: Path) -> list[Sta
         transformer: Any = model["transformer"]
         transformer.compile_repeated_blocks(dynamic=True)
 
-    taught = nn.ModuleDict({**dict(model.items()), "layout": LayoutHead(config)})
+    with_head = nn.ModuleDict({**dict(model.items()), "layout": LayoutHead(config)})
 
-    def stage(name: str, flow: FlowConfig, training: Training, told: float = 0.0) -> Stage:
+    def stage(name: str, flow: FlowConfig, training: Training, weight: float = 0.0) -> Stage:
         def draw(step: int) -> FlowBatch:
             return draw_batch(codec, flow, training.batch, training.seed, step)
 
         def loss(batch: FlowBatch) -> Tensor:
             with training.autocast(), seen_at(model, config.layout_block) as seen:
                 velocity = forward(model, batch)
-                if not told:
+                if not weight:
                     return flow_loss(velocity, batch)
-                logits = taught["layout"](seen[0][:, : velocity.shape[1]])
-            return flow_loss(velocity, batch) + told * layout_loss(logits, batch)
+                logits = with_head["layout"](seen[0][:, : velocity.shape[1]])
+            return flow_loss(velocity, batch) + weight * layout_loss(logits, batch)
 
         def publish(state: dict[str, Tensor]) -> None:
             averaged = build_generator(config.architecture)
-            own = averaged.state_dict()
-            averaged.load_state_dict({name: state[name] for name in own})  # from whatever device
+            names = averaged.state_dict()  # the head stays behind
+            averaged.load_state_dict({name: state[name] for name in names})  # from whatever device
             name_unseen_classes(averaged)
             save_weights("generator", averaged, settings(config), weights)
 
-        return Stage(name, taught if told else model, draw, loss, training, publish)
+        return Stage(name, with_head if weight else model, draw, loss, training, publish)
 
     return [
         stage("small", config.small, config.small_training),
@@ -122,8 +122,8 @@ class LayoutHead(nn.Module):
         self.tell = nn.Linear(width, 1 + len(class_names("train")) + 2)
 
     def forward(self, hidden_BND: Tensor) -> Tensor:
-        told: Tensor = self.tell(self.norm(hidden_BND))
-        return told
+        predicted: Tensor = self.tell(self.norm(hidden_BND))
+        return predicted
 
 
 @contextmanager
@@ -164,12 +164,12 @@ def flow_loss(velocity_BNC: Tensor, batch: FlowBatch) -> Tensor:
     return (batch.weight * error).mean()
 
 
-def layout_loss(told_BNK: Tensor, batch: FlowBatch) -> Tensor:
+def layout_loss(predicted_BNK: Tensor, batch: FlowBatch) -> Tensor:
     """Cross-entropy of the classes, and the offsets' absolute error on subjects; weighted as the
     velocity's error."""
-    layout, told = batch.layout, told_BNK.float()
-    kind = F.cross_entropy(told[..., :-2].transpose(1, 2), layout.kind, reduction="none")
-    apart = (told[..., -2:] - layout.offset).abs().mean(-1) * (layout.kind > 0)
+    layout, predicted = batch.layout, predicted_BNK.float()
+    kind = F.cross_entropy(predicted[..., :-2].transpose(1, 2), layout.kind, reduction="none")
+    apart = (predicted[..., -2:] - layout.offset).abs().mean(-1) * (layout.kind > 0)
     return (batch.weight * (kind + apart)).mean()
 
 

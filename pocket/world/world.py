@@ -51,7 +51,7 @@ OVERLAP = Overlap(share=0.35, most=0.25)
 
 @dataclass(frozen=True)
 class Slots:
-    """Fixed places for the subjects of a scene, in their order, from which they stray a little."""
+    """Fixed places for the subjects of a scene, in their order, with a little jitter."""
 
     centres: tuple[tuple[float, float], ...]
     """x, y in pixels of a 96 px scene."""
@@ -65,8 +65,8 @@ SLOTS = {
     4: Slots(((25, 25), (71, 25), (25, 71), (71, 71)), (28, 42)),
 }
 """By the number of subjects; a single one stands anywhere."""
-STRAY = 4
-"""Pixels of a 96 px scene by which a subject strays from its slot at most, along each axis."""
+JITTER = 4
+"""Pixels of a 96 px scene that a subject stands beside its slot at most, along each axis."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def _layout(
 def _slot_layout(rng: np.random.Generator, slots: Slots, size: int) -> Poses:
     """The n-th subject about the n-th slot."""
     count, scale = len(slots.centres), size / SCENE_SIZE
-    centres = np.array(slots.centres) + rng.uniform(-STRAY, STRAY, (count, 2))
+    centres = np.array(slots.centres) + rng.uniform(-JITTER, JITTER, (count, 2))
     x, y = scale * centres.T
     side = scale * rng.uniform(*slots.sides, count)
     tilt = rng.integers(-TILT, TILT + 1, count).astype(np.float64)

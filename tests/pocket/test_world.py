@@ -13,9 +13,9 @@ from focusdpo.pocket.classes import BACKGROUNDS, HUE_BINS, class_names
 from focusdpo.pocket.world.casting import draw_cast, draw_like, told_apart
 from focusdpo.pocket.world.identities import Identity, sample_identities
 from focusdpo.pocket.world.world import (
+    JITTER,
     SCENE_SIZE,
     SLOTS,
-    STRAY,
     render_references,
     render_scenes,
 )
@@ -140,5 +140,5 @@ def test_in_slots_each_subject_stands_at_the_place_of_its_number(count: int) -> 
     middles = (boxes[..., :2] + boxes[..., 2:]) / 2
     # A body need not be symmetric about the point that it is placed by, and may be half hidden.
     apart = (middles - torch.tensor(slots.centres, dtype=torch.float64)).abs()
-    assert float(apart.max()) < STRAY + slots.sides[1] / 4
+    assert float(apart.max()) < JITTER + slots.sides[1] / 4
     assert float((boxes[..., 2:] - boxes[..., :2]).max()) < 1.5 * slots.sides[1]
