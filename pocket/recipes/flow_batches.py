@@ -21,7 +21,13 @@ from focusdpo.pocket.models.generator import REFERENCE_SIZE, frame_references
 from focusdpo.pocket.models.vocabulary import OBJECT, tokenize
 from focusdpo.pocket.world.casting import draw_cast
 from focusdpo.pocket.world.grammar import draw_prompt
-from focusdpo.pocket.world.world import SCENE_SIZE, Scenes, render_references, render_scenes
+from focusdpo.pocket.world.world import (
+    SCENE_SIZE,
+    Scenes,
+    SlotConfig,
+    render_references,
+    render_scenes,
+)
 
 TOKEN = 8
 """Pixels of a token's side."""
@@ -39,10 +45,8 @@ class FlowConfig(BaseModel):
     subjects: tuple[float, float, float, float] = Field(
         (0.6, 0.25, 0.1, 0.05), description="shares of batches with 1, 2, 3, 4 subjects"
     )
-    in_slots: bool = Field(
-        False,
-        description="the n-th subject stands at the n-th of a few places; else anywhere, and order"
-        " tells nothing",
+    slots: SlotConfig | None = Field(
+        None, description="subjects stand at a few places; else anywhere, and order tells nothing"
     )
     sigma_mean: float = Field(
         0.8,
@@ -99,9 +103,7 @@ def draw_batch(
     count = 1 + int(numbers.choice(4, p=config.subjects))
     casts = [draw_cast("train", class_names("train"), count, numbers) for _ in range(batch)]
     seeds = numbers.integers(2**31, size=batch).tolist()
-    shown = render_scenes(
-        casts, seeds, size=config.size, sides=config.sides, in_slots=config.in_slots
-    )
+    shown = render_scenes(casts, seeds, size=config.size, sides=config.sides, slots=config.slots)
     target = encode(codec, shown.images)
     with_references = numbers.random() >= config.drop_references
     references = None

@@ -3,11 +3,11 @@
 First small pictures of a subject each, cut to its size: a third of the tokens, and every one of
 them of use. Then whole scenes, most of a single subject, as the field's generators are tuned. Then
 scenes of which more hold several, at places that follow the order of the references, so that shapes
-are learned before the question which reference belongs where; last the same at all places, where
-order tells nothing. The last two have a second task: a layer in the middle tells what stands on
-each token and where in it the token lies. As with features of a pretrained encoder (REPA, arXiv
-2410.06940) shapes become whole sooner; here the renderer knows the truth. Letters: B scenes, N
-target tokens, C channels, D width.
+are learned before the question which reference belongs where; last the same, upright, and in half
+of the scenes in any order, so that the order is no longer to be relied on. The last two have a
+second task: a layer in the middle tells what stands on each token and where in it the token lies.
+As with features of a pretrained encoder (REPA, arXiv 2410.06940) shapes become whole sooner; here
+the renderer knows the truth. Letters: B scenes, N target tokens, C channels, D width.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from focusdpo.pocket.models.vocabulary import LENGTH, OBJECT, words
 from focusdpo.pocket.recipes.flow_batches import FlowBatch, FlowConfig, draw_batch
 from focusdpo.pocket.recipes.gallery import save_gallery
 from focusdpo.pocket.weightfiles import save_weights
+from focusdpo.pocket.world.world import SlotConfig
 
 
 class GeneratorRecipe(BaseModel):
@@ -51,14 +52,20 @@ class GeneratorRecipe(BaseModel):
         steps=5000, batch=32, lr=1.2e-3, warmup=100, cooldown=0.35, optimizer="muon",
         weight_decay=0.01, ema=0.999, seed=101, save_minutes=4,
     )  # fmt: skip
-    ordered: FlowConfig = FlowConfig(subjects=(0.35, 0.4, 0.15, 0.1), in_slots=True, sigma_mean=1.0)
+    ordered: FlowConfig = FlowConfig(
+        subjects=(0.35, 0.4, 0.15, 0.1), slots=SlotConfig(), sigma_mean=1.0
+    )
     ordered_training: Training = Training(
-        steps=10_000, batch=32, lr=1.2e-3, warmup=100, cooldown=0.0, optimizer="muon",
+        steps=2000, batch=32, lr=1.2e-3, warmup=100, cooldown=0.0, optimizer="muon",
         weight_decay=0.01, ema=0.999, seed=103, save_minutes=4,
     )  # fmt: skip
-    free: FlowConfig = FlowConfig(subjects=(0.4, 0.4, 0.12, 0.08), sigma_mean=1.0)
-    free_training: Training = Training(
-        steps=6000, batch=32, lr=1.2e-3, warmup=100, cooldown=0.5, optimizer="muon",
+    mixed: FlowConfig = FlowConfig(
+        subjects=(0.4, 0.4, 0.12, 0.08),
+        slots=SlotConfig(jitter=3, tilt=6, mirrored=False, alone=True, any_order=0.5),
+        sigma_mean=1.0,
+    )
+    mixed_training: Training = Training(
+        steps=3200, batch=32, lr=1.2e-3, warmup=100, cooldown=0.65, optimizer="muon",
         weight_decay=0.01, ema=0.999, seed=104, save_minutes=4,
     )  # fmt: skip
     layout_weight: float = Field(
@@ -107,7 +114,7 @@ def stages(config: GeneratorRecipe, model: nn.Module, weights: Path) -> list[Sta
         stage("small", config.small, config.small_training),
         stage("scenes", config.scenes, config.scenes_training),
         stage("ordered", config.ordered, config.ordered_training, config.layout_weight),
-        stage("free", config.free, config.free_training, config.layout_weight),
+        stage("mixed", config.mixed, config.mixed_training, config.layout_weight),
     ]
 
 
@@ -204,17 +211,25 @@ def shown(config: GeneratorRecipe) -> str:
     later = ", ".join(
         f"{training.steps * training.batch} scenes of 1, 2, 3 and 4 subjects"
         f" ({', '.join(f'{share:.0%}' for share in flow.subjects)})"
-        f"{' at places in their order' if flow.in_slots else ''}"
+        f"{_at_slots(flow.slots)}"
         for flow, training in (
             (config.scenes, config.scenes_training),
             (config.ordered, config.ordered_training),
-            (config.free, config.free_training),
+            (config.mixed, config.mixed_training),
         )
     )
     return (
         f"{small.steps * small.batch} small pictures ({config.small.size} px) of one subject, then"
         f" {later}, each with its references and a prompt, of the 32 training classes"
     )
+
+
+def _at_slots(slots: SlotConfig | None) -> str:
+    if slots is None:
+        return ""
+    if not slots.any_order:
+        return " at places in their order"
+    return f" upright at places in their order or, {slots.any_order:.0%}, in any"
 
 
 RECIPE = Recipe(

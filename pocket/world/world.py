@@ -15,9 +15,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.pocket.classes import BACKGROUNDS
 from focusdpo.pocket.world.backgrounds import paint_backgrounds
 from focusdpo.pocket.world.identities import Identity
@@ -51,7 +53,7 @@ OVERLAP = Overlap(share=0.35, most=0.25)
 
 @dataclass(frozen=True)
 class Slots:
-    """Fixed places for the subjects of a scene, in their order, with a little jitter."""
+    """Fixed places for the subjects of a scene."""
 
     centres: tuple[tuple[float, float], ...]
     """x, y in pixels of a 96 px scene."""
@@ -60,13 +62,26 @@ class Slots:
 
 
 SLOTS = {
+    1: Slots(((48, 48),), (52, 74)),
     2: Slots(((25, 48), (71, 48)), (34, 46)),
     3: Slots(((25, 27), (71, 27), (48, 70)), (30, 42)),
     4: Slots(((25, 25), (71, 25), (25, 71), (71, 71)), (28, 42)),
 }
-"""By the number of subjects; a single one stands anywhere."""
-JITTER = 4
-"""Pixels of a 96 px scene that a subject stands beside its slot at most, along each axis."""
+"""By the number of subjects."""
+
+
+class SlotConfig(StrictModel):
+    """How subjects stand at the slots: the n-th at the n-th, but for `any_order`."""
+
+    jitter: float = Field(
+        4, ge=0, description="pixels of a 96 px scene beside the slot at most, along each axis"
+    )
+    tilt: int = Field(TILT, ge=0, le=TILT, description="degrees at most, to either side")
+    mirrored: bool = Field(True, description="half of the subjects are mirrored; else none")
+    alone: bool = Field(False, description="single subjects have a slot too; else stand anywhere")
+    any_order: float = Field(
+        0.0, ge=0, le=1, description="share of the scenes in which any subject stands at any slot"
+    )
 
 
 @dataclass(frozen=True)
@@ -91,12 +106,12 @@ def render_scenes(
     size: int = SCENE_SIZE,
     sides: tuple[float, float] | None = None,
     overlap: Overlap = OVERLAP,
-    in_slots: bool = False,
+    slots: SlotConfig | None = None,
 ) -> Scenes:
     """Scenes of identities[b] (R each, 1 to 4), `size` pixels wide.
 
     Without `backgrounds` each seed chooses its own; `sides` replaces the range of longer sides.
-    `in_slots`: the n-th subject stands at the n-th of SLOTS, which the world itself never does.
+    `slots`: subjects stand at SLOTS, which the world itself never asks of them.
     Raises UserError for an unknown background.
     """
     counts = {len(row) for row in identities}
@@ -108,8 +123,8 @@ def render_scenes(
     rngs = [np.random.default_rng([seed, 0x6C]) for seed in seeds]
     names = _choose_backgrounds(rngs, backgrounds)
     count = counts.pop()
-    if in_slots and count in SLOTS:
-        layouts = [_slot_layout(rng, SLOTS[count], size) for rng in rngs]
+    if slots is not None and (count > 1 or slots.alone):
+        layouts = [_slot_layout(rng, SLOTS[count], slots, size) for rng in rngs]
     else:
         sides = sides or SIZES[count]
         layouts = [
@@ -208,14 +223,17 @@ def _layout(
         side = side * 0.97
 
 
-def _slot_layout(rng: np.random.Generator, slots: Slots, size: int) -> Poses:
-    """The n-th subject about the n-th slot."""
+def _slot_layout(rng: np.random.Generator, slots: Slots, config: SlotConfig, size: int) -> Poses:
+    """The n-th subject about the n-th slot, or about any."""
     count, scale = len(slots.centres), size / SCENE_SIZE
-    centres = np.array(slots.centres) + rng.uniform(-JITTER, JITTER, (count, 2))
-    x, y = scale * centres.T
+    centres = np.array(slots.centres) + rng.uniform(-config.jitter, config.jitter, (count, 2))
     side = scale * rng.uniform(*slots.sides, count)
-    tilt = rng.integers(-TILT, TILT + 1, count).astype(np.float64)
-    return Poses(x, y, side, tilt, rng.random(count) < 0.5)
+    tilt = rng.integers(-config.tilt, config.tilt + 1, count).astype(np.float64)
+    mirrored = (rng.random(count) < 0.5) & config.mirrored
+    if rng.random() < config.any_order:
+        centres = centres[rng.permutation(count)]
+    x, y = scale * centres.T
+    return Poses(x, y, side, tilt, mirrored)
 
 
 def _unit_boxes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from focusdpo.pocket.classes import BACKGROUNDS, HUE_BINS, class_names
 from focusdpo.pocket.world.casting import draw_cast, draw_like, told_apart
 from focusdpo.pocket.world.identities import Identity, sample_identities
 from focusdpo.pocket.world.world import (
-    JITTER,
     SCENE_SIZE,
     SLOTS,
+    Scenes,
+    SlotConfig,
     render_references,
     render_scenes,
 )
@@ -130,15 +132,38 @@ def test_unknown_backgrounds_and_uneven_casts_are_refused() -> None:
     assert shown.backgrounds == BACKGROUNDS
 
 
-@pytest.mark.parametrize("count", [2, 3, 4])
-def test_in_slots_each_subject_stands_at_the_place_of_its_number(count: int) -> None:
+def middles(boxes_BR4: torch.Tensor) -> torch.Tensor:
+    return (boxes_BR4[..., :2].double() + boxes_BR4[..., 2:]) / 2
+
+
+def slotted(count: int, **given: Any) -> Scenes:
     rng = np.random.default_rng(count)
     casts = [draw_cast("train", class_names("train"), count, rng) for _ in range(6)]
-    scenes = render_scenes(casts, range(6), in_slots=True)
-    slots = SLOTS[count]
-    boxes = scenes.boxes.double()
-    middles = (boxes[..., :2] + boxes[..., 2:]) / 2
+    return render_scenes(casts, range(6), slots=SlotConfig(**given))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_each_subject_stands_at_the_slot_of_its_number(count: int) -> None:
+    scenes, slots = slotted(count, alone=True), SLOTS[count]
+    centres = torch.tensor(slots.centres, dtype=torch.float64)
     # A body need not be symmetric about the point that it is placed by, and may be half hidden.
-    apart = (middles - torch.tensor(slots.centres, dtype=torch.float64)).abs()
-    assert float(apart.max()) < JITTER + slots.sides[1] / 4
-    assert float((boxes[..., 2:] - boxes[..., :2]).max()) < 1.5 * slots.sides[1]
+    apart = (middles(scenes.boxes) - centres).abs()
+    assert float(apart.max()) < SlotConfig().jitter + slots.sides[1] / 4
+    size = (scenes.boxes[..., 2:] - scenes.boxes[..., :2]).double()
+    assert float(size.max()) < 1.5 * slots.sides[1]
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_in_any_order_the_slots_are_the_same_and_the_subjects_change(count: int) -> None:
+    scenes = slotted(count, jitter=0, any_order=1.0)
+    centres = torch.tensor(SLOTS[count].centres, dtype=torch.float64)
+    nearest = torch.cdist(middles(scenes.boxes), centres.expand(6, -1, -1)).argmin(-1)
+    assert (nearest.sort(-1).values == torch.arange(count)).all(), "each slot once"
+    assert len({tuple(row) for row in nearest.tolist()}) > 1
+    assert (slotted(count, jitter=0).boxes != scenes.boxes).any()
+
+
+def test_a_single_subject_has_a_slot_where_that_is_asked_for() -> None:
+    boxes = slotted(1, alone=True, jitter=0, tilt=0).boxes
+    assert float((middles(boxes) - 48).abs().max()) < 20
+    assert float((middles(slotted(1).boxes) - 48).abs().max()) > 12
