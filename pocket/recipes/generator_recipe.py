@@ -3,9 +3,10 @@
 First small pictures of a subject each, cut to its size: a third of the tokens, and every one of
 them of use. Then whole scenes, most of a single subject, as the field's generators are tuned. Then
 scenes of which more hold several, at places that follow the order of the references, so that shapes
-are learned before the question which reference belongs where; last the same, upright, and in half
-of the scenes in any order, so that the order is no longer to be relied on. The last two have a
-second task: a layer in the middle tells what stands on each token and where in it the token lies.
+are learned before the question which reference belongs where; then the same, upright, in half of
+the scenes in any order, and last, for a short while, in any order in all of them: then order tells
+nothing, and which reference belongs where is decided from noise. The last three have a second
+task: a layer in the middle tells what stands on each token and where in it the token lies.
 As with features of a pretrained encoder (REPA, arXiv 2410.06940) shapes become whole sooner; here
 the renderer knows the truth. Letters: B scenes, N target tokens, C channels, D width.
 """
@@ -68,6 +69,15 @@ class GeneratorRecipe(BaseModel):
         steps=3200, batch=32, lr=1.2e-3, warmup=100, cooldown=0.65, optimizer="muon",
         weight_decay=0.01, ema=0.999, seed=104, save_minutes=4,
     )  # fmt: skip
+    unordered: FlowConfig = FlowConfig(
+        subjects=(0.3, 0.5, 0.12, 0.08),
+        slots=SlotConfig(jitter=3, tilt=6, mirrored=False, alone=True, any_order=1.0),
+        sigma_mean=1.0,
+    )
+    unordered_training: Training = Training(
+        steps=700, batch=32, lr=6e-4, warmup=30, cooldown=0.8, optimizer="muon",
+        weight_decay=0.01, ema=0.99, seed=105, save_minutes=4,
+    )  # fmt: skip
     layout_weight: float = Field(
         0.3, description="of the error in telling what stands on a token, in the last stages", ge=0
     )
@@ -80,7 +90,8 @@ def build(config: GeneratorRecipe, weights: Path) -> nn.ModuleDict:
 
 
 def stages(config: GeneratorRecipe, model: nn.Module, weights: Path) -> list[Stage]:
-    """Small pictures, scenes, in order, at all places. The autoencoder must lie in `weights`."""
+    """Small pictures, scenes, in order, half in any, all in any. The autoencoder must lie in
+    `weights`."""
     assert isinstance(model, nn.ModuleDict)
     codec = load_autoencoder(weights)
     if config.small_training.compile:
@@ -115,6 +126,7 @@ def stages(config: GeneratorRecipe, model: nn.Module, weights: Path) -> list[Sta
         stage("scenes", config.scenes, config.scenes_training),
         stage("ordered", config.ordered, config.ordered_training, config.layout_weight),
         stage("mixed", config.mixed, config.mixed_training, config.layout_weight),
+        stage("unordered", config.unordered, config.unordered_training, config.layout_weight),
     ]
 
 
@@ -216,6 +228,7 @@ def shown(config: GeneratorRecipe) -> str:
             (config.scenes, config.scenes_training),
             (config.ordered, config.ordered_training),
             (config.mixed, config.mixed_training),
+            (config.unordered, config.unordered_training),
         )
     )
     return (
@@ -229,7 +242,7 @@ def _at_slots(slots: SlotConfig | None) -> str:
         return ""
     if not slots.any_order:
         return " at places in their order"
-    return f" upright at places in their order or, {slots.any_order:.0%}, in any"
+    return f" upright at places in their order, {slots.any_order:.0%} in any"
 
 
 RECIPE = Recipe(

@@ -178,7 +178,7 @@ def test_the_layouts_error_reaches_the_blocks_before_it_alone(root: Path) -> Non
     )
     model = generator.build(config, root / "weights")
     stage = generator.stages(config, model, root / "weights")[-1]
-    assert stage.name == "mixed" and stage.publish is not None
+    assert stage.name == "unordered" and stage.publish is not None
     batch = stage.draw(0)
     with generator.seen_at(model, 0) as seen:
         velocity = generator.forward(model, batch)
