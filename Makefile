@@ -32,7 +32,7 @@ demo: $(STAMP)  ## subjects -> pairs -> adapter -> evaluation -> report, in ./de
 test: $(STAMP) lint types  ## lint, types, and all quick tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
-test-slow: $(STAMP)  ## tests that take minutes, or use the trained weights at length
+test-slow: $(STAMP)  ## tests of five seconds and more, or with the trained weights at length
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not alone" $(PARALLEL) $(IN_ORDER)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and alone" $$(grep -rl 'mark\.alone' tests)
 

@@ -96,6 +96,7 @@ def test_everything_that_is_copied_exists_and_is_sent() -> None:
     assert roots <= {source.split("/")[0] for source in wanted}
 
 
+@pytest.mark.slow
 def test_the_copied_files_make_the_whole_wheel(tmp_path: Path) -> None:
     """The stage `wheel`, from exactly what it copies out of exactly what the builder is sent: the
     wheel holds the tree's files, all of them and no other (no benchmark, no test)."""

@@ -58,6 +58,7 @@ def test_it_is_torchs_count(model: ModelName) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
+@pytest.mark.slow
 def test_the_meta_device_gives_the_same(model: ModelName) -> None:
     config = tiny_bench()
     policy, reference = image_flops(model, config)

@@ -192,6 +192,7 @@ def test_every_line_of_the_page_s_tables_is_whole() -> None:
         assert len({line.count("|") for line in table}) == 1
 
 
+@pytest.mark.slow
 def test_a_run_on_the_cpu_leaves_both_files(tmp_path: Path) -> None:
     config = tiny_bench(models=("flux",), checkpointing=(False,), sequential=False)
     lines: list[str] = []
@@ -206,6 +207,7 @@ def test_a_run_on_the_cpu_leaves_both_files(tmp_path: Path) -> None:
     assert len(lines) == 4
 
 
+@pytest.mark.slow
 def test_the_device_s_peak_can_be_given(tmp_path: Path) -> None:
     config = tiny_bench(
         models=("flux",),
@@ -267,6 +269,7 @@ def test_wrong_options_are_told(given: list[str], message: str, capsys: Capture)
     assert message in err
 
 
+@pytest.mark.slow
 def test_the_command_tells_rows_and_verdicts(tmp_path: Path, capsys: Capture) -> None:
     small = {**SMALL, "models": ["flux"], "objectives": ["dpo"], "checkpointing": [False]}
     small |= {"sequential": False, "pairs": [1], "repeats": 3}

@@ -179,6 +179,7 @@ def test_the_copy_is_of_its_own(built: Backbone) -> None:
 # What is measured
 
 
+@pytest.mark.slow
 def test_a_row_per_method(built: Backbone) -> None:
     name: ModelName = "sdxl" if hasattr(built, "noise") else "flux"
     rows = by_method(gpu_steps.measure(built, setting(model=name), tiny_bench(), FLOPS))
@@ -200,6 +201,7 @@ def test_the_straightforward_one_takes_four_passes(built: Backbone) -> None:
 
 
 @pytest.mark.parametrize("memory", ["joint", "sequential"])
+@pytest.mark.slow
 def test_checkpointing_is_on_in_the_step_alone(
     built: Backbone, memory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,6 +255,7 @@ def failing(backbone: Backbone, fail: Callable[[], None], at: int) -> Iterator[N
 
 
 @pytest.mark.parametrize("fail", [real_exhaustion, gpu_exhaustion])
+@pytest.mark.slow
 def test_it_is_a_result_and_the_rest_goes_on(fail: Callable[[], None]) -> None:
     config = tiny_bench()
     backbone = random_backbone("flux", config, "fp32")
@@ -288,6 +291,7 @@ def test_failing_while_timed_is_a_result_too() -> None:
     assert row.seconds is None
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_fit_fails_all_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> Backbone:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 72.00 MiB")

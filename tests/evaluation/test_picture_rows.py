@@ -200,6 +200,7 @@ print(len(plan.pictures), len(plan.key), seconds, int(peak.split()[1]) / 1024)
 """
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_rows_are_planned_in_seconds(folder: Path) -> None:
     lines = ["image,prompt,subjects,model,seed"]
     lines += [f"a-{n % 2}.png,prompt {n // 4},red;blue,m{n % 2},{n}" for n in range(100_000)]

@@ -261,6 +261,7 @@ def test_a_picture_that_lies_elsewhere_is_told_by_reader_and_doctor(run: Evaluat
     assert not told.ok and "'../victim.png'" in told.told
 
 
+@pytest.mark.slow
 def test_one_flipped_bit_is_seen_by_reader_and_doctor_and_made_anew(
     run: EvaluateRun, tmp_path: Path
 ) -> None:

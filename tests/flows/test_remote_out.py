@@ -107,6 +107,7 @@ def lose_machine(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "machine")
 
 
+@pytest.mark.slow
 def test_a_lost_machine_is_gone_on_from_to_the_bit(
     root: Path, address: str, tmp_path: Path, calm: Path
 ) -> None:
@@ -201,6 +202,7 @@ def test_two_trainings_on_one_out_are_told_apart(root: Path, address: str, tmp_p
     assert f"{address}: another process of this machine writes here" in told[0]
 
 
+@pytest.mark.slow
 def test_evaluate_gives_the_rows_of_a_local_run(
     root: Path, address: str, tmp_path: Path, calm: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

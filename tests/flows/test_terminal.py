@@ -140,6 +140,7 @@ def shell(line: str, toy: Toy, **environment: str) -> subprocess.CompletedProces
     "end",
     [">&-", "2>&-", ">&- 2>&- <&-", ">/dev/full 2>/dev/full", "2>&1 | true", "2>&1 | head -c1"],
 )
+@pytest.mark.slow
 def test_a_run_goes_on_where_nobody_reads(end: str, toy: Toy) -> None:
     ended = shell(f"eval $RUN {shlex.join(toy.arguments)} {end}", toy)
     assert ended.returncode == 0, ended.stderr
@@ -147,6 +148,7 @@ def test_a_run_goes_on_where_nobody_reads(end: str, toy: Toy) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+@pytest.mark.slow
 def test_names_that_a_terminal_cannot_show(encoding: str, toy: Toy, tmp_path: Path) -> None:
     strange = tmp_path / os.fsdecode(b"caf\xe9-\xff-\xe7\x8c\xab-\x1b[2J\x07")
     toy.subjects.rename(strange)
@@ -246,6 +248,7 @@ cli.main()
 """
 
 
+@pytest.mark.slow
 def test_an_error_while_models_load_beside_ends_with_its_line_and_code() -> None:
     ended = subprocess.run(
         [sys.executable, "-c", LOADING], capture_output=True, text=True, timeout=120, check=False

@@ -31,6 +31,7 @@ def assert_weights(weight_BN: Tensor, config: FocusConfig) -> None:
 
 @settings(max_examples=300)
 @given(seed=st.integers(0, 10_000), config=configs())
+@pytest.mark.slow
 def test_every_reading_gives_maps_in_their_range(seed: int, config: FocusConfig) -> None:
     built = build(seed, config)
     maps, priors = run(built, config), built[2]

@@ -132,6 +132,7 @@ def test_rates_rise_hold_and_fall() -> None:
     assert min(rates[10:]) >= 0.01
 
 
+@pytest.mark.slow
 def test_the_generator_runs_from_random_weights_to_its_samples(root: Path) -> None:
     config = small(generator.GeneratorRecipe(), architecture=TINY, layout_block=0)
     assert table.train("generator", config, root) == []

@@ -57,6 +57,7 @@ def test_subjects_stand_inside_the_scene() -> None:
     assert not (scenes.masks & border).any()
 
 
+@pytest.mark.slow
 def test_the_first_subject_of_a_scene_stands_anywhere() -> None:
     """Place, size and depth tell nothing of the position in the list."""
     scenes = render_scenes(casts(2, 400, 7), list(range(400)))

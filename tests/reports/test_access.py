@@ -46,6 +46,7 @@ def report(tmp_path_factory: pytest.TempPathFactory, data: ReportData) -> Path:
 
 @needs_browser
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (1280, True)])
+@pytest.mark.slow
 def test_axe_finds_nothing_serious(report: Path, width: int, dark: bool) -> None:
     with page_of(report, width=width, dark=dark) as page:
         page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
@@ -60,6 +61,7 @@ def test_axe_finds_nothing_serious(report: Path, width: int, dark: bool) -> None
 
 
 @needs_browser
+@pytest.mark.slow
 def test_detail_is_folded_on_a_phone_and_open_on_a_desk(report: Path) -> None:
     heights = {}
     for width in (390, 1280):
@@ -78,6 +80,7 @@ def test_detail_is_folded_on_a_phone_and_open_on_a_desk(report: Path) -> None:
 
 
 @needs_browser
+@pytest.mark.slow
 def test_axe_finds_nothing_serious_in_an_ablation(tmp_path: Path) -> None:
     ablation = make_ablation()
     write_pictures(tmp_path, ablation)
@@ -89,6 +92,7 @@ def test_axe_finds_nothing_serious_in_an_ablation(tmp_path: Path) -> None:
 
 
 @needs_browser
+@pytest.mark.slow
 def test_all_is_reached_by_keyboard(report: Path) -> None:
     with page_of(report) as page:
         page.keyboard.press("Tab")

@@ -152,6 +152,7 @@ def test_amounts() -> None:
 
 @needs_browser
 @pytest.mark.parametrize(("kind", "dark"), [("dataset", False), ("adapters", True)])
+@pytest.mark.slow
 def test_the_page_is_accessible(root: Path, tmp_path: Path, kind: str, dark: bool) -> None:
     out = tmp_path / "c.html"
     if kind == "dataset":

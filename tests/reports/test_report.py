@@ -127,6 +127,7 @@ def test_json_holds_the_numbers_and_no_pictures(data: ReportData) -> None:
 
 
 @needs_browser
+@pytest.mark.slow
 def test_page_in_a_browser(page: str, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text(page, encoding="utf-8")

@@ -114,6 +114,7 @@ PLAIN = ("attn1.to_q", "attn2.to_out.0")
 
 @pytest.mark.parametrize("model", ["flux-uno", "flux2-klein", "sdxl-ip-adapter"])
 @pytest.mark.parametrize("kind", ["dora", "lokr"])
+@pytest.mark.slow
 def test_diffusers_reads_what_was_trained(kind: AdapterKind, model: str, tmp_path: Path) -> None:
     targets = PLAIN if model == "sdxl-ip-adapter" else ()
     adapter = make(kind, model, tmp_path, targets)

@@ -150,6 +150,7 @@ def test_datasets_reads_every_reference_from_the_tars(
         assert many == wanted
 
 
+@pytest.mark.slow
 def test_more_workers_than_tars_are_as_the_card_says(
     mixed: tuple[list[str], dict[str, int]],
 ) -> None:

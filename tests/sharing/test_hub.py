@@ -56,6 +56,7 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
         (folder / name).write_bytes(data)
 
 
+@pytest.mark.slow
 def test_a_dataset_is_published_in_one_commit(
     hub: Hub, version: DatasetVersion, tmp_path: Path
 ) -> None:
@@ -78,6 +79,7 @@ def test_a_dataset_is_published_in_one_commit(
     assert TOKEN not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_same_again_changes_nothing_and_a_new_version_replaces_all(
     hub: Hub, version: DatasetVersion, tmp_path: Path
 ) -> None:

@@ -376,6 +376,7 @@ def kill(writer: subprocess.Popen[str], least: int = -1) -> int:
     return int(told[-1]) if told else last
 
 
+@pytest.mark.slow
 def test_kill_9_leaves_only_whole_artefacts(tmp_path: Path) -> None:
     """Killed at random moments; each time all that is visible verifies, all that was reported as
     stored is there, and the next writer goes on."""
@@ -422,6 +423,7 @@ def test_an_old_file_of_another_machine_is_cleaned_a_young_one_is_not(store: Sto
     assert young.exists()
 
 
+@pytest.mark.slow
 def test_two_writers_of_the_same_keys_agree(tmp_path: Path) -> None:
     root = tmp_path / "root"
     writers = [start_writer(root) for _ in range(2)]

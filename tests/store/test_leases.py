@@ -163,6 +163,7 @@ def test_an_old_lease_is_taken_over_by_the_mediums_own_clock(files: Files) -> No
 
 @pytest.mark.parametrize("where", ["local", "s3"])
 @pytest.mark.parametrize("shift", [3600, -3600])
+@pytest.mark.slow
 def test_the_clocks_of_two_machines_do_not_matter(
     where: str, shift: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

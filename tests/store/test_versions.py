@@ -193,6 +193,7 @@ for size in range(2, int(sys.argv[2])):
 """
 
 
+@pytest.mark.slow
 def test_kill_9_while_publishing_leaves_a_whole_version(tmp_path: Path) -> None:
     """Whenever it is killed, LATEST is whole, and the same build ends as if nothing happened."""
     here = Path(__file__).parent

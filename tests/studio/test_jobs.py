@@ -403,6 +403,7 @@ def test_a_form_needs_the_pages_token(studio: Client) -> None:
     assert answer.status_code == 403
 
 
+@pytest.mark.slow
 def test_a_job_from_its_form_to_its_error(studio: Client) -> None:
     """The real command, on a damaged shard, and what it says."""
     for shard in (studio.root / "shards").glob("*.tar"):

@@ -54,6 +54,7 @@ def shown(page: Any) -> str:
     return str(page.get_attribute("#review", "data-pair"))
 
 
+@pytest.mark.slow
 def test_the_keyboard_is_enough(root: Path, address: str, page: Any) -> None:
     review(page, address, "reviewer=Ada")
     pairs = []
@@ -131,6 +132,7 @@ def test_blind_review_shows_no_winner(root: Path, address: str, page: Any) -> No
     assert one.blind and one.decision in ("accept", "swap")
 
 
+@pytest.mark.slow
 def test_to_the_end_of_the_queue(address: str, page: Any) -> None:
     review(page, address, "reviewer=Edsger")
     for _ in range(8):
@@ -141,6 +143,7 @@ def test_to_the_end_of_the_queue(address: str, page: Any) -> None:
     expect(page.locator("#messages")).to_contain_text("Nothing is left to review here")
 
 
+@pytest.mark.slow
 def test_a_bad_picture_costs_no_other_and_is_named(address: str, page: Any, tmp_path: Path) -> None:
     meadow(200).save(tmp_path / "meadow.jpg")
     (tmp_path / "<b>drawing.png").write_bytes(b"<svg onload=alert(1)>")
@@ -174,6 +177,7 @@ PAGES = ("/review", REVIEW, f"{REVIEW}&mode=blind", "/add-subject", "/jobs")
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1180, True), (390, False)])
+@pytest.mark.slow
 def test_nothing_serious_is_in_the_way_of_anybody(address: str, width: int, dark: bool) -> None:
     violations = []
     with browser_page(width=width, dark=dark) as page:
@@ -203,6 +207,7 @@ def test_all_pairs_at_once_and_one_undo(root: Path, address: str, page: Any) -> 
     assert len(own) == 16 and {one.decision for one in own[8:]} == {"withdraw"}
 
 
+@pytest.mark.slow
 def test_several_subjects_from_a_zip(tmp_path: Path, page: Any) -> None:
     packed = tmp_path / "mine.zip"
     with zipfile.ZipFile(packed, "w") as made:

@@ -234,6 +234,7 @@ def test_an_unfinished_cell_is_made_again_and_is_the_same(
     assert timeless(read_ablation(out / "ablation.json")) == timeless(record)
 
 
+@pytest.mark.slow
 def test_other_steps_are_other_cells(folder: Path, outcome: AblateOutcome, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(outcome.out, out)
@@ -248,6 +249,7 @@ def test_other_steps_are_other_cells(folder: Path, outcome: AblateOutcome, tmp_p
 
 
 @pytest.mark.parametrize("objectives", [["focus_dpo"], ["sft", "focus_dpo", "focus_read"]])
+@pytest.mark.slow
 def test_nothing_of_the_held_out_split_decides(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objectives: list[str]
 ) -> None:
@@ -346,6 +348,7 @@ def test_each_cell_trains_what_its_name_says(folder: Path, tmp_path: Path) -> No
     assert {(one.source, one.seed, one.steps) for one in configs.values()} == {("both", 0, 2)}
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
     once = cast(Cell, KilledCell(tmp_path / "once"))
     with Workers(1) as workers:
@@ -400,6 +403,7 @@ def test_kill_minus_9_and_the_same_command_again(folder: Path, tmp_path: Path) -
     assert timeless(read_ablation(tmp_path / "ablation.json")) == timeless(record)
 
 
+@pytest.mark.slow
 def test_conditions_and_best_of_are_arms_and_held_against_the_best(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -177,6 +177,7 @@ def test_log_lines_are_json_with_their_ids(tmp_path: Path) -> None:
     assert "ValueError: bad" in third["exception"]
 
 
+@pytest.mark.slow
 def test_the_option_writes_what_stderr_does_not_show(toy: Toy, tmp_path: Path) -> None:
     file = tmp_path / "logs" / "build.jsonl"
     command = [*TOY_CLI, "--log-json", str(file), *toy.arguments]

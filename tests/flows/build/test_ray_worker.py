@@ -31,6 +31,7 @@ def planned(toy: Toy, **executor: object) -> RayExecutor:
     return build.executor
 
 
+@pytest.mark.slow
 def test_a_worker_makes_the_bytes_of_a_local_build_from_what_travels(
     toy: Toy, tmp_path: Path
 ) -> None:

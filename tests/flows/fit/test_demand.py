@@ -150,6 +150,7 @@ def test_downloads_need_room_on_the_disk(
     supply.require_room([one])
 
 
+@pytest.mark.slow
 def test_parts_of_another_stage_are_freed(models: ModelsConfig) -> None:
     """As on Ray: a build's models need not fit side by side."""
     parts = Parts(models)

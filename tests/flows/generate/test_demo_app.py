@@ -198,6 +198,7 @@ def test_a_metric_without_meaning_is_a_dash(toy: Toy) -> None:
     assert values["Matched identity"] != ["-"]
 
 
+@pytest.mark.slow
 def test_the_app_is_built_with_its_limits(toy: Toy) -> None:
     blocks, folder = build(DemoAppConfig())
     with folder:

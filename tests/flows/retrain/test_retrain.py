@@ -98,6 +98,7 @@ def test_three_nights(team: Team) -> None:
     assert f"pairs are new since {first.candidate}" in told[1]["because"]
 
 
+@pytest.mark.slow
 def test_it_trains_when_enough_is_new_or_the_adapter_is_old(
     team: Team, first: RetrainOutcome
 ) -> None:
@@ -120,6 +121,7 @@ def test_it_trains_when_enough_is_new_or_the_adapter_is_old(
 
 
 @pytest.mark.parametrize("stop", ["train", "evaluate", "compare", "decision", "pointer"])
+@pytest.mark.slow
 def test_a_stop_at_any_point_goes_on(
     team: Team, stop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +155,7 @@ def test_a_stop_at_any_point_goes_on(
 
 
 @pytest.mark.usefixtures("first")
+@pytest.mark.slow
 def test_an_interrupted_candidate_is_finished_though_no_rule_asks_for_it(team: Team) -> None:
     team.bring(THIRD)
 
@@ -161,6 +164,7 @@ def test_an_interrupted_candidate_is_finished_though_no_rule_asks_for_it(team: T
     assert team.night(retrain={"min_new_pairs": 500}).decision in {"promoted", "kept"}
 
 
+@pytest.mark.slow
 def test_other_settings_of_the_protocol_paint_the_rival_again(
     team: Team, first: RetrainOutcome
 ) -> None:
@@ -175,6 +179,7 @@ def test_other_settings_of_the_protocol_paint_the_rival_again(
     )
 
 
+@pytest.mark.slow
 def test_another_base_is_compared_with_itself(team: Team, first: RetrainOutcome) -> None:
     pointer = read_promoted(team.models)
     assert pointer is not None
@@ -187,6 +192,7 @@ def test_another_base_is_compared_with_itself(team: Team, first: RetrainOutcome)
     assert told["because"] == f"the base has changed since {first.candidate} was promoted"
 
 
+@pytest.mark.slow
 def test_a_version_that_is_gone_counts_as_all_new(team: Team, first: RetrainOutcome) -> None:
     team.clock.pass_days(1)
     team.bring(THIRD)

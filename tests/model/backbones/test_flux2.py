@@ -246,6 +246,7 @@ def test_an_adapter_trains_and_diffusers_loads_it(
         pipeline.unload_lora_weights()
 
 
+@pytest.mark.slow
 def test_checkpointing_and_half_precision_train_too(
     flux2_folder: Path, pair_samples: list[Sample], tmp_path: Path
 ) -> None:

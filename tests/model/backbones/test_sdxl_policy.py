@@ -160,6 +160,7 @@ def runs(
 
 
 @pytest.mark.parametrize(("policy", "features"), COMBINATIONS)
+@pytest.mark.slow
 def test_training_moves_the_policy_alone(
     folder: Path, runs: dict[tuple[str, str], Path], policy: str, features: str
 ) -> None:

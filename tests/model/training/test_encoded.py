@@ -91,6 +91,7 @@ def preset_settings(kind: str, steps: int) -> TrainConfig:
 
 
 @pytest.mark.parametrize("kind", tiny_suite.KINDS)
+@pytest.mark.slow
 def test_each_preset_encodes_once_in_a_run_and_not_at_all_in_the_next(
     kind: str, tmp_path: Path, asked: Asked
 ) -> None:

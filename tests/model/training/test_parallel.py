@@ -75,6 +75,7 @@ def alone() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(("way", "checkpointing", "memory"), EVERY_WAY)
+@pytest.mark.slow
 def test_reference_and_gradient_are_those_of_one_process(
     found: dict[str, Tensor],
     alone: dict[str, Tensor],

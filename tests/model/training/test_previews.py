@@ -72,6 +72,7 @@ def cells(run: Path, step: int) -> list[list[NDArray[np.uint8]]]:
     ]
 
 
+@pytest.mark.slow
 def test_sheets_show_the_same_scenes_by_base_and_policy(seen: Path) -> None:
     assert list(sheets(seen)) == ["step-000004.png", "step-000008.png", "step-000010.png"]
     early, late = cells(seen, 4), cells(seen, 10)
@@ -93,6 +94,7 @@ def test_seeing_changes_no_weight(seen: Path, pair_samples: list[Sample], tmp_pa
 
 
 @pytest.mark.parametrize("step", [3, 9])
+@pytest.mark.slow
 def test_an_interrupted_run_shows_the_same(
     seen: Path, pair_samples: list[Sample], unseen: list[Sample], tmp_path: Path, step: int
 ) -> None:
@@ -129,6 +131,7 @@ def test_a_policy_that_changes_nothing_has_the_bases_loss(
 
 
 @pytest.mark.parametrize("kind", tiny_suite.KINDS)
+@pytest.mark.slow
 def test_every_backbone_is_seen_stopped_and_kept_at_its_best(
     kind: str, unseen: list[Sample], tmp_path: Path
 ) -> None:

@@ -125,6 +125,7 @@ def test_tiles_are_looked_at_when_asked(folder: Path, scenes: tuple) -> None:
     assert whole["pixel_values"].shape[1] == 1 and tiled["pixel_values"].shape[1] > 4
 
 
+@pytest.mark.slow
 def test_what_it_says_is_freed_of_appearance(tmp_path: Path, folder: Path, scenes: tuple) -> None:
     """A model that was taught a phrase of looks: the stage keeps what stands there."""
     images, masks = scenes

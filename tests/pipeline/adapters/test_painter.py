@@ -70,6 +70,7 @@ def shown_side(backbone: PaintingBackbone) -> int | None:
     return None if getattr(backbone, "keeps_aspect", False) else 96
 
 
+@pytest.mark.slow
 def test_a_picture_is_the_backbones_own(backbone: PaintingBackbone) -> None:
     painted = BackbonePainter(backbone, "f").generate(PROMPTS[:1], references()[:1], [7])
     prepared = [prepare_reference(one, shown_side(backbone)) for one in references()[0]]

@@ -194,6 +194,7 @@ for one in made:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_lose_nothing(store: Store) -> None:
     here = Path(__file__).parent
     paths = [str(here), str(here.parents[1] / "helpers")]

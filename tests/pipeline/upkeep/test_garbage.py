@@ -235,6 +235,7 @@ def test_gc_runs_on_a_full_disk(tmp_path: Path) -> None:
         assert_whole(store)
 
 
+@pytest.mark.slow
 def test_gc_on_a_full_disk_keeps_out_of_the_way_of_builds(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 4) as disk:
         store = Store.open(disk / "root")
@@ -351,6 +352,7 @@ STEPS = st.one_of(
 
 @settings(max_examples=8, deadline=None)
 @given(steps=st.lists(STEPS, max_size=10))
+@pytest.mark.slow
 def test_whatever_comes_and_goes_nothing_needed_is_ever_taken(steps: list[tuple]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = Store.open(Path(folder) / "root")

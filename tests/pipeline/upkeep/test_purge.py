@@ -285,6 +285,7 @@ t.purge(t.Store.open(sys.argv[1]), ["bee"], now=t.NOW, reached=reached)
 
 
 @pytest.mark.parametrize("stop", [1, 4, 7, 12])
+@pytest.mark.slow
 def test_killed_at_any_point_it_ends_in_the_same_state(
     made: Path, tmp_path: Path, store: Store, stop: int
 ) -> None:

@@ -376,6 +376,7 @@ def test_a_twin_forgets_who_is_purged(store: Store) -> None:
     assert mend(store.root).restored == []
 
 
+@pytest.mark.slow
 def test_a_purge_that_was_stopped_is_not_undone(store: Store) -> None:
     """At whatever point: `doctor --repair` brings nothing back, and the same purge ends it."""
     passed: list[str] = []
