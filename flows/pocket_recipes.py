@@ -162,23 +162,26 @@ def painted_rows(
     return check_generator(painter, PocketJudge(folder), read_planted, scenes)
 
 
-def best_sampling(weights: Path, scenes: int, *, keep: bool) -> list[SamplingRow]:
-    """Settings of the second edition's sampling, best first; with `keep` the best one is written
-    into the generator's settings."""
-    from focusdpo.pocket.check import search_sampling
+def best_sampling(
+    weights: Path, scenes: int, *, keep: bool
+) -> tuple[list[SamplingRow], SamplingRow]:
+    """Settings of the second edition's sampling, best first, and the one to use; with `keep` it
+    is written into the generator's settings."""
+    from focusdpo.pocket.check import cheapest, search_sampling
     from focusdpo.pocket.models.generator import load_generator
     from focusdpo.pocket.models.judge import PocketJudge
     from focusdpo.pocket.weightfiles import read_settings, settings_path
 
     rows = search_sampling(load_generator(weights), PocketJudge(weights), read_planted, scenes)
+    chosen = cheapest(rows, scenes * len(rows[0].rows))
     if keep:
         path = settings_path("generator", weights)
         settings = {
             **read_settings("generator", weights),
-            "sampling": rows[0].sampling.model_dump(),
+            "sampling": chosen.sampling.model_dump(),
         }
         write_whole(path, (json.dumps(settings, indent=1) + "\n").encode())
-    return rows
+    return rows, chosen
 
 
 def figures_of(name: str, weights: Path | None) -> list[Figure]:

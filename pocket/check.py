@@ -185,3 +185,12 @@ def search_sampling(
         )
     backbone.sampling = stored
     return sorted(table, key=lambda row: (row.failed, row.sampling.steps))
+
+
+def cheapest(table: Sequence[SamplingRow], pictures: int) -> SamplingRow:
+    """Of the settings that fail no more than the best one and its standard error, over so many
+    pictures, the one with the fewest steps; of those the one that fails least."""
+    least = min(row.failed for row in table)
+    bound = least + (least * (1 - least) / pictures) ** 0.5
+    good = [row for row in table if row.failed <= bound]
+    return min(good, key=lambda row: (row.sampling.steps, row.failed))

@@ -74,6 +74,7 @@ def test_seeds_are_apart(cards: dict[str, Lineage]) -> None:
     assert all(end <= start for (_, end), (start, _) in pairwise(spans))
 
 
+@pytest.mark.slow
 def test_only_the_training_split_was_seen(
     cards: dict[str, Lineage], draws: dict[str, Drawn]
 ) -> None:
