@@ -73,6 +73,16 @@ def write_card(
     rows = "\n".join(
         f"| {f.name} | {f.value:.3f} | {f.wanted or '-'} |" for f in figures if f.model == name
     )
+    measured = (
+        f"""Figures on identities that training never saw (`focusdpo pocket {commands[1]}` measures
+them again):
+
+| figure | value | wanted |
+| --- | --- | --- |
+{rows}"""
+        if rows
+        else f"What it paints is measured by the judge: `focusdpo pocket {commands[1]}`."
+    )
     path = folder / f"{name}.md"
     path.write_text(
         f"""# Pocket model: {name}
@@ -86,11 +96,7 @@ def write_card(
 - Machine: {machine()}.
 - Licence: Apache-2.0 (weights and code).
 {seeds}
-Figures on identities that training never saw (`focusdpo pocket {commands[1]}` measures them again):
-
-| figure | value | wanted |
-| --- | --- | --- |
-{rows}
+{measured}
 
 Made for the pocket world's {size} x {size} pictures only; it says nothing about photographs.
 """

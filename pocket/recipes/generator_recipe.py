@@ -36,6 +36,8 @@ from focusdpo.pocket.recipes.gallery import save_gallery
 from focusdpo.pocket.weightfiles import save_weights
 from focusdpo.pocket.world.world import SlotConfig
 
+UPRIGHT = SlotConfig(jitter=3, tilt=6, mirrored=False, alone=True, any_order=0.5)
+
 
 class GeneratorRecipe(BaseModel):
     """How the generator is made."""
@@ -60,18 +62,14 @@ class GeneratorRecipe(BaseModel):
         steps=2000, batch=32, lr=1.2e-3, warmup=100, cooldown=0.0, optimizer="muon",
         weight_decay=0.01, ema=0.999, seed=103, save_minutes=4,
     )  # fmt: skip
-    mixed: FlowConfig = FlowConfig(
-        subjects=(0.4, 0.4, 0.12, 0.08),
-        slots=SlotConfig(jitter=3, tilt=6, mirrored=False, alone=True, any_order=0.5),
-        sigma_mean=1.0,
-    )
+    mixed: FlowConfig = FlowConfig(subjects=(0.4, 0.4, 0.12, 0.08), slots=UPRIGHT, sigma_mean=1.0)
     mixed_training: Training = Training(
         steps=3200, batch=32, lr=1.2e-3, warmup=100, cooldown=0.65, optimizer="muon",
         weight_decay=0.01, ema=0.999, seed=104, save_minutes=4,
     )  # fmt: skip
     unordered: FlowConfig = FlowConfig(
         subjects=(0.3, 0.5, 0.12, 0.08),
-        slots=SlotConfig(jitter=3, tilt=6, mirrored=False, alone=True, any_order=1.0),
+        slots=UPRIGHT.model_copy(update={"any_order": 1.0}),
         sigma_mean=1.0,
     )
     unordered_training: Training = Training(
@@ -238,11 +236,11 @@ def shown(config: GeneratorRecipe) -> str:
 
 
 def _at_slots(slots: SlotConfig | None) -> str:
+    """Words for the card."""
     if slots is None:
         return ""
-    if not slots.any_order:
-        return " at places in their order"
-    return f" upright at places in their order, {slots.any_order:.0%} in any"
+    mixed = f", {slots.any_order:.0%} in any" if slots.any_order else ""
+    return f"{'' if slots.mirrored else ' upright'} at places in their order{mixed}"
 
 
 RECIPE = Recipe(

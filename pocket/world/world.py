@@ -230,7 +230,7 @@ def _slot_layout(rng: np.random.Generator, slots: Slots, config: SlotConfig, siz
     side = scale * rng.uniform(*slots.sides, count)
     tilt = rng.integers(-config.tilt, config.tilt + 1, count).astype(np.float64)
     mirrored = (rng.random(count) < 0.5) & config.mirrored
-    if rng.random() < config.any_order:
+    if config.any_order and rng.random() < config.any_order:
         centres = centres[rng.permutation(count)]
     x, y = scale * centres.T
     return Poses(x, y, side, tilt, mirrored)

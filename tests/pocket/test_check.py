@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from focusdpo.flows.pocket_recipes import read_planted
+from focusdpo.flows.pocket_recipes import best_sampling, read_planted
 from focusdpo.model.backbones.flux import FluxBackbone, SamplingConfig
 from focusdpo.pipeline.parts import Image, Mask, Seen, Vectors
 from focusdpo.pocket.check import (
@@ -24,10 +26,10 @@ from focusdpo.pocket.faults import KINDS
 from focusdpo.pocket.first.parts_generator import PocketGenerator
 from focusdpo.pocket.lineage import lineage_path, read_lineage, words_of
 from focusdpo.pocket.models.autoencoder import PatchAutoencoder
-from focusdpo.pocket.models.generator import as_backbone, build_generator
+from focusdpo.pocket.models.generator import as_backbone, build_generator, load_generator
 from focusdpo.pocket.recipes import table
 from focusdpo.pocket.recipes.autoencoder_recipe import ARCHITECTURE
-from focusdpo.pocket.weightfiles import WEIGHTS, file_digest, weight_path
+from focusdpo.pocket.weightfiles import WEIGHTS, file_digest, read_settings, weight_path
 
 TINY = {
     "patch_size": 1, "in_channels": 48, "num_layers": 1, "num_single_layers": 1,
@@ -112,3 +114,16 @@ def test_the_cheapest_of_the_best_settings_is_chosen() -> None:
     assert cheapest([best, near, far], 60) is near
     assert cheapest([best, near, row(12, 0.27), far], 60).failed == 0.27
     assert cheapest([best, near], 6000) is best
+
+
+@pytest.mark.slow
+def test_the_chosen_sampling_is_kept_beside_the_weights(tmp_path: Path) -> None:
+    """By the packaged models; nothing else of the settings changes."""
+    weights = tmp_path / "weights"
+    shutil.copytree(WEIGHTS, weights)
+    before = read_settings("generator", weights)
+    rows, chosen = best_sampling(weights, 1, keep=True)
+    assert chosen in rows
+    after = read_settings("generator", weights)
+    assert after == {**before, "sampling": chosen.sampling.model_dump()}
+    assert load_generator(weights).sampling == chosen.sampling
