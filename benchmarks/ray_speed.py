@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.progress import quiet
+from focusdpo.data_schemas.runs import quiet
 from focusdpo.flows.build.cluster.connection import Engine
 from focusdpo.flows.build.cluster.ray_executor import RayExecutor
 from focusdpo.flows.build.run import Build

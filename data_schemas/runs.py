@@ -1,11 +1,19 @@
-"""What a run leaves behind: artefacts, dataset versions, evaluation rows."""
+"""How a run tells that it goes on, and what it leaves behind: artefacts, evaluation rows."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 SCHEMA_VERSION = 1
 """Version of the store's layout and records; a root of another version is refused."""
+
+Watch = Callable[[str, int, int, Mapping[str, float]], None]
+"""`watch(phase, done, total, figures)`: phase, units done, units in all, figures worth showing."""
+
+
+def quiet(phase: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+    """Shows nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,8 +17,7 @@ import numpy as np
 
 from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.data_schemas.evaluations import EvalScene, WholeScores
-from focusdpo.data_schemas.progress import Watch
-from focusdpo.data_schemas.runs import EvalRow
+from focusdpo.data_schemas.runs import EvalRow, Watch
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.evaluation.comparison import rows
 from focusdpo.evaluation.dreambench_metrics import (

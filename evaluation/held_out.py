@@ -8,6 +8,7 @@ means what it says.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -15,12 +16,12 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from focusdpo.data_schemas.prompts import caption
 from focusdpo.data_schemas.scenes import Scene, stable_hash, stable_id
 from focusdpo.data_schemas.strict import StrictModel
-from focusdpo.pipeline.compose import TEMPLATES
 from focusdpo.pipeline.parts import ReferenceImage
-from focusdpo.pocket.first.identities import class_names
-from focusdpo.pocket.first.world_subjects import WorldSubject, draw
+from focusdpo.pocket.world.identities import class_names
+from focusdpo.pocket.world.world_subjects import WorldSubject, draw
 
 
 @dataclass(frozen=True)
@@ -87,15 +88,28 @@ def held_out_scenes(config: HeldOutConfig, backgrounds: tuple[str, ...]) -> Held
 
 
 def _members(name: str, words: list[str], config: HeldOutConfig, seed: int) -> list[WorldSubject]:
-    members = []
+    members: list[WorldSubject] = []
     for place, word in enumerate(words):
-        own_seed = stable_hash(seed, place) % 2**31
-        subject = draw(config.split, [word], 1, config.references, own_seed)[0]
+        subject = _other_than(members, word, config, seed, place)
         member_id = f"{name[:8]}-{place}-{word.replace(' ', '-')}"
         members.append(
             WorldSubject(id=member_id, identity=subject.identity, pictures=subject.pictures)
         )
     return members
+
+
+def _other_than(
+    members: list[WorldSubject], word: str, config: HeldOutConfig, seed: int, place: int
+) -> WorldSubject:
+    """An individual that can be told by eye from the scene's others of its class."""
+    from focusdpo.pocket.world.casting import told_apart
+
+    tries = itertools.count()
+    while True:
+        own_seed = stable_hash(seed, place, next(tries)) % 2**31
+        one = draw(config.split, [word], 1, config.references, own_seed)[0]
+        if all(told_apart(one.identity, other.identity) for other in members):
+            return one
 
 
 def _scene(
@@ -107,7 +121,7 @@ def _scene(
         partition=name,
         subject_ids=tuple(member.id for member in members),
         class_names=words,
-        prompt=TEMPLATES[len(words)].format(*words, background=background),
+        prompt=caption(words, background),
         variant=number,
         seed=seed,
     )

@@ -17,8 +17,7 @@ import numpy as np
 
 from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.data_schemas.evaluations import EvalScene, ScorerView
-from focusdpo.data_schemas.progress import Watch
-from focusdpo.data_schemas.runs import EvalRow
+from focusdpo.data_schemas.runs import EvalRow, Watch
 from focusdpo.data_schemas.scenes import Scene, candidate_seed
 from focusdpo.evaluation.agreement import agreement, owners_of, scorer_values
 from focusdpo.evaluation.comparison import rows

@@ -19,8 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.data_schemas.evaluations import EvalScene, ScorerView, WholeScores
-from focusdpo.data_schemas.progress import Watch
-from focusdpo.data_schemas.runs import EvalRow
+from focusdpo.data_schemas.runs import EvalRow, Watch
 from focusdpo.data_schemas.scenes import Scene
 from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.pipeline.parts import Image, ReferenceImage

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from PIL import ImageOps
 from focusdpo.data_schemas.errors import TakenAway, UserError
 from focusdpo.data_schemas.evaluations import EvalScene
 from focusdpo.data_schemas.images import contact_sheet, encode_png, mark_png
-from focusdpo.data_schemas.progress import Watch, quiet
+from focusdpo.data_schemas.runs import Watch, quiet
 from focusdpo.data_schemas.scenes import Scene, candidate_seed
 from focusdpo.data_schemas.tables import to_parquet
 from focusdpo.evaluation.folder import (
@@ -324,7 +324,13 @@ def _grid(out: Path, panel: Panel[Any], measured: Mapping[str, Measured[Any]]) -
         for model, records in measured.items()
     }
     shown = {name: individual.shown.image for name, individual in panel.individuals.items()}
-    sheet = comparison_sheet(panel.scenes, shown, first)
+    failed = {
+        record.scene_id
+        for records in measured.values()
+        for record in records.judged
+        if record.index == 0 and record.failed > 0
+    }
+    sheet = comparison_sheet(panel.scenes, shown, first, failed=failed)
     return encode_png(np.asarray(sheet))
 
 
@@ -332,13 +338,16 @@ def comparison_sheet(
     scenes: Sequence[Scene],
     shown: Mapping[str, Image],
     pictures: Mapping[str, Sequence[Image]],
-    limit: int = 16,
+    limit: int = 12,
+    failed: Collection[str] = (),
 ) -> PillowImage.Image:
     """A column per scene: what was shown of its subjects (a picture of each), then what each model
-    painted (`pictures`: model -> a picture (H, W, 3) per scene). Scenes of two subjects where there
-    are some, evenly spaced and in their order: none is chosen for its looks."""
+    painted (`pictures`: model -> a picture (H, W, 3) per scene). Scenes of two subjects in which a
+    model failed one (`failed`: ids), else all of two, else all; evenly spaced and in their order:
+    none is chosen for its looks."""
     twos = [at for at, scene in enumerate(scenes) if len(scene.subject_ids) == 2]
-    pool = twos or list(range(len(scenes)))
+    lost = [at for at in twos if scenes[at].id in failed]
+    pool = lost or twos or list(range(len(scenes)))
     count = min(limit, len(pool))
     chosen = [pool[at * len(pool) // count] for at in range(count)]
     painted = {

@@ -12,7 +12,7 @@ import numpy as np
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.evaluations import EvalScene
-from focusdpo.data_schemas.progress import Watch, quiet
+from focusdpo.data_schemas.runs import Watch, quiet
 from focusdpo.evaluation.comparison import scene_means
 from focusdpo.evaluation.held_out import HeldOutConfig, held_out_scenes
 from focusdpo.evaluation.metrics import METRICS, nan_mean

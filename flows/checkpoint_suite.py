@@ -184,10 +184,12 @@ class AdaptedPainter:
         prompts: Sequence[str],
         references: Sequence[Sequence[ReferenceImage]],
         seeds: Sequence[int],
+        *,
+        guidance: float | None = None,
     ) -> list[Image]:
         """As `pipeline.parts.Generator`."""
         self.put_in_place()
-        return self._painter.generate(prompts, references, seeds)
+        return self._painter.generate(prompts, references, seeds, guidance=guidance)
 
     def inpaint(
         self,
@@ -196,10 +198,12 @@ class AdaptedPainter:
         prompts: Sequence[str],
         references: Sequence[Sequence[ReferenceImage]],
         seeds: Sequence[int],
+        *,
+        guidance: float | None = None,
     ) -> list[Image]:
         """As `pipeline.parts.Inpainter`."""
         self.put_in_place()
-        return self._painter.inpaint(images, masks, prompts, references, seeds)
+        return self._painter.inpaint(images, masks, prompts, references, seeds, guidance=guidance)
 
     def put_in_place(self) -> None:
         """See to it that the backbone has this painter's adapter, or none."""

@@ -39,7 +39,7 @@ from focusdpo.pipeline.segment import SegmentConfig
 from focusdpo.pipeline.shard import ShardConfig
 from focusdpo.pipeline.subjects.ingest import IngestConfig
 from focusdpo.pipeline.subjects.near_duplicates import DuplicateConfig
-from focusdpo.pocket.first.world_subjects import WorldConfig
+from focusdpo.pocket.world.world_subjects import WorldConfig
 from focusdpo.sharing.marks import MarkConfig
 from focusdpo.sharing.pair_records import ImportConfig
 from focusdpo.store.addresses import at_home, is_remote, refuse_secret
@@ -164,9 +164,7 @@ class Stages(BaseModel):
     disrupt: DisruptConfig = Field(DisruptConfig(), description="repaints without a reference")
     score: ScoreConfig = Field(ScoreConfig(), description="identity, leakage, meaning")
     pair: PairConfig = Field(PairConfig(), description="scores -> pairs and rejects")
-    duplicates: DuplicateConfig = Field(
-        DuplicateConfig(), description="pictures that are nearly one"
-    )
+    duplicates: DuplicateConfig = Field(DuplicateConfig(), description="nearly equal pictures")
     complexity: ComplexityConfig = Field(ComplexityConfig(), description="the map M_d")
     shard: ShardConfig = Field(ShardConfig(), description="pairs -> webdataset shards")
     executor: ExecutorConfig = Field(LocalConfig(), description="where the stages run")
@@ -404,6 +402,7 @@ class AblateRun(_Train, _HeldOut, _OwnRoot):
 class DemoRun(_Train, _HeldOut, _Build):
     """`demo`: the whole job in one folder."""
 
+    preset: Preset = "demo"
     out: Annotated[Address, Option("--out")] = Field(
         "demo", description="folder of everything that is made"
     )
@@ -411,7 +410,7 @@ class DemoRun(_Train, _HeldOut, _Build):
 
     @property
     def subject_folder(self) -> str:
-        """The folder of subjects: as given, or made in `out`."""
+        """As given, or made in `out`."""
         return self.subjects or f"{self.out}/subjects"
 
     def build_run(self) -> BuildRun:

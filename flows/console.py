@@ -35,8 +35,8 @@ from rich.progress import (
 )
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.progress import Watch as Watch
-from focusdpo.data_schemas.progress import quiet as quiet
+from focusdpo.data_schemas.runs import Watch as Watch
+from focusdpo.data_schemas.runs import quiet as quiet
 from focusdpo.flows.terminal import printable
 
 SHOWN = 3

@@ -27,7 +27,7 @@ def run_demo(
     Leaves subjects/, dataset/, train/, evaluate/, report.html and demo.json (times, memory) in
     `run.out`. Raises what the steps raise.
     """
-    from focusdpo.pocket.first.world_subjects import export
+    from focusdpo.pocket.world.world_subjects import export
     from focusdpo.reports.report import ReportLimits, write_report
 
     started = time.perf_counter()

@@ -1,9 +1,8 @@
-"""Names of the pocket models -> the recipes that train them."""
+"""The pocket models are trained, and checked by the evaluation's own reading of their judge."""
 
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,26 +25,15 @@ from focusdpo.store.local import write_whole
 if TYPE_CHECKING:
     from focusdpo.pocket.check import SamplingRow
 
-RECIPES = {
-    "autoencoder": ("focusdpo.pocket.first.recipes.autoencoder", "AutoencoderConfig"),
-    "generator": ("focusdpo.pocket.first.recipes.generator", "GeneratorConfig"),
-    "clip": ("focusdpo.pocket.first.recipes.clip", "ClipRecipe"),
-    "identity": ("focusdpo.pocket.first.recipes.identity", "IdentityRecipe"),
-    "segmenter": ("focusdpo.pocket.first.recipes.segmenter", "SegmenterRecipe"),
-    "judge": ("focusdpo.pocket.first.recipes.judge", "JudgeRecipe"),
-}
-"""Model -> module with `train(config, out_dir)`, and the name of its config class."""
-
-
 LIKE = 0.7
-"""Identity by the second edition's judge below which an instance is not like its subject, chosen
+"""Identity by the judge below which an instance is not like its subject, chosen
 among steps of 0.05 by `focusdpo pocket check judge --split val --like VALUE`."""
 
 
-def train_second(
+def train(
     name: str, root: Path, overrides: Sequence[str], *, device: str = "cpu", workers: int = 0
 ) -> list[str]:
-    """Train a model of the second edition under `root`, or all of them; what is there goes on.
+    """Train a pocket model under `root`, or all of them; what is there goes on.
     `workers` processes draw batches ahead.
 
     UserError for an unknown name or setting.
@@ -60,22 +48,6 @@ def train_second(
     config = resolve(table.recipe_of(name).config, parse_overrides(overrides))
     config = on_machine(config, device=device, workers=workers)
     return _in_words(table.train(name, config, root))
-
-
-def train_recipe(name: str, out: Path, overrides: Sequence[str]) -> list[str]:
-    """Train a model into `out`; its held-out figures in words.
-
-    UserError for an unknown name or setting.
-    """
-    if name not in RECIPES:
-        raise UserError(f"pocket train {name}: there are {', '.join(RECIPES)}")
-    module_name, config_name = RECIPES[name]
-    module = importlib.import_module(module_name)
-    config = resolve(getattr(module, config_name), parse_overrides(overrides))
-    figures = module.train(config, out)
-    if isinstance(figures, dict):
-        return [f"{name}: {figure} {value:.4g}" for figure, value in figures.items()]
-    return _in_words(figures or ())
 
 
 def _in_words(figures: Sequence[Figure]) -> list[str]:
@@ -134,7 +106,7 @@ def read_planted(
 def judge_rows(
     weights: Path | None, scenes: int, *, split: Split = "held_out", like: float = LIKE
 ) -> list[FaultRow]:
-    """The second edition's judge on true renders and planted faults, `scenes` of each; `like`: the
+    """The judge on true renders and planted faults, `scenes` of each; `like`: the
     identity below which an instance is not like its subject."""
     from focusdpo.pocket.models.judge import PocketJudge
 
@@ -145,12 +117,12 @@ def judge_rows(
 def painted_rows(
     weights: Path | None, scenes: int, *, guidance: float | None = None, steps: int | None = None
 ) -> list[FaultRow]:
-    """What the second edition's generator makes of `scenes` validation scenes of each kind, by
+    """What the generator makes of `scenes` validation scenes of each kind, by
     the judge of the same folder; without `guidance` and `steps` as it is stored."""
     from focusdpo.pocket.check import check_generator
-    from focusdpo.pocket.first.parts_generator import PocketGenerator
     from focusdpo.pocket.models.generator import load_generator
     from focusdpo.pocket.models.judge import PocketJudge
+    from focusdpo.pocket.models.pocket_painter import PocketGenerator
 
     folder = weights or WEIGHTS
     backbone = load_generator(folder)
@@ -165,8 +137,8 @@ def painted_rows(
 def best_sampling(
     weights: Path, scenes: int, *, keep: bool
 ) -> tuple[list[SamplingRow], SamplingRow]:
-    """Settings of the second edition's sampling, best first, and the one to use; with `keep` it
-    is written into the generator's settings."""
+    """Settings of the sampling, best first, and the one to use; with `keep` it is written into
+    the generator's settings."""
     from focusdpo.pocket.check import cheapest, search_sampling
     from focusdpo.pocket.models.generator import load_generator
     from focusdpo.pocket.models.judge import PocketJudge
@@ -185,11 +157,7 @@ def best_sampling(
 
 
 def figures_of(name: str, weights: Path | None) -> list[Figure]:
-    """Figures of a packaged model of the first edition, or of the second edition's in a folder."""
-    if weights is None:
-        from focusdpo.pocket.first.check import check_all as check_first
-
-        return check_first([name])
+    """Figures of a packaged model, or of one in a folder."""
     from focusdpo.pocket.check import check_all
 
-    return check_all([name], reader=read_planted, weights=weights)
+    return check_all([name], reader=read_planted, weights=weights or WEIGHTS)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from focusdpo.pipeline.describe import ClassNameCaptioner
-from focusdpo.pocket.first import identities, parts
+from focusdpo.pocket import loading
+from focusdpo.pocket.world import identities
 
 
 def vocabulary() -> tuple[tuple[str, ...], frozenset[str]]:
@@ -17,7 +18,7 @@ def fingerprint(role: str, *, adapter: str | None = None) -> str:
     """Hash of a part's weights and settings; of the generator with an adapter's, too."""
     if role == "captioner":
         return ClassNameCaptioner.fingerprint
-    return parts.fingerprint("generator" if role == "backbone" else role, adapter=adapter)
+    return loading.fingerprint("generator" if role == "backbone" else role, adapter=adapter)
 
 
 def takes_points() -> bool:
@@ -29,7 +30,7 @@ def build(role: str, *, adapter: str | None = None) -> Any:
     """Load a part, once per process; `adapter` (a folder) is for the generator. The role
     `backbone` is the generator's model, for training."""
     if role == "backbone":
-        return parts.build("generator").backbone
+        return loading.build("generator").backbone
     if role == "captioner":
         return ClassNameCaptioner()
-    return parts.build(role, adapter=adapter)
+    return loading.build(role, adapter=adapter)

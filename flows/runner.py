@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from focusdpo.data_schemas.progress import Watch
+from focusdpo.data_schemas.runs import Watch
 from focusdpo.flows.jobs import Job, Pending, ResultT, Steps
 from focusdpo.flows.prefect.server import has_prefect, prepare
 from focusdpo.model.training.parallel import num_launched

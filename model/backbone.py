@@ -186,9 +186,12 @@ class Backbone(Protocol):
         images: Sequence[Tensor],
         masks: Sequence[Tensor],
         seeds: Sequence[int],
+        *,
+        guidance: float | None = None,
     ) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1]; references per slot as in `encode_references`, slots may
-        be none. The noise of item b comes from seeds[b] alone."""
+        be none. The noise of item b comes from seeds[b] alone. `guidance` in place of the
+        settings' own."""
         ...
 
     def inpaint(
@@ -199,6 +202,8 @@ class Backbone(Protocol):
         images: Sequence[Tensor],
         masks: Sequence[Tensor],
         seeds: Sequence[int],
+        *,
+        guidance: float | None = None,
     ) -> Tensor:
         """Repaints masks_BHW (1 = repaint) of images_BCHW."""
         ...

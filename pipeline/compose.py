@@ -16,13 +16,14 @@ import itertools
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.prompts import caption
 from focusdpo.data_schemas.scenes import Scene, stable_hash, stable_id
 from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.data_schemas.subjects import Subject
@@ -98,16 +99,9 @@ def _inside(around: Places, place: np.uint64, arc: float) -> NDArray[np.intp]:
     return np.concatenate([np.arange(low, len(around)), np.arange(high)])
 
 
-VERSION = 1
+VERSION = 2
 
 log = logging.getLogger(__name__)
-
-TEMPLATES: Mapping[int, str] = {
-    1: "a {0} on {background}",
-    2: "a {0} and a {1} on {background}",
-    3: "a {0}, a {1} and a {2} on {background}",
-}
-"""Prompt by number of subjects; the words go in by scene order."""
 
 
 class ComposeConfig(StrictModel):
@@ -270,7 +264,7 @@ def _scenes_of(
         order = orders[(first + variant) % len(orders)]
         background = backgrounds[(start + variant) % len(backgrounds)]
         classes = tuple(subject.class_name for subject in order)
-        prompt = TEMPLATES[len(order)].format(*classes, background=background)
+        prompt = caption(classes, background)
         names_and_digests = [part for subject in order for part in (subject.id, subject.digest)]
         scene_id = stable_id("scene", prompt, variant, *names_and_digests)
         yield Scene(

@@ -10,8 +10,9 @@ reference under its own class word: the hardest leakage negatives.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from focusdpo.data_schemas.candidates import Described, Disrupted, DisruptMode, 
 from focusdpo.data_schemas.scenes import Scene, stable_hash, stable_id
 from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.data_schemas.subjects import Subject
-from focusdpo.pipeline.parts import Image, Inpainter, Mask, ReferenceImage
+from focusdpo.pipeline.parts import Image, Inpainter, Mask, ReferenceImage, guided
 from focusdpo.pipeline.stage import (
     ImageReader,
     ReferenceChoice,
@@ -34,6 +35,9 @@ from focusdpo.pipeline.stage import (
     read_mask,
     read_references,
 )
+
+Inpaint = Callable[..., list[Image]]
+"""`parts.Inpainter.inpaint`, its guidance settled."""
 
 
 def grow(mask: Mask, pixels: int, keep: Mask) -> Mask:
@@ -133,10 +137,12 @@ def disrupt(
     prefix: str,
     *,
     reference: ReferenceChoice,
+    guidance: float | None = None,
 ) -> StageOutput[Disrupted]:
     """`attempts` disruptions of each sampled candidate in which every subject was found once.
 
-    `reference` is the generate stage's choice (a swap paints from the same pictures). New
+    `reference` and `guidance` are those of the generate stage: a swap paints from the same
+    pictures, and a loser differs from its winner in its subjects, not in how it was sampled. New
     pictures are named "<id>" and "<id>-prior".
     """
     by_id = {scene.id: scene for scene in scenes}
@@ -146,14 +152,15 @@ def disrupt(
         if (whole := _complete(by_id[candidate.scene_id], candidate, described)) is not None
         for attempt in range(config.attempts)
     ]
+    inpaint = partial(inpainter.inpaint, **guided(guidance))
     plain = [job for job in jobs if job.record.mode != "swap"]
-    done = _repaint_from_text(plain, inpainter, config)
+    done = _repaint_from_text(plain, inpaint, config)
     swaps = [job for job in jobs if job.record.mode == "swap"]
     pictures = {
         scene.id: read_references(images, scene, subjects, reference)
         for scene in {job.scene.id: job.scene for job in swaps}.values()
     }
-    done += _swap(swaps, pictures, inpainter, config)
+    done += _swap(swaps, pictures, inpaint, config)
     output: StageOutput[Disrupted] = StageOutput([job.record for job in jobs])
     finished = {job.record.id: job for job in done}
     for job in jobs:
@@ -249,9 +256,7 @@ def _plan(
     )
 
 
-def _repaint_from_text(
-    jobs: Sequence[_Job], inpainter: Inpainter, config: DisruptConfig
-) -> list[_Job]:
+def _repaint_from_text(jobs: Sequence[_Job], inpaint: Inpaint, config: DisruptConfig) -> list[_Job]:
     """All places of each job at once, from words alone."""
     done: list[_Job] = []
     for part in chunks(jobs, config.batch):
@@ -260,7 +265,7 @@ def _repaint_from_text(
             [job.places for job in part],
             [[] for _ in part],
             [job.record.seed for job in part],
-            inpainter,
+            inpaint,
             config,
         )
     return done
@@ -269,7 +274,7 @@ def _repaint_from_text(
 def _swap(
     jobs: Sequence[_Job],
     pictures: Mapping[str, Sequence[ReferenceImage]],
-    inpainter: Inpainter,
+    inpaint: Inpaint,
     config: DisruptConfig,
 ) -> list[_Job]:
     """Place after place, each from another subject's reference under its own class word.
@@ -286,7 +291,7 @@ def _swap(
             for at, job in enumerate(part):
                 shown[at][place] = pictures[job.scene.id][donors[at][place]]
             seeds = [stable_hash("swap", job.record.seed, place) % 2**31 for job in part]
-            current = _repaint(current, [(place,) for _ in part], shown, seeds, inpainter, config)
+            current = _repaint(current, [(place,) for _ in part], shown, seeds, inpaint, config)
         done += current
     return done
 
@@ -296,7 +301,7 @@ def _repaint(
     places: Sequence[tuple[int, ...]],
     references: Sequence[Sequence[ReferenceImage]],
     seeds: Sequence[int],
-    inpainter: Inpainter,
+    inpaint: Inpaint,
     config: DisruptConfig,
 ) -> list[_Job]:
     """One call of the inpainter and the paste-back of each job's `places`."""
@@ -309,7 +314,7 @@ def _repaint(
         others = [m for p, m in enumerate(job.masks) if p not in job_places]
         keep = _union(others) if others else np.zeros_like(solid)
         regions.append(grow(solid, config.dilate, keep))
-    painted = inpainter.inpaint(
+    painted = inpaint(
         [job.picture for job in jobs],
         regions,
         [repaint_prompt(job.scene, job.captions) for job in jobs],

@@ -12,7 +12,7 @@ from focusdpo.data_schemas.candidates import Sampled
 from focusdpo.data_schemas.scenes import Scene, candidate_seed, stable_id
 from focusdpo.data_schemas.strict import Later, StrictModel
 from focusdpo.data_schemas.subjects import Subject
-from focusdpo.pipeline.parts import Generator, Image, ReferenceImage
+from focusdpo.pipeline.parts import Generator, Image, ReferenceImage, guided
 from focusdpo.pipeline.stage import (
     ImageReader,
     ReferenceChoice,
@@ -46,6 +46,14 @@ class GenerateConfig(StrictModel):
         description="Which picture of a subject the generator sees: its first, or one chosen by "
         "the hash of scene and subject.",
     )
+    guidance: Annotated[float | None, Later()] = Field(
+        default=None,
+        ge=1,
+        le=30,
+        description="Guidance that candidates and repaints are painted with. Less than pictures are"
+        " shown with is wise: who learns from guided winners and is guided again overshoots. None:"
+        " that of the backbone.",
+    )
     batch: int = Field(default=64, ge=1, description="Most images in one call of the generator.")
     adapter: Annotated[str | None, Later(), AfterValidator(_plain)] = Field(
         default=None,
@@ -77,6 +85,7 @@ def generate(
         seeds,
         generator,
         batch=config.batch,
+        guidance=config.guidance,
     )
     records = [
         _record(scene, index, seed, prefix)
@@ -93,6 +102,7 @@ def paint(
     generator: Generator,
     *,
     batch: int,
+    guidance: float | None = None,
 ) -> list[Image]:
     """One image per prompt, in order, in calls of equally many references and at most `batch`."""
     painted: dict[int, Image] = {}
@@ -103,6 +113,7 @@ def paint(
                 [prompts[at] for at in part],
                 [references[at] for at in part],
                 [seeds[at] for at in part],
+                **guided(guidance),
             )
             painted.update(zip(part, made, strict=True))
     return [painted[at] for at in range(len(prompts))]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,10 +55,12 @@ class Generator(Part, Protocol):
         prompts: Sequence[str],
         references: Sequence[Sequence[ReferenceImage]],
         seeds: Sequence[int],
+        *,
+        guidance: float | None = None,
     ) -> list[Image]:
         """One image per prompt; references[b] in the order of the prompt's subjects, possibly
         empty (text alone). All items of a call have equally many references. An image depends on
-        its own prompt, references and seed only."""
+        its own prompt, references and seed only. `guidance` in place of the generator's own."""
         ...
 
 
@@ -72,10 +74,24 @@ class Inpainter(Part, Protocol):
         prompts: Sequence[str],
         references: Sequence[Sequence[ReferenceImage]],
         seeds: Sequence[int],
+        *,
+        guidance: float | None = None,
     ) -> list[Image]:
         """Each image with its masked region repainted from prompt and references (none: text
-        only). Pixels outside the mask may change slightly; the caller pastes back."""
+        only). Pixels outside the mask may change slightly; the caller pastes back. `guidance` is
+        for one that paints with the generator; another has its own."""
         ...
+
+
+class Guided(TypedDict, total=False):
+    """The keyword of a painter's call."""
+
+    guidance: float
+
+
+def guided(guidance: float | None) -> Guided:
+    """Keywords for a painter: none where nothing is asked, so that a part need not know them."""
+    return {} if guidance is None else {"guidance": guidance}
 
 
 def check_calls(

@@ -4,5 +4,5 @@
 - `models/`: generator, segmenter, identity encoder, CLIP, judge, autoencoder; the prompts' tokens.
 - `fitting/`: the one training loop, and what a recipe is. `recipes/`: a model's row each.
 - Measures: `figures` (of each model), `faults` (the judge's check), `check` (the generator's).
-- `first/`: the first edition, which still does the work.
+- `loading`: the parts by name.
 """

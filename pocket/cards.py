@@ -62,8 +62,7 @@ def write_card(
     figures: Sequence[Figure],
     module: nn.Module,
     lineage: Lineage | None = None,
-    size: int = 64,
-    commands: tuple[str, str] = ("train {name}", "check"),
+    size: int,
 ) -> Path:
     """Writes NAME.md beside the weights, and NAME.card.json where there is a `lineage`; `size` is
     the side of the world's pictures in pixels; `commands` of `focusdpo pocket` train and measure
@@ -74,14 +73,14 @@ def write_card(
         f"| {f.name} | {f.value:.3f} | {f.wanted or '-'} |" for f in figures if f.model == name
     )
     measured = (
-        f"""Figures on identities that training never saw (`focusdpo pocket {commands[1]}` measures
-them again):
+        f"""Figures on identities that training never saw (`focusdpo pocket check`
+measures them again):
 
 | figure | value | wanted |
 | --- | --- | --- |
 {rows}"""
         if rows
-        else f"What it paints is measured by the judge: `focusdpo pocket {commands[1]}`."
+        else "What it paints is measured by the judge: `focusdpo pocket check generator`."
     )
     path = folder / f"{name}.md"
     path.write_text(
@@ -91,7 +90,7 @@ them again):
 
 - Data: {data}. Rendered by the pocket world from 3D emoji images (MIT licence, see
   `pocket/assets/LICENSE`).
-- Command: `focusdpo pocket {commands[0].format(name=name)}`
+- Command: `focusdpo pocket train {name}`
 - Time: {seconds / 60:.1f} minutes of wall time, one thread.
 - Machine: {machine()}.
 - Licence: Apache-2.0 (weights and code).

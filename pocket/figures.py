@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from focusdpo.data_schemas.prompts import article
 from focusdpo.pipeline.parts import (
     IdentityEncoder,
     Image,
@@ -25,7 +26,7 @@ from focusdpo.pocket.crops import crop_subjects
 from focusdpo.pocket.models.autoencoder import load_autoencoder
 from focusdpo.pocket.models.generator import frame_references
 from focusdpo.pocket.world.casting import draw_cast
-from focusdpo.pocket.world.grammar import article, prompt_for
+from focusdpo.pocket.world.grammar import prompt_for
 from focusdpo.pocket.world.identities import Identity, sample_identities
 from focusdpo.pocket.world.world import Scenes, render_references, render_scenes
 

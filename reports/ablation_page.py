@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from focusdpo.data_schemas.ablations import BASE, Ablation, Arm, to_json
-from focusdpo.data_schemas.errors import in_english
 from focusdpo.data_schemas.images import encode_png, mark_png
 from focusdpo.evaluation.folder import EvaluationFolder
 from focusdpo.reports import ablation_tables as tables
@@ -155,8 +154,7 @@ def read_grid(folder: Path, look: Lookup, columns: int = COLUMNS) -> Grid | None
     prompts = evaluation.prompts
     names = evenly(list(prompts), columns)
     scenes = tuple(
-        SceneColumn(name, in_english(prompts[name]), _references(evaluation, name))
-        for name in names
+        SceneColumn(name, prompts[name], _references(evaluation, name)) for name in names
     )
     left = EvaluationFolder(folder)
     painted = tuple(

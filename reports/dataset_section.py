@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from focusdpo.data_schemas.candidates import Disrupted, Sampled, Scored
-from focusdpo.data_schemas.errors import in_english
 from focusdpo.data_schemas.pairs import SIGNS, Reject
 from focusdpo.data_schemas.scenes import Scene, stable_hash
 from focusdpo.reports.thumbnails import overlay, picture
@@ -98,7 +97,7 @@ def pair_card(dataset: DatasetVersion, records: Records, row: IndexRow) -> PairC
     repainted = records.repainted(pair.lose_id)
     return PairCard(
         id=pair.id,
-        prompt=in_english(pair.prompt),
+        prompt=pair.prompt,
         source=pair.source,
         mode=pair.mode,
         win=picture(images.win, f"winner: {words}", painted=True),
@@ -152,7 +151,7 @@ def reject_card(records: Records, reject: Reject) -> RejectCard:
     )
     return RejectCard(
         candidate_id=reject.candidate_id,
-        prompt=in_english(scene.prompt) if scene else "",
+        prompt=scene.prompt if scene else "",
         source=reject.source,
         reason=reject.reason,
         detail=reject.detail,

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from focusdpo.data_schemas.errors import in_english
 from focusdpo.data_schemas.evaluations import AgreementRow, EvalScene
 from focusdpo.data_schemas.runs import EvalRow
 from focusdpo.data_schemas.scenes import stable_hash
@@ -266,7 +265,7 @@ def _scatters(base: Painter, adapter: Painter) -> tuple[Scatter, ...]:
                     better=info.better,
                     base=ours,
                     adapter=theirs,
-                    labels=tuple(in_english(prompts.get(scene, scene)) for scene in scenes),
+                    labels=tuple(prompts.get(scene, scene) for scene in scenes),
                     names=(base.label, adapter.label),
                 )
             )
@@ -292,7 +291,7 @@ def _example(base: Painter, adapter: Painter, why: str, scene: str) -> Example:
     return Example(
         why=why,
         scene_id=scene,
-        prompt=in_english(base.folder.prompts.get(scene, ", ".join(ours.class_names))),
+        prompt=base.folder.prompts.get(scene, ", ".join(ours.class_names)),
         references=references_of(base.folder, ours),
         base=base.picture(scene),
         adapter=adapter.picture(scene),

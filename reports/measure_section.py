@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from focusdpo.data_schemas.errors import in_english
 from focusdpo.data_schemas.evaluations import EvalScene, ForeignScores
 from focusdpo.data_schemas.runs import EvalRow
 from focusdpo.evaluation.comparison import by_model
@@ -125,7 +124,7 @@ def _case(folder: EvaluationFolder, record: EvalScene, scores: ForeignScores) ->
     model = folder.names.get(record.model, record.model)
     return WorstCase(
         model=model,
-        prompt=in_english(folder.prompts.get(record.scene_id, ", ".join(record.class_names))),
+        prompt=folder.prompts.get(record.scene_id, ", ".join(record.class_names)),
         where=f"{scores.source}, row {scores.line}",
         picture=picture(folder.picture(record.image), f"{model}: {', '.join(record.class_names)}"),
         references=references_of(folder, record),

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from focusdpo.data_schemas.errors import UserError, in_english
+from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import XMP, mark_png
 from focusdpo.reports.view import FocusGrid, FocusRow, Picture
 
@@ -145,7 +145,7 @@ def focus_grid(arrays: Mapping[str, NDArray[Any]], info: Mapping[str, Any]) -> F
         return None
     references = sorted(name for name in arrays if name.startswith("ref") and name[3:].isdigit())
     words = [names[i] if i < len(names) else "" for i in range(len(references))]
-    prompt = in_english(str(info.get("prompt", "")))
+    prompt = str(info.get("prompt", ""))
     return FocusGrid(
         explain=f"Pair {info.get('pair', '')}: \u201c{prompt}\u201d. {_WORDS}",
         sigmas=sigmas,

@@ -27,7 +27,7 @@ from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from focusdpo.data_schemas.errors import UserError, counted, in_english
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.data_schemas.images import contact_sheet, encode_png, mark_png
 from focusdpo.data_schemas.pairs import is_mixed
 from focusdpo.data_schemas.shards import IndexRow, ShardSample, Split
@@ -177,7 +177,6 @@ def card(
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["code"] = code
     environment.filters["one_line"] = one_line
-    environment.filters["in_english"] = in_english
     return environment.from_string(text).render(
         manifest=manifest,
         splits=splits,

@@ -30,7 +30,7 @@ from typing import BinaryIO
 
 from focusdpo.data_schemas.environment import me
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.progress import Watch
+from focusdpo.data_schemas.runs import Watch
 from focusdpo.store.addresses import HEADER, files_of, is_remote, split_address
 from focusdpo.store.cache import OutputFolders
 from focusdpo.store.keys import file_digest, inside, is_plain, sealed, unsealed

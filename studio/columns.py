@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from focusdpo.data_schemas.errors import UserError, in_english
+from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.shards import IndexRow
 from focusdpo.data_schemas.tables import arrow_table
 
@@ -224,18 +224,13 @@ class PairColumns:
             matches = pc.match_substring(column, text, ignore_case=True)
             return np.array(matches.to_pylist(), np.bool_)
 
-        coded, shown = self._prompts
-        stored = pa.array(coded.names, pa.string())
-        named = (has(stored) | has(shown))[coded.values]
+        coded = self._prompts
+        named = has(pa.array(coded.names, pa.string()))[coded.values]
         return np.asarray(named | has(self.table["pair_id"]), np.bool_)
 
     @functools.cached_property
-    def _prompts(self) -> tuple[Codes, Any]:
-        """The prompts, and each as pages show it."""
-        import pyarrow as pa
-
-        coded = Codes(self.table["prompt"])
-        return coded, pa.array(map(in_english, coded.names), pa.string())
+    def _prompts(self) -> Codes:
+        return Codes(self.table["prompt"])
 
     def _sorted(self, places: Rows, sort: str) -> Rows:
         if sort == "id":  # as the index is written

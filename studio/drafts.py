@@ -52,7 +52,7 @@ from focusdpo.studio.pictures import Array, Mask, rescaled, view_of, with_alpha
 
 log = logging.getLogger(__name__)
 
-POCKET_SIDE = 64
+POCKET_SIDE = 96
 """Side of the pictures that the pocket segmenter reads."""
 ANY = "object"
 

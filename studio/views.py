@@ -18,7 +18,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from focusdpo.data_schemas.errors import UserError, in_english, plural
+from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.prompts import plural
 from focusdpo.flows.terminal import in_words, is_users
 from focusdpo.reports.charts import bucket_chart, forest_row, line_chart
 from focusdpo.reports.metric_texts import bounds, mean_text, number
@@ -91,7 +92,6 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "day": day,
     "percent": percent,
     "symbol": symbol,
-    "in_english": in_english,
     "interval": interval,
     "value": number,
     "line_chart": line_chart,

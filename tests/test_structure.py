@@ -32,9 +32,6 @@ MOST_LINES = 500
 OF_EVERY_JOB = {"run", "config", "commands"}
 """Names that each job's folder gives to its own."""
 
-# Stands today, to be emptied with the lists of pyproject.toml.
-GOES_TODAY = "pocket.first"
-"""The first edition, whose modules have the names of those that take its place."""
 STUDIO_COMMAND = ("flows.commands.studio", "studio.app")
 """The one way up: the command that starts the studio, in its function."""
 HEAVY = {
@@ -105,7 +102,7 @@ def test_a_circle_is_seen(tmp_path: Path) -> None:
 def test_few_modules_stand_side_by_side() -> None:
     count = Counter(name.rpartition(".")[0] for name in MODULES)
     crowded = {folder: n for folder, n in count.items() if n > MOST_MODULES}
-    assert {folder for folder in crowded if not folder.startswith(GOES_TODAY)} == set(), crowded
+    assert crowded == {}
 
 
 def test_a_module_is_an_idea() -> None:
@@ -116,8 +113,7 @@ def test_a_module_is_an_idea() -> None:
 def test_a_name_is_used_for_one_module() -> None:
     modules = defaultdict(list)
     for name in MODULES:
-        if not name.startswith(GOES_TODAY):
-            modules[name.rpartition(".")[2]].append(name)
+        modules[name.rpartition(".")[2]].append(name)
     twice = {name: where for name, where in modules.items() if len(where) > 1}
     assert set(twice) <= OF_EVERY_JOB, twice
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.progress import quiet
+from focusdpo.data_schemas.runs import quiet
 from focusdpo.flows.build.builder import Builder
 from focusdpo.flows.build.run import Build
 from focusdpo.flows.build.stages import STAGES

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from focusdpo.data_schemas.progress import quiet
+from focusdpo.data_schemas.runs import quiet
 from focusdpo.evaluation.measure.config import MeasureConfig
 from focusdpo.evaluation.measure.fitness import check_lines, check_sight
 from focusdpo.evaluation.photographs import open_photographs, read_photograph

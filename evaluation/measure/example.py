@@ -15,8 +15,8 @@ from typing import Any
 from focusdpo.data_schemas.images import encode_png
 from focusdpo.data_schemas.scenes import stable_hash
 from focusdpo.evaluation.held_out import HeldOutConfig, held_out_scenes
-from focusdpo.pocket.first.figures import to_images
-from focusdpo.pocket.first.world import render_scenes
+from focusdpo.pocket.figures import to_images
+from focusdpo.pocket.world.world import render_scenes
 from focusdpo.store.local import write_whole
 
 SCENES = 12

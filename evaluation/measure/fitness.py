@@ -13,7 +13,7 @@ import numpy as np
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.evaluations import EvalScene, ForeignScores
-from focusdpo.data_schemas.progress import Watch
+from focusdpo.data_schemas.runs import Watch
 from focusdpo.data_schemas.scenes import Scene, stable_id
 from focusdpo.evaluation.measure.composites import (
     FAULTS,

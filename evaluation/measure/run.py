@@ -21,8 +21,7 @@ from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.evaluations import EvalScene, ForeignScores
-from focusdpo.data_schemas.progress import Watch, quiet
-from focusdpo.data_schemas.runs import EvalRow
+from focusdpo.data_schemas.runs import EvalRow, Watch, quiet
 from focusdpo.data_schemas.tables import from_parquet, to_parquet
 from focusdpo.evaluation.folder import (
     CONFIG,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from focusdpo.data_schemas.ablations import BASE
-from focusdpo.data_schemas.progress import quiet
+from focusdpo.data_schemas.runs import quiet
 from focusdpo.evaluation.folder import read_object, write_json
 from focusdpo.evaluation.held_out import HeldOutConfig
 from focusdpo.evaluation.metrics import METRICS

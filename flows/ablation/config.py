@@ -4,8 +4,7 @@ each objective the same chance. Imports no torch and no Prefect."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -112,12 +111,12 @@ class AblationConfig(StrictModel):
     pairs: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (0,),
         min_length=1,
-        description="numbers of pairs to train on, of each source, the first main; 0: all",
+        description="numbers of pairs to train on, the first main; 0: all",
     )
     noise_means: tuple[float, ...] = Field(
         (),
-        description="means of the noise's logit to train at, with each source and number, the "
-        "first main; none: that of train.noise",
+        description="means of the noise's logit to train at, the first main; none: that of "
+        "train.noise",
     )
     best_of: tuple[Annotated[int, Field(ge=2, le=16)], ...] = Field(
         (),
@@ -164,9 +163,16 @@ class AblationConfig(StrictModel):
 
     @property
     def conditions(self) -> list[Condition]:
-        """Sources, numbers of pairs and noise, each with each; the first is the main one."""
+        """The first of sources, numbers of pairs and noise is the main one; the others differ from
+        it in one of the three."""
         means: tuple[float | None, ...] = self.noise_means or (None,)
-        return [Condition(*combination) for combination in product(self.sources, self.pairs, means)]
+        main = Condition(self.sources[0], self.pairs[0], means[0])
+        return [
+            main,
+            *(replace(main, source=source) for source in self.sources[1:]),
+            *(replace(main, pairs=pairs) for pairs in self.pairs[1:]),
+            *(replace(main, noise_mean=mean) for mean in means[1:]),
+        ]
 
     @property
     def look_every(self) -> int:

@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.progress import Watch, quiet
+from focusdpo.data_schemas.runs import Watch, quiet
 from focusdpo.flows.ablation.cells import Cell, Cells, run_cell, start_worker
 from focusdpo.flows.ablation.search import choose, choose_reading
 from focusdpo.flows.build.run import Build

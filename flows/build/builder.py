@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 from focusdpo.data_schemas.errors import TakenAway, UserError
 from focusdpo.data_schemas.pairs import Reject
-from focusdpo.data_schemas.progress import Watch
+from focusdpo.data_schemas.runs import Watch
 from focusdpo.data_schemas.scenes import Scene
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.flows.build.likeness import LEAKING, compare_pairs, subject_notes

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from focusdpo.data_schemas.errors import UserError, counted
-from focusdpo.data_schemas.progress import Watch, quiet
+from focusdpo.data_schemas.runs import Watch, quiet
 from focusdpo.flows.build.builder import (
     Builder,
     ChunkFailed,

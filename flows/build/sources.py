@@ -104,7 +104,7 @@ def subject_folder(run: BuildRun, store: Store) -> Iterator[Path]:
     if run.subjects is not None:
         yield require_folder(run.subjects)
         return
-    from focusdpo.pocket.first.world_subjects import export
+    from focusdpo.pocket.world.world_subjects import export
 
     if isinstance(store.files, Unwritten):
         with tempfile.TemporaryDirectory(prefix="focusdpo-world-") as temp:

@@ -25,6 +25,7 @@ from focusdpo.data_schemas.subjects import Subject
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.wiring import Parts
 from focusdpo.pipeline import compose, describe, disrupt, generate, pair, score, segment
+from focusdpo.pipeline.parts import guided
 from focusdpo.pipeline.stage import OPTIONAL, ROLES, StageOutput
 from focusdpo.store.artefacts import Store
 
@@ -111,6 +112,12 @@ def _segment_settings(run: BuildRun) -> dict[str, Any]:
     return {**_dump(segment=run.segment), **extras}
 
 
+def _disrupt_settings(run: BuildRun) -> dict[str, Any]:
+    """A repaint is guided as its candidate is."""
+    own = _dump(disrupt=run.disrupt, reference=run.generate.reference)
+    return {**own, **guided(run.generate.guidance)}
+
+
 def _compose(work: Work) -> StageOutput[Scene]:
     return StageOutput(list(work.scenes))
 
@@ -161,6 +168,7 @@ def _disrupt(work: Work) -> StageOutput[Disrupted]:
         work.run.disrupt,
         work.prefix,
         reference=work.run.generate.reference,
+        guidance=work.run.generate.guidance,
     )
 
 
@@ -247,7 +255,7 @@ STAGES: dict[str, Stage] = {
             disrupt,
             ("compose", "generate", "describe"),
             ROLES["disrupt"],
-            lambda run: _dump(disrupt=run.disrupt, reference=run.generate.reference),
+            _disrupt_settings,
             _disrupt,
         ),
         Stage(

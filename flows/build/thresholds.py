@@ -11,7 +11,7 @@ import numpy as np
 
 from focusdpo.data_schemas.candidates import Disrupted, Instance, Scored
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.progress import Watch
+from focusdpo.data_schemas.runs import Watch
 from focusdpo.flows.build.builder import Builder
 from focusdpo.flows.build.run import Build
 from focusdpo.flows.build.stages import STAGES

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from focusdpo.data_schemas.errors import UserError, counted, in_english
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.flows.commands.options import Incomplete, fetched, require_here, say
 from focusdpo.flows.config import Adapter, FocusMapsRun, GenerateRun, NoiseLevelsRun, shared
 from focusdpo.flows.console import Bars, working
@@ -121,7 +121,7 @@ def _compare(run: PaintRun, adapted: Generator) -> dict[str, Any]:
     with working("loading the generator, painting and judging"):
         both = SideBySide(Generator(adapted.run), adapted)
         made = compare(both, run.prompt, subjects, _seeds(run), run.out)
-    say(f"{run.out}: {in_english(made.prompt)}")
+    say(f"{run.out}: {made.prompt}")
     for model in MODELS:
         for picture in made.sides[model]:
             identity, margin = _figure(picture.identity), _figure(picture.leakage_margin)
@@ -148,7 +148,7 @@ def _paint(run: PaintRun, generator: Generator) -> dict[str, Any]:
         for name, picture in zip(names, painted, strict=True):
             picture.save(name)
     for name in names:
-        say(f"{name}: {in_english(painted[0].about.prompt)}")
+        say(f"{name}: {painted[0].about.prompt}")
     about = painted[0].about.model_dump(mode="json") | {"seeds": list(seeds)}
     return {"out": str(names[0]), "files": [str(name) for name in names], **about}
 

@@ -27,58 +27,42 @@ def train(
     name: Annotated[
         str,
         typer.Argument(
-            help="autoencoder, generator, clip, identity, segmenter or judge; all: each in turn"
-            " (second edition).",
+            help="autoencoder, generator, clip, identity, segmenter or judge; all: each in turn.",
             metavar="NAME",
         ),
     ],
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            help="Folder for checkpoints and weights; default runs/pocket/NAME, or runs/pocket"
-            " for all models of the second edition.",
-        ),
-    ] = None,
-    edition: Annotated[
-        int, typer.Option("--edition", min=1, max=2, help="Of the pocket suite.")
-    ] = 1,
-    device: Annotated[str, typer.Option("--device", help="cpu or cuda (second edition).")] = "cpu",
+    out: Annotated[Path, typer.Option("--out", help="Folder for checkpoints and weights.")] = Path(
+        "runs/pocket"
+    ),
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     workers: Annotated[
-        int,
-        typer.Option("--workers", min=0, help="Processes that render ahead (second edition)."),
+        int, typer.Option("--workers", min=0, help="Processes that render ahead.")
     ] = 0,
     set_: SET = [],  # noqa: B006
     json: JSON = False,
 ) -> None:
     """Train a pocket model from the rendered world; the same command again goes on."""
-    from focusdpo.flows.pocket_recipes import train_recipe, train_second
+    from focusdpo.flows import pocket_recipes
 
     # Recipes tell their progress as log lines: steps, loss, rate.
     logging.getLogger("focusdpo").setLevel(min(logging.INFO, logging.getLogger("focusdpo").level))
-    if edition == 2 or name == "all":
-        folder = out or Path("runs") / "pocket"
-        figures = train_second(name, folder, set_, device=device, workers=workers)
-        weights = folder / "weights"
-    else:
-        folder = weights = out or Path("runs") / "pocket" / name
-        figures = train_recipe(name, folder, set_)
+    figures = pocket_recipes.train(name, out, set_, device=device, workers=workers)
     for line in figures:
         say(line)
-    say(f"weights: {weights}; copy NAME.safetensors and NAME.json into pocket/weights to use")
-    finish({"command": "pocket train", "name": name, "out": str(folder), "figures": figures}, json)
+    say(f"weights: {out / 'weights'}; copy them into pocket/weights to use them")
+    finish({"command": "pocket train", "name": name, "out": str(out), "figures": figures}, json)
 
 
 @app.command("check")
 def check(
     name: Annotated[
-        str | None,
+        str,
         typer.Argument(
-            help="Of the second edition: judge, put to true renders and planted faults; generator,"
-            " whose pictures that judge looks at; or all models.",
+            help="judge, put to true renders and planted faults; generator, whose pictures it looks"
+            " at; or all models.",
             metavar="[judge|generator|all]",
         ),
-    ] = None,
+    ] = "all",
     weights: Annotated[
         Path | None, typer.Option("--weights", help="Folder of weights; default: the packaged.")
     ] = None,
@@ -101,8 +85,8 @@ def check(
     json: JSON = False,
 ) -> None:
     """Measure the packaged models on held-out individuals, against what each must reach."""
-    if name in (None, "all"):
-        _check_models(None if name is None else weights or WEIGHTS, json)
+    if name == "all":
+        _check_models(weights or WEIGHTS, json)
         return
     from focusdpo.flows.pocket_recipes import LIKE, judge_rows, painted_rows
     from focusdpo.pocket.faults import table_lines
@@ -123,12 +107,11 @@ def check(
         raise typer.Exit(INCOMPLETE)
 
 
-def _check_models(weights: Path | None, json: bool) -> None:
-    """Of the first edition without `weights`; with them of the second, those that lie there."""
+def _check_models(weights: Path, json: bool) -> None:
     from focusdpo.flows.pocket_recipes import figures_of
-    from focusdpo.pocket.first.check import MODELS
+    from focusdpo.pocket.check import MODELS
 
-    absent = [name for name in MODELS if weights and not weight_path(name, weights).is_file()]
+    absent = [name for name in MODELS if not weight_path(name, weights).is_file()]
     present = [name for name in MODELS if name not in absent]
     if not present:
         raise UserError(f"{weights}: no weights of pocket models; `focusdpo pocket train all`")
@@ -164,7 +147,7 @@ def sampling(
     ] = False,
     json: JSON = False,
 ) -> None:
-    """Find the second edition's best sampling on validation scenes, by its judge."""
+    """Find the generator's best sampling on validation scenes, by the judge."""
     from focusdpo.flows.pocket_recipes import best_sampling
 
     with working("painting with each setting"):
@@ -196,7 +179,7 @@ def subjects(
     json: JSON = False,
 ) -> None:
     """Write individuals of the training split as a folder that --subjects takes."""
-    from focusdpo.pocket.first.world_subjects import WorldConfig, export
+    from focusdpo.pocket.world.world_subjects import WorldConfig, export
 
     config = WorldConfig(subjects=count, references=references, seed=seed)
     with working("rendering"):
@@ -214,21 +197,15 @@ def world_preview(
     out: Annotated[Path, typer.Argument(help="The PNG to write.")],
     count: Annotated[int, typer.Option("--count", min=1, max=400, help="Scenes.")] = 32,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Which scenes.")] = 0,
-    edition: Annotated[
-        int, typer.Option("--edition", min=1, max=2, help="Of the pocket suite.")
-    ] = 1,
     json: JSON = False,
 ) -> None:
     """Render scenes of the world, with the words of their subjects: what the models learned
     from."""
     from focusdpo.pocket.classes import class_names
-    from focusdpo.pocket.first.world_subjects import scenes_of_world
-    from focusdpo.pocket.recipes.gallery import sheet, world_sheet
+    from focusdpo.pocket.recipes.gallery import world_sheet
 
     with working("rendering"):
-        picture = (
-            world_sheet(count, seed) if edition == 2 else sheet(scenes_of_world(count, seed), 2)
-        )
+        picture = world_sheet(count, seed)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         picture.save(out)

@@ -304,9 +304,9 @@ def ablate(
     prefect: PREFECT = None,
 ) -> dict[str, Any]:
     """Compare SFT, DPO, masked DPO, PatchDPO and FocusDPO, each with the settings that a small
-    search on validation individuals gives it, on disrupted and ranked pairs, with several seeds.
+    search on validation individuals gives it, on several kinds of pairs, with several seeds.
 
-    Takes about an hour and a half on two cores with the pocket preset. What is finished is kept:
+    Takes hours on two cores with the pocket preset. What is finished is kept:
     the same command goes on.
     """
     from focusdpo.flows.ablation.run import Ablate

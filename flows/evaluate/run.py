@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from focusdpo.data_schemas.errors import counted
-from focusdpo.data_schemas.progress import Watch, quiet
+from focusdpo.data_schemas.runs import Watch, quiet
 from focusdpo.evaluation import run as evaluation
 from focusdpo.evaluation.folder import GRID, EvaluateResult, result_with
 from focusdpo.evaluation.protocols import ADAPTER, BASE, Plan, Request, plan_of

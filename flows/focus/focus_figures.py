@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from focusdpo.data_schemas.errors import in_english
-
 # Okabe and Ito's colours, told apart by the colour-blind.
 REFERENCE_COLOURS = ("#E69F00", "#56B4E9", "#009E73")
 SEVERAL = "#555555"
@@ -84,7 +82,7 @@ def maps_figure(
 
 
 def _title(info: Mapping[str, Any], features: str) -> str:
-    prompt = in_english(str(info["prompt"]))
+    prompt = str(info["prompt"])
     return (
         f"Focus maps of pair {info['pair']} ({info['source']}): “{prompt}”\n"
         f"features: {features}; noise falls from left to right"

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.progress import Watch, quiet
+from focusdpo.data_schemas.runs import Watch, quiet
 from focusdpo.data_schemas.shards import IndexRow, ShardSample
 from focusdpo.flows.config import FocusMapsRun
 from focusdpo.flows.focus import focus_figures

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.prompts import MOST_SUBJECTS
 from focusdpo.flows.generate.inference import (
     MAX_SEED,
     About,
@@ -25,10 +26,8 @@ from focusdpo.flows.generate.inference import (
     read_about,
     sheet,
 )
-from focusdpo.pipeline.compose import TEMPLATES
 
-NUM = max(TEMPLATES)
-SUBJECTS = [(f"reference_{i}", f"class_{i}") for i in range(1, NUM + 1)]
+SUBJECTS = [(f"reference_{i}", f"class_{i}") for i in range(1, MOST_SUBJECTS + 1)]
 COLUMNS = ("prompt", *(name for pair in SUBJECTS for name in pair), "seeds", "out")
 REQUIRED = ("reference_1", "class_1", "out")
 MAX_PICTURES = 64

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from focusdpo.data_schemas.errors import UserError, in_english
+from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import encode_png
+from focusdpo.data_schemas.prompts import MOST_SUBJECTS, caption
 from focusdpo.flows.config import GenerateRun
 from focusdpo.flows.generate.hosts import Hosts, is_same_origin, is_wildcard
 from focusdpo.flows.generate.inference import (
@@ -55,16 +56,16 @@ CSS = """
 #numbers small { font-weight: 400; }
 """
 _ORDERS = (
-    ("Example: one subject", 1, "a {0} on snow"),
-    ("Example: two subjects", 2, "a {0} and a {1} on grass"),
-    ("Example: three subjects", 3, "a {0}, a {1} and a {2} on sand"),
+    ("Example: one subject", 1, "snow"),
+    ("Example: two subjects", 2, "grass"),
+    ("Example: three subjects", 3, "sand"),
 )
 
 
 def head_text(family: Family, adapter: Path | None) -> str:
     """What the page is, and what it shows."""
     limits = (
-        "The embedded pocket models paint 64 x 64 pixels on a CPU and know the words of the lists."
+        "The embedded pocket models paint 96 x 96 pixels on a CPU and know the words of the lists."
         if isinstance(family, str)
         else f"Backbone: {one_line(family.backbone.kind)}."
     )
@@ -132,7 +133,7 @@ def numbers_table(names: Sequence[str], rows: Sequence[tuple[str, str, list[str]
 
 def examples(folder: Path) -> list[tuple[str, list[Any]]]:
     """(title, [files, words, prompt]): individuals of the embedded world, rendered now."""
-    from focusdpo.pocket.first.world_subjects import WorldConfig, export
+    from focusdpo.pocket.world.world_subjects import WorldConfig, export
 
     export(folder / "subjects", WorldConfig(subjects=6, references=1, seed=11))
     subjects = []
@@ -140,17 +141,16 @@ def examples(folder: Path) -> list[tuple[str, list[Any]]]:
         word = picture.parent.name.rpartition("-")[0].replace("-", " ")
         subjects.append((str(shutil.copy(picture, picture.parent / f"{word}.png")), word))
     made, start = [], 0
-    for title, count, text in _ORDERS:
+    for title, count, ground in _ORDERS:
         chosen = subjects[start : start + count]
         start += count
         words = [word for _, word in chosen]
         blank = [None] * (3 - count)
         files: list[str | None] = [file for file, _ in chosen]
-        made.append((title, [*files, *blank, *words, *blank, in_english(text.format(*words))]))
+        made.append((title, [*files, *blank, *words, *blank, caption(words, ground)]))
     return made
 
 
-NUM = 3
 MAX_PROMPT = 300
 MAX_PICTURES = 4
 MAX_FILE = "10mb"
@@ -210,7 +210,7 @@ def build(config: DemoAppConfig) -> tuple[Any, tempfile.TemporaryDirectory[str]]
         gradio.Markdown(head_text(models.base.run.family, config.adapter))
         files, words, views = [], [], []
         with gradio.Row():
-            for at in range(1, NUM + 1):
+            for at in range(1, MOST_SUBJECTS + 1):
                 with gradio.Column(min_width=180):
                     label = f"Subject {at}" + (" (optional)" if at > 1 else "")
                     files.append(
@@ -290,7 +290,11 @@ class Handlers:
 
     def paint(self, *given: Any) -> tuple[list[Any], list[Any], str]:
         """Galleries of both models and the table."""
-        files, words, (prompt, seed, count) = given[:NUM], given[NUM : 2 * NUM], given[2 * NUM :]
+        files, words, (prompt, seed, count) = (
+            given[:MOST_SUBJECTS],
+            given[MOST_SUBJECTS : 2 * MOST_SUBJECTS],
+            given[2 * MOST_SUBJECTS :],
+        )
         try:
             subjects = _subjects(files, words)
             text = str(prompt or "").strip() or None

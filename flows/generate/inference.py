@@ -29,7 +29,7 @@ from PIL import Image as PillowImage
 from PIL.PngImagePlugin import PngInfo
 from pydantic import Field, ValidationError
 
-from focusdpo.data_schemas.errors import UserError, plural
+from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import (
     DECODE_ERRORS,
     Picture,
@@ -39,11 +39,11 @@ from focusdpo.data_schemas.images import (
     mark_png,
     read_picture,
 )
+from focusdpo.data_schemas.prompts import MOST_SUBJECTS, caption, plural
 from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.flows.config import GenerateRun
 from focusdpo.flows.settings import parse_overrides, resolve
 from focusdpo.flows.wiring import build_part, fingerprint_of, vocabulary
-from focusdpo.pipeline.compose import TEMPLATES
 from focusdpo.pipeline.parts import Image, Mask, ReferenceImage
 from focusdpo.pipeline.subjects.cutouts import cut_out
 from focusdpo.pipeline.subjects.folders import known_classes
@@ -210,7 +210,7 @@ class Generator:
         words = tuple(word for _, word in references)
         self.check(words, seeds)
         if prompt is None:
-            prompt = TEMPLATES[len(words)].format(*words, background=self.backgrounds[0])
+            prompt = caption(words, self.backgrounds[0])
         return About(
             version=packages().get("focusdpo", ""),
             prompt=check_prompt(prompt),
@@ -245,9 +245,9 @@ class Generator:
 
     def check(self, words: Sequence[str], seeds: Sequence[int]) -> None:
         """UserError for words that the generator was not taught, too many subjects, bad seeds."""
-        if not 1 <= len(words) <= max(TEMPLATES):
+        if not 1 <= len(words) <= MOST_SUBJECTS:
             raise UserError(
-                f"{len(words)} references: a scene has 1 to at most {max(TEMPLATES)} subjects"
+                f"{len(words)} references: a scene has 1 to at most {MOST_SUBJECTS} subjects"
             )
         for word in words:
             check_word(word, self.classes)

@@ -22,7 +22,7 @@ import numpy as np
 from focusdpo.data_schemas.candidates import Disrupted, Instance, Sampled, Scored
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.pairs import Pair, Reject
-from focusdpo.data_schemas.progress import Watch, quiet
+from focusdpo.data_schemas.runs import Watch, quiet
 from focusdpo.data_schemas.scenes import Scene, stable_id
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.flows.build.likeness import LEAKING, compare_pairs

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from focusdpo.data_schemas.candidates import Instance, Sampled, Scored
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import encode_png
-from focusdpo.data_schemas.progress import Watch, quiet
+from focusdpo.data_schemas.runs import Watch, quiet
 from focusdpo.data_schemas.scenes import Scene, stable_hash
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.evaluation.folder import write_json
@@ -29,7 +29,7 @@ from focusdpo.flows.config import NoiseLevelsRun
 from focusdpo.flows.wiring import build_part, resident_parts
 from focusdpo.pipeline.adapters.painter import BackbonePainter
 from focusdpo.pipeline.pairing.gates import shown
-from focusdpo.pipeline.parts import Image
+from focusdpo.pipeline.parts import Image, guided
 from focusdpo.pipeline.score import score
 from focusdpo.pipeline.segment import segment
 from focusdpo.pipeline.stage import chunks, read_references
@@ -214,6 +214,7 @@ class _Painter:
                         [candidates[at].scene.prompt for at in part],
                         [shown[at] for at in part],
                         [self._seed(candidates[at], sigma) for at in part],
+                        **guided(self.run.generate.guidance),
                     )
                     painted.update(zip(part, made, strict=True))
         finally:

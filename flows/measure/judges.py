@@ -103,6 +103,6 @@ def _told(segmenter: str, identity: str) -> tuple[str, ...]:
 
 def _pocket(models: Suite, config: EvaluateConfig) -> Sight:
     from focusdpo.evaluation.measure.sight import PocketSight
-    from focusdpo.pocket.first.segmenter import SCENE
+    from focusdpo.pocket.world.world import SCENE_SIZE
 
-    return PocketSight(models.build("judge"), models.build("clip"), config, SCENE)
+    return PocketSight(models.build("judge"), models.build("clip"), config, SCENE_SIZE)

@@ -8,8 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from focusdpo.data_schemas.errors import UserError, counted
-from focusdpo.data_schemas.progress import Watch, quiet
-from focusdpo.data_schemas.runs import EvalRow
+from focusdpo.data_schemas.runs import EvalRow, Watch, quiet
 from focusdpo.evaluation.measure import run as measurement
 from focusdpo.evaluation.measure.fitness import check_lines
 from focusdpo.evaluation.measure.foreign_plan import plan_pictures

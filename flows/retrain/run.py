@@ -18,7 +18,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.progress import Watch, quiet
+from focusdpo.data_schemas.runs import Watch, quiet
 from focusdpo.flows.build.run import Build
 from focusdpo.flows.build.sources import require_folder
 from focusdpo.flows.config import RetrainRun

@@ -19,8 +19,7 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
 from focusdpo.data_schemas.errors import UserError, counted
-from focusdpo.data_schemas.progress import Watch, quiet
-from focusdpo.data_schemas.runs import EvalRow
+from focusdpo.data_schemas.runs import EvalRow, Watch, quiet
 from focusdpo.evaluation.comparison import by_model
 from focusdpo.evaluation.folder import read_object, write_json
 from focusdpo.evaluation.protocols import ADAPTER, BASE, DIFFERENCE

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.progress import Watch, quiet
+from focusdpo.data_schemas.runs import Watch, quiet
 from focusdpo.flows.config import EncodeRun, TrainRun
 from focusdpo.flows.wiring import build_part
 from focusdpo.pipeline.upkeep.garbage import reading

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.data_schemas.pairs import is_mixed
-from focusdpo.data_schemas.progress import Watch, quiet
+from focusdpo.data_schemas.runs import Watch, quiet
 from focusdpo.data_schemas.scenes import stable_hash
 from focusdpo.flows.build.worth import training_warnings
 from focusdpo.flows.config import TrainRun

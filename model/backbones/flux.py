@@ -245,10 +245,17 @@ class FluxBackbone:
         images: Sequence[Tensor],
         masks: Sequence[Tensor],
         seeds: Sequence[int],
+        *,
+        guidance: float | None = None,
     ) -> Tensor:
         noise = self._noise(seeds)
         references = self.encode_references(images, masks)
-        return self.decode(self._sample(noise, self.sigmas(1.0), prompts, references))
+        sigmas = self.sigmas(1.0)
+        return self.decode(self._sample(noise, sigmas, prompts, references, guidance=guidance))
+
+    def _scales(self, guidance: float | None) -> tuple[float, float]:
+        """Scale of classifier-free guidance and the embedded one: `guidance`, or the settings'."""
+        return self.sampling.guidance if guidance is None else guidance, self.sample_guidance
 
     def inpaint(
         self,
@@ -258,6 +265,8 @@ class FluxBackbone:
         images: Sequence[Tensor],
         masks: Sequence[Tensor],
         seeds: Sequence[int],
+        *,
+        guidance: float | None = None,
     ) -> Tensor:
         """Repaints masks_BHW (1 = repaint) of images_BCHW: masked sampling. After each step the
         latents outside the mask are those of the image at the step's noise. Latents that the mask
@@ -275,7 +284,9 @@ class FluxBackbone:
         def keep_outside(latents: Tensor, sigma: Tensor) -> Tensor:
             return inside * latents + (1 - inside) * ((1 - sigma) * clean + sigma * noise)
 
-        return self.decode(self._sample(start, sigmas, prompts, references, keep_outside))
+        return self.decode(
+            self._sample(start, sigmas, prompts, references, keep_outside, guidance=guidance)
+        )
 
     def sigmas(self, strength: float) -> Tensor:
         """Noise levels from `strength` down to 0."""
@@ -291,8 +302,10 @@ class FluxBackbone:
         prompts: Sequence[str],
         references: References,
         after_step: Callable[[Tensor, Tensor], Tensor] = lambda latents, sigma: latents,
+        *,
+        guidance: float | None = None,
     ) -> Tensor:
-        scale, embedded = self.sampling.guidance, self.sample_guidance
+        scale, embedded = self._scales(guidance)
         given = self.encode_prompts(prompts)
         empty = self.encode_prompts([""] * len(prompts)) if scale != 1 else given
         shown = references if self.free_keeps_references else References((), (), ())

@@ -160,6 +160,7 @@ class Flux2KleinBackbone(FluxBackbone):
         sampling: SamplingConfig,
         fingerprint: str,
         lends_prompts: bool = False,
+        is_distilled: bool = False,
     ) -> None:
         super().__init__(
             transformer,
@@ -174,7 +175,7 @@ class Flux2KleinBackbone(FluxBackbone):
         self.fingerprint, self.lends_prompts = fingerprint, lends_prompts
         self.lora_targets = lora_targets(len(unwrap(transformer).single_transformer_blocks))
         self.dtype = next(transformer.parameters()).dtype
-        self._scheduler = scheduler
+        self._scheduler, self._is_distilled = scheduler, is_distilled
 
     def _resized(self, images_BCHW: Tensor, masks_BHW: Tensor) -> tuple[Tensor, Tensor]:
         return fit_long_side(images_BCHW, masks_BHW, max(self.reference_size), self.token_pixels)
@@ -188,6 +189,14 @@ class Flux2KleinBackbone(FluxBackbone):
             "txt_ids": text_ids(length).to(device),
             "guidance": None,
         }
+
+    def _scales(self, guidance: float | None) -> tuple[float, float]:
+        if self._is_distilled and guidance not in (None, 1):
+            raise UserError(
+                f"generate.guidance: {guidance:g}, but this checkpoint is distilled to paint"
+                " without; leave it out, or take the base model's checkpoint"
+            )
+        return super()._scales(guidance)
 
     def sigmas(self, strength: float) -> Tensor:
         """Noise levels of the checkpoint's schedule for this image size, down to 0; with a strength

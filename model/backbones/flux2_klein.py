@@ -209,6 +209,7 @@ def build(config: Flux2KleinConfig, device: str) -> Flux2KleinBackbone:
         ),
         fingerprint=fingerprint(config),
         lends_prompts=config.offload,
+        is_distilled=checkpoint.is_distilled,
     )
 
 

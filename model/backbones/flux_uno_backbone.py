@@ -198,6 +198,10 @@ class FluxUnoBackbone(FluxBackbone):
         self.lends_prompts = config.offload
         self._scheduler, self._config = scheduler, config
 
+    def _scales(self, guidance: float | None) -> tuple[float, float]:
+        """FLUX.1-dev is distilled: its guidance is embedded."""
+        return self.sampling.guidance, self.sample_guidance if guidance is None else guidance
+
     def _framed(
         self, images: Sequence[Tensor], masks: Sequence[Tensor], count: int
     ) -> list[tuple[Tensor, Tensor]]:

@@ -245,11 +245,13 @@ class SdxlBackbone:
         images: Sequence[Tensor],
         masks: Sequence[Tensor],
         seeds: Sequence[int],
+        *,
+        guidance: float | None = None,
     ) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1], as StableDiffusionXLPipeline paints them from the same
         latents; references per slot as in `encode_references`, slots may be none. The noise of
         item b comes from seeds[b] alone."""
-        painter = self._painter(prompts, images, masks)
+        painter = self._painter(prompts, images, masks, guidance)
         return self.decode(pack(painter.paint(self._noise(seeds))))
 
     @torch.no_grad()
@@ -261,6 +263,8 @@ class SdxlBackbone:
         images: Sequence[Tensor],
         masks: Sequence[Tensor],
         seeds: Sequence[int],
+        *,
+        guidance: float | None = None,
     ) -> Tensor:
         """Repaints masks_BHW (1 = repaint) of images_BCHW: masked sampling, as diffusers' inpaint
         pipeline does with a UNet that knows no masks. Latents that the mask touches at all are
@@ -269,27 +273,39 @@ class SdxlBackbone:
         rows, columns = clean.shape[2:]
         touched = mask_to_tokens(masks_BHW, (rows, columns), 0.0)
         inside = touched.view(-1, 1, rows, columns).to(clean)
-        painter = self._painter(prompts, images, masks)
+        painter = self._painter(prompts, images, masks, guidance)
         return self.decode(pack(painter.repaint(clean, inside, self._noise(seeds))))
 
     def _painter(
-        self, prompts: Sequence[str], images: Sequence[Tensor], masks: Sequence[Tensor]
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        guidance: float | None,
     ) -> Painter:
-        condition = self._conditions(prompts, images, masks)
+        config = self.config
+        if guidance is not None:
+            config = config.model_copy(update={"guidance": guidance})
+        condition = self._conditions(prompts, images, masks, guided=config.guidance != 1)
 
         def denoise(latents: Tensor, timesteps_B: Tensor) -> Tensor:
             return self._denoise(latents, timesteps_B, *condition, self._time_ids).float()
 
-        return Painter(denoise, self._scheduler, self.config, self.device)
+        return Painter(denoise, self._scheduler, config, self.device)
 
     def _conditions(
-        self, prompts: Sequence[str], images: Sequence[Tensor], masks: Sequence[Tensor]
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        *,
+        guided: bool,
     ) -> tuple[Prompts, Tensor | None]:
         """Prompts and image tokens; with guidance the unconditional halves of both come first."""
         given = self.encode_prompts(prompts)
         _, embeds = self._shown(images, masks)
         image_BRmE = torch.stack(embeds, dim=1) if embeds else None
-        if self.config.guidance == 1:
+        if not guided:
             return given, image_BRmE
         with self._on_device(self._text, needed=self._text.missing([""])):
             prompts_both = self._text.doubled(given)

@@ -8,7 +8,7 @@ Shapes: B pairs, R subjects, N target tokens, C channels.
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -223,6 +223,22 @@ def _quality(backbone: Backbone, batch: PairBatch, patches: PatchConfig) -> Patc
     return patch_quality(backbone, *given, patches)
 
 
+def _none_of(source: str, samples: Sequence[Sample]) -> str:
+    """What to do when no pair has the source that is trained on."""
+    there = Counter(sample.row.source for sample in samples)
+    if not there:
+        return (
+            "the dataset has no pairs. Build one first, or loosen the pair stage's thresholds: its "
+            "rejects say why pairs were dropped."
+        )
+    told = ", ".join(f"{count} of '{name}'" for name, count in sorted(there.items()))
+    return (
+        f"none of {len(samples)} pairs has source '{source}': there are {told}. Set train.source "
+        "to one of these, or build with more candidates (generate.candidates) or subjects; for "
+        "'failure' pair.max_failure_per_scene is above 0."
+    )
+
+
 class PairData:
     """Pairs of a dataset version, for one backbone.
 
@@ -246,10 +262,7 @@ class PairData:
         self._patches, self._focus = patches, focus or FocusConfig()
         chosen = [sample for sample in samples if source in ("both", sample.row.source)]
         if not chosen:
-            raise UserError(
-                f"none of {len(samples)} pairs has source '{source}'. Build a dataset first, or "
-                "loosen the pair stage's thresholds: its rejects say why pairs were dropped."
-            )
+            raise UserError(_none_of(source, samples))
         self.samples = [
             sample for sample in chosen if mixed or not is_mixed(sample.row.source, sample.row.mode)
         ]

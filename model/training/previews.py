@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from focusdpo.data_schemas.errors import in_english
 from focusdpo.data_schemas.scenes import stable_hash
 from focusdpo.data_schemas.shards import ShardSample
 from focusdpo.model.adapter import reference_policy
@@ -110,10 +109,7 @@ def sheet(
     most = max(len(sample.images.references) for sample in samples)
     titles = [f"reference {r + 1}" for r in range(most)] + ["base", f"policy, step {step}"]
     columns, font = len(titles), ImageFont.load_default(TEXT)
-    texts = [
-        textwrap.wrap(in_english(sample.pair.prompt), columns * CELL // 7) or [""]
-        for sample in samples
-    ]
+    texts = [textwrap.wrap(sample.pair.prompt, columns * CELL // 7) or [""] for sample in samples]
     heights = [CELL + LINE * len(lines) + 2 * GAP for lines in texts]
     width = columns * (CELL + GAP) + GAP
     whole = Image.new("RGB", (width, LINE + 2 * GAP + sum(heights)), "white")

@@ -18,7 +18,7 @@ from pydantic import Field
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.pipeline.adapters.checked import to_uint8
-from focusdpo.pipeline.parts import Image, Inpainter, Mask, ReferenceImage, check_calls
+from focusdpo.pipeline.parts import Image, Inpainter, Mask, ReferenceImage, check_calls, guided
 from focusdpo.store.checkpoints import (
     check_part,
     digest_files,
@@ -276,9 +276,12 @@ class FillInpainter:
         prompts: Sequence[str],
         references: Sequence[Sequence[ReferenceImage]],
         seeds: Sequence[int],
+        *,
+        guidance: float | None = None,
     ) -> list[Image]:
-        """Each image with its masked region repainted from its prompt. UserError for references,
-        which such a model cannot take, and for pictures whose sides it does not paint."""
+        """Each image with its masked region repainted from its prompt, with the guidance of the
+        model's own settings. UserError for references, which such a model cannot take, and for
+        pictures whose sides it does not paint."""
         check_calls(prompts, references, seeds, images, masks)
         if any(references):
             raise UserError(
@@ -356,8 +359,13 @@ class TextInpainter:
         prompts: Sequence[str],
         references: Sequence[Sequence[ReferenceImage]],
         seeds: Sequence[int],
+        *,
+        guidance: float | None = None,
     ) -> list[Image]:
         """Each image repainted. UserError for unequal numbers of references, and as of the two."""
         check_calls(prompts, references, seeds, images, masks)
-        chosen = self.painter if any(references) else self.fill
-        return chosen.inpaint(images, masks, prompts, references, seeds)
+        if any(references):
+            return self.painter.inpaint(
+                images, masks, prompts, references, seeds, **guided(guidance)
+            )
+        return self.fill.inpaint(images, masks, prompts, references, seeds)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.pipeline.adapters.checked import to_uint8
-from focusdpo.pipeline.parts import Image, Mask, ReferenceImage, check_calls
+from focusdpo.pipeline.parts import Image, Mask, ReferenceImage, check_calls, guided
 
 
 class PaintingBackbone(Protocol):
@@ -30,6 +30,8 @@ class PaintingBackbone(Protocol):
         images: Sequence[Tensor],
         masks: Sequence[Tensor],
         seeds: Sequence[int],
+        *,
+        guidance: float | None = None,
     ) -> Tensor:
         """(B, 3, H, W) in [-1, 1]; per reference slot images (B, 3, h, w) and masks (B, h, w)."""
         ...
@@ -42,6 +44,8 @@ class PaintingBackbone(Protocol):
         images: Sequence[Tensor],
         masks: Sequence[Tensor],
         seeds: Sequence[int],
+        *,
+        guidance: float | None = None,
     ) -> Tensor:
         """images_BCHW with masks_BHW (1 = repaint) repainted."""
         ...
@@ -71,6 +75,8 @@ class BackbonePainter:
         prompts: Sequence[str],
         references: Sequence[Sequence[ReferenceImage]],
         seeds: Sequence[int],
+        *,
+        guidance: float | None = None,
     ) -> list[Image]:
         """One image of the backbone's size per prompt. Raises UserError for unequal numbers of
         references."""
@@ -81,7 +87,11 @@ class BackbonePainter:
             images, masks = self._slots([references[at] for at in part])
             with torch.no_grad():
                 painted = self.backbone.generate(
-                    [prompts[at] for at in part], images, masks, [seeds[at] for at in part]
+                    [prompts[at] for at in part],
+                    images,
+                    masks,
+                    [seeds[at] for at in part],
+                    **guided(guidance),
                 )
             out.update(zip(part, to_arrays(painted), strict=True))
         return [out[at] for at in range(len(prompts))]
@@ -93,6 +103,8 @@ class BackbonePainter:
         prompts: Sequence[str],
         references: Sequence[Sequence[ReferenceImage]],
         seeds: Sequence[int],
+        *,
+        guidance: float | None = None,
     ) -> list[Image]:
         """Each image with its masked region repainted. Raises UserError for images of a size the
         backbone does not paint, or unequal numbers of references."""
@@ -119,6 +131,7 @@ class BackbonePainter:
                     slots,
                     slot_masks,
                     [seeds[at] for at in part],
+                    **guided(guidance),
                 )
             out.update(zip(part, to_arrays(painted), strict=True))
         return [out[at] for at in range(len(prompts))]

@@ -71,7 +71,6 @@ def run(recipe: Recipe[Config], config: Config, root: Path) -> list[Figure]:
         module=model,
         lineage=recipe.lineage(config) if recipe.lineage else None,
         size=SCENE_SIZE,
-        commands=("train {name} --edition 2", "check all"),
     )
     _done_path(recipe, root).write_text(_done_text(recipe, config, figures), encoding="utf-8")
     return figures

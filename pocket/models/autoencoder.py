@@ -1,6 +1,6 @@
 """The pocket autoencoder: a linear patch encoder and a residual convolutional decoder.
 
-The encoder keeps the 16 principal components of 4 x 4 pixel patches, which holds more of a 64 px
+The encoder keeps the 12 principal components of 4 x 4 pixel patches, which holds more of a small
 picture than a convolutional encoder of the same width learns in an hour on two cores; and since it
 is a formula, decoders can be retrained without touching the latents that the generator knows. It
 fits `LatentCodec`, as diffusers' AutoencoderKL does behind `KLCodec`.
@@ -19,7 +19,7 @@ from focusdpo.pocket import weightfiles
 
 ARCHITECTURE: dict[str, Any] = {
     "patch": 4,
-    "latent_channels": 16,
+    "latent_channels": 12,
     "width": 64,
     "blocks": 4,
 }

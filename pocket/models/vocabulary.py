@@ -12,8 +12,9 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from focusdpo.data_schemas.prompts import NUMBERS
 from focusdpo.pocket.classes import BACKGROUNDS, class_names
-from focusdpo.pocket.world.grammar import NUMBERS, plurals
+from focusdpo.pocket.world.grammar import plurals
 
 LENGTH = 12
 """The longest caption of four different subjects takes ten."""

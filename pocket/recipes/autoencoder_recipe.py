@@ -14,9 +14,8 @@ from focusdpo.pocket.figures import autoencoder_figures, autoencoder_pictures
 from focusdpo.pocket.fitting.recipe import Recipe
 from focusdpo.pocket.fitting.resuming import step_generator
 from focusdpo.pocket.fitting.training import Stage, Training
-from focusdpo.pocket.models.autoencoder import PatchAutoencoder
+from focusdpo.pocket.models.autoencoder import ARCHITECTURE, PatchAutoencoder
 
-ARCHITECTURE: dict[str, Any] = {"patch": 4, "latent_channels": 12, "width": 64, "blocks": 4}
 FIT_SEED = 10**7
 """First batch seed of what the encoder is fitted on; the decoder's are step numbers."""
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.prompts import article
 from focusdpo.pocket.cards import Figure
 from focusdpo.pocket.classes import BACKGROUNDS, class_names
 from focusdpo.pocket.figures import clip_figures
@@ -26,7 +27,7 @@ from focusdpo.pocket.lineage import STEP_SEEDS, Lineage, stream
 from focusdpo.pocket.models.clip import ClipModelConfig, ClipNet, PocketClip
 from focusdpo.pocket.recipes.scorer_samples import SceneBatch, body_crops, scene_batch
 from focusdpo.pocket.weightfiles import load_tensors
-from focusdpo.pocket.world.grammar import article, draw_prompt
+from focusdpo.pocket.world.grammar import draw_prompt
 from focusdpo.pocket.world.world import OVERLAP
 
 

@@ -21,11 +21,6 @@ class Drawn:
     scene_seeds: frozenset[int]
     """Each decides background and placement of a scene, not who stands in it."""
 
-    @property
-    def cells(self) -> frozenset[tuple[str, int, str]]:
-        """Class, hue bin and pattern of the individuals."""
-        return frozenset(subject.cell for subject in self.individuals)
-
 
 def drawn(streams: tuple[Stream, ...]) -> Drawn:
     """The individuals and scenes of all stages of a training by one of the packaged recipes."""

@@ -1,7 +1,7 @@
 """All recipes, in the order in which they are run, and the driver that runs them all.
 
-    focusdpo pocket train all --out ROOT               # or goes on where it stopped
-    focusdpo pocket train NAME --edition 2 --out ROOT  # one of them
+    focusdpo pocket train all --out ROOT   # or goes on where it stopped
+    focusdpo pocket train NAME --out ROOT  # one of them
 
 Each card says how long its model took. By far the longest is the generator's: on one AVX-512 core
 of its own about 2 hours for the small pictures (50 samples a second) and 6 for the scenes (20).

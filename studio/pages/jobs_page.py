@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from focusdpo.data_schemas.errors import UserError, in_english
+from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import read_picture
 from focusdpo.flows.build.preview import FIRST
 from focusdpo.flows.settings import preset_names
@@ -244,7 +244,7 @@ def summary(job: Job) -> str:
             + ("; the judge is not fit for these subjects: see what it says" if unfit else "")
         )
     if job.kind == "paint" and "prompt" in made:
-        return f"Painted by base and adapter: {in_english(made['prompt'])}"
+        return f"Painted by base and adapter: {made['prompt']}"
     if job.kind in ("export", "share") and "out" in made:
         return f"Written to {made['out']}"
     return ""

@@ -16,15 +16,15 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from focusdpo.data_schemas.errors import UserError, in_english
+from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.images import read_picture
+from focusdpo.data_schemas.prompts import MOST_SUBJECTS
 from focusdpo.evaluation.metrics import METRICS
 from focusdpo.evaluation.protocols import MODELS
 from focusdpo.flows.commands.options import arguments_of
 from focusdpo.flows.commands.painting import PaintRun
 from focusdpo.flows.generate.compared import Compared, read_compared
 from focusdpo.flows.settings import preset_names, resolve
-from focusdpo.pipeline.compose import TEMPLATES
 from focusdpo.pipeline.subjects.registered_folders import cut_outs
 from focusdpo.reports.metric_texts import metric_info
 from focusdpo.studio import pictures
@@ -40,7 +40,7 @@ from focusdpo.studio.views import NavItem, absent, render, studio_of, text_of
 
 NAV = (NavItem("Paint", "/paint"),)
 KIND = "paint"
-SLOTS = tuple(f"subject{at}" for at in range(1, max(TEMPLATES) + 1))
+SLOTS = tuple(f"subject{at}" for at in range(1, MOST_SUBJECTS + 1))
 MOST_PICTURES = 8
 SHOWN = ("identity", "leakage_margin")
 SIDE = 512
@@ -185,7 +185,7 @@ def _start(studio: Studio, form: Mapping[str, str]) -> Job:
         "adapter": str(run.path / "adapter"),
         "reference": tuple(map(str, files)),
         "class_name": tuple(reference.class_name for reference in shown),
-        "prompt": _prompt(form, scene),
+        "prompt": " ".join(form.get("prompt", "").split()) or None,
         "seed": int(seed),
         "count": int(count),
         "compare": True,
@@ -213,13 +213,6 @@ def _start(studio: Studio, form: Mapping[str, str]) -> Job:
         if other not in (folder, last.parent):
             shutil.rmtree(other, ignore_errors=True)
     return job
-
-
-def _prompt(form: Mapping[str, str], scene: tuple[Evaluation, str] | None) -> str | None:
-    """What to paint; a scene's prompt that was left as it was shown, as the evaluation had it."""
-    text = " ".join(form.get("prompt", "").split())
-    stored = scene[0].prompts.get(scene[1], "") if scene is not None else ""
-    return stored if text and text == in_english(stored) else text or None
 
 
 def _own(studio: Studio, form: Mapping[str, str]) -> list[Reference]:

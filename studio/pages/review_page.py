@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from focusdpo.data_schemas.errors import UserError, counted, in_english
+from focusdpo.data_schemas.errors import UserError, counted
 from focusdpo.data_schemas.pairs import DECISIONS, SOURCES, Decision, Pair, Review
 from focusdpo.pipeline.audit import Audit, act_of, clean_reviewer
 from focusdpo.pipeline.review_stats import statistics
@@ -85,7 +85,7 @@ def detail(request: Request) -> Response:
     held = [review for review in audit.reviews() if review.pair_id == pair.id]
     shown: dict[str, Any] = {
         "id": pair.id,
-        "prompt": in_english(pair.prompt),
+        "prompt": pair.prompt,
         "subjects": [
             {"name": name, "class_name": word, "picture": _picture(pair, f"ref{at}")}
             for at, (name, word) in enumerate(zip(pair.subject_ids, pair.class_names, strict=True))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from focusdpo.data_schemas.errors import counted, in_english
+from focusdpo.data_schemas.errors import counted
 
 REPOSITORY = Path(__file__).parents[2]
 NOUNS = "pair|shard|subject|partition|step|scene|decision|picture|artefact|file|cell|place|row"
@@ -17,26 +17,6 @@ def test_numbers() -> None:
     assert [counted(count, "shard") for count in (0, 1, 2)] == ["0 shards", "1 shard", "2 shards"]
     assert counted(1, "box") == "1 box" and counted(3, "box") == "3 boxes"
     assert counted(2, "entry") == "2 entries" and counted(2, "day") == "2 days"
-
-
-@pytest.mark.parametrize(
-    ("prompt", "shown"),
-    [
-        ("a airplane on sand", "an airplane on sand"),
-        ("a dog and a dog on grass", "two dogs on grass"),
-        ("a dog, a dog and a hourglass on sand", "two dogs and an hourglass on sand"),
-        ("a owl, a fish and a fish on wood", "an owl and two fish on wood"),
-        ("a teddy bear, a teddy bear and a teddy bear on sand", "three teddy bears on sand"),
-        ("a cat, a dog and a bus on snow", "a cat, a dog and a bus on snow"),
-        ("a unicorn beside an owl", "a unicorn beside an owl"),
-        ("two dogs on a orange sofa, and a cat", "two dogs on an orange sofa, and a cat"),
-        ("a ukulele, a U-shaped vase and a urn", "a ukulele, a U-shaped vase and an urn"),
-        ("a unidentified umbrella on a used ewe", "an unidentified umbrella on a used ewe"),
-        ("", ""),
-    ],
-)
-def test_prompts_as_they_are_shown(prompt: str, shown: str) -> None:
-    assert in_english(prompt) == shown == in_english(shown)
 
 
 @pytest.mark.parametrize("folder", ["flows/commands", "flows/build", "flows/train"])

@@ -95,7 +95,7 @@ def test_from_the_folder_to_the_table(suite: None, data: Path, adapter: Path) ->
     assert all((out / one.image).is_file() for one in judged)
     mean = np.mean([one.dino for one in whole if one.model == "base"])
     assert rows["dino", "all", "base"].mean == pytest.approx(float(mean))
-    assert Image.open(out / "grid.png").width == 2 + 16 * (toy_world.SIDE + 2)
+    assert Image.open(out / "grid.png").width == 2 + 12 * (toy_world.SIDE + 2)
     text = "\n".join(result.notes)
     for said in ("seed 0", "generator: ", "DINO: ", "CLIP-I, CLIP-T: ", "masks: ", "of 180"):
         assert said in text, said

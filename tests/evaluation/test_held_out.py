@@ -9,8 +9,8 @@ import pytest
 
 from focusdpo.evaluation.held_out import HeldOutConfig, held_out_scenes
 from focusdpo.evaluation.pocket_protocol import protocol_of
-from focusdpo.pocket.first.identities import BACKGROUNDS, class_names
-from focusdpo.pocket.first.world_subjects import WorldConfig, draw, export
+from focusdpo.pocket.world.identities import BACKGROUNDS, class_names
+from focusdpo.pocket.world.world_subjects import WorldConfig, draw, export
 
 SMALL = HeldOutConfig(singles=4, pairs=8, same_class_pairs=2, triples=4, new_classes=0.5)
 

@@ -17,7 +17,7 @@ from evaluated import evaluation_folder, scene_record
 
 from focusdpo.data_schemas.errors import TakenAway, UserError
 from focusdpo.data_schemas.evaluations import EvalScene, ScorerView
-from focusdpo.data_schemas.progress import Watch, quiet
+from focusdpo.data_schemas.runs import Watch, quiet
 from focusdpo.data_schemas.tables import from_parquet, to_parquet
 from focusdpo.evaluation import pocket_protocol
 from focusdpo.evaluation.comparison import rows
@@ -32,8 +32,8 @@ from focusdpo.flows.config import EvaluateRun
 from focusdpo.flows.doctor import run_check
 from focusdpo.flows.evaluate.run import evaluate, finished
 from focusdpo.flows.settings import resolve
-from focusdpo.pocket.first.identities import Identity
-from focusdpo.pocket.first.world_subjects import WorldSubject
+from focusdpo.pocket.world.identities import draw_identity
+from focusdpo.pocket.world.world_subjects import WorldSubject
 from focusdpo.reports.report import write_report
 from focusdpo.store.keys import BESIDE, digests_in, sealed, unsealed
 
@@ -47,7 +47,7 @@ def held_out() -> HeldOut:
     subjects = {
         name: WorldSubject(
             id=name,
-            identity=Identity(world.subjects[name].class_name, 0.0, 0.9, 0.5, "plain"),
+            identity=draw_identity(world.subjects[name].class_name, np.random.default_rng(0)),
             pictures=tuple(world.shown(name)),
         )
         for name in ("red", "green")

@@ -33,7 +33,7 @@ FILES = ("maps.png", "maps.safetensors", "premise.json", "premise.png")
 @pytest.fixture
 def version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DatasetVersion:
     monkeypatch.setattr(focusing, "build_part", lambda suite, role: tiny_backbone())
-    return small_version(tmp_path / "root", scenes=6)
+    return small_version(tmp_path / "root", scenes=6, size=64)
 
 
 def run(arguments: list[str], capsys: Capture) -> tuple[int, str, str]:

@@ -23,7 +23,7 @@ SETTINGS: dict[str, Any] = {"evaluate": {"resamples": 200, "batch": 4, "min_area
 @pytest.fixture(autouse=True)
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(wiring.SUITES, "pocket", "toy_suite")
-    monkeypatch.setattr("focusdpo.pocket.first.segmenter.SCENE", toy_world.SIDE)
+    monkeypatch.setattr("focusdpo.pocket.world.world.SCENE_SIZE", toy_world.SIDE)
 
 
 def run_command(words: list[str]) -> object:

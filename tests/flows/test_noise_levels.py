@@ -65,6 +65,7 @@ def test_from_pure_noise_on_it_is_the_generator_itself(learning: Toy) -> None:
             for one in chosen
         ],
         [painter._seed(one, 1.0) for one in chosen],
+        guidance=run.generate.guidance,
     )
     np.testing.assert_array_equal(painted, plain)
     before = backbone.sampling

@@ -121,7 +121,7 @@ def test_a_section_of_the_preset_lies_under_what_is_given() -> None:
     run = resolve(BuildRun, {"root": "r", "generate": {"batch": 7}})
     assert run.generate.batch == 7
     assert run.generate.candidates == preset["generate"]["candidates"]
-    assert run.compose.pair_rate == preset["compose"]["pair_rate"]
+    assert run.compose.triple_rate == preset["compose"]["triple_rate"]
 
 
 def test_the_resolved_run_read_again_is_the_same_run() -> None:

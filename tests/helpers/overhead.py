@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import toy_suite
 
-from focusdpo.data_schemas.progress import quiet
+from focusdpo.data_schemas.runs import quiet
 from focusdpo.flows import wiring
 from focusdpo.flows.config import BuildRun
 from focusdpo.flows.settings import resolve
@@ -34,9 +34,9 @@ class Sleeper:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
 
-    def generate(self, *given: Any) -> Any:
+    def generate(self, *given: Any, **more: Any) -> Any:
         time.sleep(self.seconds)
-        return toy_suite.GENERATOR.generate(*given)
+        return toy_suite.GENERATOR.generate(*given, **more)
 
 
 def measure(folder: Path, partitions: int, seconds: float) -> dict[str, float]:

@@ -20,21 +20,25 @@ _PLACES = ((8, 8), (36, 36), (8, 40))
 _WORDS = ("cat", "dog", "car")
 
 
-def make_sample(index: int, num_subjects: int, source: str = "disrupt") -> ShardSample:
+def make_sample(
+    index: int, num_subjects: int, source: str = "disrupt", size: int = SIZE
+) -> ShardSample:
     """Squares of random colours on a random background; the loser has other colours."""
+    cells = size // 8
     rng = np.random.default_rng(1000 * num_subjects + index)
-    win = np.repeat(np.repeat(rng.integers(0, 256, (8, 8, 3)), 8, 0), 8, 1).astype(np.uint8)
+    win = np.repeat(np.repeat(rng.integers(0, 256, (cells, cells, 3)), 8, 0), 8, 1).astype(np.uint8)
     lose = win.copy()
     masks, references, reference_masks = [], [], []
     for r in range(num_subjects):
         colour, other = rng.integers(0, 256, (2, 3))
-        mask = np.zeros((SIZE, SIZE), bool)
+        mask = np.zeros((size, size), bool)
         y, x = _PLACES[r]
         mask[y : y + 20, x : x + 20] = True
         win[mask], lose[mask] = colour, other
-        reference = np.full((SIZE, SIZE, 3), 255, np.uint8)
-        inside = np.zeros((SIZE, SIZE), bool)
-        inside[12:52, 12:52] = True
+        reference = np.full((size, size, 3), 255, np.uint8)
+        inside = np.zeros((size, size), bool)
+        edge = 12 * size // 64
+        inside[edge:-edge, edge:-edge] = True
         reference[inside] = colour
         masks.append(mask)
         references.append(reference)
@@ -74,8 +78,8 @@ def make_sample(index: int, num_subjects: int, source: str = "disrupt") -> Shard
         lose=lose,
         masks=tuple(masks),
         prior=prior,
-        complexity=rng.random((SIZE, SIZE), np.float32) * prior,
-        lose_complexity=rng.random((SIZE, SIZE), np.float32) * prior,
+        complexity=rng.random((size, size), np.float32) * prior,
+        lose_complexity=rng.random((size, size), np.float32) * prior,
         references=tuple(references),
         reference_masks=tuple(reference_masks),
     )

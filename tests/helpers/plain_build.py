@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from focusdpo.data_schemas.progress import Watch, quiet
+from focusdpo.data_schemas.runs import Watch, quiet
 from focusdpo.flows.build.outcome import BuildResult
 from focusdpo.flows.build.run import Build
 from focusdpo.flows.config import BuildRun

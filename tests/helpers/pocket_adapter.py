@@ -13,7 +13,7 @@ from focusdpo.model.adapter import (
     save_adapter,
 )
 from focusdpo.model.training.config import LoraConfig
-from focusdpo.pocket.first.parts_generator import PocketGenerator
+from focusdpo.pocket.models.pocket_painter import PocketGenerator
 
 
 def pocket_adapter(folder: Path) -> Path:

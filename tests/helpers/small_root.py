@@ -27,11 +27,12 @@ def small_version(
     scenes: int = 5,
     prompt: str = "a cat and a dog",
     origin: Origin = NOT_TOLD,
+    size: int = 96,
 ) -> DatasetVersion:
     """Two subjects; per scene two sampled candidates (one of them complete), one disrupted of the
     first subject, one pair, and one reject of the second candidate."""
     store = Store.open(root)
-    samples = [make_sample(index, 2) for index in range(scenes)]
+    samples = [make_sample(index, 2, size=size) for index in range(scenes)]
     subjects = [
         put_subject(
             store,

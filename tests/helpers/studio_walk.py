@@ -67,8 +67,8 @@ def browser_page(
 def bring_pictures(folder: Path, count: int = 4) -> dict[str, tuple[str, list[Path]]]:
     """Subject -> class and pictures. The first subject's first picture is a photograph: no alpha,
     and no even background."""
-    from focusdpo.pocket.first.identities import class_names
-    from focusdpo.pocket.first.world_subjects import WorldConfig, draw
+    from focusdpo.pocket.world.identities import class_names
+    from focusdpo.pocket.world.world_subjects import WorldConfig, draw
 
     config = WorldConfig(subjects=count, references=2)
     found: dict[str, tuple[str, list[Path]]] = {}

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import nn
 
-from focusdpo.pocket.first.identities import class_names, sample_identities
-from focusdpo.pocket.first.world import Scenes, render_scenes
 from focusdpo.pocket.weightfiles import save_weights
+from focusdpo.pocket.world.identities import class_names, sample_identities
+from focusdpo.pocket.world.world import Scenes, render_scenes
 
 
 def save_random(name: str, net: nn.Module, model: BaseModel, folder: Path) -> Path:

@@ -30,7 +30,7 @@ class Painter(toy_world.Generator):
     """Paints with an adapter, or with the base."""
 
     def __init__(self, adapter: str | None) -> None:
-        super().__init__(faults=0.3)
+        super().__init__(faults=0.36)
         backbone = tiny_backbone(image_size=(toy_world.SIDE, toy_world.SIDE))
         base = error_of(backbone)
         if adapter is not None:

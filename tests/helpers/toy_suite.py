@@ -13,7 +13,7 @@ from PIL import Image
 from focusdpo.pipeline.describe import ClassNameCaptioner
 from focusdpo.store.keys import digest
 
-GENERATOR = toy_world.Generator(faults=0.3)
+GENERATOR = toy_world.Generator(faults=0.36)
 PARTS = {
     "generator": GENERATOR,
     "inpainter": GENERATOR,

@@ -20,7 +20,7 @@ from focusdpo.model.adapter import reference_policy
 from focusdpo.model.backbone import References
 from focusdpo.model.backbones.flux import FluxBackbone
 from focusdpo.pipeline.parts import Detection, Image, ReferenceImage, Seen
-from focusdpo.pocket.first.identities import class_names
+from focusdpo.pocket.world.identities import class_names
 
 DEGREES = 1e4
 """Hue by which a mean change of the velocity turns what is painted."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import ndimage
 
+from focusdpo.data_schemas.prompts import NUMBERS
 from focusdpo.data_schemas.scenes import Scene, stable_id
 from focusdpo.data_schemas.subjects import Reference, Subject
 from focusdpo.pipeline.parts import Detection, ReferenceImage, Seen
@@ -20,6 +21,7 @@ from focusdpo.pipeline.parts import Detection, ReferenceImage, Seen
 SIDE = 48
 WORDS = ("disc", "square")
 CENTRES = (9, 24, 39)
+COUNTS = {word: count for count, word in NUMBERS.items()}
 
 
 def shape_mask(word, y, x, radius=5):
@@ -77,7 +79,13 @@ def blobs(image):
 
 
 def words_of(prompt):
-    return [word for word in prompt.split() if word in WORDS]
+    """Class words of a prompt, `two discs` twice."""
+    before, words = "", []
+    for token in prompt.replace(",", "").split():
+        if token.removesuffix("s") in WORDS:
+            words += [token.removesuffix("s")] * COUNTS.get(before, 1)
+        before = token
+    return words
 
 
 @dataclass
@@ -86,7 +94,7 @@ class Generator:
     calls: list = field(default_factory=list)
     fingerprint: str = "toy"
 
-    def generate(self, prompts, references, seeds):
+    def generate(self, prompts, references, seeds, *, guidance=None):
         self.calls.append(len(prompts))
         assert len({len(r) for r in references}) <= 1
         return [self.one(*item) for item in zip(prompts, references, seeds, strict=True)]
@@ -103,7 +111,7 @@ class Generator:
             things = things[:-1] + again
         return picture(things, seed)
 
-    def inpaint(self, images, masks, prompts, references, seeds):
+    def inpaint(self, images, masks, prompts, references, seeds, *, guidance=None):
         self.calls.append(len(prompts))
         assert len({len(r) for r in references}) <= 1
         items = zip(images, masks, prompts, references, seeds, strict=True)

@@ -27,8 +27,20 @@ def share_of_the_anchor(config: ObjectiveConfig, logit: float) -> float:
     return 1 - alone / pull(config)
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_presets_anchor_begins_weak_and_leads_once_pairs_are_learned(name: str) -> None:
+def is_embedded(name: str) -> bool:
+    return bool(load_preset(name)["suite"] == "pocket")
+
+
+@pytest.mark.parametrize("name", filter(is_embedded, PRESETS))
+def test_the_anchor_of_the_embedded_models_leads_from_the_beginning(name: str) -> None:
+    """Without one their pictures fall apart (docs/results.md)."""
+    objective = TrainConfig.model_validate(load_preset(name)["train"]).objective
+    assert 0.5 < share_of_the_anchor(objective, 0.0) < 0.6
+    assert share_of_the_anchor(objective, 3.0) > 0.9
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if not is_embedded(name)])
+def test_the_anchor_of_photographs_begins_weak_and_leads_once_pairs_are_learned(name: str) -> None:
     objective = TrainConfig.model_validate(load_preset(name)["train"]).objective
     assert 0.05 < share_of_the_anchor(objective, 0.0) < 0.25
     assert 0.5 < share_of_the_anchor(objective, 3.0) < 0.75

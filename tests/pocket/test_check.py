@@ -23,12 +23,11 @@ from focusdpo.pocket.check import (
 )
 from focusdpo.pocket.classes import class_names
 from focusdpo.pocket.faults import KINDS
-from focusdpo.pocket.first.parts_generator import PocketGenerator
 from focusdpo.pocket.lineage import lineage_path, read_lineage, words_of
-from focusdpo.pocket.models.autoencoder import PatchAutoencoder
+from focusdpo.pocket.models.autoencoder import ARCHITECTURE, PatchAutoencoder
 from focusdpo.pocket.models.generator import as_backbone, build_generator, load_generator
+from focusdpo.pocket.models.pocket_painter import PocketGenerator
 from focusdpo.pocket.recipes import table
-from focusdpo.pocket.recipes.autoencoder_recipe import ARCHITECTURE
 from focusdpo.pocket.weightfiles import WEIGHTS, file_digest, read_settings, weight_path
 
 TINY = {

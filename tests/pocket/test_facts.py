@@ -11,8 +11,8 @@ from tiny_scorers import arrays
 
 from focusdpo.evaluation.metrics import pattern_difference
 from focusdpo.pocket.facts import FEWEST, SIDE, structures
-from focusdpo.pocket.first.identities import PATTERNS, Identity, class_names, sample_identities
-from focusdpo.pocket.first.world import render_references, render_scenes
+from focusdpo.pocket.world.identities import PATTERNS, Identity, class_names, sample_identities
+from focusdpo.pocket.world.world import render_references, render_scenes
 
 COUNT = 40
 Errors = NDArray[np.float64]
@@ -61,7 +61,8 @@ def test_hue_and_saturation_are_no_matter() -> None:
 
 @pytest.mark.parametrize("pattern", ["plain", "horizontal", "diagonal", "checker"])
 def test_a_mirrored_body_in_another_place_keeps_its_pattern(pattern: str) -> None:
-    one = Identity("teapot", 0.6, 0.8, 0.5, pattern)  # type: ignore[arg-type]
+    drawn = sample_identities("train", ["teapot"], 1, 4)[0]
+    one = replace(drawn, pattern=pattern, mark="none")  # type: ignore[type-var]
     pictures, bodies = render_references([one], [3])
     image, mask = arrays(pictures)[0], bodies[0].numpy()
     there = structures([image], [mask])[0]

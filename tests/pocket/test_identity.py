@@ -10,19 +10,12 @@ import torch
 from tiny_scorers import arrays, save_random, small_scenes
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.pocket.first.figures import identity_figures, rank_one
-from focusdpo.pocket.first.identities import class_names, sample_identities
-from focusdpo.pocket.first.place import WEIGHTS
-from focusdpo.pocket.first.recipes.fitting import FitConfig
-from focusdpo.pocket.first.recipes.identity import (
-    IdentityRecipe,
-    contrastive_loss,
-    train,
-    two_views,
-)
-from focusdpo.pocket.lineage import read_lineage, words_of
+from focusdpo.pocket.figures import rank_one
 from focusdpo.pocket.models.identity import IdentityModelConfig, IdentityNet, PocketIdentity
+from focusdpo.pocket.recipes.identity_recipe import contrastive_loss
+from focusdpo.pocket.recipes.scorer_samples import two_views
 from focusdpo.pocket.weightfiles import fingerprint
+from focusdpo.pocket.world.identities import class_names, sample_identities
 
 TINY = IdentityModelConfig(size=16, width=32, layers=1, heads=2, embedding=8)
 
@@ -101,20 +94,3 @@ def test_rank_one_counts_own_reference() -> None:
     eye = np.eye(4, dtype=np.float32)
     assert rank_one(eye, eye) == 1.0
     assert rank_one(eye, eye[[1, 0, 2, 3]]) == 0.5
-
-
-def test_recipe_writes_weights_settings_and_card(tmp_path: Path) -> None:
-    config = IdentityRecipe(model=TINY, fit=FitConfig(steps=2, batch=4))
-    figures = train(config, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "checkpoint.safetensors", "identity.card.json", "identity.json", "identity.md",
-        "identity.safetensors",
-    }  # fmt: skip
-    card = (tmp_path / "identity.md").read_text()
-    assert all(figure.name in card for figure in figures)
-    assert words_of(read_lineage("identity", tmp_path)) in card
-
-
-@pytest.mark.slow
-def test_packaged_weights_reach_what_is_wanted() -> None:
-    assert [figure for figure in identity_figures(PocketIdentity(WEIGHTS)) if not figure.ok] == []

@@ -1,4 +1,4 @@
-"""Commands of the second edition."""
+"""`focusdpo pocket`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from typer.testing import CliRunner
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.flows.commands.pocket import app
 from focusdpo.pocket.classes import class_names
-from focusdpo.pocket.first.world_subjects import scenes_of_world
-from focusdpo.pocket.weightfiles import weight_path
 
 
 def run(*words: str) -> str:
@@ -25,25 +23,22 @@ def run(*words: str) -> str:
 
 
 def test_the_worlds_preview_shows_scenes_with_their_prompts(tmp_path: Path) -> None:
-    told = run("world-preview", str(tmp_path / "w.png"), "--count", "8", "--edition", "2")
+    told = run("world-preview", str(tmp_path / "w.png"), "--count", "8")
     assert "8 scenes" in told
     with Image.open(tmp_path / "w.png") as sheet:
         assert sheet.size == (8 * 198, 224)
 
 
-def test_the_preview_shows_and_names_every_class_that_was_taught(tmp_path: Path) -> None:
-    taught = set(class_names("train"))
-    drawn = {word for _, row in scenes_of_world(32, 0) for word in row.split(", ")}
-    assert drawn == taught
+def test_the_preview_names_every_class_that_was_taught(tmp_path: Path) -> None:
     told = run("world-preview", str(tmp_path / "w.png"), "--count", "1")
-    assert set(told.splitlines()[1].split(", ")) == taught
+    assert set(told.splitlines()[1].split(", ")) == set(class_names("train"))
 
 
-def test_the_first_editions_scenes_have_their_words_under_them(tmp_path: Path) -> None:
+def test_scenes_have_their_words_under_them(tmp_path: Path) -> None:
     run("world-preview", str(tmp_path / "w.png"), "--count", "9")
     with Image.open(tmp_path / "w.png") as sheet:
         pixels = np.asarray(sheet.convert("L"))
-    scene, row = 128, 128 + 26 + 6
+    scene, row = 192, 192 + 26 + 6
     assert pixels.shape == (2 * row, 8 * (scene + 6))
     words = pixels[scene : row - 6, :scene]
     assert 20 < (words < 100).sum() < words.size / 4
@@ -51,7 +46,7 @@ def test_the_first_editions_scenes_have_their_words_under_them(tmp_path: Path) -
 
 
 def test_a_model_is_trained_by_one_command_and_again_goes_on(tmp_path: Path) -> None:
-    words = ["train", "autoencoder", "--edition", "2", "--out", str(tmp_path), "--json"]
+    words = ["train", "autoencoder", "--out", str(tmp_path), "--json"]
     for setting in ("fit_batches=1", "decoder.steps=2", "decoder.batch=4"):
         words += ["--set", setting]
     first, again = (json.loads(run(*words).splitlines()[-1]) for _ in range(2))
@@ -62,7 +57,7 @@ def test_a_model_is_trained_by_one_command_and_again_goes_on(tmp_path: Path) -> 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="oracle: there are"):
-        run("train", "oracle", "--edition", "2", "--out", str(tmp_path))
+        run("train", "oracle", "--out", str(tmp_path))
     with pytest.raises(UserError, match="takes no --set"):
         run("train", "all", "--set", "decoder.steps=1", "--out", str(tmp_path))
     with pytest.raises(UserError, match="judge, generator and all"):
@@ -75,10 +70,11 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_is_packaged_is_measured_and_what_lacks_is_said() -> None:
+    """Below what is wanted stays one figure, which docs/pocket.md tells: two different subjects."""
     told = run("check", "all")
-    assert "identity" in told and "LOW" not in told
-    if not weight_path("generator").exists():
-        assert "generator   not measured" in told
+    assert "identity" in told and "generator" in told
+    low = [line for line in told.splitlines() if line.startswith("LOW")]
+    assert all("class recognised, two classes" in line for line in low), low
 
 
 @pytest.mark.slow

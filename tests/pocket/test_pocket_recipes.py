@@ -1,4 +1,4 @@
-"""Recipes of the second edition: exact resume, what they draw, and that they run to their end."""
+"""The recipes: exact resume, what they draw, and that they run to their end."""
 
 from __future__ import annotations
 

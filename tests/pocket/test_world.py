@@ -1,4 +1,4 @@
-"""The second edition's world: exact masks, free order, similar subjects, splits."""
+"""The world: exact masks, free order, similar subjects, splits."""
 
 from __future__ import annotations
 

@@ -44,6 +44,11 @@ def test_a_column_holds_a_scenes_references_and_what_each_model_painted_of_it() 
     cells = sheet[2 + SIDE // 2 :: step, 2 + SIDE // 2 :: step, 0]
     # Of the scenes of two, 1, 3, 4 and 5, every second one.
     assert cells.tolist() == [[10, 40], [11, 41], [101, 104], [201, 204]]
+    # Of those of two in which a subject failed, all; the failed scene of one is not shown.
+    failed = {scenes[at].id for at in (0, 3, 5)}
+    sheet = np.asarray(comparison_sheet(scenes, references, pictures, failed=failed))
+    cells = sheet[2 + SIDE // 2 :: step, 2 + SIDE // 2 :: step, 0]
+    assert cells.tolist() == [[30, 50], [31, 51], [103, 105], [203, 205]]
 
 
 def test_without_scenes_of_two_the_others_are_shown() -> None:

@@ -67,7 +67,7 @@ def test_references_of_a_subject_and_of_two(
 
 
 def test_winners_and_what_was_kept_out_of_validation(tmp_path: Path) -> None:
-    version = small_version(tmp_path / "root", prompt="a owl on sand")
+    version = small_version(tmp_path / "root", prompt="an owl on sand")
     store, rows = version.store, {row.pair_id: row for row in version.rows}
     table = lineage_columns(store, version.id, ["stage", "key"]).to_pydict()
     first, second, *_ = (row for row in version.rows if row.split == "train")

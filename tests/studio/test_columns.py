@@ -115,14 +115,6 @@ def test_rows_come_back_as_they_were() -> None:
     assert COLUMNS.find("0042") == 42 and COLUMNS.find("none") is None
 
 
-def test_a_prompt_is_found_by_what_the_page_shows() -> None:
-    stored = ("a owl on sand", "a dog, a dog and a cat on snow", "a dog on sand")
-    rows = [dataclasses.replace(row, prompt=text) for row, text in zip(ROWS, stored, strict=False)]
-    columns = PairColumns.of(to_parquet(rows, IndexRow), "index")
-    for text, places in {"An owl": [0], "a owl": [0], "two dogs": [1], "a dog": [1, 2]}.items():
-        assert columns.select(Wanted(text=text)).tolist() == places
-
-
 def test_a_row_that_has_a_class_twice_counts_once() -> None:
     twice = dataclasses.replace(ROWS[0], class_names=("x", "x"), subject_ids=("a", "b"))
     columns = PairColumns.of(to_parquet([twice], IndexRow), "index")

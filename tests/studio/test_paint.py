@@ -19,8 +19,8 @@ from focusdpo.evaluation.folder import EvaluationFolder
 from focusdpo.flows.generate.compared import Compared, Judged, read_compared
 from focusdpo.pipeline.subjects import registry
 from focusdpo.pipeline.subjects.ingest import IngestConfig, put_subject
-from focusdpo.pocket.first.identities import class_names
-from focusdpo.pocket.first.world_subjects import draw
+from focusdpo.pocket.world.identities import class_names
+from focusdpo.pocket.world.world_subjects import draw
 from focusdpo.store.artefacts import Store
 from focusdpo.studio.pages import subjects_page
 
@@ -103,32 +103,6 @@ def test_a_scene_of_an_evaluation_fills_the_form(studio: Client) -> None:
     prompt = EvaluationFolder(folder.path).prompts[scene]
     assert f"scene={scene}" in link and prompt in html.unescape(form) and prompt not in form
     assert studio.page(f"/paint?evaluation={folder.id}&scene=other").status_code == 404
-
-
-def test_a_prompt_left_as_it_is_shown_is_painted_as_it_was(studio: Client) -> None:
-    folder = make_evaluation(
-        studio.root.parent / "data-runs/other", prompt="a owl and a cat on sand"
-    )
-    about = json.loads((folder / "subjects.json").read_text())
-    about["subjects"]["b"] = about["subjects"]["a"]
-    (folder / "subjects.json").write_text(json.dumps(about))
-    runs = studio.app.state.studio.runs()
-    (evaluation,) = (one for one in runs.evaluations if one.path == folder)
-    jobs = studio.app.state.studio.jobs
-    scene = {"run": run_id(studio), "evaluation": evaluation.id, "scene": "scene00"}
-    for told, painted in (
-        ("an owl and a cat on sand", "a owl and a cat on sand"),
-        ("an owl and a cat on snow", "an owl and a cat on snow"),
-    ):
-        answer = studio.form("/paint/start", prompt=told, **scene)
-        id = answer.headers["location"].rpartition("/")[2]
-        command = jobs.get(id).command
-        assert command[command.index("--prompt") + 1] == painted
-        while (job := jobs.get(id)).state == "starting":
-            time.sleep(0.05)
-        while job.active:  # asked twice it ends at once
-            job = jobs.stop(id)
-            time.sleep(0.2)
 
 
 def kept(studio: Client) -> Path:

@@ -14,8 +14,8 @@ from studio_client import Client
 from focusdpo.data_schemas.subjects import Origin
 from focusdpo.pipeline.subjects import registry
 from focusdpo.pipeline.subjects.ingest import IngestConfig, origin_of, put_subject
-from focusdpo.pocket.first.identities import class_names
-from focusdpo.pocket.first.world_subjects import draw
+from focusdpo.pocket.world.identities import class_names
+from focusdpo.pocket.world.world_subjects import draw
 from focusdpo.store.artefacts import Store
 
 
@@ -29,7 +29,7 @@ def studio(tmp_path: Path) -> Client:
                     pictures=[(picture.image, picture.mask) for picture in one.pictures])
         for name, one in zip(("one", "two"), drawn, strict=True)
     ]  # fmt: skip
-    registry.add(store, subjects, IngestConfig())
+    registry.add(store, subjects, IngestConfig(size=96))
     return Client(tmp_path / "data")
 
 
@@ -106,12 +106,12 @@ def png(image: Image.Image) -> bytes:
 
 def noise(seed: int) -> bytes:
     rng = np.random.default_rng(seed)
-    return png(Image.fromarray(rng.integers(0, 256, (64, 64, 3)).astype(np.uint8)))
+    return png(Image.fromarray(rng.integers(0, 256, (96, 96, 3)).astype(np.uint8)))
 
 
 def half() -> bytes:
-    mask = np.zeros((64, 64), np.uint8)
-    mask[:, 20:52] = 255
+    mask = np.zeros((96, 96), np.uint8)
+    mask[:, 30:78] = 255
     return png(Image.fromarray(mask))
 
 

@@ -203,10 +203,10 @@ def test_saving_is_what_subjects_add_does(studio: Client, tmp_path: Path) -> Non
 
 
 def test_a_drawn_mask_is_the_subjects_mask(studio: Client) -> None:
-    told = bring(studio, busy(64), "noise.png").json()
+    told = bring(studio, busy(96), "noise.png").json()
     assert "the whole picture counts" in told["notes"][0]
-    mask = np.zeros((64, 64), np.uint8)
-    mask[10:50, 20:40] = 255
+    mask = np.zeros((96, 96), np.uint8)
+    mask[15:75, 30:60] = 255
     assert (
         studio.post(f"{told['edit']}/draw", content=png(Image.fromarray(mask))).status_code == 200
     )
@@ -218,7 +218,7 @@ def test_a_drawn_mask_is_the_subjects_mask(studio: Client) -> None:
     store = Store.open(studio.root)
     subject = read_registry(store).entries["red-disc"].subject()
     kept = store.mask(subject.references[0].mask)
-    assert kept.shape == (64, 64) and kept.mean() == pytest.approx((mask > 0).mean(), rel=0.02)
+    assert kept.shape == (96, 96) and kept.mean() == pytest.approx((mask > 0).mean(), rel=0.02)
     np.testing.assert_array_equal(store.image(subject.references[0].image)[~kept], 255)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from focusdpo.data_schemas.environment import me, told
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.progress import quiet
+from focusdpo.data_schemas.runs import quiet
 from focusdpo.data_schemas.scenes import Scene
 from focusdpo.data_schemas.subjects import Subject
 from focusdpo.flows.build.builder import Builder, ChunkFailed, Outcome, painting_adapter

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.progress import Watch
+from focusdpo.data_schemas.runs import Watch
 from focusdpo.flows.build.builder import Builder, ChunkFailed, Outcome
 from focusdpo.flows.build.cluster.worker import Reply, Task, model_version
 from focusdpo.flows.build.preview import first_pictures

@@ -51,7 +51,7 @@ SETTINGS: dict[str, Any] = {
     "held_out": {"singles": 2, "pairs": 2, "same_class_pairs": 2, "triples": 2},
     "ablation": {
         "objectives": ["sft", "focus_d", "focus_dpo"],
-        "sources": ["both", "rank"],
+        "sources": ["both", "disrupt"],
         "seeds": 2,
         "steps": 2,
         "search_lr": [1e-3],
@@ -173,15 +173,15 @@ def test_it_leaves_a_record_and_a_report(outcome: AblateOutcome, record: Ablatio
     assert [name for name in NAMES if not (out / name).stat().st_size] == []
     assert outcome.report == str(out / "ablation.html") and outcome.verdict
     assert outcome.made == outcome.cells
-    trained = [f"{o}/{s}" for s in ("both", "rank") for o in ("sft", "focus_d", "focus_dpo")]
+    trained = [f"{o}/{s}" for s in ("both", "disrupt") for o in ("sft", "focus_d", "focus_dpo")]
     assert [arm.name for arm in record.arms] == [BASE, *trained]
     rows = {(row.arm, row.metric) for row in record.rows if row.group == "all"}
     assert rows == {(arm, metric) for arm in [BASE, *trained] for metric in METRICS}
     assert {row.seeds for row in record.rows if row.arm != BASE} == {2}
     assert record.scenes == 8 and record.protocol == "pocket"
-    assert record.pairs["rank"] < record.pairs["both"]
+    assert record.pairs["disrupt"] < record.pairs["both"]
     families = {one.family for one in record.contrasts}
-    assert {"main", "base", "guards", "rank", "group 2 subjects"} <= families
+    assert {"main", "base", "guards", "disrupt", "group 2 subjects"} <= families
     main = {(one.a, one.b) for one in record.contrasts if one.family == "main"}
     others = {name for name in trained if name.endswith("/both")} - {record.best}
     assert main == {(record.best, other) for other in others}
@@ -222,7 +222,7 @@ def test_an_unfinished_cell_is_made_again_and_is_the_same(
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(outcome.out, out)
-    cell = sorted((out / "cells").glob("focus_dpo-rank-s1-*"))[0]
+    cell = sorted((out / "cells").glob("focus_dpo-disrupt-s1-*"))[0]
     if lost == "the folder":
         shutil.rmtree(cell)
     else:
@@ -447,3 +447,19 @@ def test_the_scorers_choose_the_best_picture_and_the_judge_has_no_say() -> None:
     records = [dataclasses.replace(like, index=at, scene_id="s") for at in range(4)]
     chosen, views_of_them = best_pictures(records, views)
     assert [one.index for one in chosen] == [2] == [one.index for one in views_of_them]
+
+
+def test_conditions_differ_from_the_main_one_in_one_thing() -> None:
+    config = AblationConfig(
+        sources=("failure", "disrupt"), pairs=(0, 50, 100), noise_means=(2.0, 1.25)
+    )
+    assert [condition.name for condition in config.conditions] == [
+        "failure-noise2",
+        "disrupt-noise2",
+        "failure-n50-noise2",
+        "failure-n100-noise2",
+        "failure-noise1.25",
+    ]
+    assert [condition.name for condition in AblationConfig().conditions] == [
+        "both", "disrupt", "rank",
+    ]  # fmt: skip

@@ -120,11 +120,11 @@ class Flaky:
     def __init__(self, error: BaseException, fails: range) -> None:
         self.error, self.fails, self.calls = error, fails, 0
 
-    def generate(self, *args: object) -> object:
+    def generate(self, *args: object, **more: Any) -> object:
         self.calls += 1
         if self.calls in self.fails:
             raise self.error
-        return toy_suite.GENERATOR.generate(*args)
+        return toy_suite.GENERATOR.generate(*args, **more)
 
 
 def flaky(monkeypatch: pytest.MonkeyPatch, error: BaseException, fails: range) -> Flaky:
@@ -228,7 +228,7 @@ class Diverged:
 
     fingerprint = "toy"
 
-    def inpaint(self, images: list[np.ndarray], *_: object) -> list[np.ndarray]:
+    def inpaint(self, images: list[np.ndarray], *_: object, **more: object) -> list[np.ndarray]:
         return [np.zeros_like(image) for image in images]
 
     generate = inpaint

@@ -42,6 +42,21 @@ def building_on(stage: str) -> set[str]:
     return names
 
 
+def test_guidance_of_candidates_is_that_of_their_repaints_too() -> None:
+    without, given = (
+        resolve(BuildRun, {"root": "r", "generate": {"guidance": guidance}})
+        for guidance in (None, 1.5)
+    )
+    changed = {
+        name: stage.settings(given)
+        for name, stage in STAGES.items()
+        if stage.settings(given) != stage.settings(without)
+    }
+    assert set(changed) == {"generate", "disrupt"}
+    assert changed["disrupt"]["guidance"] == changed["generate"]["generate"]["guidance"] == 1.5
+    assert "guidance" not in STAGES["generate"].settings(without)["generate"]
+
+
 @pytest.mark.usefixtures("built")
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_is_computed_again_with_all_that_build_on_it(

@@ -104,7 +104,7 @@ def test_an_added_subject_computes_its_partitions_and_keeps_every_byte(
     monkeypatch.setattr(
         toy_suite.GENERATOR,
         "generate",
-        lambda *given: painted.append(len(given[0])) or paint(*given),
+        lambda *given, **more: painted.append(len(given[0])) or paint(*given, **more),
     )
     result = build(built)
     assert result.made == every_stage(4)  # alone, and with each of the three others
@@ -254,7 +254,7 @@ def test_what_failed_is_tried_again(built: Toy, monkeypatch: pytest.MonkeyPatch)
     class Broken:
         fingerprint = "toy"
 
-        def generate(self, *_: object) -> object:
+        def generate(self, *_: object, **more: object) -> object:
             raise UserError("no memory")
 
     built.add(yellow=("square", 60.0))
@@ -272,7 +272,7 @@ def test_what_failed_is_tried_again(built: Toy, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_pictures_read_with_another_setting_are_not_mixed(built: Toy) -> None:
-    with pytest.raises(UserError, match=r"ingest: size 64 -> 32.*subjects update --root"):
+    with pytest.raises(UserError, match=r"ingest: size 96 -> 32.*subjects update --root"):
         prepare(run(built, ingest={"size": 32}))
     small = resolve(GenerateRun, {"ingest": {"size": 32}})
     done = sources.update(small, str(built.root), [built.subjects])

@@ -19,7 +19,7 @@ from toy_root import TOY_CLI, Toy
 
 from benchmarks import ray_speed as ray_bench
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.progress import Watch, quiet
+from focusdpo.data_schemas.runs import Watch, quiet
 from focusdpo.flows.build.outcome import BuildResult
 from focusdpo.flows.build.stages import STAGES
 from focusdpo.flows.config import BuildRun

@@ -13,7 +13,7 @@ from plain_build import execute, prepare
 from toy_root import Toy
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.data_schemas.progress import quiet
+from focusdpo.data_schemas.runs import quiet
 from focusdpo.flows import wiring
 from focusdpo.flows.build.cluster.connection import Engine, _fit
 from focusdpo.flows.build.cluster.ray_executor import RayExecutor
@@ -67,7 +67,7 @@ def test_bad_input_comes_back_and_another_try_is_asked_for_what_may_pass(
         class Broken:
             fingerprint = "toy"
 
-            def generate(self, *args: object, error: Exception = error) -> None:
+            def generate(self, *args: object, error: Exception = error, **more: object) -> None:
                 raise error
 
         monkeypatch.setitem(toy_suite.PARTS, "generator", Broken())

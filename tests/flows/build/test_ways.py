@@ -30,7 +30,7 @@ def test_a_pairs_way_to_the_training_step(
     monkeypatch.setitem(wiring.SUITES, "pocket", "toy_trainer")
     wiring.resident_parts.cache_clear()
     build = prepare(resolve(BuildRun, toy.tree()))
-    given = {**QUICK, "lora": {"rank": 2}, "tensorboard": False}
+    given = {**QUICK, "source": "both", "lora": {"rank": 2}, "tensorboard": False}
     where = {"root": str(toy.root), "out": str(tmp_path / "train")}
     way = PairWay()
     way.follow(lambda: execute(build))

@@ -81,6 +81,8 @@ class Shy:
         prompts: Sequence[str],
         references: Sequence[Sequence[ReferenceImage]],
         seeds: Sequence[int],
+        *,
+        guidance: float | None = None,
     ) -> list[Image]:
         new = toy_suite.GENERATOR.inpaint(images, masks, prompts, references, seeds)
         for picture, mask, seed in zip(new, masks, seeds, strict=True):
@@ -94,6 +96,7 @@ def test_a_repaint_that_left_a_hole_empty_makes_no_pair(
 ) -> None:
     monkeypatch.setitem(toy_suite.PARTS, "inpainter", Shy())
     loose = {"clip_t_tolerance": 2.0, "max_disrupt_per_scene": 64, "min_drop": 0.0}
+    loose["max_failure_per_scene"] = 0
 
     def pairs_of(**score: bool) -> DatasetVersion:
         result = execute(prepare(resolve(BuildRun, toy.tree(pair=loose, score=score))))
@@ -154,7 +157,8 @@ def test_many_subjects_are_told_in_one_line() -> None:
 def test_a_training_warns_of_what_it_will_learn_little_from(
     toy: Toy, capsys: Capture, tmp_path: Path
 ) -> None:
-    assert run([*toy.arguments, "--set", "compose.pair_rate=0"], capsys)[0] == 0
+    none = ("--set", "compose.pair_rate=0", "--set", "compose.class_pair_rate=0")
+    assert run([*toy.arguments, *none], capsys)[0] == 0
     version = open_version(str(toy.root))
     pairs = len(version.rows_of("train"))
     Audit(version.store).record(version.read(version.rows[0]).pair, "reject", "Ada")

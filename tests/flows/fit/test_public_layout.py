@@ -19,7 +19,7 @@ from focusdpo.flows.settings import preset_names
 
 pytestmark = pytest.mark.slow
 GIB = 2**30
-PRESETS = [name for name in preset_names() if name not in ("pocket", "study")]
+PRESETS = [name for name in preset_names() if name not in ("pocket", "demo", "study")]
 
 
 @pytest.fixture(scope="module", autouse=True)

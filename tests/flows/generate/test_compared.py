@@ -13,8 +13,8 @@ from PIL import Image
 from pocket_adapter import pocket_adapter
 
 from focusdpo.flows.generate.compared import COMPARED, Judged, read_compared
-from focusdpo.pocket.first.identities import class_names
-from focusdpo.pocket.first.world_subjects import draw
+from focusdpo.pocket.world.identities import class_names
+from focusdpo.pocket.world.world_subjects import draw
 
 
 @pytest.fixture(scope="module")

@@ -32,10 +32,10 @@ from starlette.testclient import TestClient
 from toy_root import Toy
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.data_schemas.prompts import MOST_SUBJECTS
 from focusdpo.flows.generate.demo_app import (
     MAX_PICTURES,
     MAX_PROMPT,
-    NUM,
     DemoAppConfig,
     Handlers,
     _policy,
@@ -204,7 +204,7 @@ def test_the_app_is_built_with_its_limits(toy: Toy) -> None:
     with folder:
         assert not blocks.analytics_enabled
         files = [one for one in blocks.blocks.values() if type(one).__name__ == "File"]
-        assert len(files) == NUM
+        assert len(files) == MOST_SUBJECTS
         (prompt,) = [one for one in blocks.blocks.values() if type(one).__name__ == "Textbox"]
         assert prompt.max_length == MAX_PROMPT
 
@@ -307,7 +307,7 @@ def choose(shown: Page, at: int, file: Path, word: str) -> None:
 @pytest.mark.slow
 @needs_browser
 def test_a_visitor_paints_and_is_told_what_is_wrong(address: str, tmp_path: Path) -> None:
-    from focusdpo.pocket.first.world_subjects import WorldConfig, export
+    from focusdpo.pocket.world.world_subjects import WorldConfig, export
 
     export(tmp_path / "mine", WorldConfig(subjects=2, references=1, seed=5))
     files = sorted((tmp_path / "mine").glob("*/00.png"))

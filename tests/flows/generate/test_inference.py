@@ -248,7 +248,7 @@ def test_all_fields_of_about_come_back(tmp_path: Path) -> None:
 def test_the_pocket_generator_with_an_adapter(tmp_path: Path, capsys: Capture) -> None:
     """The real models: a picture of base and adapter, each once more to the same bytes, and an
     exported adapter instead of the trained one."""
-    from focusdpo.pocket.first.world_subjects import WorldConfig, export
+    from focusdpo.pocket.world.world_subjects import WorldConfig, export
     from focusdpo.sharing.adapter_export import export_adapter
 
     export(tmp_path / "subjects", WorldConfig(subjects=1))
@@ -274,8 +274,8 @@ def test_an_adapter_that_diverged_paints_nothing_and_is_named(
     tmp_path: Path, capsys: Capture
 ) -> None:
     """The real models: generate and evaluate end with 2 and keep no picture."""
-    from focusdpo.pocket.first.parts_generator import PocketGenerator
-    from focusdpo.pocket.first.world_subjects import WorldConfig, export
+    from focusdpo.pocket.models.pocket_painter import PocketGenerator
+    from focusdpo.pocket.world.world_subjects import WorldConfig, export
 
     adapter = small_adapter(PocketGenerator.load().backbone, tmp_path / "nan", float("nan"), "CC0")
     export(tmp_path / "subjects", WorldConfig(subjects=1))

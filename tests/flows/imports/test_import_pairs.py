@@ -40,7 +40,13 @@ def version(tmp_path_factory: pytest.TempPathFactory) -> DatasetVersion:
 
 def losses(version: DatasetVersion, out: Path) -> list[float]:
     config = TrainConfig.model_validate(SETTINGS | {"steps": 4})  # each pair twice at least
-    train(tiny_backbone(), version.samples(), config, out, dataset_version=version.id)
+    train(
+        tiny_backbone(image_size=(96, 96)),
+        version.samples(),
+        config,
+        out,
+        dataset_version=version.id,
+    )
     return [float(row["loss"]) for row in table_rows(out)]
 
 

@@ -127,11 +127,11 @@ def test_a_passing_failure_is_retried_with_its_reason(
     class Flaky:
         fingerprint = "toy"
 
-        def generate(self, *args: Any) -> Any:
+        def generate(self, *args: Any, **more: Any) -> Any:
             calls.append(args)
             if len(calls) == 2:
                 raise OSError("the network share blinked")
-            return toy_suite.GENERATOR.generate(*args)
+            return toy_suite.GENERATOR.generate(*args, **more)
 
     monkeypatch.setitem(toy_suite.PARTS, "generator", Flaky())
     result = run_flow(toy)
@@ -149,7 +149,7 @@ def test_a_passing_failure_is_retried_with_its_reason(
 
 def test_a_dropped_yield_is_an_event_and_the_run_is_completed(server: None, toy: Toy) -> None:
     run_flow(toy, alert={"least": 1})
-    result = run_flow(toy, alert={"least": 1}, pair={"min_winner_identity": 0.995})
+    result = run_flow(toy, alert={"least": 1}, pair={"min_winner_identity": 0.999})
     assert result.whole and "yield dropped to" in result.as_dict()["alerts"][0]
     assert newest_flow_run().state_name == "Completed"
     assert wait_for_events(1, YIELD_DROPPED) == 1
@@ -172,7 +172,8 @@ def test_bad_input_fails_the_flow_without_a_retry(server: None, toy: Toy) -> Non
     from focusdpo.data_schemas.errors import UserError
     from focusdpo.flows.prefect.deployments import build_dataset
 
-    run = resolve(BuildRun, toy.tree(pair={"min_winner_identity": 1.0}))
+    none = {"min_winner_identity": 1.0}
+    run = resolve(BuildRun, toy.tree(pair=none))
     with pytest.raises(UserError, match="no pair was accepted"):
         build_dataset(run)
     found = newest_flow_run()

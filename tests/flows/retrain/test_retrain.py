@@ -157,7 +157,7 @@ def test_a_stop_at_any_point_goes_on(
 @pytest.mark.usefixtures("first")
 @pytest.mark.slow
 def test_an_interrupted_candidate_is_finished_though_no_rule_asks_for_it(team: Team) -> None:
-    team.bring(THIRD)
+    team.bring(SECOND)
 
     with pytest.raises(Stopped):
         team.night(StoppedAt(before="train"))
@@ -198,7 +198,7 @@ def test_a_version_that_is_gone_counts_as_all_new(team: Team, first: RetrainOutc
     team.bring(THIRD)
     assert team.night(retrain={"min_new_pairs": 500}).decision == "not due"
     (team.models / "dataset/versions" / first.version / "manifest.json").unlink()
-    second = team.night(retrain={"min_new_pairs": 20})
+    second = team.night(retrain={"min_new_pairs": 10})
     assert f"version {first.version} is gone: all count" in history(team.models)[-1]["because"]
     assert second.new_pairs == second.build["pairs"]
 

@@ -65,7 +65,8 @@ def test_a_training_after_encode_encodes_nothing(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    keep = ("--set", f"train.encoded.folder={tmp_path / 'encoded'}")
+    keep = ("--set", "train.source=both")
+    keep += ("--set", f"train.encoded.folder={tmp_path / 'encoded'}")
     code, first = told(capsys, "encode", "--root", str(toy.root), *keep)
     assert code in (0, None) and first["pairs"] == len(built.rows) and first["made"] > 0
     code, again = told(capsys, "encode", "--root", str(toy.root), *keep)
@@ -90,6 +91,7 @@ def test_room_for_a_part_is_told_and_used(
 ) -> None:
     kept = tmp_path / "kept"
     keep = ("--set", f"train.encoded.folder={kept}", "--set", "train.encoded.gib=0.00002")
+    keep += ("--set", "train.source=both")
     code, found = told(capsys, "encode", "--root", str(toy.root), *keep)
     assert code == 3 and 0 < found["missing"] <= found["pairs"]
     assert 0 < sum(file.stat().st_size for file in kept.glob("*/*")) <= 0.00002 * 2**30

@@ -179,7 +179,8 @@ def last_json(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple
 def test_the_command_trains_on_the_pairs_of_a_source(
     toy: Toy, suite: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    execute(prepare(resolve(BuildRun, toy.tree(pair={"rank_margin": 0.001}))))
+    ranked = {"rank_margin": 0.001, "max_rank_per_scene": 2}
+    execute(prepare(resolve(BuildRun, toy.tree(pair=ranked))))
     rows = [row for row in open_version(toy.root).rows if row.split == "train"]
     sources = [row.source for row in rows]
     assert sources.count("rank") > 0 and sources.count("disrupt") > 0

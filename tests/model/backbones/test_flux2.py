@@ -152,7 +152,20 @@ def test_guided_sampling_of_a_base_checkpoint_is_the_pipelines(tmp_path: Path, c
     images, masks = slots(count)
     found = base.generate(PROMPTS[:1], images, masks, [6])
     torch.testing.assert_close(found, wanted.clamp(-1, 1), rtol=1e-4, atol=1e-4)
+    other = flux2_klein.build(tiny_config(folder, steps=3, guidance=4.0), "cpu")
+    asked = other.generate(PROMPTS[:1], images, masks, [6], guidance=2.5)
+    torch.testing.assert_close(asked, found, rtol=0, atol=0)
     assert flux2_klein.build(tiny_config(folder), "cpu").sampling.steps == 50
+
+
+def test_a_distilled_checkpoint_takes_no_guidance(klein: Flux2KleinBackbone) -> None:
+    images, masks = slots(1)
+    with pytest.raises(
+        UserError, match=r"generate.guidance: 2.5, but this checkpoint is distilled"
+    ):
+        klein.generate(PROMPTS[:1], images, masks, [6], guidance=2.5)
+    same = klein.generate(PROMPTS[:1], images, masks, [6], guidance=1.0)
+    assert torch.equal(same, klein.generate(PROMPTS[:1], images, masks, [6]))
 
 
 @pytest.mark.parametrize("block", ["double.1", "single.0"])

@@ -228,6 +228,9 @@ def test_sampling_and_training_have_their_own_guidance(
     inside = shared._predict(noise(), step[:1].expand(2), prompts, references, 4.0).output_BNC
     torch.testing.assert_close(sampled, noise() - 0.8 * inside)
     assert not torch.allclose(one, four, atol=1e-3)
+    asked = shared._sample(noise(), step, PROMPTS, references, guidance=1.0)
+    first = shared._predict(noise(), step[:1].expand(2), prompts, references, 1.0).output_BNC
+    torch.testing.assert_close(asked, noise() - 0.8 * first)
     assert flux_uno.build(tiny_config(dev, uno, train_guidance=4.0), "cpu").train_guidance == 4.0
 
 

@@ -320,6 +320,24 @@ def test_checkpoints_that_predict_v_paint_as_diffusers_does(folder: Path, tmp_pa
     assert not torch.equal(backbone.target(clean, drawn, sigma), drawn)
 
 
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_guidance_asked_for_is_as_if_it_were_the_settings(
+    folder: Path, backbone: SdxlBackbone, guidance: float
+) -> None:
+    images, masks = subjects()
+    seeds = [1, 2]
+    other = build(tiny_config(folder, guidance=guidance), "cpu")
+    wanted = other.generate(PROMPTS, images, masks, seeds)
+    found = backbone.generate(PROMPTS, images, masks, seeds, guidance=guidance)
+    torch.testing.assert_close(found, wanted)
+    regions = torch.zeros(2, *backbone.image_size)
+    regions[:, :32] = 1
+    repainted = other.inpaint(wanted, regions, PROMPTS, images, masks, seeds)
+    asked = backbone.inpaint(wanted, regions, PROMPTS, images, masks, seeds, guidance=guidance)
+    torch.testing.assert_close(asked, repainted)
+    assert not torch.allclose(wanted, backbone.generate(PROMPTS, images, masks, seeds), atol=1e-3)
+
+
 def test_an_image_depends_on_its_own_seed_and_references_alone(backbone: SdxlBackbone) -> None:
     images, masks = subjects()
     both = backbone.generate(PROMPTS, images, masks, [5, 7])

@@ -127,7 +127,7 @@ def test_a_source_leaves_the_others_out(
 def test_a_source_without_a_pair_is_named(
     backbone: FluxBackbone, pair_samples: list[Sample]
 ) -> None:
-    with pytest.raises(UserError, match="none of 3 pairs has source 'rank'"):
+    with pytest.raises(UserError, match="'rank': there are 3 of 'disrupt'. Set train.source"):
         PairData(backbone, pair_samples[5:], source="rank")
 
 

@@ -94,6 +94,25 @@ def test_no_picture_depends_on_the_batch(backbone: PaintingBackbone) -> None:
             assert max(gaps) <= 1
 
 
+@torch.no_grad()
+def test_guidance_asked_for_is_as_if_it_were_the_settings(flux1: PaintingBackbone) -> None:
+    mask = np.zeros(SIZE, bool)
+    mask[16:48, 16:80] = True
+    given = ([pictures()[0]], [mask], PROMPTS[:1], references()[:1], [7])
+
+    def painted(backbone: Any, guidance: float | None) -> list[Image]:
+        painter = BackbonePainter(backbone, "f")
+        made = painter.generate(*given[2:], guidance=guidance)
+        return made + painter.inpaint(*given, guidance=guidance)
+
+    other = tiny_backbone(image_size=SIZE)
+    other.sampling = SamplingConfig(steps=3, guidance=3.5)
+    own = painted(flux1, None)
+    assert all(map(np.array_equal, painted(other, 2.0), own))
+    assert not any(map(np.array_equal, painted(other, None), own))
+    assert all(map(np.array_equal, painted(flux1, None), own)), "a call's guidance stayed"
+
+
 def test_a_reference_is_a_white_square_around_its_subject() -> None:
     one = reference(40, 80)
     image, mask = prepare_reference(one, 80)

@@ -235,6 +235,7 @@ def test_gc_runs_on_a_full_disk(tmp_path: Path) -> None:
         assert_whole(store)
 
 
+@pytest.mark.slow
 def test_gc_on_a_full_disk_keeps_out_of_the_way_of_builds(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 4) as disk:
         store = Store.open(disk / "root")

@@ -12,7 +12,7 @@ from typing import Any
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.scenes import stable_hash
 from focusdpo.pocket import weightfiles
-from focusdpo.pocket.first.place import WEIGHTS
+from focusdpo.pocket.weightfiles import WEIGHTS
 
 PAINTERS = ("generator", "inpainter")
 SCORERS = ("segmenter", "identity", "clip", "judge")
@@ -46,7 +46,7 @@ def build(name: str, *, adapter: str | Path | None = None) -> Any:
 
 @cache
 def _painter(adapter: str | None) -> Any:
-    from focusdpo.pocket.first.parts_generator import PocketGenerator
+    from focusdpo.pocket.models.pocket_painter import PocketGenerator
 
     return PocketGenerator.load(adapter, fingerprint=fingerprint("generator", adapter=adapter))
 
@@ -54,7 +54,7 @@ def _painter(adapter: str | None) -> Any:
 @cache
 def _scorer(name: str) -> Any:
     if name == "segmenter":
-        from focusdpo.pocket.first.segmenter import PocketSegmenter
+        from focusdpo.pocket.models.segmenter import PocketSegmenter
 
         return PocketSegmenter()
     if name == "identity":
@@ -62,10 +62,10 @@ def _scorer(name: str) -> Any:
 
         return PocketIdentity(WEIGHTS)
     if name == "clip":
-        from focusdpo.pocket.first.clip import PocketClip
+        from focusdpo.pocket.models.clip import PocketClip
 
         return PocketClip()
-    from focusdpo.pocket.first.judge import PocketJudge
+    from focusdpo.pocket.models.judge import PocketJudge
 
     return PocketJudge()
 

@@ -10,11 +10,10 @@ import pytest
 import torch
 from tiny_scorers import arrays, save_random, small_scenes
 
-from focusdpo.pocket.first.clip import ClipModelConfig, ClipNet, PocketClip
-from focusdpo.pocket.first.figures import clip_figures
-from focusdpo.pocket.first.identities import class_names
-from focusdpo.pocket.first.recipes.clip import scene_loss, scene_texts
-from focusdpo.pocket.first.recipes.samples import scene_batch
+from focusdpo.pocket.models.clip import ClipModelConfig, ClipNet, PocketClip
+from focusdpo.pocket.recipes.clip_recipe import scene_loss, scene_texts
+from focusdpo.pocket.recipes.scorer_samples import scene_batch
+from focusdpo.pocket.world.identities import class_names
 
 TINY = ClipModelConfig(text_width=32, text_layers=1, embedding=16)
 
@@ -43,7 +42,7 @@ def test_texts_that_differ_in_one_word_differ(part: PocketClip) -> None:
 
 
 def test_false_prompts_change_one_thing() -> None:
-    batch = scene_batch(4, 6, class_names("train"), "train", crowd=0.0)
+    batch = scene_batch(4, 6, class_names("train"), "train")
     texts, fits = scene_texts(batch, 1)
     assert len(texts) == 18
     assert texts[:6] == batch.prompts
@@ -58,8 +57,3 @@ def test_scene_loss_by_hand() -> None:
     torch.testing.assert_close(scene_loss(torch.zeros(2, 2), fits), torch.tensor(math.log(2)))
     apart = torch.eye(2, dtype=torch.bool)
     assert scene_loss(torch.eye(2) * 50, apart) < 1e-6
-
-
-@pytest.mark.slow
-def test_packaged_weights_reach_what_is_wanted() -> None:
-    assert [figure for figure in clip_figures(PocketClip()) if not figure.ok] == []

@@ -7,17 +7,17 @@ import torch
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.model.backbones.flux import SamplingConfig
 from focusdpo.pipeline.parts import ReferenceImage
-from focusdpo.pocket.first.generator import (
+from focusdpo.pocket.models.autoencoder import build_autoencoder
+from focusdpo.pocket.models.generator import (
     REFERENCE_SIZE,
     REFERENCE_SUBJECT,
     as_backbone,
     build_generator,
     frame_references,
 )
-from focusdpo.pocket.first.identities import class_names, sample_identities
-from focusdpo.pocket.first.parts_generator import PocketGenerator
-from focusdpo.pocket.first.world import render_references
-from focusdpo.pocket.models.autoencoder import build_autoencoder
+from focusdpo.pocket.models.pocket_painter import PocketGenerator
+from focusdpo.pocket.world.identities import class_names, sample_identities
+from focusdpo.pocket.world.world import render_references
 
 PROMPTS = ["a cat and a key on sand", "a duck and a bell on wood"]
 
@@ -26,7 +26,7 @@ PROMPTS = ["a cat and a key on sand", "a duck and a bell on wood"]
 def generator() -> PocketGenerator:
     torch.manual_seed(0)
     autoencoder = build_autoencoder()
-    autoencoder.fit([torch.rand(8, 3, 64, 64) * 2 - 1])
+    autoencoder.fit([torch.rand(8, 3, 96, 96) * 2 - 1])
     model = build_generator()
     with torch.no_grad():  # its output layer starts at zero, and nothing would depend on anything
         for parameter in model.parameters():
@@ -42,10 +42,10 @@ def test_a_prompt_that_is_not_read_as_it_stands_is_told(
         backbone.encode_prompts(["a cat on grass, and a duck", "an airplane on sand"])
         assert not caplog.messages
         for _ in range(2):
-            backbone.encode_prompts(["two ducks, a cat", f"a cat{' and a cat' * 4}"])
+            backbone.encode_prompts(["seven ducks, a cat", f"a cat{' and a cat' * 6}"])
     assert caplog.messages == [
-        "the generator was not taught 'two', 'ducks': two ducks, a cat",
-        f"the generator reads the first 10 of 14 tokens: a cat{' and a cat' * 4}",
+        "the generator was not taught 'seven': seven ducks, a cat",
+        f"the generator reads the first 12 of 13 tokens: a cat{' and a cat' * 6}",
     ]
     with_article = backbone.encode_prompts(["an airplane on sand", "a airplane on sand"])
     assert torch.equal(*with_article.embeds_BTD)
@@ -65,7 +65,7 @@ def test_images_do_not_depend_on_the_batch(
 ) -> None:
     both = generator.generate(PROMPTS, references, [1, 2])
     alone = generator.generate(PROMPTS[1:], references[1:], [2])
-    assert [image.shape for image in both] == [(64, 64, 3)] * 2 and both[0].dtype == np.uint8
+    assert [image.shape for image in both] == [(96, 96, 3)] * 2 and both[0].dtype == np.uint8
     assert np.abs(both[1].astype(int) - alone[0].astype(int)).max() <= 1
     other = generator.generate(PROMPTS[1:], references[1:], [3])
     assert np.abs(other[0].astype(int) - alone[0].astype(int)).mean() > 1
@@ -78,19 +78,19 @@ def test_references_may_have_any_size(
         image = one.image.repeat(3, 0).repeat(3, 1)
         mask = one.mask.repeat(3, 0).repeat(3, 1)
         # Wide, with something that the mask leaves out.
-        wide = np.full((192, 300, 3), 40, np.uint8)
-        wide[:, 54:246] = image
-        around = np.zeros((192, 300), bool)
-        around[:, 54:246] = mask
+        wide = np.full((288, 400, 3), 40, np.uint8)
+        wide[:, 54:342] = image
+        around = np.zeros((288, 400), bool)
+        around[:, 54:342] = mask
         return ReferenceImage(wide, around)
 
     wide = generator.generate(PROMPTS, [[grown(r) for r in row] for row in references], [1, 2])
-    assert [image.shape for image in wide] == [(64, 64, 3)] * 2
+    assert [image.shape for image in wide] == [(96, 96, 3)] * 2
 
 
 def test_repaint_without_a_mask_gives_the_image_back(generator: PocketGenerator) -> None:
     image = generator.generate(PROMPTS[:1], [[]], [4])[0]
-    mask = np.zeros((64, 64), bool)
+    mask = np.zeros((96, 96), bool)
     kept = generator.inpaint([image], [mask], PROMPTS[:1], [[]], [5])[0]
     rebuilt = generator.backbone.decode(
         generator.backbone.encode_images(

@@ -7,14 +7,14 @@ from pathlib import Path
 from focusdpo.model.adapter import load_adapter
 from focusdpo.model.backbones.flux import FluxBackbone, SamplingConfig
 from focusdpo.pipeline.adapters.painter import BackbonePainter
-from focusdpo.pocket.first.generator import load_generator
+from focusdpo.pocket.models.generator import load_generator
 
 BATCH = 16
 """Images sampled at once; no image depends on it beyond rounding."""
 
 
 class PocketGenerator(BackbonePainter):
-    """The painter of 64 x 64 images."""
+    """The painter of the world's scenes."""
 
     backbone: FluxBackbone
 

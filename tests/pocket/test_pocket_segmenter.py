@@ -10,12 +10,9 @@ import torch
 from tiny_scorers import arrays, save_random, small_scenes
 
 from focusdpo.data_schemas.errors import UserError
-from focusdpo.pocket.first.bodies import box_of
-from focusdpo.pocket.first.figures import iou, segmenter_figures
-from focusdpo.pocket.first.identities import class_names
-from focusdpo.pocket.first.recipes.samples import scene_batch
-from focusdpo.pocket.first.recipes.segmenter import body_crops
-from focusdpo.pocket.first.segmenter import (
+from focusdpo.pocket.figures import iou
+from focusdpo.pocket.models.bodies import box_of
+from focusdpo.pocket.models.segmenter import (
     PocketSegmenter,
     SegmentConfig,
     SegmenterModelConfig,
@@ -34,9 +31,9 @@ def part(tmp_path: Path) -> PocketSegmenter:
 
 
 def test_maps_have_the_size_of_the_scene(part: PocketSegmenter) -> None:
-    logits, offsets = part.net.bodies(torch.rand(2, 3, 64, 64))
-    assert logits.shape == (2, 64, 64)
-    assert offsets.shape == (2, 2, 64, 64)
+    logits, centres, offsets = part.net.bodies(torch.rand(2, 3, 96, 96))
+    assert logits.shape == centres.shape == (2, 96, 96)
+    assert offsets.shape == (2, 2, 96, 96)
 
 
 def test_detections_are_sorted_boxed_and_independent_of_the_batch(part: PocketSegmenter) -> None:
@@ -57,21 +54,28 @@ def test_detections_are_sorted_boxed_and_independent_of_the_batch(part: PocketSe
 INDEX = {"cat": 0, "fish": 1, "car": 2}
 
 
+def fit(row: list[float], asked: list[str], expect: float = 1 / 3) -> list[float]:
+    """Of a scene with one body."""
+    config = SegmentConfig(expect=expect)
+    return list(claims(np.array([row], np.float32), asked, INDEX, config)[0])
+
+
 def test_a_word_it_does_not_know_claims_what_no_other_explains() -> None:
-    sure_cat = np.array([0.9, 0.05, 0.05], np.float32)
-    # One of three words asked, expected in a third of the cases: the prior changes nothing.
-    assert claims(sure_cat, ["cat", "owl"], INDEX, 1 / 3) == pytest.approx([0.9, 0.1])
-    assert claims(sure_cat, ["fish", "owl"], INDEX, 1 / 3) == pytest.approx([0.05, 0.95])
-    assert claims(sure_cat, ["owl", "whale"], INDEX, 1 / 3) == pytest.approx([1.0, 1.0])
-    assert claims(sure_cat, ["cat", "object"], INDEX, 1 / 3)[1] == 1.0
+    # One of three words asked, expected in a third of the cases: the prior changes nothing. The
+    # only body is the known word's best one, so that nothing is left of it.
+    assert fit([0.9, 0.05, 0.05], ["cat", "owl"]) == pytest.approx([0.9, 0.0])
+    assert fit([0.9, 0.05, 0.05], ["owl", "whale"]) == pytest.approx([1.0, 1.0])
+    two = np.array([[0.9, 0.05, 0.05], [0.05, 0.05, 0.9]], np.float32)
+    both = claims(two, ["cat", "owl"], INDEX, SegmentConfig(expect=1 / 3))
+    np.testing.assert_allclose(both, [[0.9, 0.0], [0.05, 0.95]], atol=1e-6)
 
 
 def test_asked_words_are_expected() -> None:
-    unsure = np.array([0.3, 0.1, 0.6], np.float32)
-    shy, bold = (claims(unsure, ["cat", "fish"], INDEX, expect) for expect in (0.5, 0.9))
+    unsure = [0.3, 0.1, 0.6]
+    shy, bold = (fit(unsure, ["cat", "fish"], expect) for expect in (0.5, 0.9))
     assert shy[0] < bold[0]
     assert bold[0] / bold[1] == pytest.approx(3.0)
-    assert claims(unsure, ["cat", "fish", "car"], INDEX, 0.3) == pytest.approx(list(unsure))
+    assert fit(unsure, ["cat", "fish", "car"], 0.3) == pytest.approx(unsure)
 
 
 def test_fingerprint_follows_the_config(part: PocketSegmenter, tmp_path: Path) -> None:
@@ -84,20 +88,8 @@ def test_images_of_another_size_are_refused(part: PocketSegmenter) -> None:
         part.segment([np.zeros((32, 32, 3), np.uint8)], [["cat"]])
 
 
-def test_body_crops_name_what_they_show() -> None:
-    batch = scene_batch(3, 4, class_names("train"), "train")
-    crops, names = body_crops(batch, 32, 10, 1)
-    assert crops.shape == (10, 3, 32, 32)
-    assert set(names) <= {one.class_name for row in batch.identities for one in row}
-
-
 def test_iou_of_known_masks() -> None:
     first, second = np.zeros((4, 4), bool), np.zeros((4, 4), bool)
     assert iou(first, second) == 0
     first[:2], second[1:3] = True, True
     assert iou(first, second) == pytest.approx(1 / 3)
-
-
-@pytest.mark.slow
-def test_packaged_weights_reach_what_is_wanted() -> None:
-    assert [figure for figure in segmenter_figures(PocketSegmenter()) if not figure.ok] == []

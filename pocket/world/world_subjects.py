@@ -23,10 +23,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.data_schemas.scenes import stable_hash
 from focusdpo.pipeline.parts import ReferenceImage
-from focusdpo.pocket.first.identities import Identity, Split, class_names, sample_identities
+from focusdpo.pocket.world.identities import (
+    Identity,
+    Split,
+    class_names,
+    draw_of_split,
+    sample_identities,
+)
 
 if TYPE_CHECKING:  # torch is loaded where scenes are rendered
-    from torch import Tensor
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +47,9 @@ class WorldConfig(BaseModel):
 
     subjects: int = Field(
         16, ge=1, le=2000, description="individuals of the training split to build from"
+    )
+    alike: int = Field(
+        4, ge=1, le=50, description="individuals of each class, which a generator may mix up"
     )
     references: int = Field(2, ge=1, le=16, description="pictures of each")
     seed: int = Field(7, ge=0, lt=2**31, description="decides which individuals")
@@ -59,10 +68,14 @@ def draw(
     split: Split, classes: Sequence[str], count: int, references: int, seed: int
 ) -> list[WorldSubject]:
     """`count` individuals of a split with `references` pictures each, classes drawn evenly."""
-    from focusdpo.pocket.first.world import render_references
+    return _photographed(sample_identities(split, classes, count, seed), references, seed)
+
+
+def _photographed(identities: Sequence[Identity], references: int, seed: int) -> list[WorldSubject]:
+    from focusdpo.pocket.world.world import render_references
 
     found = []
-    for number, identity in enumerate(sample_identities(split, classes, count, seed)):
+    for number, identity in enumerate(identities):
         seeds = [stable_hash("reference", seed, number, k) % 2**31 for k in range(references)]
         images, masks = render_references([identity] * references, seeds)
         pixels = np.rint(images.numpy() * 255).astype(np.uint8).transpose(0, 2, 3, 1)
@@ -91,13 +104,28 @@ def export(folder: Path, config: WorldConfig) -> int:
         raise UserError(
             f"{folder}: holds something else than pocket subjects; choose an empty or new folder"
         )
-    subjects = draw("train", class_names("train"), config.subjects, config.references, config.seed)
+    subjects = _photographed(_of_build(config), config.references, config.seed)
     for subject in subjects:
         _write(folder / subject.id, subject)
     drawn = {subject.id: asdict(subject.identity) for subject in subjects}
     text = json.dumps({"config": wanted, "identities": drawn}, indent=1)
     marker.write_text(text + "\n", encoding="utf-8")
     return len(subjects)
+
+
+def _of_build(config: WorldConfig) -> list[Identity]:
+    """Individuals of the training split, `alike` of each class, that can be told apart by eye."""
+    from focusdpo.pocket.world.casting import told_apart
+
+    rng = np.random.default_rng([config.seed, 0x5B])
+    words = [str(word) for word in rng.permutation(class_names("train"))]
+    people: list[Identity] = []
+    while len(people) < config.subjects:
+        word = words[len(people) // config.alike % len(words)]
+        one = draw_of_split("train", [word], rng)
+        if all(told_apart(one, other) for other in people if other.class_name == word):
+            people.append(one)
+    return people
 
 
 def _write(folder: Path, subject: WorldSubject) -> None:
@@ -108,25 +136,6 @@ def _write(folder: Path, subject: WorldSubject) -> None:
         rgba.save(folder / f"{number:02d}.png")
     about = {
         "class_name": subject.identity.class_name,
-        "licence": "MIT (3D emoji renders, tinted)",
+        "licence": "MIT (3D emoji renders, recoloured)",
     }
     (folder / "subject.yaml").write_text(yaml.safe_dump(about, sort_keys=False), encoding="utf-8")
-
-
-def scenes_of_world(count: int, seed: int) -> list[tuple[Tensor, str]]:
-    """Rendered scenes (3, H, W) in [0, 1] of one to three individuals of the training split, by
-    turns, each with its subjects' class words. Where the scenes have room for it, each class is
-    among them."""
-    from focusdpo.pocket.first.world import render_scenes
-
-    classes = class_names("train")
-    of_each = [
-        sample_identities("train", [word], 1, seed + at)[0] for at, word in enumerate(classes)
-    ]
-    people = iter([*of_each, *sample_identities("train", classes, 3 * count, seed)])
-    found = []
-    for number in range(count):
-        row = [next(people) for _ in range(1 + number % 3)]
-        image = render_scenes([row], [stable_hash("preview", seed, number) % 2**31]).images[0]
-        found.append((image, ", ".join(one.class_name for one in row)))
-    return found
