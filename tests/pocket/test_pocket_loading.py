@@ -10,6 +10,7 @@ import pytest
 from focusdpo.data_schemas.errors import UserError
 from focusdpo.pocket import loading
 from focusdpo.pocket.cards import Figure
+from focusdpo.pocket.weightfiles import WEIGHTS
 
 
 def test_a_figure_knows_whether_it_is_reached() -> None:
@@ -45,6 +46,6 @@ def test_a_built_part_has_the_fingerprint_that_was_planned_and_is_built_once() -
 
 @pytest.mark.slow
 def test_the_packaged_autoencoder_reaches_what_is_wanted() -> None:
-    from focusdpo.pocket.check import check_all
+    from focusdpo.pocket.figures import autoencoder_figures
 
-    assert [figure for figure in check_all(("autoencoder",)) if not figure.ok] == []
+    assert [figure for figure in autoencoder_figures(WEIGHTS) if not figure.ok] == []

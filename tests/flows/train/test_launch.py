@@ -25,7 +25,10 @@ from focusdpo.store.outputs import local
 CONFIGS = Path(flows.__file__).with_name("accelerate")
 SHARES = "the base lies in shares over 2 processes"
 WEIGHTS = "adapter/pytorch_lora_weights.safetensors"
-SETTINGS = {"steps": 3, "batch_pairs": 2, "save_every": 2, "mixed_precision": "no", "warmup": 1}
+SETTINGS = {
+    "steps": 3, "batch_pairs": 2, "save_every": 2, "mixed_precision": "no", "warmup": 1,
+    "source": "disrupt",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
