@@ -156,8 +156,8 @@ def best_sampling(
     return rows, chosen
 
 
-def figures_of(name: str, weights: Path | None) -> list[Figure]:
-    """Figures of a packaged model, or of one in a folder."""
+def figures_of(name: str, weights: Path) -> list[Figure]:
+    """Figures of a model in a folder."""
     from focusdpo.pocket.check import check_all
 
-    return check_all([name], reader=read_planted, weights=weights or WEIGHTS)
+    return check_all([name], reader=read_planted, weights=weights)

@@ -50,9 +50,8 @@ class GenerateConfig(StrictModel):
         default=None,
         ge=1,
         le=30,
-        description="Guidance that candidates and repaints are painted with. Less than pictures are"
-        " shown with is wise: who learns from guided winners and is guided again overshoots. None:"
-        " that of the backbone.",
+        description="Guidance that candidates and repaints are painted with; less than pictures are"
+        " shown with helped with the pocket suite (docs/results.md). None: that of the backbone.",
     )
     batch: int = Field(default=64, ge=1, description="Most images in one call of the generator.")
     adapter: Annotated[str | None, Later(), AfterValidator(_plain)] = Field(

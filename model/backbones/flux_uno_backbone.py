@@ -22,6 +22,7 @@ from focusdpo.model.backbones.flux import FluxBackbone, SamplingConfig, fit_long
 from focusdpo.model.backbones.flux_config import FluxUnoConfig, middle_blocks
 from focusdpo.model.backbones.offload import DTYPES, Deferred, PromptCache, lent
 from focusdpo.model.backbones.uno_lora import uno_targets
+from focusdpo.model.correspondence import unwrap
 from focusdpo.model.tokens import KLCodec
 from focusdpo.store.local import make_folder, write_whole
 
@@ -199,7 +200,12 @@ class FluxUnoBackbone(FluxBackbone):
         self._scheduler, self._config = scheduler, config
 
     def _scales(self, guidance: float | None) -> tuple[float, float]:
-        """FLUX.1-dev is distilled: its guidance is embedded."""
+        """FLUX.1-dev is distilled: its guidance is embedded. FLUX.1-schnell has none."""
+        if guidance is not None and not unwrap(self.transformer).config.guidance_embeds:
+            raise UserError(
+                f"generate.guidance: {guidance:g}, but this base (FLUX.1-schnell) paints without; "
+                "leave it out, or take FLUX.1-dev"
+            )
         return self.sampling.guidance, self.sample_guidance if guidance is None else guidance
 
     def _framed(

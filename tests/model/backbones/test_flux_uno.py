@@ -130,6 +130,13 @@ def test_predict_is_the_diffusers_transformer(dev: Path) -> None:
     assert torch.equal(predicted(backbone, references), wanted)
 
 
+def test_schnell_refuses_guidance_that_it_could_not_heed(schnell: Path) -> None:
+    backbone = flux_uno.build(tiny_config(schnell, None), "cpu")
+    images, masks = slots(1)
+    with pytest.raises(UserError, match="generate.guidance: 1.5, but this base"):
+        backbone.generate(PROMPTS, images, masks, [1, 2], guidance=1.5)
+
+
 @torch.no_grad()
 def test_schnell_takes_no_guidance(schnell: Path) -> None:
     backbone = flux_uno.build(tiny_config(schnell, None), "cpu")
