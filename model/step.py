@@ -134,6 +134,25 @@ def pair_step(
     return judge(passes, error_BN, batch, sigma_B, config)
 
 
+def kl_step(
+    backbone: Backbone,
+    batch: PairBatch,
+    noise_BNC: Tensor,
+    sigma_B: Tensor,
+    cast: Autocast = nullcontext,
+) -> Tensor:
+    """DPOK's KL term on the winners, a scalar: the mean squared difference of the predictions of
+    policy and reference policy, which for Gaussian steps is their KL divergence up to a factor per
+    noise level."""
+    noisy_BNC = backbone.add_noise(batch.win_BNC, noise_BNC, sigma_B)
+    inputs = (noisy_BNC, sigma_B, batch.prompts, batch.references)
+    with torch.no_grad(), cast(), reference_policy(backbone.transformer):
+        reference = backbone.predict(*inputs)
+    with cast():
+        policy = backbone.predict(*inputs)
+    return token_error(policy.output_BNC, reference.output_BNC).mean()
+
+
 @dataclass(frozen=True)
 class Passes:
     """What the forward passes over 2B images gave."""

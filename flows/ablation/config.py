@@ -5,16 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
 from focusdpo.data_schemas.registration import Named
 from focusdpo.data_schemas.strict import StrictModel
 from focusdpo.model.objective_registry import OBJECTIVES, VARIANTS
-from focusdpo.model.training.config import ObjectiveConfig
+from focusdpo.model.training.config import ObjectiveConfig, Source
 
-Source = Literal["both", "disrupt", "rank", "failure"]
 ObjectiveKey = str
 """Of an arm: a registered one, or `module:name` of an objective from outside."""
 FOCUS = tuple(key for key in VARIANTS if OBJECTIVES[VARIANTS.objective(key)].ours)

@@ -145,6 +145,9 @@ class ObjectiveConfig(StrictModel):
         return self.name == "patch_dpo" and self.patch.form == "released"
 
 
+Source = Literal["both", "disrupt", "rank", "failure"]
+"""Of pairs; both: all."""
+
 AdapterKind = Literal["lora", "dora", "lokr"]
 """What is trained; `model.adapter` makes peft's layers of it."""
 
@@ -169,6 +172,23 @@ class LoraConfig(StrictModel):
         """Runs, cards and digests are older than the choice: a LoRA's keep their bytes."""
         values: dict[str, Any] = dump(self)
         return {name: value for name, value in values.items() if (name, value) != ("kind", "lora")}
+
+
+class KlConfig(StrictModel):
+    """DPOK's KL term (arXiv 2305.16381, section 4.2): the policy stays near the reference policy on
+    pictures that are right, so that what the base does well is kept."""
+
+    weight: float = Field(
+        0.0,
+        ge=0,
+        description="adds this times the mean squared difference of policy and reference policy; "
+        "0: off",
+    )
+    source: Source = Field(
+        "both",
+        description="on the winners of which pairs; those of scenes that nothing is learned from "
+        "hold what the preference would spoil",
+    )
 
 
 class GuardConfig(StrictModel):
@@ -310,7 +330,7 @@ class TrainConfig(StrictModel):
         "configuration says FSDP",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="decides everything random")
-    source: Literal["both", "disrupt", "rank", "failure"] = Field(
+    source: Source = Field(
         "both",
         description="which pairs: all (both), disrupted instances, ranked candidates, or the "
         "generator's own failures",
@@ -330,6 +350,7 @@ class TrainConfig(StrictModel):
     )
     encoded: EncodedConfig = Field(EncodedConfig(), description="what is kept on disk")
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="what is minimised")
+    kl: KlConfig = Field(KlConfig(), description="what keeps the policy near its base")
     focus: FocusConfig = Field(FocusConfig(), description="where and when the loss looks")
     noise: NoiseConfig = Field(NoiseConfig(), description="noise levels")
     lora: LoraConfig = Field(LoraConfig(), description="the policy")
@@ -388,6 +409,8 @@ class TrainConfig(StrictModel):
             left_out.add("micro_pairs")
         if self.schedule == "constant":
             left_out.add("steps")
+        if not self.kl.weight:  # runs are older than it
+            left_out.add("kl")
         return digest(self.model_dump(mode="json", exclude=left_out))
 
 

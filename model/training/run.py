@@ -100,10 +100,13 @@ def train(
         "encodings": encodings,
     }
     data = PairData(backbone, samples, **kind)
+    kept = None
+    if config.kl.weight:
+        kept = PairData(backbone, samples, source=config.kl.source, encodings=encodings)
     identity = {
         "config": config.identity(),
         "base": backbone.fingerprint,
-        "pairs": data.fingerprint(),
+        "pairs": digest([data.fingerprint(), kept.fingerprint()]) if kept else data.fingerprint(),
     }
     summary = read_summary(out_dir)
     settings = digest(config.model_dump(mode="json"))
@@ -120,7 +123,7 @@ def train(
     unseen = None
     if config.validation.every and looked_at:
         unseen = PairData(backbone, looked_at, **kind)
-    for pair_data in filter(None, (data, unseen)):
+    for pair_data in filter(None, (data, kept, unseen)):
         _encode(pair_data, processes, shared=encoded is not None, progress=progress)
     known = reference_errors or ReferenceErrors(0)
     try:
@@ -137,6 +140,7 @@ def train(
             saved=saved,
             scenes=_chosen(held_out or samples, config.previews.scenes),
             unseen=unseen,
+            kept=kept,
         )
         with encodings.in_place():
             run.prepare(validate, sharding)
@@ -196,6 +200,8 @@ class _Run:
     scenes: Sequence[Sample]
     """Of which sample pictures are painted."""
     unseen: PairData | None
+    kept: PairData | None
+    """Of whose winners the KL term is."""
 
     def prepare(self, validate: Validate | None, sharding: Sharding | None) -> None:
         """Policy, optimiser and looks as the newest checkpoint has them, else fresh."""
@@ -232,7 +238,14 @@ class _Run:
                 )
             shard_base(backbone.transformer, self._state.parameters.values(), sharding)
         self._stepper = Stepper(
-            backbone, self.data, config, self._state, processes, self.known, good=self._good
+            backbone,
+            self.data,
+            config,
+            self._state,
+            processes,
+            self.known,
+            good=self._good,
+            kept=self.kept,
         )
         if config.compile:
             self._stepper.compile()

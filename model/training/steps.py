@@ -38,6 +38,7 @@ from focusdpo.model.step import (
     autocast,
     features,
     judge,
+    kl_step,
     needs_reference,
     pair_step,
     tensor_cores,
@@ -243,6 +244,8 @@ class ReferenceErrors:
         return True
 
 
+_KL = 2**31
+"""What the KL term adds to the seed: its pairs and noise are its own."""
 _DECIDES = ("seed", "batch_pairs", "micro_pairs", "memory", "mixed_precision")
 
 
@@ -271,6 +274,8 @@ class _Micro:
     step: int
     slots: range
     items: list[int]
+    kept: list[int]
+    """Pairs whose winners the KL term looks at, as many; none where it is off."""
     last: bool
     """Whether the step ends with it."""
 
@@ -288,14 +293,18 @@ class Stepper:
         processes: Processes,
         known: KnownErrors,
         good: Callable[[], str],
+        kept: PairData | None = None,
     ) -> None:
-        """`good` says what is safe when a loss is not finite."""
-        self._backbone, self._data, self._config = backbone, data, config
+        """`good` says what is safe when a loss is not finite; `kept` are the pairs of the KL
+        term."""
+        self._backbone, self._data, self._config, self._kept = backbone, data, config, kept
         self._state, self._processes, self._known, self._good = state, processes, known, good
         self._device = next(backbone.transformer.parameters()).device
         self._slots = processes.share_of(config.batch_pairs)
         self._ahead = read_ahead(
-            lambda micro: data.look_up(micro.items), self._order(), config.encoded.ahead
+            lambda micro: (data.look_up(micro.items), kept.look_up(micro.kept) if kept else None),
+            self._order(),
+            config.encoded.ahead,
         )
 
     def __enter__(self) -> Self:
@@ -309,19 +318,23 @@ class Stepper:
         """This process's passes, from the next step to the last."""
         config, local = self._config, len(self._slots)
         schedule = Schedule(self._data.groups(), config.batch_pairs, config.seed)
+        groups = self._kept.groups() if self._kept else []
+        beside = Schedule(groups, config.batch_pairs, config.seed + _KL)
         micro = min(config.micro_pairs or local, local)
         for step in range(self._state.step, config.steps):
             items = schedule.items(step)
+            kept = beside.items(step) if groups else []
             for start in range(0, local, micro):
-                slots = self._slots[start : start + micro]
-                yield _Micro(step, slots, [items[slot] for slot in slots], start + micro >= local)
+                slots, last = self._slots[start : start + micro], start + micro >= local
+                chosen, others = ([a[slot] for slot in slots] if a else [] for a in (items, kept))
+                yield _Micro(step, slots, chosen, others, last)
 
     def take(self) -> tuple[int, Table, dict[str, float]]:
         """One step: its number, a row per pair of all processes, and figures of the whole."""
         started = time.perf_counter()
         state, config = self._state, self._config
         state.optimizer.zero_grad(set_to_none=True)
-        loss, table, num_subjects, waited = self._backward()
+        loss, kl, table, num_subjects, waited = self._backward()
         loss, table = self._processes.mean(loss), self._processes.rows(table)
         parameters = list(state.parameters.values())
         self._processes.average([p.grad for p in parameters if p.grad is not None])
@@ -345,47 +358,66 @@ class Stepper:
             "seconds": time.perf_counter() - started,
             "data_seconds": waited,
         }
+        if self._kept:
+            scalars["kl"] = self._processes.mean(kl)
         return step, table, scalars
 
-    def _backward(self) -> tuple[float, Table, int, float]:
-        """Gradients of this process's share of the step, in micro-batches: loss, a row per pair,
-        subjects per pair, and the seconds for which it waited for data."""
+    def _backward(self) -> tuple[float, float, Table, int, float]:
+        """Gradients of this process's share of the step, in micro-batches: loss, KL term, a row per
+        pair, subjects per pair, and the seconds for which it waited for data."""
         local = len(self._slots)
-        loss, tables, num_subjects, waited, last = 0.0, [], 0, 0.0, False
+        loss, kl, tables, num_subjects, waited, last = 0.0, 0.0, [], 0, 0.0, False
         while not last:
             started = time.perf_counter()
-            micro, ahead = next(self._ahead)
+            micro, (ahead, kept_ahead) = next(self._ahead)
             batch = self._data.batch(micro.items, ahead)
+            kept = self._kept.batch(micro.kept, kept_ahead) if self._kept else None
             waited += time.perf_counter() - started
-            value, table = self._micro(micro.slots, batch, len(micro.slots) / local)
+            share = len(micro.slots) / local
+            value, table = self._micro(micro.slots, batch, share)
             loss += value
+            kl += self._stay(micro.slots, kept, share) if kept else 0.0
             tables.append(table)
             num_subjects, last = batch.priors.subjects_BRN.shape[1], micro.last
         joined = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
-        return loss, joined, num_subjects, waited
+        return loss + self._config.kl.weight * kl, kl, joined, num_subjects, waited
 
     def _micro(self, slots: range, batch: PairBatch, share: float) -> tuple[float, Table]:
         config, place = self._config, (self._state.step, slots.start)
-        noise_BNC, sigma_B = draw_noise(
-            batch.win_BNC,
-            slots,
-            seed=config.seed,
-            step=self._state.step,
-            config=config.noise,
-            slots_in_step=config.batch_pairs,
-        )
         output = backward_step(
             self._backbone,
             batch,
-            noise_BNC,
-            sigma_B,
+            *self._noise(slots, batch, config.seed),
             config,
-            autocast(self._device, config.mixed_precision, config.tf32),
+            self._autocast,
             self._known.get(place),
             share=share,
         )
         self._known.put(place, output.ref_error_BN)
         return (output.loss.value * share).item(), observe(output, batch, config.focus)
+
+    def _stay(self, slots: range, kept: PairBatch, share: float) -> float:
+        """The KL term, times `share`, and its gradient."""
+        noise_BNC, sigma_B = self._noise(slots, kept, self._config.seed + _KL)
+        value = kl_step(self._backbone, kept, noise_BNC, sigma_B, self._autocast) * share
+        with tensor_cores(self._device, self._config.tf32):
+            (self._config.kl.weight * value).backward()
+        return value.item()
+
+    def _noise(self, slots: range, batch: PairBatch, seed: int) -> tuple[Tensor, Tensor]:
+        config, step = self._config, self._state.step
+        return draw_noise(
+            batch.win_BNC,
+            slots,
+            seed=seed,
+            step=step,
+            config=config.noise,
+            slots_in_step=config.batch_pairs,
+        )
+
+    @property
+    def _autocast(self) -> Autocast:
+        return autocast(self._device, self._config.mixed_precision, self._config.tf32)
 
     def compile(self) -> bool:
         """Compiles the transformer's blocks, where the next step's first pass then gives the same;
