@@ -151,3 +151,23 @@ def wait_for_job(page: Any, seconds: float = 240) -> str:
         assert time.monotonic() < deadline, page.inner_text("#log")
         page.wait_for_timeout(300)
     return str(state)
+
+
+def look_around(page: Any, address: str, shots: Shots) -> None:
+    """The pages that only show: pairs, a pair, its scenes, rejects, focus maps."""
+    page.goto(f"{address}/pairs?source=failure")
+    shots.take(page, "look-pairs")
+    page.locator("a[href^='/pairs/']").first.click()
+    page.wait_for_load_state()
+    shots.take(page, "look-pair")
+    page.goto(f"{address}/scenes")
+    page.locator("a[href^='/scenes/']").first.click()
+    page.wait_for_load_state()
+    shots.take(page, "look-scenes")
+    page.goto(f"{address}/rejects?reason=weak_winner")
+    shots.take(page, "look-rejects")
+    page.goto(f"{address}/focus")
+    page.locator("a[href^='/focus/']").last.click()
+    page.locator("input[type=range]").wait_for(timeout=120_000)
+    page.locator("input[type=range]").scroll_into_view_if_needed()
+    shots.take(page, "look-focus")

@@ -13,6 +13,7 @@ from studio_walk import (
     bring_pictures,
     browser_page,
     drop_files,
+    look_around,
     served,
     wait_for_job,
 )
@@ -128,6 +129,7 @@ def test_the_whole_story(tmp_path: Path) -> None:
             page.get_by_role("link", name="README.md").click()
         assert "library_name: " in Path(download.value.path()).read_text()
 
+        look_around(page, address, shots)
         page.goto(f"{address}/jobs")
         page.click("#share button")
         page.wait_for_url("**/jobs/2*")
