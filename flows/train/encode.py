@@ -65,7 +65,8 @@ def encode_dataset(run: EncodeRun, watch: Watch = quiet) -> EncodeOutcome:
         backbone = build_part(run.family, "backbone")
         config = run.train.model_copy(update={"cache_mib": 0})
         encodings = encodings_of(backbone, config, folder)
-        data = PairData(backbone, version.samples(), source=config.source, encodings=encodings)
+        source = "both" if config.kl.weight else config.source
+        data = PairData(backbone, version.samples(), source=source, encodings=encodings)
         data.encode(watch)
         encodings.texts([""])  # what sampling with guidance compares with
         return EncodeOutcome(

@@ -183,21 +183,18 @@ def _train(
 
 def some(samples: Sequence[Sample], source: str, count: int) -> list[Sample]:
     """`count` of a source's samples that have a better picture, by a hash of their pairs' ids: more
-    of them hold fewer of them. UserError where there are not as many."""
-    eligible = [
-        sample
-        for sample in samples
-        if source in ("both", sample.row.source)
-        and not is_mixed(sample.row.source, sample.row.mode)
-    ]
+    of them hold fewer of them; and all samples of other sources. UserError where there are not as
+    many."""
+    wanted = [sample for sample in samples if source in ("both", sample.row.source)]
+    eligible = [s for s in wanted if not is_mixed(s.row.source, s.row.mode)]
     if len(eligible) < count:
         raise UserError(
             f"{counted(count, 'pair')} of source '{source}' were asked for, and the training split "
             f"has {len(eligible)}: build from more subjects or scenes, or ask for fewer"
         )
     eligible.sort(key=lambda sample: stable_hash("some", sample.row.pair_id))
-    chosen = {sample.row.pair_id for sample in eligible[:count]}
-    return [sample for sample in samples if sample.row.pair_id in chosen]
+    left_out = {s.row.pair_id for s in wanted} - {s.row.pair_id for s in eligible[:count]}
+    return [sample for sample in samples if sample.row.pair_id not in left_out]
 
 
 LOOK_EVERY, PREVIEW_EVERY = 100, 250

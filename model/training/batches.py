@@ -223,8 +223,8 @@ def _quality(backbone: Backbone, batch: PairBatch, patches: PatchConfig) -> Patc
     return patch_quality(backbone, *given, patches)
 
 
-def _none_of(source: str, samples: Sequence[Sample]) -> str:
-    """What to do when no pair has the source that is trained on."""
+def _none_of(source: str, samples: Sequence[Sample], setting: str) -> str:
+    """What to do when no pair has the source that a setting asks for."""
     there = Counter(sample.row.source for sample in samples)
     if not there:
         return (
@@ -233,7 +233,7 @@ def _none_of(source: str, samples: Sequence[Sample]) -> str:
         )
     told = ", ".join(f"{count} of '{name}'" for name, count in sorted(there.items()))
     return (
-        f"none of {len(samples)} pairs has source '{source}': there are {told}. Set train.source "
+        f"none of {len(samples)} pairs has source '{source}': there are {told}. Set {setting} "
         "to one of these, or build with more candidates (generate.candidates) or subjects; for "
         "'failure' pair.max_failure_per_scene is above 0."
     )
@@ -242,9 +242,9 @@ def _none_of(source: str, samples: Sequence[Sample]) -> str:
 class PairData:
     """Pairs of a dataset version, for one backbone.
 
-    `source` keeps the pairs of one source alone, `mixed` those too in which neither picture is the
-    better one, `patches` adds patch quality, `focus` says which tokens M_prior holds; `encodings`
-    has what was encoded before, and keeps what is encoded."""
+    `source`, which `setting` asks for, keeps the pairs of one source alone, `mixed` those too in
+    which neither picture is the better one, `patches` adds patch quality, `focus` says which tokens
+    M_prior holds; `encodings` has what was encoded before, and keeps what is encoded."""
 
     def __init__(
         self,
@@ -252,6 +252,7 @@ class PairData:
         samples: Sequence[Sample],
         *,
         source: str = "both",
+        setting: str = "train.source",
         mixed: bool = False,
         patches: PatchConfig | None = None,
         focus: FocusConfig | None = None,
@@ -262,7 +263,7 @@ class PairData:
         self._patches, self._focus = patches, focus or FocusConfig()
         chosen = [sample for sample in samples if source in ("both", sample.row.source)]
         if not chosen:
-            raise UserError(_none_of(source, samples))
+            raise UserError(_none_of(source, samples, setting))
         self.samples = [
             sample for sample in chosen if mixed or not is_mixed(sample.row.source, sample.row.mode)
         ]

@@ -102,7 +102,8 @@ def train(
     data = PairData(backbone, samples, **kind)
     kept = None
     if config.kl.weight:
-        kept = PairData(backbone, samples, source=config.kl.source, encodings=encodings)
+        wanted: dict[str, Any] = {"source": config.kl.source, "setting": "train.kl.source"}
+        kept = PairData(backbone, samples, **wanted, encodings=encodings)
     identity = {
         "config": config.identity(),
         "base": backbone.fingerprint,
