@@ -12,6 +12,7 @@ from tiny_backbone import tiny_backbone
 from tiny_runs import SETTINGS, Interrupted, stop_at, table_rows
 
 from focusdpo.data_schemas.errors import UserError
+from focusdpo.flows.train.run import some
 from focusdpo.model.adapter import add_policy, policy_parameters
 from focusdpo.model.noise import draw_noise
 from focusdpo.model.step import kl_step
@@ -111,3 +112,12 @@ def test_winners_that_are_not_there_are_named(pair_samples: list[Sample], tmp_pa
     config = settings(1.0, kl={"weight": 1.0, "source": "failure"})
     with pytest.raises(UserError, match="source 'failure': .*Set train.kl.source to one of"):
         train(tiny_backbone(), pair_samples, config, tmp_path)
+
+
+def test_fewer_pairs_of_a_source_leave_the_others_winners(pair_samples: list[Sample]) -> None:
+    kept = some(pair_samples, "disrupt", 3)
+    assert [s.row.source for s in kept].count("disrupt") == 3
+    assert [s.row.pair_id for s in kept if s.row.source == "rank"] == [
+        s.row.pair_id for s in pair_samples if s.row.source == "rank"
+    ]
+    assert len(some(pair_samples, "both", 3)) == 3
