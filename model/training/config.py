@@ -186,8 +186,8 @@ class KlConfig(StrictModel):
     )
     source: Source = Field(
         "both",
-        description="on the winners of which pairs; those of scenes that nothing is learned from "
-        "hold what the preference would spoil",
+        description="on the winners of which pairs; those that the preference does not learn from "
+        "hold what it would spoil",
     )
 
 
