@@ -268,6 +268,12 @@ _CURVES: tuple[tuple[str, str, tuple[tuple[str, str, Role], ...]], ...] = (
         "(scenes of two or three).",
         (("token_confusion", "confusion", "adapter"),),
     ),
+    (
+        "Distance from the base",
+        "The KL term: mean squared difference of the predictions of policy and reference policy, on "
+        "winners (train.kl).",
+        (("kl", "distance", "adapter"),),
+    ),
     ("Gradient norm", "Before clipping.", (("grad_norm", "gradient norm", "adapter"),)),
 )
 """Title, what it shows, and its lines: column, name, role."""
