@@ -270,8 +270,8 @@ _CURVES: tuple[tuple[str, str, tuple[tuple[str, str, Role], ...]], ...] = (
     ),
     (
         "Distance from the base",
-        "The KL term: mean squared difference of the predictions of policy and reference policy, on "
-        "winners (train.kl).",
+        "The KL term: mean squared difference of the predictions of policy and reference policy, "
+        "on winners (train.kl).",
         (("kl", "distance", "adapter"),),
     ),
     ("Gradient norm", "Before clipping.", (("grad_norm", "gradient norm", "adapter"),)),
