@@ -189,6 +189,12 @@ class KlConfig(StrictModel):
         description="on the winners of which pairs; those that the preference does not learn from "
         "hold what it would spoil",
     )
+    every: int = Field(
+        1,
+        ge=1,
+        description="at one of so many steps, so many times as strong: lazy regularisation, for "
+        "less time (arXiv 1912.04958, section 3.1)",
+    )
 
 
 class GuardConfig(StrictModel):

@@ -275,7 +275,7 @@ class _Micro:
     slots: range
     items: list[int]
     kept: list[int]
-    """Pairs whose winners the KL term looks at, as many; none where it is off."""
+    """Pairs whose winners the KL term looks at, as many; none in steps without it."""
     last: bool
     """Whether the step ends with it."""
 
@@ -302,7 +302,10 @@ class Stepper:
         self._device = next(backbone.transformer.parameters()).device
         self._slots = processes.share_of(config.batch_pairs)
         self._ahead = read_ahead(
-            lambda micro: (data.look_up(micro.items), kept.look_up(micro.kept) if kept else None),
+            lambda micro: (
+                data.look_up(micro.items),
+                kept.look_up(micro.kept) if kept and micro.kept else None,
+            ),
             self._order(),
             config.encoded.ahead,
         )
@@ -323,7 +326,7 @@ class Stepper:
         micro = min(config.micro_pairs or local, local)
         for step in range(self._state.step, config.steps):
             items = schedule.items(step)
-            kept = beside.items(step) if groups else []
+            kept = [] if not groups or step % config.kl.every else beside.items(step)
             for start in range(0, local, micro):
                 slots, last = self._slots[start : start + micro], start + micro >= local
                 chosen, others = ([a[slot] for slot in slots] if a else [] for a in (items, kept))
@@ -359,7 +362,8 @@ class Stepper:
             "data_seconds": waited,
         }
         if self._kept:
-            scalars["kl"] = self._processes.mean(kl)
+            seen = (step - 1) % config.kl.every == 0
+            scalars["kl"] = self._processes.mean(kl) if seen else math.nan
         return step, table, scalars
 
     def _backward(self) -> tuple[float, float, Table, int, float]:
@@ -371,7 +375,9 @@ class Stepper:
             started = time.perf_counter()
             micro, (ahead, kept_ahead) = next(self._ahead)
             batch = self._data.batch(micro.items, ahead)
-            kept = self._kept.batch(micro.kept, kept_ahead) if self._kept else None
+            kept = None
+            if self._kept and micro.kept:
+                kept = self._kept.batch(micro.kept, kept_ahead)
             waited += time.perf_counter() - started
             share = len(micro.slots) / local
             value, table = self._micro(micro.slots, batch, share)
@@ -380,7 +386,7 @@ class Stepper:
             tables.append(table)
             num_subjects, last = batch.priors.subjects_BRN.shape[1], micro.last
         joined = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
-        return loss + self._config.kl.weight * kl, kl, joined, num_subjects, waited
+        return loss + self._kl_weight * kl, kl, joined, num_subjects, waited
 
     def _micro(self, slots: range, batch: PairBatch, share: float) -> tuple[float, Table]:
         config, place = self._config, (self._state.step, slots.start)
@@ -401,8 +407,12 @@ class Stepper:
         noise_BNC, sigma_B = self._noise(slots, kept, self._config.seed + _KL)
         value = kl_step(self._backbone, kept, noise_BNC, sigma_B, self._autocast) * share
         with tensor_cores(self._device, self._config.tf32):
-            (self._config.kl.weight * value).backward()
+            (self._kl_weight * value).backward()
         return value.item()
+
+    @property
+    def _kl_weight(self) -> float:
+        return self._config.kl.weight * self._config.kl.every
 
     def _noise(self, slots: range, batch: PairBatch, seed: int) -> tuple[Tensor, Tensor]:
         config, step = self._config, self._state.step

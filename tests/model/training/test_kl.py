@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,11 @@ def test_more_weight_holds_the_policy_nearer(pair_samples: list[Sample], tmp_pat
     assert drift[100.0][-1] < 0.5 * drift[1e-6][-1]
 
 
-def test_a_killed_run_goes_on_to_the_bit(pair_samples: list[Sample], tmp_path: Path) -> None:
-    config = settings(10.0)
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_killed_run_goes_on_to_the_bit(
+    pair_samples: list[Sample], tmp_path: Path, every: int
+) -> None:
+    config = settings(10.0, kl={"weight": 10.0, "every": every})
     with pytest.raises(Interrupted):
         train(tiny_backbone(), pair_samples, config, tmp_path / "killed", progress=stop_at(6))
     for name in ("killed", "whole"):
@@ -84,6 +88,24 @@ def test_a_killed_run_goes_on_to_the_bit(pair_samples: list[Sample], tmp_path: P
         for name in ("killed", "whole")
     ]
     assert weights[0] == weights[1]
+    distances = last_rows(tmp_path / "whole", "kl")
+    assert [not math.isnan(value) for value in distances] == [
+        step % every == 0 for step in range(12)
+    ]
+
+
+def test_every_second_step_it_counts_twice(pair_samples: list[Sample], tmp_path: Path) -> None:
+    """In the first step the distance is 0, the second has no term: so the third's loss is of the
+    same weights, whatever the term's weight is."""
+    rows = {}
+    for weight in (1e-9, 5.0):
+        config = settings(0.0, steps=3, lr=3e-2, warmup=0, kl={"weight": weight, "every": 2})
+        train(tiny_backbone(), pair_samples, config, tmp_path / str(weight))
+        rows[weight] = pq.read_table(tmp_path / str(weight) / "steps.parquet").to_pylist()[2]
+    without, with_term = rows.values()
+    assert with_term["kl"] == pytest.approx(without["kl"], rel=1e-4)
+    assert with_term["kl"] > 1e-4
+    assert with_term["loss"] - without["loss"] == pytest.approx(10 * with_term["kl"], rel=1e-2)
 
 
 def test_parts_of_a_step_sum_up_to_the_step(pair_samples: list[Sample], tmp_path: Path) -> None:
