@@ -382,7 +382,7 @@ class Stepper:
             share = len(micro.slots) / local
             value, table = self._micro(micro.slots, batch, share)
             loss += value
-            kl += self._stay(micro.slots, kept, share) if kept else 0.0
+            kl += self._kl_backward(micro.slots, kept, share) if kept else 0.0
             tables.append(table)
             num_subjects, last = batch.priors.subjects_BRN.shape[1], micro.last
         joined = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
@@ -402,7 +402,7 @@ class Stepper:
         self._known.put(place, output.ref_error_BN)
         return (output.loss.value * share).item(), observe(output, batch, config.focus)
 
-    def _stay(self, slots: range, kept: PairBatch, share: float) -> float:
+    def _kl_backward(self, slots: range, kept: PairBatch, share: float) -> float:
         """The KL term, times `share`, and its gradient."""
         noise_BNC, sigma_B = self._noise(slots, kept, self._config.seed + _KL)
         value = kl_step(self._backbone, kept, noise_BNC, sigma_B, self._autocast) * share

@@ -59,7 +59,7 @@ def test_it_is_the_squared_distance_from_the_base(pair_samples: list[Sample]) ->
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in parameters.values())
 
 
-def last_rows(run: Path, name: str) -> list[float]:
+def column(run: Path, name: str) -> list[float]:
     return [row[name] for row in pq.read_table(run / "steps.parquet").to_pylist()]
 
 
@@ -68,7 +68,7 @@ def test_more_weight_holds_the_policy_nearer(pair_samples: list[Sample], tmp_pat
     for weight in (1e-6, 100.0):
         run = tmp_path / str(weight)
         train(tiny_backbone(), pair_samples, settings(weight, lr=3e-3), run)
-        drift[weight] = last_rows(run, "kl")
+        drift[weight] = column(run, "kl")
         assert drift[weight][0] == 0  # no step has been taken yet
     assert drift[100.0][-1] < 0.5 * drift[1e-6][-1]
 
@@ -88,7 +88,7 @@ def test_a_killed_run_goes_on_to_the_bit(
         for name in ("killed", "whole")
     ]
     assert weights[0] == weights[1]
-    distances = last_rows(tmp_path / "whole", "kl")
+    distances = column(tmp_path / "whole", "kl")
     assert [not math.isnan(value) for value in distances] == [
         step % every == 0 for step in range(12)
     ]
@@ -113,7 +113,7 @@ def test_parts_of_a_step_sum_up_to_the_step(pair_samples: list[Sample], tmp_path
         config = settings(10.0, micro_pairs=micro)
         train(tiny_backbone(), pair_samples, config, tmp_path / str(micro))
     for name in ("loss", "kl", "grad_norm"):
-        whole, parts = (last_rows(tmp_path / micro, name) for micro in ("0", "1"))
+        whole, parts = (column(tmp_path / micro, name) for micro in ("0", "1"))
         assert whole == pytest.approx(parts, rel=1e-3, abs=1e-5), name
 
 
